@@ -1,0 +1,153 @@
+//! The common part of every spec: discovered, or taken from a file that the operator gives.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::cdi::driver_root::{self, DriverRoot};
+use crate::cdi::hooks::HookSettings;
+use crate::cdi::missing::{Missing, Severity};
+use crate::cdi::root::{Root, Stamp, read_bounded};
+use crate::cdi::spec::{ContainerEdits, Spec, SpecError};
+
+/// `nvidia-ctk cdi generate` writes some 20 KiB for a machine with 8 GPUs.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
+/// Makes the older, hook-based NVIDIA runtime leave the container alone.
+const VOID: &str = "NVIDIA_VISIBLE_DEVICES";
+
+/// The edits that every container with a claim gets, and what is known to be wrong with them.
+///
+/// Making them reads many directories, so keep them, and make them anew when [`CommonEdits::is_current`] says so:
+/// a driver upgrade exchanges the libraries under a running node.
+#[derive(Debug, Clone)]
+pub struct CommonEdits {
+    edits: ContainerEdits,
+    missing: Vec<Missing>,
+    watched: Vec<(Root, String, Option<Stamp>)>,
+}
+
+/// Why an operator's common edits file can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "can't use the common CDI edits in {path:?}: {reason}; give a CDI spec made by `nvidia-ctk cdi generate`"
+)]
+pub struct CommonFileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: CommonFileReason,
+}
+
+/// What is wrong with a common edits file.
+#[derive(Debug, thiserror::Error)]
+pub enum CommonFileReason {
+    /// It can't be read.
+    #[error("{0}")]
+    Read(#[from] io::Error),
+    /// Its name does not tell its format.
+    #[error("its name ends neither in .json nor in .yaml or .yml")]
+    Extension,
+    /// It is not JSON.
+    #[error("not JSON: {0}")]
+    Json(serde_json::Error),
+    /// It is not YAML.
+    #[error("not YAML: {0}")]
+    Yaml(String),
+    /// It is neither a CDI spec nor container edits, or has fields that this driver does not know.
+    #[error("not a CDI spec: {0}")]
+    Shape(String),
+    /// It breaks a rule of CDI.
+    #[error("{0}")]
+    Invalid(#[from] SpecError),
+    /// It would change nothing.
+    #[error("it has no containerEdits outside of its devices")]
+    Empty,
+}
+
+impl CommonEdits {
+    /// Looks for the driver's files. Never fails: what is not there is in [`CommonEdits::missing`].
+    pub fn discover(root: &DriverRoot) -> Self {
+        let found = driver_root::discover(root);
+        let stamped = found.watched.into_iter().map(|(root, path)| {
+            let stamp = root.stamp(&path);
+            (root, path, stamp)
+        });
+        Self { edits: found.edits, missing: found.missing, watched: stamped.collect() }
+    }
+
+    /// Takes the edits from an operator's file, JSON or YAML: the top-level `containerEdits` of a complete CDI spec,
+    /// or a bare `containerEdits` object. Its devices are ignored: this driver knows its own.
+    ///
+    /// Hook programs that the file names and the host lacks are in [`CommonEdits::missing`].
+    pub fn from_file(path: &Path, hooks: &HookSettings) -> Result<Self, CommonFileError> {
+        let mut edits =
+            read_edits(path).map_err(|reason| CommonFileError { path: path.to_owned(), reason })?;
+        if !edits.env.iter().any(|entry| entry.starts_with(VOID) && entry[VOID.len()..].starts_with('=')) {
+            edits.env.push(format!("{VOID}=void"));
+        }
+        let mut programs: Vec<&str> = edits.hooks.iter().map(|hook| hook.path.as_str()).collect();
+        programs.sort_unstable();
+        programs.dedup();
+        // The file says that the hook is to run, so that a container without its program would not start.
+        let fatal = |missing: Missing| Missing {
+            severity: Severity::Fatal,
+            consequence: "the common edits file names it, so that no container would start",
+            ..missing
+        };
+        let missing =
+            programs.iter().filter_map(|program| hooks.missing_program(program).map(fatal)).collect();
+        let host = hooks.host();
+        let mut watched: Vec<_> =
+            programs.iter().map(|p| (host.clone(), (*p).to_owned(), host.stamp(p))).collect();
+        if let Some(text) = path.to_str() {
+            let here = Root::same("/");
+            watched.push((here.clone(), text.to_owned(), here.stamp(text)));
+        }
+        Ok(Self { edits, missing, watched })
+    }
+
+    /// The edits.
+    pub fn edits(&self) -> &ContainerEdits {
+        &self.edits
+    }
+
+    /// What was not found, the fatal things first.
+    pub fn missing(&self) -> &[Missing] {
+        &self.missing
+    }
+
+    /// The first thing without which containers would not work, if any.
+    pub fn fatal(&self) -> Option<&Missing> {
+        self.missing.iter().find(|missing| missing.severity == Severity::Fatal)
+    }
+
+    /// Whether the places looked at are as they were then. Costs one `lstat` for each part of some 60 paths.
+    pub fn is_current(&self) -> bool {
+        self.watched.iter().all(|(root, path, stamp)| root.stamp(path) == *stamp)
+    }
+}
+
+fn read_edits(path: &Path) -> Result<ContainerEdits, CommonFileReason> {
+    let bytes = read_bounded(path, MAX_FILE)?;
+    let value: serde_json::Value = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("json") => serde_json::from_slice(&bytes).map_err(CommonFileReason::Json)?,
+        Some("yaml" | "yml") => {
+            serde_saphyr::from_slice(&bytes).map_err(|error| CommonFileReason::Yaml(error.to_string()))?
+        }
+        _ => return Err(CommonFileReason::Extension),
+    };
+    // Without this, an array would do as a struct whose fields are all absent.
+    if !value.is_object() {
+        return Err(CommonFileReason::Shape("it is not an object".to_owned()));
+    }
+    let edits = if value.get("cdiVersion").is_some() {
+        serde_json::from_value::<Spec>(value).map(|spec| spec.container_edits)
+    } else {
+        serde_json::from_value(value)
+    };
+    let edits = edits.map_err(|error| CommonFileReason::Shape(error.to_string()))?;
+    if edits.is_empty() {
+        return Err(CommonFileReason::Empty);
+    }
+    edits.validate()?;
+    Ok(edits)
+}

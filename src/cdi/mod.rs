@@ -1,0 +1,76 @@
+//! What a container runtime must know to give a container its devices: CDI specs, one file for each claim.
+//!
+//! ```text
+//! driver root -> CommonEdits --\
+//!                               claim_spec -> Spec -> ClaimFiles -> <cdi root>/<driver>-claim_<uid>.json
+//! /proc -> MigCaps -> ClaimDevice --/
+//! ```
+//!
+//! [`claim_spec`] and everything in `device` and `spec` are pure. The file system is read in `driver_root` (what the
+//! driver's installation has), `caps` (device numbers of MIG instances) and `common` (an operator's file), and written
+//! in `files` only.
+//!
+//! What this folder refuses to do: it starts no program, makes no device node, serves no graphics, and never follows
+//! a link out of the driver root. The Container Device Interface is specified at
+//! <https://github.com/cncf-tags/container-device-interface>; the tests have every spec judged by its Rust library.
+
+mod caps;
+mod common;
+mod device;
+mod driver_root;
+mod files;
+mod hooks;
+mod ld_cache;
+mod libraries;
+mod missing;
+mod root;
+mod spec;
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;
+
+pub use caps::CapsError;
+pub use common::{CommonEdits, CommonFileError, CommonFileReason};
+pub use device::{CapNode, DeviceNodes, Kind, MigCaps, device_edits};
+pub use driver_root::DriverRoot;
+pub use files::{ClaimFiles, FilesError};
+pub use hooks::{DEFAULT_HOOK, DEFAULT_LDCONFIG, HookKind, HookSettings};
+pub use missing::{Missing, Severity};
+pub use root::Root;
+pub use spec::{ContainerEdits, Device, DeviceNode, Hook, Mount, Spec, SpecError};
+
+/// One allocated device of a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimDevice {
+    /// Its name in the ResourceSlice.
+    pub name: String,
+    /// The nodes that give access to it.
+    pub nodes: DeviceNodes,
+}
+
+/// The spec for a claim: one CDI device for each allocated device, named as [`Kind::device_id`] says, and the common
+/// edits at the top. `devices_root` is the tree whose `/dev` has the nodes ([`DriverRoot::devices`]).
+///
+/// Fails if the claim has no devices, if two have one name, or if a name breaks a rule.
+pub fn claim_spec(
+    kind: &Kind,
+    claim_uid: &str,
+    devices: &[ClaimDevice],
+    devices_root: &Root,
+    common: &ContainerEdits,
+) -> Result<Spec, SpecError> {
+    let named = |device: &ClaimDevice| {
+        Ok(Device {
+            name: device::device_name(claim_uid, &device.name)?,
+            container_edits: device_edits(&device.nodes, devices_root),
+            ..Device::default()
+        })
+    };
+    let devices = devices.iter().map(named).collect::<Result<_, SpecError>>()?;
+    let spec = Spec { kind: kind.to_string(), devices, container_edits: common.clone(), ..Spec::default() };
+    let spec = spec.with_lowest_version();
+    spec.validate()?;
+    Ok(spec)
+}
