@@ -13,7 +13,7 @@ use crate::cdi::root::read_bounded;
 /// `/proc/devices` has a line of at most about 30 bytes for each of at most 1024 majors; capability files have 3 lines.
 const MAX_BYTES: u64 = 64 * 1024;
 /// The name of the capability driver in `/proc/devices`.
-const DRIVER: &str = "nvidia-caps";
+const CAPS: &str = "nvidia-caps";
 
 /// Why the device nodes of a MIG instance can't be told.
 #[derive(Debug, thiserror::Error)]
@@ -30,11 +30,13 @@ pub enum CapsError {
     },
     /// `/proc/devices` does not list `nvidia-caps`.
     #[error(
-        "{path:?} lists no character device {DRIVER:?}; load the nvidia kernel module of a driver that supports MIG"
+        "{path:?} lists no character device {driver:?}; load the kernel modules of a driver that supports MIG"
     )]
     NoMajor {
         /// The file.
         path: PathBuf,
+        /// The device's name there.
+        driver: &'static str,
     },
     /// A capability file lacks a field, or the field is not a number in range.
     #[error("{path:?} has no usable {field:?} line; this driver version's format is not known, report it")]
@@ -50,7 +52,7 @@ impl MigCaps {
     /// The capability nodes of compute instance `ci` of GPU instance `gi` on the GPU with this minor number.
     /// `proc_root` is `/proc`, or where a test has its own.
     pub fn read(proc_root: &Path, parent_minor: u32, gi: u32, ci: u32) -> Result<Self, CapsError> {
-        let major = read_major(proc_root)?;
+        let major = read_major(proc_root, CAPS)?;
         let capabilities = proc_root.join("driver/nvidia/capabilities");
         let instance = capabilities.join(format!("gpu{parent_minor}/mig/gi{gi}"));
         Ok(Self {
@@ -60,15 +62,16 @@ impl MigCaps {
     }
 }
 
-fn read_major(proc_root: &Path) -> Result<u32, CapsError> {
+/// The major number of a character device driver that is loaded now.
+pub(super) fn read_major(proc_root: &Path, driver: &'static str) -> Result<u32, CapsError> {
     let path = proc_root.join("devices");
     let hint = "mount the host's /proc, or set the directory that has it";
     let text = read_text(&path, hint)?;
     text.lines()
         .take_while(|line| !line.starts_with("Block devices"))
         .filter_map(|line| line.trim().split_once(' '))
-        .find_map(|(major, name)| if name.trim() == DRIVER { major.parse().ok() } else { None })
-        .ok_or(CapsError::NoMajor { path })
+        .find_map(|(major, name)| if name.trim() == driver { major.parse().ok() } else { None })
+        .ok_or(CapsError::NoMajor { path, driver })
 }
 
 fn read_access(major: u32, path: PathBuf) -> Result<CapNode, CapsError> {

@@ -23,6 +23,8 @@ pub struct CommonEdits {
     edits: ContainerEdits,
     missing: Vec<Missing>,
     watched: Vec<(Root, String, Option<Stamp>)>,
+    /// `/proc`, and the number that was read there; it changes when the module is loaded again.
+    uvm_major: Option<(PathBuf, Option<u32>)>,
 }
 
 /// Why an operator's common edits file can't be used.
@@ -66,12 +68,13 @@ pub enum CommonFileReason {
 impl CommonEdits {
     /// Looks for the driver's files. Never fails: what is not there is in [`CommonEdits::missing`].
     pub fn discover(root: &DriverRoot) -> Self {
+        let uvm_major = Some((root.proc.clone(), driver_root::uvm_major(&root.proc)));
         let found = driver_root::discover(root);
         let stamped = found.watched.into_iter().map(|(root, path)| {
             let stamp = root.stamp(&path);
             (root, path, stamp)
         });
-        Self { edits: found.edits, missing: found.missing, watched: stamped.collect() }
+        Self { edits: found.edits, missing: found.missing, watched: stamped.collect(), uvm_major }
     }
 
     /// Takes the edits from an operator's file, JSON or YAML: the top-level `containerEdits` of a complete CDI spec,
@@ -102,7 +105,7 @@ impl CommonEdits {
             let here = Root::same("/");
             watched.push((here.clone(), text.to_owned(), here.stamp(text)));
         }
-        Ok(Self { edits, missing, watched })
+        Ok(Self { edits, missing, watched, uvm_major: None })
     }
 
     /// The edits.
@@ -122,7 +125,8 @@ impl CommonEdits {
 
     /// Whether the places looked at are as they were then. Costs one `lstat` for each part of some 60 paths.
     pub fn is_current(&self) -> bool {
-        self.watched.iter().all(|(root, path, stamp)| root.stamp(path) == *stamp)
+        self.uvm_major.iter().all(|(proc_root, major)| driver_root::uvm_major(proc_root) == *major)
+            && self.watched.iter().all(|(root, path, stamp)| root.stamp(path) == *stamp)
     }
 }
 

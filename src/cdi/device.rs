@@ -141,16 +141,21 @@ pub(super) fn host_node(path: &str, devices: &Root) -> DeviceNode {
     }
 }
 
-fn cap_node(cap: CapNode) -> DeviceNode {
+/// A node that need not exist on the host: the runtime makes it from the numbers given.
+pub(super) fn numbered_node(path: String, major: i64, minor: i64) -> DeviceNode {
     DeviceNode {
-        path: format!("/dev/nvidia-caps/nvidia-cap{}", cap.minor),
+        path,
         r#type: Some("c".to_owned()),
-        major: Some(cap.major.into()),
-        minor: Some(cap.minor.into()),
-        file_mode: Some(cap.mode),
+        major: Some(major),
+        minor: Some(minor),
         permissions: Some("rw".to_owned()),
         ..DeviceNode::default()
     }
+}
+
+fn cap_node(cap: CapNode) -> DeviceNode {
+    let path = format!("/dev/nvidia-caps/nvidia-cap{}", cap.minor);
+    DeviceNode { file_mode: Some(cap.mode), ..numbered_node(path, cap.major.into(), cap.minor.into()) }
 }
 
 fn check_claim_uid(uid: &str) -> Result<(), SpecError> {
@@ -162,7 +167,8 @@ fn check_claim_uid(uid: &str) -> Result<(), SpecError> {
     Err(name_error("claim UID", uid, rule))
 }
 
-fn name_error(what: &'static str, value: &str, rule: &'static str) -> SpecError {
+/// A refused name, quoted shortened.
+pub(super) fn name_error(what: &'static str, value: &str, rule: &'static str) -> SpecError {
     SpecError::Name { what, value: value.chars().take(80).collect(), rule }
 }
 

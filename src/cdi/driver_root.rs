@@ -5,21 +5,49 @@
 //! Discovery reads the file system and nothing else; it starts no program and changes nothing.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::cdi::device::{host_node, parent_path};
+use crate::cdi::caps::read_major;
+use crate::cdi::device::{host_node, numbered_node, parent_path};
 use crate::cdi::hooks::{HookInput, HookKind, HookSettings};
 use crate::cdi::libraries::{self, DriverFile, Libraries, join, parent};
 use crate::cdi::missing::{Missing, Severity};
 use crate::cdi::root::{Root, is_plain_name, read_bounded};
 use crate::cdi::spec::{ContainerEdits, DeviceNode, Mount};
 
-/// The nodes that every CUDA program opens besides its GPU's, and the one that profilers and debuggers open.
-const CONTROL_NODES: [(&str, Severity, &str); 3] = [
-    ("/dev/nvidiactl", Severity::Fatal, "no container could open the driver"),
-    ("/dev/nvidia-uvm", Severity::Fatal, "CUDA would fail to start in every container"),
-    ("/dev/nvidia-uvm-tools", Severity::Degraded, "profilers and debuggers don't see unified memory events"),
+/// A node that CUDA programs open besides their GPU's.
+struct ControlNode {
+    path: &'static str,
+    severity: Severity,
+    consequence: &'static str,
+    /// The minor number, if the node belongs to `nvidia-uvm`.
+    uvm_minor: Option<i64>,
+}
+
+/// The nodes that all containers get. Minor numbers: `uvm_linux_ioctl.h` and `uvm_common.h` of NVIDIA's open kernel
+/// modules.
+const CONTROL_NODES: [ControlNode; 3] = [
+    ControlNode {
+        path: "/dev/nvidiactl",
+        severity: Severity::Fatal,
+        consequence: "no container could open the driver",
+        uvm_minor: None,
+    },
+    ControlNode {
+        path: "/dev/nvidia-uvm",
+        severity: Severity::Fatal,
+        consequence: "CUDA would fail to start in every container",
+        uvm_minor: Some(0),
+    },
+    ControlNode {
+        path: "/dev/nvidia-uvm-tools",
+        severity: Severity::Degraded,
+        consequence: "profilers and debuggers don't see unified memory events",
+        uvm_minor: Some(1),
+    },
 ];
+/// The name of the unified memory driver in `/proc/devices`.
+const UVM: &str = "nvidia-uvm";
 /// The search path for programs, best first.
 const PROGRAM_DIRECTORIES: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
@@ -54,7 +82,7 @@ pub struct DriverRoot {
     pub version: Option<String>,
     /// Where hooks and the programs that they need are on the host.
     pub hooks: HookSettings,
-    /// `/proc`: the kernel release is read from it.
+    /// `/proc`: the kernel release and device numbers are read from it.
     pub proc: PathBuf,
     /// `/sys`: the kernel's own firmware directory is read from it.
     pub sys: PathBuf,
@@ -93,7 +121,7 @@ pub(super) struct Discovery {
 
 /// Looks for everything.
 pub(super) fn discover(root: &DriverRoot) -> Discovery {
-    let (device_nodes, mut missing) = control_nodes(&root.devices);
+    let (device_nodes, mut missing) = control_nodes(&root.devices, uvm_major(&root.proc));
     let mut edits = ContainerEdits { device_nodes, ..ContainerEdits::default() };
     edits.env.push("NVIDIA_VISIBLE_DEVICES=void".to_owned());
 
@@ -128,17 +156,26 @@ pub(super) fn discover(root: &DriverRoot) -> Discovery {
     Discovery { edits, missing, watched }
 }
 
-fn control_nodes(devices: &Root) -> (Vec<DeviceNode>, Vec<Missing>) {
+/// The control nodes. After a boot the nodes of `nvidia-uvm` are often not made before the first CUDA program runs;
+/// its number then goes into the edits, and the runtime makes the node in the container.
+fn control_nodes(devices: &Root, uvm_major: Option<u32>) -> (Vec<DeviceNode>, Vec<Missing>) {
     let mut nodes = Vec::new();
     let mut missing = Vec::new();
-    for (path, severity, consequence) in CONTROL_NODES {
+    for ControlNode { path, severity, consequence, uvm_minor } in CONTROL_NODES {
         if is_node(devices, path) {
             nodes.push(host_node(path, devices));
+        } else if let (Some(major), Some(minor)) = (uvm_major, uvm_minor) {
+            nodes.push(numbered_node(path.to_owned(), major.into(), minor));
         } else {
             missing.push(missing_node(devices, path, severity, consequence));
         }
     }
     (nodes, missing)
+}
+
+/// The major number of the unified memory driver, if it is loaded.
+pub(super) fn uvm_major(proc_root: &Path) -> Option<u32> {
+    read_major(proc_root, UVM).ok()
 }
 
 /// Whether there is a character device. Links are followed as the container runtime will follow them, not below the
@@ -276,7 +313,7 @@ fn watched_paths(root: &DriverRoot, libraries: &Libraries) -> Vec<(Root, String)
         PROGRAM_DIRECTORIES.iter().flat_map(|dir| PROGRAMS.iter().map(move |name| join(dir, name)));
     let sockets = SOCKETS.iter().map(|name| join("/run", name)).chain([MPS_DIRECTORY.to_owned()]);
     let files = libraries::watched_paths(libraries).chain(programs).chain(sockets);
-    let nodes = CONTROL_NODES.iter().map(|(path, ..)| (root.devices.clone(), (*path).to_owned()));
+    let nodes = CONTROL_NODES.iter().map(|node| (root.devices.clone(), node.path.to_owned()));
     let files = files.map(|path| (root.files.clone(), path));
     files.chain(nodes).chain(on_host.map(|path| (host.clone(), path))).collect()
 }

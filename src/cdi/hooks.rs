@@ -5,11 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use crate::cdi::device::name_error;
 use crate::cdi::libraries::Link;
 use crate::cdi::missing::{Missing, Severity};
 use crate::cdi::root::Root;
-use crate::cdi::spec::Hook;
+use crate::cdi::spec::{Hook, SpecError};
 
 /// Where the container toolkit's packages install the hook program.
 pub const DEFAULT_HOOK: &str = "/usr/bin/nvidia-cdi-hook";
@@ -53,6 +55,13 @@ pub(super) struct HookInput<'a> {
 }
 
 impl HookKind {
+    const ALL: [Self; 4] = [
+        Self::CreateSymlinks,
+        Self::EnableCudaCompat,
+        Self::UpdateLdcache,
+        Self::DisableDeviceNodeModification,
+    ];
+
     /// The hook's name on the command line of `nvidia-cdi-hook`.
     pub fn name(self) -> &'static str {
         match self {
@@ -61,6 +70,16 @@ impl HookKind {
             Self::UpdateLdcache => "update-ldcache",
             Self::DisableDeviceNodeModification => "disable-device-node-modification",
         }
+    }
+}
+
+impl FromStr for HookKind {
+    type Err = SpecError;
+
+    /// Reads what [`HookKind::name`] writes, for a flag that disables hooks.
+    fn from_str(name: &str) -> Result<Self, SpecError> {
+        let rule = "create-symlinks, enable-cuda-compat, update-ldcache or disable-device-node-modification";
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| name_error("hook", name, rule))
     }
 }
 
@@ -244,6 +263,15 @@ mod tests {
         settings.ldconfig = "/opt/ldconfig".into();
         let (hooks, _) = settings.hooks(&input(&[], &["/lib".to_owned()]));
         assert_eq!(hooks[1].args[2..], ["--ldconfig-path", "/opt/ldconfig", "--folder", "/lib"]);
+    }
+
+    #[test]
+    fn every_hook_is_known_by_its_name_and_no_other() {
+        for kind in HookKind::ALL {
+            assert_eq!(kind.name().parse(), Ok(kind));
+        }
+        let error = "chmod".parse::<HookKind>().unwrap_err().to_string();
+        assert!(error.contains("chmod") && error.contains("update-ldcache"), "{error}");
     }
 
     #[test]

@@ -96,6 +96,9 @@ pub(super) fn find(root: &Root, version: Option<&str>) -> Result<Libraries, Miss
     if found.directories.is_empty() {
         return Err(not_found(root, &format!("lib*{suffix}")));
     }
+    // The cache can name a subdirectory that was already looked into.
+    let mut seen = BTreeSet::new();
+    found.files.retain(|file| seen.insert(file.in_container.clone()));
     found.links = links(root, &found);
     Ok(found)
 }

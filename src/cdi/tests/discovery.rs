@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::time::SystemTime;
 
 use crate::cdi::fixture::{CONTAINER_ROOT, Fixture, VERSION};
 use crate::cdi::ld_cache::tests::cache_of;
@@ -10,7 +11,7 @@ use crate::cdi::{CommonEdits, DriverRoot, Severity};
 
 const DEBIAN: &str = "/usr/lib/x86_64-linux-gnu";
 
-/// Container path -> host path of all mounts, with `<dir>` for the temporary directory's own path.
+/// Container path -> host path of all mounts.
 fn mounts(edits: &CommonEdits) -> BTreeMap<&str, &str> {
     edits.edits().mounts.iter().map(|m| (m.container_path.as_str(), m.host_path.as_str())).collect()
 }
@@ -146,6 +147,18 @@ fn libraries_that_only_the_ld_so_cache_knows_are_found() {
 }
 
 #[test]
+fn a_library_that_is_found_on_two_ways_is_mounted_once() {
+    let fixture = Fixture::on_host();
+    let vdpau = lib("/usr/lib64/vdpau", "libvdpau_nvidia");
+    fixture
+        .libraries("/usr/lib64")
+        .file(&vdpau)
+        .file_with("/etc/ld.so.cache", &cache_of(&[(0x0303, &vdpau)]));
+    let edits = CommonEdits::discover(&fixture.root());
+    assert_eq!(edits.edits().mounts.iter().filter(|m| m.container_path == vdpau).count(), 1);
+}
+
+#[test]
 fn a_broken_ld_so_cache_does_not_hide_the_usual_directories() {
     let fixture = Fixture::on_host();
     fixture.libraries("/usr/lib64").file_with("/etc/ld.so.cache", b"glibc-ld.so.cache1.1\xff\xff\xff\xff");
@@ -257,6 +270,22 @@ fn missing_nodes_are_reported_and_left_out() {
 }
 
 #[test]
+fn nodes_of_nvidia_uvm_that_nobody_made_yet_are_given_by_number() {
+    let fixture = Fixture::on_host();
+    fixture.libraries("/usr/lib64").program("/usr/bin/nvidia-smi");
+    fs::remove_file(fixture.path("/dev/nvidia-uvm")).unwrap();
+    let before = CommonEdits::discover(&fixture.root());
+    fixture.kernel_file("proc/devices", "Character devices:\n195 nvidia\n510 nvidia-uvm\n");
+    assert!(!before.is_current(), "the module was loaded");
+    let edits = CommonEdits::discover(&fixture.root());
+    assert!(edits.is_current());
+    assert_eq!(edits.missing(), []);
+    let node = edits.edits().device_nodes.iter().find(|n| n.path == "/dev/nvidia-uvm").unwrap();
+    assert_eq!((node.r#type.as_deref(), node.major, node.minor), (Some("c"), Some(510), Some(0)));
+    assert_eq!(node.host_path, None);
+}
+
+#[test]
 fn libcuda_is_essential_and_nvml_is_not() {
     let fixture = Fixture::on_host();
     fixture.file(&lib("/usr/lib64", "libnvidia-ptxjitcompiler"));
@@ -317,6 +346,9 @@ fn a_link_in_tmp_is_never_mounted() {
 fn a_change_of_the_installation_is_noticed() {
     let fixture = Fixture::on_host();
     fixture.libraries("/usr/lib64");
+    // The clock of file times is coarse; what was made a moment ago could carry the time of the change.
+    let libraries = fs::File::open(fixture.path("/usr/lib64")).unwrap();
+    libraries.set_modified(SystemTime::UNIX_EPOCH).unwrap();
     let changes: [&dyn Fn(); 4] = [
         &|| fs::remove_file(fixture.path("/dev/nvidia-uvm")).unwrap(),
         &|| fs::remove_file(fixture.path("/usr/bin/nvidia-cdi-hook")).unwrap(),
