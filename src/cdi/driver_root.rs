@@ -24,8 +24,7 @@ struct ControlNode {
     uvm_minor: Option<i64>,
 }
 
-/// The nodes that all containers get. Minor numbers: `uvm_linux_ioctl.h` and `uvm_common.h` of NVIDIA's open kernel
-/// modules.
+/// The nodes that all containers get. Minor numbers: `uvm_common.h` of NVIDIA's open kernel modules.
 const CONTROL_NODES: [ControlNode; 3] = [
     ControlNode {
         path: "/dev/nvidiactl",
