@@ -1,1 +1,13 @@
-//! placeholder
+//! A simulated Kubernetes control plane and kubelet, as far as Dynamic Resource Allocation needs them, over real sockets.
+//!
+//! Not a cluster: no networking, no images, no authentication. What it does simulate it takes from Kubernetes 1.35.
+
+pub mod api;
+pub mod cel_env;
+pub mod quantity;
+pub mod validate;
+
+pub use api::faults::{Fault, RequestInfo};
+pub use api::kinds;
+pub use api::server::{ApiServer, Options};
+pub use api::store::Part;

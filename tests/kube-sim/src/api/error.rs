@@ -1,0 +1,195 @@
+//! Errors in the API server's own form: a `Status` object and its HTTP code.
+
+use serde_json::{Value, json};
+
+use super::kinds::Kind;
+
+/// Everything the API server can answer instead of an object.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// HTTP status code.
+    pub code: u16,
+    /// Machine-readable reason, such as `NotFound`.
+    pub reason: &'static str,
+    /// Text for people, in the API server's wording.
+    pub message: String,
+    /// Fields at fault, for `Invalid`.
+    pub causes: Vec<FieldError>,
+}
+
+/// One field that did not pass validation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldError {
+    /// JSON path, such as `spec.devices[3].name`.
+    pub field: String,
+    /// The API server's reason, such as `FieldValueInvalid`.
+    pub reason: &'static str,
+    /// Text for people, starting with the kind of fault.
+    pub message: String,
+}
+
+impl FieldError {
+    /// The field must be set.
+    pub fn required(field: impl Into<String>, detail: &str) -> Self {
+        let message =
+            if detail.is_empty() { "Required value".into() } else { format!("Required value: {detail}") };
+        Self { field: field.into(), reason: "FieldValueRequired", message }
+    }
+
+    /// The value is not allowed.
+    pub fn invalid(field: impl Into<String>, value: &Value, detail: &str) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueInvalid",
+            message: format!("Invalid value: {value}: {detail}"),
+        }
+    }
+
+    /// The value appears twice.
+    pub fn duplicate(field: impl Into<String>, value: &str) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueDuplicate",
+            message: format!("Duplicate value: {}", json!(value)),
+        }
+    }
+
+    /// The list or map has too many entries.
+    pub fn too_many(field: impl Into<String>, actual: usize, max: usize) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueTooMany",
+            message: format!("Too many: {actual}: must have at most {max} items"),
+        }
+    }
+
+    /// The text is too long.
+    pub fn too_long(field: impl Into<String>, max: usize) -> Self {
+        Self {
+            field: field.into(),
+            reason: "FieldValueTooLong",
+            message: format!("Too long: may not be more than {max} bytes"),
+        }
+    }
+
+    /// The value is not one of the supported ones.
+    pub fn not_supported(field: impl Into<String>, value: &str, supported: &[&str]) -> Self {
+        let list: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
+        Self {
+            field: field.into(),
+            reason: "FieldValueNotSupported",
+            message: format!("Unsupported value: {}: supported values: {}", json!(value), list.join(", ")),
+        }
+    }
+
+    /// The field must not be set here.
+    pub fn forbidden(field: impl Into<String>, detail: &str) -> Self {
+        Self { field: field.into(), reason: "FieldValueForbidden", message: format!("Forbidden: {detail}") }
+    }
+}
+
+impl ApiError {
+    fn new(code: u16, reason: &'static str, message: String) -> Self {
+        Self { code, reason, message, causes: Vec::new() }
+    }
+
+    /// 404: no such object.
+    #[must_use]
+    pub fn not_found(kind: &Kind, name: &str) -> Self {
+        Self::new(404, "NotFound", format!("{} \"{name}\" not found", kind.qualified_plural()))
+    }
+
+    /// 404: no such path.
+    #[must_use]
+    pub fn no_such_path() -> Self {
+        Self::new(404, "NotFound", "the server could not find the requested resource".into())
+    }
+
+    /// 409: the name is taken.
+    #[must_use]
+    pub fn already_exists(kind: &Kind, name: &str) -> Self {
+        Self::new(409, "AlreadyExists", format!("{} \"{name}\" already exists", kind.qualified_plural()))
+    }
+
+    /// 409: the object has changed since it was read, or a precondition does not hold.
+    #[must_use]
+    pub fn conflict(kind: &Kind, name: &str, why: &str) -> Self {
+        let message =
+            format!("Operation cannot be fulfilled on {} \"{name}\": {why}", kind.qualified_plural());
+        Self::new(409, "Conflict", message)
+    }
+
+    /// 400: the request makes no sense.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(400, "BadRequest", message.into())
+    }
+
+    /// 405: the path exists, the verb does not.
+    #[must_use]
+    pub fn method_not_allowed() -> Self {
+        Self::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource".into(),
+        )
+    }
+
+    /// 410: the resource version is too old to watch from.
+    #[must_use]
+    pub fn expired(requested: u64, oldest: u64) -> Self {
+        Self::new(410, "Expired", format!("too old resource version: {requested} ({oldest})"))
+    }
+
+    /// 415: a patch type that the server does not know.
+    #[must_use]
+    pub fn unsupported_media_type(content_type: &str) -> Self {
+        let message = format!("the body of the request was in an unknown format - {content_type}");
+        Self::new(415, "UnsupportedMediaType", message)
+    }
+
+    /// 422: the object does not pass validation.
+    #[must_use]
+    pub fn invalid(kind: &Kind, name: &str, causes: Vec<FieldError>) -> Self {
+        let texts: Vec<String> = causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
+        let list = if texts.len() == 1 { texts[0].clone() } else { format!("[{}]", texts.join(", ")) };
+        let group = if kind.group.is_empty() { String::new() } else { format!(".{}", kind.group) };
+        let message = format!("{}{group} \"{name}\" is invalid: {list}", kind.kind);
+        Self { code: 422, reason: "Invalid", message, causes }
+    }
+
+    /// Any other code, for injected faults.
+    #[must_use]
+    pub fn injected(code: u16) -> Self {
+        let reason = match code {
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            404 => "NotFound",
+            409 => "Conflict",
+            410 => "Expired",
+            429 => "TooManyRequests",
+            503 => "ServiceUnavailable",
+            504 => "Timeout",
+            _ => "InternalError",
+        };
+        Self::new(code, reason, format!("injected fault {code}"))
+    }
+
+    /// The `Status` object that goes over the wire.
+    #[must_use]
+    pub fn to_status(&self) -> Value {
+        let causes: Vec<Value> = self
+            .causes
+            .iter()
+            .map(|c| json!({"reason": c.reason, "message": c.message, "field": c.field}))
+            .collect();
+        let mut status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": self.message, "reason": self.reason, "code": self.code,
+        });
+        if !causes.is_empty() {
+            status["details"] = json!({ "causes": causes });
+        }
+        status
+    }
+}

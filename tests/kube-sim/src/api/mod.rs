@@ -1,0 +1,18 @@
+//! The API server: a store of JSON objects behind plain HTTP, for the kinds that DRA touches.
+//!
+//! It refuses to be a general API server: no authentication, no admission webhooks, no custom resources.
+
+pub mod clock;
+pub mod discovery;
+pub mod error;
+pub mod faults;
+mod http;
+pub mod kinds;
+pub mod patch;
+pub mod schema;
+pub mod selector;
+pub mod server;
+pub mod store;
+mod strategy;
+pub mod table;
+mod watch;

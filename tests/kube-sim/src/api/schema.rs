@@ -1,0 +1,185 @@
+//! Typed reading of incoming objects: unknown fields are dropped or refused, wrong types are refused, quantities take their
+//! canonical form. The types are k8s-openapi's, so that the field lists are not this project's own opinion.
+
+use k8s_openapi::api::{apps::v1 as apps, core::v1 as core, events::v1 as events, resource::v1 as resource};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use super::kinds::{self, Kind};
+use crate::quantity::Quantity;
+
+/// Where quantities stand in each kind; `*` is any key of a map, `[]` any item of a list.
+fn quantity_paths(kind: &Kind) -> &'static [&'static str] {
+    match kind.kind {
+        "ResourceSlice" => &[
+            "spec.devices.[].capacity.*.value",
+            "spec.devices.[].capacity.*.requestPolicy.default",
+            "spec.devices.[].capacity.*.requestPolicy.validValues.[]",
+            "spec.devices.[].capacity.*.requestPolicy.validRange.*",
+            "spec.devices.[].consumesCounters.[].counters.*.value",
+            "spec.sharedCounters.[].counters.*.value",
+        ],
+        "ResourceClaim" => &["spec.devices.requests.[].exactly.capacity.requests.*"],
+        "ResourceClaimTemplate" => &["spec.spec.devices.requests.[].exactly.capacity.requests.*"],
+        "Node" => &["status.capacity.*", "status.allocatable.*"],
+        "Pod" => &[
+            "spec.containers.[].resources.limits.*",
+            "spec.containers.[].resources.requests.*",
+            "spec.initContainers.[].resources.limits.*",
+            "spec.initContainers.[].resources.requests.*",
+        ],
+        _ => &[],
+    }
+}
+
+fn canonicalise(value: &mut Value, path: &[&str], empty_is_zero: bool) -> Result<(), String> {
+    let Some((step, rest)) = path.split_first() else { return canonical_leaf(value, empty_is_zero) };
+    match (*step, value) {
+        ("*", Value::Object(map)) => map.values_mut().try_for_each(|v| canonicalise(v, rest, empty_is_zero)),
+        ("[]", Value::Array(list)) => list.iter_mut().try_for_each(|v| canonicalise(v, rest, empty_is_zero)),
+        (key, Value::Object(map)) => {
+            map.get_mut(key).map_or(Ok(()), |v| canonicalise(v, rest, empty_is_zero))
+        }
+        // Another shape is for the typed reading to refuse.
+        _ => Ok(()),
+    }
+}
+
+fn canonical_leaf(value: &mut Value, empty_is_zero: bool) -> Result<(), String> {
+    let text = match value {
+        Value::String(text) if text.is_empty() && empty_is_zero => "0".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => return Ok(()),
+    };
+    *value = Value::String(Quantity::parse(&text).map_err(|e| e.to_string())?.to_string());
+    Ok(())
+}
+
+fn round_trip<T: DeserializeOwned + Serialize>(value: &Value) -> Result<Value, serde_json::Error> {
+    serde_json::to_value(T::deserialize(value)?)
+}
+
+fn typed(kind: &Kind, value: &Value) -> Result<Value, serde_json::Error> {
+    match (kind.group, kind.kind) {
+        ("", "Namespace") => round_trip::<core::Namespace>(value),
+        ("", "Node") => round_trip::<core::Node>(value),
+        ("", "Pod") => round_trip::<core::Pod>(value),
+        ("", "Event") => round_trip::<core::Event>(value),
+        ("", "ServiceAccount") => round_trip::<core::ServiceAccount>(value),
+        ("events.k8s.io", _) => round_trip::<events::Event>(value),
+        ("apps", "Deployment") => round_trip::<apps::Deployment>(value),
+        ("apps", _) => round_trip::<apps::ReplicaSet>(value),
+        (_, "ResourceSlice") => round_trip::<resource::ResourceSlice>(value),
+        (_, "ResourceClaim") => round_trip::<resource::ResourceClaim>(value),
+        (_, "ResourceClaimTemplate") => round_trip::<resource::ResourceClaimTemplate>(value),
+        _ => round_trip::<resource::DeviceClass>(value),
+    }
+}
+
+/// Paths that `given` has and `kept` has not: what the typed reading did not know.
+fn unknown(given: &Value, kept: &Value, path: &str, found: &mut Vec<String>) {
+    match (given, kept) {
+        (Value::Object(given), Value::Object(kept)) => {
+            for (key, value) in given {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                match kept.get(key) {
+                    Some(kept) => unknown(value, kept, &path, found),
+                    None if value.is_null() => {}
+                    None => found.push(path),
+                }
+            }
+        }
+        (Value::Array(given), Value::Array(kept)) => {
+            for (index, (given, kept)) in given.iter().zip(kept).enumerate() {
+                unknown(given, kept, &format!("{path}[{index}]"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Reads an object of a kind the way the API server decodes a request body.
+///
+/// # Errors
+/// 400 when the body is of another kind, has a field of the wrong type or a bad quantity, or, with `strict`, a field that
+/// the kind does not have.
+pub fn decode(kind: &'static Kind, mut value: Value, strict: bool) -> Result<Value, ApiError> {
+    let refuse = |why: String| {
+        let name = kind.kind;
+        let version = kind.version;
+        ApiError::bad_request(format!("{name} in version \"{version}\" cannot be handled as a {name}: {why}"))
+    };
+    let Value::Object(object) = &mut value else {
+        return Err(refuse("the body is not a JSON object".into()));
+    };
+    let stated =
+        |object: &Map<String, Value>, key: &str| object.get(key).and_then(Value::as_str).map(str::to_owned);
+    let api_version = stated(object, "apiVersion").unwrap_or_else(|| kind.api_version());
+    let name = stated(object, "kind").unwrap_or_else(|| kind.kind.to_owned());
+    if kinds::by_type(&api_version, &name) != Some(kind) {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({api_version}, {name}) does not match the expected API version ({}, {})",
+            kind.api_version(),
+            kind.kind
+        )));
+    }
+    object.insert("apiVersion".into(), api_version.into());
+    object.insert("kind".into(), name.into());
+    let paths: Vec<Vec<&str>> = quantity_paths(kind).iter().map(|p| p.split('.').collect()).collect();
+    for path in &paths {
+        canonicalise(&mut value, path, false).map_err(refuse)?;
+    }
+    let mut kept = typed(kind, &value).map_err(|e| refuse(e.to_string()))?;
+    for path in &paths {
+        canonicalise(&mut kept, path, true).map_err(refuse)?;
+    }
+    if strict {
+        let mut found = Vec::new();
+        unknown(&value, &kept, "", &mut found);
+        if !found.is_empty() {
+            let list: Vec<String> = found.iter().map(|path| format!("unknown field \"{path}\"")).collect();
+            return Err(refuse(format!("strict decoding error: {}", list.join(", "))));
+        }
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::kinds::RESOURCE_SLICE;
+    use super::*;
+
+    #[test]
+    fn quantities_are_stored_in_canonical_form() {
+        let slice = json!({"spec": {"driver": "d", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},
+            "sharedCounters": [{"name": "s", "counters": {"memory": {"value": "1024Mi"}, "n": {"value": 1}}}]}});
+        let kept = decode(&RESOURCE_SLICE, slice, true).unwrap();
+        assert_eq!(kept["spec"]["sharedCounters"][0]["counters"]["memory"]["value"], "1Gi");
+        assert_eq!(kept["spec"]["sharedCounters"][0]["counters"]["n"]["value"], "1");
+    }
+
+    #[test]
+    fn an_unknown_field_is_dropped_or_with_strict_refused() {
+        let slice = json!({"spec": {"driver": "d", "colour": "red"}});
+        assert_eq!(decode(&RESOURCE_SLICE, slice.clone(), false).unwrap()["spec"].get("colour"), None);
+        let error = decode(&RESOURCE_SLICE, slice, true).unwrap_err();
+        assert_eq!(error.code, 400);
+        assert!(error.message.contains("unknown field \"spec.colour\""), "{error}");
+    }
+
+    #[test]
+    fn a_field_of_the_wrong_type_is_refused() {
+        let error = decode(&RESOURCE_SLICE, json!({"spec": {"driver": 5}}), false).unwrap_err();
+        assert_eq!(error.code, 400);
+    }
+
+    #[test]
+    fn a_body_of_another_kind_is_refused() {
+        let body = json!({"apiVersion": "v1", "kind": "Pod"});
+        assert_eq!(decode(&RESOURCE_SLICE, body, false).unwrap_err().code, 400);
+    }
+}

@@ -1,0 +1,219 @@
+//! What the server does to an object of each kind before it stores it: defaults, fields that disabled features drop, which
+//! half of the object a request may change, and validation.
+
+use serde_json::{Map, Value, json};
+
+use super::error::{ApiError, FieldError};
+use super::kinds::Kind;
+use super::{clock, store::Gates};
+use crate::validate;
+
+/// Which half of an object a request writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Everything but the status.
+    Main,
+    /// The `status` subresource.
+    Status,
+}
+
+/// Prepares a new object.
+pub(super) fn before_create(kind: &Kind, object: &mut Value, gates: Gates) {
+    defaults(kind, object);
+    match kind.kind {
+        "ResourceSlice" => drop_disabled(object, None, gates),
+        "ResourceClaim" | "Deployment" | "ReplicaSet" => remove(object, "status"),
+        "Pod" => object["status"] = json!({"phase": "Pending", "qosClass": "BestEffort"}),
+        "Namespace" => object["status"] = json!({"phase": "Active"}),
+        _ => {}
+    }
+}
+
+/// Prepares a changed object: takes over from the stored one what this request must not change.
+pub(super) fn before_update(kind: &Kind, old: &Value, new: &mut Value, part: Part, gates: Gates) {
+    defaults(kind, new);
+    if kind.subresources.contains(&"status") {
+        match part {
+            Part::Main => copy(old, new, "status"),
+            Part::Status => {
+                let status = new.get("status").cloned();
+                *new = old.clone();
+                if let (Some(status), Value::Object(new)) = (status, &mut *new) {
+                    new.insert("status".into(), status);
+                }
+            }
+        }
+    }
+    match kind.kind {
+        "ResourceSlice" => drop_disabled(new, Some(old), gates),
+        "ResourceClaim" if part == Part::Status && new["status"]["allocation"].is_null() => {
+            // The devices' status belongs to the allocation and goes with it.
+            if let Some(status) = new["status"].as_object_mut() {
+                status.remove("devices");
+                status.remove("allocation");
+            }
+        }
+        _ => {}
+    }
+}
+
+fn copy(old: &Value, new: &mut Value, key: &str) {
+    remove(new, key);
+    if let (Some(value), Value::Object(new)) = (old.get(key), new) {
+        new.insert(key.into(), value.clone());
+    }
+}
+
+fn remove(object: &mut Value, key: &str) {
+    if let Value::Object(object) = object {
+        object.remove(key);
+    }
+}
+
+/// Everything wrong with an object, as 422.
+pub(super) fn validated(kind: &Kind, new: &Value, old: Option<&Value>, part: Part) -> Result<(), ApiError> {
+    let mut errors: Vec<FieldError> = Vec::new();
+    let name = new["metadata"]["name"].as_str().unwrap_or("");
+    validate::object_name(name, &mut errors);
+    errors.extend(match (kind.kind, part) {
+        ("ResourceSlice", _) => validate::slice(new, old),
+        ("ResourceClaim", Part::Main) => validate::claim(new, old),
+        ("ResourceClaim", Part::Status) => validate::claim_status(new, old),
+        ("ResourceClaimTemplate", _) => validate::claim_template(new, old),
+        ("DeviceClass", _) => validate::device_class(new, old),
+        ("Pod", Part::Main) => pod(new),
+        _ => Vec::new(),
+    });
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(kind, name, errors)) }
+}
+
+fn pod(pod: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    if list(&pod["spec"]["containers"]).is_empty() {
+        errors.push(FieldError::required("spec.containers", ""));
+    }
+    let claims = list(&pod["spec"]["resourceClaims"]);
+    for (index, claim) in claims.iter().enumerate() {
+        if claim["resourceClaimName"].is_null() == claim["resourceClaimTemplateName"].is_null() {
+            let why = "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`";
+            errors.push(FieldError::required(format!("spec.resourceClaims[{index}]"), why));
+        }
+    }
+    for (index, container) in list(&pod["spec"]["containers"]).iter().enumerate() {
+        for (at, used) in list(&container["resources"]["claims"]).iter().enumerate() {
+            if !claims.iter().any(|claim| claim["name"] == used["name"]) {
+                let field = format!("spec.containers[{index}].resources.claims[{at}]");
+                let why = "must be one of the names in pod.spec.resourceClaims";
+                errors.push(FieldError::invalid(field, &used["name"], why));
+            }
+        }
+    }
+    errors
+}
+
+fn set_default(object: &mut Value, key: &str, value: Value) {
+    if let Value::Object(map) = object
+        && map.get(key).is_none_or(|v| v.is_null() || v == "" || v == 0)
+    {
+        map.insert(key.into(), value);
+    }
+}
+
+fn each(value: &mut Value, change: impl FnMut(&mut Value)) {
+    if let Value::Array(list) = value {
+        list.iter_mut().for_each(change);
+    }
+}
+
+/// Looks into an object without creating what is not there.
+fn at<'a>(value: &'a mut Value, pointer: &str, change: impl FnOnce(&'a mut Value)) {
+    if let Some(place) = value.pointer_mut(pointer) {
+        change(place);
+    }
+}
+
+fn defaults(kind: &Kind, object: &mut Value) {
+    match kind.kind {
+        "ResourceSlice" => at(object, "/spec/devices", |devices| {
+            each(devices, |device| {
+                at(device, "/taints", |taints| {
+                    each(taints, |taint| set_default(taint, "timeAdded", clock::now().into()));
+                });
+            });
+        }),
+        "ResourceClaim" => at(object, "/spec/devices/requests", |list| each(list, request_defaults)),
+        "ResourceClaimTemplate" => {
+            at(object, "/spec/spec/devices/requests", |list| each(list, request_defaults))
+        }
+        "Pod" => at(object, "/spec", pod_defaults),
+        "Deployment" | "ReplicaSet" => {
+            at(object, "/spec", |spec| {
+                if spec["replicas"].is_null() {
+                    spec["replicas"] = json!(1);
+                }
+            });
+            at(object, "/spec/template/spec", pod_defaults);
+        }
+        _ => {}
+    }
+}
+
+fn request_defaults(request: &mut Value) {
+    let one = |request: &mut Value| {
+        set_default(request, "allocationMode", "ExactCount".into());
+        if request["allocationMode"] == "ExactCount" && request["count"].is_null() {
+            request["count"] = json!(1);
+        }
+    };
+    at(request, "/exactly", one);
+    at(request, "/firstAvailable", |list| each(list, one));
+}
+
+fn pod_defaults(spec: &mut Value) {
+    set_default(spec, "restartPolicy", "Always".into());
+    set_default(spec, "schedulerName", "default-scheduler".into());
+    set_default(spec, "dnsPolicy", "ClusterFirst".into());
+    if spec["terminationGracePeriodSeconds"].is_null() {
+        spec["terminationGracePeriodSeconds"] = json!(30);
+    }
+}
+
+/// Drops what a disabled feature gate drops, silently, unless the stored object already uses the feature: the behaviour
+/// (`resourceslice/strategy.go`) that makes overlapping devices look independent to a scheduler.
+fn drop_disabled(slice: &mut Value, old: Option<&Value>, gates: Gates) {
+    const PARTITIONABLE: [&str; 4] = ["consumesCounters", "nodeName", "nodeSelector", "allNodes"];
+    const OTHERS: [&str; 4] =
+        ["bindsToNode", "bindingConditions", "bindingFailureConditions", "allowMultipleAllocations"];
+    let Some(spec) = slice.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    let in_use = |keys: &[&str]| {
+        let devices = old.and_then(|o| o["spec"]["devices"].as_array());
+        devices.is_some_and(|list| list.iter().any(|d| keys.iter().any(|k| !d[*k].is_null())))
+    };
+    let counters_in_use = old.is_some_and(|old| {
+        !old["spec"]["sharedCounters"].is_null() || !old["spec"]["perDeviceNodeSelection"].is_null()
+    });
+    let drop_partitionable = !gates.partitionable_devices && !counters_in_use && !in_use(&PARTITIONABLE);
+    let drop_taints = !gates.device_taints && !in_use(&["taints"]);
+    if drop_partitionable {
+        spec.remove("sharedCounters");
+        spec.remove("perDeviceNodeSelection");
+    }
+    let Some(Value::Array(devices)) = spec.get_mut("devices") else { return };
+    for device in devices.iter_mut().filter_map(Value::as_object_mut) {
+        let drop = |device: &mut Map<String, Value>, keys: &[&str]| {
+            keys.iter().for_each(|k| drop(device.remove(*k)))
+        };
+        if drop_partitionable {
+            drop(device, &PARTITIONABLE);
+        }
+        if drop_taints {
+            drop(device, &["taints"]);
+        }
+        // Binding conditions and consumable capacity are alpha and never on here.
+        drop(device, &OTHERS);
+        if let Some(Value::Object(capacities)) = device.get_mut("capacity") {
+            capacities.values_mut().for_each(|capacity| remove(capacity, "requestPolicy"));
+        }
+    }
+}
