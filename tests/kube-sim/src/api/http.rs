@@ -389,10 +389,6 @@ impl Call {
             timeout: self.param("timeoutSeconds").parse().map_or(DEFAULT_WATCH, Duration::from_secs),
             as_table: self.as_table,
         };
-        if let Some(from) = from {
-            // Too old is known at once, and then the real server answers 410 in place of the stream's first event.
-            shared.store.changes_since(self.target.kind, from)?;
-        }
         let stop = shared.watches.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let stream = watch::stream(shared.store.clone(), request, stop);
         Ok(reply(StatusCode::OK, "application/json", Body::from_stream(stream)))
