@@ -1,1 +1,82 @@
-//! x
+//! A Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand.
+//!
+//! Two flows, and a folder for each of their steps:
+//!
+//! ```text
+//! advertise   libnvidia-ml.so -> nvml -> inventory -> slices -> API server       (kubectl get resourceslices)
+//! prepare     kubelet gRPC -> claim -> mig (GI + CI) -> cdi spec -> reply        (the pod sees exactly its instance)
+//! unprepare   kubelet gRPC -> claim -> mig destroy (CI, GI) -> cdi file removed  (the hardware is whole again)
+//! ```
+//!
+//! [`node`] wires them, [`checkpoint`] is what was promised, on disk; [`api`], [`host`] and [`telemetry`] stand beside
+//! both flows.
+//!
+//! What holds everywhere:
+//!
+//! * `inventory`, `slices::{render, diff}`, `claim::{allocation, plan}` and the building of CDI specs are functions from
+//!   data to data; they neither wait nor read.
+//! * The intent is on disk before the hardware changes; the answer comes after the record says that all is there.
+//! * Every effect can be repeated: create finds first, destroying what is gone is success.
+//! * An instance is destroyed only if its id, profile and placement are those of the record. What others made is left
+//!   alone, and what it occupies is not offered.
+//! * An allocated device is never withdrawn. Overlapping devices are never published without the counters that keep
+//!   them apart.
+//! * `unsafe` is in `nvml/device.rs` alone.
+
+pub mod args;
+
+pub mod inventory;
+pub mod nvml;
+pub mod slices;
+
+pub mod cdi;
+pub mod claim;
+pub mod kubelet;
+pub mod mig;
+
+pub mod api;
+pub mod checkpoint;
+pub mod hardware;
+pub mod host;
+pub mod inspect;
+pub mod node;
+pub mod telemetry;
+
+use std::io;
+
+use args::{Cli, Command};
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Runs a subcommand to its end.
+pub fn run(cli: Cli) -> anyhow::Result<()> {
+    // Two threads: the work is NVML's, on threads of its own, and waiting.
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Node(args) => {
+                telemetry::init_logging(&args.log_level, args.log_format)?;
+                node::run(*args, stop_on_signal()?).await
+            }
+            Command::Inspect(args) => inspect::run(&args).await,
+        }
+    })
+}
+
+/// A token that is cancelled by the first SIGTERM or SIGINT; the second one ends the process at once.
+fn stop_on_signal() -> io::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let token = stop.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            if token.is_cancelled() {
+                std::process::exit(1);
+            }
+            token.cancel();
+        }
+    });
+    Ok(stop)
+}

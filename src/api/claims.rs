@@ -1,0 +1,79 @@
+//! Reading the claim that the kubelet names.
+
+use std::time::Duration;
+
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use kube::{Api, Client, Error};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::debug;
+
+use super::CALL_TIMEOUT;
+use crate::claim::ClaimRef;
+
+/// Reads ResourceClaims. Needs the verb `get` only.
+#[derive(Debug, Clone)]
+pub struct ClaimReader {
+    api: Api<ResourceClaim>,
+}
+
+/// Why a claim could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It is gone, or another one has taken its name.
+    #[error("ResourceClaim {0} no longer exists")]
+    Gone(ClaimRef),
+    /// The API server refuses.
+    #[error(
+        "the API server refuses to show ResourceClaim {claim}: {message}; check that the driver's service account may \
+         get resourceclaims"
+    )]
+    Refused {
+        /// The claim.
+        claim: ClaimRef,
+        /// What it says.
+        message: String,
+    },
+    /// No useful answer in time.
+    #[error("the API server did not show ResourceClaim {claim} in time: {message}; the kubelet tries again")]
+    Unavailable {
+        /// The claim.
+        claim: ClaimRef,
+        /// The last failure.
+        message: String,
+    },
+}
+
+impl ClaimReader {
+    /// Reads through this client.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { api: Api::all(client) }
+    }
+
+    /// The claim with this namespace, name and UID. Passing failures are tried again until the deadline.
+    pub async fn read(&self, claim: &ClaimRef, deadline: Instant) -> Result<ResourceClaim, ReadError> {
+        const PAUSE: Duration = Duration::from_millis(250);
+        let api = self.api.clone().constrain(&claim.namespace);
+        loop {
+            let message = match timeout(CALL_TIMEOUT, api.get(&claim.name)).await {
+                Ok(Ok(found)) if found.metadata.uid.as_deref() == Some(claim.uid.as_str()) => {
+                    return Ok(found);
+                }
+                Ok(Ok(_)) => return Err(ReadError::Gone(claim.clone())),
+                Ok(Err(Error::Api(status))) if status.is_not_found() => {
+                    return Err(ReadError::Gone(claim.clone()));
+                }
+                Ok(Err(Error::Api(status))) if status.is_forbidden() || status.code == 401 => {
+                    return Err(ReadError::Refused { claim: claim.clone(), message: status.message.clone() });
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
+            };
+            if deadline < Instant::now() + PAUSE {
+                return Err(ReadError::Unavailable { claim: claim.clone(), message });
+            }
+            debug!(message, "reading the claim failed, trying again");
+            sleep(PAUSE).await;
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The command line: every flag is also an environment variable, so that a DaemonSet can set it either way.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::hardware::HardwarePaths;
+use crate::telemetry::LogFormat;
+
+/// Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand.
+#[derive(Debug, Parser)]
+#[command(name = "dra-driver-mig", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve this node: publish ResourceSlices, prepare and unprepare claims for the kubelet.
+    Node(Box<NodeArgs>),
+    /// Show this node's GPUs: MIG mode, profiles, free placements, live instances and their owners. Changes nothing.
+    Inspect(InspectArgs),
+}
+
+/// Where the hardware is.
+#[derive(Debug, Clone, Args)]
+pub struct HardwareArgs {
+    /// Root of the NVIDIA driver's files as this process sees them: `/` for a driver installed on the host,
+    /// `/run/nvidia/driver` for the GPU Operator's driver container, or where that is mounted.
+    #[arg(long, env, value_name = "DIR", default_value = "/")]
+    pub driver_root: PathBuf,
+    /// libnvidia-ml.so.1 [default: searched below --driver-root].
+    #[arg(long, env, value_name = "FILE")]
+    pub driver_library: Option<PathBuf>,
+    /// The proc file system.
+    #[arg(long, env, value_name = "DIR", default_value = "/proc")]
+    pub proc_root: PathBuf,
+    /// The sys file system.
+    #[arg(long, env, value_name = "DIR", default_value = "/sys")]
+    pub sys_root: PathBuf,
+}
+
+impl HardwareArgs {
+    /// The same as paths.
+    #[must_use]
+    pub fn paths(&self) -> HardwarePaths {
+        HardwarePaths {
+            driver_root: self.driver_root.clone(),
+            driver_library: self.driver_library.clone(),
+            proc_root: self.proc_root.clone(),
+            sys_root: self.sys_root.clone(),
+        }
+    }
+}
+
+/// What identifies the driver on a node.
+#[derive(Debug, Clone, Args)]
+pub struct DriverArgs {
+    /// Name of the DRA driver: in ResourceSlices, device classes, CDI ids and the domain of attributes.
+    #[arg(long, env, value_name = "NAME", default_value = "mig.dra-driver.dev")]
+    pub driver_name: String,
+    /// The kubelet's directory for plugins; sockets and state of this driver go below it.
+    #[arg(long, env, value_name = "DIR", default_value = "/var/lib/kubelet/plugins")]
+    pub plugins_dir: PathBuf,
+}
+
+impl DriverArgs {
+    /// Directory of this driver below the kubelet's.
+    #[must_use]
+    pub fn plugin_directory(&self) -> PathBuf {
+        self.plugins_dir.join(&self.driver_name)
+    }
+
+    /// Directory with one state file per claim.
+    #[must_use]
+    pub fn claims_directory(&self) -> PathBuf {
+        self.plugin_directory().join("claims")
+    }
+}
+
+/// Arguments of `node`.
+#[derive(Debug, Clone, Args)]
+pub struct NodeArgs {
+    /// Name of this node's Node object.
+    #[arg(long, env, value_name = "NAME")]
+    pub node_name: String,
+    /// Kubeconfig file [default: the service account of the pod].
+    #[arg(long, env, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
+    pub driver: DriverArgs,
+    /// The directory in which the kubelet looks for plugins.
+    #[arg(long, env, value_name = "DIR", default_value = "/var/lib/kubelet/plugins_registry")]
+    pub registry_dir: PathBuf,
+    /// UID of this pod; makes socket names unique, so that two pods can overlap in a rolling update.
+    #[arg(long, env, value_name = "UID")]
+    pub pod_uid: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
+    pub hardware: HardwareArgs,
+    /// Path of --driver-root on the host, where it is another one than in this container.
+    #[arg(long, env, value_name = "DIR")]
+    pub host_driver_root: Option<String>,
+    /// Root below which this process finds the host's `dev` with the GPU device nodes.
+    #[arg(long, env, value_name = "DIR", default_value = "/")]
+    pub dev_root: PathBuf,
+    /// Where CDI specs go; container runtimes must read this directory.
+    #[arg(long, env, value_name = "DIR", default_value = "/var/run/cdi")]
+    pub cdi_root: PathBuf,
+    /// Path of nvidia-cdi-hook on the host.
+    #[arg(long, env, value_name = "FILE", default_value = crate::cdi::DEFAULT_HOOK)]
+    pub cdi_hook: String,
+    /// Root below which this process finds --cdi-hook, where the host's files are mounted elsewhere.
+    #[arg(long, env, value_name = "DIR", default_value = "/")]
+    pub host_root: PathBuf,
+    /// A CDI spec (JSON or YAML, as `nvidia-ctk cdi generate` writes it) whose common edits every container gets,
+    /// instead of those discovered below --driver-root.
+    #[arg(long, env, value_name = "FILE")]
+    pub common_edits: Option<PathBuf>,
+    /// Address for /healthz and /readyz.
+    #[arg(long, env, value_name = "ADDRESS", default_value = "0.0.0.0:8081")]
+    pub http_address: SocketAddr,
+    /// How often GPUs are looked at for instances that somebody else made, and a missing driver for having come.
+    #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub rescan_interval: Duration,
+    /// Log level, or a filter such as `info,dra_driver_mig::claim=debug`.
+    #[arg(long, env, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// Log format.
+    #[arg(long, env, value_enum, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
+    pub hardware: HardwareArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
+    pub driver: DriverArgs,
+    /// Output format.
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
+    pub output: OutputFormat,
+}
+
+/// How `inspect` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u32>() {
+        Ok(seconds) if 0 < seconds => Ok(Duration::from_secs(seconds.into())),
+        _ => Err("a whole number of seconds above 0".to_owned()),
+    }
+}

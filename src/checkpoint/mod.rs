@@ -1,0 +1,225 @@
+//! What was promised, on disk: one small file per claim, written before the hardware changes.
+//!
+//! A file is replaced as a whole, by rename. The first write of a claim is forced to the disk together with its
+//! directory; the steps in between are not, because what they record does not survive a power failure either: MIG
+//! instances vanish with the boot that made them. A file that cannot be read is set aside, never deleted.
+
+mod record;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+pub use record::{Progress, Record, RecordedDevice, RecordedKind, VERSION};
+
+use crate::claim::ClaimUid;
+
+/// Largest file that is read. A claim has at most 32 devices of some hundred bytes each.
+const MOST_BYTES: u64 = 256 * 1024;
+
+/// The directory with the files of all claims.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    directory: PathBuf,
+}
+
+/// How hard a write has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Survives a power failure: for what was promised.
+    PowerFailure,
+    /// Survives the end of this process: for the steps on the way.
+    ProcessEnd,
+}
+
+/// What is on disk about a claim.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stored {
+    /// Nothing.
+    Nothing,
+    /// A record.
+    Record(Box<Record>),
+    /// A file that cannot be understood, and why.
+    Unreadable(String),
+}
+
+/// A file operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot {operation} `{path}`: {source}; check that the disk of the kubelet's plugin directory is writable and not full"
+)]
+pub struct StoreError {
+    operation: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Checkpoint {
+    /// Opens the directory, creating it where it is missing.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        fs::create_dir_all(directory).map_err(failed("create", directory))?;
+        Ok(Self { directory: directory.to_owned() })
+    }
+
+    /// What is stored about a claim.
+    pub fn load(&self, uid: &ClaimUid) -> Result<Stored, StoreError> {
+        let path = self.path(uid);
+        let bytes = match read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Stored::Nothing),
+            Err(error) => return Err(failed("read", &path)(error)),
+        };
+        Ok(parse(&bytes, uid))
+    }
+
+    /// Stores a record in place of what was there.
+    pub fn save(&self, record: &Record, durability: Durability) -> Result<(), StoreError> {
+        let path = self.path(&record.claim.uid);
+        // Ends in .tmp, which `list` ignores; one writer per claim, so the name is free.
+        let temporary = path.with_extension("tmp");
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+            file.write_all(&serde_json::to_vec_pretty(record)?)?;
+            if durability == Durability::PowerFailure {
+                file.sync_data()?;
+            }
+            let is_new = !path.exists();
+            fs::rename(&temporary, &path)?;
+            if durability == Durability::PowerFailure && is_new {
+                File::open(&self.directory)?.sync_all()?;
+            }
+            Ok(())
+        };
+        write().map_err(failed("write", &path))
+    }
+
+    /// Forgets a claim; one that is not there is forgotten already.
+    pub fn remove(&self, uid: &ClaimUid) -> Result<(), StoreError> {
+        let path = self.path(uid);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves a file that cannot be read out of the way and returns where it lies now.
+    pub fn set_aside(&self, uid: &ClaimUid) -> Result<PathBuf, StoreError> {
+        let path = self.path(uid);
+        let aside = path.with_extension("unreadable");
+        fs::rename(&path, &aside).map_err(failed("set aside", &path))?;
+        Ok(aside)
+    }
+
+    /// All claims that have a file, with what it says.
+    pub fn list(&self) -> Result<Vec<(ClaimUid, Stored)>, StoreError> {
+        let entries = fs::read_dir(&self.directory).map_err(failed("list", &self.directory))?;
+        let mut found = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(failed("list", &self.directory))?.path();
+            let Some(stem) = path.file_stem().and_then(|it| it.to_str()) else { continue };
+            let Ok(uid) = stem.parse::<ClaimUid>() else { continue };
+            if path.extension().is_some_and(|it| it == "json") {
+                let stored = self.load(&uid)?;
+                found.push((uid, stored));
+            }
+        }
+        found.sort_by(|left, right| left.0.cmp(&right.0));
+        Ok(found)
+    }
+
+    /// All records that can be read.
+    pub fn records(&self) -> Result<Vec<Record>, StoreError> {
+        let readable = |(_, stored)| match stored {
+            Stored::Record(record) => Some(*record),
+            Stored::Nothing | Stored::Unreadable(_) => None,
+        };
+        Ok(self.list()?.into_iter().filter_map(readable).collect())
+    }
+
+    fn path(&self, uid: &ClaimUid) -> PathBuf {
+        self.directory.join(format!("{uid}.json"))
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn parse(bytes: &[u8], uid: &ClaimUid) -> Stored {
+    if MOST_BYTES < bytes.len() as u64 {
+        return Stored::Unreadable(format!("it is larger than {MOST_BYTES} bytes"));
+    }
+    match serde_json::from_slice::<Record>(bytes) {
+        Err(error) => Stored::Unreadable(error.to_string()),
+        Ok(record) if record.version != VERSION => Stored::Unreadable(format!(
+            "it has format version {}, this driver reads {VERSION}",
+            record.version
+        )),
+        Ok(record) if record.claim.uid != *uid => {
+            Stored::Unreadable(format!("it is about another claim, {}", record.claim.uid))
+        }
+        Ok(record) => Stored::Record(Box::new(record)),
+    }
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError { operation, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::claim::ClaimRef;
+
+    fn record(uid: &str) -> Record {
+        let claim = ClaimRef { namespace: "ns".to_owned(), name: "c".to_owned(), uid: uid.parse().unwrap() };
+        Record {
+            version: VERSION,
+            boot_id: "boot".to_owned(),
+            claim,
+            devices: Vec::new(),
+            prepared: false,
+            unknown: serde_json::Map::new(),
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_back_with_fields_of_a_newer_driver() {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let mut record = record("uid-1");
+        record.unknown.insert("later".to_owned(), serde_json::json!({"a": 1}));
+        checkpoint.save(&record, Durability::PowerFailure).unwrap();
+        let Stored::Record(read) = checkpoint.load(&record.claim.uid).unwrap() else { panic!("readable") };
+        assert_eq!(*read, record);
+        checkpoint.remove(&record.claim.uid).unwrap();
+        checkpoint.remove(&record.claim.uid).unwrap();
+        assert_eq!(checkpoint.load(&record.claim.uid).unwrap(), Stored::Nothing);
+    }
+
+    #[test]
+    fn rubbish_is_unreadable_and_can_be_set_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let uid: ClaimUid = "uid-2".parse().unwrap();
+        fs::write(directory.path().join("uid-2.json"), "{\"version\": 1").unwrap();
+        assert!(matches!(checkpoint.load(&uid).unwrap(), Stored::Unreadable(_)));
+        assert_eq!(checkpoint.records().unwrap(), Vec::new());
+        let aside = checkpoint.set_aside(&uid).unwrap();
+        assert_eq!(fs::read_to_string(aside).unwrap(), "{\"version\": 1");
+        assert_eq!(checkpoint.load(&uid).unwrap(), Stored::Nothing);
+        assert!(checkpoint.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_about_another_claim_is_not_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        checkpoint.save(&record("uid-3"), Durability::ProcessEnd).unwrap();
+        fs::rename(directory.path().join("uid-3.json"), directory.path().join("uid-4.json")).unwrap();
+        assert!(matches!(checkpoint.load(&"uid-4".parse().unwrap()).unwrap(), Stored::Unreadable(_)));
+    }
+}

@@ -1,0 +1,146 @@
+//! What the scheduler decided about a claim, as far as it concerns this driver. Pure.
+
+use k8s_openapi::api::resource::v1::{AllocationResult, DeviceRequestAllocationResult, ResourceClaim};
+
+use super::ClaimRef;
+
+/// A device that was allocated to a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllocatedDevice {
+    /// Device name.
+    pub device: String,
+    /// Pool.
+    pub pool: String,
+    /// Requests of the claim that it satisfies; the part before `/` where one of several alternatives was taken.
+    pub requests: Vec<String>,
+}
+
+/// A claim that cannot be served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AllocationError {
+    /// Nothing was allocated.
+    #[error("ResourceClaim {0} is not allocated")]
+    NotAllocated(ClaimRef),
+    /// Admin access.
+    #[error(
+        "request `{request}` of ResourceClaim {claim} asks for adminAccess, which this driver does not serve: a MIG \
+         device exists only while an ordinary claim holds it"
+    )]
+    AdminAccess {
+        /// The claim.
+        claim: ClaimRef,
+        /// The request.
+        request: String,
+    },
+    /// Configuration for this driver.
+    #[error(
+        "ResourceClaim {claim} (or its DeviceClass) carries an opaque configuration for driver {driver}, which has none; \
+         remove it"
+    )]
+    Config {
+        /// The claim.
+        claim: ClaimRef,
+        /// Driver name.
+        driver: String,
+    },
+}
+
+/// The devices that this driver has to prepare for a claim. Results and configurations of other drivers are not ours to
+/// look at. A claim without any result of this driver gives an empty list.
+pub fn allocated_devices(
+    claim: &ClaimRef,
+    object: &ResourceClaim,
+    driver: &str,
+) -> Result<Vec<AllocatedDevice>, AllocationError> {
+    let allocation = object.status.as_ref().and_then(|it| it.allocation.as_ref());
+    let allocation = allocation.ok_or_else(|| AllocationError::NotAllocated(claim.clone()))?;
+    let mut devices: Vec<AllocatedDevice> = Vec::new();
+    for result in results(allocation).filter(|it| it.driver == driver) {
+        let request = result.request.split('/').next().unwrap_or_default().to_owned();
+        if result.admin_access == Some(true) {
+            return Err(AllocationError::AdminAccess { claim: claim.clone(), request });
+        }
+        let same = |it: &&mut AllocatedDevice| it.device == result.device && it.pool == result.pool;
+        match devices.iter_mut().find(same) {
+            Some(known) if known.requests.contains(&request) => {}
+            Some(known) => known.requests.push(request),
+            None => devices.push(AllocatedDevice {
+                device: result.device.clone(),
+                pool: result.pool.clone(),
+                requests: vec![request],
+            }),
+        }
+    }
+    if !devices.is_empty() && has_config(allocation, driver) {
+        return Err(AllocationError::Config { claim: claim.clone(), driver: driver.to_owned() });
+    }
+    Ok(devices)
+}
+
+fn results(allocation: &AllocationResult) -> impl Iterator<Item = &DeviceRequestAllocationResult> {
+    allocation.devices.iter().flat_map(|it| it.results.iter().flatten())
+}
+
+fn has_config(allocation: &AllocationResult, driver: &str) -> bool {
+    let configs = allocation.devices.iter().flat_map(|it| it.config.iter().flatten());
+    configs.filter_map(|it| it.opaque.as_ref()).any(|it| it.driver == driver)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn check(devices: Value) -> Result<Vec<AllocatedDevice>, AllocationError> {
+        let claim =
+            ClaimRef { namespace: "ns".to_owned(), name: "c".to_owned(), uid: "u-1".parse().unwrap() };
+        let object = json!({
+            "metadata": {"name": "c"}, "spec": {}, "status": {"allocation": {"devices": devices}},
+        });
+        allocated_devices(&claim, &serde_json::from_value(object).unwrap(), "mig.dra-driver.dev")
+    }
+
+    fn result(request: &str, driver: &str, device: &str) -> Value {
+        json!({"request": request, "driver": driver, "pool": "p", "device": device})
+    }
+
+    #[test]
+    fn results_of_other_drivers_are_not_ours() {
+        let found = check(json!({
+            "results": [result("net", "nic.example.com", "eth1"), result("gpu/small", "mig.dra-driver.dev", "d1")],
+            "config": [{"source": "FromClaim", "opaque": {"driver": "nic.example.com", "parameters": {}}}],
+        }));
+        let requests = vec!["gpu".to_owned()];
+        assert_eq!(
+            found,
+            Ok(vec![AllocatedDevice { device: "d1".to_owned(), pool: "p".to_owned(), requests }])
+        );
+    }
+
+    #[test]
+    fn a_configuration_that_nobody_understands_is_refused() {
+        let config =
+            json!([{"source": "FromClass", "opaque": {"driver": "mig.dra-driver.dev", "parameters": {}}}]);
+        let ours = result("gpu", "mig.dra-driver.dev", "d1");
+        let found = check(json!({"results": [ours], "config": config}));
+        assert!(matches!(found, Err(AllocationError::Config { .. })));
+        let foreign = result("net", "nic.example.com", "eth1");
+        assert_eq!(check(json!({"results": [foreign], "config": config})), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn admin_access_is_refused() {
+        let mut ours = result("gpu", "mig.dra-driver.dev", "d1");
+        ours["adminAccess"] = json!(true);
+        assert!(matches!(check(json!({"results": [ours]})), Err(AllocationError::AdminAccess { .. })));
+    }
+
+    #[test]
+    fn one_device_for_two_requests_is_prepared_once() {
+        let found = check(json!({
+            "results": [result("a", "mig.dra-driver.dev", "d1"), result("b", "mig.dra-driver.dev", "d1")],
+        }));
+        assert_eq!(found.unwrap()[0].requests, ["a", "b"]);
+    }
+}

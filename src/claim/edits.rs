@@ -1,0 +1,74 @@
+//! The part of a CDI spec that all claims share, kept until the driver's files change.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing::warn;
+
+use crate::cdi::{CommonEdits, CommonFileError, DriverRoot};
+
+/// Where the common edits come from.
+#[derive(Debug)]
+pub struct CommonSource {
+    root: DriverRoot,
+    file: Option<PathBuf>,
+    /// The edits, and the driver version that they were read for.
+    kept: Mutex<Option<(String, Arc<CommonEdits>)>>,
+}
+
+/// Why there are no common edits.
+#[derive(Debug, thiserror::Error)]
+pub enum CommonError {
+    /// The operator's file does not do.
+    #[error(transparent)]
+    File(#[from] CommonFileError),
+    /// Containers would not work.
+    #[error("the NVIDIA driver's files are not complete: {0}")]
+    Incomplete(String),
+}
+
+impl CommonSource {
+    /// Edits from an operator's file, or discovered below the driver root where there is none.
+    #[must_use]
+    pub fn new(root: DriverRoot, file: Option<PathBuf>) -> Self {
+        Self { root, file, kept: Mutex::new(None) }
+    }
+
+    /// Where the driver's files and the device nodes are.
+    #[must_use]
+    pub fn root(&self) -> &DriverRoot {
+        &self.root
+    }
+
+    /// The edits for this version of the driver, read again if what they were read from has changed. Reads files; what
+    /// is missing is logged once for each time it is read.
+    pub fn get(&self, driver_version: &str) -> Result<Arc<CommonEdits>, CommonError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_good =
+            |(version, edits): &(String, Arc<CommonEdits>)| version == driver_version && edits.is_current();
+        let (version, edits) = match kept.take().filter(is_good) {
+            Some(known) => known,
+            None => (driver_version.to_owned(), Arc::new(self.read(driver_version)?)),
+        };
+        let result = match edits.fatal() {
+            Some(fatal) => Err(CommonError::Incomplete(fatal.to_string())),
+            None => Ok(Arc::clone(&edits)),
+        };
+        *kept = Some((version, edits));
+        result
+    }
+
+    fn read(&self, driver_version: &str) -> Result<CommonEdits, CommonFileError> {
+        let edits = match &self.file {
+            Some(path) => CommonEdits::from_file(path, &self.root.hooks)?,
+            None => {
+                let version = Some(driver_version.to_owned());
+                CommonEdits::discover(&DriverRoot { version, ..self.root.clone() })
+            }
+        };
+        for missing in edits.missing() {
+            warn!(%missing, "missing on the host");
+        }
+        Ok(edits)
+    }
+}

@@ -1,0 +1,94 @@
+//! Why a claim was not prepared or unprepared. The texts become events on the pod.
+
+use super::{AllocationError, ClaimRef, CommonError, PlanError};
+use crate::api::ReadError;
+use crate::cdi::{CapsError, FilesError, SpecError};
+use crate::checkpoint::StoreError;
+use crate::mig::MigError;
+use crate::nvml::QueueClosed;
+
+/// Why a claim could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// No GPUs to prepare it on.
+    #[error("the NVIDIA driver of this node does not work: {0}")]
+    NoHardware(String),
+    /// The claim could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It cannot be served.
+    #[error(transparent)]
+    Allocation(#[from] AllocationError),
+    /// It does not fit this node.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The record could not be written or read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The hardware refused.
+    #[error("device `{device}`: {source}")]
+    Device {
+        /// Device name.
+        device: String,
+        /// Why.
+        source: MigError,
+    },
+    /// The capability files of an instance are missing.
+    #[error("device `{device}`: {source}")]
+    Caps {
+        /// Device name.
+        device: String,
+        /// Why.
+        source: CapsError,
+    },
+    /// The part of the CDI spec that all claims share is missing.
+    #[error(transparent)]
+    Common(#[from] CommonError),
+    /// The CDI spec cannot be built.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The CDI file cannot be written.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// Shutting down.
+    #[error(transparent)]
+    Closed(#[from] QueueClosed),
+    /// A bug or the end of the process: the work was lost.
+    #[error("preparing ResourceClaim {0} was interrupted; the kubelet tries again")]
+    Interrupted(ClaimRef),
+}
+
+/// Why a claim could not be unprepared.
+#[derive(Debug, thiserror::Error)]
+pub enum UnprepareError {
+    /// The instances of the claim cannot be reached.
+    #[error(
+        "the NVIDIA driver of this node does not work, so the MIG devices of ResourceClaim {claim} stay: {reason}"
+    )]
+    NoHardware {
+        /// The claim.
+        claim: ClaimRef,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The record could not be read or removed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The hardware refused.
+    #[error("device `{device}`: {source}")]
+    Device {
+        /// Device name.
+        device: String,
+        /// Why.
+        source: MigError,
+    },
+    /// The CDI file cannot be removed.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// Shutting down.
+    #[error(transparent)]
+    Closed(#[from] QueueClosed),
+    /// A bug or the end of the process: the work was lost.
+    #[error("unpreparing ResourceClaim {0} was interrupted; the kubelet tries again")]
+    Interrupted(ClaimRef),
+}

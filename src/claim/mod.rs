@@ -1,0 +1,203 @@
+//! One ResourceClaim from the kubelet's call to the answer.
+//!
+//! `allocation` reads what the scheduler decided, `plan` turns it into a record, `prepare` and `unprepare` carry it out:
+//! record, hardware, CDI file, answer, in this order. Refuses what it does not understand: unknown devices, configuration,
+//! admin access.
+
+mod allocation;
+mod edits;
+mod error;
+mod plan;
+mod prepare;
+mod unprepare;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedMutexGuard, watch};
+
+pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
+pub use edits::{CommonError, CommonSource};
+pub use error::{PrepareError, UnprepareError};
+pub use plan::{PlanError, plan};
+
+use crate::api::ClaimReader;
+use crate::cdi::{ClaimFiles, Kind};
+use crate::checkpoint::Checkpoint;
+use crate::hardware::{Hardware, NodeState};
+use crate::inventory::Inventory;
+
+/// Time that is spent on one call before it is answered with an error; the kubelet gives up after 45 s
+/// (pkg/kubelet/cm/dra/plugin/dra_plugin.go).
+pub const CALL_BUDGET: Duration = Duration::from_secs(40);
+
+/// UID of a ResourceClaim. Safe as part of a file name: letters, digits and `-` only, at most 64 of them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ClaimUid(String);
+
+/// A text that is no UID.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a claim UID has 1 to 64 letters, digits and dashes")]
+pub struct InvalidClaimUid;
+
+impl ClaimUid {
+    /// The UID as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ClaimUid {
+    type Err = InvalidClaimUid;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const LONGEST: usize = 64;
+        let is_plain = text.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'-');
+        if is_plain && (1..=LONGEST).contains(&text.len()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidClaimUid)
+        }
+    }
+}
+
+impl TryFrom<String> for ClaimUid {
+    type Error = InvalidClaimUid;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<ClaimUid> for String {
+    fn from(uid: ClaimUid) -> Self {
+        uid.0
+    }
+}
+
+impl fmt::Display for ClaimUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which claim the kubelet means.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimRef {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: ClaimUid,
+}
+
+impl fmt::Display for ClaimRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A device as the kubelet is told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreparedDevice {
+    /// Requests it satisfies, without sub-request names.
+    pub requests: Vec<String>,
+    /// Pool it was allocated from.
+    pub pool: String,
+    /// Device name.
+    pub device: String,
+    /// CDI device id.
+    pub cdi_device_id: String,
+}
+
+/// Everything that preparing and unpreparing need.
+#[derive(Debug)]
+pub struct Claims {
+    driver: String,
+    kind: Kind,
+    proc_root: PathBuf,
+    reader: ClaimReader,
+    node: watch::Receiver<NodeState>,
+    checkpoint: Checkpoint,
+    common: CommonSource,
+    cdi: ClaimFiles,
+    changed: watch::Sender<()>,
+    locks: ClaimLocks,
+}
+
+/// The parts of [`Claims`].
+#[derive(Debug)]
+pub struct ClaimsParts {
+    /// CDI kind, which carries the driver name: results of other drivers in a claim are not ours.
+    pub kind: Kind,
+    /// `/proc`, where the device numbers of instances are.
+    pub proc_root: PathBuf,
+    /// Reads claims.
+    pub reader: ClaimReader,
+    /// GPUs and offers, or why there are none.
+    pub node: watch::Receiver<NodeState>,
+    /// What was promised.
+    pub checkpoint: Checkpoint,
+    /// The part of a CDI spec that all claims share.
+    pub common: CommonSource,
+    /// CDI files.
+    pub cdi: ClaimFiles,
+    /// Told after each change of what claims hold.
+    pub changed: watch::Sender<()>,
+}
+
+impl Claims {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(parts: ClaimsParts) -> Self {
+        let ClaimsParts { kind, proc_root, reader, node, checkpoint, common, cdi, changed } = parts;
+        let driver = kind.driver().to_owned();
+        let locks = ClaimLocks::default();
+        Self { driver, kind, proc_root, reader, node, checkpoint, common, cdi, changed, locks }
+    }
+
+    fn hardware(&self) -> Result<Arc<Hardware>, PrepareError> {
+        self.node.borrow().hardware.clone().map_err(PrepareError::NoHardware)
+    }
+
+    fn inventory(&self) -> Arc<Inventory> {
+        Arc::clone(&self.node.borrow().inventory)
+    }
+}
+
+/// One call at a time for a claim: a repeated call waits for the running one and then finds its result.
+#[derive(Debug, Default)]
+struct ClaimLocks(Mutex<HashMap<ClaimUid, Arc<tokio::sync::Mutex<()>>>>);
+
+impl ClaimLocks {
+    async fn lock(&self, uid: &ClaimUid) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Locks that nobody holds or waits for are dropped here, so that the map does not grow.
+            locks.retain(|_, it| 1 < Arc::strong_count(it));
+            locks.entry(uid.clone()).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uid_cannot_leave_its_directory() {
+        for text in ["", "..", "a/b", "a.json", "a\0", &"a".repeat(65)] {
+            assert!(text.parse::<ClaimUid>().is_err(), "{text}");
+        }
+        assert!("0f3c2d1e-1111-2222-3333-444455556666".parse::<ClaimUid>().is_ok());
+    }
+}

@@ -1,0 +1,147 @@
+//! The GPUs of this node while the driver runs: what they are, their threads, and what changed on them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tracing::info;
+
+use crate::checkpoint::{Record, RecordedDevice, RecordedKind};
+use crate::host;
+use crate::inventory::{Attachment, Gpu, GpuState, Inventory};
+use crate::nvml::facts::{GpuFacts, GpuInstance, NodeFacts};
+use crate::nvml::{self, CallError, GpuQueue, OpenError, QueueClosed};
+
+/// What is known of the node at this moment.
+#[derive(Debug, Clone)]
+pub struct NodeState {
+    /// The GPUs, or why there are none.
+    pub hardware: Result<Arc<Hardware>, String>,
+    /// What they offer.
+    pub inventory: Arc<Inventory>,
+    /// Names of the devices that claims hold.
+    pub held: BTreeSet<String>,
+}
+
+/// Where the hardware is looked for.
+#[derive(Debug, Clone)]
+pub struct HardwarePaths {
+    /// Root of the NVIDIA driver's files, as this process sees it.
+    pub driver_root: PathBuf,
+    /// libnvidia-ml.so.1, where it is not to be searched for.
+    pub driver_library: Option<PathBuf>,
+    /// `/proc`, or what stands for it.
+    pub proc_root: PathBuf,
+    /// `/sys`, or what stands for it.
+    pub sys_root: PathBuf,
+}
+
+/// The GPUs of the node.
+#[derive(Debug)]
+pub struct Hardware {
+    /// The boot that instances belong to.
+    pub boot_id: String,
+    /// What NVML says.
+    pub facts: NodeFacts,
+    gpus: BTreeMap<String, LiveGpu>,
+}
+
+/// One GPU and its thread.
+#[derive(Debug)]
+pub struct LiveGpu {
+    /// What NVML says of it.
+    pub facts: Arc<GpuFacts>,
+    /// The way to it.
+    pub queue: GpuQueue,
+    attachment: Attachment,
+}
+
+/// Why there is no hardware to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum HardwareError {
+    /// No library.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// NVML does not answer.
+    #[error("{0}; `nvidia-smi` on the host shows whether the driver works")]
+    Nvml(#[from] CallError),
+    /// The kernel did not tell the boot id, or there is no thread to be had.
+    #[error(transparent)]
+    Host(#[from] io::Error),
+}
+
+impl Hardware {
+    /// Opens NVML and reads the node. Blocks for as long as NVML takes.
+    pub fn open(paths: &HardwarePaths) -> Result<Self, HardwareError> {
+        let boot_id = host::boot_id(&paths.proc_root)?;
+        let library = match &paths.driver_library {
+            Some(path) => path.clone(),
+            None => nvml::find_library(&paths.driver_root)?,
+        };
+        let nvml = nvml::open(&library)?;
+        let facts = nvml::discover(&nvml)?;
+        let mut gpus = BTreeMap::new();
+        for gpu in &facts.gpus {
+            let queue = GpuQueue::start(Arc::clone(&nvml), gpu.uuid.clone(), &format!("gpu-{}", gpu.index))?;
+            let attachment = host::attachment(&paths.sys_root, gpu.pci);
+            gpus.insert(gpu.uuid.clone(), LiveGpu { facts: Arc::new(gpu.clone()), queue, attachment });
+        }
+        info!(
+            library = %library.display(),
+            driver = facts.driver_version,
+            gpus = gpus.len(),
+            skipped = facts.skipped.len(),
+            "NVML opened"
+        );
+        Ok(Self { boot_id, facts, gpus })
+    }
+
+    /// The GPU with this UUID.
+    #[must_use]
+    pub fn gpu(&self, uuid: &str) -> Option<&LiveGpu> {
+        self.gpus.get(uuid)
+    }
+
+    /// Reads what may have changed: MIG mode, and every live instance, whoever made it.
+    pub async fn scan(&self) -> Result<Vec<Gpu>, QueueClosed> {
+        let scans = self.gpus.values().map(LiveGpu::scan);
+        futures::future::try_join_all(scans).await
+    }
+
+    /// True where a record of this boot means this instance.
+    #[must_use]
+    pub fn is_recorded(&self, parent: &str, instance: &GpuInstance, record: &Record) -> bool {
+        let is_it = |device: &RecordedDevice| match &device.kind {
+            RecordedKind::Gpu => false,
+            RecordedKind::Mig { spec, progress } => {
+                device.parent_uuid == parent
+                    && spec.profile_id == instance.profile_id
+                    && spec.placement == instance.placement
+                    && progress.gpu_instance().is_none_or(|id| id == instance.id)
+            }
+        };
+        record.boot_id == self.boot_id && record.devices.iter().any(is_it)
+    }
+}
+
+impl LiveGpu {
+    async fn scan(&self) -> Result<Gpu, QueueClosed> {
+        let facts = Arc::clone(&self.facts);
+        let read = self.queue.run(move |device| {
+            let Some(mig) = &facts.mig else { return Ok((None, Vec::new())) };
+            let mode = device.mig_mode()?;
+            Ok((Some(mode), nvml::live_instances(device, &mig.profiles)?))
+        });
+        let read: Result<_, CallError> = read.await?;
+        let state = match read {
+            Ok((mode, instances)) => GpuState { mode, instances, problem: None },
+            Err(error) => GpuState {
+                mode: self.facts.mig.as_ref().map(|it| it.mode),
+                instances: Vec::new(),
+                problem: Some(error.to_string()),
+            },
+        };
+        Ok(Gpu { facts: Arc::clone(&self.facts), attachment: self.attachment.clone(), state })
+    }
+}

@@ -1,0 +1,168 @@
+//! Attributes and capacities: what users select devices by.
+//!
+//! Every device of the driver carries the same keys, because CEL that reads a missing key aborts the scheduling of the
+//! pod on all nodes. Capacity names are those of NVIDIA's driver, so that selectors carry over.
+
+use std::collections::BTreeMap;
+
+use super::Gpu;
+use crate::nvml::facts::{GpuFacts, MediaEngines, NodeFacts, Placement, Profile};
+
+/// Domain of the attributes that Kubernetes standardises.
+pub const STANDARD_DOMAIN: &str = "resource.kubernetes.io";
+
+/// Longest string attribute the API server takes, bytes (k8s.io/api/resource/v1).
+const MAX_STRING: usize = 64;
+
+/// Value of an attribute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attribute {
+    /// A number.
+    Int(i64),
+    /// Yes or no.
+    Bool(bool),
+    /// At most 64 bytes.
+    String(String),
+    /// Strict semantic version 2.0.
+    Version(String),
+}
+
+/// Value of a capacity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capacity {
+    /// A number of things.
+    Count(u32),
+    /// Bytes, always whole mebibytes.
+    Mebibytes(u64),
+}
+
+/// Attributes of a whole GPU.
+pub(super) fn of_gpu(node: &NodeFacts, gpu: &Gpu) -> BTreeMap<&'static str, Attribute> {
+    let mig = gpu.facts.mig.as_ref();
+    let slices = mig.and_then(|it| it.profiles.iter().map(|it| it.slices).max()).unwrap_or(0);
+    let mut all = common(node, gpu);
+    all.extend([
+        ("type", string("gpu")),
+        ("profile", string("full")),
+        ("computeSlices", Attribute::Int(slices.into())),
+        ("memorySlices", Attribute::Int(mig.map_or(0, |it| it.memory_slices()).into())),
+        ("placementStart", Attribute::Int(0)),
+        ("mediaExtensions", Attribute::Bool(false)),
+    ]);
+    all
+}
+
+/// Attributes of a MIG device.
+pub(super) fn of_mig(
+    node: &NodeFacts,
+    gpu: &Gpu,
+    profile: &Profile,
+    placement: Placement,
+) -> BTreeMap<&'static str, Attribute> {
+    let mut all = common(node, gpu);
+    all.extend([
+        ("type", string("mig")),
+        ("profile", string(&profile.name)),
+        ("computeSlices", Attribute::Int(profile.slices.into())),
+        ("memorySlices", Attribute::Int(placement.size.into())),
+        ("placementStart", Attribute::Int(placement.start.into())),
+        ("mediaExtensions", Attribute::Bool(has_media_extension(profile))),
+    ]);
+    all
+}
+
+/// Capacities of a whole GPU. NVML tells engines of profiles only, so a GPU has what its richest profile has, and a GPU
+/// without MIG reports 0, which means unknown.
+pub(super) fn capacities_of_gpu(gpu: &GpuFacts) -> BTreeMap<&'static str, Capacity> {
+    let profiles = gpu.mig.as_ref().map_or(&[][..], |it| &it.profiles);
+    let most = |count: fn(&Profile) -> u32| profiles.iter().map(count).max().unwrap_or(0);
+    let media = MediaEngines {
+        decoders: most(|it| it.media.decoders),
+        encoders: most(|it| it.media.encoders),
+        jpegs: most(|it| it.media.jpegs),
+        ofas: most(|it| it.media.ofas),
+    };
+    capacities(gpu.memory_bytes >> 20, most(|it| it.multiprocessors), most(|it| it.copy_engines), media)
+}
+
+/// Capacities of a MIG device.
+pub(super) fn capacities_of_profile(profile: &Profile) -> BTreeMap<&'static str, Capacity> {
+    capacities(profile.memory_mib, profile.multiprocessors, profile.copy_engines, profile.media)
+}
+
+/// True for the profiles that claim the media engines, of which a GPU has few: `+me` and `+me.all`.
+pub(super) fn has_media_extension(profile: &Profile) -> bool {
+    profile
+        .name
+        .split_once('+')
+        .is_some_and(|(_, extensions)| extensions.split(',').any(|it| it == "me" || it.starts_with("me.")))
+}
+
+fn common(node: &NodeFacts, gpu: &Gpu) -> BTreeMap<&'static str, Attribute> {
+    let (cuda_major, cuda_minor) = node.cuda_version;
+    let (major, minor) = gpu.facts.compute_capability;
+    BTreeMap::from([
+        ("parentUUID", string(&gpu.facts.uuid)),
+        ("productName", string(&gpu.facts.product_name)),
+        ("brand", string(&gpu.facts.brand)),
+        ("architecture", string(&gpu.facts.architecture)),
+        ("cudaComputeCapability", Attribute::Version(format!("{major}.{minor}.0"))),
+        ("driverVersion", Attribute::Version(semver(&node.driver_version))),
+        ("cudaDriverVersion", Attribute::Version(format!("{cuda_major}.{cuda_minor}.0"))),
+        ("resource.kubernetes.io/pciBusID", string(&gpu.facts.pci.to_string())),
+        ("resource.kubernetes.io/pcieRoot", string(&gpu.attachment.pcie_root)),
+        ("resource.kubernetes.io/numaNode", Attribute::Int(gpu.attachment.numa_node)),
+    ])
+}
+
+fn capacities(
+    memory_mib: u64,
+    multiprocessors: u32,
+    copy_engines: u32,
+    media: MediaEngines,
+) -> BTreeMap<&'static str, Capacity> {
+    BTreeMap::from([
+        ("memory", Capacity::Mebibytes(memory_mib)),
+        ("multiprocessors", Capacity::Count(multiprocessors)),
+        ("copyEngines", Capacity::Count(copy_engines)),
+        ("decoders", Capacity::Count(media.decoders)),
+        ("encoders", Capacity::Count(media.encoders)),
+        ("jpegEngines", Capacity::Count(media.jpegs)),
+        ("ofaEngines", Capacity::Count(media.ofas)),
+    ])
+}
+
+fn string(text: &str) -> Attribute {
+    let end = (0..=MAX_STRING.min(text.len())).rev().find(|it| text.is_char_boundary(*it)).unwrap_or(0);
+    Attribute::String(text[..end].to_owned())
+}
+
+/// A driver version as strict semver: NVIDIA's `570.124.06` has a leading zero, and some have two parts.
+fn semver(version: &str) -> String {
+    let mut parts = version
+        .split('.')
+        .map(|part| part.chars().take_while(char::is_ascii_digit).collect::<String>())
+        .map(|digits| digits.parse::<u64>().unwrap_or(0));
+    let mut next = || parts.next().unwrap_or(0);
+    format!("{}.{}.{}", next(), next(), next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn driver_versions_become_strict_semver() {
+        assert_eq!(semver("570.124.06"), "570.124.6");
+        assert_eq!(semver("580.82"), "580.82.0");
+        assert_eq!(semver("not a version"), "0.0.0");
+    }
+
+    #[test]
+    fn long_strings_are_cut_at_a_character() {
+        let Attribute::String(cut) = string(&"é".repeat(40)) else { panic!("a string") };
+        assert_eq!(cut.len(), 64);
+        let Attribute::String(cut) = string(&format!("a{}", "é".repeat(40))) else { panic!("a string") };
+        assert_eq!(cut.len(), 63);
+    }
+}

@@ -1,0 +1,229 @@
+//! Facts to offers: what each GPU of this node could be cut into, and what each cut costs.
+//!
+//! Pure. Knows no GPU model: everything comes from what NVML reports. Refuses to offer what cannot be prepared, such as
+//! a placement that an instance of somebody else occupies.
+
+mod attributes;
+mod counters;
+mod name;
+mod order;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use attributes::{Attribute, Capacity, STANDARD_DOMAIN};
+pub use counters::CounterPlan;
+pub use name::DeviceName;
+
+use crate::nvml::facts::{GpuFacts, GpuInstance, MigFacts, MigMode, NodeFacts, Placement};
+
+/// Where a GPU is attached to the machine, from sysfs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attachment {
+    /// PCIe root complex, `pci0000:3a`; empty where unknown.
+    pub pcie_root: String,
+    /// NUMA node; -1 where unknown, as the kernel says it.
+    pub numa_node: i64,
+}
+
+/// What can change about a GPU while the driver runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuState {
+    /// MIG mode; `None` on a GPU without MIG.
+    pub mode: Option<MigMode>,
+    /// Live instances; for the inventory only those that this driver did not make.
+    pub instances: Vec<GpuInstance>,
+    /// Why the GPU cannot be read at the moment, if so.
+    pub problem: Option<String>,
+}
+
+/// A GPU with all that is known about it.
+#[derive(Debug, Clone)]
+pub struct Gpu {
+    /// What NVML says of it.
+    pub facts: Arc<GpuFacts>,
+    /// Where it is attached.
+    pub attachment: Attachment,
+    /// What changes.
+    pub state: GpuState,
+}
+
+/// What a node offers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// One entry for each GPU, in PCI order.
+    pub gpus: Vec<GpuInventory>,
+}
+
+/// What one GPU offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuInventory {
+    /// Name of its counter set, `gpu-<pci>`.
+    pub counter_set: String,
+    /// What is left to consume; empty where nothing the GPU offers can overlap.
+    pub counters: BTreeMap<String, u32>,
+    /// Devices, those to be taken first at the front.
+    pub devices: Vec<AllocatableDevice>,
+}
+
+/// Something a claim can be given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllocatableDevice {
+    /// Name in the ResourceSlice.
+    pub name: DeviceName,
+    /// UUID of the GPU.
+    pub parent_uuid: String,
+    /// Whole GPU or MIG device.
+    pub kind: DeviceKind,
+    /// Attributes; the same keys on every device of this driver.
+    pub attributes: BTreeMap<&'static str, Attribute>,
+    /// Capacities; the same keys on every device of this driver.
+    pub capacities: BTreeMap<&'static str, Capacity>,
+    /// What it takes from its GPU's counters.
+    pub consumes: BTreeMap<String, u32>,
+}
+
+/// What has to be done to prepare a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// Hand out the GPU as it is, MIG mode off.
+    Gpu,
+    /// Create a GPU instance and a compute instance that fills it.
+    Mig(MigSpec),
+}
+
+/// A MIG device that could exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MigSpec {
+    /// Name of the profile.
+    pub profile: String,
+    /// Profile id for NVML.
+    pub profile_id: u32,
+    /// Upper bound of instances with this profile on one GPU.
+    pub max_instances: u32,
+    /// Compute slices.
+    pub slices: u32,
+    /// Where it goes.
+    pub placement: Placement,
+}
+
+impl Inventory {
+    /// The device with this name.
+    #[must_use]
+    pub fn device(&self, name: &str) -> Option<&AllocatableDevice> {
+        self.devices().find(|it| it.name.as_str() == name)
+    }
+
+    /// All devices of the node.
+    pub fn devices(&self) -> impl Iterator<Item = &AllocatableDevice> {
+        self.gpus.iter().flat_map(|it| &it.devices)
+    }
+
+    /// The part that is safe to publish where the API server drops counters: of each GPU the devices that are held by
+    /// claims, and else the whole GPU. Nothing in it overlaps, so nothing needs a counter.
+    #[must_use]
+    pub fn without_overlaps(&self, held: &BTreeSet<String>) -> Self {
+        let reduce = |gpu: &GpuInventory| {
+            let is_held = |it: &&AllocatableDevice| held.contains(it.name.as_str());
+            let mut devices: Vec<_> = gpu.devices.iter().filter(is_held).cloned().collect();
+            if devices.is_empty() {
+                devices = gpu.devices.iter().filter(|it| it.kind == DeviceKind::Gpu).cloned().collect();
+            }
+            for device in &mut devices {
+                device.consumes.clear();
+            }
+            GpuInventory { counter_set: gpu.counter_set.clone(), counters: BTreeMap::new(), devices }
+        };
+        Self { gpus: self.gpus.iter().map(reduce).collect() }
+    }
+}
+
+/// Builds the inventory of a node.
+///
+/// `held` names devices that claims of this driver hold: they stay, whatever else changes (kubernetes#140802: an
+/// allocated device that vanishes from its slice looks free to the scheduler).
+#[must_use]
+pub fn inventory(node: &NodeFacts, gpus: &[Gpu], held: &BTreeSet<String>) -> Inventory {
+    let mut gpus: Vec<&Gpu> = gpus.iter().collect();
+    gpus.sort_by_key(|it| it.facts.pci);
+    Inventory { gpus: gpus.into_iter().map(|gpu| offers(node, gpu, held)).collect() }
+}
+
+fn offers(node: &NodeFacts, gpu: &Gpu, held: &BTreeSet<String>) -> GpuInventory {
+    let plan = CounterPlan::of(gpu.facts.mig.as_ref().map_or(&[], |it| &it.profiles));
+    let mut counters = remaining(&plan, gpu);
+
+    let whole = AllocatableDevice {
+        name: DeviceName::gpu(gpu.facts.pci),
+        parent_uuid: gpu.facts.uuid.clone(),
+        kind: DeviceKind::Gpu,
+        attributes: attributes::of_gpu(node, gpu),
+        capacities: attributes::capacities_of_gpu(&gpu.facts),
+        consumes: plan.totals(),
+    };
+    let candidates = match (&gpu.facts.mig, gpu.state.mode) {
+        (Some(mig), Some(mode)) if mig.resetless || mode.current => {
+            let mut devices = mig_devices(node, gpu, mig, &plan);
+            // A GPU that needs a reset to leave MIG mode cannot be handed out whole while it is in it.
+            if mig.resetless {
+                devices.push(whole);
+            }
+            devices
+        }
+        // Without MIG nothing overlaps, so nothing is counted.
+        _ => vec![AllocatableDevice { consumes: BTreeMap::new(), ..whole }],
+    };
+    let fits = |device: &AllocatableDevice| {
+        held.contains(device.name.as_str())
+            || gpu.state.problem.is_none() && fits_into(&device.consumes, &counters)
+    };
+    let devices: Vec<_> = candidates.into_iter().filter(fits).collect();
+    if devices.iter().all(|it| it.consumes.is_empty()) {
+        counters.clear();
+    }
+    GpuInventory { counter_set: name::gpu_label(gpu.facts.pci), counters, devices }
+}
+
+/// What the GPU's live instances leave of its counters.
+#[must_use]
+pub fn remaining(plan: &CounterPlan, gpu: &Gpu) -> BTreeMap<String, u32> {
+    let mut counters = plan.totals();
+    for instance in &gpu.state.instances {
+        let Some(profile) = gpu.facts.profile(instance.profile_id) else { continue };
+        for (counter, amount) in plan.cost(profile, instance.placement) {
+            if let Some(left) = counters.get_mut(&counter) {
+                *left = left.saturating_sub(amount);
+            }
+        }
+    }
+    counters
+}
+
+/// True where there is enough of everything that is consumed.
+#[must_use]
+pub fn fits_into(consumes: &BTreeMap<String, u32>, counters: &BTreeMap<String, u32>) -> bool {
+    consumes.iter().all(|(counter, amount)| Some(amount) <= counters.get(counter))
+}
+
+fn mig_devices(node: &NodeFacts, gpu: &Gpu, mig: &MigFacts, plan: &CounterPlan) -> Vec<AllocatableDevice> {
+    order::by_preference(mig)
+        .into_iter()
+        .map(|(profile, placement)| AllocatableDevice {
+            name: DeviceName::mig(gpu.facts.pci, &profile.name, placement.start),
+            parent_uuid: gpu.facts.uuid.clone(),
+            kind: DeviceKind::Mig(MigSpec {
+                profile: profile.name.clone(),
+                profile_id: profile.id,
+                max_instances: profile.max_instances,
+                slices: profile.slices,
+                placement,
+            }),
+            attributes: attributes::of_mig(node, gpu, profile, placement),
+            capacities: attributes::capacities_of_profile(profile),
+            consumes: plan.cost(profile, placement),
+        })
+        .collect()
+}

@@ -1,0 +1,70 @@
+//! gRPC towards the kubelet: two sockets, one for the kubelet to find us, one for the work.
+//!
+//! ```text
+//! <registry>/<driver>@reg.sock        GetInfo, NotifyRegistrationStatus   (the kubelet watches this directory)
+//! <plugins>/<driver>/dra.sock         NodePrepareResources, NodeUnprepareResources, v1 and v1beta1
+//! ```
+//!
+//! Nothing is decided here: a call is translated, handed to `claim`, and its answer translated back.
+
+mod pb;
+mod plugin;
+mod registration;
+mod socket;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tracing::info;
+
+pub use plugin::DraPlugin;
+pub use registration::{Registration, RegistrationState};
+pub use socket::{Socket, SocketError, SocketPaths};
+
+use pb::dra_v1::dra_plugin_server::DraPluginServer as V1Server;
+use pb::dra_v1beta1::dra_plugin_server::DraPluginServer as V1Beta1Server;
+use pb::registration::registration_server::RegistrationServer;
+
+/// Services that the plugin socket offers, as the kubelet names them; it takes the first one that it knows
+/// (pkg/kubelet/cm/dra/plugin/dra_plugin_manager.go).
+pub const SUPPORTED_VERSIONS: [&str; 2] = ["v1.DRAPlugin", "v1beta1.DRAPlugin"];
+
+/// The server failed while it ran.
+#[derive(Debug, thiserror::Error)]
+#[error("gRPC server on `{path}` failed: {source}")]
+pub struct ServeError {
+    path: PathBuf,
+    source: tonic::transport::Error,
+}
+
+/// Serves the plugin until `stop`; calls that run are finished first.
+pub async fn serve_plugin(
+    socket: Socket,
+    plugin: Arc<DraPlugin>,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let path = socket.path().to_owned();
+    info!(socket = %path.display(), "serving the kubelet");
+    Server::builder()
+        .add_service(V1Server::from_arc(Arc::clone(&plugin)))
+        .add_service(V1Beta1Server::from_arc(plugin))
+        .serve_with_incoming_shutdown(socket.into_incoming(), stop.cancelled_owned())
+        .await
+        .map_err(|source| ServeError { path, source })
+}
+
+/// Serves the registration until `stop`. The end of its socket is what de-registers the driver.
+pub async fn serve_registration(
+    socket: Socket,
+    registration: Registration,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let path = socket.path().to_owned();
+    Server::builder()
+        .add_service(RegistrationServer::new(registration))
+        .serve_with_incoming_shutdown(socket.into_incoming(), stop.cancelled_owned())
+        .await
+        .map_err(|source| ServeError { path, source })
+}

@@ -1,0 +1,77 @@
+//! Making a MIG device exist.
+
+use tracing::info;
+
+use super::{MigDevice, MigError, instance_at, recorded_instance, switch_mode};
+use crate::checkpoint::{Progress, StoreError};
+use crate::inventory::MigSpec;
+use crate::nvml::facts::{ComputeInstance, MigFacts};
+use crate::nvml::{CallError, Code, DeviceHandle, GpuInstanceHandle};
+
+/// True where no instance of this very profile and placement exists. Asked before the intent is written, so that an
+/// instance of somebody else is never mistaken for one that a crash left behind.
+pub fn is_free(device: &DeviceHandle<'_>, spec: &MigSpec) -> Result<bool, MigError> {
+    Ok(instance_at(device, spec)?.is_none())
+}
+
+/// Finds the device that `progress` describes or makes what is missing of it. `record` is called after each step, and
+/// the next step is taken only if it succeeds.
+///
+/// A failure leaves behind what was recorded; undoing it is for the caller, who knows whether the claim was in use.
+pub fn ensure(
+    device: &DeviceHandle<'_>,
+    mig: &MigFacts,
+    spec: &MigSpec,
+    progress: &Progress,
+    record: &mut dyn FnMut(Progress) -> Result<(), StoreError>,
+) -> Result<MigDevice, MigError> {
+    switch_mode(device, mig, true)?;
+    let existing = match progress.gpu_instance() {
+        Some(id) => recorded_instance(device, spec, id)?,
+        None => instance_at(device, spec)?,
+    };
+    let is_new = existing.is_none();
+    let instance = match existing {
+        Some(instance) => instance,
+        None => create_gpu_instance(device, spec)?,
+    };
+    if progress.gpu_instance() != Some(instance.id) {
+        record(Progress::GpuInstance { gpu_instance: instance.id })?;
+    }
+    let compute_instance = ensure_compute_instance(device, instance, spec, is_new)?;
+    let complete = Progress::Complete {
+        gpu_instance: instance.id,
+        compute_instance: compute_instance.id,
+        uuid: compute_instance.uuid.clone(),
+    };
+    if complete != *progress {
+        record(complete)?;
+    }
+    Ok(MigDevice { gpu_instance: instance.id, compute_instance, parent_minor: device.minor()? })
+}
+
+fn create_gpu_instance(device: &DeviceHandle<'_>, spec: &MigSpec) -> Result<GpuInstanceHandle, MigError> {
+    let created = device.create_gpu_instance(spec.profile_id, spec.placement).map_err(|error| {
+        if error.code == Code::INSUFFICIENT_RESOURCES {
+            MigError::Occupied { profile: spec.profile.clone(), start: spec.placement.start }
+        } else {
+            error.into()
+        }
+    })?;
+    info!(profile = spec.profile, placement = %spec.placement, gi = created.id, "GPU instance created");
+    Ok(created)
+}
+
+fn ensure_compute_instance(
+    device: &DeviceHandle<'_>,
+    instance: GpuInstanceHandle,
+    spec: &MigSpec,
+    is_new: bool,
+) -> Result<ComputeInstance, CallError> {
+    // A new GPU instance has none; asking takes two dozen calls.
+    let existing = if is_new { None } else { device.compute_instances(instance)?.into_iter().next() };
+    match existing {
+        Some(existing) => Ok(existing),
+        None => device.create_compute_instance(instance, spec.slices),
+    }
+}

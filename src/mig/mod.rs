@@ -1,0 +1,129 @@
+//! Parent, profile and placement to a MIG device, and back to whole hardware.
+//!
+//! Runs on the GPU's own thread and takes one step at a time; each step is reported before the next is taken, so that
+//! the caller can write it down. Everything can be repeated: what exists is found, what is gone is not missed. An
+//! instance is touched only if its id, profile and placement are those of the record.
+
+mod create;
+mod destroy;
+mod mode;
+
+pub use create::{ensure, is_free};
+pub use destroy::destroy;
+pub use mode::switch_mode;
+
+use crate::checkpoint::StoreError;
+use crate::inventory::MigSpec;
+use crate::nvml::facts::ComputeInstance;
+use crate::nvml::{CallError, Code, DeviceHandle, GpuInstanceHandle};
+
+/// A MIG device that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MigDevice {
+    /// GPU instance id.
+    pub gpu_instance: u32,
+    /// Its compute instance.
+    pub compute_instance: ComputeInstance,
+    /// Minor number of the parent's device node now; it may change with MIG mode.
+    pub parent_minor: u32,
+}
+
+/// Why a MIG device could not be made or destroyed.
+#[derive(Debug, thiserror::Error)]
+pub enum MigError {
+    /// MIG mode did not change.
+    #[error(
+        "MIG mode of the GPU could not be switched {wanted} (activation status {activation}{}); stop whatever uses \
+         the GPU (`nvidia-smi` lists processes), or reset it with `nvidia-smi --gpu-reset`",
+        if *pending { ", the change is pending" } else { "" }
+    )]
+    ModeNotSwitched {
+        /// `on` or `off`.
+        wanted: &'static str,
+        /// What NVML says of the attempt.
+        activation: Code,
+        /// True where the change waits for a reset.
+        pending: bool,
+    },
+    /// Switching needs a reset.
+    #[error(
+        "MIG mode is {} and this GPU needs a reset to change that; drain the node, then run `nvidia-smi -mig {}` and \
+         reset the GPU", if *is_on { "on" } else { "off" }, u8::from(!*is_on)
+    )]
+    NeedsReset {
+        /// MIG mode now.
+        is_on: bool,
+    },
+    /// Instances live on a GPU that is to be handed out whole.
+    #[error("the GPU still has {count} MIG instance(s), so it cannot be handed out whole yet")]
+    StillCut {
+        /// GPU instances found.
+        count: usize,
+    },
+    /// The placement is taken.
+    #[error(
+        "placement {start} for profile {profile} is occupied on the GPU; `dra-driver-mig inspect` on the node shows by \
+         whom"
+    )]
+    Occupied {
+        /// Profile name.
+        profile: String,
+        /// First memory slice.
+        start: u32,
+    },
+    /// Something still uses the instance.
+    #[error(
+        "GPU instance {gpu_instance} is still in use ({call}); a process or a monitoring agent such as DCGM holds it"
+    )]
+    InUse {
+        /// GPU instance id.
+        gpu_instance: u32,
+        /// The call that was refused.
+        call: &'static str,
+    },
+    /// A step could not be written down, so the next was not taken.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// NVML failed otherwise.
+    #[error("{0}; see `nvidia-smi` and the kernel log of the node")]
+    Nvml(#[from] CallError),
+}
+
+impl MigError {
+    /// True where the same call may succeed in a moment.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::InUse { .. } | Self::StillCut { .. } => true,
+            Self::ModeNotSwitched { activation, .. } => *activation == Code::IN_USE,
+            Self::Nvml(error) => error.is_transient(),
+            Self::NeedsReset { .. } | Self::Occupied { .. } | Self::Store(_) => false,
+        }
+    }
+}
+
+/// The error for a MIG device on a GPU that has no MIG, which only a stale record can ask for.
+#[must_use]
+pub fn no_mig() -> MigError {
+    MigError::Nvml(CallError { call: "nvmlDeviceGetMigMode", code: Code::NOT_SUPPORTED })
+}
+
+/// The live instance with this id, if it is the one the record means.
+fn recorded_instance(
+    device: &DeviceHandle<'_>,
+    spec: &MigSpec,
+    id: u32,
+) -> Result<Option<GpuInstanceHandle>, CallError> {
+    let found = device.gpu_instance(id)?;
+    Ok(found.filter(|it| it.profile_id == spec.profile_id && it.placement == spec.placement))
+}
+
+/// The live instance with this profile at this placement.
+fn instance_at(device: &DeviceHandle<'_>, spec: &MigSpec) -> Result<Option<GpuInstanceHandle>, CallError> {
+    match device.gpu_instances(spec.profile_id, spec.max_instances) {
+        Ok(found) => Ok(found.into_iter().find(|it| it.placement == spec.placement)),
+        // MIG mode is off.
+        Err(error) if error.code == Code::NOT_SUPPORTED => Ok(None),
+        Err(error) => Err(error),
+    }
+}

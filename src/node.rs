@@ -1,0 +1,261 @@
+//! Wires everything and watches it run: the only file that names every part.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::api::{self, ClaimReader, NodeSlices};
+use crate::args::NodeArgs;
+use crate::cdi::{ClaimFiles, DEFAULT_LDCONFIG, DriverRoot, HookSettings, Kind, Root};
+use crate::checkpoint::{Checkpoint, Record};
+use crate::claim::{Claims, ClaimsParts, CommonSource};
+use crate::hardware::{Hardware, HardwarePaths, NodeState};
+use crate::inventory::{Gpu, Inventory, inventory};
+use crate::kubelet::{
+    DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
+};
+use crate::slices::{Publication, Publisher};
+use crate::telemetry::{Health, serve_health};
+
+/// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
+const DRAIN: Duration = Duration::from_secs(25);
+
+/// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
+pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
+    info!(version = env!("CARGO_PKG_VERSION"), ?args, "starting");
+    let kind = Kind::of_driver(&args.driver.driver_name)?;
+    let client = api::client(args.kubeconfig.as_deref()).await?;
+    let checkpoint = Checkpoint::open(&args.driver.claims_directory())?;
+    let cdi = ClaimFiles::open(&args.cdi_root, kind.clone())?;
+    let (changed, changes) = watch::channel(());
+    let (state, node) = watch::channel(NodeState {
+        hardware: Err("NVML was not opened yet".to_owned()),
+        inventory: Arc::default(),
+        held: BTreeSet::new(),
+    });
+
+    // The first look comes before the kubelet may call, so that no pod fails only because we have just started.
+    let mut watch = HardwareWatch {
+        paths: args.hardware.paths(),
+        checkpoint: checkpoint.clone(),
+        state,
+        gpus: Vec::new(),
+    };
+    watch.look().await?;
+
+    let claims = Claims::new(ClaimsParts {
+        proc_root: args.hardware.proc_root.clone(),
+        reader: ClaimReader::new(client.clone()),
+        node: node.clone(),
+        checkpoint,
+        common: CommonSource::new(driver_root(&args), args.common_edits.clone()),
+        cdi,
+        changed,
+        kind,
+    });
+    let slices = NodeSlices::new(client, &args.node_name, &args.driver.driver_name);
+    let pending = Publication::Pending { reason: "not published yet".to_owned() };
+    let (publication_report, publication) = watch::channel(pending);
+    let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
+    let publisher = Publisher::new(slices, &args.node_name, &args.driver.driver_name, publication_report);
+    let health = Health { registration, publication, node: node.clone() };
+
+    let paths = SocketPaths::new(
+        &args.driver.plugin_directory(),
+        &args.registry_dir,
+        &args.driver.driver_name,
+        args.pod_uid.as_deref(),
+    );
+    // The work socket first: the kubelet dials it as soon as it sees the other one.
+    let plugin_socket = Socket::listen(&paths.plugin)?;
+    let registration_socket = Socket::listen(&paths.registration)?;
+    let service = Registration::new(&args.driver.driver_name, paths.plugin, registration_report);
+
+    let mut parts = Parts { running: JoinSet::new() };
+    let plugin = Arc::new(DraPlugin::new(Arc::new(claims)));
+    parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, stop.clone()));
+    parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
+    parts.add("health", serve_health(args.http_address, health, stop.clone()));
+    parts.add("hardware watch", watch.run(changes, args.rescan_interval, stop.clone()));
+    parts.add("publisher", async {
+        publisher.run(node).await;
+        anyhow::Ok(())
+    });
+    parts.watch(stop).await
+}
+
+/// The tasks of the process. One that ends before it was asked to ends them all.
+struct Parts {
+    running: JoinSet<(&'static str, anyhow::Result<()>)>,
+}
+
+impl Parts {
+    fn add<E>(&mut self, name: &'static str, part: impl Future<Output = Result<(), E>> + Send + 'static)
+    where
+        E: Into<anyhow::Error>,
+    {
+        self.running.spawn(async move { (name, part.await.map_err(Into::into)) });
+    }
+
+    async fn watch(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            ended = self.running.join_next() => {
+                stop.cancel();
+                match ended {
+                    Some(Ok((name, Err(error)))) => return Err(error.context(format!("{name} failed"))),
+                    Some(Ok((name, Ok(())))) => bail!("{name} ended by itself"),
+                    Some(Err(error)) => return Err(error).context("a task of the driver died"),
+                    None => bail!("nothing to run"),
+                }
+            }
+        }
+        info!("stopping: calls that run are finished first");
+        let drained = timeout(DRAIN, async { while self.running.join_next().await.is_some() {} }).await;
+        if drained.is_err() {
+            warn!("some calls did not end in time; they are finished or undone at the next start");
+        }
+        info!("stopped");
+        Ok(())
+    }
+}
+
+/// Keeps the node's state up to date.
+struct HardwareWatch {
+    paths: HardwarePaths,
+    checkpoint: Checkpoint,
+    state: watch::Sender<NodeState>,
+    gpus: Vec<Gpu>,
+}
+
+impl HardwareWatch {
+    async fn run(
+        mut self,
+        mut changes: watch::Receiver<()>,
+        interval: Duration,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                change = changes.changed() => {
+                    change.context("the claims are gone")?;
+                    self.publish(self.state.borrow().hardware.clone())?;
+                }
+                () = sleep(interval) => self.look().await?,
+            }
+        }
+    }
+
+    /// Opens the hardware if it is not open, reads what may have changed, and tells everybody.
+    async fn look(&mut self) -> anyhow::Result<()> {
+        let known = self.state.borrow().hardware.clone();
+        let hardware = match known {
+            Ok(open) => Ok(open),
+            Err(before) => {
+                let paths = self.paths.clone();
+                let opened = tokio::task::spawn_blocking(move || Hardware::open(&paths)).await?;
+                opened.map(Arc::new).map_err(|error| {
+                    let reason = error.to_string();
+                    if reason != before {
+                        warn!(reason, "no GPUs to offer; looking again from time to time");
+                    }
+                    reason
+                })
+            }
+        };
+        self.gpus = match &hardware {
+            Ok(hardware) => self.scan(hardware).await?,
+            Err(_) => Vec::new(),
+        };
+        self.publish(hardware)
+    }
+
+    /// Reads every GPU and leaves only those instances that no record means. Records are read before and after, because
+    /// claims come and go meanwhile.
+    async fn scan(&self, hardware: &Hardware) -> anyhow::Result<Vec<Gpu>> {
+        let mut records: Vec<Record> = self.checkpoint.records()?;
+        let mut gpus = hardware.scan().await?;
+        records.extend(self.checkpoint.records()?);
+        for gpu in &mut gpus {
+            let parent = &gpu.facts.uuid;
+            gpu.state
+                .instances
+                .retain(|it| !records.iter().any(|record| hardware.is_recorded(parent, it, record)));
+            self.report(gpu);
+        }
+        Ok(gpus)
+    }
+
+    /// Logs what is new about a GPU.
+    fn report(&self, gpu: &Gpu) {
+        let before = self.gpus.iter().find(|it| it.facts.uuid == gpu.facts.uuid).map(|it| &it.state);
+        let uuid = &gpu.facts.uuid;
+        for instance in &gpu.state.instances {
+            if !before.is_some_and(|it| it.instances.contains(instance)) {
+                let (gi, placement) = (instance.id, instance.placement);
+                warn!(uuid, gi, %placement, "GPU instance of somebody else: what it occupies is not offered");
+            }
+        }
+        if let Some(problem) = &gpu.state.problem
+            && before.is_none_or(|it| it.problem.as_ref() != Some(problem))
+        {
+            warn!(uuid, problem, "GPU cannot be read: only what claims hold of it stays published");
+        }
+        if let Some(mode) = gpu.state.mode
+            && mode.current != mode.pending
+            && before.is_none_or(|it| it.mode != gpu.state.mode)
+        {
+            warn!(
+                uuid,
+                current = mode.current,
+                pending = mode.pending,
+                "MIG mode changes at the next GPU reset"
+            );
+        }
+    }
+
+    fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
+        let held: BTreeSet<String> =
+            self.checkpoint.records()?.iter().flat_map(|it| &it.devices).map(|it| it.name.clone()).collect();
+        let inventory = match &hardware {
+            Ok(hardware) => inventory(&hardware.facts, &self.gpus, &held),
+            Err(_) => Inventory::default(),
+        };
+        self.state.send_if_modified(|state| {
+            let is_same = *state.inventory == inventory
+                && state.held == held
+                && state.hardware.is_ok() == hardware.is_ok()
+                && state.hardware.as_ref().err() == hardware.as_ref().err();
+            *state = NodeState { hardware, inventory: Arc::new(inventory), held };
+            !is_same
+        });
+        Ok(())
+    }
+}
+
+fn driver_root(args: &NodeArgs) -> DriverRoot {
+    let here = args.hardware.driver_root.clone();
+    let host = args.host_driver_root.clone().unwrap_or_else(|| here.to_string_lossy().into_owned());
+    DriverRoot {
+        files: Root::new(here, host),
+        devices: Root::new(args.dev_root.clone(), "/"),
+        version: None,
+        hooks: HookSettings {
+            host_root: args.host_root.clone(),
+            program: args.cdi_hook.clone(),
+            ldconfig: DEFAULT_LDCONFIG.to_owned(),
+            disabled: BTreeSet::new(),
+        },
+        proc: args.hardware.proc_root.clone(),
+        sys: args.hardware.sys_root.clone(),
+    }
+}

@@ -1,0 +1,370 @@
+//! The NVML calls that nvml-wrapper lacks or gets wrong: GPU instances, compute instances, profiles, placements.
+//!
+//! All `unsafe` of the driver is in this file. Calls block; they are made on a GPU's own thread (`queue`). A function
+//! that the installed driver does not have is an error, never a panic: nvml-wrapper-sys' methods would panic, its
+//! function fields do not, so only the fields are used.
+#![expect(unsafe_code, reason = "the one file that talks to the C library directly")]
+
+use std::ffi::{CStr, c_char, c_uint};
+use std::mem::MaybeUninit;
+use std::ptr;
+
+use nvml_wrapper::{Device, Nvml};
+use nvml_wrapper_sys::bindings as sys;
+
+use super::error::{CallError, Code, check};
+use super::facts::{ComputeInstance, GpuInstance, MediaEngines, MigMode, Placement, Profile};
+
+/// A GPU, or the MIG device that stands for a compute instance, as NVML knows it. Stays on the thread that made it.
+#[derive(Debug)]
+pub struct DeviceHandle<'nvml> {
+    nvml: &'nvml Nvml,
+    raw: sys::nvmlDevice_t,
+}
+
+/// A live GPU instance: its id, profile and placement, and the handle that the other calls need.
+#[derive(Debug, Clone, Copy)]
+pub struct GpuInstanceHandle {
+    raw: sys::nvmlGpuInstance_t,
+    /// GPU instance id.
+    pub id: u32,
+    /// Profile id.
+    pub profile_id: u32,
+    /// Where it sits.
+    pub placement: Placement,
+}
+
+/// Looks a function up in the loaded library; an old driver may lack it.
+macro_rules! function {
+    ($nvml:expr, $name:ident) => {
+        $nvml
+            .lib()
+            .$name
+            .as_ref()
+            .map_err(|_| CallError { call: stringify!($name), code: Code::FUNCTION_NOT_FOUND })
+    };
+}
+
+impl<'nvml> DeviceHandle<'nvml> {
+    /// The GPU with this UUID.
+    pub fn by_uuid(nvml: &'nvml Nvml, uuid: &str) -> Result<Self, CallError> {
+        let device = nvml.device_by_uuid(uuid).map_err(CallError::wrapped("nvmlDeviceGetHandleByUUID"))?;
+        Ok(Self::of(nvml, &device))
+    }
+
+    /// The same GPU as nvml-wrapper's handle.
+    #[must_use]
+    pub fn of(nvml: &'nvml Nvml, device: &Device<'nvml>) -> Self {
+        // SAFETY: the handle is only used together with the `Nvml` it came from, which outlives it by `'nvml`.
+        let raw = unsafe { device.handle() };
+        Self { nvml, raw }
+    }
+
+    /// The same GPU for nvml-wrapper's safe calls.
+    #[must_use]
+    pub fn wrapper(&self) -> Device<'nvml> {
+        // SAFETY: `raw` came from this `Nvml`, and the result cannot outlive it.
+        unsafe { Device::new(self.raw, self.nvml) }
+    }
+
+    /// MIG mode now and after the next reset. NOT_SUPPORTED on a GPU without MIG.
+    pub fn mig_mode(&self) -> Result<MigMode, CallError> {
+        let function = function!(self.nvml, nvmlDeviceGetMigMode)?;
+        let (mut current, mut pending) = (0, 0);
+        // SAFETY: a live handle and two writable integers.
+        let code = unsafe { function(self.raw, &raw mut current, &raw mut pending) };
+        check("nvmlDeviceGetMigMode", code)?;
+        Ok(MigMode { current: current != 0, pending: pending != 0 })
+    }
+
+    /// Asks for MIG mode on or off and returns the activation status. NVML answers SUCCESS even where the mode did
+    /// not change, so only the status and a fresh [`Self::mig_mode`] tell (nvml.h at nvmlDeviceSetMigMode).
+    pub fn set_mig_mode(&self, on: bool) -> Result<Code, CallError> {
+        let function = function!(self.nvml, nvmlDeviceSetMigMode)?;
+        let mut activation = 0;
+        // SAFETY: a live handle and a writable status.
+        let code = unsafe { function(self.raw, c_uint::from(on), &raw mut activation) };
+        check("nvmlDeviceSetMigMode", code)?;
+        Ok(Code(activation))
+    }
+
+    /// True where MIG mode can be switched without a GPU reset (field 184 of nvml.h).
+    pub fn is_mig_resetless(&self) -> Result<bool, CallError> {
+        const NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED: c_uint = 184;
+        let function = function!(self.nvml, nvmlDeviceGetFieldValues)?;
+        // SAFETY: every field of the struct is an integer or a union of numbers, for which zero is a value.
+        let mut field: sys::nvmlFieldValue_t = unsafe { MaybeUninit::zeroed().assume_init() };
+        field.fieldId = NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED;
+        // SAFETY: a live handle and one writable field value, as the count says.
+        let code = unsafe { function(self.raw, 1, &raw mut field) };
+        check("nvmlDeviceGetFieldValues", code)?;
+        check("nvmlDeviceGetFieldValues", field.nvmlReturn)?;
+        // SAFETY: all members of the union start with the low bytes of the value; NVML reports this field as an
+        // unsigned int, and the union was zeroed, so reading 32 bits is defined for every value type.
+        Ok(unsafe { field.value.uiVal } != 0)
+    }
+
+    /// The profile with this `NVML_GPU_INSTANCE_PROFILE_*` index, without its placements. INVALID_ARGUMENT past the
+    /// last one, NOT_SUPPORTED where this GPU does not have it. The name is empty where the driver is too old to
+    /// tell it.
+    pub fn profile(&self, index: u32) -> Result<Profile, CallError> {
+        match self.named_profile(index) {
+            Err(error) if error.code == Code::FUNCTION_NOT_FOUND => self.unnamed_profile(index),
+            result => result,
+        }
+    }
+
+    /// Where a profile can be placed on an empty GPU.
+    pub fn placements(&self, profile_id: u32) -> Result<Vec<Placement>, CallError> {
+        const CALL: &str = "nvmlDeviceGetGpuInstancePossiblePlacements_v2";
+        let function = function!(self.nvml, nvmlDeviceGetGpuInstancePossiblePlacements_v2)?;
+        let mut count = 0;
+        // SAFETY: a live handle; a null buffer asks for the count only (nvml.h).
+        check(CALL, unsafe { function(self.raw, profile_id, ptr::null_mut(), &raw mut count) })?;
+        let mut found = vec![sys::nvmlGpuInstancePlacement_t { start: 0, size: 0 }; count as usize];
+        // SAFETY: the buffer holds as many placements as NVML has just asked for, and `count` says so.
+        check(CALL, unsafe { function(self.raw, profile_id, found.as_mut_ptr(), &raw mut count) })?;
+        found.truncate(count as usize);
+        Ok(found.iter().map(|it| Placement { start: it.start, size: it.size }).collect())
+    }
+
+    /// Live GPU instances of one profile; `at_most` is the profile's `max_instances`.
+    pub fn gpu_instances(&self, profile_id: u32, at_most: u32) -> Result<Vec<GpuInstanceHandle>, CallError> {
+        let function = function!(self.nvml, nvmlDeviceGetGpuInstances)?;
+        let mut raw: Vec<sys::nvmlGpuInstance_t> = vec![ptr::null_mut(); at_most as usize];
+        let mut count = at_most;
+        // SAFETY: nvml.h asks for a buffer of the profile's `instanceCount`, which is what `at_most` is.
+        let code = unsafe { function(self.raw, profile_id, raw.as_mut_ptr(), &raw mut count) };
+        check("nvmlDeviceGetGpuInstances", code)?;
+        raw.truncate(count as usize);
+        raw.into_iter().map(|it| self.describe(it)).collect()
+    }
+
+    /// The live GPU instance with this id, if there is one. MIG mode off counts as none.
+    pub fn gpu_instance(&self, id: u32) -> Result<Option<GpuInstanceHandle>, CallError> {
+        let function = function!(self.nvml, nvmlDeviceGetGpuInstanceById)?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: a live handle and a writable pointer.
+        let code = unsafe { function(self.raw, id, &raw mut raw) };
+        match check("nvmlDeviceGetGpuInstanceById", code) {
+            Ok(()) => self.describe(raw).map(Some),
+            Err(error) if [Code::NOT_FOUND, Code::NOT_SUPPORTED].contains(&error.code) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a GPU instance exactly there. INSUFFICIENT_RESOURCES where a slice or an engine is taken.
+    pub fn create_gpu_instance(
+        &self,
+        profile_id: u32,
+        placement: Placement,
+    ) -> Result<GpuInstanceHandle, CallError> {
+        let function = function!(self.nvml, nvmlDeviceCreateGpuInstanceWithPlacement)?;
+        let wanted = sys::nvmlGpuInstancePlacement_t { start: placement.start, size: placement.size };
+        let mut raw = ptr::null_mut();
+        // SAFETY: a live handle, a placement that NVML only reads, and a writable pointer.
+        let code = unsafe { function(self.raw, profile_id, &raw const wanted, &raw mut raw) };
+        check("nvmlDeviceCreateGpuInstanceWithPlacement", code)?;
+        self.describe(raw)
+    }
+
+    /// Destroys a GPU instance. IN_USE while it has compute instances or somebody holds it.
+    pub fn destroy_gpu_instance(&self, instance: GpuInstanceHandle) -> Result<(), CallError> {
+        let function = function!(self.nvml, nvmlGpuInstanceDestroy)?;
+        // SAFETY: the handle was returned by this library; NVML checks that it still stands for an instance.
+        check("nvmlGpuInstanceDestroy", unsafe { function(instance.raw) })
+    }
+
+    /// The compute instances of a GPU instance.
+    pub fn compute_instances(&self, instance: GpuInstanceHandle) -> Result<Vec<ComputeInstance>, CallError> {
+        self.raw_compute_instances(instance)?.into_iter().map(|raw| self.describe_compute(raw)).collect()
+    }
+
+    /// Makes the one compute instance that spans the whole GPU instance, which has `slices` compute slices.
+    pub fn create_compute_instance(
+        &self,
+        instance: GpuInstanceHandle,
+        slices: u32,
+    ) -> Result<ComputeInstance, CallError> {
+        let profile_id = self.spanning_compute_profile(instance, slices)?;
+        let function = function!(self.nvml, nvmlGpuInstanceCreateComputeInstance)?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: a GPU instance handle of this library and a writable pointer.
+        let code = unsafe { function(instance.raw, profile_id, &raw mut raw) };
+        check("nvmlGpuInstanceCreateComputeInstance", code)?;
+        self.describe_compute(raw)
+    }
+
+    /// Destroys every compute instance of a GPU instance. IN_USE while a process runs on one.
+    pub fn destroy_compute_instances(&self, instance: GpuInstanceHandle) -> Result<(), CallError> {
+        let function = function!(self.nvml, nvmlComputeInstanceDestroy)?;
+        for raw in self.raw_compute_instances(instance)? {
+            // SAFETY: the handle was listed by this library a moment ago.
+            check("nvmlComputeInstanceDestroy", unsafe { function(raw) })?;
+        }
+        Ok(())
+    }
+
+    /// A GPU instance with its compute instances, as plain data.
+    pub fn read(&self, instance: GpuInstanceHandle) -> Result<GpuInstance, CallError> {
+        Ok(GpuInstance {
+            id: instance.id,
+            profile_id: instance.profile_id,
+            placement: instance.placement,
+            compute_instances: self.compute_instances(instance)?,
+        })
+    }
+
+    /// Minor number of the GPU's device node; may change with MIG mode.
+    pub fn minor(&self) -> Result<u32, CallError> {
+        self.wrapper().minor_number().map_err(CallError::wrapped("nvmlDeviceGetMinorNumber"))
+    }
+
+    /// UUID of this device.
+    pub fn uuid(&self) -> Result<String, CallError> {
+        self.wrapper().uuid().map_err(CallError::wrapped("nvmlDeviceGetUUID"))
+    }
+
+    fn named_profile(&self, index: u32) -> Result<Profile, CallError> {
+        let function = function!(self.nvml, nvmlDeviceGetGpuInstanceProfileInfoV)?;
+        // SAFETY: the struct is integers and a character array, for which zero is a value.
+        let mut info: sys::nvmlGpuInstanceProfileInfo_v2_t = unsafe { MaybeUninit::zeroed().assume_init() };
+        info.version = version_word::<sys::nvmlGpuInstanceProfileInfo_v2_t>(2);
+        // SAFETY: a live handle and a struct whose version word tells NVML its layout.
+        let code = unsafe { function(self.raw, index, &raw mut info) };
+        check("nvmlDeviceGetGpuInstanceProfileInfoV", code)?;
+        let name = text(&info.name);
+        Ok(Profile {
+            index,
+            id: info.id,
+            name: name.strip_prefix("MIG ").unwrap_or(&name).to_owned(),
+            slices: info.sliceCount,
+            max_instances: info.instanceCount,
+            multiprocessors: info.multiprocessorCount,
+            copy_engines: info.copyEngineCount,
+            media: MediaEngines {
+                decoders: info.decoderCount,
+                encoders: info.encoderCount,
+                jpegs: info.jpegCount,
+                ofas: info.ofaCount,
+            },
+            memory_mib: info.memorySizeMB,
+            placements: Vec::new(),
+        })
+    }
+
+    fn unnamed_profile(&self, index: u32) -> Result<Profile, CallError> {
+        let function = function!(self.nvml, nvmlDeviceGetGpuInstanceProfileInfo)?;
+        // SAFETY: the struct is integers only, for which zero is a value.
+        let mut info: sys::nvmlGpuInstanceProfileInfo_t = unsafe { MaybeUninit::zeroed().assume_init() };
+        // SAFETY: a live handle and a writable struct of the first layout, which has no version word.
+        let code = unsafe { function(self.raw, index, &raw mut info) };
+        check("nvmlDeviceGetGpuInstanceProfileInfo", code)?;
+        Ok(Profile {
+            index,
+            id: info.id,
+            name: String::new(),
+            slices: info.sliceCount,
+            max_instances: info.instanceCount,
+            multiprocessors: info.multiprocessorCount,
+            copy_engines: info.copyEngineCount,
+            media: MediaEngines {
+                decoders: info.decoderCount,
+                encoders: info.encoderCount,
+                jpegs: info.jpegCount,
+                ofas: info.ofaCount,
+            },
+            memory_mib: info.memorySizeMB,
+            placements: Vec::new(),
+        })
+    }
+
+    fn describe(&self, raw: sys::nvmlGpuInstance_t) -> Result<GpuInstanceHandle, CallError> {
+        let function = function!(self.nvml, nvmlGpuInstanceGetInfo)?;
+        let mut info = MaybeUninit::<sys::nvmlGpuInstanceInfo_t>::zeroed();
+        // SAFETY: a GPU instance handle of this library and a writable struct.
+        check("nvmlGpuInstanceGetInfo", unsafe { function(raw, info.as_mut_ptr()) })?;
+        // SAFETY: zeroed before and filled by NVML; a pointer and integers have no invalid values.
+        let info = unsafe { info.assume_init() };
+        let placement = Placement { start: info.placement.start, size: info.placement.size };
+        Ok(GpuInstanceHandle { raw, id: info.id, profile_id: info.profileId, placement })
+    }
+
+    /// The compute profile that takes all slices of the instance: the first one, because newer drivers have several
+    /// with as many slices (7_SLICE and 7_SLICE_NVL), of which only the first is for everybody.
+    fn spanning_compute_profile(&self, instance: GpuInstanceHandle, slices: u32) -> Result<u32, CallError> {
+        let profiles = self.compute_profiles(instance)?;
+        profiles
+            .iter()
+            .find(|it| it.sliceCount == slices)
+            .map(|it| it.id)
+            .ok_or(CallError { call: "nvmlGpuInstanceGetComputeInstanceProfileInfo", code: Code::NOT_FOUND })
+    }
+
+    /// Lists compute instance handles. NVML lists them by profile, so every compute profile is asked.
+    fn raw_compute_instances(
+        &self,
+        instance: GpuInstanceHandle,
+    ) -> Result<Vec<sys::nvmlComputeInstance_t>, CallError> {
+        let function = function!(self.nvml, nvmlGpuInstanceGetComputeInstances)?;
+        let mut all = Vec::new();
+        for profile in self.compute_profiles(instance)? {
+            let mut found = vec![ptr::null_mut(); profile.instanceCount as usize];
+            let mut count = profile.instanceCount;
+            // SAFETY: the buffer holds `instanceCount` handles, as nvml.h asks.
+            let code = unsafe { function(instance.raw, profile.id, found.as_mut_ptr(), &raw mut count) };
+            check("nvmlGpuInstanceGetComputeInstances", code)?;
+            all.extend(found.into_iter().take(count as usize));
+        }
+        Ok(all)
+    }
+
+    fn compute_profiles(
+        &self,
+        instance: GpuInstanceHandle,
+    ) -> Result<Vec<sys::nvmlComputeInstanceProfileInfo_t>, CallError> {
+        const CALL: &str = "nvmlGpuInstanceGetComputeInstanceProfileInfo";
+        const ENGINE_PROFILE_SHARED: c_uint = 0;
+        let function = function!(self.nvml, nvmlGpuInstanceGetComputeInstanceProfileInfo)?;
+        let mut profiles = Vec::new();
+        for index in 0..super::MAX_PROFILES {
+            let mut info = MaybeUninit::<sys::nvmlComputeInstanceProfileInfo_t>::zeroed();
+            // SAFETY: a GPU instance handle of this library and a writable struct.
+            let code = unsafe { function(instance.raw, index, ENGINE_PROFILE_SHARED, info.as_mut_ptr()) };
+            match check(CALL, code) {
+                // SAFETY: zeroed before and filled by NVML; integers have no invalid values.
+                Ok(()) => profiles.push(unsafe { info.assume_init() }),
+                Err(error) if error.code == Code::NOT_SUPPORTED => {}
+                Err(error) if error.code == Code::INVALID_ARGUMENT => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(profiles)
+    }
+
+    fn describe_compute(&self, raw: sys::nvmlComputeInstance_t) -> Result<ComputeInstance, CallError> {
+        let function = function!(self.nvml, nvmlComputeInstanceGetInfo_v2)?;
+        let mut info = MaybeUninit::<sys::nvmlComputeInstanceInfo_t>::zeroed();
+        // SAFETY: a compute instance handle of this library and a writable struct.
+        check("nvmlComputeInstanceGetInfo_v2", unsafe { function(raw, info.as_mut_ptr()) })?;
+        // SAFETY: zeroed before and filled by NVML; pointers and integers have no invalid values.
+        let info = unsafe { info.assume_init() };
+        // `device` is the MIG device of this compute instance, whatever the header's comment says; walking all MIG
+        // devices instead takes seconds under load (mig-nvml-cdi.md 2.2).
+        let uuid = DeviceHandle { nvml: self.nvml, raw: info.device }.uuid()?;
+        Ok(ComputeInstance { id: info.id, uuid })
+    }
+}
+
+/// The version word that a versioned NVML struct starts with: its size and its version.
+#[expect(clippy::cast_possible_truncation, reason = "the structs have some hundred bytes")]
+const fn version_word<T>(version: u32) -> c_uint {
+    size_of::<T>() as c_uint | (version << 24)
+}
+
+/// A C character array as text; bytes that are not UTF-8 are replaced.
+fn text(bytes: &[c_char]) -> String {
+    // SAFETY: `c_char` and `u8` have the same size and alignment, and the slice's length is kept.
+    let bytes = unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<u8>(), bytes.len()) };
+    CStr::from_bytes_until_nul(bytes).map(|it| it.to_string_lossy().into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,130 @@
+//! NVML's return codes as this driver sees them.
+//!
+//! nvml-wrapper 0.13 does not know the codes from 23 on, INSUFFICIENT_RESOURCES among them, so errors are kept as the
+//! number NVML returned together with the name of the call.
+
+use std::fmt;
+
+use nvml_wrapper::error::NvmlError;
+
+/// A number that NVML returned, `nvmlReturn_t` of nvml.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Code(pub u32);
+
+impl Code {
+    /// The call did what it was asked for.
+    pub const SUCCESS: Self = Self(0);
+    /// An argument is out of range; ends the enumeration of profiles.
+    pub const INVALID_ARGUMENT: Self = Self(2);
+    /// This GPU, or this GPU in its present mode, cannot do that.
+    pub const NOT_SUPPORTED: Self = Self(3);
+    /// Only root may do that.
+    pub const NO_PERMISSION: Self = Self(4);
+    /// No such object.
+    pub const NOT_FOUND: Self = Self(6);
+    /// The driver is too old to have the function.
+    pub const FUNCTION_NOT_FOUND: Self = Self(13);
+    /// The GPU fell off the bus.
+    pub const GPU_IS_LOST: Self = Self(15);
+    /// The GPU must be reset before it can be used.
+    pub const RESET_REQUIRED: Self = Self(16);
+    /// Somebody still uses the object.
+    pub const IN_USE: Self = Self(19);
+    /// The placement, or an engine that the profile needs, is taken.
+    pub const INSUFFICIENT_RESOURCES: Self = Self(23);
+    /// Anything else.
+    pub const UNKNOWN: Self = Self(999);
+
+    /// A short name for the code, as in nvml.h without the `NVML_ERROR_` prefix.
+    fn name(self) -> Option<&'static str> {
+        Some(match self.0 {
+            0 => "SUCCESS",
+            1 => "UNINITIALIZED",
+            2 => "INVALID_ARGUMENT",
+            3 => "NOT_SUPPORTED",
+            4 => "NO_PERMISSION",
+            6 => "NOT_FOUND",
+            7 => "INSUFFICIENT_SIZE",
+            9 => "DRIVER_NOT_LOADED",
+            10 => "TIMEOUT",
+            12 => "LIBRARY_NOT_FOUND",
+            13 => "FUNCTION_NOT_FOUND",
+            15 => "GPU_IS_LOST",
+            16 => "RESET_REQUIRED",
+            17 => "OPERATING_SYSTEM",
+            18 => "LIB_RM_VERSION_MISMATCH",
+            19 => "IN_USE",
+            20 => "MEMORY",
+            23 => "INSUFFICIENT_RESOURCES",
+            25 => "ARGUMENT_VERSION_MISMATCH",
+            27 => "NOT_READY",
+            28 => "GPU_NOT_FOUND",
+            29 => "INVALID_STATE",
+            999 => "UNKNOWN",
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "error {}", self.0),
+        }
+    }
+}
+
+/// An NVML call that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{call} failed with {code}")]
+pub struct CallError {
+    /// The C function.
+    pub call: &'static str,
+    /// What it returned.
+    pub code: Code,
+}
+
+impl CallError {
+    /// Names the call that nvml-wrapper made on our behalf.
+    pub(super) fn wrapped(call: &'static str) -> impl FnOnce(NvmlError) -> Self {
+        move |error| Self { call, code: code_of(&error) }
+    }
+
+    /// True where waiting may help: the object is in use, or the driver was busy.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        const TIMEOUT: Code = Code(10);
+        const NOT_READY: Code = Code(27);
+        [Code::IN_USE, TIMEOUT, NOT_READY].contains(&self.code)
+    }
+}
+
+/// Turns a raw return value into a result that names the call.
+pub(super) fn check(call: &'static str, value: u32) -> Result<(), CallError> {
+    match Code(value) {
+        Code::SUCCESS => Ok(()),
+        code => Err(CallError { call, code }),
+    }
+}
+
+fn code_of(error: &NvmlError) -> Code {
+    match error {
+        NvmlError::UnexpectedVariant(code) => Code(*code),
+        NvmlError::InvalidArg => Code::INVALID_ARGUMENT,
+        NvmlError::NotSupported => Code::NOT_SUPPORTED,
+        NvmlError::NoPermission => Code::NO_PERMISSION,
+        NvmlError::NotFound => Code::NOT_FOUND,
+        NvmlError::DriverNotLoaded => Code(9),
+        NvmlError::Timeout => Code(10),
+        NvmlError::LibraryNotFound | NvmlError::LibloadingError(_) => Code(12),
+        NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_) => Code::FUNCTION_NOT_FOUND,
+        NvmlError::GpuLost => Code::GPU_IS_LOST,
+        NvmlError::ResetRequired => Code::RESET_REQUIRED,
+        NvmlError::OperatingSystem => Code(17),
+        NvmlError::LibRmVersionMismatch => Code(18),
+        NvmlError::InUse => Code::IN_USE,
+        NvmlError::Uninitialized => Code(1),
+        _ => Code::UNKNOWN,
+    }
+}

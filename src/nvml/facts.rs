@@ -1,0 +1,236 @@
+//! What NVML says, as plain data: no handles, no lifetimes, no opinion.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that does not change while the NVIDIA driver stays loaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Version of the NVIDIA driver as it prints it, for example `570.124.06`.
+    pub driver_version: String,
+    /// Newest CUDA version the driver serves, as (major, minor).
+    pub cuda_version: (u32, u32),
+    /// GPUs that can be offered, in NVML's order.
+    pub gpus: Vec<GpuFacts>,
+    /// GPUs that cannot be offered, and why.
+    pub skipped: Vec<SkippedGpu>,
+}
+
+/// A GPU that is left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SkippedGpu {
+    /// NVML index.
+    pub index: u32,
+    /// UUID, where NVML still told it.
+    pub uuid: Option<String>,
+    /// Why, for a person.
+    pub reason: String,
+}
+
+/// One physical GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuFacts {
+    /// NVML index; moves when another GPU is lost.
+    pub index: u32,
+    /// `GPU-…`.
+    pub uuid: String,
+    /// Where it sits; the only name of a GPU that does not move.
+    pub pci: PciAddress,
+    /// Product name, for example `NVIDIA H100 80GB HBM3`.
+    pub product_name: String,
+    /// Brand, for example `Nvidia`.
+    pub brand: String,
+    /// Architecture, for example `Hopper`; `Unknown` for one newer than nvml-wrapper.
+    pub architecture: String,
+    /// CUDA compute capability as (major, minor).
+    pub compute_capability: (u32, u32),
+    /// Frame buffer, bytes.
+    pub memory_bytes: u64,
+    /// What MIG can do here; `None` on a GPU without MIG.
+    pub mig: Option<MigFacts>,
+}
+
+impl GpuFacts {
+    /// The profile with this id.
+    #[must_use]
+    pub fn profile(&self, id: u32) -> Option<&Profile> {
+        self.mig.as_ref()?.profiles.iter().find(|it| it.id == id)
+    }
+}
+
+/// What a MIG-capable GPU can be cut into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MigFacts {
+    /// True where MIG mode can be switched without resetting the GPU (Hopper and newer).
+    pub resetless: bool,
+    /// Every profile that NVML knows for this GPU, in NVML's order.
+    pub profiles: Vec<Profile>,
+    /// MIG mode when the facts were read.
+    pub mode: MigMode,
+}
+
+impl MigFacts {
+    /// Memory slices of the whole GPU: the highest end of any placement.
+    #[must_use]
+    pub fn memory_slices(&self) -> u32 {
+        self.profiles.iter().flat_map(|it| &it.placements).map(|it| it.start + it.size).max().unwrap_or(0)
+    }
+}
+
+/// MIG mode of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MigMode {
+    /// In force now.
+    pub current: bool,
+    /// In force after the next reset.
+    pub pending: bool,
+}
+
+/// A GPU instance profile, `nvmlGpuInstanceProfileInfo_v3_t` plus its placements.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Profile {
+    /// `NVML_GPU_INSTANCE_PROFILE_*`: what the profile query takes.
+    pub index: u32,
+    /// What every other call takes; it is not the index.
+    pub id: u32,
+    /// Name without the `MIG ` prefix, for example `1g.10gb+me`.
+    pub name: String,
+    /// Compute slices.
+    pub slices: u32,
+    /// How many of this profile fit on an empty GPU.
+    pub max_instances: u32,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Copy engines.
+    pub copy_engines: u32,
+    /// Video and image engines.
+    pub media: MediaEngines,
+    /// Frame buffer, MiB.
+    pub memory_mib: u64,
+    /// Where it can be placed on an empty GPU, in NVML's order.
+    pub placements: Vec<Placement>,
+}
+
+/// Engines of which a GPU has few, and which decide whether `+me` profiles fit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct MediaEngines {
+    /// NVDEC.
+    pub decoders: u32,
+    /// NVENC.
+    pub encoders: u32,
+    /// NVJPG.
+    pub jpegs: u32,
+    /// Optical flow accelerators.
+    pub ofas: u32,
+}
+
+/// Memory slices that an instance occupies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Placement {
+    /// First memory slice.
+    pub start: u32,
+    /// Number of memory slices.
+    pub size: u32,
+}
+
+impl Placement {
+    /// True where both need a memory slice.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        self.start < other.start + other.size && other.start < self.start + self.size
+    }
+}
+
+impl fmt::Display for Placement {
+    /// As nvidia-smi prints it: `start:size`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.start, self.size)
+    }
+}
+
+/// A GPU instance that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuInstance {
+    /// GPU instance id; re-used after a destroy.
+    pub id: u32,
+    /// Profile id, not the profile index.
+    pub profile_id: u32,
+    /// Where it sits.
+    pub placement: Placement,
+    /// Its compute instances.
+    pub compute_instances: Vec<ComputeInstance>,
+}
+
+/// A compute instance that exists, which is what CUDA calls a MIG device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComputeInstance {
+    /// Compute instance id within its GPU instance.
+    pub id: u32,
+    /// UUID of the MIG device, `MIG-…`; re-used when the same partition is made again.
+    pub uuid: String,
+}
+
+/// PCI address of a GPU: domain, bus and device. The function is always 0 for a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PciAddress {
+    /// Domain, usually 0.
+    pub domain: u32,
+    /// Bus.
+    pub bus: u8,
+    /// Device.
+    pub device: u8,
+}
+
+impl fmt::Display for PciAddress {
+    /// As sysfs names it: `0000:3b:00.0`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}:{:02x}:{:02x}.0", self.domain, self.bus, self.device)
+    }
+}
+
+/// A text that is not a PCI address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a PCI address of the form domain:bus:device.function")]
+pub struct InvalidPciAddress(pub String);
+
+impl FromStr for PciAddress {
+    type Err = InvalidPciAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (domain, rest) = text.split_once(':')?;
+            let (bus, rest) = rest.split_once(':')?;
+            let device = rest.split_once('.').map_or(rest, |(device, _function)| device);
+            Some(Self {
+                domain: u32::from_str_radix(domain, 16).ok()?,
+                bus: u8::from_str_radix(bus, 16).ok()?,
+                device: u8::from_str_radix(device, 16).ok()?,
+            })
+        };
+        parse().ok_or_else(|| InvalidPciAddress(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bus_id_of_nvml_becomes_a_sysfs_address() {
+        let address: PciAddress = "00000000:3B:00.0".parse().unwrap();
+        assert_eq!(address.to_string(), "0000:3b:00.0");
+        assert_eq!("10000:3b:1f.0".parse::<PciAddress>().unwrap().to_string(), "10000:3b:1f.0");
+        assert!("3b:00.0".parse::<PciAddress>().is_err());
+        assert!("0000:xx:00.0".parse::<PciAddress>().is_err());
+    }
+
+    #[test]
+    fn placements_that_touch_do_not_overlap() {
+        let at = |start, size| Placement { start, size };
+        assert!(at(0, 4).overlaps(at(3, 1)));
+        assert!(!at(0, 4).overlaps(at(4, 4)));
+        assert!(at(0, 8).overlaps(at(6, 1)));
+    }
+}

@@ -1,0 +1,76 @@
+//! The NVIDIA management library: the only folder that loads or calls libnvidia-ml.so.
+//!
+//! `facts` is what comes out (plain data), `device` holds the calls, `discover` reads a node once, `queue` gives each
+//! GPU a thread of its own, since NVML calls block and changes to one GPU must not overlap. Nothing here knows a GPU
+//! model, Kubernetes, or why an instance is wanted.
+
+mod device;
+mod discover;
+mod error;
+pub mod facts;
+mod queue;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nvml_wrapper::Nvml;
+use nvml_wrapper::error::NvmlError;
+
+pub use device::{DeviceHandle, GpuInstanceHandle};
+pub use discover::{discover, live_instances};
+pub use error::{CallError, Code};
+pub use queue::{GpuQueue, QueueClosed};
+
+/// Upper bound for enumerating profiles, far above `NVML_GPU_INSTANCE_PROFILE_COUNT` (18 in CUDA 13.3): a library that
+/// never answers INVALID_ARGUMENT must not hold us for ever.
+const MAX_PROFILES: u32 = 64;
+
+/// Directories below a driver root that hold the driver's libraries, in the order in which they are tried:
+/// Debian and Ubuntu, RHEL and the driver container, arm64, then the rest.
+const LIBRARY_DIRECTORIES: [&str; 8] = [
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib64",
+    "usr/lib/aarch64-linux-gnu",
+    "usr/lib/x86_64-linux-gnu/nvidia/current",
+    "usr/lib",
+    "lib/x86_64-linux-gnu",
+    "lib64",
+    "lib",
+];
+
+/// The library could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No library below the driver root.
+    #[error(
+        "no libnvidia-ml.so.1 below the driver root `{root}`; install the NVIDIA driver, or point --driver-root \
+         (or --driver-library) at it"
+    )]
+    NotFound {
+        /// The driver root that was searched.
+        root: PathBuf,
+    },
+    /// It exists, but does not load or initialise.
+    #[error("cannot initialise `{path}`: {source}; `nvidia-smi` on the host shows whether the driver works")]
+    Init {
+        /// The library.
+        path: PathBuf,
+        /// What nvml-wrapper says.
+        source: NvmlError,
+    },
+}
+
+/// Finds libnvidia-ml.so.1 below a driver root.
+pub fn find_library(driver_root: &Path) -> Result<PathBuf, OpenError> {
+    LIBRARY_DIRECTORIES
+        .iter()
+        .map(|it| driver_root.join(it).join("libnvidia-ml.so.1"))
+        .find(|it| it.exists())
+        .ok_or_else(|| OpenError::NotFound { root: driver_root.to_owned() })
+}
+
+/// Loads and initialises the library at an absolute path.
+pub fn open(path: &Path) -> Result<Arc<Nvml>, OpenError> {
+    let nvml = Nvml::builder().lib_path(path.as_os_str()).init();
+    nvml.map(Arc::new).map_err(|source| OpenError::Init { path: path.to_owned(), source })
+}

@@ -1,0 +1,55 @@
+//! One thread per GPU. Work for a GPU is done in the order it was asked for; GPUs do not wait for each other.
+
+use std::sync::{Arc, mpsc};
+use std::{io, thread};
+
+use nvml_wrapper::Nvml;
+use tokio::sync::oneshot;
+
+use super::{CallError, DeviceHandle};
+
+type Job = Box<dyn FnOnce(Result<&DeviceHandle<'_>, CallError>) + Send>;
+
+/// The way to a GPU. Clones share the thread, which ends when the last clone is dropped.
+#[derive(Debug, Clone)]
+pub struct GpuQueue {
+    jobs: mpsc::Sender<Job>,
+}
+
+/// The GPU's thread is gone, which happens only while the process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the driver is shutting down")]
+pub struct QueueClosed;
+
+impl GpuQueue {
+    /// Starts the thread of the GPU with this UUID.
+    pub fn start(nvml: Arc<Nvml>, uuid: String, name: &str) -> io::Result<Self> {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        thread::Builder::new().name(name.to_owned()).spawn(move || {
+            for job in inbox {
+                // Looked up for every job: a handle outlives neither a GPU reset nor a GPU that comes back.
+                match DeviceHandle::by_uuid(&nvml, &uuid) {
+                    Ok(device) => job(Ok(&device)),
+                    Err(error) => job(Err(error)),
+                }
+            }
+        })?;
+        Ok(Self { jobs })
+    }
+
+    /// Runs a piece of work on the GPU's thread. It is done even if the caller stops waiting.
+    pub async fn run<T, E, F>(&self, work: F) -> Result<Result<T, E>, QueueClosed>
+    where
+        T: Send + 'static,
+        E: From<CallError> + Send + 'static,
+        F: FnOnce(&DeviceHandle<'_>) -> Result<T, E> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(move |device| {
+            // Nobody may be listening any more; the work counts all the same.
+            let _ = reply.send(device.map_err(E::from).and_then(work));
+        });
+        self.jobs.send(job).map_err(|_| QueueClosed)?;
+        answer.await.map_err(|_| QueueClosed)
+    }
+}

@@ -1,0 +1,138 @@
+//! What has to be written so that the API server has what is wanted. Pure.
+//!
+//! A pool is valid only while all its slices carry the same generation and the right count, so a change that touches
+//! more than one slice raises the generation of all. A change within one slice keeps it: one write, and the pool is
+//! never incomplete (kubernetes-dra.md 3.3).
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::resource::v1::{CounterSet, Device, ResourceSlice, ResourceSliceSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::quantity;
+
+/// One write.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// Delete what should not be there.
+    Delete(ResourceSlice),
+    /// Replace an existing slice; carries the resource version that was seen.
+    Update(ResourceSlice),
+    /// Create a missing slice.
+    Create(ResourceSlice),
+}
+
+/// The writes that lead from `published`, all slices of this node and driver, to `wanted`, in the order to make them.
+#[must_use]
+pub fn diff(wanted: &[ResourceSlice], published: &[ResourceSlice]) -> Vec<Change> {
+    let by_name: BTreeMap<&str, &ResourceSlice> = published.iter().map(|it| (name(it), it)).collect();
+    let pool = wanted.first().map(|it| it.spec.pool.name.as_str()).unwrap_or_default();
+    let generation =
+        published.iter().filter(|it| it.spec.pool.name == pool).map(|it| it.spec.pool.generation).max();
+
+    let obsolete: Vec<&ResourceSlice> =
+        published.iter().filter(|it| !wanted.iter().any(|wanted| is_update_of(wanted, it))).collect();
+    let current = generation.unwrap_or(0);
+    let touched = wanted
+        .iter()
+        .filter(|slice| {
+            let existing = by_name.get(name(slice)).filter(|it| is_update_of(slice, it));
+            existing.is_none_or(|it| !is_same(&at_generation(slice, current), it))
+        })
+        .count();
+    let created = wanted.iter().any(|it| !by_name.get(name(it)).is_some_and(|old| is_update_of(it, old)));
+    let next = match generation {
+        None => 1,
+        Some(generation) if touched == 0 || (touched == 1 && !created) => generation,
+        Some(generation) => generation + 1,
+    };
+
+    let mut changes: Vec<Change> = obsolete.into_iter().cloned().map(Change::Delete).collect();
+    let mut creates = Vec::new();
+    for slice in wanted {
+        let slice = at_generation(slice, next);
+        match by_name.get(name(&slice)).filter(|it| is_update_of(&slice, it)) {
+            None => creates.push(Change::Create(slice)),
+            Some(existing) if is_same(&slice, existing) => {}
+            Some(existing) => {
+                let mut slice = slice;
+                slice.metadata.resource_version.clone_from(&existing.metadata.resource_version);
+                changes.push(Change::Update(slice));
+            }
+        }
+    }
+    changes.append(&mut creates);
+    changes
+}
+
+/// True where both say the same to the scheduler. Quantities count by value, an absent list is an empty one.
+#[must_use]
+pub fn is_same(left: &ResourceSlice, right: &ResourceSlice) -> bool {
+    let owner = |it: &ResourceSlice| it.metadata.owner_references.clone().unwrap_or_default();
+    owner(left) == owner(right) && normal(&left.spec) == normal(&right.spec)
+}
+
+/// True where the API server did not keep the counters that it was given, because `DRAPartitionableDevices` is off there.
+#[must_use]
+pub fn lost_counters(sent: &ResourceSlice, stored: &ResourceSlice) -> bool {
+    let consumers = |it: &ResourceSlice| {
+        it.spec.devices.iter().flatten().filter(|it| it.consumes_counters.is_some()).count()
+    };
+    sent.spec.shared_counters.is_some() && stored.spec.shared_counters.is_none()
+        || consumers(stored) < consumers(sent)
+}
+
+fn name(slice: &ResourceSlice) -> &str {
+    slice.metadata.name.as_deref().unwrap_or_default()
+}
+
+/// Driver, pool and node of a slice cannot be changed; one that differs there has to be replaced.
+fn is_update_of(wanted: &ResourceSlice, published: &ResourceSlice) -> bool {
+    let fixed = |it: &ResourceSlice| {
+        (name(it).to_owned(), it.spec.driver.clone(), it.spec.pool.name.clone(), it.spec.node_name.clone())
+    };
+    fixed(wanted) == fixed(published)
+}
+
+fn at_generation(slice: &ResourceSlice, generation: i64) -> ResourceSlice {
+    let mut slice = slice.clone();
+    slice.spec.pool.generation = generation;
+    slice
+}
+
+fn normal(spec: &ResourceSliceSpec) -> ResourceSliceSpec {
+    let mut spec = spec.clone();
+    for device in spec.devices.iter_mut().flatten() {
+        normal_device(device);
+    }
+    for set in spec.shared_counters.iter_mut().flatten() {
+        normal_counters(set);
+    }
+    spec.devices = spec.devices.filter(|it| !it.is_empty());
+    spec.shared_counters = spec.shared_counters.filter(|it| !it.is_empty());
+    spec
+}
+
+fn normal_device(device: &mut Device) {
+    for capacity in device.capacity.iter_mut().flat_map(BTreeMap::values_mut) {
+        normal_quantity(&mut capacity.value);
+    }
+    for consumption in device.consumes_counters.iter_mut().flatten() {
+        for counter in consumption.counters.values_mut() {
+            normal_quantity(&mut counter.value);
+        }
+    }
+    device.taints = device.taints.take().filter(|it| !it.is_empty());
+}
+
+fn normal_counters(set: &mut CounterSet) {
+    for counter in set.counters.values_mut() {
+        normal_quantity(&mut counter.value);
+    }
+}
+
+fn normal_quantity(quantity: &mut Quantity) {
+    if let Some(value) = quantity::thousandths(quantity) {
+        *quantity = Quantity(value.to_string());
+    }
+}

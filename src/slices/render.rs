@@ -1,0 +1,193 @@
+//! Inventory to ResourceSlices. Pure; knows the limits of resource.k8s.io/v1.
+
+use k8s_openapi::api::resource::v1::{
+    Counter, CounterSet, Device, DeviceAttribute, DeviceCapacity, DeviceCounterConsumption, ResourcePool,
+    ResourceSlice, ResourceSliceSpec,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+
+use super::quantity;
+use crate::inventory::{AllocatableDevice, Attribute, Capacity, GpuInventory, Inventory};
+
+/// Counter sets in one slice (ResourceSliceMaxCounterSets).
+const MAX_COUNTER_SETS: usize = 8;
+/// Devices in one slice where any of them consumes counters (ResourceSliceMaxDevicesWithTaintsOrConsumesCounters).
+const MAX_DEVICES: usize = 64;
+/// Longest object name.
+const MAX_NAME: usize = 253;
+
+/// Whose slices these are.
+#[derive(Debug, Clone)]
+pub struct Owner {
+    /// Driver name.
+    pub driver: String,
+    /// Node name.
+    pub node: String,
+    /// UID of the Node object, so that the slices go when the node goes.
+    pub node_uid: String,
+}
+
+impl Owner {
+    /// Pool name: never the bare node name, under which another driver may have a pool with counters
+    /// (kubernetes#140434).
+    #[must_use]
+    pub fn pool(&self) -> String {
+        format!("{}/{}", self.node, self.driver)
+    }
+}
+
+/// Renders the whole pool. Every slice has generation 0; the diff against what is published decides the real one.
+/// Counters and devices are in different slices, as the API asks. An empty inventory is one empty slice, which says
+/// that the driver is alive.
+#[must_use]
+pub fn render(inventory: &Inventory, owner: &Owner) -> Vec<ResourceSlice> {
+    let counted: Vec<CounterSet> =
+        inventory.gpus.iter().filter(|it| !it.counters.is_empty()).map(counter_set).collect();
+    let mut contents: Vec<ResourceSliceSpec> = counted
+        .chunks(MAX_COUNTER_SETS)
+        .map(|sets| ResourceSliceSpec { shared_counters: Some(sets.to_vec()), ..Default::default() })
+        .collect();
+    let devices = device_slices(inventory);
+    contents
+        .extend(devices.into_iter().map(|it| ResourceSliceSpec { devices: Some(it), ..Default::default() }));
+    if contents.is_empty() {
+        contents.push(ResourceSliceSpec { devices: Some(Vec::new()), ..Default::default() });
+    }
+
+    let count = i64::try_from(contents.len()).unwrap_or(i64::MAX);
+    let complete = |(index, content): (usize, ResourceSliceSpec)| ResourceSlice {
+        metadata: metadata(index, owner),
+        spec: ResourceSliceSpec {
+            driver: owner.driver.clone(),
+            node_name: Some(owner.node.clone()),
+            pool: ResourcePool { name: owner.pool(), generation: 0, resource_slice_count: count },
+            ..content
+        },
+    };
+    contents.into_iter().enumerate().map(complete).collect()
+}
+
+/// Devices GPU by GPU, several GPUs in one slice where they fit: the scheduler of 1.35 visits slices in random order, so
+/// only within a slice does the order hold.
+fn device_slices(inventory: &Inventory) -> Vec<Vec<Device>> {
+    let mut slices: Vec<Vec<Device>> = Vec::new();
+    for gpu in &inventory.gpus {
+        let mut devices = gpu.devices.iter().map(|it| device(it, &gpu.counter_set)).peekable();
+        let fits = slices.last().is_some_and(|it| it.len() + gpu.devices.len() <= MAX_DEVICES);
+        if fits {
+            if let Some(last) = slices.last_mut() {
+                last.extend(devices);
+            }
+            continue;
+        }
+        while devices.peek().is_some() {
+            slices.push(devices.by_ref().take(MAX_DEVICES).collect());
+        }
+    }
+    slices
+}
+
+fn device(device: &AllocatableDevice, counter_set: &str) -> Device {
+    let consumption = DeviceCounterConsumption {
+        counter_set: counter_set.to_owned(),
+        counters: device.consumes.iter().map(|(name, amount)| (name.clone(), counter(*amount))).collect(),
+    };
+    Device {
+        name: device.name.as_str().to_owned(),
+        attributes: Some(
+            device.attributes.iter().map(|(key, it)| ((*key).to_owned(), attribute(it))).collect(),
+        ),
+        capacity: Some(
+            device.capacities.iter().map(|(key, it)| ((*key).to_owned(), capacity(*it))).collect(),
+        ),
+        consumes_counters: (!device.consumes.is_empty()).then(|| vec![consumption]),
+        ..Default::default()
+    }
+}
+
+fn attribute(value: &Attribute) -> DeviceAttribute {
+    let none = DeviceAttribute::default();
+    match value {
+        Attribute::Int(it) => DeviceAttribute { int: Some(*it), ..none },
+        Attribute::Bool(it) => DeviceAttribute { bool: Some(*it), ..none },
+        Attribute::String(it) => DeviceAttribute { string: Some(it.clone()), ..none },
+        Attribute::Version(it) => DeviceAttribute { version: Some(it.clone()), ..none },
+    }
+}
+
+fn capacity(value: Capacity) -> DeviceCapacity {
+    let value = match value {
+        Capacity::Count(it) => quantity::count(it),
+        Capacity::Mebibytes(it) => quantity::mebibytes(it),
+    };
+    DeviceCapacity { value, ..Default::default() }
+}
+
+fn counter_set(gpu: &GpuInventory) -> CounterSet {
+    let counters = gpu.counters.iter().map(|(name, amount)| (name.clone(), counter(*amount))).collect();
+    CounterSet { name: gpu.counter_set.clone(), counters }
+}
+
+fn counter(amount: u32) -> Counter {
+    Counter { value: quantity::count(amount) }
+}
+
+fn metadata(index: usize, owner: &Owner) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(slice_name(index, &owner.driver, &owner.node)),
+        owner_references: Some(vec![OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Node".to_owned(),
+            name: owner.node.clone(),
+            uid: owner.node_uid.clone(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        }]),
+        ..Default::default()
+    }
+}
+
+/// `<index>-<driver>-<node>`: the same at every start, and sorted by preference, which the scheduler honours from 1.36 on.
+/// Shortened and told apart by a hash where that would be too long.
+fn slice_name(index: usize, driver: &str, node: &str) -> String {
+    let name = format!("{index:05x}-{driver}-{node}");
+    if name.len() <= MAX_NAME {
+        return name;
+    }
+    const HASH: usize = 17;
+    let end = (0..=MAX_NAME - HASH).rev().find(|it| name.is_char_boundary(*it)).unwrap_or(0);
+    let kept = name[..end].trim_end_matches(|it: char| !it.is_ascii_alphanumeric());
+    format!("{kept}-{:016x}", fnv1a(name.as_bytes()))
+}
+
+/// FNV-1a, 64 bits: stable over versions and machines, which std's hasher does not promise.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_node_names_give_valid_distinct_slice_names() {
+        let node = format!("{}.example.com", "n".repeat(236));
+        let first = slice_name(0, "mig.dra-driver.dev", &node);
+        let second = slice_name(1, "mig.dra-driver.dev", &node);
+        assert!(first.len() <= MAX_NAME);
+        assert_ne!(first, second);
+        assert_eq!(slice_name(0, "d", "node"), "00000-d-node");
+    }
+
+    #[test]
+    fn an_empty_inventory_is_one_empty_slice() {
+        let owner = Owner { driver: "d".to_owned(), node: "n".to_owned(), node_uid: "u".to_owned() };
+        let slices = render(&Inventory::default(), &owner);
+        assert_eq!(slices.len(), 1);
+        assert_eq!(slices[0].spec.pool.resource_slice_count, 1);
+        assert_eq!(slices[0].spec.pool.name, "n/d");
+        assert_eq!(slices[0].spec.devices, Some(Vec::new()));
+    }
+}

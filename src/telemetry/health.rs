@@ -1,0 +1,96 @@
+//! `/healthz` and `/readyz`: whether the process lives, and whether a pod could be served now, with the reasons.
+
+use std::io;
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::hardware::NodeState;
+use crate::kubelet::RegistrationState;
+use crate::slices::Publication;
+
+/// What readiness is made of.
+#[derive(Debug, Clone)]
+pub struct Health {
+    /// Whether the kubelet took us.
+    pub registration: watch::Receiver<RegistrationState>,
+    /// What the API server has.
+    pub publication: watch::Receiver<Publication>,
+    /// Whether there are GPUs.
+    pub node: watch::Receiver<NodeState>,
+}
+
+/// The address cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot serve health on {address}: {source}; choose another --http-address")]
+pub struct HealthError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+impl Health {
+    /// One line for each part, and whether all of it is well. A node without GPUs is well: it has nothing to offer and
+    /// says so.
+    #[must_use]
+    pub fn report(&self) -> (bool, String) {
+        let (is_registered, registration) = match &*self.registration.borrow() {
+            RegistrationState::Registered => (true, "registered".to_owned()),
+            RegistrationState::Waiting => (false, "waiting for the kubelet".to_owned()),
+            RegistrationState::Refused(reason) => (false, format!("refused by the kubelet: {reason}")),
+        };
+        let (is_published, publication) = match &*self.publication.borrow() {
+            Publication::Pending { reason } => (false, reason.clone()),
+            Publication::Complete { slices, devices } => {
+                (true, format!("{devices} devices in {slices} slices"))
+            }
+            Publication::WithoutCounters { devices, withheld } => (
+                false,
+                format!(
+                    "{devices} devices, {withheld} withheld: kube-apiserver drops shared counters; turn the feature gate \
+                     DRAPartitionableDevices on in kube-apiserver and kube-scheduler"
+                ),
+            ),
+        };
+        let gpus = match &self.node.borrow().hardware {
+            Ok(hardware) => {
+                format!("{} GPUs, {} skipped", hardware.facts.gpus.len(), hardware.facts.skipped.len())
+            }
+            Err(reason) => format!("none: {reason}"),
+        };
+        let mark = |is_well| if is_well { '+' } else { '-' };
+        let text = format!(
+            "[{}] kubelet: {registration}\n[{}] resourceslices: {publication}\n[+] gpus: {gpus}\n",
+            mark(is_registered),
+            mark(is_published)
+        );
+        (is_registered && is_published, text)
+    }
+}
+
+/// Serves until `stop`.
+pub async fn serve_health(
+    address: SocketAddr,
+    health: Health,
+    stop: CancellationToken,
+) -> Result<(), HealthError> {
+    let failed = |source| HealthError { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    info!(address = %listener.local_addr().map_err(failed)?, "serving /healthz and /readyz");
+    let routes = Router::new()
+        .route("/healthz", get(async || "alive\n"))
+        .route("/readyz", get(ready))
+        .with_state(health);
+    axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await.map_err(failed)
+}
+
+async fn ready(State(health): State<Health>) -> (StatusCode, String) {
+    let (is_ready, text) = health.report();
+    (if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
+}
