@@ -24,7 +24,7 @@ use tokio::sync::{OwnedMutexGuard, watch};
 pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
 pub use edits::{CommonError, CommonSource};
 pub use error::{PrepareError, UnprepareError};
-pub use plan::{PlanError, plan};
+pub use plan::{Conflict, PlanError, plan};
 
 use crate::api::ClaimReader;
 use crate::cdi::{ClaimFiles, Kind};

@@ -21,20 +21,25 @@ pub enum PlanError {
         device: String,
     },
     /// Another claim still holds the same part of the GPU.
-    #[error(
-        "device `{device}` of ResourceClaim {claim} overlaps `{held}`, which ResourceClaim {holder} still holds; it is \
-         free once the pod of that claim has ended"
-    )]
-    Held {
-        /// The claim.
-        claim: ClaimRef,
-        /// Its device.
-        device: String,
-        /// The other device.
-        held: String,
-        /// The claim that has it.
-        holder: ClaimRef,
-    },
+    #[error(transparent)]
+    Held(#[from] Box<Conflict>),
+}
+
+/// Two claims that need the same part of a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "device `{device}` of ResourceClaim {claim} overlaps `{held}`, which ResourceClaim {holder} still holds; it is free \
+     once the pod of that claim has ended"
+)]
+pub struct Conflict {
+    /// The claim that comes later.
+    pub claim: ClaimRef,
+    /// Its device.
+    pub device: String,
+    /// The device that is in the way.
+    pub held: String,
+    /// The claim that has it.
+    pub holder: ClaimRef,
 }
 
 /// Plans a claim: which device is made where. `others` are the records of all claims; one that overlaps is a conflict,
@@ -63,8 +68,8 @@ pub fn plan(
             unknown: Map::new(),
         });
     }
-    if let Some((device, held, holder)) = devices.iter().find_map(|it| conflict(claim, it, others, boot_id)) {
-        return Err(PlanError::Held { claim: claim.clone(), device, held, holder });
+    if let Some(conflict) = devices.iter().find_map(|it| conflict(claim, it, others, boot_id)) {
+        return Err(Box::new(conflict).into());
     }
     let (claim, boot_id) = (claim.clone(), boot_id.to_owned());
     Ok(Record { version: VERSION, boot_id, claim, devices, prepared: false, unknown: Map::new() })
@@ -80,16 +85,17 @@ pub(super) fn is_held_by_another(
     conflict(claim, device, others, boot_id).is_some()
 }
 
-fn conflict(
-    claim: &ClaimRef,
-    device: &RecordedDevice,
-    others: &[Record],
-    boot_id: &str,
-) -> Option<(String, String, ClaimRef)> {
+fn conflict(claim: &ClaimRef, device: &RecordedDevice, others: &[Record], boot_id: &str) -> Option<Conflict> {
     let others = others.iter().filter(|it| it.claim.uid != claim.uid && it.boot_id == boot_id);
     let mut held = others.flat_map(|record| record.devices.iter().map(move |it| (record, it)));
-    held.find(|(_, it)| it.parent_uuid == device.parent_uuid && overlap(&it.kind, &device.kind))
-        .map(|(record, it)| (device.name.clone(), it.name.clone(), record.claim.clone()))
+    let in_the_way =
+        held.find(|(_, it)| it.parent_uuid == device.parent_uuid && overlap(&it.kind, &device.kind));
+    in_the_way.map(|(record, it)| Conflict {
+        claim: claim.clone(),
+        device: device.name.clone(),
+        held: it.name.clone(),
+        holder: record.claim.clone(),
+    })
 }
 
 /// A whole GPU overlaps everything on it.

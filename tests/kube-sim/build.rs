@@ -5,7 +5,6 @@ use std::error::Error;
 const PROTOS: [&str; 3] =
     ["../../proto/dra-v1.proto", "../../proto/dra-v1beta1.proto", "../../proto/pluginregistration-v1.proto"];
 
-#[expect(clippy::print_stdout, reason = "cargo reads a build script's instructions there")]
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=../../proto");
     let files = protox::compile(PROTOS, ["../../proto"])?;
