@@ -1,0 +1,202 @@
+//! The `device` variable.
+//!
+//! `attributes` and `capacity` are maps by domain that answer an empty map for a domain that the device does not have; that
+//! is why they are a type of their own and not a plain map.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+
+use cel::common::traits::{Container, Indexer};
+use cel::common::types::{CelString, Type};
+use cel::common::value::{CowVal, Val};
+use cel::{ExecutionError, Value};
+use k8s_openapi::api::resource::v1::Device;
+
+use super::quantity::QuantityValue;
+use super::version::VersionValue;
+use crate::quantity::Quantity;
+
+static DEVICE_TYPE: LazyLock<Type> = LazyLock::new(|| Type::new_opaque_type("kubernetes.DRADevice"));
+static DOMAINS_TYPE: LazyLock<Type> = LazyLock::new(|| Type::new_opaque_type("kubernetes.DRADomains"));
+
+/// Names to values, by domain.
+type ByDomain = HashMap<String, HashMap<String, Value>>;
+
+/// A map by domain.
+#[derive(Debug, Clone)]
+struct Domains(Arc<ByDomain>);
+
+/// A device as expressions see it.
+#[derive(Debug, Clone)]
+pub(super) struct DeviceValue {
+    driver: Arc<String>,
+    attributes: Domains,
+    capacity: Domains,
+}
+
+fn put(by_domain: &mut ByDomain, driver: &str, name: &str, value: Value) {
+    let (domain, identifier) = name.split_once('/').unwrap_or((driver, name));
+    by_domain.entry(domain.to_owned()).or_default().insert(identifier.to_owned(), value);
+}
+
+impl DeviceValue {
+    /// The device of a driver. What cannot be read (the API server lets nothing such through) is left out.
+    pub(super) fn new(driver: &str, device: &Device) -> Self {
+        let mut attributes = ByDomain::new();
+        for (name, attribute) in device.attributes.iter().flatten() {
+            let value = if let Some(text) = &attribute.string {
+                Some(Value::String(Arc::new(text.clone())))
+            } else if let Some(version) = &attribute.version {
+                semver::Version::parse(version).ok().map(|v| VersionValue(v).into())
+            } else {
+                attribute.bool.map(Value::Bool).or(attribute.int.map(Value::Int))
+            };
+            if let Some(value) = value {
+                put(&mut attributes, driver, name, value);
+            }
+        }
+        let mut capacity = ByDomain::new();
+        for (name, amount) in device.capacity.iter().flatten() {
+            if let Ok(quantity) = Quantity::parse(&amount.value.0) {
+                put(&mut capacity, driver, name, QuantityValue(quantity).into());
+            }
+        }
+        Self {
+            driver: Arc::new(driver.to_owned()),
+            attributes: Domains(Arc::new(attributes)),
+            capacity: Domains(Arc::new(capacity)),
+        }
+    }
+}
+
+fn key(index: &dyn Val) -> Result<String, ExecutionError> {
+    let text = index.downcast_ref::<CelString>();
+    text.map(|s| s.inner().to_owned())
+        .ok_or_else(|| ExecutionError::no_such_key("a key that is not a string"))
+}
+
+fn boxed<'v>(value: Value) -> Result<Box<dyn Val + 'v>, ExecutionError> {
+    let value: Box<dyn Val> = value.try_into()?;
+    Ok(value)
+}
+
+impl DeviceValue {
+    fn field<'v>(&self, index: &dyn Val) -> Result<Box<dyn Val + 'v>, ExecutionError> {
+        match key(index)?.as_str() {
+            "driver" => boxed(Value::String(self.driver.clone())),
+            "attributes" => Ok(Box::new(self.attributes.clone())),
+            "capacity" => Ok(Box::new(self.capacity.clone())),
+            other => Err(ExecutionError::no_such_key(other)),
+        }
+    }
+}
+
+impl Domains {
+    fn domain<'v>(&self, index: &dyn Val) -> Result<Box<dyn Val + 'v>, ExecutionError> {
+        boxed(Value::from(self.0.get(&key(index)?).cloned().unwrap_or_default()))
+    }
+}
+
+impl Val for DeviceValue {
+    fn get_type(&self) -> &Type {
+        &DEVICE_TYPE
+    }
+
+    fn cel_type() -> &'static Type {
+        &DEVICE_TYPE
+    }
+
+    fn as_indexer<'b, 'v>(&'b self) -> Option<&'b (dyn Indexer + 'v)>
+    where
+        Self: 'v,
+    {
+        Some(self)
+    }
+
+    fn into_indexer<'v>(self: Box<Self>) -> Option<Box<dyn Indexer + 'v>>
+    where
+        Self: 'v,
+    {
+        Some(self)
+    }
+
+    fn clone_as_boxed<'v>(&self) -> Box<dyn Val + 'v>
+    where
+        Self: 'v,
+    {
+        Box::new(self.clone())
+    }
+}
+
+impl Indexer for DeviceValue {
+    fn get<'b, 'v>(&'b self, index: &dyn Val) -> Result<CowVal<'b, 'v>, ExecutionError>
+    where
+        Self: 'v,
+    {
+        self.field(index).map(CowVal::Owned)
+    }
+
+    fn steal<'v>(self: Box<Self>, index: &dyn Val) -> Result<Box<dyn Val + 'v>, ExecutionError>
+    where
+        Self: 'v,
+    {
+        self.field(index)
+    }
+}
+
+impl Val for Domains {
+    fn get_type(&self) -> &Type {
+        &DOMAINS_TYPE
+    }
+
+    fn cel_type() -> &'static Type {
+        &DOMAINS_TYPE
+    }
+
+    fn as_indexer<'b, 'v>(&'b self) -> Option<&'b (dyn Indexer + 'v)>
+    where
+        Self: 'v,
+    {
+        Some(self)
+    }
+
+    fn into_indexer<'v>(self: Box<Self>) -> Option<Box<dyn Indexer + 'v>>
+    where
+        Self: 'v,
+    {
+        Some(self)
+    }
+
+    fn as_container(&self) -> Option<&dyn Container> {
+        Some(self)
+    }
+
+    fn clone_as_boxed<'v>(&self) -> Box<dyn Val + 'v>
+    where
+        Self: 'v,
+    {
+        Box::new(self.clone())
+    }
+}
+
+impl Indexer for Domains {
+    fn get<'b, 'v>(&'b self, index: &dyn Val) -> Result<CowVal<'b, 'v>, ExecutionError>
+    where
+        Self: 'v,
+    {
+        self.domain(index).map(CowVal::Owned)
+    }
+
+    fn steal<'v>(self: Box<Self>, index: &dyn Val) -> Result<Box<dyn Val + 'v>, ExecutionError>
+    where
+        Self: 'v,
+    {
+        self.domain(index)
+    }
+}
+
+impl Container for Domains {
+    fn contains(&self, value: &dyn Val) -> Result<bool, ExecutionError> {
+        Ok(self.0.contains_key(&key(value)?))
+    }
+}

@@ -1,0 +1,224 @@
+//! CEL as Dynamic Resource Allocation has it: `device` with attributes and capacity by domain, quantities, semantic versions,
+//! `cel.bind` and optionals.
+//!
+//! Two differences from Kubernetes. There is no type checker (the `cel` crate has none): what the real server refuses at
+//! admission, such as `device.nosuchfield`, fails here at evaluation. And no cost is estimated.
+
+mod device;
+mod quantity;
+mod version;
+
+use std::sync::Arc;
+
+use cel::common::ast::{ComprehensionExpr, Expr, ListExpr, LiteralValue};
+use cel::parser::Macro;
+use cel::{Context, Env, ExecutionError, Program, Value};
+use k8s_openapi::api::resource::v1::Device;
+
+use device::DeviceValue;
+
+/// Why an expression could not be compiled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("compilation failed: {0}")]
+pub struct CompileError(String);
+
+/// Why an expression gave no yes or no for a device. In a scheduler this aborts the pod on all nodes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EvaluationError {
+    /// The evaluation failed, for example at an attribute that the device does not have.
+    #[error("evaluate CEL expression: {0}")]
+    Failed(String),
+    /// The result is not a boolean.
+    #[error("evaluate CEL expression: the result is {0}, not a boolean")]
+    NotBoolean(String),
+}
+
+/// `cel.bind(name, value, body)`: a comprehension over nothing whose accumulator is the bound name, as in cel-go.
+fn bind() -> Macro {
+    Macro::receiver("bind", 3, |helper, target, args| {
+        let on_cel = matches!(target, Some(t) if matches!(&t.expr, Expr::Ident(name) if name == "cel"));
+        if !on_cel || args.len() != 3 {
+            return Ok(None);
+        }
+        let Expr::Ident(name) = args[0].expr.clone() else {
+            return Err(helper.new_error(args[0].id, "cel.bind() variable names must be simple identifiers"));
+        };
+        let (Some(body), Some(value)) = (args.pop(), args.pop()) else { return Ok(None) };
+        let nothing = helper.next_expr(Expr::List(ListExpr::new(Vec::new())));
+        let never = helper.next_expr(Expr::Literal(LiteralValue::Boolean(false.into())));
+        let unchanged = helper.next_expr(Expr::Ident(name.clone()));
+        let bound = ComprehensionExpr {
+            iter_range: nothing,
+            iter_var: "#unused".into(),
+            iter_var2: None,
+            accu_var: name,
+            accu_init: value,
+            loop_cond: never,
+            loop_step: unchanged,
+            result: body,
+        };
+        Ok(Some(helper.next_expr(Expr::Comprehension(Box::new(bound)))))
+    })
+}
+
+fn environment() -> Env {
+    let mut env = Env::stdlib();
+    // Neither can clash with the standard library: the names are not in it.
+    let added = env.add_macro(bind()).and_then(|()| env.add_extension(cel::extensions::strings));
+    debug_assert!(added.is_ok(), "{added:?}");
+    env
+}
+
+/// Compiles an expression.
+///
+/// # Errors
+/// When the text is not CEL.
+pub fn compile(expression: &str) -> Result<Program, CompileError> {
+    environment().compile(expression).map_err(|e| CompileError(e.to_string().trim().to_owned()))
+}
+
+/// Evaluates compiled expressions on devices.
+pub struct Evaluator {
+    context: Context<'static, 'static>,
+}
+
+impl std::fmt::Debug for Evaluator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Evaluator")
+    }
+}
+
+impl Default for Evaluator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Evaluator {
+    /// An evaluator with the DRA functions.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut context = Context::with_env(Arc::new(environment()));
+        let added = quantity::register(&mut context).and_then(|()| version::register(&mut context));
+        debug_assert!(added.is_ok(), "{added:?}");
+        Self { context }
+    }
+
+    /// Whether the expression selects the device. Names without a domain belong to the driver's domain.
+    ///
+    /// # Errors
+    /// When the evaluation fails or its result is not a boolean.
+    pub fn selects(&self, program: &Program, driver: &str, device: &Device) -> Result<bool, EvaluationError> {
+        let mut scope = self.context.new_inner_scope();
+        scope.add_variable_as_val("device", Box::new(DeviceValue::new(driver, device)));
+        match program.execute(&scope) {
+            Ok(Value::Bool(answer)) => Ok(answer),
+            Ok(other) => Err(EvaluationError::NotBoolean(other.type_of().to_string())),
+            Err(error) => Err(EvaluationError::Failed(error.to_string())),
+        }
+    }
+}
+
+/// The error of a function that was called with something else than it takes.
+fn wrong_type(function: &str, got: &Value) -> ExecutionError {
+    ExecutionError::function_error(function, format!("no matching overload for {}", got.type_of()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn device() -> Device {
+        serde_json::from_value(json!({"name": "d", "attributes": {
+            "type": {"string": "mig"}, "profile": {"string": "1g.10gb"}, "computeSlices": {"int": 1},
+            "mediaExtensions": {"bool": false}, "driverVersion": {"version": "570.124.6"},
+            "resource.kubernetes.io/pciBusID": {"string": "0000:3b:00.0"}},
+            "capacity": {"memory": {"value": "9856Mi"}, "multiprocessors": {"value": "16"}}}))
+        .unwrap()
+    }
+
+    fn evaluate(expression: &str) -> Result<bool, EvaluationError> {
+        let program = compile(expression).unwrap();
+        Evaluator::new().selects(&program, "mig.dra-driver.dev", &device())
+    }
+
+    #[track_caller]
+    fn yes(expression: &str) {
+        assert_eq!(evaluate(expression), Ok(true), "{expression}");
+    }
+
+    #[track_caller]
+    fn no(expression: &str) {
+        assert_eq!(evaluate(expression), Ok(false), "{expression}");
+    }
+
+    #[test]
+    fn driver_and_attributes_of_every_type_can_be_compared() {
+        yes(r#"device.driver == "mig.dra-driver.dev""#);
+        yes(r#"device.attributes["mig.dra-driver.dev"].profile == "1g.10gb""#);
+        yes(r#"device.attributes["mig.dra-driver.dev"].computeSlices >= 1"#);
+        yes(r#"!device.attributes["mig.dra-driver.dev"].mediaExtensions"#);
+        yes(r#"device.attributes["resource.kubernetes.io"].pciBusID.startsWith("0000:3b")"#);
+        yes(r#"device.attributes["mig.dra-driver.dev"].profile in ["1g.10gb", "2g.20gb"]"#);
+        yes(r#"device.attributes["mig.dra-driver.dev"].profile.matches("^1g[.]")"#);
+    }
+
+    #[test]
+    fn an_unknown_domain_is_an_empty_map_and_an_unknown_key_an_error() {
+        no(r#"has(device.attributes["other.example.com"].profile)"#);
+        no(r#""profile" in device.attributes["other.example.com"]"#);
+        assert!(evaluate(r#"device.attributes["mig.dra-driver.dev"].colour == "red""#).is_err());
+        assert!(evaluate(r#"device.attributes["other.example.com"].profile == "x""#).is_err());
+        no(r#"device.driver == "other" && device.attributes["mig.dra-driver.dev"].colour == "red""#);
+    }
+
+    #[test]
+    fn optional_syntax_and_bind_work() {
+        yes(r#"device.attributes["mig.dra-driver.dev"].?profile.orValue("") == "1g.10gb""#);
+        yes(r#"device.attributes["mig.dra-driver.dev"].?colour.orValue("none") == "none""#);
+        yes(
+            r#"cel.bind(a, device.attributes["mig.dra-driver.dev"], a.type == "mig" && a.profile == "1g.10gb")"#,
+        );
+        yes(r#"cel.bind(x, 1, cel.bind(y, x + 1, x + y == 3))"#);
+    }
+
+    #[test]
+    fn capacities_are_quantities() {
+        let memory = r#"device.capacity["mig.dra-driver.dev"].memory"#;
+        yes(&format!(r#"{memory}.compareTo(quantity("9Gi")) >= 0"#));
+        no(&format!(r#"{memory}.compareTo(quantity("10Gi")) >= 0"#));
+        yes(&format!(r#"{memory}.isGreaterThan(quantity("1G"))"#));
+        yes(&format!(r#"{memory}.isLessThan(quantity("10Gi"))"#));
+        yes(&format!(r#"{memory} == quantity("9856Mi")"#));
+        yes(&format!(r#"{memory}.sub(quantity("1Mi")).isLessThan({memory})"#));
+        yes(r#"device.capacity["mig.dra-driver.dev"].multiprocessors.asInteger() == 16"#);
+        yes(r#"quantity("1500m").isInteger() == false && quantity("2").add(1).asInteger() == 3"#);
+        yes(r#"isQuantity("10Gi") && !isQuantity("ten")"#);
+        yes(r#"quantity("500m").asApproximateFloat() == 0.5 && quantity("-1").sign() == -1"#);
+        assert!(evaluate(r#"quantity("1500m").asInteger() == 1"#).is_err());
+        assert!(evaluate(r#"quantity("ten").asInteger() == 1"#).is_err());
+    }
+
+    #[test]
+    fn version_attributes_are_semantic_versions() {
+        let version = r#"device.attributes["mig.dra-driver.dev"].driverVersion"#;
+        yes(&format!(r#"{version}.compareTo(semver("570.0.0")) > 0"#));
+        yes(&format!(
+            r#"{version}.isGreaterThan(semver("550.54.15")) && {version}.isLessThan(semver("580.0.0"))"#
+        ));
+        yes(&format!("{version}.major() == 570 && {version}.minor() == 124 && {version}.patch() == 6"));
+        yes(&format!(r#"{version} == semver("570.124.6")"#));
+        yes(r#"isSemver("1.2.3") && !isSemver("1.2") && isSemver("v1.2", true)"#);
+        yes(r#"semver("v01.2", true).compareTo(semver("1.2.0")) == 0"#);
+        assert!(evaluate(r#"semver("1.2").major() == 1"#).is_err());
+    }
+
+    #[test]
+    fn what_is_not_cel_does_not_compile_and_what_is_not_boolean_is_an_error() {
+        assert!(compile("device.driver ==").is_err());
+        assert!(matches!(evaluate("device.driver"), Err(EvaluationError::NotBoolean(_))));
+        assert!(matches!(evaluate("device.nosuchfield == 1"), Err(EvaluationError::Failed(_))));
+    }
+}
