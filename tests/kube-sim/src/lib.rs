@@ -2,6 +2,7 @@
 //!
 //! Not a cluster: no networking, no images, no authentication. What it does simulate it takes from Kubernetes 1.35.
 
+pub mod allocator;
 pub mod api;
 pub mod cel_env;
 pub mod quantity;

@@ -1,0 +1,269 @@
+//! The allocator's decisions, one fact each.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
+use kube_sim::allocator::{Cluster, DeviceId, Refusal, allocate};
+use serde_json::{Value, json};
+
+const DRIVER: &str = "mig.dra-driver.dev";
+
+/// A device of GPU `gpu` that takes the memory slices `slices`.
+fn mig(gpu: usize, profile: &str, slices: std::ops::Range<usize>) -> Value {
+    let counters: BTreeMap<String, Value> =
+        slices.clone().map(|n| (format!("memory-slice-{n}"), json!({"value": "1"}))).collect();
+    json!({"name": format!("gpu-{gpu}-mig-{profile}-{}", slices.start),
+        "attributes": {"type": {"string": "mig"}, "profile": {"string": profile},
+            "parentUUID": {"string": format!("GPU-{gpu}")}},
+        "consumesCounters": [{"counterSet": format!("gpu-{gpu}"), "counters": counters}]})
+}
+
+/// The two slices of a pool: counters of `gpus` GPUs with 8 memory slices each, and the devices.
+fn pool(gpus: usize, devices: Vec<Value>) -> Vec<ResourceSlice> {
+    let counters: BTreeMap<String, Value> =
+        (0..8).map(|n| (format!("memory-slice-{n}"), json!({"value": "1"}))).collect();
+    let sets: Vec<Value> =
+        (0..gpus).map(|g| json!({"name": format!("gpu-{g}"), "counters": counters})).collect();
+    [json!({"sharedCounters": sets}), json!({"devices": devices})]
+        .into_iter()
+        .enumerate()
+        .map(|(index, mut spec)| {
+            spec["driver"] = json!(DRIVER);
+            spec["nodeName"] = json!("node-0");
+            spec["pool"] = json!({"name": "p", "generation": 1, "resourceSliceCount": 2});
+            serde_json::from_value(json!({"metadata": {"name": format!("{index:05}")}, "spec": spec}))
+                .unwrap()
+        })
+        .collect()
+}
+
+fn claim(devices: Value) -> ResourceClaim {
+    serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {"devices": devices}})).unwrap()
+}
+
+fn profile(name: &str, profile: &str) -> Value {
+    let cel = format!("device.attributes[\"{DRIVER}\"].profile == \"{profile}\"");
+    json!({"name": name, "exactly": {"deviceClassName": "mig", "allocationMode": "ExactCount", "count": 1,
+        "selectors": [{"cel": {"expression": cel}}]}})
+}
+
+struct Setup {
+    slices: Vec<ResourceSlice>,
+    in_use: BTreeSet<DeviceId>,
+}
+
+fn setup(slices: Vec<ResourceSlice>) -> Setup {
+    Setup { slices, in_use: BTreeSet::new() }
+}
+
+impl Setup {
+    fn using(mut self, device: &str) -> Self {
+        let id = DeviceId { driver: DRIVER.into(), pool: "p".into(), device: device.into() };
+        self.in_use.insert(id);
+        self
+    }
+
+    fn allocate(&self, claims: &[ResourceClaim]) -> Result<Vec<AllocationResult>, Refusal> {
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "node-0"}})).unwrap();
+        let class: DeviceClass = serde_json::from_value(json!({"spec": {"selectors": [
+            {"cel": {"expression": format!("device.driver == \"{DRIVER}\"")}}]}}))
+        .unwrap();
+        let classes = BTreeMap::from([("mig".to_owned(), class)]);
+        let cluster = Cluster { node: &node, slices: &self.slices, classes: &classes, in_use: &self.in_use };
+        allocate(&cluster, claims)
+    }
+
+    /// `request: device` of everything allocated.
+    fn devices(&self, claims: &[ResourceClaim]) -> Result<Vec<String>, Refusal> {
+        let results = self.allocate(claims)?.into_iter().flat_map(|a| a.devices.unwrap().results.unwrap());
+        Ok(results.map(|r| format!("{}: {}", r.request, r.device)).collect())
+    }
+}
+
+fn requests(list: &[Value]) -> ResourceClaim {
+    claim(json!({ "requests": list }))
+}
+
+#[test]
+fn the_first_device_that_fits_in_slice_order_wins() {
+    let pool = setup(pool(1, vec![mig(0, "1g", 6..7), mig(0, "1g", 0..1)]));
+    assert_eq!(pool.devices(&[requests(&[profile("a", "1g")])]).unwrap(), ["a: gpu-0-mig-1g-6"]);
+}
+
+#[test]
+fn overlapping_devices_are_never_given_together() {
+    let devices = vec![mig(0, "3g", 0..4), mig(0, "1g", 0..1), mig(0, "1g", 4..5)];
+    let pool = setup(pool(1, devices));
+    let both = requests(&[profile("big", "3g"), profile("small", "1g")]);
+    assert_eq!(pool.devices(&[both]).unwrap(), ["big: gpu-0-mig-3g-0", "small: gpu-0-mig-1g-4"]);
+}
+
+#[test]
+fn counters_of_devices_in_use_are_gone() {
+    let pool = setup(pool(1, vec![mig(0, "7g", 0..8), mig(0, "1g", 0..1)])).using("gpu-0-mig-1g-0");
+    assert_eq!(pool.allocate(&[requests(&[profile("a", "7g")])]), Err(Refusal::DoesNotFit));
+}
+
+#[test]
+fn an_earlier_choice_is_undone_when_a_later_request_needs_it() {
+    // "any" takes gpu-0 first, then the 7g no longer fits anywhere: it must move to gpu-1's 1g.
+    let pool = setup(pool(2, vec![mig(0, "1g", 0..1), mig(0, "7g", 0..8), mig(1, "1g", 0..1)]));
+    let both = requests(&[profile("any", "1g"), profile("whole", "7g")]);
+    assert_eq!(pool.devices(&[both]).unwrap(), ["any: gpu-1-mig-1g-0", "whole: gpu-0-mig-7g-0"]);
+}
+
+#[test]
+fn all_claims_of_a_pod_fit_together_or_none_does() {
+    let pool = setup(pool(1, vec![mig(0, "3g", 0..4), mig(0, "3g", 4..8)]));
+    let one = requests(&[profile("a", "3g")]);
+    assert_eq!(
+        pool.devices(&[one.clone(), one.clone()]).unwrap(),
+        ["a: gpu-0-mig-3g-0", "a: gpu-0-mig-3g-4"]
+    );
+    assert_eq!(pool.allocate(&[one.clone(), one.clone(), one]), Err(Refusal::DoesNotFit));
+}
+
+#[test]
+fn the_first_available_alternative_that_fits_is_taken() {
+    let alternative = |name: &str| {
+        let mut one = profile(name, name)["exactly"].clone();
+        one["name"] = json!(name);
+        one
+    };
+    let wanted = requests(&[json!({"name": "r", "firstAvailable": [alternative("3g"), alternative("2g")]})]);
+    let devices = || vec![mig(0, "2g", 0..2), mig(0, "3g", 0..4)];
+    assert_eq!(
+        setup(pool(1, devices())).devices(std::slice::from_ref(&wanted)).unwrap(),
+        ["r/3g: gpu-0-mig-3g-0"]
+    );
+    let mut crowded = devices();
+    crowded.push(mig(0, "1g", 3..4));
+    let crowded = setup(pool(1, crowded)).using("gpu-0-mig-1g-3");
+    assert_eq!(crowded.devices(&[wanted]).unwrap(), ["r/2g: gpu-0-mig-2g-0"]);
+}
+
+#[test]
+fn match_attribute_keeps_requests_on_one_parent() {
+    let devices = vec![mig(0, "1g", 0..1), mig(1, "1g", 0..1), mig(1, "2g", 2..4)];
+    let both = claim(json!({"requests": [profile("a", "1g"), profile("b", "2g")],
+        "constraints": [{"matchAttribute": format!("{DRIVER}/parentUUID")}]}));
+    let pool = setup(pool(2, devices));
+    assert_eq!(pool.devices(&[both]).unwrap(), ["a: gpu-1-mig-1g-0", "b: gpu-1-mig-2g-2"]);
+}
+
+#[test]
+fn count_takes_so_many_devices_and_all_takes_every_one() {
+    let slices = || pool(1, (0..4).map(|n| mig(0, "1g", n..n + 1)).collect());
+    let mut some = profile("a", "1g");
+    some["exactly"]["count"] = json!(3);
+    assert_eq!(setup(slices()).devices(&[requests(&[some])]).unwrap().len(), 3);
+    let mut all = profile("a", "1g");
+    all["exactly"]["allocationMode"] = json!("All");
+    let all = requests(&[all]);
+    assert_eq!(setup(slices()).devices(std::slice::from_ref(&all)).unwrap().len(), 4);
+    assert_eq!(setup(slices()).using("gpu-0-mig-1g-0").allocate(&[all]), Err(Refusal::DoesNotFit));
+}
+
+#[test]
+fn admin_access_may_have_what_others_use_and_blocks_nobody() {
+    // A device without counters: with them upstream charges the admin, too.
+    let mut device = mig(0, "1g", 0..1);
+    device.as_object_mut().unwrap().remove("consumesCounters");
+    let pool = setup(pool(1, vec![device])).using("gpu-0-mig-1g-0");
+    let mut admin = profile("watch", "1g");
+    admin["exactly"]["adminAccess"] = json!(true);
+    assert_eq!(pool.devices(&[requests(&[admin])]).unwrap(), ["watch: gpu-0-mig-1g-0"]);
+}
+
+#[test]
+fn only_the_newest_generation_of_a_pool_counts() {
+    let mut slices = pool(1, vec![mig(0, "1g", 0..1)]);
+    let mut newer = pool(1, vec![mig(0, "2g", 0..2)]);
+    for slice in &mut newer {
+        slice.spec.pool.generation = 2;
+    }
+    slices.extend(newer);
+    let pool = setup(slices);
+    assert_eq!(pool.allocate(&[requests(&[profile("a", "1g")])]), Err(Refusal::DoesNotFit));
+    assert!(pool.allocate(&[requests(&[profile("a", "2g")])]).is_ok());
+}
+
+#[test]
+fn an_incomplete_pool_gives_nothing() {
+    let mut slices = pool(1, vec![mig(0, "1g", 0..1)]);
+    for slice in &mut slices {
+        slice.spec.pool.resource_slice_count = 3;
+    }
+    assert_eq!(setup(slices).allocate(&[requests(&[profile("a", "1g")])]), Err(Refusal::DoesNotFit));
+}
+
+#[test]
+fn a_pool_with_a_dangling_counter_reference_is_invalid() {
+    let refusal = setup(pool(0, vec![mig(0, "1g", 0..1)])).allocate(&[requests(&[profile("a", "1g")])]);
+    assert!(matches!(refusal, Err(Refusal::InvalidPools(_))), "{refusal:?}");
+}
+
+#[test]
+fn a_missing_attribute_aborts_the_pod() {
+    let mut wanted = profile("a", "1g");
+    wanted["exactly"]["selectors"][0]["cel"]["expression"] =
+        json!(format!("device.attributes[\"{DRIVER}\"].colour == \"red\""));
+    let refusal = setup(pool(1, vec![mig(0, "1g", 0..1)])).allocate(&[requests(&[wanted])]);
+    assert!(matches!(refusal, Err(Refusal::Aborted(_))), "{refusal:?}");
+}
+
+#[test]
+fn a_missing_device_class_aborts_the_pod() {
+    let mut wanted = profile("a", "1g");
+    wanted["exactly"]["deviceClassName"] = json!("nosuch");
+    let refusal = setup(pool(1, vec![mig(0, "1g", 0..1)])).allocate(&[requests(&[wanted])]);
+    assert_eq!(refusal, Err(Refusal::Aborted("claim c: device class nosuch does not exist".into())));
+}
+
+#[test]
+fn devices_of_another_node_are_not_given() {
+    let mut slices = pool(1, vec![mig(0, "1g", 0..1)]);
+    for slice in &mut slices {
+        slice.spec.node_name = Some("node-1".into());
+    }
+    assert_eq!(setup(slices).allocate(&[requests(&[profile("a", "1g")])]), Err(Refusal::DoesNotFit));
+}
+
+#[test]
+fn a_tainted_device_needs_a_toleration() {
+    let mut device = mig(0, "1g", 0..1);
+    device["taints"] = json!([{"key": "sick", "effect": "NoSchedule"}]);
+    let pool = setup(pool(1, vec![device]));
+    let mut wanted = profile("a", "1g");
+    assert_eq!(pool.allocate(&[requests(std::slice::from_ref(&wanted))]), Err(Refusal::DoesNotFit));
+    wanted["exactly"]["tolerations"] = json!([{"key": "sick", "operator": "Exists"}]);
+    assert!(pool.allocate(&[requests(&[wanted])]).is_ok());
+}
+
+#[test]
+fn the_allocation_names_the_node_and_carries_the_configuration() {
+    let pool = setup(pool(1, vec![mig(0, "1g", 0..1)]));
+    let opaque = json!({"opaque": {"driver": DRIVER, "parameters": {"kind": "X"}}});
+    let wanted = claim(json!({"requests": [profile("a", "1g")], "config": [opaque]}));
+    let allocation = serde_json::to_value(&pool.allocate(&[wanted]).unwrap()[0]).unwrap();
+    assert_eq!(
+        allocation,
+        json!({
+        "devices": {"results": [{"request": "a", "driver": DRIVER, "pool": "p", "device": "gpu-0-mig-1g-0"}],
+            "config": [{"source": "FromClaim", "opaque": {"driver": DRIVER, "parameters": {"kind": "X"}}}]},
+        "nodeSelector": {"nodeSelectorTerms": [{"matchFields": [
+            {"key": "metadata.name", "operator": "In", "values": ["node-0"]}]}]}})
+    );
+}
+
+#[test]
+fn a_search_without_end_is_given_up() {
+    let devices: Vec<Value> = (0..30)
+        .map(|n| json!({"name": format!("d-{n}"), "attributes": {"profile": {"string": "1g"}}}))
+        .collect();
+    let mut many = profile("a", "1g");
+    many["exactly"]["count"] = json!(15);
+    let impossible = requests(&[many, profile("b", "7g")]);
+    assert_eq!(setup(pool(1, devices)).allocate(&[impossible]), Err(Refusal::TimedOut));
+}
