@@ -107,9 +107,12 @@ pub struct NodeArgs {
     /// Path of --driver-root on the host, where it is another one than in this container.
     #[arg(long, env, value_name = "DIR")]
     pub host_driver_root: Option<String>,
-    /// Root below which this process finds the host's `dev` with the GPU device nodes.
+    /// Root below which this process finds `dev` with the GPU device nodes.
     #[arg(long, env, value_name = "DIR", default_value = "/")]
     pub dev_root: PathBuf,
+    /// Path of --dev-root on the host, where it is another one than in this container.
+    #[arg(long, env, value_name = "DIR")]
+    pub host_dev_root: Option<String>,
     /// Where CDI specs go; container runtimes must read this directory.
     #[arg(long, env, value_name = "DIR", default_value = "/var/run/cdi")]
     pub cdi_root: PathBuf,

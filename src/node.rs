@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -243,11 +244,12 @@ impl HardwareWatch {
 }
 
 fn driver_root(args: &NodeArgs) -> DriverRoot {
-    let here = args.hardware.driver_root.clone();
-    let host = args.host_driver_root.clone().unwrap_or_else(|| here.to_string_lossy().into_owned());
+    let root = |here: &Path, host: &Option<String>| {
+        Root::new(here, host.clone().unwrap_or_else(|| here.to_string_lossy().into_owned()))
+    };
     DriverRoot {
-        files: Root::new(here, host),
-        devices: Root::new(args.dev_root.clone(), "/"),
+        files: root(&args.hardware.driver_root, &args.host_driver_root),
+        devices: root(&args.dev_root, &args.host_dev_root),
         version: None,
         hooks: HookSettings {
             host_root: args.host_root.clone(),

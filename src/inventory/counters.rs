@@ -3,100 +3,99 @@
 //! Memory slices always count. Of the media engines only those are counted that can really run out: the scheduler
 //! compares every counter of a pool at every step of its search, so each one that says nothing costs time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::nvml::facts::{MediaEngines, Placement, Profile};
 
-/// A media engine as a counter: its name, and how many of it a profile takes.
-type Engine = (&'static str, fn(&MediaEngines) -> u32);
+/// Names of the media engine counters, in the order of [`counts`].
+const ENGINES: [&str; 4] = ["decoders", "encoders", "jpegs", "ofas"];
 
-const ENGINES: [Engine; 4] = [
-    ("decoders", |it| it.decoders),
-    ("encoders", |it| it.encoders),
-    ("jpegs", |it| it.jpegs),
-    ("ofas", |it| it.ofas),
-];
+/// How many of each engine something has or needs.
+type Counts = [u32; ENGINES.len()];
 
 /// The counters of one GPU.
 #[derive(Debug, Clone)]
 pub struct CounterPlan {
     memory_slices: u32,
-    engines: Vec<(Engine, u32)>,
+    /// What the GPU has; its richest profile tells.
+    totals: Counts,
+    /// Which engines are counted.
+    counted: Vec<usize>,
 }
 
 impl CounterPlan {
-    /// Finds the counters for a GPU with these profiles; none for a GPU without any.
+    /// Finds the fewest counters that are exact for a GPU with these profiles; none for a GPU without any.
     ///
-    /// The GPU has as many of an engine as its richest profile. An engine is counted if some set of placements that
-    /// do not overlap needs more of it than there are, and no engine counted already says so in every such case.
+    /// Exact means: whatever set of placements that do not overlap needs more of some engine than there is also needs
+    /// more of a counted engine. There are some thousand such sets, with far fewer different needs, and sixteen
+    /// choices of engines.
     #[must_use]
     pub fn of(profiles: &[Profile]) -> Self {
         let memory_slices = placements(profiles).map(|(_, it)| it.start + it.size).max().unwrap_or(0);
-        let mut engines: Vec<(Engine, u32)> = Vec::new();
-        for engine in ENGINES {
-            let total = profiles.iter().map(|it| (engine.1)(&it.media)).max().unwrap_or(0);
-            let can_run_out = u64::from(total) < most_needed(profiles, memory_slices, engine);
-            let is_covered = engines.iter().any(|counted| covers(profiles, *counted, (engine, total)));
-            if can_run_out && !is_covered {
-                engines.retain(|counted| !covers(profiles, (engine, total), *counted));
-                engines.push((engine, total));
-            }
-        }
-        Self { memory_slices, engines }
+        let totals = profiles.iter().map(counts).fold(Counts::default(), |most, it| zip(most, it, u32::max));
+        let exceeds = |needs: &Counts, engine: usize| totals[engine] < needs[engine];
+        let impossible: Vec<Counts> = possible_needs(profiles, memory_slices)
+            .into_iter()
+            .filter(|needs| (0..ENGINES.len()).any(|it| exceeds(needs, it)))
+            .collect();
+        let mut choices: Vec<Vec<usize>> = (0..1_u32 << ENGINES.len())
+            .map(|bits| (0..ENGINES.len()).filter(|it| bits >> it & 1 == 1).collect())
+            .collect();
+        choices.sort_by_key(Vec::len);
+        let is_exact =
+            |choice: &Vec<usize>| impossible.iter().all(|needs| choice.iter().any(|it| exceeds(needs, *it)));
+        // The choice of all engines is exact, so there is one.
+        let counted = choices.into_iter().find(is_exact).unwrap_or_default();
+        Self { memory_slices, totals, counted }
     }
 
     /// Everything the empty GPU has; also what the whole GPU takes.
     #[must_use]
     pub fn totals(&self) -> BTreeMap<String, u32> {
-        let slices = (0..self.memory_slices).map(|slice| (memory_slice(slice), 1));
-        let engines = self.engines.iter().map(|((name, _), total)| ((*name).to_owned(), *total));
-        slices.chain(engines).collect()
+        self.counters(0..self.memory_slices, self.totals)
     }
 
     /// What one instance takes.
     #[must_use]
     pub fn cost(&self, profile: &Profile, placement: Placement) -> BTreeMap<String, u32> {
-        let slices =
-            (placement.start..placement.start + placement.size).map(|slice| (memory_slice(slice), 1));
-        let engines = self
-            .engines
-            .iter()
-            .map(|((name, count), _)| ((*name).to_owned(), count(&profile.media)))
-            .filter(|(_, amount)| 0 < *amount);
-        slices.chain(engines).collect()
+        self.counters(placement.start..placement.start + placement.size, counts(profile))
+    }
+
+    fn counters(&self, slices: Range<u32>, engines: Counts) -> BTreeMap<String, u32> {
+        let slices = slices.map(|slice| (format!("memory-slice-{slice}"), 1));
+        let engines = self.counted.iter().map(|it| (ENGINES[*it].to_owned(), engines[*it]));
+        slices.chain(engines.filter(|(_, amount)| 0 < *amount)).collect()
     }
 }
 
-fn memory_slice(slice: u32) -> String {
-    format!("memory-slice-{slice}")
+fn counts(profile: &Profile) -> Counts {
+    let MediaEngines { decoders, encoders, jpegs, ofas } = profile.media;
+    [decoders, encoders, jpegs, ofas]
 }
 
 fn placements(profiles: &[Profile]) -> impl Iterator<Item = (&Profile, Placement)> {
     profiles.iter().flat_map(|profile| profile.placements.iter().map(move |it| (profile, *it)))
 }
 
-/// The most of an engine that placements which do not overlap can need: the heaviest set of disjoint intervals.
-fn most_needed(profiles: &[Profile], memory_slices: u32, engine: Engine) -> u64 {
-    // best[end] is the most that placements within the first `end` slices can need.
-    let mut best = vec![0_u64];
+/// What the sets of placements that do not overlap can need together.
+fn possible_needs(profiles: &[Profile], memory_slices: u32) -> BTreeSet<Counts> {
+    // within[end] is what placements within the first `end` slices can need.
+    let mut within = vec![BTreeSet::from([Counts::default()])];
     for end in 1..=memory_slices {
-        let ending_here = placements(profiles)
-            .filter(|(_, it)| it.start + it.size == end)
-            .map(|(profile, it)| best[it.start as usize] + u64::from((engine.1)(&profile.media)));
-        let most = ending_here.fold(best[end as usize - 1], u64::max);
-        best.push(most);
+        let mut needs = within[end as usize - 1].clone();
+        for (profile, placement) in placements(profiles).filter(|(_, it)| it.start + it.size == end) {
+            needs.extend(
+                within[placement.start as usize]
+                    .iter()
+                    .map(|it| zip(*it, counts(profile), u32::saturating_add)),
+            );
+        }
+        within.push(needs);
     }
-    best[memory_slices as usize]
+    within.pop().unwrap_or_default()
 }
 
-/// True where the first counter refuses whatever the second would refuse: every profile takes at least as large a
-/// share of the first as of the second.
-fn covers(profiles: &[Profile], first: (Engine, u32), second: (Engine, u32)) -> bool {
-    let ((_, first_of), first_total) = first;
-    let ((_, second_of), second_total) = second;
-    // Shares compared without dividing: a/A <= b/B is a*B <= b*A.
-    profiles.iter().all(|it| {
-        u64::from(second_of(&it.media)) * u64::from(first_total)
-            <= u64::from(first_of(&it.media)) * u64::from(second_total)
-    })
+fn zip(left: Counts, right: Counts, join: impl Fn(u32, u32) -> u32) -> Counts {
+    std::array::from_fn(|it| join(left[it], right[it]))
 }

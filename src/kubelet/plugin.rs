@@ -72,7 +72,9 @@ where
     }
     let call = info_span!("call", operation, claims = claims.len());
     let answers = claims.into_iter().map(|(namespace, name, uid)| {
-        let span = info_span!("claim", claim.namespace = namespace, claim.name = name, claim.uid = uid);
+        let span = info_span!(
+            parent: &call, "claim", claim.namespace = namespace, claim.name = name, claim.uid = uid
+        );
         let answer = uid
             .parse()
             .map(|parsed| work(ClaimRef { namespace, name, uid: parsed }))
@@ -85,7 +87,7 @@ where
         }
         .instrument(span)
     });
-    Ok(join_all(answers).instrument(call).await.into_iter().collect())
+    Ok(join_all(answers).await.into_iter().collect())
 }
 
 /// The two versions have the same messages but for `share_id`, which only v1 has and this driver does not use.

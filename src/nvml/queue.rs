@@ -5,6 +5,7 @@ use std::{io, thread};
 
 use nvml_wrapper::Nvml;
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::{CallError, DeviceHandle};
 
@@ -45,7 +46,9 @@ impl GpuQueue {
         F: FnOnce(&DeviceHandle<'_>) -> Result<T, E> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
+        let span = Span::current();
         let job: Job = Box::new(move |device| {
+            let _entered = span.entered();
             // Nobody may be listening any more; the work counts all the same.
             let _ = reply.send(device.map_err(E::from).and_then(work));
         });
