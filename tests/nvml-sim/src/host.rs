@@ -52,10 +52,18 @@ pub(crate) fn build(root: &Path, machine: &Machine, library: &Path) -> io::Resul
 /// Brings the rendered files from one state of the machine to the next, touching only what differs.
 pub(crate) fn follow(root: &Path, before: &Machine, after: &Machine) -> io::Result<()> {
     let (old, new) = (capabilities(before), capabilities(after));
+    for (was, is) in before.gpus.iter().zip(&after.gpus).filter(|(was, is)| was.minor != is.minor) {
+        let _ = fs::remove_file(root.join(format!("dev/nvidia{}", was.minor)));
+        put(root, &format!("dev/nvidia{}", is.minor), PLACEHOLDER)?;
+        fs::create_dir_all(root.join(format!("{CAPABILITIES}/gpu{}/mig", is.minor)))?;
+    }
     // Longest paths first: a compute instance's directory lies in that of its GPU instance.
     for path in old.keys().rev().filter(|path| !new.contains_key(*path)) {
         let file = root.join(path);
-        fs::remove_file(&file)?;
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         if let Some(dir) = file.parent() {
             // Not empty yet if a sibling remains; that one removes it.
             let _ = fs::remove_dir(dir);

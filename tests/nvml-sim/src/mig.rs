@@ -47,12 +47,12 @@ pub fn set_mode(gpu: &mut Gpu, enable: bool) -> Answer<Code> {
 
 /// The profile with that enum index. INVALID_ARGUMENT beyond the range, NOT_SUPPORTED where this GPU lacks it.
 pub fn profile_by_index(gpu: &Gpu, index: u32) -> Answer<Profile> {
-    capable(gpu)?;
     let profiles = gpu.profiles();
     let range = profiles.iter().map(|profile| profile.index + 1).fold(PROFILE_COUNT, u32::max);
     if index >= range {
         return Err(Code::INVALID_ARGUMENT);
     }
+    capable(gpu)?;
     profiles.into_iter().find(|profile| profile.index == index).ok_or(Code::NOT_SUPPORTED)
 }
 

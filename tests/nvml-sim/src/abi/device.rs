@@ -385,11 +385,27 @@ nvml! {
         list_processes(s.machine(), device, count, infos)
     }
 
-    fn nvmlDeviceGetGraphicsRunningProcesses_v3(device: Handle, count: Out<u32>, _infos: Out<ProcessInfo>) on device, |s| {
+    fn nvmlDeviceGetGraphicsRunningProcesses(device: Handle, count: Out<u32>) on device, |s| {
         no_processes(s.machine(), device, count)
     }
 
-    fn nvmlDeviceGetMPSComputeRunningProcesses_v3(device: Handle, count: Out<u32>, _infos: Out<ProcessInfo>) on device, |s| {
+    fn nvmlDeviceGetGraphicsRunningProcesses_v2(device: Handle, count: Out<u32>) on device, |s| {
+        no_processes(s.machine(), device, count)
+    }
+
+    fn nvmlDeviceGetGraphicsRunningProcesses_v3(device: Handle, count: Out<u32>) on device, |s| {
+        no_processes(s.machine(), device, count)
+    }
+
+    fn nvmlDeviceGetMPSComputeRunningProcesses(device: Handle, count: Out<u32>) on device, |s| {
+        no_processes(s.machine(), device, count)
+    }
+
+    fn nvmlDeviceGetMPSComputeRunningProcesses_v2(device: Handle, count: Out<u32>) on device, |s| {
+        no_processes(s.machine(), device, count)
+    }
+
+    fn nvmlDeviceGetMPSComputeRunningProcesses_v3(device: Handle, count: Out<u32>) on device, |s| {
         no_processes(s.machine(), device, count)
     }
 

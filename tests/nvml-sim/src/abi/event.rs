@@ -62,7 +62,7 @@ fn wait(store: &Store, set: Handle, timeout_ms: u32) -> Answer<EventData> {
 /// The next event for the set; GPU_IS_LOST when there is none and a registered GPU has gone.
 fn next_event(machine: &Machine, set: Handle) -> Answer<Option<Event>> {
     let mut sets = sets();
-    let found = sets.1.get_mut(&set.serial()).filter(|_| set.is_event_set()).ok_or(Code::INVALID_ARGUMENT)?;
+    let found = sets.1.get_mut(&set.serial_of(Kind::EventSet)?).ok_or(Code::INVALID_ARGUMENT)?;
     for event in &machine.events {
         if event.sequence >= found.next
             && found.wanted.get(&event.gpu).is_some_and(|bits| bits & event.kind != 0)
@@ -114,7 +114,7 @@ nvml! {
     }
 
     fn nvmlEventSetFree(set: Handle), |_s| {
-        let freed = if set.is_event_set() { sets().1.remove(&set.serial()) } else { None };
+        let freed = sets().1.remove(&set.serial_of(Kind::EventSet)?);
         freed.map(|_| ()).ok_or(Code::INVALID_ARGUMENT)
     }
 
@@ -130,7 +130,7 @@ nvml! {
             return Err(Code::NOT_SUPPORTED);
         }
         let mut sets = sets();
-        let found = sets.1.get_mut(&set.serial()).filter(|_| set.is_event_set()).ok_or(Code::INVALID_ARGUMENT)?;
+        let found = sets.1.get_mut(&set.serial_of(Kind::EventSet)?).ok_or(Code::INVALID_ARGUMENT)?;
         *found.wanted.entry(index).or_insert(0) |= types;
         Ok(())
     }

@@ -3,7 +3,8 @@
 use super::nvml;
 use super::partition::root_only;
 use super::types::{
-    CiInfo, CiProfileV1, CiProfileV2, CiProfileV3, Handle, Kind, Out, Placement, list, name, version,
+    CiInfo, CiInfoV1, CiProfileV1, CiProfileV2, CiProfileV3, Handle, Kind, Out, Placement, list, name,
+    version,
 };
 use crate::code::{Answer, Code};
 use crate::machine::{EVENT_MIG_CONFIG_CHANGE, GpuInstance};
@@ -95,6 +96,7 @@ nvml! {
     fn nvmlGpuInstanceGetComputeInstanceRemainingCapacity(
         instance: Handle, profile: u32, count: Out<u32>,
     ) on instance, |s| {
+        root_only(s)?;
         let (_, found, _, own) = profiles(s, instance, profile)?;
         count.set(u32::try_from(mig::compute_free(found, &own).len()).unwrap_or(0))
     }
@@ -108,7 +110,7 @@ nvml! {
         if array.is_null() {
             return count.set(u32::try_from(all.len()).unwrap_or(u32::MAX));
         }
-        list(array, count, Some(count.get()?), &all)
+        list(array, count, None, &all)
     }
 
     fn nvmlGpuInstanceCreateComputeInstance(instance: Handle, profile: u32, result: Out<Handle>) on instance, |s| {
@@ -135,16 +137,29 @@ nvml! {
     fn nvmlGpuInstanceGetComputeInstances(
         instance: Handle, profile: u32, array: Out<Handle>, count: Out<u32>,
     ) on instance, |s| {
+        root_only(s)?;
         let (index, found, _, _) = profiles(s, instance, profile)?;
         let same = found.compute_instances.iter().filter(|compute| compute.profile_id == profile);
         let handles: Vec<Handle> = same.map(|it| Handle::new(Kind::ComputeInstance, index, it.serial)).collect();
+        array.present()?;
         list(array, count, None, &handles)
     }
 
     fn nvmlGpuInstanceGetComputeInstanceById(instance: Handle, id: u32, result: Out<Handle>) on instance, |s| {
+        root_only(s)?;
         let (index, found) = instance.gpu_instance(s.machine())?;
         let compute = found.compute_instances.iter().find(|compute| compute.id == id).ok_or(Code::NOT_FOUND)?;
         result.set(Handle::new(Kind::ComputeInstance, index, compute.serial))
+    }
+
+    fn nvmlComputeInstanceGetInfo(instance: Handle, info: Out<CiInfoV1>) on instance, |s| {
+        let (index, gi, ci) = instance.compute_instance(s.machine())?;
+        info.set(CiInfoV1 {
+            device: Handle::new(Kind::MigDevice, index, ci.serial),
+            gpu_instance: Handle::new(Kind::GpuInstance, index, gi.serial),
+            id: ci.id,
+            profile_id: ci.profile_id,
+        })
     }
 
     fn nvmlComputeInstanceGetInfo_v2(instance: Handle, info: Out<CiInfo>) on instance, |s| {

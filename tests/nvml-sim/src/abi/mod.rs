@@ -3,8 +3,10 @@
 
 #![allow(unsafe_code, reason = "exporting a symbol is unsafe; the functions themselves are safe Rust")]
 
+mod absent;
 mod device;
 mod event;
+mod gpm;
 mod instance;
 mod library;
 mod more;
@@ -42,17 +44,17 @@ pub(crate) use nvml;
 
 /// The names of all functions that the library exports, for tests of completeness.
 pub fn exported_functions() -> Vec<&'static str> {
-    [
-        library::OWN,
+    let own = [library::OWN, event::OWN, absent::NAMES];
+    let made = [
         library::NAMES,
-        event::OWN,
         device::NAMES,
         partition::NAMES,
         instance::NAMES,
         event::NAMES,
+        gpm::NAMES,
         more::NAMES,
-    ]
-    .concat()
+    ];
+    [own.concat(), made.concat()].concat()
 }
 
 /// What every call does around its body.

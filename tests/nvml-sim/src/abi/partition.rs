@@ -5,7 +5,7 @@ use super::types::{
     GiInfo, GiProfileV1, GiProfileV2, GiProfileV3, Handle, Kind, Out, Placement, list, name, version,
 };
 use crate::code::{Answer, Code};
-use crate::machine::EVENT_MIG_CONFIG_CHANGE;
+use crate::machine::{EVENT_MIG_CONFIG_CHANGE, Gpu};
 use crate::mig;
 use crate::model::Profile;
 use crate::store::Session;
@@ -79,6 +79,11 @@ fn versioned(profile: Profile, result: Out<GiProfileV2>) -> Answer<()> {
     }
 }
 
+/// The profile with that id, for questions. NOT_SUPPORTED where this GPU lacks it; creating says INVALID_ARGUMENT.
+fn offered(gpu: &Gpu, id: u32) -> Answer<Profile> {
+    mig::profile_by_id(gpu, id).map_err(|_| Code::NOT_SUPPORTED)
+}
+
 fn placements(
     session: &Session<'_>,
     device: Handle,
@@ -88,13 +93,14 @@ fn placements(
 ) -> Answer<()> {
     root_only(session)?;
     let gpu = session.machine().gpu(device.physical(session.machine())?)?;
-    let profile = mig::profile_by_id(gpu, profile)?;
+    let profile = offered(gpu, profile)?;
     let all: Vec<Placement> =
         profile.starts.iter().map(|&start| Placement { start, size: profile.size }).collect();
     if array.is_null() {
         return count.set(u32::try_from(all.len()).unwrap_or(u32::MAX));
     }
-    list(array, count, Some(count.get()?), &all)
+    // The count is only an answer: the caller has asked for it before, or knows it.
+    list(array, count, None, &all)
 }
 
 fn create(
@@ -147,7 +153,7 @@ nvml! {
 
     fn nvmlDeviceGetGpuInstanceProfileInfoByIdV(device: Handle, id: u32, info: Out<GiProfileV2>) on device, |s| {
         let gpu = s.machine().gpu(device.physical(s.machine())?)?;
-        versioned(mig::profile_by_id(gpu, id)?, info)
+        versioned(offered(gpu, id)?, info)
     }
 
     fn nvmlDeviceGetGpuInstancePossiblePlacements(
@@ -163,9 +169,10 @@ nvml! {
     }
 
     fn nvmlDeviceGetGpuInstanceRemainingCapacity(device: Handle, profile: u32, count: Out<u32>) on device, |s| {
+        root_only(s)?;
         let gpu = s.machine().gpu(device.physical(s.machine())?)?;
         mig::enabled(gpu)?;
-        count.set(mig::remaining(gpu, &mig::profile_by_id(gpu, profile)?))
+        count.set(mig::remaining(gpu, &offered(gpu, profile)?))
     }
 
     fn nvmlDeviceCreateGpuInstance(device: Handle, profile: u32, result: Out<Handle>) on device, |s| {
@@ -190,17 +197,20 @@ nvml! {
     }
 
     fn nvmlDeviceGetGpuInstances(device: Handle, profile: u32, array: Out<Handle>, count: Out<u32>) on device, |s| {
+        root_only(s)?;
         let index = device.physical(s.machine())?;
         let gpu = s.machine().gpu(index)?;
         mig::enabled(gpu)?;
         mig::profile_by_id(gpu, profile)?;
         let same = gpu.instances.iter().filter(|instance| instance.profile_id == profile);
         let handles: Vec<Handle> = same.map(|it| Handle::new(Kind::GpuInstance, index, it.serial)).collect();
-        // The count is only an answer here: the caller's array must hold as many as the profile allows.
+        // The count is only an answer: the caller's array must hold as many as the profile allows.
+        array.present()?;
         list(array, count, None, &handles)
     }
 
     fn nvmlDeviceGetGpuInstanceById(device: Handle, id: u32, result: Out<Handle>) on device, |s| {
+        root_only(s)?;
         let index = device.physical(s.machine())?;
         let gpu = s.machine().gpu(index)?;
         mig::enabled(gpu)?;

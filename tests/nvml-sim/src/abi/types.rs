@@ -23,6 +23,7 @@ pub(crate) enum Kind {
     GpuInstance = 3,
     ComputeInstance = 4,
     EventSet = 5,
+    GpmSample = 6,
 }
 
 /// Looks like a user-space address, and is none that malloc gives out.
@@ -46,18 +47,18 @@ impl Handle {
 
     /// The GPU that the handle belongs to, if it is a handle.
     pub(crate) fn gpu(self) -> Option<usize> {
-        let known = (MAGIC >> 36 == self.0 >> 36) && !self.is(Kind::EventSet);
+        let known = (MAGIC >> 36 == self.0 >> 36) && !self.is(Kind::EventSet) && !self.is(Kind::GpmSample);
         known.then_some((self.0 >> 24 & 0xff) as usize)
     }
 
     /// The serial number in it.
-    pub(crate) fn serial(self) -> u32 {
+    fn serial(self) -> u32 {
         (self.0 & 0xff_ffff) as u32
     }
 
-    /// Whether it names an event set.
-    pub(crate) fn is_event_set(self) -> bool {
-        self.is(Kind::EventSet)
+    /// The serial number of a handle of that kind.
+    pub(crate) fn serial_of(self, kind: Kind) -> Answer<u32> {
+        if self.is(kind) { Ok(self.serial()) } else { Err(Code::INVALID_ARGUMENT) }
     }
 
     fn on_bus(self, machine: &Machine) -> Answer<(usize, &Gpu)> {
@@ -143,6 +144,11 @@ impl<T: Copy> Out<T> {
         self.get_at(0)
     }
 
+    /// What follows one element, as another type.
+    pub(crate) fn behind<U>(self) -> Out<U> {
+        Out(self.0.wrapping_add(1).cast())
+    }
+
     /// Reads one element of an array.
     pub(crate) fn get_at(self, index: usize) -> Answer<T> {
         self.present()?;
@@ -150,7 +156,7 @@ impl<T: Copy> Out<T> {
         Ok(unsafe { self.0.add(index).read_unaligned() })
     }
 
-    /// The same address as another type, for structures that begin with their version word.
+    /// The same address as another type, for structures that begin with a head or a version word.
     pub(crate) fn cast<U>(self) -> Out<U> {
         Out(self.0.cast())
     }
@@ -261,6 +267,7 @@ structures! {
         name: [u8; 96], capabilities: u32,
     }
     CiInfo: 32 { device: Handle, gpu_instance: Handle, id: u32, profile_id: u32, placement: Placement }
+    CiInfoV1: 24 { device: Handle, gpu_instance: Handle, id: u32, profile_id: u32 }
     EventData: 32 { device: Handle, kind: u64, data: u64, gpu_instance: u32, compute_instance: u32 }
     EventDataV1: 24 { device: Handle, kind: u64, data: u64 }
     Attributes: 40 {
@@ -283,5 +290,8 @@ structures! {
     FieldValue: 40 { field: u32, scope: u32, timestamp: i64, latency_us: i64, kind: u32, code: Code, value: u64 }
     UuidV1: 52 { version: u32, kind: u32, value: [u8; 41] }
     Branch: 84 { version: u32, branch: [u8; 80] }
+    GpmSupport: 8 { version: u32, supported: u32 }
+    GpmHead: 24 { version: u32, count: u32, first: Handle, second: Handle }
+    GpmMetric: 40 { metric: u32, code: Code, value: f64, texts: [usize; 3] }
     AddressingMode: 8 { version: u32, value: u32 }
 }
