@@ -5,6 +5,8 @@
 pub mod allocator;
 pub mod api;
 pub mod cel_env;
+pub mod control;
+pub mod kubelet;
 pub mod quantity;
 pub mod validate;
 
@@ -12,3 +14,5 @@ pub use api::faults::{Fault, RequestInfo};
 pub use api::kinds;
 pub use api::server::{ApiServer, Options};
 pub use api::store::Part;
+pub use control::ControlPlane;
+pub use kubelet::{Kubelet, KubeletClient, KubeletOptions};
