@@ -108,6 +108,7 @@ impl Parts {
 
     async fn watch(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             ended = self.running.join_next() => {
                 stop.cancel();
@@ -149,7 +150,9 @@ impl HardwareWatch {
                 () = stop.cancelled() => return Ok(()),
                 change = changes.changed() => {
                     change.context("the claims are gone")?;
-                    self.publish(self.state.borrow().hardware.clone())?;
+                    // In a statement of its own: a borrow that lasts through `publish` would wait for itself.
+                    let hardware = self.state.borrow().hardware.clone();
+                    self.publish(hardware)?;
                 }
                 () = sleep(interval) => self.look().await?,
             }

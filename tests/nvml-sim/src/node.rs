@@ -65,6 +65,14 @@ impl SimNode {
         Ok(snapshot)
     }
 
+    /// The profiles that a GPU reports now.
+    pub fn profiles(&self, gpu: usize) -> io::Result<Vec<Profile>> {
+        let session = self.store.session()?;
+        let profiles = session.machine().gpu(gpu).map(Gpu::profiles).map_err(refused);
+        session.finish()?;
+        profiles
+    }
+
     /// Makes a GPU instance with one full compute instance, as another program would: MIG mode is switched on if it is
     /// off. `profile` is a name or an id.
     pub fn plant_instance(&self, gpu: usize, profile: &str, start: u32) -> io::Result<Planted> {
@@ -226,6 +234,10 @@ impl SimNode {
         session.finish()?;
         Ok(value)
     }
+}
+
+fn refused(code: Code) -> io::Error {
+    io::Error::other(format!("refused: {} ({})", code.text().to_string_lossy(), code.0))
 }
 
 fn is_called(profile: &Profile, name: &str) -> bool {

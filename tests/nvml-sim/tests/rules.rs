@@ -12,7 +12,10 @@ fn machine(model: &str) -> Machine {
 }
 
 fn placements(gpu: &Gpu) -> Vec<(Profile, u32)> {
-    gpu.profiles().into_iter().flat_map(|p| p.starts.clone().into_iter().map(move |start| (p.clone(), start))).collect()
+    gpu.profiles()
+        .into_iter()
+        .flat_map(|p| p.starts.clone().into_iter().map(move |start| (p.clone(), start)))
+        .collect()
 }
 
 /// Counts the sets of placements, the empty one included, from `from` on, that can exist together; `rule` says whether one more fits.
@@ -63,7 +66,12 @@ fn every_mig_table_obeys_its_own_counts() {
         let units = model.data().memory_units;
         let (ids, indices): (BTreeSet<u32>, BTreeSet<u32>) =
             model.profiles().iter().map(|profile| (profile.id, profile.index)).unzip();
-        assert_eq!((ids.len(), indices.len()), (model.profiles().len(), model.profiles().len()), "{}", model.name());
+        assert_eq!(
+            (ids.len(), indices.len()),
+            (model.profiles().len(), model.profiles().len()),
+            "{}",
+            model.name()
+        );
         for profile in model.profiles() {
             let context = format!("{} {}", model.name(), profile.name);
             assert!(profile.starts.iter().all(|start| start + profile.size <= units), "{context}");
@@ -167,7 +175,8 @@ fn gpu_lists_are_parsed_or_refused_with_a_reason() {
     let names = |text: &str| parse_gpus(text).map(|gpus| gpus.iter().map(Model::name).collect::<Vec<_>>());
     assert_eq!(names("2xh100-80gb, L4").unwrap(), ["H100-80GB", "H100-80GB", "L4"]);
     assert_eq!(names("H100-SXM-80GB,RTX-PRO-6000-96GB").unwrap(), ["H100-80GB", "RTX-PRO-6000-96GB"]);
-    for (wrong, reason) in [("H1000", "H100-80GB"), ("", "no GPU"), ("0xL4", "1 to 32"), ("33xT4", "1 to 32")] {
+    for (wrong, reason) in [("H1000", "H100-80GB"), ("", "no GPU"), ("0xL4", "1 to 32"), ("33xT4", "1 to 32")]
+    {
         let error = names(wrong).unwrap_err();
         assert!(error.contains(reason), "{wrong:?}: {error}");
     }

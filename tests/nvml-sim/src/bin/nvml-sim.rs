@@ -60,7 +60,9 @@ fn run(words: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
             open(dir)?.plant_process(gpu.parse()?, process)?;
         }
         ["kill", dir, gpu, pid] => open(dir)?.remove_process(gpu.parse()?, pid.parse()?)?,
-        ["hold", dir, gpu, client, place @ ..] => open(dir)?.hold_handle(gpu.parse()?, instance(place)?.0, client)?,
+        ["hold", dir, gpu, client, place @ ..] => {
+            open(dir)?.hold_handle(gpu.parse()?, instance(place)?.0, client)?
+        }
         ["release", dir, gpu, client] => open(dir)?.release(gpu.parse()?, client)?,
         ["xid", dir, gpu, xid, place @ ..] => {
             let (gi, ci) = instance(place)?;
@@ -98,7 +100,10 @@ fn show(node: &Snapshot) {
             let end = instance.start + instance.size;
             println!("  gi {:2} {:12} units {}..{end}", instance.id, instance.profile, instance.start);
             for compute in &instance.compute_instances {
-                println!("    ci {} {} slice(s) from {} {}", compute.id, compute.size, compute.start, compute.uuid);
+                println!(
+                    "    ci {} {} slice(s) from {} {}",
+                    compute.id, compute.size, compute.start, compute.uuid
+                );
             }
         }
     }
