@@ -1,0 +1,471 @@
+//! The MIG life cycle through the C ABI.
+
+#![allow(unsafe_code, reason = "calling C functions is what these tests are about")]
+
+mod common;
+
+use common::*;
+use nvml_sim::Process;
+use nvml_wrapper_sys::bindings::{
+    nvmlComputeInstanceProfileInfo_v2_t, nvmlGpuInstancePlacement_t, nvmlGpuInstanceProfileInfo_t,
+    nvmlGpuInstanceProfileInfo_v2_t, nvmlGpuInstanceProfileInfo_v3_t,
+};
+
+#[test]
+fn hopper_changes_mode_at_once_and_refuses_while_busy() {
+    let bench = Bench::new("H100-80GB");
+    let client = bench.client();
+    assert_eq!(client.mode(0), (SUCCESS, 0, 0));
+    assert_eq!(client.set_mode(0, 1), (SUCCESS, SUCCESS));
+    assert_eq!(client.mode(0), (SUCCESS, 1, 1));
+    let instance = client.create(0, ONE).unwrap();
+    // The call succeeds; only the activation status and a second look tell that nothing changed.
+    assert_eq!(client.set_mode(0, 0), (SUCCESS, IN_USE));
+    assert_eq!(client.mode(0), (SUCCESS, 1, 1));
+    assert_eq!(client.destroy(instance), SUCCESS);
+    assert_eq!(client.set_mode(0, 0), (SUCCESS, SUCCESS));
+    assert_eq!(client.set_mode(0, 2).0, INVALID_ARGUMENT);
+}
+
+#[test]
+fn ampere_leaves_the_mode_pending_while_a_client_holds_the_gpu() {
+    let bench = Bench::new("A100-40GB");
+    let client = bench.client();
+    bench.node.hold_handle(0, None, "dcgm").unwrap();
+    assert_eq!(client.set_mode(0, 1), (SUCCESS, IN_USE));
+    assert_eq!(client.mode(0), (SUCCESS, 0, 1));
+    assert_eq!(client.create(0, ONE), Err(NOT_SUPPORTED), "not on yet");
+    bench.node.release(0, "dcgm").unwrap();
+    bench.node.reset_gpu(0).unwrap();
+    assert_eq!(client.mode(0), (SUCCESS, 1, 1));
+    client.create(0, ONE).unwrap();
+}
+
+#[test]
+fn ampere_without_clients_changes_mode_by_its_own_reset() {
+    let (_bench, client) = Bench::with_mig("A30");
+    assert_eq!(client.mode(0), (SUCCESS, 1, 1));
+}
+
+#[test]
+fn ampere_in_a_passthrough_machine_needs_a_reboot() {
+    let bench = Bench::new("A100-80GB");
+    bench.node.on_gpu(0, |gpu| gpu.virtualization = 1).unwrap();
+    let client = bench.client();
+    assert_eq!(client.set_mode(0, 1), (SUCCESS, RESET_REQUIRED));
+    assert_eq!(client.mode(0), (SUCCESS, 0, 1));
+    bench.node.reboot().unwrap();
+    assert_eq!(client.mode(0), (SUCCESS, 1, 1));
+}
+
+#[test]
+fn mode_survives_a_reboot_on_ampere_only_and_instances_never() {
+    let bench = Bench::new("A100-80GB,H100-80GB");
+    let client = bench.client();
+    for gpu in 0..2 {
+        assert_eq!(client.set_mode(gpu, 1), (SUCCESS, SUCCESS));
+        client.create(gpu, TWO).unwrap();
+    }
+    let before = bench.node.snapshot().unwrap().boot_id;
+    bench.node.reboot().unwrap();
+    assert_eq!(client.mode(0), (SUCCESS, 1, 1));
+    assert_eq!(client.mode(1), (SUCCESS, 0, 0));
+    let after = bench.node.snapshot().unwrap();
+    assert!(after.gpus.iter().all(|gpu| gpu.gpu_instances.is_empty()));
+    assert_ne!(after.boot_id, before);
+    let rendered = std::fs::read_to_string(bench.file("proc/sys/kernel/random/boot_id")).unwrap();
+    assert_eq!(rendered.trim(), after.boot_id);
+}
+
+#[test]
+fn gpus_without_mig_and_vgpu_guests_have_no_partitions() {
+    let bench = Bench::new("L4,T4,H100-80GB");
+    bench.node.on_gpu(2, |gpu| gpu.virtualization = 2).unwrap();
+    let client = bench.client();
+    for gpu in 0..2 {
+        assert_eq!(client.mode(gpu).0, NOT_SUPPORTED);
+    }
+    for gpu in 0..3 {
+        assert_eq!(client.set_mode(gpu, 1).0, NOT_SUPPORTED, "GPU {gpu}");
+        assert_eq!(client.create(gpu, ONE), Err(NOT_SUPPORTED), "GPU {gpu}");
+        assert_eq!(number!(client, nvmlDeviceGetMaxMigDeviceCount(client.gpu(gpu))), (SUCCESS, 0));
+        assert_eq!(profile(&client, gpu, 0).0, NOT_SUPPORTED);
+        assert_eq!(profile(&client, gpu, 18).0, INVALID_ARGUMENT, "enumerating must end here as well");
+    }
+}
+
+fn profile(client: &Client, gpu: u32, index: u32) -> (u32, nvmlGpuInstanceProfileInfo_t) {
+    let mut info = zeroed();
+    let code = c!(client, nvmlDeviceGetGpuInstanceProfileInfo(client.gpu(gpu), index, &mut info));
+    (code, info)
+}
+
+#[test]
+fn profiles_are_enumerated_by_index_and_named_in_the_versioned_structures() {
+    let bench = Bench::new("H200");
+    let client = bench.client();
+    let device = client.gpu(0);
+    let mut seen = Vec::new();
+    for index in 0.. {
+        let (code, v1) = profile(&client, 0, index);
+        let mut v2: nvmlGpuInstanceProfileInfo_v2_t = zeroed();
+        let mut v3: nvmlGpuInstanceProfileInfo_v3_t = zeroed();
+        (v2.version, v3.version) = (0x0200_0098, 0x0300_0098);
+        let c2 = c!(client, nvmlDeviceGetGpuInstanceProfileInfoV(device, index, &mut v2));
+        let c3 = c!(client, nvmlDeviceGetGpuInstanceProfileInfoV(device, index, (&raw mut v3).cast()));
+        assert_eq!((code, code), (c2, c3));
+        if code == INVALID_ARGUMENT {
+            assert_eq!(index, 18);
+            break;
+        }
+        if code == NOT_SUPPORTED {
+            continue;
+        }
+        assert_eq!(
+            (v1.id, v1.memorySizeMB, v1.multiprocessorCount),
+            (v2.id, v2.memorySizeMB, v2.multiprocessorCount)
+        );
+        assert_eq!(
+            (v1.id, v1.memorySizeMB, v1.multiprocessorCount),
+            (v3.id, v3.memorySizeMB, v3.multiprocessorCount)
+        );
+        assert_eq!((v1.jpegCount, v1.ofaCount, v1.isP2pSupported), (v3.jpegCount, v3.ofaCount, 0));
+        assert_eq!(text(0, &v2.name), text(0, &v3.name));
+        seen.push((index, v1.id, text(0, &v2.name).unwrap(), v1.instanceCount));
+    }
+    let mut expected =
+        vec![(0, 19, "1g.18gb", 7), (1, 14, "2g.35gb", 3), (2, 9, "3g.71gb", 2), (3, 5, "4g.71gb", 1)];
+    expected.extend([(4, 0, "7g.141gb", 1), (7, 20, "1g.18gb+me", 1), (9, 15, "1g.35gb", 4)]);
+    let expected: Vec<_> =
+        expected.into_iter().map(|(i, id, name, n)| (i, id, format!("MIG {name}"), n)).collect();
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn unknown_version_words_are_refused() {
+    let (_bench, client) = Bench::with_mig("H100-80GB");
+    let instance = client.create(0, TWO).unwrap();
+    for word in [0, 1, 0x0200_0097, 0x0300_0099, 0x0400_0098] {
+        let mut info: nvmlGpuInstanceProfileInfo_v2_t = zeroed();
+        info.version = word;
+        let code = c!(client, nvmlDeviceGetGpuInstanceProfileInfoV(client.gpu(0), 0, &mut info));
+        assert_eq!(code, VERSION_MISMATCH, "{word:#x}");
+        let mut info: nvmlComputeInstanceProfileInfo_v2_t = zeroed();
+        info.version = word;
+        let code = c!(client, nvmlGpuInstanceGetComputeInstanceProfileInfoV(instance, 0, 0, &mut info));
+        assert_eq!(code, VERSION_MISMATCH, "{word:#x}");
+        let mut memory: nvml_wrapper_sys::bindings::nvmlMemory_v2_t = zeroed();
+        memory.version = word;
+        assert_eq!(
+            c!(client, nvmlDeviceGetMemoryInfo_v2(client.gpu(0), &mut memory)),
+            VERSION_MISMATCH,
+            "{word:#x}"
+        );
+    }
+}
+
+#[test]
+fn placements_are_told_with_mig_on_or_off_and_null_asks_for_the_count() {
+    let bench = Bench::new("H100-80GB,RTX-PRO-6000");
+    let client = bench.client();
+    let places = |gpu: u32, profile: u32| {
+        let (device, mut count) = (client.gpu(gpu), 0);
+        let null = std::ptr::null_mut();
+        let code =
+            c!(client, nvmlDeviceGetGpuInstancePossiblePlacements_v2(device, profile, null, &mut count));
+        assert_eq!(code, SUCCESS);
+        let mut room = vec![nvmlGpuInstancePlacement_t { start: 99, size: 99 }; count as usize];
+        let code = c!(
+            client,
+            nvmlDeviceGetGpuInstancePossiblePlacements_v2(device, profile, room.as_mut_ptr(), &mut count)
+        );
+        assert_eq!(code, SUCCESS);
+        room.iter().map(|place| (place.start, place.size)).collect::<Vec<_>>()
+    };
+    assert_eq!(places(0, THREE), [(0, 4), (4, 4)]);
+    assert_eq!(places(0, SEVEN), [(0, 8)]);
+    assert_eq!(places(0, 15), [(0, 2), (2, 2), (4, 2), (6, 2)]);
+    assert_eq!(places(1, 67), [(0, 3), (3, 3), (6, 3), (9, 3)]);
+    client.set_mode(0, 1);
+    assert_eq!(places(0, TWO), [(0, 2), (2, 2), (4, 2)]);
+    let code = number!(
+        client,
+        nvmlDeviceGetGpuInstancePossiblePlacements_v2(client.gpu(0), 77, std::ptr::null_mut())
+    )
+    .0;
+    assert_eq!(code, NOT_SUPPORTED);
+}
+
+#[test]
+fn create_on_an_occupied_placement_is_refused() {
+    let (_bench, client) = Bench::with_mig("H100-80GB");
+    client.create_at(0, THREE, 0, 4).unwrap();
+    for (profile, start, size) in [(THREE, 0, 4), (ONE, 3, 1), (TWO, 2, 2), (SEVEN, 0, 8)] {
+        assert_eq!(
+            client.create_at(0, profile, start, size),
+            Err(INSUFFICIENT_RESOURCES),
+            "{profile} at {start}"
+        );
+    }
+    for (profile, start, size) in [(THREE, 2, 4), (ONE, 7, 1), (TWO, 4, 4), (77, 0, 1)] {
+        assert_eq!(client.create_at(0, profile, start, size), Err(INVALID_ARGUMENT), "{profile} at {start}");
+    }
+    client.create_at(0, TWO, 4, 2).unwrap();
+    let capacity =
+        |profile| number!(client, nvmlDeviceGetGpuInstanceRemainingCapacity(client.gpu(0), profile));
+    assert_eq!(capacity(ONE), (SUCCESS, 1));
+    assert_eq!(capacity(TWO), (SUCCESS, 0));
+    assert_eq!(capacity(15), (SUCCESS, 1));
+}
+
+#[test]
+fn media_engines_exclude_a_second_media_instance() {
+    let (_bench, client) = Bench::with_mig("A100-80GB");
+    let media = client.create_at(0, ONE_MEDIA, 0, 1).unwrap();
+    assert_eq!(client.create_at(0, ONE_MEDIA, 1, 1), Err(INSUFFICIENT_RESOURCES));
+    assert_eq!(client.create(0, SEVEN), Err(INSUFFICIENT_RESOURCES));
+    client.create_at(0, ONE, 1, 1).unwrap();
+    assert_eq!(client.destroy(media), SUCCESS);
+    client.create_at(0, ONE_MEDIA, 2, 1).unwrap();
+}
+
+#[test]
+fn an_instance_of_all_media_leaves_room_for_those_without_media_only() {
+    let (_bench, client) = Bench::with_mig("RTX-PRO-6000");
+    client.create_at(0, 65, 0, 3).unwrap();
+    assert_eq!(client.create_at(0, 14, 3, 3), Err(INSUFFICIENT_RESOURCES));
+    assert_eq!(client.create_at(0, 47, 3, 3), Err(INSUFFICIENT_RESOURCES));
+    client.create_at(0, 67, 3, 3).unwrap();
+    client.create_at(0, 66, 6, 6).unwrap();
+}
+
+#[test]
+fn instances_are_listed_found_by_id_and_described() {
+    let (_bench, client) = Bench::with_mig("H100-80GB");
+    let device = client.gpu(0);
+    let three = client.create_at(0, THREE, 4, 4).unwrap();
+    client.create_at(0, ONE, 0, 1).unwrap();
+    client.create_at(0, ONE, 2, 1).unwrap();
+    let info = client.info(three).unwrap();
+    assert_eq!((info.id, info.profileId, info.placement.start, info.placement.size), (2, THREE, 4, 4));
+    assert_eq!(info.device, device);
+    let list = |profile| {
+        let (mut room, mut count) = ([std::ptr::null_mut(); 7], 0);
+        let code = c!(client, nvmlDeviceGetGpuInstances(device, profile, room.as_mut_ptr(), &mut count));
+        assert_eq!(code, SUCCESS);
+        room[..count as usize].iter().map(|gi| client.info(*gi).unwrap().id).collect::<Vec<_>>()
+    };
+    assert_eq!((list(ONE), list(TWO), list(THREE)), (vec![7, 9], vec![], vec![2]));
+    let mut found = std::ptr::null_mut();
+    assert_eq!(c!(client, nvmlDeviceGetGpuInstanceById(device, 2, &mut found)), SUCCESS);
+    assert_eq!(found, three);
+    assert_eq!(c!(client, nvmlDeviceGetGpuInstanceById(device, 5, &mut found)), NOT_FOUND);
+}
+
+#[test]
+fn a_gpu_instance_is_in_use_while_anything_is_in_it() {
+    let (bench, client) = Bench::with_mig("H100-80GB");
+    let gi = client.create(0, THREE).unwrap();
+    let id = client.info(gi).unwrap().id;
+    let ci = client.compute(gi, 2).unwrap();
+    assert_eq!(client.destroy(gi), IN_USE, "a compute instance lives");
+    let process = Process { pid: 4711, gpu_instance: Some(id), compute_instance: Some(0), memory_mib: 100 };
+    bench.node.plant_process(0, process).unwrap();
+    assert_eq!(client.destroy_compute(ci), IN_USE, "a process runs");
+    bench.node.remove_process(0, 4711).unwrap();
+    bench.node.hold_handle(0, Some(id), "dcgm").unwrap();
+    assert_eq!(client.destroy_compute(ci), IN_USE, "a foreign handle is open");
+    bench.node.release(0, "dcgm").unwrap();
+    assert_eq!(client.destroy_compute(ci), SUCCESS);
+    bench.node.hold_handle(0, Some(id), "dcgm").unwrap();
+    assert_eq!(
+        client.destroy(gi),
+        IN_USE,
+        "the state that occurs in practice: compute instance gone, rest in use"
+    );
+    bench.node.release(0, "dcgm").unwrap();
+    assert_eq!(client.destroy(gi), SUCCESS);
+    assert!(bench.node.snapshot().unwrap().gpus[0].gpu_instances.is_empty());
+}
+
+#[test]
+fn a_foreign_client_on_the_gpu_stops_creation() {
+    let (bench, client) = Bench::with_mig("H100-80GB");
+    bench.node.hold_handle(0, None, "nsys").unwrap();
+    assert_eq!(client.create(0, ONE), Err(IN_USE));
+    bench.node.release(0, "nsys").unwrap();
+    client.create(0, ONE).unwrap();
+}
+
+#[test]
+fn compute_instances_divide_a_gpu_instance() {
+    let (_bench, client) = Bench::with_mig("A100-40GB");
+    let gi = client.create(0, THREE).unwrap();
+    let names: Vec<(u32, String, u32, u32)> = (0..9)
+        .filter_map(|index| {
+            let mut info: nvmlComputeInstanceProfileInfo_v2_t = zeroed();
+            info.version = 0x0200_0088;
+            match c!(client, nvmlGpuInstanceGetComputeInstanceProfileInfoV(gi, index, 0, &mut info)) {
+                SUCCESS => Some((
+                    info.id,
+                    text(0, &info.name).unwrap(),
+                    info.instanceCount,
+                    info.multiprocessorCount,
+                )),
+                code => {
+                    assert_eq!(code, NOT_SUPPORTED);
+                    None
+                }
+            }
+        })
+        .collect();
+    let expected = [(0, "MIG 1c.3g.20gb", 3, 14), (1, "MIG 2c.3g.20gb", 1, 28), (2, "MIG 3g.20gb", 1, 42)];
+    assert_eq!(names, expected.map(|(id, name, max, sm)| (id, name.to_string(), max, sm)));
+    let two = client.compute(gi, 1).unwrap();
+    assert_eq!(client.compute(gi, 2), Err(INSUFFICIENT_RESOURCES));
+    assert_eq!(number!(client, nvmlGpuInstanceGetComputeInstanceRemainingCapacity(gi, 0)), (SUCCESS, 1));
+    let one = client.compute(gi, 0).unwrap();
+    let (first, second) = (client.compute_info(two).unwrap(), client.compute_info(one).unwrap());
+    assert_eq!((first.id, first.placement.start, first.placement.size), (0, 0, 2));
+    assert_eq!((second.id, second.placement.start, second.placement.size), (1, 2, 1));
+    assert_ne!(client.uuid(first.device), client.uuid(second.device));
+    let (mut room, mut count) = ([std::ptr::null_mut(); 8], 0);
+    assert_eq!(c!(client, nvmlGpuInstanceGetComputeInstances(gi, 1, room.as_mut_ptr(), &mut count)), SUCCESS);
+    assert_eq!((count, room[0]), (1, two));
+    let mut found = std::ptr::null_mut();
+    assert_eq!(c!(client, nvmlGpuInstanceGetComputeInstanceById(gi, 1, &mut found)), SUCCESS);
+    assert_eq!(found, one);
+    assert_eq!(c!(client, nvmlGpuInstanceGetComputeInstanceById(gi, 7, &mut found)), NOT_FOUND);
+}
+
+#[test]
+fn mig_devices_are_found_by_index_with_holes_larger_ones_first() {
+    let (_bench, client) = Bench::with_mig("H100-80GB");
+    let mut made = Vec::new();
+    for (profile, compute) in [(ONE, 0), (THREE, 2), (TWO, 1)] {
+        let gi = client.create(0, profile).unwrap();
+        made.push((gi, client.compute(gi, compute).unwrap()));
+    }
+    assert_eq!(number!(client, nvmlDeviceGetMaxMigDeviceCount(client.gpu(0))), (SUCCESS, 7));
+    let name = |index| client.mig_at(0, index).and_then(|device| client.name(device));
+    let names: Vec<String> = (0..3).map(|index| name(index).unwrap()).collect();
+    assert_eq!(
+        names,
+        ["3g.40gb", "2g.20gb", "1g.10gb"].map(|name| format!("NVIDIA H100 80GB HBM3 MIG {name}"))
+    );
+    assert_eq!(name(3), Err(NOT_FOUND));
+    assert_eq!(name(7), Err(INVALID_ARGUMENT));
+    let stale = client.mig_at(0, 1).unwrap();
+    let (two, compute) = made[2];
+    assert_eq!((client.destroy_compute(compute), client.destroy(two)), (SUCCESS, SUCCESS));
+    assert_eq!(name(1), Err(NOT_FOUND), "a hole");
+    assert_eq!(name(2).unwrap(), names[2]);
+    assert_eq!(client.uuid(stale), Err(INVALID_ARGUMENT));
+    let gpu = client.gpu(0);
+    assert!(client.uuid(gpu).unwrap().starts_with("GPU-"), "the GPU's handle outlives its partitions");
+}
+
+#[test]
+fn the_same_partition_has_the_same_uuid_again_and_stale_handles_stay_invalid() {
+    let (_bench, client) = Bench::with_mig("H100-80GB");
+    let first = client.create_at(0, TWO, 2, 2).unwrap();
+    let compute = client.compute(first, 1).unwrap();
+    let uuid = client.uuid(client.mig_device(compute)).unwrap();
+    assert_eq!((client.destroy_compute(compute), client.destroy(first)), (SUCCESS, SUCCESS));
+    let again = client.create_at(0, TWO, 2, 2).unwrap();
+    let second = client.compute(again, 1).unwrap();
+    assert_eq!(client.uuid(client.mig_device(second)).unwrap(), uuid);
+    assert_ne!(again, first);
+    assert_eq!(client.destroy(first), INVALID_ARGUMENT);
+    assert_eq!(client.destroy_compute(compute), INVALID_ARGUMENT);
+    assert_eq!(client.info(again).unwrap().id, 4);
+}
+
+#[test]
+fn a_mig_device_tells_what_it_is_and_where_it_belongs() {
+    let (bench, client) = Bench::with_mig("A100-40GB");
+    let gi = client.create(0, THREE).unwrap();
+    let ci = client.compute(gi, 2).unwrap();
+    let device = client.mig_device(ci);
+    let id = client.info(gi).unwrap().id;
+    assert_eq!(number!(client, nvmlDeviceIsMigDeviceHandle(device)), (SUCCESS, 1));
+    assert_eq!(number!(client, nvmlDeviceIsMigDeviceHandle(client.gpu(0))), (SUCCESS, 0));
+    assert_eq!(number!(client, nvmlDeviceGetGpuInstanceId(device)), (SUCCESS, id));
+    assert_eq!(number!(client, nvmlDeviceGetComputeInstanceId(device)), (SUCCESS, 0));
+    assert_eq!(number!(client, nvmlDeviceGetGpuInstanceId(client.gpu(0))).0, INVALID_ARGUMENT);
+    let mut parent = std::ptr::null_mut();
+    assert_eq!(c!(client, nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device, &mut parent)), SUCCESS);
+    assert_eq!(parent, client.gpu(0));
+    let uuid = std::ffi::CString::new(client.uuid(device).unwrap()).unwrap();
+    let mut found = std::ptr::null_mut();
+    assert_eq!(c!(client, nvmlDeviceGetHandleByUUID(uuid.as_ptr(), &mut found)), SUCCESS);
+    assert_eq!(found, device);
+    let mut attributes: nvml_wrapper_sys::bindings::nvmlDeviceAttributes_t = zeroed();
+    assert_eq!(c!(client, nvmlDeviceGetAttributes_v2(device, &mut attributes)), SUCCESS);
+    assert_eq!((attributes.multiprocessorCount, attributes.memorySizeMB), (42, 19968));
+    assert_eq!((attributes.gpuInstanceSliceCount, attributes.computeInstanceSliceCount), (3, 3));
+    let process = Process { pid: 7, gpu_instance: Some(id), compute_instance: None, memory_mib: 1000 };
+    bench.node.plant_process(0, process).unwrap();
+    let mut memory: nvml_wrapper_sys::bindings::nvmlMemory_v2_t = zeroed();
+    memory.version = 0x0200_0028;
+    assert_eq!(c!(client, nvmlDeviceGetMemoryInfo_v2(device, &mut memory)), SUCCESS);
+    assert_eq!(
+        (memory.total >> 20, memory.used >> 20),
+        (20096, 1000),
+        "not the profile's 19968 (reference 1.4)"
+    );
+    assert_eq!(memory.total, memory.used + memory.free + memory.reserved);
+}
+
+#[test]
+fn only_root_partitions() {
+    let (bench, client) = Bench::with_mig("H100-80GB");
+    let gi = client.create(0, ONE).unwrap();
+    bench.node.configure(|config| config.unprivileged = true).unwrap();
+    assert_eq!(client.set_mode(0, 0).0, NO_PERMISSION);
+    assert_eq!(client.create(0, ONE), Err(NO_PERMISSION));
+    assert_eq!(client.compute(gi, 0), Err(NO_PERMISSION));
+    assert_eq!(client.destroy(gi), NO_PERMISSION);
+    let null = std::ptr::null_mut();
+    assert_eq!(
+        number!(client, nvmlDeviceGetGpuInstancePossiblePlacements_v2(client.gpu(0), ONE, null)).0,
+        NO_PERMISSION
+    );
+    assert_eq!(client.mode(0), (SUCCESS, 1, 1), "reading is free");
+}
+
+#[test]
+fn an_invented_profile_is_enumerated_and_can_be_created() {
+    let (bench, client) = Bench::with_mig("H100-80GB");
+    let mut future = bench.node.profiles(0).unwrap().remove(0);
+    (future.index, future.id, future.name) = (21, 99, "1g.10gb+new".into());
+    bench.node.on_gpu(0, |gpu| gpu.extra_profiles.push(future)).unwrap();
+    assert_eq!(profile(&client, 0, 21).1.id, 99);
+    assert_eq!(profile(&client, 0, 20).0, NOT_SUPPORTED);
+    assert_eq!(profile(&client, 0, 22).0, INVALID_ARGUMENT);
+    client.create_at(0, 99, 3, 1).unwrap();
+}
+
+#[test]
+fn a_planted_instance_is_there_for_every_program() {
+    let bench = Bench::new("H100-80GB");
+    let planted = bench.node.plant_instance(0, "2g.20gb", 4).unwrap();
+    let client = bench.client();
+    assert_eq!(client.create_at(0, ONE, 5, 1), Err(INSUFFICIENT_RESOURCES));
+    assert_eq!(client.uuid(client.mig_at(0, 0).unwrap()).unwrap(), planted.uuid);
+    let snapshot = bench.node.snapshot().unwrap();
+    let instance = &snapshot.gpus[0].gpu_instances[0];
+    assert_eq!(
+        (instance.id, instance.profile.as_str(), instance.start),
+        (planted.gpu_instance, "2g.20gb", 4)
+    );
+    assert!(bench.node.plant_instance(0, "9g", 0).unwrap_err().to_string().contains("Not Found"));
+}
+
+#[test]
+fn permuted_ids_run_from_the_right() {
+    let (bench, client) = Bench::with_mig("H100-80GB");
+    bench.node.configure(|config| config.permuted_gi_ids = true).unwrap();
+    let at = |start| client.info(client.create_at(0, THREE, start, 4).unwrap()).unwrap().id;
+    assert_eq!((at(0), at(4)), (2, 1));
+}
