@@ -1,0 +1,160 @@
+//! Publishing: from the simulated hardware to an API server, simulated and, where there is one, real.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{ControlPlane, Lab, device_names, each_control_plane, is_complete};
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::json;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_number_of_gpus_becomes_one_complete_valid_pool() {
+    each_control_plane(true, async |plane| {
+        for (gpus, devices, counter_slices) in [
+            ("1xH100-80GB", 26, 1),
+            ("2xH100-80GB,1xL4", 53, 1),
+            ("8xH100-80GB", 208, 1),
+            ("16xH100-80GB", 416, 2),
+        ] {
+            let mut lab = Lab::new(plane.clone(), gpus).await;
+            lab.start();
+            let slices = lab.slices_when(is_complete).await;
+            let names = device_names(&slices);
+            assert_eq!(names.len(), devices, "{gpus}");
+            assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), devices, "names are unique");
+            assert_eq!(slices.iter().filter(|it| it.spec.shared_counters.is_some()).count(), counter_slices);
+            assert!(slices.iter().all(|it| it.spec.devices.iter().flatten().count() <= 64));
+            lab.stop().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_device_has_the_same_attribute_and_capacity_keys() {
+    let mut lab =
+        Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB,1xA100-40GB,1xRTX-PRO-6000-96GB,1xL4")
+            .await;
+    lab.start();
+    let slices = lab.slices_when(is_complete).await;
+    let devices: Vec<_> = slices.iter().flat_map(|it| it.spec.devices.iter().flatten()).collect();
+    let keys = |index: usize| {
+        let device = devices[index];
+        let attributes: Vec<_> = device.attributes.iter().flatten().map(|it| it.0.clone()).collect();
+        let capacities: Vec<_> = device.capacity.iter().flatten().map(|it| it.0.clone()).collect();
+        (attributes, capacities)
+    };
+    assert!(devices.len() > 50);
+    assert!((0..devices.len()).all(|it| keys(it) == keys(0)));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_without_change_writes_nothing() {
+    each_control_plane(true, async |plane| {
+        let mut lab = Lab::new(plane, "2xH100-80GB").await;
+        lab.start();
+        let before = lab.slices_when(is_complete).await;
+        lab.stop().await;
+        lab.start();
+        // A wiped slice that comes back shows that the second run has published.
+        let last = before.last().unwrap().metadata.name.clone().unwrap();
+        lab.slices_api().delete(&last, &DeleteParams::default()).await.unwrap();
+        let after = lab.slices_when(is_complete).await;
+        assert_eq!(before[0].metadata.uid, after[0].metadata.uid);
+        assert_eq!(before.len(), after.len());
+        lab.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slices_that_others_delete_or_change_come_back() {
+    each_control_plane(true, async |plane| {
+        let mut lab = Lab::new(plane, "2xH100-80GB").await;
+        lab.start();
+        let before = lab.slices_when(is_complete).await;
+        for slice in &before {
+            let name = slice.metadata.name.as_deref().unwrap();
+            lab.slices_api().delete(name, &DeleteParams::default()).await.unwrap();
+        }
+        let wiped = lab.slices_when(|it| is_complete(it) && device_names(it).len() == 52).await;
+        assert!(wiped.iter().zip(&before).all(|(new, old)| new.metadata.uid != old.metadata.uid));
+
+        let name = wiped[1].metadata.name.clone().unwrap();
+        let no_devices = Patch::Merge(json!({"spec": {"devices": []}}));
+        lab.slices_api().patch(&name, &PatchParams::default(), &no_devices).await.unwrap();
+        let mended = lab.slices_when(|it| is_complete(it) && device_names(it).len() == 52).await;
+        // One slice changed in place: the generation stays, and the pool was never incomplete.
+        assert_eq!(mended[0].spec.pool.generation, wiped[0].spec.pool.generation);
+        assert_eq!(mended[0].metadata.resource_version, wiped[0].metadata.resource_version);
+        lab.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_overlaps_is_published_where_counters_are_dropped() {
+    each_control_plane(false, async |plane| {
+        let mut lab = Lab::new(plane, "2xH100-80GB,1xL4").await;
+        lab.start();
+        let slices = lab.slices_when(is_complete).await;
+        assert_eq!(device_names(&slices), ["gpu-0000-1a-00", "gpu-0000-1b-00", "gpu-0000-3b-00"]);
+        lab.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_gpus_publishes_an_empty_pool() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xL4").await;
+    lab.sim.configure(|it| it.driver_loaded = false).unwrap();
+    lab = lab.with_args(&["--rescan-interval", "1"]);
+    lab.start();
+    let slices = lab.slices_when(is_complete).await;
+    assert_eq!((slices.len(), device_names(&slices).len()), (1, 0));
+    lab.sim.configure(|it| it.driver_loaded = true).unwrap();
+    lab.slices_when(|it| is_complete(it) && device_names(it).len() == 1).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_foreign_instance_occupies_is_not_offered_until_it_goes() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await;
+    let planted = lab.sim.plant_instance(0, "1g.10gb+me", 0).unwrap();
+    lab = lab.with_args(&["--rescan-interval", "1"]);
+    lab.start();
+    let slices = lab.slices_when(is_complete).await;
+    let names = device_names(&slices);
+    // Gone with slice 0: 7g, 4g, 3g@0, 2g@0, 1g@0, 1g double memory @0, the whole GPU; with the OFA: all +me.
+    assert_eq!(names.len(), 26 - 7 - 7);
+    assert!(names.iter().all(|it| !it.contains("-me-") && !it.ends_with("-0")), "{names:?}");
+    lab.sim.on_gpu(0, |gpu| gpu.instances.retain(|it| it.id != planted.gpu_instance)).unwrap();
+    lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_gpu_does_not_hide_the_healthy_ones() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "3xH100-80GB").await;
+    lab.sim.break_handle(1, Some(nvml_sim::Code::GPU_IS_LOST)).unwrap();
+    lab.start();
+    let slices = lab.slices_when(is_complete).await;
+    assert_eq!(device_names(&slices).len(), 52);
+    assert!(device_names(&slices).iter().all(|it| !it.contains("1b")));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ampere_gpu_offers_what_its_mode_allows() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "2xA100-40GB").await;
+    lab.sim.on_gpu(0, |gpu| (gpu.mig_current, gpu.mig_pending) = (true, true)).unwrap();
+    lab.start();
+    let slices = lab.slices_when(is_complete).await;
+    let (first, second): (Vec<&str>, Vec<&str>) =
+        device_names(&slices).into_iter().partition(|it| it.contains("-mig-"));
+    assert_eq!(first.len(), 25, "MIG mode is on: every placement, and not the whole GPU");
+    assert_eq!(second.len(), 1, "MIG mode is off and cannot be switched: the whole GPU only");
+    lab.stop().await;
+}

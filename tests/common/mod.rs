@@ -1,0 +1,176 @@
+//! What the integration tests share: a simulated node, a control plane, and the driver between them.
+//!
+//! Everything is real but the hardware: the driver's own `node::run` on real sockets, over a copy of the simulated
+//! library, against an API server over HTTP.
+#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
+
+mod control_plane;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser;
+use dra_driver_mig::args::{Cli, Command, NodeArgs};
+use dra_driver_mig::node;
+use k8s_openapi::api::resource::v1::ResourceSlice;
+use kube::api::ListParams;
+use kube::{Api, Client};
+use nvml_sim::SimNode;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use control_plane::{ControlPlane, each_control_plane};
+
+pub(crate) const DRIVER: &str = "mig.dra-driver.dev";
+
+/// Longest wait for something that must happen; far above what it takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A node with simulated GPUs and, while it runs, the driver.
+pub(crate) struct Lab {
+    pub(crate) directory: TempDir,
+    pub(crate) sim: SimNode,
+    pub(crate) plane: ControlPlane,
+    pub(crate) client: Client,
+    pub(crate) node_name: String,
+    extra: Vec<String>,
+    running: Option<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
+}
+
+impl Lab {
+    /// A node with these GPUs, known to the API server. The driver does not run yet.
+    pub(crate) async fn new(plane: ControlPlane, gpus: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let models = nvml_sim::parse_gpus(gpus).unwrap();
+        let sim = SimNode::create(&directory.path().join("host"), &models).unwrap();
+        let kubeconfig = directory.path().join("kubeconfig");
+        std::fs::write(&kubeconfig, plane.kubeconfig()).unwrap();
+        let client = plane.client().await;
+        let node_name = plane.create_node(&client).await;
+        Self { directory, sim, plane, client, node_name, extra: Vec::new(), running: None }
+    }
+
+    /// The same with further arguments for the driver.
+    pub(crate) fn with_args(mut self, extra: &[&str]) -> Self {
+        self.extra = extra.iter().map(|it| (*it).to_owned()).collect();
+        self
+    }
+
+    /// Starts the driver.
+    pub(crate) fn start(&mut self) {
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(node::run(self.args(), stop.clone()));
+        self.running = Some((stop, running));
+    }
+
+    /// Stops the driver as SIGTERM would.
+    pub(crate) async fn stop(&mut self) {
+        let (stop, running) = self.running.take().expect("the driver runs");
+        stop.cancel();
+        timeout(PATIENCE, running).await.expect("the driver stops").unwrap().unwrap();
+    }
+
+    pub(crate) fn args(&self) -> NodeArgs {
+        let host = self.directory.path().join("host");
+        let path = |it: &str| self.directory.path().join(it).display().to_string();
+        let in_host = |it: &str| host.join(it).display().to_string();
+        let mut line: Vec<String> =
+            ["dra-driver-mig", "node", "--http-address", "127.0.0.1:0"].map(str::to_owned).into();
+        let paths = [
+            ("--node-name", self.node_name.clone()),
+            ("--kubeconfig", path("kubeconfig")),
+            ("--driver-root", in_host("")),
+            ("--dev-root", in_host("")),
+            ("--host-root", in_host("")),
+            ("--proc-root", in_host("proc")),
+            ("--sys-root", in_host("sys")),
+            ("--cdi-root", path("cdi")),
+            ("--plugins-dir", path("plugins")),
+            ("--registry-dir", path("registry")),
+        ];
+        line.extend(paths.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+        line.extend(self.extra.iter().cloned());
+        match Cli::parse_from(line).command {
+            Command::Node(args) => *args,
+            Command::Inspect(_) => unreachable!("the command line says node"),
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn slices_api(&self) -> Api<ResourceSlice> {
+        Api::all(self.client.clone())
+    }
+
+    /// This node's slices, by name.
+    pub(crate) async fn slices(&self) -> Vec<ResourceSlice> {
+        let selector = format!("spec.nodeName={}", self.node_name);
+        let mut found = self.slices_api().list(&ListParams::default().fields(&selector)).await.unwrap().items;
+        found.sort_by(|left, right| left.metadata.name.cmp(&right.metadata.name));
+        found
+    }
+
+    /// This node's slices once they are what `accept` wants.
+    pub(crate) async fn slices_when(&self, accept: impl Fn(&[ResourceSlice]) -> bool) -> Vec<ResourceSlice> {
+        eventually("the slices are as expected", async || {
+            let slices = self.slices().await;
+            accept(&slices).then_some(slices)
+        })
+        .await
+    }
+
+    /// Live GPU instances as the hardware has them: GPU, profile, start.
+    pub(crate) fn instances(&self) -> Vec<(usize, String, u32)> {
+        let gpus = self.sim.snapshot().unwrap().gpus;
+        let instances = gpus.into_iter().enumerate().flat_map(|(index, gpu)| {
+            gpu.gpu_instances.into_iter().map(move |it| (index, it.profile, it.start)).collect::<Vec<_>>()
+        });
+        instances.collect()
+    }
+
+    /// Names of the files in a directory of this lab.
+    pub(crate) fn files(&self, directory: &str) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.path(directory)) else { return Vec::new() };
+        let mut names: Vec<String> =
+            entries.map(|it| it.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// Names of all devices in slices.
+pub(crate) fn device_names(slices: &[ResourceSlice]) -> Vec<&str> {
+    slices.iter().flat_map(|it| it.spec.devices.iter().flatten()).map(|it| it.name.as_str()).collect()
+}
+
+/// True where the slices are one complete pool.
+pub(crate) fn is_complete(slices: &[ResourceSlice]) -> bool {
+    let Some(first) = slices.first() else { return false };
+    let count = i64::try_from(slices.len()).unwrap();
+    slices.iter().all(|it| it.spec.pool == first.spec.pool && it.spec.pool.resource_slice_count == count)
+}
+
+/// Polls until there is a value, and fails the test if there is none in time.
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut probe: impl FnMut() -> F,
+) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = probe().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "in {} s it did not happen that {what}", PATIENCE.as_secs());
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A file as JSON.
+pub(crate) fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
