@@ -31,13 +31,13 @@ pub(crate) fn build(root: &Path, machine: &Machine, library: &Path) -> io::Resul
     put(root, "proc/sys/kernel/random/boot_id", &format!("{}\n", machine.boot_id))?;
     for (name, minor, mode) in [("config", 1, 0o400), ("monitor", 2, 0o444)] {
         put(root, &format!("{CAPABILITIES}/mig/{name}"), &capability(minor, mode))?;
-        put(root, &format!("dev/nvidia-caps/nvidia-cap{minor}"), PLACEHOLDER)?;
+        device_node(root, &format!("dev/nvidia-caps/nvidia-cap{minor}"))?;
     }
     for node in ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset"] {
-        put(root, &format!("dev/{node}"), PLACEHOLDER)?;
+        device_node(root, &format!("dev/{node}"))?;
     }
     for gpu in &machine.gpus {
-        put(root, &format!("dev/nvidia{}", gpu.minor), PLACEHOLDER)?;
+        device_node(root, &format!("dev/nvidia{}", gpu.minor))?;
         sysfs(root, gpu)?;
         if gpu.memory_units() > 0 {
             fs::create_dir_all(root.join(format!("{CAPABILITIES}/gpu{}/mig", gpu.minor)))?;
@@ -49,12 +49,22 @@ pub(crate) fn build(root: &Path, machine: &Machine, library: &Path) -> io::Resul
     Ok(())
 }
 
+/// Stands for a device node: a link to a character device that every machine has and that does no harm, because making a
+/// real node takes root.
+fn device_node(root: &Path, name: &str) -> io::Result<()> {
+    let path = root.join(name);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    std::os::unix::fs::symlink("/dev/null", path)
+}
+
 /// Brings the rendered files from one state of the machine to the next, touching only what differs.
 pub(crate) fn follow(root: &Path, before: &Machine, after: &Machine) -> io::Result<()> {
     let (old, new) = (capabilities(before), capabilities(after));
     for (was, is) in before.gpus.iter().zip(&after.gpus).filter(|(was, is)| was.minor != is.minor) {
         let _ = fs::remove_file(root.join(format!("dev/nvidia{}", was.minor)));
-        put(root, &format!("dev/nvidia{}", is.minor), PLACEHOLDER)?;
+        device_node(root, &format!("dev/nvidia{}", is.minor))?;
         fs::create_dir_all(root.join(format!("{CAPABILITIES}/gpu{}/mig", is.minor)))?;
     }
     // Longest paths first: a compute instance's directory lies in that of its GPU instance.

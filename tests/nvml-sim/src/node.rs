@@ -196,19 +196,16 @@ impl SimNode {
     pub fn hide_symbols(&self, names: &[&str]) -> io::Result<()> {
         let path = self.library().canonicalize()?;
         let mut bytes = fs::read(&path)?;
-        for name in names {
-            let wanted = [b"\0", name.as_bytes(), b"\0"].concat();
-            let places: Vec<usize> = bytes
-                .windows(wanted.len())
-                .enumerate()
-                .filter(|(_, w)| *w == wanted)
-                .map(|(at, _)| at)
-                .collect();
-            if places.is_empty() {
-                return Err(io::Error::other(format!("{name} is no symbol of {}", path.display())));
+        let mut hidden = Vec::new();
+        for text in bytes.split_mut(|byte| *byte == 0) {
+            if let Some(name) = names.iter().find(|name| name.as_bytes() == text) {
+                // Looking a symbol up compares names in the end, so one other letter hides it.
+                text[0] = b'-';
+                hidden.push(*name);
             }
-            // Looking a symbol up compares names in the end, so one other letter hides it.
-            places.into_iter().for_each(|at| bytes[at + 1] = b'-');
+        }
+        if let Some(name) = names.iter().find(|name| !hidden.contains(*name)) {
+            return Err(io::Error::other(format!("{name} is no symbol of {}", path.display())));
         }
         // A new file, and not new bytes in one that a program may have mapped.
         let next = path.with_extension("next");

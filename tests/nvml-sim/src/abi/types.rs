@@ -45,6 +45,11 @@ impl Handle {
         self.0 >> 32 == (MAGIC >> 32) | kind as u64
     }
 
+    /// A whole GPU has no serial number: its handle outlives resets.
+    fn is_gpu(self) -> bool {
+        self.is(Kind::Gpu) && self.serial() == 0
+    }
+
     /// The GPU that the handle belongs to, if it is a handle.
     pub(crate) fn gpu(self) -> Option<usize> {
         let known = (MAGIC >> 36 == self.0 >> 36) && !self.is(Kind::EventSet) && !self.is(Kind::GpmSample);
@@ -70,13 +75,13 @@ impl Handle {
     /// A whole GPU. INVALID_ARGUMENT for a MIG device.
     pub(crate) fn physical(self, machine: &Machine) -> Answer<usize> {
         let (index, _) = self.on_bus(machine)?;
-        if self.is(Kind::Gpu) { Ok(index) } else { Err(Code::INVALID_ARGUMENT) }
+        if self.is_gpu() { Ok(index) } else { Err(Code::INVALID_ARGUMENT) }
     }
 
     /// A GPU or a MIG device.
     pub(crate) fn device(self, machine: &Machine) -> Answer<Device<'_>> {
         let (index, gpu) = self.on_bus(machine)?;
-        if self.is(Kind::Gpu) {
+        if self.is_gpu() {
             return Ok(Device { index, gpu, mig: None });
         }
         if !self.is(Kind::MigDevice) {
