@@ -53,9 +53,7 @@ pub(crate) fn build(root: &Path, machine: &Machine, library: &Path) -> io::Resul
 /// real node takes root.
 fn device_node(root: &Path, name: &str) -> io::Result<()> {
     let path = root.join(name);
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
+    make_parent(&path)?;
     std::os::unix::fs::symlink("/dev/null", path)
 }
 
