@@ -7,6 +7,7 @@ pub mod api;
 pub mod cel_env;
 pub mod control;
 pub mod kubelet;
+pub mod manifest;
 pub mod quantity;
 pub mod validate;
 

@@ -22,6 +22,8 @@ pub(super) fn before_create(kind: &Kind, object: &mut Value, gates: Gates) {
     defaults(kind, object);
     match kind.kind {
         "ResourceSlice" => drop_disabled(object, None, gates),
+        // DRAExtendedResource is alpha and never on here.
+        "DeviceClass" => remove(&mut object["spec"], "extendedResourceName"),
         "ResourceClaim" | "Deployment" | "ReplicaSet" => remove(object, "status"),
         "Pod" => object["status"] = json!({"phase": "Pending", "qosClass": "BestEffort"}),
         "Namespace" => object["status"] = json!({"phase": "Active"}),
@@ -46,6 +48,7 @@ pub(super) fn before_update(kind: &Kind, old: &Value, new: &mut Value, part: Par
     }
     match kind.kind {
         "ResourceSlice" => drop_disabled(new, Some(old), gates),
+        "DeviceClass" => remove(&mut new["spec"], "extendedResourceName"),
         "ResourceClaim" if part == Part::Status && new["status"]["allocation"].is_null() => {
             // The devices' status belongs to the allocation and goes with it.
             if let Some(status) = new["status"].as_object_mut() {

@@ -1,0 +1,111 @@
+//! Everything that runs: hardware, API server, control plane, kubelet, and the driver itself.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+use clap::Parser;
+use dra_driver_mig::args::{Cli, Command, NodeArgs};
+use dra_driver_mig::node;
+use kube_sim::{ApiServer, ControlPlane, Kubelet, KubeletOptions, Options};
+use nvml_sim::SimNode;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::Args;
+
+/// Name of the node.
+pub(crate) const NODE: &str = "gpu-node-0";
+
+/// The running cluster.
+pub(crate) struct Cluster {
+    pub(crate) hardware: SimNode,
+    pub(crate) server: ApiServer,
+    pub(crate) kubelet: Kubelet,
+    pub(crate) cdi_dir: PathBuf,
+    pub(crate) kubeconfig: PathBuf,
+    _control: ControlPlane,
+    driver: JoinHandle<anyhow::Result<()>>,
+    stop: CancellationToken,
+    directory: TempDir,
+}
+
+impl Cluster {
+    /// Starts it all. The driver publishes and registers in its own time.
+    pub(crate) async fn start(args: &Args) -> anyhow::Result<Self> {
+        // A short path: a socket's path may have 107 bytes, and these contain the driver's name.
+        let directory = tempfile::Builder::new().prefix("sandbox-").tempdir_in("/tmp")?;
+        let root = directory.path();
+        let hardware = SimNode::create(&root.join("node"), &args.gpus.0).context("the simulated node")?;
+        let options = Options { partitionable_devices: true, port: args.port, ..Options::default() };
+        let server = ApiServer::start(options).await.context("the API server")?;
+        let kubeconfig = root.join("kubeconfig");
+        server.write_kubeconfig(&kubeconfig)?;
+        let registry_dir = root.join("registry");
+        std::fs::create_dir_all(&registry_dir)?;
+        let kubelet = Kubelet::start(&server, KubeletOptions::new(NODE, &registry_dir))?;
+        let cdi_dir = root.join("cdi");
+        let stop = CancellationToken::new();
+        let node_args = node_args(&hardware, &root.join("plugins"), &registry_dir, &cdi_dir, &kubeconfig)?;
+        let driver = tokio::spawn(node::run(node_args, stop.clone()));
+        let control = ControlPlane::start(&server);
+        Ok(Self {
+            hardware,
+            server,
+            kubelet,
+            cdi_dir,
+            kubeconfig,
+            _control: control,
+            driver,
+            stop,
+            directory,
+        })
+    }
+
+    /// Fails when the driver has ended.
+    pub(crate) fn driver_runs(&self) -> anyhow::Result<()> {
+        if self.driver.is_finished() { Err(anyhow!("the driver has ended")) } else { Ok(()) }
+    }
+
+    /// Stops the driver as a pod deletion would, and answers whether it ended well.
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        let ended = self.driver.await.context("the driver's task")?;
+        self.directory.close()?;
+        ended.context("the driver")
+    }
+}
+
+/// The driver's own command line, read by its own parser.
+fn node_args(
+    hardware: &SimNode,
+    plugins: &std::path::Path,
+    registry: &std::path::Path,
+    cdi: &std::path::Path,
+    kubeconfig: &std::path::Path,
+) -> anyhow::Result<NodeArgs> {
+    let root = hardware.driver_root();
+    let arguments = [
+        ("--driver-root", root.to_owned()),
+        ("--dev-root", root.to_owned()),
+        ("--proc-root", root.join("proc")),
+        ("--sys-root", root.join("sys")),
+        ("--host-root", root.to_owned()),
+        ("--cdi-root", cdi.to_owned()),
+        ("--plugins-dir", plugins.to_owned()),
+        ("--registry-dir", registry.to_owned()),
+        ("--kubeconfig", kubeconfig.to_owned()),
+    ];
+    let mut line: Vec<std::ffi::OsString> = vec!["dra-driver-mig".into(), "node".into()];
+    line.extend(
+        ["--node-name", NODE, "--http-address", "127.0.0.1:0", "--rescan-interval", "5"].map(Into::into),
+    );
+    for (flag, value) in arguments {
+        line.push(flag.into());
+        line.push(value.into());
+    }
+    match Cli::try_parse_from(line)?.command {
+        Command::Node(args) => Ok(*args),
+        Command::Inspect(_) => Err(anyhow!("the command line names another subcommand")),
+    }
+}

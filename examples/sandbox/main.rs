@@ -1,0 +1,38 @@
+//! The whole job on a machine with neither GPU nor cluster: a simulated node, the real node code on real sockets, a simulated
+//! control plane and kubelet around it, and a picture of the cuts.
+//!
+//! `cargo run --release --example sandbox`, see `--help`. The exit status is 0 only if all of it held.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this program is for")]
+
+mod args;
+mod cluster;
+mod map;
+mod report;
+mod story;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    let log = tracing_subscriber::EnvFilter::new(&args.log_level);
+    tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).init();
+    // kube asks for a TLS provider even where it speaks plain HTTP.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("sandbox: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(story::tell(args)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("sandbox: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

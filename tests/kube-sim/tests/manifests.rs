@@ -1,0 +1,20 @@
+//! The manifests of the repository are ones that a strict API server takes.
+
+use std::path::Path;
+
+use kube_sim::{ApiServer, Options, manifest};
+
+#[tokio::test]
+async fn every_manifest_of_the_repository_is_accepted() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for path in ["deploy/manifests/deviceclasses.yaml", "examples"] {
+        let server = ApiServer::start(Options::default()).await.unwrap();
+        let objects = manifest::load(&root.join(path)).unwrap();
+        assert!(!objects.is_empty());
+        for object in objects {
+            if let Err(error) = server.create(object.clone()) {
+                panic!("{path}: {error}\n{object:#}");
+            }
+        }
+    }
+}
