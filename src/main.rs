@@ -11,10 +11,11 @@ fn main() -> ExitCode {
     match dra_driver_mig::run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "exiting");
+            // The driver's errors tell their causes themselves, so the chain below them would repeat it.
+            tracing::error!(%error, "exiting");
             #[expect(clippy::print_stderr, reason = "the log may be filtered or not set up")]
             {
-                eprintln!("dra-driver-mig: {error:#}");
+                eprintln!("dra-driver-mig: {error}");
             }
             ExitCode::FAILURE
         }

@@ -24,7 +24,7 @@ use crate::kubelet::{
     DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
 };
 use crate::slices::{Publication, Publisher};
-use crate::telemetry::{Health, serve_health};
+use crate::telemetry::{Health, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
 const DRAIN: Duration = Duration::from_secs(25);
@@ -32,6 +32,7 @@ const DRAIN: Duration = Duration::from_secs(25);
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
 pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), ?args, "starting");
+    let health_listener = bind_health(args.http_address).await?;
     let kind = Kind::of_driver(&args.driver.driver_name)?;
     let client = api::client(args.kubeconfig.as_deref()).await?;
     let checkpoint = Checkpoint::open(&args.driver.claims_directory())?;
@@ -84,7 +85,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let plugin = Arc::new(DraPlugin::new(Arc::new(claims)));
     parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
-    parts.add("health", serve_health(args.http_address, health, stop.clone()));
+    parts.add("health", serve_health(health_listener, health, stop.clone()));
     parts.add("hardware watch", watch.run(changes, args.rescan_interval, stop.clone()));
     parts.add("publisher", async {
         publisher.run(node).await;
@@ -113,9 +114,9 @@ impl Parts {
             ended = self.running.join_next() => {
                 stop.cancel();
                 match ended {
-                    Some(Ok((name, Err(error)))) => return Err(error.context(format!("{name} failed"))),
+                    Some(Ok((name, Err(error)))) => bail!("{name} failed: {error}"),
                     Some(Ok((name, Ok(())))) => bail!("{name} ended by itself"),
-                    Some(Err(error)) => return Err(error).context("a task of the driver died"),
+                    Some(Err(error)) => bail!("a part of the driver died: {error}"),
                     None => bail!("nothing to run"),
                 }
             }

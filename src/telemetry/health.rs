@@ -74,20 +74,26 @@ impl Health {
     }
 }
 
-/// Serves until `stop`.
-pub async fn serve_health(
-    address: SocketAddr,
-    health: Health,
-    stop: CancellationToken,
-) -> Result<(), HealthError> {
+/// Takes the address. Done before anything else is touched, so that a driver that was started twice by mistake ends
+/// without taking the sockets of the one that runs.
+pub async fn bind_health(address: SocketAddr) -> Result<TcpListener, HealthError> {
     let failed = |source| HealthError { address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     info!(address = %listener.local_addr().map_err(failed)?, "serving /healthz and /readyz");
+    Ok(listener)
+}
+
+/// Serves until `stop`.
+pub async fn serve_health(
+    listener: TcpListener,
+    health: Health,
+    stop: CancellationToken,
+) -> Result<(), io::Error> {
     let routes = Router::new()
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(ready))
         .with_state(health);
-    axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await.map_err(failed)
+    axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, String) {

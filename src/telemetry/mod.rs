@@ -3,5 +3,5 @@
 mod health;
 mod logging;
 
-pub use health::{Health, HealthError, serve_health};
+pub use health::{Health, HealthError, bind_health, serve_health};
 pub use logging::{LogFormat, init_logging};

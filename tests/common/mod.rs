@@ -8,15 +8,18 @@ mod control_plane;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use clap::Parser;
 use dra_driver_mig::args::{Cli, Command, NodeArgs};
 use dra_driver_mig::node;
-use k8s_openapi::api::resource::v1::ResourceSlice;
-use kube::api::ListParams;
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
+use kube_sim::kubelet::{Claim, KubeletClient, Plugin};
 use nvml_sim::SimNode;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -66,6 +69,24 @@ impl Lab {
         self.running = Some((stop, running));
     }
 
+    /// Starts the driver as a process of its own, for tests in which it crashes.
+    pub(crate) fn spawn(&self) -> Child {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dra-driver-mig"));
+        command.args(&self.command_line()[1..]).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// What `dra-driver-mig inspect -o json` says of this node.
+    pub(crate) fn inspect(&self) -> Value {
+        let host = self.directory.path().join("host");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dra-driver-mig"));
+        command.args(["inspect", "-o", "json", "--plugins-dir"]).arg(self.path("plugins"));
+        command.arg("--driver-root").arg(&host).arg("--proc-root").arg(host.join("proc"));
+        command.arg("--sys-root").arg(host.join("sys"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
     /// Stops the driver as SIGTERM would.
     pub(crate) async fn stop(&mut self) {
         let (stop, running) = self.running.take().expect("the driver runs");
@@ -74,6 +95,13 @@ impl Lab {
     }
 
     pub(crate) fn args(&self) -> NodeArgs {
+        match Cli::parse_from(self.command_line()).command {
+            Command::Node(args) => *args,
+            Command::Inspect(_) => unreachable!("the command line says node"),
+        }
+    }
+
+    fn command_line(&self) -> Vec<String> {
         let host = self.directory.path().join("host");
         let path = |it: &str| self.directory.path().join(it).display().to_string();
         let in_host = |it: &str| host.join(it).display().to_string();
@@ -93,10 +121,7 @@ impl Lab {
         ];
         line.extend(paths.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
         line.extend(self.extra.iter().cloned());
-        match Cli::parse_from(line).command {
-            Command::Node(args) => *args,
-            Command::Inspect(_) => unreachable!("the command line says node"),
-        }
+        line
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -122,6 +147,55 @@ impl Lab {
             accept(&slices).then_some(slices)
         })
         .await
+    }
+
+    /// The kubelet's connection to the driver, made as the kubelet makes it.
+    pub(crate) async fn kubelet(&self) -> Plugin {
+        // A crashed predecessor leaves its socket, which is refused until the driver has put its own there.
+        eventually("the kubelet reaches the driver", async || {
+            KubeletClient::register(&self.path("registry")).await.ok()
+        })
+        .await
+    }
+
+    /// A claim to which these devices are allocated, as (request, driver, device).
+    pub(crate) async fn claim(&self, name: &str, results: &[(&str, &str, &str)]) -> Claim {
+        let pool = format!("{}/{DRIVER}", self.node_name);
+        let results: Vec<Value> = results
+            .iter()
+            .map(|(request, driver, device)| {
+                json!({"request": request, "driver": driver, "pool": pool, "device": device})
+            })
+            .collect();
+        self.claim_with(name, json!({"results": results})).await
+    }
+
+    /// A claim with this `status.allocation.devices`.
+    pub(crate) async fn claim_with(&self, name: &str, devices: Value) -> Claim {
+        let name = format!("{name}-{}", self.node_name);
+        let results = devices["results"].as_array().cloned().unwrap_or_default();
+        let mut names: Vec<&str> =
+            results.iter().filter_map(|it| it["request"].as_str()?.split('/').next()).collect();
+        names.dedup();
+        let requests: Vec<Value> = names
+            .into_iter()
+            .map(|it| json!({"name": it, "exactly": {"deviceClassName": "any.example.com", "count": results.len()}}))
+            .collect();
+        let object = json!({
+            "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim",
+            "metadata": {"name": name}, "spec": {"devices": {"requests": requests}},
+        });
+        let api: Api<ResourceClaim> = Api::namespaced(self.client.clone(), "default");
+        let created =
+            api.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+        let status = Patch::Merge(json!({"status": {"allocation": {"devices": devices}}}));
+        api.patch_status(&name, &PatchParams::default(), &status).await.unwrap();
+        Claim { namespace: "default".to_owned(), name, uid: created.metadata.uid.unwrap() }
+    }
+
+    /// The claim that has one of this node's devices.
+    pub(crate) async fn claim_of(&self, name: &str, device: &str) -> Claim {
+        self.claim(name, &[("gpu", DRIVER, device)]).await
     }
 
     /// Live GPU instances as the hardware has them: GPU, profile, start.
@@ -171,6 +245,6 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
 }
 
 /// A file as JSON.
-pub(crate) fn json(path: &Path) -> serde_json::Value {
+pub(crate) fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }

@@ -1,0 +1,408 @@
+//! Preparing and unpreparing, as the kubelet asks for it, on the simulated hardware.
+
+mod common;
+
+use common::{ControlPlane, DRIVER, Lab, each_control_plane, eventually, read_json};
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use kube::Api;
+use kube::api::DeleteParams;
+use kube_sim::kubelet::{Claim, Plugin, PreparedDevice, Version};
+use nvml_sim::{Action, Code, Fault, SimNode};
+use serde_json::json;
+
+const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
+
+/// A running driver on one or more H100 and the kubelet's connection to it.
+async fn started(gpus: &str) -> (Lab, Plugin) {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, gpus).await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    (lab, kubelet)
+}
+
+async fn prepare(kubelet: &Plugin, claim: &Claim) -> Result<Vec<PreparedDevice>, String> {
+    let mut answers = kubelet.prepare(std::slice::from_ref(claim)).await.unwrap();
+    assert_eq!(answers.len(), 1, "one answer for one claim");
+    answers.remove(&claim.uid).unwrap()
+}
+
+async fn unprepare(kubelet: &Plugin, claim: &Claim) -> Result<(), String> {
+    kubelet.unprepare(std::slice::from_ref(claim)).await.unwrap().remove(&claim.uid).unwrap()
+}
+
+fn fault(call: &str, times: Option<u32>, action: Action) -> Fault {
+    Fault { call: call.to_owned(), gpu: None, skip: 0, times, action }
+}
+
+/// Nothing is left of any claim.
+fn assert_clean(lab: &Lab) {
+    assert_eq!(lab.instances(), []);
+    assert_eq!(lab.files("cdi"), Vec::<String>::new());
+    assert_eq!(lab.files("plugins/mig.dra-driver.dev/claims"), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_gets_its_instance_and_gives_it_back() {
+    each_control_plane(true, async |plane| {
+        let mut lab = Lab::new(plane, "2xH100-80GB").await;
+        lab.start();
+        let kubelet = lab.kubelet().await;
+        let claim = lab.claim_of("one", "gpu-0000-1b-00-mig-3g-40gb-4").await;
+
+        let devices = prepare(&kubelet, &claim).await.unwrap();
+        let cdi_id = format!("{DRIVER}/claim={}-gpu-0000-1b-00-mig-3g-40gb-4", claim.uid);
+        assert_eq!(devices.len(), 1);
+        assert_eq!(devices[0].requests, ["gpu"]);
+        assert_eq!(devices[0].pool, format!("{}/{DRIVER}", lab.node_name));
+        assert_eq!(devices[0].cdi_ids, [cdi_id]);
+        assert_eq!(lab.instances(), [(1, "3g.40gb".to_owned(), 4)]);
+        assert_eq!(lab.files("cdi"), [format!("{DRIVER}-claim_{}.json", claim.uid)]);
+
+        unprepare(&kubelet, &claim).await.unwrap();
+        assert_clean(&lab);
+        lab.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cdi_file_gives_exactly_the_instance() {
+    let (mut lab, kubelet) = started("2xH100-80GB").await;
+    let claim = lab.claim_of("one", "gpu-0000-1b-00-mig-1g-10gb-2").await;
+    let cdi_id = prepare(&kubelet, &claim).await.unwrap().remove(0).cdi_ids.remove(0);
+
+    // Judged and applied by the CDI library, which this project did not write.
+    let cache = container_device_interface::cache::new_cache(vec![
+        container_device_interface::cache::with_auto_refresh(false),
+        container_device_interface::spec_dirs::with_spec_dirs(&[&lab.path("cdi").display().to_string()]),
+    ]);
+    cache.lock().unwrap().refresh().unwrap();
+    let mut oci = oci_spec::runtime::Spec::default();
+    cache.lock().unwrap().inject_devices(Some(&mut oci), vec![cdi_id]).unwrap();
+    let linux = oci.linux().as_ref().unwrap();
+    let devices: Vec<String> =
+        linux.devices().iter().flatten().map(|it| it.path().display().to_string()).collect();
+    let gpu = &lab.sim.snapshot().unwrap().gpus[1];
+    let instance = &gpu.gpu_instances[0];
+    let caps = lab
+        .path("host/proc/driver/nvidia/capabilities")
+        .join(format!("gpu{}/mig/gi{}", gpu.minor, instance.id));
+    let minor = |file: &str| {
+        let text = std::fs::read_to_string(caps.join(file)).unwrap();
+        text.lines().find_map(|it| it.strip_prefix("DeviceFileMinor: ")).unwrap().trim().to_owned()
+    };
+    for node in [
+        format!("/dev/nvidia{}", gpu.minor),
+        format!("/dev/nvidia-caps/nvidia-cap{}", minor("access")),
+        format!(
+            "/dev/nvidia-caps/nvidia-cap{}",
+            minor(&format!("ci{}/access", instance.compute_instances[0].id))
+        ),
+        "/dev/nvidiactl".to_owned(),
+        "/dev/nvidia-uvm".to_owned(),
+        "/dev/nvidia-uvm-tools".to_owned(),
+    ] {
+        assert!(devices.contains(&node), "{node} in {devices:?}");
+    }
+    assert_eq!(devices.len(), 6, "and nothing else: {devices:?}");
+    let environment = oci.process().as_ref().unwrap().env().clone().unwrap_or_default();
+    assert!(environment.contains(&"NVIDIA_VISIBLE_DEVICES=void".to_owned()));
+    let mounts: Vec<String> =
+        oci.mounts().iter().flatten().map(|it| it.destination().display().to_string()).collect();
+    assert!(mounts.iter().any(|it| it.contains("libcuda.so.")), "{mounts:?}");
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn preparing_again_gives_the_same_answer_and_mends_what_is_missing() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let first = prepare(&kubelet, &claim).await.unwrap();
+    let file = lab.path("cdi").join(&lab.files("cdi")[0]);
+    let spec = read_json(&file);
+
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
+    assert_eq!(read_json(&file), spec);
+
+    lab.stop().await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
+    assert_eq!(lab.instances().len(), 1);
+
+    // Somebody destroyed the instance behind our back.
+    lab.sim.on_gpu(0, |gpu| gpu.instances.clear()).unwrap();
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
+    assert_eq!(lab.instances(), [(0, "1g.10gb".to_owned(), 6)]);
+
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reboot_is_healed_by_the_next_prepare() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let first = prepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+    lab.sim.reboot().unwrap();
+    std::fs::remove_dir_all(lab.path("cdi")).unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
+    assert_eq!((lab.instances().len(), lab.files("cdi").len()), (1, 1));
+
+    lab.stop().await;
+    lab.sim.reboot().unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unprepare_of_an_unknown_claim_succeeds() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let claim = Claim { namespace: "default".into(), name: "never".into(), uid: "0a-unknown".into() };
+    unprepare(&kubelet, &claim).await.unwrap();
+    unprepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_with_several_requests_gets_all_and_only_ours() {
+    let (mut lab, kubelet) = started("2xH100-80GB").await;
+    let claim = lab
+        .claim(
+            "many",
+            &[
+                ("big/first", DRIVER, "gpu-0000-1a-00-mig-3g-40gb-4"),
+                ("small", DRIVER, "gpu-0000-1b-00-mig-1g-10gb-6"),
+                ("small", DRIVER, "gpu-0000-1b-00-mig-1g-10gb-5"),
+                ("net", "nic.example.com", "eth1"),
+            ],
+        )
+        .await;
+    let devices = prepare(&kubelet, &claim).await.unwrap();
+    let named: Vec<_> = devices.iter().map(|it| (it.requests[0].as_str(), it.device.as_str())).collect();
+    assert_eq!(
+        named,
+        [
+            ("big", "gpu-0000-1a-00-mig-3g-40gb-4"),
+            ("small", "gpu-0000-1b-00-mig-1g-10gb-6"),
+            ("small", "gpu-0000-1b-00-mig-1g-10gb-5"),
+        ]
+    );
+    assert_eq!(lab.instances().len(), 3);
+    unprepare(&kubelet, &claim).await.unwrap();
+
+    let foreign = lab.claim("foreign", &[("net", "nic.example.com", "eth1")]).await;
+    assert_eq!(prepare(&kubelet, &foreign).await.unwrap(), []);
+    unprepare(&kubelet, &foreign).await.unwrap();
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_claim_of_a_call_has_its_own_answer() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let good = lab.claim_of("good", FIRST_1G).await;
+    let unknown = lab.claim_of("unknown", "gpu-0000-ff-00").await;
+    let gone =
+        Claim { uid: "another-uid".into(), ..lab.claim_of("gone", "gpu-0000-1a-00-mig-1g-10gb-5").await };
+    let invalid = Claim { namespace: "default".into(), name: "x".into(), uid: "../../etc".into() };
+    let mut admin = json!({"request": "gpu", "driver": DRIVER, "pool": "p", "device": FIRST_1G});
+    admin["adminAccess"] = json!(true);
+    let admin = lab.claim_with("admin", json!({"results": [admin]})).await;
+
+    let answers = kubelet
+        .prepare(&[good.clone(), unknown.clone(), gone.clone(), invalid.clone(), admin.clone()])
+        .await
+        .unwrap();
+    assert!(answers[&good.uid].is_ok());
+    let error = |claim: &Claim| answers[&claim.uid].clone().unwrap_err();
+    assert!(error(&unknown).contains("gpu-0000-ff-00"), "{}", error(&unknown));
+    assert!(error(&gone).contains("no longer exists"), "{}", error(&gone));
+    assert!(error(&invalid).contains("not valid"), "{}", error(&invalid));
+    assert!(error(&admin).contains("adminAccess"), "{}", error(&admin));
+    assert_eq!(lab.instances().len(), 1);
+    unprepare(&kubelet, &good).await.unwrap();
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_gpu_is_handed_out_with_mig_mode_off() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let cut = lab.claim_of("cut", FIRST_1G).await;
+    let whole = lab.claim_of("whole", "gpu-0000-1a-00").await;
+    prepare(&kubelet, &cut).await.unwrap();
+    assert!(lab.sim.snapshot().unwrap().gpus[0].mig_current);
+    let refused = prepare(&kubelet, &whole).await.unwrap_err();
+    assert!(refused.contains("cut-"), "names the claim that is in the way: {refused}");
+
+    unprepare(&kubelet, &cut).await.unwrap();
+    let devices = prepare(&kubelet, &whole).await.unwrap();
+    assert_eq!(devices[0].device, "gpu-0000-1a-00");
+    assert!(!lab.sim.snapshot().unwrap().gpus[0].mig_current);
+    unprepare(&kubelet, &whole).await.unwrap();
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_claims_on_one_placement_never_share_it() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let holder = lab.claim_of("holder", "gpu-0000-1a-00-mig-2g-20gb-4").await;
+    let late = lab.claim_of("late", "gpu-0000-1a-00-mig-1g-10gb-5").await;
+    prepare(&kubelet, &holder).await.unwrap();
+    let refused = prepare(&kubelet, &late).await.unwrap_err();
+    assert!(refused.contains(&holder.name), "{refused}");
+    // The claim that got nothing goes; the one that runs keeps what it has.
+    unprepare(&kubelet, &late).await.unwrap();
+    assert_eq!(lab.instances(), [(0, "2g.20gb".to_owned(), 4)]);
+    unprepare(&kubelet, &holder).await.unwrap();
+    prepare(&kubelet, &late).await.unwrap();
+    unprepare(&kubelet, &late).await.unwrap();
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_prepare_leaves_nothing_behind() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let devices = [("a", DRIVER, FIRST_1G), ("b", DRIVER, "gpu-0000-1a-00-mig-1g-10gb-5")];
+    let claim = lab.claim("one", &devices).await;
+    let broken = fault("nvmlGpuInstanceCreateComputeInstance", None, Action::Return(Code::UNKNOWN.0));
+    lab.sim.inject(broken).unwrap();
+    let refused = prepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains("nvmlGpuInstanceCreateComputeInstance failed"), "{refused}");
+    assert_clean(&lab);
+    lab.sim.clear_faults().unwrap();
+    prepare(&kubelet, &claim).await.unwrap();
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_use_for_a_moment_is_tried_again_within_the_call() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let busy = |call| fault(call, Some(2), Action::Return(Code::IN_USE.0));
+    lab.sim.inject(busy("nvmlDeviceCreateGpuInstanceWithPlacement")).unwrap();
+    prepare(&kubelet, &claim).await.unwrap();
+    lab.sim.inject(busy("nvmlGpuInstanceDestroy")).unwrap();
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_after_the_gpu_instance_was_made_leaks_nothing() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let mut process = lab.spawn();
+    let kubelet = lab.kubelet().await;
+    lab.sim.inject(fault("nvmlGpuInstanceCreateComputeInstance", Some(1), Action::CrashBefore)).unwrap();
+    assert!(kubelet.prepare(std::slice::from_ref(&claim)).await.is_err(), "the process died");
+    process.wait().unwrap();
+    assert_eq!(lab.instances().len(), 1, "the GPU instance is there, without a compute instance");
+
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    prepare(&kubelet, &claim).await.unwrap();
+    assert_eq!(lab.instances().len(), 1);
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_state_file_is_rebuilt_from_the_allocation() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let first = prepare(&kubelet, &claim).await.unwrap();
+    let claims = lab.path("plugins/mig.dra-driver.dev/claims");
+    let file = claims.join(format!("{}.json", claim.uid));
+    std::fs::write(&file, "rubbish").unwrap();
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
+    std::fs::write(&file, "more rubbish").unwrap();
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!(lab.instances(), []);
+    assert_eq!(lab.files("cdi"), Vec::<String>::new());
+    assert!(claims.join(format!("{}.unreadable", claim.uid)).exists(), "nothing is lost");
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_of_somebody_else_is_never_touched() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    // Planted after the driver looked, so the slices do not know of it.
+    let planted = lab.sim.plant_instance(0, "1g.10gb", 6).unwrap();
+    let refused = prepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains("occupied"), "{refused}");
+    unprepare(&kubelet, &claim).await.unwrap();
+    let left = &lab.sim.snapshot().unwrap().gpus[0].gpu_instances;
+    assert_eq!((left.len(), left[0].id), (1, planted.gpu_instance));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_is_gone_can_still_be_unprepared() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    let api: Api<ResourceClaim> = Api::namespaced(lab.client.clone(), "default");
+    api.delete(&claim.name, &DeleteParams::default()).await.unwrap();
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_versions_of_the_protocol_are_served() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let first = prepare(&kubelet, &claim).await.unwrap();
+    let older = kubelet.speaking(Version::V1Beta1);
+    assert_eq!(prepare(&older, &claim).await.unwrap(), first);
+    unprepare(&older, &claim).await.unwrap();
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_driver_name_works_throughout() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await;
+    lab = lab.with_args(&["--driver-name", "gpu.nvidia.com"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let slices = lab.slices_when(common::is_complete).await;
+    assert!(slices.iter().all(|it| it.spec.driver == "gpu.nvidia.com"));
+    let claim = lab.claim("one", &[("gpu", "gpu.nvidia.com", FIRST_1G)]).await;
+    let devices = prepare(&kubelet, &claim).await.unwrap();
+    assert!(devices[0].cdi_ids[0].starts_with("gpu.nvidia.com/claim="));
+    unprepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_program_sees_the_same_partitions() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    let seen = SimNode::open(&lab.path("host")).unwrap().snapshot().unwrap();
+    assert_eq!(seen.gpus[0].gpu_instances.len(), 1);
+    let report = lab.inspect();
+    let instance = &report["gpus"][0]["mig"]["instances"][0];
+    assert_eq!(instance["owner"], json!(format!("default/{}", claim.name)));
+    assert_eq!(instance["placement"], json!({"start": 6, "size": 1}));
+    unprepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+    eventually("the sockets are gone", async || lab.files("registry").is_empty().then_some(())).await;
+}
