@@ -11,13 +11,17 @@ pub type Answer<T> = Result<T, Code>;
 macro_rules! codes {
     ($($name:ident = $number:literal, $text:literal;)*) => {
         impl Code {
-            $(#[doc = concat!("`", stringify!($name), "`: ", $text, ".")] pub const $name: Code = Code($number);)*
+            $(
+                #[doc = concat!("`", stringify!($name), "`: ", $text, ".")]
+                pub const $name: Code = Code($number);
+            )*
 
             /// The sentence that `nvmlErrorString` gives for this code, ended by a NUL byte.
             pub(crate) fn text(self) -> &'static std::ffi::CStr {
                 match self.0 {
                     $($number => {
-                        const TEXT: &std::ffi::CStr = match std::ffi::CStr::from_bytes_with_nul(concat!($text, "\0").as_bytes()) {
+                        const BYTES: &[u8] = concat!($text, "\0").as_bytes();
+                        const TEXT: &std::ffi::CStr = match std::ffi::CStr::from_bytes_with_nul(BYTES) {
                             Ok(text) => text,
                             Err(_) => c"",
                         };

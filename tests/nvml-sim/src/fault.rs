@@ -1,4 +1,5 @@
-//! What a test or an operator may do to calls: delay them, fail them, crash the caller. Data and matching only.
+//! What a test or an operator may do to calls: delay them, fail them, crash the caller. Data and matching
+//! only.
 
 use std::collections::BTreeMap;
 
@@ -18,8 +19,8 @@ pub struct Config {
     pub permuted_gi_ids: bool,
     /// Write each call to `calls.jsonl`.
     pub log_calls: bool,
-    /// Time that a call takes before its effect, milliseconds, by the name of the call. Calls with a latency are
-    /// serial per GPU, as on hardware.
+    /// Time that a call takes before its effect, milliseconds, by the name of the call. Calls with a latency
+    /// are serial per GPU, as on hardware.
     pub latency_ms: BTreeMap<String, f64>,
 }
 
@@ -35,7 +36,8 @@ impl Default for Config {
     }
 }
 
-/// Latencies of real hardware as far as anyone has told: assumptions (reference 3.2), for sandboxes and demonstrations.
+/// Latencies of real hardware as far as anyone has told: assumptions (reference 3.2), for sandboxes and
+/// demonstrations.
 pub const HARDWARE_LATENCY_MS: &[(&str, f64)] = &[
     ("nvmlDeviceCreateGpuInstance", 300.0),
     ("nvmlDeviceCreateGpuInstanceWithPlacement", 300.0),

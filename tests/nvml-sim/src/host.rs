@@ -1,6 +1,8 @@
-//! The files around the library that a host with NVIDIA's driver has: `/proc`, `/sys`, `/dev`, the driver's own files.
+//! The files around the library that a host with NVIDIA's driver has: `/proc`, `/sys`, `/dev`, the driver's
+//! own files.
 //!
-//! Formats as in `reference/mig-nvml-cdi.md` 3.4. Device nodes are plain files; the placeholders say what they are.
+//! Formats as in `reference/mig-nvml-cdi.md` 3.4. Device nodes are plain files; the placeholders say what
+//! they are.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,11 +20,12 @@ const CAPABILITIES: &str = "proc/driver/nvidia/capabilities";
 /// What every file that stands in for a real one holds.
 const PLACEHOLDER: &str = "placeholder made by nvml-sim; not NVIDIA software\n";
 /// Majors as `/proc/devices` of a machine with the driver shows them; the last three are dynamic there.
-const DEVICES: &str = "Character devices:\n  1 mem\n  5 /dev/tty\n 10 misc\n195 nvidia\n195 nvidia-modeset\n195 nvidiactl\n\
+const DEVICES: &str = "Character devices:\n  1 mem\n  5 /dev/tty\n 10 misc\n\
+                       195 nvidia\n195 nvidia-modeset\n195 nvidiactl\n\
                        235 nvidia-caps\n236 nvidia-caps-imex-channels\n511 nvidia-uvm\n\nBlock devices:\n259 blkext\n";
 
-/// Writes everything that does not depend on partitions, and what does for the present ones. `library` is the built
-/// simulator, of which the node gets its own copy.
+/// Writes everything that does not depend on partitions, and what does for the present ones. `library` is the
+/// built simulator, of which the node gets its own copy.
 pub(crate) fn build(root: &Path, machine: &Machine, library: &Path) -> io::Result<()> {
     driver_files(root, &machine.driver_version, library)?;
     put(root, "proc/devices", DEVICES)?;
@@ -49,8 +52,8 @@ pub(crate) fn build(root: &Path, machine: &Machine, library: &Path) -> io::Resul
     Ok(())
 }
 
-/// Stands for a device node: a link to a character device that every machine has and that does no harm, because making a
-/// real node takes root.
+/// Stands for a device node: a link to a character device that every machine has and that does no harm,
+/// because making a real node takes root.
 fn device_node(root: &Path, name: &str) -> io::Result<()> {
     let path = root.join(name);
     make_parent(&path)?;
@@ -102,7 +105,8 @@ fn capabilities(machine: &Machine) -> BTreeMap<String, String> {
     files
 }
 
-/// Minor number of a GPU instance's capability device: 135 per GPU, 9 per GPU instance, the first two are taken.
+/// Minor number of a GPU instance's capability device: 135 per GPU, 9 per GPU instance, the first two are
+/// taken.
 fn gi_minor(gpu_minor: u32, gi: u32) -> u32 {
     3 + gpu_minor * GI_IDS * (1 + CI_IDS) + gi * (1 + CI_IDS)
 }

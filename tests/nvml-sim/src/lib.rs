@@ -1,7 +1,9 @@
-//! A simulated `libnvidia-ml.so`: the NVML C ABI over GPUs that exist only as files in a directory, MIG included.
+//! A simulated `libnvidia-ml.so`: the NVML C ABI over GPUs that exist only as files in a directory, MIG
+//! included.
 //!
-//! As a cdylib it is what an NVML client loads; as an rlib it is what a test uses to set up a node and look at it
-//! ([`SimNode`]). Both sides share one state directory, so that several programs and a restarted driver see one machine.
+//! As a cdylib it is what an NVML client loads; as an rlib it is what a test uses to set up a node and look
+//! at it ([`SimNode`]). Both sides share one state directory, so that several programs and a restarted driver
+//! see one machine.
 //!
 //! ```text
 //! tables -> model -> machine -> mig      pure: data, and the rules of partitioning
@@ -10,8 +12,8 @@
 //! node                                   the operator's side
 //! ```
 //!
-//! The library finds its node by `NVML_SIM_STATE` (a node directory), else by the nearest directory above its own file
-//! that contains `nvml-sim/`. It does not simulate CUDA, vGPU hosts, NvLink, clocks or power.
+//! The library finds its node by `NVML_SIM_STATE` (a node directory), else by the nearest directory above its
+//! own file that contains `nvml-sim/`. It does not simulate CUDA, vGPU hosts, NvLink, clocks or power.
 
 mod abi;
 mod code;
@@ -21,6 +23,7 @@ mod machine;
 pub mod mig;
 mod model;
 mod node;
+mod snapshot;
 mod store;
 mod tables;
 
@@ -31,4 +34,5 @@ pub use machine::{
     ComputeInstance, EVENT_MIG_CONFIG_CHANGE, EVENT_XID, Event, Gpu, GpuInstance, Holder, Machine, Process,
 };
 pub use model::{Evidence, Model, ModelData, Profile, Row, parse_gpus};
-pub use node::{Call, CiSnapshot, GiSnapshot, GpuSnapshot, Planted, SimNode, Snapshot};
+pub use node::{Call, Planted, SimNode};
+pub use snapshot::{CiSnapshot, GiSnapshot, GpuSnapshot, Snapshot};

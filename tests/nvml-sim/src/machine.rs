@@ -201,7 +201,8 @@ impl Machine {
         }
     }
 
-    /// Power cycle: no instance and no process survives, MIG mode only on Ampere (InfoROM bit; reference 3.1).
+    /// Power cycle: no instance and no process survives, MIG mode only on Ampere (InfoROM bit; reference
+    /// 3.1).
     pub fn reboot(&mut self) {
         self.boots += 1;
         let seed = self.boot_id.clone();

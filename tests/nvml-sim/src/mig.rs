@@ -1,6 +1,8 @@
-//! The rules of partitioning, as a state machine over [`Gpu`]: what may be created where, and what may be destroyed.
+//! The rules of partitioning, as a state machine over [`Gpu`]: what may be created where, and what may be
+//! destroyed.
 //!
-//! Pure: no files, no time, no ABI. The rules are those of `reference/mig-nvml-cdi.md` 1.3, 1.7, 1.8, 2.2, 3.1 and 3.3.
+//! Pure: no files, no time, no ABI. The rules are those of `reference/mig-nvml-cdi.md` 1.3, 1.7, 1.8, 2.2,
+//! 3.1 and 3.3.
 
 use crate::code::{Answer, Code};
 use crate::machine::{ComputeInstance, Gpu, GpuInstance, Machine, uuid_of};
@@ -15,7 +17,8 @@ pub(crate) const GI_IDS: u32 = 15;
 /// Device files leave room for this many compute instances per GPU instance.
 pub(crate) const CI_IDS: u32 = 8;
 
-/// Sets MIG mode. The answer is the activation status: the call itself succeeds even when the mode did not change.
+/// Sets MIG mode. The answer is the activation status: the call itself succeeds even when the mode did not
+/// change.
 pub fn set_mode(gpu: &mut Gpu, enable: bool) -> Answer<Code> {
     let model = gpu.model().filter(|model| model.has_mig()).ok_or(Code::NOT_SUPPORTED)?;
     if gpu.virtualization == VIRTUALIZATION_VGPU_GUEST {
@@ -45,7 +48,8 @@ pub fn set_mode(gpu: &mut Gpu, enable: bool) -> Answer<Code> {
     Ok(Code::SUCCESS)
 }
 
-/// The profile with that enum index. INVALID_ARGUMENT beyond the range, NOT_SUPPORTED where this GPU lacks it.
+/// The profile with that enum index. INVALID_ARGUMENT beyond the range, NOT_SUPPORTED where this GPU lacks
+/// it.
 pub fn profile_by_index(gpu: &Gpu, index: u32) -> Answer<Profile> {
     let profiles = gpu.profiles();
     let range = profiles.iter().map(|profile| profile.index + 1).fold(PROFILE_COUNT, u32::max);
@@ -157,8 +161,8 @@ pub fn create_gpu_instance(
     Ok(id)
 }
 
-/// The id depends on the placement alone: the node of a binary tree over the memory (reference 1.7). In the permuted
-/// mode the nodes of one level are numbered from the right, as one listing in NVIDIA's guide shows.
+/// The id depends on the placement alone: the node of a binary tree over the memory (reference 1.7). In the
+/// permuted mode the nodes of one level are numbered from the right, as one listing in NVIDIA's guide shows.
 fn gpu_instance_id(gpu: &Gpu, size: u32, start: u32, permuted: bool) -> Option<u32> {
     let nodes = gpu.memory_units() / size.max(1);
     let place = start / size.max(1);
@@ -218,8 +222,8 @@ pub fn compute_profile(gpu: &Gpu, parent: &Profile, index: u32) -> Answer<Comput
         return Err(Code::INVALID_ARGUMENT);
     }
     let slices = COMPUTE_SLICES.get(index as usize).copied().unwrap_or(0);
-    // Half a GPU instance and less, or all of it: 7g has 1c 2c 3c 4c 7c, 4g has 1c 2c 4c (lcip of an A100), and a
-    // 3g has 1c 2c 3c.
+    // Half a GPU instance and less, or all of it: 7g has 1c 2c 3c 4c 7c, 4g has 1c 2c 4c (lcip of an A100),
+    // and a 3g has 1c 2c 3c.
     let exists = slices == parent.slices
         || (slices > 0 && slices < parent.slices && slices != 3)
         || (slices == 3 && parent.slices == 7);

@@ -129,18 +129,16 @@ pub struct Profile {
 impl Model {
     /// Every model there is.
     pub fn all() -> impl Iterator<Item = Model> {
-        tables::MODELS.iter().map(|data| Model(data))
+        tables::MODELS.iter().map(Model)
     }
 
     /// The model of that name or alias, in any case. The error lists the names.
     pub fn named(name: &str) -> Result<Model, String> {
         let same = |known: &&str| known.eq_ignore_ascii_case(name);
-        Model::all()
-            .find(|model| same(&model.0.name) || model.0.aliases.iter().any(|alias| same(alias)))
-            .ok_or_else(|| {
-                let names: Vec<&str> = Model::all().map(|model| model.0.name).collect();
-                format!("no GPU model is called {name:?}; known: {}", names.join(", "))
-            })
+        Model::all().find(|model| same(&model.0.name) || model.0.aliases.iter().any(&same)).ok_or_else(|| {
+            let names: Vec<&str> = Model::all().map(|model| model.0.name).collect();
+            format!("no GPU model is called {name:?}; known: {}", names.join(", "))
+        })
     }
 
     /// The table entry.

@@ -1,5 +1,5 @@
-//! The node as its operator sees it: set it up, look at it, and do to it what happens to machines. For tests, the
-//! sandbox and the command line; programs under test use the C ABI.
+//! The node as its operator sees it: set it up, look at it, and do to it what happens to machines. For tests,
+//! the sandbox and the command line; programs under test use the C ABI.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -13,6 +13,7 @@ use crate::host;
 use crate::machine::{EVENT_XID, Gpu, Holder, Machine, Process};
 use crate::mig;
 use crate::model::{Model, Profile};
+use crate::snapshot::{self, Snapshot};
 use crate::store::{STATE_DIR, Store};
 
 /// A simulated node: one directory that looks like a host's root.
@@ -25,7 +26,8 @@ pub struct SimNode {
 const XID_OFF_THE_BUS: u64 = 79;
 
 impl SimNode {
-    /// Makes a node in `root` (created if missing) with its own copy of the library, found beside the running program.
+    /// Makes a node in `root` (created if missing) with its own copy of the library, found beside the running
+    /// program.
     pub fn create(root: &Path, models: &[Model]) -> io::Result<SimNode> {
         SimNode::create_with(root, models, &built_library()?)
     }
@@ -60,7 +62,7 @@ impl SimNode {
     /// Everything there is, for assertions.
     pub fn snapshot(&self) -> io::Result<Snapshot> {
         let session = self.store.session()?;
-        let snapshot = snapshot(session.machine());
+        let snapshot = snapshot::take(session.machine());
         session.finish()?;
         Ok(snapshot)
     }
@@ -73,8 +75,8 @@ impl SimNode {
         profiles
     }
 
-    /// Makes a GPU instance with one full compute instance, as another program would: MIG mode is switched on if it is
-    /// off. `profile` is a name or an id.
+    /// Makes a GPU instance with one full compute instance, as another program would: MIG mode is switched on
+    /// if it is off. `profile` is a name or an id.
     pub fn plant_instance(&self, gpu: usize, profile: &str, start: u32) -> io::Result<Planted> {
         self.change(|machine, config| {
             let found = machine.gpu(gpu)?.profiles().into_iter().find(|known| is_called(known, profile));
@@ -110,7 +112,8 @@ impl SimNode {
         self.on_gpu(gpu, |gpu| gpu.processes.retain(|process| process.pid != pid))
     }
 
-    /// Lets a foreign client hold a GPU instance, or the whole GPU (`None`): then nothing can be created or destroyed.
+    /// Lets a foreign client hold a GPU instance, or the whole GPU (`None`): then nothing can be created or
+    /// destroyed.
     pub fn hold_handle(&self, gpu: usize, gpu_instance: Option<u32>, client: &str) -> io::Result<()> {
         self.on_gpu(gpu, |gpu| gpu.holders.push(Holder { client: client.into(), gpu_instance }))
     }
@@ -301,108 +304,4 @@ pub struct Planted {
     pub compute_instance: u32,
     /// The MIG device's UUID.
     pub uuid: String,
-}
-
-/// The state of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Boot id.
-    pub boot_id: String,
-    /// All GPUs by index.
-    pub gpus: Vec<GpuSnapshot>,
-}
-
-/// The state of a GPU.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GpuSnapshot {
-    /// NVML's index.
-    pub index: usize,
-    /// `GPU-...`.
-    pub uuid: String,
-    /// `0000:3b:00.0`.
-    pub pci: String,
-    /// `/dev/nvidia<minor>`.
-    pub minor: u32,
-    /// Name of the model.
-    pub model: String,
-    /// MIG mode now.
-    pub mig_current: bool,
-    /// MIG mode after a reset.
-    pub mig_pending: bool,
-    /// Memory units.
-    pub memory_slices: u32,
-    /// Partitions by id.
-    pub gpu_instances: Vec<GiSnapshot>,
-}
-
-/// The state of a GPU instance.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GiSnapshot {
-    /// Id.
-    pub id: u32,
-    /// Profile id.
-    pub profile_id: u32,
-    /// Profile name.
-    pub profile: String,
-    /// First memory unit.
-    pub start: u32,
-    /// Memory units.
-    pub size: u32,
-    /// Compute instances by id.
-    pub compute_instances: Vec<CiSnapshot>,
-}
-
-/// The state of a compute instance.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CiSnapshot {
-    /// Id.
-    pub id: u32,
-    /// `MIG-...`.
-    pub uuid: String,
-    /// Compute profile id.
-    pub profile_id: u32,
-    /// First compute slice.
-    pub start: u32,
-    /// Compute slices.
-    pub size: u32,
-}
-
-fn snapshot(machine: &Machine) -> Snapshot {
-    let gpus = machine.gpus.iter().enumerate().map(|(index, gpu)| gpu_snapshot(index, gpu)).collect();
-    Snapshot { boot_id: machine.boot_id.clone(), gpus }
-}
-
-fn gpu_snapshot(index: usize, gpu: &Gpu) -> GpuSnapshot {
-    let profiles = gpu.profiles();
-    let mut gpu_instances: Vec<GiSnapshot> = Vec::new();
-    for instance in &gpu.instances {
-        let profile = profiles.iter().find(|profile| profile.id == instance.profile_id);
-        let computes = instance.compute_instances.iter().map(|compute| CiSnapshot {
-            id: compute.id,
-            uuid: compute.uuid.clone(),
-            profile_id: compute.profile_id,
-            start: compute.start,
-            size: compute.size,
-        });
-        gpu_instances.push(GiSnapshot {
-            id: instance.id,
-            profile_id: instance.profile_id,
-            profile: profile.map(|profile| profile.name.clone()).unwrap_or_default(),
-            start: instance.start,
-            size: instance.size,
-            compute_instances: computes.collect(),
-        });
-    }
-    gpu_instances.sort_by_key(|instance| instance.id);
-    GpuSnapshot {
-        index,
-        uuid: gpu.uuid.clone(),
-        pci: gpu.pci.clone(),
-        minor: gpu.minor,
-        model: gpu.model.clone(),
-        mig_current: gpu.mig_current,
-        mig_pending: gpu.mig_pending,
-        memory_slices: gpu.memory_units(),
-        gpu_instances,
-    }
 }

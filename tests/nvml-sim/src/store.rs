@@ -1,4 +1,5 @@
-//! The node's files: `nvml-sim/{machine,config,faults}.json` under one lock, re-read when somebody else changed them.
+//! The node's files: `nvml-sim/{machine,config,faults}.json` under one lock, re-read when somebody else
+//! changed them.
 //!
 //! A session is the lock: while it lives, no other process or thread sees or changes the machine.
 
@@ -36,8 +37,8 @@ struct Content {
     faults: Vec<Fault>,
 }
 
-/// Generation number from the lock file (each writer here increments it), and inode, size and time of each file (for
-/// those who edit by hand).
+/// Generation number from the lock file (each writer here increments it), and inode, size and time of each
+/// file (for those who edit by hand).
 #[derive(Clone, Debug, PartialEq)]
 struct Stamp(u64, [Option<(u64, u64, i64, i64)>; 3]);
 
@@ -120,8 +121,8 @@ impl Store {
     }
 }
 
-/// Releases the file lock. A session drops it before its hold on the cache: the file lock belongs to the open file,
-/// which all threads share.
+/// Releases the file lock. A session drops it before its hold on the cache: the file lock belongs to the open
+/// file, which all threads share.
 #[derive(Debug)]
 struct Unlock<'a>(&'a File);
 
@@ -132,7 +133,8 @@ impl Drop for Unlock<'_> {
     }
 }
 
-/// The locked node. Changes take effect with [`Session::finish`]; a session that is dropped has changed nothing.
+/// The locked node. Changes take effect with [`Session::finish`]; a session that is dropped has changed
+/// nothing.
 #[derive(Debug)]
 pub(crate) struct Session<'a> {
     unlock: Unlock<'a>,
@@ -215,8 +217,8 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     serde_json::from_slice(&bytes).map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
 }
 
-/// Replaces the file in one step, so that a crash leaves the old or the new one. No fsync: a simulated machine need not
-/// outlive a real power cut.
+/// Replaces the file in one step, so that a crash leaves the old or the new one. No fsync: a simulated
+/// machine need not outlive a real power cut.
 fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let next = path.with_extension("next");
     fs::write(&next, serde_json::to_vec(value).map_err(io::Error::other)?)?;

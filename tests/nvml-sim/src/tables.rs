@@ -1,8 +1,8 @@
 //! The tables: one entry per GPU model, one row per profile. Adding a model is adding an entry to [`MODELS`].
 //!
-//! Every row names its evidence, and lists its columns that are inferred although the rest was read somewhere.
-//! The sources are those of `reference/mig-nvml-cdi.md`, section 1.4. `column` order of [`row`] is that of
-//! `nvidia-smi mig -lgip`, line by line: SM, CE, DEC, ENC, JPEG, OFA.
+//! Every row names its evidence, and lists its columns that are inferred although the rest was read
+//! somewhere. The sources are those of `reference/mig-nvml-cdi.md`, section 1.4. `column` order of [`row`] is
+//! that of `nvidia-smi mig -lgip`, line by line: SM, CE, DEC, ENC, JPEG, OFA.
 
 use crate::model::Evidence::{self, Inferred, Verified};
 use crate::model::{ModelData, Row};
@@ -28,9 +28,9 @@ pub(crate) struct Spots {
 
 const NOWHERE: Spots = Spots { size: 0, starts: &[], default_order: &[] };
 
-/// Placements by memory units and profile index (reference 1.3, verified for A100, H100, H200, B200, A30 and RTX PRO
-/// 6000). The default order is verified for 1g, 2g and 3g of 8-unit GPUs (reference 7) and inferred elsewhere: NVML
-/// fills the upper half first.
+/// Placements by memory units and profile index (reference 1.3, verified for A100, H100, H200, B200, A30 and
+/// RTX PRO 6000). The default order is verified for 1g, 2g and 3g of 8-unit GPUs (reference 7) and inferred
+/// elsewhere: NVML fills the upper half first.
 pub(crate) fn spots(memory_units: u32, index: u32) -> Spots {
     match (memory_units, index) {
         (8, 0 | 7) => at(1, &[0, 1, 2, 3, 4, 5, 6], &[6, 4, 5, 0, 1, 2, 3]),

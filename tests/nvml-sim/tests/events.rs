@@ -1,5 +1,6 @@
 //! Events, lost GPUs and utilisation.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 #![allow(unsafe_code, reason = "calling C functions is what these tests are about")]
 
 mod common;

@@ -1,5 +1,6 @@
 //! What may go wrong on purpose: codes, crashes, latency, older drivers, and the log of calls.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 #![allow(unsafe_code, reason = "calling C functions is what these tests are about")]
 
 mod common;

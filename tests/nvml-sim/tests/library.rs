@@ -1,5 +1,6 @@
 //! Loading, initialising, discovering, and what independent clients expect of the library.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 #![allow(unsafe_code, reason = "calling C functions is what these tests are about")]
 
 mod common;
@@ -181,8 +182,8 @@ fn every_symbol_that_clients_resolve_is_exported() {
         // SAFETY: the library is open and the name a NUL-terminated string.
         assert!(!unsafe { libc::dlsym(library, symbol.as_ptr()) }.is_null(), "{name}");
     }
-    // What nvml-wrapper 0.13, nvidia-ml-py 13 and go-nvml resolve for discovery, MIG, events, memory, utilisation and PCI,
-    // and what nvml-wrapper needs in Drop.
+    // What nvml-wrapper 0.13, nvidia-ml-py 13 and go-nvml resolve for discovery, MIG, events, memory,
+    // utilisation and PCI, and what nvml-wrapper needs in Drop.
     let clients = include_str!("symbols.txt");
     let missing: Vec<&str> = clients.split_whitespace().filter(|name| !distinct.contains(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");

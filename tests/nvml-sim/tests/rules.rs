@@ -1,5 +1,7 @@
 //! The tables and the rules of partitioning, by themselves: no files, no library.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 use std::collections::BTreeSet;
 
 use nvml_sim::mig::{create_gpu_instance, fits, profile_by_id, set_mode};
@@ -18,7 +20,8 @@ fn placements(gpu: &Gpu) -> Vec<(Profile, u32)> {
         .collect()
 }
 
-/// Counts the sets of placements, the empty one included, from `from` on, that can exist together; `rule` says whether one more fits.
+/// Counts the sets of placements, the empty one included, from `from` on, that can exist together; `rule`
+/// says whether one more fits.
 fn count(gpu: &mut Gpu, all: &[(Profile, u32)], from: usize, rule: fn(&Gpu, &Profile, u32) -> bool) -> u32 {
     let mut sets = 1;
     for (at, (profile, start)) in all.iter().enumerate().skip(from) {

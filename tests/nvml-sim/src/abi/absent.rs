@@ -1,11 +1,13 @@
-//! Functions that a driver of today exports and that have no meaning on these GPUs: vGPU hosts, NvLink, clocks, power,
-//! fans. They answer NOT_SUPPORTED, as a real driver does for hardware that lacks the feature, and exist because clients
-//! resolve them (nvml-wrapper 0.13, nvidia-ml-py, go-nvml). Faults can be planted on them as on any other.
+//! Functions that a driver of today exports and that have no meaning on these GPUs: vGPU hosts, NvLink,
+//! clocks, power, fans. They answer NOT_SUPPORTED, as a real driver does for hardware that lacks the feature,
+//! and exist because clients resolve them (nvml-wrapper 0.13, nvidia-ml-py, go-nvml). Faults can be planted
+//! on them as on any other.
 
 use crate::code::Code;
 
-/// Exports functions that answer NOT_SUPPORTED whatever their arguments are. The C calling conventions of x86-64 and
-/// aarch64 leave arguments to the caller, so that a function which ignores them need not declare them.
+/// Exports functions that answer NOT_SUPPORTED whatever their arguments are. The C calling conventions of
+/// x86-64 and aarch64 leave arguments to the caller, so that a function which ignores them need not declare
+/// them.
 macro_rules! absent {
     ($($name:ident)*) => {
         $(

@@ -2,20 +2,12 @@
 
 use super::nvml;
 use super::types::{
-    AddressingMode, Attributes, Bar1, Chars, Device, FieldValue, Handle, Kind, Memory, MemoryV2, Out, Pci,
-    PciExt, ProcessInfo, ProcessInfoV1, Text, Utilization, UuidV1, list, name, version,
+    AddressingMode, Chars, Device, FieldValue, Handle, Kind, Out, Pci, PciExt, Text, UuidV1, name, version,
 };
+use super::usage::mig_profile;
 use crate::code::{Answer, Code};
 use crate::machine::{Gpu, Machine};
-use crate::mig;
-use crate::model::Profile;
 
-/// What the driver keeps for itself on a whole GPU, MiB: an assumption.
-const RESERVED_MIB: u64 = 600;
-/// A MIG device's total is a little more than its profile's memory: 20096 to 19968 in NVIDIA's guide (reference 1.4).
-const DEVICE_EXTRA_MIB: u64 = 128;
-/// "Not attributable to an instance".
-pub(super) const NO_INSTANCE: u32 = u32::MAX;
 const NVIDIA_VENDOR: u32 = 0x10de;
 
 fn gpu_handle(machine: &Machine, index: usize) -> Answer<Handle> {
@@ -86,74 +78,6 @@ fn device_uuid(device: &Device<'_>) -> String {
     device.mig.map_or_else(|| device.gpu.uuid.clone(), |(_, compute)| compute.uuid.clone())
 }
 
-fn mig_profile(device: &Device<'_>) -> Answer<Profile> {
-    let (instance, _) = device.mig.ok_or(Code::INVALID_ARGUMENT)?;
-    mig::profile_by_id(device.gpu, instance.profile_id)
-}
-
-/// Total, reserved and used memory in bytes: of the GPU, or of the GPU instance that the MIG device lies in.
-fn memory(device: &Device<'_>) -> Answer<(u64, u64, u64)> {
-    let (total, reserved) = match device.mig {
-        None => (device.gpu.model().ok_or(Code::UNKNOWN)?.data().memory_mib, RESERVED_MIB),
-        Some(_) => (mig_profile(device)?.memory_mib + DEVICE_EXTRA_MIB, DEVICE_EXTRA_MIB),
-    };
-    let within = |process: &&crate::machine::Process| {
-        device.mig.is_none_or(|(instance, _)| process.gpu_instance == Some(instance.id))
-    };
-    let used: u64 = device.gpu.processes.iter().filter(within).map(|process| process.memory_mib).sum();
-    Ok((total << 20, reserved << 20, used.min(total - reserved) << 20))
-}
-
-fn attributes(device: &Device<'_>) -> Answer<Attributes> {
-    let Some((_, compute)) = device.mig else {
-        // Only MIG devices have attributes (go-nvlib relies on NOT_SUPPORTED here).
-        return Err(Code::NOT_SUPPORTED);
-    };
-    let profile = mig_profile(device)?;
-    let own = mig::compute_profile(device.gpu, &profile, compute.profile_id)?;
-    Ok(Attributes {
-        sm: own.sm,
-        ce: profile.ce,
-        dec: profile.dec,
-        enc: profile.enc,
-        jpeg: profile.jpeg,
-        ofa: profile.ofa,
-        gi_slices: profile.slices,
-        ci_slices: own.slices,
-        memory_mb: profile.memory_mib,
-    })
-}
-
-/// Processes of a GPU or a MIG device. On a MIG device the ids of its instance are known; elsewhere they are
-/// 0xFFFFFFFF.
-fn processes(device: &Device<'_>) -> Vec<ProcessInfo> {
-    let mut found = Vec::new();
-    for process in &device.gpu.processes {
-        let here = device.mig.is_none_or(|(instance, compute)| {
-            process.gpu_instance == Some(instance.id)
-                && process.compute_instance.is_none_or(|id| id == compute.id)
-        });
-        if here {
-            found.push(ProcessInfo {
-                pid: process.pid,
-                memory: process.memory_mib << 20,
-                gpu_instance: process.gpu_instance.unwrap_or(NO_INSTANCE),
-                compute_instance: process.compute_instance.unwrap_or(NO_INSTANCE),
-            });
-        }
-    }
-    found
-}
-
-fn list_processes(machine: &Machine, device: Handle, count: Out<u32>, infos: Out<ProcessInfo>) -> Answer<()> {
-    list(infos, count, Some(count.get()?), &processes(&device.device(machine)?))
-}
-
-fn no_processes(machine: &Machine, device: Handle, count: Out<u32>) -> Answer<()> {
-    device.device(machine)?;
-    count.set(0)
-}
-
 /// `NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED`, `NVML_FI_DEV_IS_MIG_MODE_INDEPENDENT_MIG_QUERY_CAPABLE`.
 const FIELD_RESETLESS_MIG: u32 = 184;
 const FIELD_MIG_QUERY: u32 = 199;
@@ -171,32 +95,39 @@ fn field(gpu: &Gpu, asked: FieldValue) -> FieldValue {
     FieldValue { kind: TYPE_UNSIGNED, code, value: value.unwrap_or(0), timestamp: 0, latency_us: 0, ..asked }
 }
 
-/// Utilisation of a whole GPU: not available on MIG devices, nor on a GPU in MIG mode.
-fn utilization(machine: &Machine, device: Handle) -> Answer<(u32, u32)> {
-    let device = device.device(machine)?;
-    if device.mig.is_some() || device.gpu.mig_current {
-        Err(Code::NOT_SUPPORTED)
-    } else {
-        Ok(device.gpu.utilization)
-    }
-}
-
-fn engine_utilization(machine: &Machine, device: Handle, percent: Out<u32>, period: Out<u32>) -> Answer<()> {
-    utilization(machine, device)?;
-    percent.set(0)?;
-    period.set(1_000_000)
-}
-
 nvml! {
-    fn nvmlDeviceGetCount(count: Out<u32>), |s| { count.set(u32::try_from(s.machine().gpus.len()).unwrap_or(0)) }
+    fn nvmlDeviceGetCount(
+        count: Out<u32>,
+    ), |s| {
+        count.set(u32::try_from(s.machine().gpus.len()).unwrap_or(0))
+    }
 
-    fn nvmlDeviceGetCount_v2(count: Out<u32>), |s| { count.set(u32::try_from(s.machine().gpus.len()).unwrap_or(0)) }
+    fn nvmlDeviceGetCount_v2(
+        count: Out<u32>,
+    ), |s| {
+        count.set(u32::try_from(s.machine().gpus.len()).unwrap_or(0))
+    }
 
-    fn nvmlDeviceGetHandleByIndex(index: u32, device: Out<Handle>), |s| { by_index(s.machine(), index, device) }
+    fn nvmlDeviceGetHandleByIndex(
+        index: u32,
+        device: Out<Handle>,
+    ), |s| {
+        by_index(s.machine(), index, device)
+    }
 
-    fn nvmlDeviceGetHandleByIndex_v2(index: u32, device: Out<Handle>), |s| { by_index(s.machine(), index, device) }
+    fn nvmlDeviceGetHandleByIndex_v2(
+        index: u32,
+        device: Out<Handle>,
+    ), |s| {
+        by_index(s.machine(), index, device)
+    }
 
-    fn nvmlDeviceGetHandleByUUID(uuid: Chars, device: Out<Handle>), |s| { by_uuid(s.machine(), &uuid.get()?, device) }
+    fn nvmlDeviceGetHandleByUUID(
+        uuid: Chars,
+        device: Out<Handle>,
+    ), |s| {
+        by_uuid(s.machine(), &uuid.get()?, device)
+    }
 
     fn nvmlDeviceGetHandleByUUIDV(uuid: Out<UuidV1>, device: Out<Handle>), |s| {
         const ASCII: u32 = 1;
@@ -211,9 +142,19 @@ nvml! {
         by_uuid(s.machine(), &String::from_utf8_lossy(&text), device)
     }
 
-    fn nvmlDeviceGetHandleByPciBusId(bus_id: Chars, device: Out<Handle>), |s| { by_pci(s.machine(), &bus_id.get()?, device) }
+    fn nvmlDeviceGetHandleByPciBusId(
+        bus_id: Chars,
+        device: Out<Handle>,
+    ), |s| {
+        by_pci(s.machine(), &bus_id.get()?, device)
+    }
 
-    fn nvmlDeviceGetHandleByPciBusId_v2(bus_id: Chars, device: Out<Handle>), |s| { by_pci(s.machine(), &bus_id.get()?, device) }
+    fn nvmlDeviceGetHandleByPciBusId_v2(
+        bus_id: Chars,
+        device: Out<Handle>,
+    ), |s| {
+        by_pci(s.machine(), &bus_id.get()?, device)
+    }
 
     fn nvmlDeviceGetHandleBySerial(serial: Chars, device: Out<Handle>), |s| {
         let serial = serial.get()?;
@@ -253,20 +194,38 @@ nvml! {
         node.set(u32::try_from(s.machine().gpu(index)?.numa).map_err(|_| Code::NOT_SUPPORTED)?)
     }
 
-    fn nvmlDeviceGetPciInfo(device: Handle, info: Out<Pci>) on device, |s| { info.set(pci(s.machine(), device)?) }
+    fn nvmlDeviceGetPciInfo(
+        device: Handle,
+        info: Out<Pci>,
+    ) on device, |s| {
+        info.set(pci(s.machine(), device)?)
+    }
 
-    fn nvmlDeviceGetPciInfo_v2(device: Handle, info: Out<Pci>) on device, |s| { info.set(pci(s.machine(), device)?) }
+    fn nvmlDeviceGetPciInfo_v2(
+        device: Handle,
+        info: Out<Pci>,
+    ) on device, |s| {
+        info.set(pci(s.machine(), device)?)
+    }
 
-    fn nvmlDeviceGetPciInfo_v3(device: Handle, info: Out<Pci>) on device, |s| { info.set(pci(s.machine(), device)?) }
+    fn nvmlDeviceGetPciInfo_v3(
+        device: Handle,
+        info: Out<Pci>,
+    ) on device, |s| {
+        info.set(pci(s.machine(), device)?)
+    }
 
     fn nvmlDeviceGetPciInfoExt(device: Handle, info: Out<PciExt>) on device, |s| {
         if info.cast::<u32>().get()? != version::<PciExt>(1) {
             return Err(Code::ARGUMENT_VERSION_MISMATCH);
         }
-        let Pci { domain, bus, device, pci_device_id, pci_subsystem_id, bus_id, .. } = pci(s.machine(), device)?;
+        let Pci { domain, bus, device, pci_device_id, pci_subsystem_id, bus_id, .. } =
+            pci(s.machine(), device)?;
         // Class 3, subclass 2: a 3D controller.
         let (version, base_class, sub_class) = (version::<PciExt>(1), 3, 2);
-        info.set(PciExt { version, domain, bus, device, pci_device_id, pci_subsystem_id, base_class, sub_class, bus_id })
+        info.set(PciExt {
+            version, domain, bus, device, pci_device_id, pci_subsystem_id, base_class, sub_class, bus_id,
+        })
     }
 
     fn nvmlDeviceGetBrand(device: Handle, brand: Out<u32>) on device, |s| {
@@ -278,7 +237,8 @@ nvml! {
     }
 
     fn nvmlDeviceGetCudaComputeCapability(device: Handle, major: Out<i32>, minor: Out<i32>) on device, |s| {
-        let capability = device.device(s.machine())?.gpu.model().ok_or(Code::UNKNOWN)?.data().compute_capability;
+        let model = device.device(s.machine())?.gpu.model().ok_or(Code::UNKNOWN)?;
+        let capability = model.data().compute_capability;
         major.set(i32::try_from(capability.0).unwrap_or(0))?;
         minor.set(i32::try_from(capability.1).unwrap_or(0))
     }
@@ -321,92 +281,6 @@ nvml! {
             s.machine_mut().gpu_mut(index)?.compute_mode = mode;
         }
         Ok(())
-    }
-
-    fn nvmlDeviceGetMemoryInfo(device: Handle, info: Out<Memory>) on device, |s| {
-        let (total, reserved, used) = memory(&device.device(s.machine())?)?;
-        // The first version counts what is reserved as used.
-        info.set(Memory { total, free: total - reserved - used, used: reserved + used })
-    }
-
-    fn nvmlDeviceGetMemoryInfo_v2(device: Handle, info: Out<MemoryV2>) on device, |s| {
-        if info.cast::<u32>().get()? != version::<MemoryV2>(2) {
-            return Err(Code::ARGUMENT_VERSION_MISMATCH);
-        }
-        let (total, reserved, used) = memory(&device.device(s.machine())?)?;
-        info.set(MemoryV2 { version: version::<MemoryV2>(2), total, reserved, free: total - reserved - used, used })
-    }
-
-    fn nvmlDeviceGetBAR1MemoryInfo(device: Handle, info: Out<Bar1>) on device, |s| {
-        let total = memory(&device.device(s.machine())?)?.0.next_power_of_two();
-        info.set(Bar1 { total, free: total, used: 0 })
-    }
-
-    fn nvmlDeviceGetAttributes(device: Handle, result: Out<Attributes>) on device, |s| {
-        result.set(attributes(&device.device(s.machine())?)?)
-    }
-
-    fn nvmlDeviceGetAttributes_v2(device: Handle, result: Out<Attributes>) on device, |s| {
-        result.set(attributes(&device.device(s.machine())?)?)
-    }
-
-    fn nvmlDeviceGetUtilizationRates(device: Handle, rates: Out<Utilization>) on device, |s| {
-        let (gpu, memory) = utilization(s.machine(), device)?;
-        rates.set(Utilization { gpu, memory })
-    }
-
-    fn nvmlDeviceGetEncoderUtilization(device: Handle, percent: Out<u32>, period: Out<u32>) on device, |s| {
-        engine_utilization(s.machine(), device, percent, period)
-    }
-
-    fn nvmlDeviceGetDecoderUtilization(device: Handle, percent: Out<u32>, period: Out<u32>) on device, |s| {
-        engine_utilization(s.machine(), device, percent, period)
-    }
-
-    fn nvmlDeviceGetJpgUtilization(device: Handle, percent: Out<u32>, period: Out<u32>) on device, |s| {
-        engine_utilization(s.machine(), device, percent, period)
-    }
-
-    fn nvmlDeviceGetOfaUtilization(device: Handle, percent: Out<u32>, period: Out<u32>) on device, |s| {
-        engine_utilization(s.machine(), device, percent, period)
-    }
-
-    fn nvmlDeviceGetComputeRunningProcesses(device: Handle, count: Out<u32>, infos: Out<ProcessInfoV1>) on device, |s| {
-        let all = processes(&device.device(s.machine())?);
-        let old: Vec<ProcessInfoV1> = all.iter().map(|info| ProcessInfoV1 { pid: info.pid, memory: info.memory }).collect();
-        list(infos, count, Some(count.get()?), &old)
-    }
-
-    fn nvmlDeviceGetComputeRunningProcesses_v2(device: Handle, count: Out<u32>, infos: Out<ProcessInfo>) on device, |s| {
-        list_processes(s.machine(), device, count, infos)
-    }
-
-    fn nvmlDeviceGetComputeRunningProcesses_v3(device: Handle, count: Out<u32>, infos: Out<ProcessInfo>) on device, |s| {
-        list_processes(s.machine(), device, count, infos)
-    }
-
-    fn nvmlDeviceGetGraphicsRunningProcesses(device: Handle, count: Out<u32>) on device, |s| {
-        no_processes(s.machine(), device, count)
-    }
-
-    fn nvmlDeviceGetGraphicsRunningProcesses_v2(device: Handle, count: Out<u32>) on device, |s| {
-        no_processes(s.machine(), device, count)
-    }
-
-    fn nvmlDeviceGetGraphicsRunningProcesses_v3(device: Handle, count: Out<u32>) on device, |s| {
-        no_processes(s.machine(), device, count)
-    }
-
-    fn nvmlDeviceGetMPSComputeRunningProcesses(device: Handle, count: Out<u32>) on device, |s| {
-        no_processes(s.machine(), device, count)
-    }
-
-    fn nvmlDeviceGetMPSComputeRunningProcesses_v2(device: Handle, count: Out<u32>) on device, |s| {
-        no_processes(s.machine(), device, count)
-    }
-
-    fn nvmlDeviceGetMPSComputeRunningProcesses_v3(device: Handle, count: Out<u32>) on device, |s| {
-        no_processes(s.machine(), device, count)
     }
 
     fn nvmlDeviceGetFieldValues(device: Handle, count: i32, values: Out<FieldValue>) on device, |s| {

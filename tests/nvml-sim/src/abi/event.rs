@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::device::NO_INSTANCE;
 use super::types::{EventData, EventDataV1, Handle, Kind, Out};
+use super::usage::NO_INSTANCE;
 use super::{broken, guarded, library, nvml, perform};
 use crate::code::{Answer, Code};
 use crate::machine::{EVENT_MIG_CONFIG_CHANGE, EVENT_XID, Event, Machine};
@@ -76,7 +76,8 @@ fn next_event(machine: &Machine, set: Handle) -> Answer<Option<Event>> {
     if lost { Err(Code::GPU_IS_LOST) } else { Ok(None) }
 }
 
-/// Faults and the log apply before the wait, so that the log shows the call's beginning and not the time it waited.
+/// Faults and the log apply before the wait, so that the log shows the call's beginning and not the time it
+/// waited.
 fn waited(name: &str, set: Handle, timeout_ms: u32) -> Answer<EventData> {
     let store = library::initialised()?;
     perform(store, name, None, |_| Ok(()))?;

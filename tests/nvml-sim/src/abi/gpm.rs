@@ -1,6 +1,7 @@
 //! GPU performance metrics (GPM): what gives utilisation per MIG device, on Hopper and newer.
 //!
-//! A sample remembers when it was taken and the utilisation that the node had then; two samples make a metric.
+//! A sample remembers when it was taken and the utilisation that the node had then; two samples make a
+//! metric.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

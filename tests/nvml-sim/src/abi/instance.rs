@@ -84,10 +84,13 @@ nvml! {
         let CiProfileV1 { id, slices, instances, sm, ce, dec, enc, jpeg, ofa } = v1(&parent, &own);
         let title = name(&format!("MIG {}", own.name));
         if word == version::<CiProfileV2>(2) {
-            info.set(CiProfileV2 { version: word, id, slices, instances, sm, ce, dec, enc, jpeg, ofa, name: title })
+            let (version, name) = (word, title);
+            info.set(CiProfileV2 { version, id, slices, instances, sm, ce, dec, enc, jpeg, ofa, name })
         } else if word == version::<CiProfileV3>(3) {
             let (version, name, capabilities) = (word, title, parent.capabilities);
-            info.cast().set(CiProfileV3 { version, id, slices, instances, sm, ce, dec, enc, jpeg, ofa, name, capabilities })
+            info.cast().set(CiProfileV3 {
+                version, id, slices, instances, sm, ce, dec, enc, jpeg, ofa, name, capabilities,
+            })
         } else {
             Err(Code::ARGUMENT_VERSION_MISMATCH)
         }
@@ -106,14 +109,19 @@ nvml! {
     ) on instance, |s| {
         root_only(s)?;
         let (_, _, _, own) = profiles(s, instance, profile)?;
-        let all: Vec<Placement> = own.starts.iter().map(|&start| Placement { start, size: own.slices }).collect();
+        let all = own.starts.iter().map(|&start| Placement { start, size: own.slices });
+        let all: Vec<Placement> = all.collect();
         if array.is_null() {
             return count.set(u32::try_from(all.len()).unwrap_or(u32::MAX));
         }
         list(array, count, None, &all)
     }
 
-    fn nvmlGpuInstanceCreateComputeInstance(instance: Handle, profile: u32, result: Out<Handle>) on instance, |s| {
+    fn nvmlGpuInstanceCreateComputeInstance(
+        instance: Handle,
+        profile: u32,
+        result: Out<Handle>,
+    ) on instance, |s| {
         create(s, instance, profile, None, result)
     }
 
@@ -140,12 +148,17 @@ nvml! {
         root_only(s)?;
         let (index, found, _, _) = profiles(s, instance, profile)?;
         let same = found.compute_instances.iter().filter(|compute| compute.profile_id == profile);
-        let handles: Vec<Handle> = same.map(|it| Handle::new(Kind::ComputeInstance, index, it.serial)).collect();
+        let handles = same.map(|it| Handle::new(Kind::ComputeInstance, index, it.serial));
+        let handles: Vec<Handle> = handles.collect();
         array.present()?;
         list(array, count, None, &handles)
     }
 
-    fn nvmlGpuInstanceGetComputeInstanceById(instance: Handle, id: u32, result: Out<Handle>) on instance, |s| {
+    fn nvmlGpuInstanceGetComputeInstanceById(
+        instance: Handle,
+        id: u32,
+        result: Out<Handle>,
+    ) on instance, |s| {
         root_only(s)?;
         let (index, found) = instance.gpu_instance(s.machine())?;
         let compute = found.compute_instances.iter().find(|compute| compute.id == id).ok_or(Code::NOT_FOUND)?;

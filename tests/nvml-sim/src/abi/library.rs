@@ -144,7 +144,8 @@ nvml! {
     }
 
     fn nvmlSystemGetProcessName(pid: u32, text: Text, length: u32), |session| {
-        let known = session.machine().gpus.iter().any(|gpu| gpu.processes.iter().any(|process| process.pid == pid));
+        let mut processes = session.machine().gpus.iter().flat_map(|gpu| &gpu.processes);
+        let known = processes.any(|process| process.pid == pid);
         if known { text.put(&format!("process-{pid}"), length) } else { Err(Code::NOT_FOUND) }
     }
 

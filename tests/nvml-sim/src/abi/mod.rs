@@ -1,5 +1,5 @@
-//! The C functions. Each is declared through [`nvml!`], which wraps a short body over the locked machine into what all
-//! calls share: initialised or not, faults, latency, the lock, the log, and no panic across the ABI.
+//! The C functions. Each is declared through [`nvml!`], which wraps a short body over the locked machine into
+//! what all calls share: initialised or not, faults, latency, the lock, the log, and no panic across the ABI.
 
 #![allow(unsafe_code, reason = "exporting a symbol is unsafe; the functions themselves are safe Rust")]
 
@@ -12,6 +12,7 @@ mod library;
 mod more;
 mod partition;
 mod types;
+mod usage;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -23,10 +24,12 @@ use crate::store::{Session, Store};
 
 /// Declares exported functions. `on x` names the handle that the call is about.
 macro_rules! nvml {
-    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(on $subject:ident)?, |$session:ident| $body:block)*) => {
+    ($(
+        fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(on $subject:ident)?, |$session:ident| $body:block
+    )*) => {
         $(
-            // SAFETY: no other item of the program has this name; a program that links the rlib and a real NVML
-            // statically would be a mistake that the linker reports.
+            // SAFETY: no other item of the program has this name; a program that links the rlib and a real
+            // NVML statically would be a mistake that the linker reports.
             #[unsafe(no_mangle)]
             #[allow(non_snake_case, reason = "the names are NVML's")]
             extern "C" fn $name($($arg: $type),*) -> $crate::code::Code {
@@ -53,6 +56,7 @@ pub fn exported_functions() -> Vec<&'static str> {
         event::NAMES,
         gpm::NAMES,
         more::NAMES,
+        usage::NAMES,
     ];
     [own.concat(), made.concat()].concat()
 }
@@ -91,7 +95,8 @@ fn perform(
         if plan.crash_before {
             crash();
         }
-        // The wait is outside the node's lock and inside the GPU's: GPUs work in parallel, each of them one by one.
+        // The wait is outside the node's lock and inside the GPU's: GPUs work in parallel, each of them one
+        // by one.
         serial = gpu.map(|gpu| store.serialise(gpu)).transpose().map_err(|error| broken(&error))?;
         std::thread::sleep(Duration::from_secs_f64(plan.latency_ms.max(0.0) / 1000.0));
         session = store.session().map_err(|error| broken(&error))?;
@@ -126,8 +131,8 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// A state directory that cannot be read or written is a broken installation of the simulator: say so, where a real
-/// driver would write to the kernel log.
+/// A state directory that cannot be read or written is a broken installation of the simulator: say so, where
+/// a real driver would write to the kernel log.
 #[allow(
     clippy::print_stderr,
     reason = "the C ABI has no other way to tell what is wrong with the state files"

@@ -48,7 +48,12 @@ nvml! {
         pending.set(1)
     }
 
-    fn nvmlDeviceGetTotalEccErrors(device: Handle, _kind: u32, _counter: u32, count: Out<u64>) on device, |s| {
+    fn nvmlDeviceGetTotalEccErrors(
+        device: Handle,
+        _kind: u32,
+        _counter: u32,
+        count: Out<u64>,
+    ) on device, |s| {
         device.physical(s.machine())?;
         count.set(0)
     }

@@ -79,7 +79,8 @@ fn versioned(profile: Profile, result: Out<GiProfileV2>) -> Answer<()> {
     }
 }
 
-/// The profile with that id, for questions. NOT_SUPPORTED where this GPU lacks it; creating says INVALID_ARGUMENT.
+/// The profile with that id, for questions. NOT_SUPPORTED where this GPU lacks it; creating says
+/// INVALID_ARGUMENT.
 fn offered(gpu: &Gpu, id: u32) -> Answer<Profile> {
     mig::profile_by_id(gpu, id).map_err(|_| Code::NOT_SUPPORTED)
 }
@@ -141,17 +142,29 @@ nvml! {
         activation.set(mig::set_mode(s.machine_mut().gpu_mut(index)?, mode == 1)?)
     }
 
-    fn nvmlDeviceGetGpuInstanceProfileInfo(device: Handle, profile: u32, info: Out<GiProfileV1>) on device, |s| {
+    fn nvmlDeviceGetGpuInstanceProfileInfo(
+        device: Handle,
+        profile: u32,
+        info: Out<GiProfileV1>,
+    ) on device, |s| {
         let gpu = s.machine().gpu(device.physical(s.machine())?)?;
         info.set(v1(&mig::profile_by_index(gpu, profile)?))
     }
 
-    fn nvmlDeviceGetGpuInstanceProfileInfoV(device: Handle, profile: u32, info: Out<GiProfileV2>) on device, |s| {
+    fn nvmlDeviceGetGpuInstanceProfileInfoV(
+        device: Handle,
+        profile: u32,
+        info: Out<GiProfileV2>,
+    ) on device, |s| {
         let gpu = s.machine().gpu(device.physical(s.machine())?)?;
         versioned(mig::profile_by_index(gpu, profile)?, info)
     }
 
-    fn nvmlDeviceGetGpuInstanceProfileInfoByIdV(device: Handle, id: u32, info: Out<GiProfileV2>) on device, |s| {
+    fn nvmlDeviceGetGpuInstanceProfileInfoByIdV(
+        device: Handle,
+        id: u32,
+        info: Out<GiProfileV2>,
+    ) on device, |s| {
         let gpu = s.machine().gpu(device.physical(s.machine())?)?;
         versioned(offered(gpu, id)?, info)
     }
@@ -168,7 +181,11 @@ nvml! {
         placements(s, device, profile, array, count)
     }
 
-    fn nvmlDeviceGetGpuInstanceRemainingCapacity(device: Handle, profile: u32, count: Out<u32>) on device, |s| {
+    fn nvmlDeviceGetGpuInstanceRemainingCapacity(
+        device: Handle,
+        profile: u32,
+        count: Out<u32>,
+    ) on device, |s| {
         root_only(s)?;
         let gpu = s.machine().gpu(device.physical(s.machine())?)?;
         mig::enabled(gpu)?;
@@ -196,7 +213,12 @@ nvml! {
         Ok(())
     }
 
-    fn nvmlDeviceGetGpuInstances(device: Handle, profile: u32, array: Out<Handle>, count: Out<u32>) on device, |s| {
+    fn nvmlDeviceGetGpuInstances(
+        device: Handle,
+        profile: u32,
+        array: Out<Handle>,
+        count: Out<u32>,
+    ) on device, |s| {
         root_only(s)?;
         let index = device.physical(s.machine())?;
         let gpu = s.machine().gpu(index)?;

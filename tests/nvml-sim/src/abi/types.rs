@@ -9,8 +9,8 @@ use std::ffi::{CStr, c_char};
 use crate::code::{Answer, Code};
 use crate::machine::{ComputeInstance, Gpu, GpuInstance, Machine};
 
-/// Any of NVML's opaque pointers. It is a number: kind, GPU index and serial, so that a stale or invented handle is
-/// recognised and never followed.
+/// Any of NVML's opaque pointers. It is a number: kind, GPU index and serial, so that a stale or invented
+/// handle is recognised and never followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub(crate) struct Handle(u64);
@@ -114,8 +114,9 @@ fn find_compute(gpu: &Gpu, serial: u32) -> Option<(&GpuInstance, &ComputeInstanc
     all.into_iter().find(|(_, ci)| ci.serial == serial)
 }
 
-/// A pointer that the caller passes for a result. NULL is INVALID_ARGUMENT. Only the C interface makes one: that it is
-/// valid for a `T` (or for the array that the call documents) is the caller's promise, as with the real library.
+/// A pointer that the caller passes for a result. NULL is INVALID_ARGUMENT. Only the C interface makes one:
+/// that it is valid for a `T` (or for the array that the call documents) is the caller's promise, as with the
+/// real library.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub(crate) struct Out<T>(*mut T);
@@ -192,7 +193,8 @@ impl Text {
         if text.len() >= length as usize {
             return Err(Code::INSUFFICIENT_SIZE);
         }
-        // SAFETY: the caller's buffer has `length` bytes, by its promise, and the text with its NUL has no more.
+        // SAFETY: the caller's buffer has `length` bytes, by its promise, and the text with its NUL has no
+        // more.
         unsafe {
             self.0.copy_from_nonoverlapping(text.as_ptr().cast(), text.len());
             self.0.add(text.len()).write(0);
@@ -248,51 +250,54 @@ macro_rules! structures {
 structures! {
     Placement: 8 { start: u32, size: u32 }
     GiProfileV1: 48 {
-        id: u32, p2p: u32, slices: u32, instances: u32, sm: u32, ce: u32, dec: u32, enc: u32, jpeg: u32, ofa: u32,
-        memory_mb: u64,
+        id: u32, p2p: u32, slices: u32, instances: u32, sm: u32, ce: u32, dec: u32, enc: u32, jpeg: u32, ofa:
+        u32, memory_mb: u64,
     }
     GiProfileV2: 152 {
-        version: u32, id: u32, p2p: u32, slices: u32, instances: u32, sm: u32, ce: u32, dec: u32, enc: u32, jpeg: u32,
-        ofa: u32, memory_mb: u64, name: [u8; 96],
+        version: u32, id: u32, p2p: u32, slices: u32, instances: u32, sm: u32, ce: u32, dec: u32, enc: u32,
+        jpeg: u32, ofa: u32, memory_mb: u64, name: [u8; 96],
     }
     GiProfileV3: 152 {
-        version: u32, id: u32, slices: u32, instances: u32, sm: u32, ce: u32, dec: u32, enc: u32, jpeg: u32, ofa: u32,
-        memory_mb: u64, name: [u8; 96], capabilities: u32,
+        version: u32, id: u32, slices: u32, instances: u32, sm: u32, ce: u32, dec: u32, enc: u32, jpeg: u32,
+        ofa: u32, memory_mb: u64, name: [u8; 96], capabilities: u32,
     }
     GiInfo: 24 { device: Handle, id: u32, profile_id: u32, placement: Placement }
     CiProfileV1: 36 {
         id: u32, slices: u32, instances: u32, sm: u32, ce: u32, dec: u32, enc: u32, jpeg: u32, ofa: u32,
     }
     CiProfileV2: 136 {
-        version: u32, id: u32, slices: u32, instances: u32, sm: u32, ce: u32, dec: u32, enc: u32, jpeg: u32, ofa: u32,
-        name: [u8; 96],
+        version: u32, id: u32, slices: u32, instances: u32, sm: u32, ce: u32, dec: u32, enc: u32, jpeg: u32,
+        ofa: u32, name: [u8; 96],
     }
     CiProfileV3: 140 {
-        version: u32, id: u32, slices: u32, instances: u32, sm: u32, ce: u32, dec: u32, enc: u32, jpeg: u32, ofa: u32,
-        name: [u8; 96], capabilities: u32,
+        version: u32, id: u32, slices: u32, instances: u32, sm: u32, ce: u32, dec: u32, enc: u32, jpeg: u32,
+        ofa: u32, name: [u8; 96], capabilities: u32,
     }
     CiInfo: 32 { device: Handle, gpu_instance: Handle, id: u32, profile_id: u32, placement: Placement }
     CiInfoV1: 24 { device: Handle, gpu_instance: Handle, id: u32, profile_id: u32 }
     EventData: 32 { device: Handle, kind: u64, data: u64, gpu_instance: u32, compute_instance: u32 }
     EventDataV1: 24 { device: Handle, kind: u64, data: u64 }
     Attributes: 40 {
-        sm: u32, ce: u32, dec: u32, enc: u32, jpeg: u32, ofa: u32, gi_slices: u32, ci_slices: u32, memory_mb: u64,
+        sm: u32, ce: u32, dec: u32, enc: u32, jpeg: u32, ofa: u32, gi_slices: u32, ci_slices: u32, memory_mb:
+        u64,
     }
     Memory: 24 { total: u64, free: u64, used: u64 }
     MemoryV2: 40 { version: u32, total: u64, reserved: u64, free: u64, used: u64 }
     Pci: 68 {
-        bus_id_legacy: [u8; 16], domain: u32, bus: u32, device: u32, pci_device_id: u32, pci_subsystem_id: u32,
-        bus_id: [u8; 32],
+        bus_id_legacy: [u8; 16], domain: u32, bus: u32, device: u32, pci_device_id: u32, pci_subsystem_id:
+        u32, bus_id: [u8; 32],
     }
     PciExt: 64 {
-        version: u32, domain: u32, bus: u32, device: u32, pci_device_id: u32, pci_subsystem_id: u32, base_class: u32,
-        sub_class: u32, bus_id: [u8; 32],
+        version: u32, domain: u32, bus: u32, device: u32, pci_device_id: u32, pci_subsystem_id: u32,
+        base_class: u32, sub_class: u32, bus_id: [u8; 32],
     }
     ProcessInfo: 24 { pid: u32, memory: u64, gpu_instance: u32, compute_instance: u32 }
     ProcessInfoV1: 16 { pid: u32, memory: u64 }
     Utilization: 8 { gpu: u32, memory: u32 }
     Bar1: 24 { total: u64, free: u64, used: u64 }
-    FieldValue: 40 { field: u32, scope: u32, timestamp: i64, latency_us: i64, kind: u32, code: Code, value: u64 }
+    FieldValue: 40 {
+        field: u32, scope: u32, timestamp: i64, latency_us: i64, kind: u32, code: Code, value: u64,
+    }
     UuidV1: 52 { version: u32, kind: u32, value: [u8; 41] }
     Branch: 84 { version: u32, branch: [u8; 80] }
     GpmSupport: 8 { version: u32, supported: u32 }

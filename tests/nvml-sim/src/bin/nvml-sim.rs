@@ -9,7 +9,8 @@ use nvml_sim::{HARDWARE_LATENCY_MS, Process, SimNode, Snapshot, parse_gpus};
 
 const USAGE: &str = "\
 nvml-sim create DIR --gpus 2xH100-80GB,L4 [--hardware-latency]
-                                       a node in DIR; LD_LIBRARY_PATH=DIR/usr/lib/x86_64-linux-gnu shows it to a program
+                                       a node in DIR; prints the library, whose folder a program needs
+                                       in LD_LIBRARY_PATH
 nvml-sim show DIR                      its GPUs and instances
 nvml-sim plant DIR GPU PROFILE START   an instance that a foreign program made
 nvml-sim process DIR GPU PID [GI [CI]] a running process;      nvml-sim kill DIR GPU PID
@@ -18,7 +19,8 @@ nvml-sim xid DIR GPU XID [GI [CI]]     an XID event
 nvml-sim lose DIR GPU                  the GPU falls off the bus
 nvml-sim reset DIR GPU                 a GPU reset
 nvml-sim reboot DIR                    a power cycle
-nvml-sim fault DIR JSON                e.g. '{\"call\":\"nvmlGpuInstanceDestroy\",\"times\":1,\"action\":{\"return\":19}}'
+nvml-sim fault DIR JSON                a fault:
+             '{\"call\":\"nvmlGpuInstanceDestroy\",\"times\":1,\"action\":{\"return\":19}}'
 nvml-sim heal DIR                      removes all faults
 Configuration by hand: DIR/nvml-sim/config.json and faults.json, read anew by each call.";
 

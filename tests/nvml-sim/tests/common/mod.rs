@@ -1,6 +1,8 @@
-//! What the ABI tests share: a node, and a client that calls the library through nvml-wrapper-sys, which this project
-//! did not write.
+//! What the ABI tests share: a node, and a client that calls the library through nvml-wrapper-sys, which this
+//! project did not write.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+#![allow(clippy::macro_metavars_in_unsafe, reason = "arguments of C calls are mere values and pointers")]
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(unsafe_code, reason = "calling C functions is what these tests are about")]
 
@@ -34,25 +36,27 @@ pub(crate) const THREE: u32 = 9;
 pub(crate) const SEVEN: u32 = 0;
 
 /// Calls a C function by name and gives its return code.
-#[macro_export]
 macro_rules! c {
     ($client:expr, $function:ident($($argument:expr),* $(,)?)) => {{
         let function = *$client.lib.$function.as_ref().expect(stringify!($function));
-        // SAFETY: the library is loaded for as long as the client lives, and every pointer that the tests pass is
-        // valid for what the function's documentation says it writes, or deliberately NULL or invented.
+        // SAFETY: the library is loaded for as long as the client lives, and every pointer that the tests
+        // pass is valid for what the function's documentation says it writes, or deliberately NULL or
+        // invented.
         unsafe { function($($argument),*) }
     }};
 }
 
 /// Calls a C function whose last argument is a pointer to one number, and gives code and number.
-#[macro_export]
 macro_rules! number {
     ($client:expr, $function:ident($($argument:expr),* $(,)?)) => {{
         let mut value = Default::default();
-        let code = $crate::c!($client, $function($($argument,)* &mut value));
+        let code = $crate::common::c!($client, $function($($argument,)* &mut value));
         (code, value)
     }};
 }
+
+#[allow(unused_imports, reason = "each test program uses a part")]
+pub(crate) use {c, number};
 
 /// A node in its own temporary directory.
 pub(crate) struct Bench {
@@ -221,6 +225,7 @@ pub(crate) fn text(code: u32, buffer: &[std::ffi::c_char]) -> Result<String, u32
 
 /// An empty structure of NVML's.
 pub(crate) fn zeroed<T: Copy>() -> T {
-    // SAFETY: the tests ask for NVML's structures only, which are numbers, arrays and raw pointers: zero is valid.
+    // SAFETY: the tests ask for NVML's structures only, which are numbers, arrays and raw pointers: zero is
+    // valid.
     unsafe { std::mem::zeroed() }
 }
