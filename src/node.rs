@@ -68,7 +68,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let (publication_report, publication) = watch::channel(pending);
     let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
     let publisher = Publisher::new(slices, &args.node_name, &args.driver.driver_name, publication_report);
-    let health = Health { registration, publication, node: node.clone() };
+    let health = Health { registration: registration.clone(), publication, node: node.clone() };
 
     let paths = SocketPaths::new(
         &args.driver.plugin_directory(),
@@ -86,12 +86,23 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add("health", serve_health(health_listener, health, stop.clone()));
+    parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, args.rescan_interval, stop.clone()));
     parts.add("publisher", async {
         publisher.run(node).await;
         anyhow::Ok(())
     });
     parts.watch(stop).await
+}
+
+/// Ends with the kubelet's reason if it refuses us. It does not ask again until the socket is made anew, which the next
+/// start of the driver does.
+async fn refusal(mut state: watch::Receiver<RegistrationState>) -> anyhow::Result<()> {
+    let refused = state.wait_for(|it| matches!(it, RegistrationState::Refused(_))).await?;
+    match &*refused {
+        RegistrationState::Refused(reason) => bail!("{reason}"),
+        RegistrationState::Waiting | RegistrationState::Registered => Ok(()),
+    }
 }
 
 /// The tasks of the process. One that ends before it was asked to ends them all.

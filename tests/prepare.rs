@@ -226,7 +226,7 @@ async fn each_claim_of_a_call_has_its_own_answer() {
     let error = |claim: &Claim| answers[&claim.uid].clone().unwrap_err();
     assert!(error(&unknown).contains("gpu-0000-ff-00"), "{}", error(&unknown));
     assert!(error(&gone).contains("no longer exists"), "{}", error(&gone));
-    assert!(error(&invalid).contains("not valid"), "{}", error(&invalid));
+    assert!(error(&invalid).contains("does not name a ResourceClaim"), "{}", error(&invalid));
     assert!(error(&admin).contains("adminAccess"), "{}", error(&admin));
     assert_eq!(lab.instances().len(), 1);
     unprepare(&kubelet, &good).await.unwrap();

@@ -99,6 +99,34 @@ pub struct ClaimRef {
     pub uid: ClaimUid,
 }
 
+/// A claim that the kubelet cannot mean.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{namespace}/{name}` with UID `{uid}` does not name a ResourceClaim")]
+pub struct InvalidClaimRef {
+    namespace: String,
+    name: String,
+    uid: String,
+}
+
+impl ClaimRef {
+    /// Checks what came over the wire: namespace and name become part of a URL, the UID part of file names.
+    pub fn new(namespace: String, name: String, uid: String) -> Result<Self, InvalidClaimRef> {
+        const LONGEST_NAMESPACE: usize = 63;
+        const LONGEST_NAME: usize = 253;
+        let is_plain = |text: &str, longest: usize| {
+            let is_allowed =
+                |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-' || it == b'.';
+            (1..=longest).contains(&text.len()) && text.bytes().all(is_allowed) && !text.starts_with('.')
+        };
+        match uid.parse() {
+            Ok(uid) if is_plain(&namespace, LONGEST_NAMESPACE) && is_plain(&name, LONGEST_NAME) => {
+                Ok(Self { namespace, name, uid })
+            }
+            _ => Err(InvalidClaimRef { namespace, name, uid }),
+        }
+    }
+}
+
 impl fmt::Display for ClaimRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
@@ -199,5 +227,15 @@ mod tests {
             assert!(text.parse::<ClaimUid>().is_err(), "{text}");
         }
         assert!("0f3c2d1e-1111-2222-3333-444455556666".parse::<ClaimUid>().is_ok());
+    }
+
+    #[test]
+    fn a_name_cannot_leave_its_url() {
+        let new = |namespace: &str, name: &str| ClaimRef::new(namespace.into(), name.into(), "u-1".into());
+        assert!(new("team-a", "pod-gpu-x7k2p").is_ok());
+        for (namespace, name) in [("", "c"), ("n", ""), ("n", "../x"), ("n", "a?b"), ("a/b", "c"), ("n", "A")]
+        {
+            assert!(new(namespace, name).is_err(), "{namespace} {name}");
+        }
     }
 }

@@ -75,10 +75,8 @@ where
         let span = info_span!(
             parent: &call, "claim", claim.namespace = namespace, claim.name = name, claim.uid = uid
         );
-        let answer = uid
-            .parse()
-            .map(|parsed| work(ClaimRef { namespace, name, uid: parsed }))
-            .map_err(|error| format!("claim UID `{uid}` is not valid: {error}"));
+        let answer =
+            ClaimRef::new(namespace, name, uid.clone()).map(&work).map_err(|error| error.to_string());
         async move {
             match answer {
                 Ok(running) => (uid, running.await),

@@ -136,3 +136,100 @@ fn normal_quantity(quantity: &mut Quantity) {
         *quantity = Quantity(value.to_string());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::resource::v1::DeviceCapacity;
+
+    use super::*;
+    use crate::inventory::Inventory;
+    use crate::slices::{Owner, render};
+
+    /// Three slices with one device each, which `sizes` gives a capacity.
+    fn pool(sizes: &[&str]) -> Vec<ResourceSlice> {
+        let owner = Owner { driver: "d.example.com".into(), node: "n".into(), node_uid: "u".into() };
+        let empty = render(&Inventory::default(), &owner).remove(0);
+        let slice = |(index, size): (usize, &&str)| {
+            let mut slice = empty.clone();
+            slice.metadata.name = Some(format!("{index}-n"));
+            slice.spec.pool.resource_slice_count = i64::try_from(sizes.len()).unwrap();
+            let capacity = DeviceCapacity { value: Quantity((*size).to_owned()), ..Default::default() };
+            let capacity = Some([("memory".to_owned(), capacity)].into());
+            slice.spec.devices =
+                Some(vec![Device { name: format!("gpu-{index}"), capacity, ..Default::default() }]);
+            slice
+        };
+        sizes.iter().enumerate().map(slice).collect()
+    }
+
+    fn published(sizes: &[&str], generation: i64) -> Vec<ResourceSlice> {
+        let mut slices = pool(sizes);
+        for slice in &mut slices {
+            slice.spec.pool.generation = generation;
+            slice.metadata.resource_version = Some("7".to_owned());
+            slice.metadata.uid = Some("server-made".to_owned());
+        }
+        slices
+    }
+
+    /// The changes as words: what, which, and the generation.
+    fn words(wanted: &[ResourceSlice], published: &[ResourceSlice]) -> Vec<String> {
+        let word = |change: &Change| match change {
+            Change::Delete(it) => format!("delete {}", name(it)),
+            Change::Update(it) => format!("update {} @{}", name(it), it.spec.pool.generation),
+            Change::Create(it) => format!("create {} @{}", name(it), it.spec.pool.generation),
+        };
+        diff(wanted, published).iter().map(word).collect()
+    }
+
+    #[test]
+    fn a_new_pool_is_created() {
+        assert_eq!(words(&pool(&["1Gi", "2Gi"]), &[]), ["create 0-n @1", "create 1-n @1"]);
+    }
+
+    #[test]
+    fn what_the_server_rewrote_is_no_change() {
+        let mut stored = published(&["1Gi", "2Gi"], 4);
+        stored[1].spec.devices.as_mut().unwrap()[0].taints = Some(Vec::new());
+        assert_eq!(words(&pool(&["1024Mi", "2048Mi"]), &stored), [""; 0]);
+    }
+
+    #[test]
+    fn a_change_within_one_slice_keeps_the_generation() {
+        assert_eq!(words(&pool(&["1Gi", "3Gi"]), &published(&["1Gi", "2Gi"], 4)), ["update 1-n @4"]);
+    }
+
+    #[test]
+    fn a_change_of_two_slices_raises_it_everywhere() {
+        let changes = words(&pool(&["2Gi", "3Gi", "1Gi"]), &published(&["1Gi", "2Gi", "1Gi"], 4));
+        assert_eq!(changes, ["update 0-n @5", "update 1-n @5", "update 2-n @5"]);
+    }
+
+    #[test]
+    fn a_missing_slice_raises_it_everywhere() {
+        let mut stored = published(&["1Gi", "2Gi"], 4);
+        stored.remove(0);
+        assert_eq!(words(&pool(&["1Gi", "2Gi"]), &stored), ["update 1-n @5", "create 0-n @5"]);
+    }
+
+    #[test]
+    fn a_surplus_slice_is_deleted_before_the_others_change_their_count() {
+        let changes = words(&pool(&["1Gi"]), &published(&["1Gi", "2Gi"], 4));
+        assert_eq!(changes, ["delete 1-n", "update 0-n @4"]);
+    }
+
+    #[test]
+    fn a_slice_of_another_pool_under_our_name_is_replaced() {
+        let mut stored = published(&["1Gi"], 4);
+        stored[0].spec.pool.name = "other".to_owned();
+        assert_eq!(words(&pool(&["1Gi"]), &stored), ["delete 0-n", "create 0-n @1"]);
+    }
+
+    #[test]
+    fn dropped_counters_are_noticed() {
+        let mut sent = pool(&["1Gi"]).remove(0);
+        sent.spec.devices.as_mut().unwrap()[0].consumes_counters = Some(Vec::new());
+        assert!(lost_counters(&sent, &pool(&["1Gi"])[0]));
+        assert!(!lost_counters(&sent, &sent));
+    }
+}
