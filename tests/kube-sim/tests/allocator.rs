@@ -1,4 +1,5 @@
 //! The allocator's decisions, one fact each.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers included")]
 
 use std::collections::{BTreeMap, BTreeSet};
 

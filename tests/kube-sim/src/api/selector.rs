@@ -25,7 +25,15 @@ fn selectable(kind: &Kind) -> &'static [&'static str] {
     match kind.kind {
         "Pod" => &["spec.nodeName", "status.phase"],
         "ResourceSlice" => &["spec.nodeName", "spec.driver"],
-        "Event" => &["involvedObject.name", "involvedObject.kind", "involvedObject.uid", "reason", "type"],
+        "Event" => &[
+            "involvedObject.name",
+            "involvedObject.namespace",
+            "involvedObject.kind",
+            "involvedObject.uid",
+            "involvedObject.apiVersion",
+            "reason",
+            "type",
+        ],
         "Node" => &["spec.unschedulable"],
         _ => &[],
     }
