@@ -46,7 +46,7 @@ pub(crate) fn build(root: &Path, machine: &Machine, library: &Path) -> io::Resul
             fs::create_dir_all(root.join(format!("{CAPABILITIES}/gpu{}/mig", gpu.minor)))?;
         }
     }
-    for (path, text) in capabilities(machine) {
+    for (path, text) in capabilities(&machine.gpus) {
         put(root, &path, &text)?;
     }
     Ok(())
@@ -62,12 +62,15 @@ fn device_node(root: &Path, name: &str) -> io::Result<()> {
 
 /// Brings the rendered files from one state of the machine to the next, touching only what differs.
 pub(crate) fn follow(root: &Path, before: &Machine, after: &Machine) -> io::Result<()> {
-    let (old, new) = (capabilities(before), capabilities(after));
     for (was, is) in before.gpus.iter().zip(&after.gpus).filter(|(was, is)| was.minor != is.minor) {
         let _ = fs::remove_file(root.join(format!("dev/nvidia{}", was.minor)));
         device_node(root, &format!("dev/nvidia{}", is.minor))?;
         fs::create_dir_all(root.join(format!("{CAPABILITIES}/gpu{}/mig", is.minor)))?;
     }
+    let differs = |(was, is): &(&Gpu, &Gpu)| was.minor != is.minor || was.instances != is.instances;
+    let changed = || before.gpus.iter().zip(&after.gpus).filter(differs);
+    let old = capabilities(changed().map(|(was, _)| was));
+    let new = capabilities(changed().map(|(_, is)| is));
     // Longest paths first: a compute instance's directory lies in that of its GPU instance.
     for path in old.keys().rev().filter(|path| !new.contains_key(*path)) {
         let file = root.join(path);
@@ -89,10 +92,10 @@ pub(crate) fn follow(root: &Path, before: &Machine, after: &Machine) -> io::Resu
     Ok(())
 }
 
-/// The capability files of all partitions, path to content.
-fn capabilities(machine: &Machine) -> BTreeMap<String, String> {
+/// The capability files of the GPUs' partitions, path to content.
+fn capabilities<'a>(gpus: impl IntoIterator<Item = &'a Gpu>) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
-    for gpu in &machine.gpus {
+    for gpu in gpus {
         for instance in &gpu.instances {
             let dir = format!("{CAPABILITIES}/gpu{}/mig/gi{}", gpu.minor, instance.id);
             files.insert(format!("{dir}/access"), capability(gi_minor(gpu.minor, instance.id), 0o444));

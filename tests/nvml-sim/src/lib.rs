@@ -12,6 +12,14 @@
 //! node                                   the operator's side
 //! ```
 //!
+//! | file in `<node>/nvml-sim/` | holds |
+//! |---|---|
+//! | `machine.json` | the GPUs and their partitions ([`Machine`]) |
+//! | `config.json` | switches and latencies ([`Config`]); may be edited by hand at any time |
+//! | `faults.json` | planted faults, a list of [`Fault`]; may be edited by hand |
+//! | `calls.jsonl` | one [`Call`] per line, if `log_calls` is on |
+//! | `lock`, `gpu<n>.lock` | locks; `lock` also counts the changes |
+//!
 //! The library finds its node by `NVML_SIM_STATE` (a node directory), else by the nearest directory above its
 //! own file that contains `nvml-sim/`. It does not simulate CUDA, vGPU hosts, NvLink, clocks or power.
 

@@ -70,7 +70,7 @@ pub struct Gpu {
 }
 
 /// One GPU instance.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuInstance {
     /// The id in the device file's name; depends on the placement.
     pub id: u32,
@@ -87,7 +87,7 @@ pub struct GpuInstance {
 }
 
 /// One compute instance.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ComputeInstance {
     /// Id within the GPU instance.
     pub id: u32,
@@ -147,7 +147,7 @@ pub const EVENT_XID: u64 = 0x8;
 /// `nvmlEventMigConfigChange`.
 pub const EVENT_MIG_CONFIG_CHANGE: u64 = 0x100;
 /// How many events are kept for slow readers.
-const EVENTS_KEPT: usize = 1024;
+const EVENTS_KEPT: usize = 256;
 
 impl Machine {
     /// A machine that was just switched on. `seed` makes its UUIDs differ from another machine's.

@@ -51,7 +51,8 @@ impl Store {
     pub(crate) fn create(root: &Path, machine: &Machine) -> io::Result<()> {
         let dir = root.join(STATE_DIR);
         fs::create_dir_all(root)?;
-        fs::create_dir(&dir)?;
+        fs::create_dir(&dir)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", dir.display())))?;
         write(&dir.join(CONFIG), &Config::default())?;
         write(&dir.join(FAULTS), &Vec::<Fault>::new())?;
         write(&dir.join(MACHINE), machine)?;

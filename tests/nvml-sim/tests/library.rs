@@ -51,6 +51,38 @@ fn nodes_of_one_process_do_not_disturb_each_other() {
 }
 
 #[test]
+fn the_environment_can_name_the_node() {
+    const CHILD: &str = "NVML_SIM_TEST_LIBRARY";
+    if let Some(library) = std::env::var_os(CHILD) {
+        let client = Client::open(library.into());
+        assert_eq!(c!(client, nvmlInit_v2()), SUCCESS);
+        assert_eq!(number!(client, nvmlDeviceGetCount_v2()), (SUCCESS, 3));
+        return;
+    }
+    let (one, other) = (Bench::new("2xL4"), Bench::new("3xT4"));
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "the_environment_can_name_the_node"]).env(CHILD, one.node.library());
+    let with = command.env("NVML_SIM_STATE", other.node.driver_root()).output().unwrap();
+    assert!(with.status.success(), "{}", String::from_utf8_lossy(&with.stdout));
+    assert!(
+        !command.env_remove("NVML_SIM_STATE").output().unwrap().status.success(),
+        "else it is the library's own"
+    );
+}
+
+#[test]
+fn a_node_is_not_made_twice_and_config_may_be_edited_by_hand() {
+    let bench = Bench::new("L4");
+    let again = SimNode::create(bench.node.driver_root(), &nvml_sim::parse_gpus("L4").unwrap());
+    assert!(again.unwrap_err().to_string().contains("nvml-sim"));
+    let client = bench.client();
+    std::fs::write(bench.file("nvml-sim/config.json"), r#"{"driver_loaded": false}"#).unwrap();
+    assert_eq!(c!(client, nvmlInit_v2()), DRIVER_NOT_LOADED);
+    std::fs::write(bench.file("nvml-sim/config.json"), r#"{"misspelt": 1}"#).unwrap();
+    assert_eq!(c!(client, nvmlInit_v2()), 999, "a file that cannot be read is not passed over");
+}
+
+#[test]
 fn a_second_copy_sees_the_same_machine_as_a_restarted_driver_does() {
     let (bench, client) = Bench::with_mig("H100-80GB");
     let gi = client.create(0, THREE).unwrap();
