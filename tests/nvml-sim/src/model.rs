@@ -185,7 +185,7 @@ pub fn parse_gpus(text: &str) -> Result<Vec<Model>, String> {
     Ok(gpus)
 }
 
-/// NVML's own limit (`NVML_MAX_PHYSICAL... 32 minors` in `mig-minors`).
+/// More than any board has; the rendered `mig-minors` lists this many GPUs. The real number is not known.
 pub(crate) const MAX_GPUS: usize = 32;
 
 fn profile(model: &ModelData, row: &Row) -> Profile {
