@@ -67,12 +67,12 @@ impl Cluster {
         if self.driver.is_finished() { Err(anyhow!("the driver has ended")) } else { Ok(()) }
     }
 
-    /// Stops the driver as a pod deletion would, and answers whether it ended well.
-    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+    /// Stops the driver as a pod deletion would. Answers whether it ended well, and the directory of it all: the driver's NVML
+    /// threads may outlive it by a moment, so the directory is to go last.
+    pub(crate) async fn stop(self) -> (anyhow::Result<()>, TempDir) {
         self.stop.cancel();
-        let ended = self.driver.await.context("the driver's task")?;
-        self.directory.close()?;
-        ended.context("the driver")
+        let ended = self.driver.await.context("the driver's task");
+        (ended.and_then(|ended| ended.context("the driver")), self.directory)
     }
 }
 

@@ -27,9 +27,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(story::tell(args)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    let told = runtime.block_on(story::tell(args));
+    drop(runtime);
+    match told {
+        Ok((true, _directory)) => ExitCode::SUCCESS,
+        Ok((false, _directory)) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("sandbox: {error:#}");
             ExitCode::FAILURE

@@ -67,11 +67,10 @@ pub(crate) fn containers(cluster: &Cluster) -> (String, usize) {
                 };
                 given += 1;
                 let file = device.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let _ = writeln!(
-                    out,
-                    "    {id}\n      from {file}: {}",
-                    edits(&[&device.edits, &device.common_edits])
-                );
+                let _ = writeln!(out, "    {id}\n      in {file}");
+                for line in edits(&[&device.edits, &device.common_edits]) {
+                    let _ = writeln!(out, "      {line}");
+                }
             }
             if given == 0 && !items(&container["resources"], "claims").is_empty() {
                 without += 1;

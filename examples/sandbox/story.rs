@@ -7,6 +7,7 @@ use anyhow::{Context, anyhow};
 use kube_sim::kinds::{self, EVENT, POD, RESOURCE_CLAIM, RESOURCE_SLICE};
 use kube_sim::manifest;
 use serde_json::Value;
+use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use crate::args::Args;
@@ -17,7 +18,7 @@ use crate::report;
 const CLASSES: &str = include_str!("../../deploy/manifests/deviceclasses.yaml");
 
 /// Runs it and answers whether all of it held.
-pub(crate) async fn tell(args: Args) -> anyhow::Result<bool> {
+pub(crate) async fn tell(args: Args) -> anyhow::Result<(bool, TempDir)> {
     let limit = Duration::from_secs(args.timeout);
     let cluster = Cluster::start(&args).await?;
     let names: Vec<&str> = args.gpus.0.iter().map(nvml_sim::Model::name).collect();
@@ -198,7 +199,7 @@ async fn clear(cluster: &Cluster, limit: Duration) -> anyhow::Result<bool> {
 }
 
 /// Looks at what is left, stops the driver and says the last line.
-async fn end(cluster: Cluster, mut held: bool) -> anyhow::Result<bool> {
+async fn end(cluster: Cluster, mut held: bool) -> anyhow::Result<(bool, TempDir)> {
     println!("what is left\n{}", report::picture(&cluster)?);
     let files = |directory: &Path| std::fs::read_dir(directory).into_iter().flatten().flatten().count();
     let specs = files(&cluster.cdi_dir);
@@ -206,7 +207,8 @@ async fn end(cluster: Cluster, mut held: bool) -> anyhow::Result<bool> {
     let counts = cluster.kubelet.counts();
     let instances = report::instances(&cluster)?;
     held &= specs == 0 && instances == 0 && counts.prepared == counts.unprepared;
-    if let Err(error) = cluster.stop().await {
+    let (ended, directory) = cluster.stop().await;
+    if let Err(error) = ended {
         println!("{error:#}");
         held = false;
     }
@@ -214,5 +216,5 @@ async fn end(cluster: Cluster, mut held: bool) -> anyhow::Result<bool> {
         "sandbox: {} claims prepared, {} unprepared, {instances} MIG instances left",
         counts.prepared, counts.unprepared
     );
-    Ok(held)
+    Ok((held, directory))
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::error::ApiError;
+use super::error::{ApiError, FieldError};
 use super::kinds::{self, Kind, KindRef};
 use super::patch::{self, Patch};
 use super::selector::Selectors;
@@ -334,6 +334,7 @@ impl Store {
         }
         strategy::before_update(kind, &old.value, &mut new, part, inner.gates);
         strategy::validated(kind, &new, Some(&old.value), part)?;
+        strategy::finish(kind, &mut new);
         if new == *old.value {
             // The real server does not write what does not change, so a no-op gives no watch event.
             if let Some(entry) = inner.objects.get_mut(key).filter(|_| !options.dry_run) {
@@ -534,8 +535,8 @@ impl Inner {
         if given(meta, "name").is_empty() {
             let base: String = given(meta, "generateName").chars().take(58).collect();
             if base.is_empty() {
-                let text = "resource name may not be empty: metadata.name: Required value: name or generateName is required";
-                return Err(ApiError { code: 422, reason: "Invalid", ..ApiError::bad_request(text) });
+                let error = FieldError::required("metadata.name", "name or generateName is required");
+                return Err(ApiError::invalid(kind, "", vec![error]));
             }
             meta["name"] = format!("{base}{}", clock::name_suffix()).into();
         }
@@ -546,13 +547,14 @@ impl Inner {
                     "the namespace of the provided object does not match the namespace sent on the request";
                 return Err(ApiError::bad_request(text));
             }
-            if !self.objects.contains_key(&Key::new(&kinds::NAMESPACE, "", namespace)) {
-                return Err(ApiError::not_found(&kinds::NAMESPACE, namespace));
-            }
+            let inside = self.objects.get(&Key::new(&kinds::NAMESPACE, "", namespace));
+            let inside = inside.ok_or_else(|| ApiError::not_found(&kinds::NAMESPACE, namespace))?;
             meta["namespace"] = namespace.into();
+            strategy::admin_access(kind, &value, &inside.value)?;
         } else if let Some(meta) = meta.as_object_mut() {
             meta.remove("namespace");
         }
+        let meta = &mut value["metadata"];
         meta["uid"] = clock::uuid().into();
         meta["creationTimestamp"] = clock::now().into();
         if let Some(meta) = meta.as_object_mut() {
@@ -567,6 +569,7 @@ impl Inner {
         }
         strategy::before_create(kind, &mut value, self.gates);
         strategy::validated(kind, &value, None, Part::Main)?;
+        strategy::finish(kind, &mut value);
         Ok(value)
     }
 

@@ -24,7 +24,7 @@ pub(super) fn before_create(kind: &Kind, object: &mut Value, gates: Gates) {
         "ResourceSlice" => drop_disabled(object, None, gates),
         // DRAExtendedResource is alpha and never on here.
         "DeviceClass" => remove(&mut object["spec"], "extendedResourceName"),
-        "ResourceClaim" | "Deployment" | "ReplicaSet" => remove(object, "status"),
+        "ResourceClaim" | "Deployment" | "ReplicaSet" => object["status"] = json!({}),
         "Pod" => object["status"] = json!({"phase": "Pending", "qosClass": "BestEffort"}),
         "Namespace" => object["status"] = json!({"phase": "Active"}),
         _ => {}
@@ -88,6 +88,44 @@ pub(super) fn validated(kind: &Kind, new: &Value, old: Option<&Value>, part: Par
         _ => Vec::new(),
     });
     if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(kind, name, errors)) }
+}
+
+/// Drops what the server does not write: lists that are empty. Only after validation, which tells them from absent ones.
+pub(super) fn finish(kind: &Kind, object: &mut Value) {
+    if kind.group == "resource.k8s.io" {
+        drop_empty_lists(&mut object["spec"]);
+    }
+}
+
+fn drop_empty_lists(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, v| !v.as_array().is_some_and(Vec::is_empty));
+            map.values_mut().for_each(drop_empty_lists);
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_empty_lists),
+        _ => {}
+    }
+}
+
+/// Requests for admin access, which only namespaces with the label may make.
+pub(super) fn admin_access(kind: &Kind, object: &Value, namespace: &Value) -> Result<(), ApiError> {
+    let (spec, field) = match kind.kind {
+        "ResourceClaim" => (&object["spec"], "spec"),
+        "ResourceClaimTemplate" => (&object["spec"]["spec"], "spec.spec"),
+        _ => return Ok(()),
+    };
+    if namespace["metadata"]["labels"]["resource.kubernetes.io/admin-access"] == "true" {
+        return Ok(());
+    }
+    let requests = spec["devices"]["requests"].as_array();
+    let asked = requests.and_then(|list| list.iter().position(|r| r["exactly"]["adminAccess"] == true));
+    asked.map_or(Ok(()), |index| {
+        let why = "admin access to devices requires the `resource.kubernetes.io/admin-access: true` label on the \
+            containing namespace";
+        let error = FieldError::forbidden(format!("{field}.devices.requests[{index}].adminAccess"), why);
+        Err(ApiError::invalid(kind, object["metadata"]["name"].as_str().unwrap_or(""), vec![error]))
+    })
 }
 
 fn pod(pod: &Value) -> Vec<FieldError> {
@@ -165,8 +203,8 @@ fn defaults(kind: &Kind, object: &mut Value) {
 fn request_defaults(request: &mut Value) {
     let one = |request: &mut Value| {
         set_default(request, "allocationMode", "ExactCount".into());
-        if request["allocationMode"] == "ExactCount" && request["count"].is_null() {
-            request["count"] = json!(1);
+        if request["allocationMode"] == "ExactCount" {
+            set_default(request, "count", json!(1));
         }
     };
     at(request, "/exactly", one);

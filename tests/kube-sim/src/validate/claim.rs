@@ -78,7 +78,7 @@ fn claim_spec(spec: &Value, field: &str, errors: &mut Errors) {
             known.insert(format!("{}/{}", text(one, "name"), text(alternative, "name")));
         }
     }
-    let name_field = |i: usize| format!("{field}.requests[{i}].name");
+    let name_field = |i: usize| format!("{field}.requests[{i}]");
     unique(requests.iter().map(|r| text(r, "name")), name_field, errors);
     let constraints = items(devices, "constraints");
     if constraints.len() > MAX_REQUESTS {
@@ -121,7 +121,7 @@ fn request(request: &Value, field: &str, errors: &mut Errors) {
                 names::dns_label(text(one, "name"), format!("{field}.name"), errors);
                 device_request(one, &field, errors);
             }
-            let name_field = |i: usize| format!("{field}.firstAvailable[{i}].name");
+            let name_field = |i: usize| format!("{field}.firstAvailable[{i}]");
             unique(alternatives.iter().map(|r| text(r, "name")), name_field, errors);
         }
     }
@@ -191,7 +191,7 @@ fn configs(configs: &[Value], field: &str, requests: Option<&BTreeSet<String>>, 
         }
         let opaque = &config["opaque"];
         if opaque.is_null() {
-            errors.push(FieldError::required(field, "exactly one of the fields must be set"));
+            errors.push(FieldError::required(format!("{field}.opaque"), ""));
             continue;
         }
         names::driver(text(opaque, "driver"), format!("{field}.opaque.driver"), errors);

@@ -39,6 +39,21 @@ fn is_identifier(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
+/// Whether the text is a semantic version as semver.org 2.0.0 has it: three numbers without leading zeros, and optionally a
+/// pre-release and build part. Numbers may be of any length, which is why the `semver` crate is not asked.
+pub(super) fn is_semver(text: &str) -> bool {
+    let (text, build) = text.split_once('+').map_or((text, None), |(t, b)| (t, Some(b)));
+    let (core, pre) = text.split_once('-').map_or((text, None), |(t, p)| (t, Some(p)));
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let number = |part: &str| digits(part) && (part == "0" || !part.starts_with('0'));
+    let identifier =
+        |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    core.split('.').count() == 3
+        && core.split('.').all(number)
+        && pre.is_none_or(|pre| pre.split('.').all(|p| identifier(p) && (!digits(p) || number(p))))
+        && build.is_none_or(|build| build.split('.').all(identifier))
+}
+
 /// A required DNS label.
 pub(super) fn dns_label(name: &str, field: String, errors: &mut Errors) {
     if name.is_empty() {
@@ -92,6 +107,10 @@ pub(super) fn pool(name: &str, field: String, errors: &mut Errors) {
 pub(super) fn qualified(name: &str, field: &str, errors: &mut Errors) {
     if name.is_empty() {
         errors.push(FieldError::required(field, "name required"));
+        return;
+    }
+    if name.matches('/').count() > 1 {
+        // The server looks at one or two parts and lets more of them through unseen.
         return;
     }
     let (domain, identifier) = match name.split_once('/') {

@@ -51,7 +51,7 @@ pub fn slice(slice: &Value, old: Option<&Value>) -> Errors {
     for (index, one) in devices.iter().enumerate() {
         device(one, &format!("spec.devices[{index}]"), per_device, &mut errors);
     }
-    unique(devices.iter().map(|d| text(d, "name")), |i| format!("spec.devices[{i}].name"), &mut errors);
+    unique(devices.iter().map(|d| text(d, "name")), |i| format!("spec.devices[{i}]"), &mut errors);
     shared_counters(items(spec, "sharedCounters"), &mut errors);
     errors
 }
@@ -111,6 +111,10 @@ fn node_choice(spec: &Value, errors: &mut Errors) {
 }
 
 fn one_term(selector: &Value, field: &str, errors: &mut Errors) {
+    if items(selector, "nodeSelectorTerms").is_empty() {
+        let why = "must have at least one node selector term";
+        errors.push(FieldError::required(format!("{field}.nodeSelectorTerms"), why));
+    }
     if items(selector, "nodeSelectorTerms").len() != 1 {
         let terms = &selector["nodeSelectorTerms"];
         let field = format!("{field}.nodeSelectorTerms");
@@ -127,7 +131,7 @@ fn shared_counters(sets: &[Value], errors: &mut Errors) {
         names::dns_label(text(set, "name"), format!("{field}.name"), errors);
         counters(&set["counters"], &format!("{field}.counters"), errors);
     }
-    unique(sets.iter().map(|s| text(s, "name")), |i| format!("spec.sharedCounters[{i}].name"), errors);
+    unique(sets.iter().map(|s| text(s, "name")), |i| format!("spec.sharedCounters[{i}]"), errors);
 }
 
 fn counters(counters: &Value, field: &str, errors: &mut Errors) {
@@ -140,7 +144,7 @@ fn counters(counters: &Value, field: &str, errors: &mut Errors) {
         errors.push(FieldError::too_many(field, counters.len(), MAX_COUNTERS));
     }
     for name in counters.keys() {
-        names::dns_label(name, field.to_owned(), errors);
+        names::dns_label(name, format!("{field}[{name}]"), errors);
     }
 }
 
@@ -180,7 +184,7 @@ fn attribute(value: &Value, field: &str, errors: &mut Errors) {
         }
     }
     if let Some(version) = value["version"].as_str()
-        && semver::Version::parse(version).is_err()
+        && !names::is_semver(version)
     {
         let why = "must be a string compatible with semver.org spec 2.0.0";
         errors.push(FieldError::invalid(format!("{field}.version"), &json!(version), why));
@@ -220,7 +224,7 @@ fn consumption(sets: &[Value], field: &str, errors: &mut Errors) {
         names::dns_label(text(set, "counterSet"), format!("{field}[{index}].counterSet"), errors);
         counters(&set["counters"], &format!("{field}[{index}].counters"), errors);
     }
-    unique(sets.iter().map(|s| text(s, "counterSet")), |i| format!("{field}[{i}].counterSet"), errors);
+    unique(sets.iter().map(|s| text(s, "counterSet")), |i| format!("{field}[{i}]"), errors);
 }
 
 fn device_nodes(device: &Value, field: &str, per_device_nodes: bool, errors: &mut Errors) {
@@ -246,11 +250,10 @@ fn device_nodes(device: &Value, field: &str, per_device_nodes: bool, errors: &mu
                 "must be either unset or set to a meaningful value",
             ));
         }
-    } else {
-        for key in set {
-            let why = "can only be set if `perDeviceNodeSelection` is set to true in the ResourceSlice spec";
-            errors.push(FieldError::invalid(format!("{field}.{key}"), &device[key], why));
-        }
+    } else if !set.is_empty() {
+        let why = "`nodeName`, `nodeSelector` and `allNodes` can only be set if `perDeviceNodeSelection` is set to true in the \
+            ResourceSlice spec";
+        errors.push(FieldError::invalid(field, &Value::Null, why));
     }
 }
 
@@ -298,7 +301,7 @@ mod tests {
     fn each_fault_of_a_device_is_reported_at_its_field() {
         let device = "/spec/devices/0";
         refused(&format!("{device}/name"), json!("mig-1g.10gb"), "spec.devices[0].name");
-        refused(&format!("{device}/nodeName"), json!("n"), "spec.devices[0].nodeName");
+        refused(&format!("{device}/nodeName"), json!("n"), "spec.devices[0]");
         let attribute = format!("{device}/attributes/type");
         let field = "spec.devices[0].attributes[type]";
         refused(&attribute, json!({}), field);
@@ -310,11 +313,7 @@ mod tests {
         let counters = "spec.devices[0].consumesCounters";
         refused(&format!("{device}/consumesCounters"), json!([set]), &format!("{counters}[0].counters"));
         let set = json!({"counterSet": "a", "counters": {"c": {"value": "1"}}});
-        refused(
-            &format!("{device}/consumesCounters"),
-            json!([set, set]),
-            &format!("{counters}[1].counterSet"),
-        );
+        refused(&format!("{device}/consumesCounters"), json!([set, set]), &format!("{counters}[1]"));
         let taint = json!([{"key": "k", "effect": "Evict"}]);
         refused(&format!("{device}/taints"), taint, "spec.devices[0].taints[0].effect");
     }
