@@ -37,6 +37,7 @@ impl Cluster {
         let directory = tempfile::Builder::new().prefix("sandbox-").tempdir_in("/tmp")?;
         let root = directory.path();
         let hardware = SimNode::create(&root.join("node"), &args.gpus.0).context("the simulated node")?;
+        enable_mig(&hardware, args)?;
         let options = Options { partitionable_devices: true, port: args.port, ..Options::default() };
         let server = ApiServer::start(options).await.context("the API server")?;
         let kubeconfig = root.join("kubeconfig");
@@ -74,6 +75,20 @@ impl Cluster {
         let ended = self.driver.await.context("the driver's task");
         (ended.and_then(|ended| ended.context("the driver")), self.directory)
     }
+}
+
+/// Switches MIG mode on where that takes a reset of the GPU (A100, A30), as the node's administrator has done it before; the
+/// driver switches it itself where it can.
+fn enable_mig(hardware: &SimNode, args: &Args) -> anyhow::Result<()> {
+    for (index, model) in args.gpus.0.iter().enumerate() {
+        if model.has_mig() && !model.resetless_mig() {
+            hardware.on_gpu(index, |gpu| {
+                gpu.mig_pending = true;
+                gpu.mig_current = true;
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// The driver's own command line, read by its own parser.

@@ -51,14 +51,13 @@ fn typed_all<T: DeserializeOwned>(store: &Store, kind: KindRef) -> Vec<T> {
     typed(&all(store, kind))
 }
 
-/// The pod's claims as stored, or why they are not all there.
-fn claims_of(store: &Store, pod: &Value) -> Result<Vec<Arc<Value>>, String> {
+/// The pod's claims as stored, or why they are not all there. `None` while one has still to be made from its template: such a
+/// pod does not enter the queue, which is not worth an event.
+fn claims_of(store: &Store, pod: &Value) -> Result<Option<Vec<Arc<Value>>>, String> {
     let namespace = place(pod).0;
     let mut claims: Vec<Arc<Value>> = Vec::new();
     for entry in pod["spec"]["resourceClaims"].as_array().into_iter().flatten() {
-        let name = claim_name(pod, entry).ok_or_else(|| {
-            format!("waiting for resource claim of template {}", text(entry, "resourceClaimTemplateName"))
-        })?;
+        let Some(name) = claim_name(pod, entry) else { return Ok(None) };
         let claim = store.get(&RESOURCE_CLAIM, namespace, &name).map_err(|e| e.to_string())?;
         if !claim["metadata"]["deletionTimestamp"].is_null() {
             return Err(format!("resourceclaim \"{name}\" is being deleted"));
@@ -67,11 +66,11 @@ fn claims_of(store: &Store, pod: &Value) -> Result<Vec<Arc<Value>>, String> {
             claims.push(claim);
         }
     }
-    Ok(claims)
+    Ok(Some(claims))
 }
 
 fn schedule(store: &Store, pod: &Value) -> Result<(), String> {
-    let claims = claims_of(store, pod)?;
+    let Some(claims) = claims_of(store, pod)? else { return Ok(()) };
     let (allocated, open): (Vec<_>, Vec<_>) =
         claims.into_iter().partition(|claim| !claim["status"]["allocation"].is_null());
     let slices: Vec<ResourceSlice> = typed_all(store, &RESOURCE_SLICE);
