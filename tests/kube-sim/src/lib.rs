@@ -9,6 +9,7 @@ pub mod control;
 pub mod kubelet;
 pub mod manifest;
 pub mod quantity;
+pub mod real;
 pub mod validate;
 
 pub use api::faults::{Fault, RequestInfo};

@@ -1,0 +1,193 @@
+//! The simulation against its model: the same objects to a real kube-apiserver and to the simulated one, and the same answers.
+//! Runs where `KUBEBUILDER_ASSETS` points at etcd, kube-apiserver and kubectl.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers included")]
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use kube_sim::real::RealApiServer;
+use kube_sim::{ApiServer, Options};
+use serde_json::{Value, json};
+
+const SLICES: &str = "/apis/resource.k8s.io/v1/resourceslices?dryRun=All&fieldValidation=Strict";
+const CLAIMS: &str =
+    "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims?dryRun=All&fieldValidation=Strict";
+
+/// A code, and the spec that would be stored or the fields at fault.
+async fn answer(client: &Client, path: &str, object: &Value) -> (u16, Value) {
+    let request = http::Request::post(path).header("content-type", "application/json");
+    let request = request.body(object.to_string().into_bytes()).unwrap();
+    match client.request::<Value>(request).await {
+        Ok(stored) => (201, stored["spec"].clone()),
+        Err(kube::Error::Api(status)) => {
+            let causes = status.details.iter().flat_map(|d| &d.causes);
+            let mut fields: Vec<&str> = causes.map(|c| c.field.as_str()).collect();
+            fields.sort_unstable();
+            (status.code, json!(fields))
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// The object with the value at a JSON pointer replaced, or removed where the value is null.
+fn with(object: &Value, pointer: &str, value: &Value) -> Value {
+    let mut object = object.clone();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    let parent = object.pointer_mut(parent).unwrap();
+    if value.is_null() {
+        parent.as_object_mut().unwrap().remove(key);
+    } else {
+        parent[key] = value.clone();
+    }
+    object
+}
+
+fn counters(count: usize) -> Value {
+    (0..count).map(|n| (format!("c{n}"), json!({"value": "1"}))).collect::<serde_json::Map<_, _>>().into()
+}
+
+fn sets(count: usize) -> Value {
+    (0..count).map(|n| json!({"name": format!("s{n}"), "counters": counters(1)})).collect()
+}
+
+fn slices() -> Vec<Value> {
+    let good = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": "x"}, "spec": {
+        "driver": "x.dev", "nodeName": "n", "pool": {"name": "n/x.dev", "generation": 1, "resourceSliceCount": 1},
+        "devices": [{"name": "gpu-0", "attributes": {"type": {"string": "gpu"}}, "capacity": {"memory": {"value": "1024Mi"}},
+            "consumesCounters": [{"counterSet": "gpu-0", "counters": {"memory-slice-0": {"value": "1"}}}]}]}});
+    let set = json!({"counterSet": "s", "counters": counters(1)});
+    let many: Value = (0..129).map(|n| json!({"name": format!("d{n}")})).collect();
+    let costly: Value =
+        (0..65).map(|n| json!({"name": format!("d{n}"), "consumesCounters": [set]})).collect();
+    let changes = [
+        ("/spec/driver", json!("")),
+        ("/spec/driver", json!("a_b")),
+        ("/spec/driver", json!("X.dev")),
+        ("/spec/pool/name", json!("a//b")),
+        ("/spec/pool/resourceSliceCount", json!(0)),
+        ("/spec/pool/generation", json!(-1)),
+        ("/spec/nodeName", Value::Null),
+        ("/spec/nodeName", json!("")),
+        ("/spec/allNodes", json!(true)),
+        ("/spec/allNodes", json!(false)),
+        ("/spec/perDeviceNodeSelection", json!(true)),
+        ("/spec/nodeSelector", json!({"nodeSelectorTerms": []})),
+        ("/spec/sharedCounters", json!([])),
+        ("/spec/sharedCounters", sets(1)),
+        ("/spec/devices", many),
+        ("/spec/devices", costly),
+        ("/spec/devices", json!([{"name": "d"}, {"name": "d"}])),
+        ("/spec/devices/0/name", json!("mig-1g.10gb")),
+        ("/spec/devices/0/name", Value::Null),
+        ("/spec/devices/0/nodeName", json!("n")),
+        ("/spec/devices/0/colour", json!("red")),
+        ("/spec/devices/0/taints", json!([{"key": "k", "effect": "NoSchedule"}])),
+        ("/spec/devices/0/attributes/type", json!({})),
+        ("/spec/devices/0/attributes/type", json!({"int": 1, "bool": true})),
+        ("/spec/devices/0/attributes/type", json!({"string": "x".repeat(65)})),
+        ("/spec/devices/0/attributes/type", json!({"version": "570.124.06"})),
+        ("/spec/devices/0/attributes/type", json!({"version": "12.8"})),
+        ("/spec/devices/0/attributes/type", json!({"version": "1.2.3-a+b"})),
+        ("/spec/devices/0/attributes", json!({"a-b": {"int": 1}})),
+        ("/spec/devices/0/attributes", json!({"/x": {"int": 1}})),
+        ("/spec/devices/0/attributes", json!({"a/b/c": {"int": 1}})),
+        ("/spec/devices/0/capacity/memory", json!({"value": "ten"})),
+        ("/spec/devices/0/capacity/memory", json!({"value": 5})),
+        ("/spec/devices/0/capacity/memory", json!({"value": "0.5Gi"})),
+        ("/spec/devices/0/capacity/memory", json!({"value": "1e3"})),
+        ("/spec/devices/0/capacity/memory", json!({})),
+        ("/spec/devices/0/consumesCounters", json!([])),
+        ("/spec/devices/0/consumesCounters", json!([set, set])),
+        ("/spec/devices/0/consumesCounters/0/counters", json!({})),
+        ("/spec/devices/0/consumesCounters/0/counters", json!({"A": {"value": "1"}})),
+        ("/spec/devices/0/consumesCounters/0/counters", counters(33)),
+        ("/metadata/name", json!("A_b")),
+        ("/metadata/name", json!("")),
+    ];
+    let mut all: Vec<Value> = changes.iter().map(|(pointer, value)| with(&good, pointer, value)).collect();
+    let without = with(&good, "/spec/devices", &Value::Null);
+    for value in [sets(8), sets(9), json!([{"name": "s", "counters": counters(33)}]), json!([])] {
+        all.push(with(&without, "/spec/sharedCounters", &value));
+    }
+    all.push(good);
+    all
+}
+
+fn claims() -> Vec<Value> {
+    let good = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": "x"}, "spec": {
+        "devices": {"requests": [{"name": "a", "exactly": {"deviceClassName": "mig"}}]}}});
+    let cel = |text: &str| json!([{"cel": {"expression": text}}]);
+    let alternatives = |count: usize| -> Value {
+        let list: Value =
+            (0..count).map(|n| json!({"name": format!("x{n}"), "deviceClassName": "a"})).collect();
+        json!({"name": "a", "firstAvailable": list})
+    };
+    let request = &good["spec"]["devices"]["requests"][0];
+    let changes = [
+        ("/spec/devices/requests/0/name", json!("a.b")),
+        ("/spec/devices/requests/0/exactly", Value::Null),
+        ("/spec/devices/requests/0/exactly/deviceClassName", json!("")),
+        ("/spec/devices/requests/0/exactly/count", json!(0)),
+        ("/spec/devices/requests/0/exactly/count", json!(-1)),
+        ("/spec/devices/requests/0/exactly/allocationMode", json!("All")),
+        ("/spec/devices/requests/0/exactly/allocationMode", json!("Most")),
+        ("/spec/devices/requests/0/exactly/adminAccess", json!(true)),
+        ("/spec/devices/requests/0/exactly/selectors", json!([{}])),
+        ("/spec/devices/requests/0/exactly/selectors", cel("")),
+        ("/spec/devices/requests/0/exactly/selectors", cel("device.driver ==")),
+        (
+            "/spec/devices/requests/0/exactly/selectors",
+            cel(r#"device.attributes["a"].?b.orValue("") == "c""#),
+        ),
+        (
+            "/spec/devices/requests/0/exactly/selectors",
+            cel(r#"cel.bind(a, device.attributes["x"], a.t == "m")"#),
+        ),
+        ("/spec/devices/requests", json!([request, request])),
+        ("/spec/devices/requests", json!([alternatives(8)])),
+        ("/spec/devices/requests", json!([alternatives(9)])),
+        ("/spec/devices/constraints", json!([{"matchAttribute": "parentUUID"}])),
+        ("/spec/devices/constraints", json!([{"matchAttribute": "a.b/c", "requests": ["a"]}])),
+        ("/spec/devices/constraints", json!([{"matchAttribute": "a.b/c", "requests": ["z"]}])),
+        ("/spec/devices/config", json!([{}])),
+        ("/spec/devices/config", json!([{"opaque": {"driver": "d", "parameters": [1]}}])),
+        ("/spec/devices/config", json!([{"opaque": {"driver": "d", "parameters": {"a": 1}}}])),
+    ];
+    let mut all: Vec<Value> = changes.iter().map(|(pointer, value)| with(&good, pointer, value)).collect();
+    all.push(good);
+    all
+}
+
+async fn agree(gates: &str, partitionable_devices: bool) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_owned();
+    let gates = gates.to_owned();
+    let started =
+        tokio::task::spawn_blocking(move || RealApiServer::start(&path, &gates)).await.unwrap().unwrap();
+    let Some(real) = started else {
+        eprintln!("KUBEBUILDER_ASSETS is not set: nothing to compare with");
+        return;
+    };
+    // Another test may have installed it; one of them is enough.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = Kubeconfig::read_from(real.kubeconfig()).unwrap();
+    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
+    let real_client = Client::try_from(config).unwrap();
+    let simulated = ApiServer::start(Options { partitionable_devices, ..Options::default() }).await.unwrap();
+    let sim_client = Client::try_from(Config::new(simulated.url().parse().unwrap())).unwrap();
+    let objects = slices().into_iter().map(|o| (SLICES, o)).chain(claims().into_iter().map(|o| (CLAIMS, o)));
+    for (path, object) in objects {
+        let (expected, got) =
+            (answer(&real_client, path, &object).await, answer(&sim_client, path, &object).await);
+        assert_eq!(got, expected, "{object:#}");
+    }
+}
+
+#[tokio::test]
+async fn both_servers_agree_with_partitionable_devices() {
+    agree("DRAPartitionableDevices=true", true).await;
+}
+
+#[tokio::test]
+async fn both_servers_agree_on_what_is_dropped_without_the_gate() {
+    agree("", false).await;
+}
