@@ -169,3 +169,29 @@ fn seconds(text: &str) -> Result<Duration, String> {
         _ => Err("a whole number of seconds above 0".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_flag_is_an_environment_variable() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        let node = command.find_subcommand("node").unwrap();
+        for argument in node.get_arguments().filter(|it| it.get_id() != "help") {
+            assert!(argument.get_env().is_some(), "{}", argument.get_id());
+            assert!(argument.get_help().is_some(), "{}", argument.get_id());
+        }
+    }
+
+    #[test]
+    fn a_rescan_interval_of_nothing_is_refused() {
+        assert_eq!(seconds("60"), Ok(Duration::from_secs(60)));
+        for text in ["0", "-1", "1m", ""] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+}

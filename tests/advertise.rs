@@ -158,3 +158,20 @@ async fn an_ampere_gpu_offers_what_its_mode_allows() {
     assert_eq!(second.len(), 1, "MIG mode is off and cannot be switched: the whole GPU only");
     lab.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_device_that_fits_is_the_one_that_blocks_least() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await;
+    lab.start();
+    let slices = lab.slices_when(is_complete).await;
+    let names: Vec<&str> =
+        device_names(&slices).into_iter().map(|it| it.trim_start_matches("gpu-0000-1a-00")).collect();
+    // Slice 6 is needed by the fewest others; 4 and 5 by the same ones; then the left half, which 4g needs.
+    let first: Vec<String> = [6, 5, 4, 3, 2, 1, 0].iter().map(|it| format!("-mig-1g-10gb-{it}")).collect();
+    assert_eq!(names[..7], first);
+    let position = |name: &str| names.iter().position(|it| *it == name).unwrap();
+    assert!(position("-mig-3g-40gb-4") < position("-mig-3g-40gb-0"), "4g at 0 stays possible");
+    assert!(position("-mig-7g-80gb-0") < position("-mig-1g-10gb-me-6"), "the one OFA is given away last");
+    assert_eq!(names.last(), Some(&""), "the whole GPU comes after all its parts");
+    lab.stop().await;
+}

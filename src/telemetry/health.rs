@@ -100,3 +100,43 @@ async fn ready(State(health): State<Health>) -> (StatusCode, String) {
     let (is_ready, text) = health.report();
     (if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// The report for a node whose driver is not loaded.
+    fn report(registration: RegistrationState, publication: Publication) -> (bool, String) {
+        let hardware = Err("no libnvidia-ml.so.1".to_owned());
+        let node = NodeState { hardware, inventory: Arc::default(), held: BTreeSet::new() };
+        let health = Health {
+            registration: watch::channel(registration).1,
+            publication: watch::channel(publication).1,
+            node: watch::channel(node).1,
+        };
+        health.report()
+    }
+
+    #[test]
+    fn a_node_without_gpus_is_ready_and_says_why_it_offers_nothing() {
+        let (is_ready, text) =
+            report(RegistrationState::Registered, Publication::Complete { slices: 1, devices: 0 });
+        assert!(is_ready);
+        assert!(text.contains("0 devices in 1 slices") && text.contains("no libnvidia-ml.so.1"), "{text}");
+    }
+
+    #[test]
+    fn dropped_counters_and_a_silent_kubelet_are_not_ready_and_say_what_to_do() {
+        let withheld = Publication::WithoutCounters { devices: 2, withheld: 50 };
+        let (is_ready, text) = report(RegistrationState::Registered, withheld.clone());
+        assert!(!is_ready && text.contains("DRAPartitionableDevices"), "{text}");
+        let (is_ready, text) =
+            report(RegistrationState::Waiting, Publication::Complete { slices: 2, devices: 26 });
+        assert!(!is_ready && text.contains("waiting for the kubelet"), "{text}");
+        let (is_ready, text) = report(RegistrationState::Refused("name taken".into()), withheld);
+        assert!(!is_ready && text.contains("name taken"), "{text}");
+    }
+}
