@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -38,6 +38,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let checkpoint = Checkpoint::open(&args.driver.claims_directory())?;
     let cdi = ClaimFiles::open(&args.cdi_root, kind.clone())?;
     let (changed, changes) = watch::channel(());
+    let surprised = Arc::new(Notify::new());
     let (state, node) = watch::channel(NodeState {
         hardware: Err("NVML was not opened yet".to_owned()),
         inventory: Arc::default(),
@@ -61,6 +62,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         common: CommonSource::new(driver_root(&args), args.common_edits.clone()),
         cdi,
         changed,
+        surprised: Arc::clone(&surprised),
         kind,
     });
     let slices = NodeSlices::new(client, &args.node_name, &args.driver.driver_name);
@@ -87,7 +89,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add("health", serve_health(health_listener, health, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
-    parts.add("hardware watch", watch.run(changes, args.rescan_interval, stop.clone()));
+    parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
     parts.add("publisher", async {
         publisher.run(node).await;
         anyhow::Ok(())
@@ -154,9 +156,12 @@ impl HardwareWatch {
     async fn run(
         mut self,
         mut changes: watch::Receiver<()>,
+        surprised: Arc<Notify>,
         interval: Duration,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
+        // A clock of its own: a busy node must not put the next look off for ever.
+        let mut clock = interval_at(Instant::now() + interval, interval);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -166,7 +171,8 @@ impl HardwareWatch {
                     let hardware = self.state.borrow().hardware.clone();
                     self.publish(hardware)?;
                 }
-                () = sleep(interval) => self.look().await?,
+                () = surprised.notified() => self.look().await?,
+                _ = clock.tick() => self.look().await?,
             }
         }
     }

@@ -346,6 +346,8 @@ async fn an_instance_of_somebody_else_is_never_touched() {
     let planted = lab.sim.plant_instance(0, "1g.10gb", 6).unwrap();
     let refused = prepare(&kubelet, &claim).await.unwrap_err();
     assert!(refused.contains("occupied"), "{refused}");
+    // What was met by surprise is no longer offered, long before the next regular look.
+    lab.slices_when(|it| !common::device_names(it).contains(&FIRST_1G)).await;
     unprepare(&kubelet, &claim).await.unwrap();
     let left = &lab.sim.snapshot().unwrap().gpus[0].gpu_instances;
     assert_eq!((left.len(), left[0].id), (1, planted.gpu_instance));

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::sync::{Notify, OwnedMutexGuard, watch};
 
 pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
 pub use edits::{CommonError, CommonSource};
@@ -158,6 +158,7 @@ pub struct Claims {
     common: CommonSource,
     cdi: ClaimFiles,
     changed: watch::Sender<()>,
+    surprised: Arc<Notify>,
     locks: ClaimLocks,
 }
 
@@ -180,16 +181,19 @@ pub struct ClaimsParts {
     pub cdi: ClaimFiles,
     /// Told after each change of what claims hold.
     pub changed: watch::Sender<()>,
+    /// Told when the hardware turns out not to be as published, so that it is looked at again at once.
+    pub surprised: Arc<Notify>,
 }
 
 impl Claims {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: ClaimsParts) -> Self {
-        let ClaimsParts { kind, proc_root, reader, node, checkpoint, common, cdi, changed } = parts;
+        let ClaimsParts { kind, proc_root, reader, node, checkpoint, common, cdi, changed, surprised } =
+            parts;
         let driver = kind.driver().to_owned();
         let locks = ClaimLocks::default();
-        Self { driver, kind, proc_root, reader, node, checkpoint, common, cdi, changed, locks }
+        Self { driver, kind, proc_root, reader, node, checkpoint, common, cdi, changed, surprised, locks }
     }
 
     fn hardware(&self) -> Result<Arc<Hardware>, PrepareError> {

@@ -28,7 +28,13 @@ impl Claims {
         let (this, owned) = (Arc::clone(self), claim.clone());
         let work = async move { this.prepare_now(&owned).await };
         let interrupted = |_| Err(PrepareError::Interrupted(claim.clone()));
-        tokio::spawn(work.in_current_span()).await.unwrap_or_else(interrupted)
+        let result = tokio::spawn(work.in_current_span()).await.unwrap_or_else(interrupted);
+        if let Err(PrepareError::Device { source, .. }) = &result
+            && source.is_surprise()
+        {
+            self.surprised.notify_one();
+        }
+        result
     }
 
     async fn prepare_now(&self, claim: &ClaimRef) -> Result<Vec<PreparedDevice>, PrepareError> {

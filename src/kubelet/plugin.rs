@@ -54,7 +54,7 @@ impl DraPlugin {
 
 /// Logs an error and returns the text that the kubelet shows.
 fn told(error: &dyn Display, what: &'static str) -> String {
-    error!(%error, what);
+    error!(%error, "{what}");
     error.to_string()
 }
 

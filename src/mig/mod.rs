@@ -55,7 +55,10 @@ pub enum MigError {
         is_on: bool,
     },
     /// Instances live on a GPU that is to be handed out whole.
-    #[error("the GPU still has {count} MIG instance(s), so it cannot be handed out whole yet")]
+    #[error(
+        "the GPU still has {count} MIG instance(s), so it cannot be handed out whole yet; `dra-driver-mig inspect` on the \
+         node shows whose they are"
+    )]
     StillCut {
         /// GPU instances found.
         count: usize,
@@ -85,11 +88,17 @@ pub enum MigError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// NVML failed otherwise.
-    #[error("{0}; see `nvidia-smi` and the kernel log of the node")]
+    #[error("{0}; {advice}", advice = .0.advice())]
     Nvml(#[from] CallError),
 }
 
 impl MigError {
+    /// True where the hardware is not as it was when it was last looked at.
+    #[must_use]
+    pub fn is_surprise(&self) -> bool {
+        matches!(self, Self::Occupied { .. } | Self::StillCut { .. })
+    }
+
     /// True where the same call may succeed in a moment.
     #[must_use]
     pub fn is_transient(&self) -> bool {

@@ -86,6 +86,20 @@ pub struct CallError {
 }
 
 impl CallError {
+    /// What an operator can do about it.
+    #[must_use]
+    pub fn advice(&self) -> &'static str {
+        match self.code {
+            Code::NO_PERMISSION => {
+                "the driver has to run as root, with the capability devices of MIG readable"
+            }
+            Code::GPU_IS_LOST | Code::RESET_REQUIRED => "the GPU needs a reset or the node a reboot",
+            Code::FUNCTION_NOT_FOUND => "the NVIDIA driver of this node is too old for that",
+            Code::IN_USE => "stop what uses the GPU; `nvidia-smi` lists processes",
+            _ => "see `nvidia-smi` and the kernel log of the node",
+        }
+    }
+
     /// Names the call that nvml-wrapper made on our behalf.
     pub(super) fn wrapped(call: &'static str) -> impl FnOnce(NvmlError) -> Self {
         move |error| Self { call, code: code_of(&error) }
