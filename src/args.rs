@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::hardware::HardwarePaths;
 use crate::telemetry::LogFormat;
 
 /// Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand.
@@ -43,19 +42,6 @@ pub struct HardwareArgs {
     /// The sys file system.
     #[arg(long, env, value_name = "DIR", default_value = "/sys")]
     pub sys_root: PathBuf,
-}
-
-impl HardwareArgs {
-    /// The same as paths.
-    #[must_use]
-    pub fn paths(&self) -> HardwarePaths {
-        HardwarePaths {
-            driver_root: self.driver_root.clone(),
-            driver_library: self.driver_library.clone(),
-            proc_root: self.proc_root.clone(),
-            sys_root: self.sys_root.clone(),
-        }
-    }
 }
 
 /// What identifies the driver on a node.
@@ -98,9 +84,6 @@ pub struct NodeArgs {
     /// The directory in which the kubelet looks for plugins.
     #[arg(long, env, value_name = "DIR", default_value = "/var/lib/kubelet/plugins_registry")]
     pub registry_dir: PathBuf,
-    /// UID of this pod; makes socket names unique, so that two pods can overlap in a rolling update.
-    #[arg(long, env, value_name = "UID")]
-    pub pod_uid: Option<String>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
     pub hardware: HardwareArgs,

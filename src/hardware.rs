@@ -2,15 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use tokio::time::timeout;
 use tracing::info;
 
+use crate::args::HardwareArgs;
 use crate::checkpoint::{Record, RecordedDevice, RecordedKind};
 use crate::host;
 use crate::inventory::{Attachment, Gpu, GpuState, Inventory};
-use crate::nvml::facts::{GpuFacts, GpuInstance, NodeFacts};
+use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts};
 use crate::nvml::{self, CallError, GpuQueue, OpenError, QueueClosed};
 
 /// What is known of the node at this moment.
@@ -22,19 +25,8 @@ pub struct NodeState {
     pub inventory: Arc<Inventory>,
     /// Names of the devices that claims hold.
     pub held: BTreeSet<String>,
-}
-
-/// Where the hardware is looked for.
-#[derive(Debug, Clone)]
-pub struct HardwarePaths {
-    /// Root of the NVIDIA driver's files, as this process sees it.
-    pub driver_root: PathBuf,
-    /// libnvidia-ml.so.1, where it is not to be searched for.
-    pub driver_library: Option<PathBuf>,
-    /// `/proc`, or what stands for it.
-    pub proc_root: PathBuf,
-    /// `/sys`, or what stands for it.
-    pub sys_root: PathBuf,
+    /// GPUs that are not offered, and why.
+    pub problems: Vec<String>,
 }
 
 /// The GPUs of the node.
@@ -55,6 +47,8 @@ pub struct LiveGpu {
     /// The way to it.
     pub queue: GpuQueue,
     attachment: Attachment,
+    /// Whether a scan has not been answered yet.
+    is_asked: Arc<AtomicBool>,
 }
 
 /// Why there is no hardware to work with.
@@ -73,19 +67,22 @@ pub enum HardwareError {
 
 impl Hardware {
     /// Opens NVML and reads the node. Blocks for as long as NVML takes.
-    pub fn open(paths: &HardwarePaths) -> Result<Self, HardwareError> {
-        let boot_id = host::boot_id(&paths.proc_root)?;
-        let library = match &paths.driver_library {
+    pub fn open(args: &HardwareArgs) -> Result<Self, HardwareError> {
+        let boot_id = host::boot_id(&args.proc_root)?;
+        let library = match &args.driver_library {
             Some(path) => path.clone(),
-            None => nvml::find_library(&paths.driver_root)?,
+            None => nvml::find_library(&args.driver_root)?,
         };
         let nvml = nvml::open(&library)?;
         let facts = nvml::discover(&nvml)?;
         let mut gpus = BTreeMap::new();
         for gpu in &facts.gpus {
             let queue = GpuQueue::start(Arc::clone(&nvml), gpu.uuid.clone(), &format!("gpu-{}", gpu.index))?;
-            let attachment = host::attachment(&paths.sys_root, gpu.pci);
-            gpus.insert(gpu.uuid.clone(), LiveGpu { facts: Arc::new(gpu.clone()), queue, attachment });
+            let attachment = host::attachment(&args.sys_root, gpu.pci);
+            gpus.insert(
+                gpu.uuid.clone(),
+                LiveGpu { facts: Arc::new(gpu.clone()), queue, attachment, is_asked: Arc::default() },
+            );
         }
         info!(
             library = %library.display(),
@@ -127,21 +124,38 @@ impl Hardware {
 
 impl LiveGpu {
     async fn scan(&self) -> Result<Gpu, QueueClosed> {
-        let facts = Arc::clone(&self.facts);
+        let state = match self.read().await? {
+            Ok((mode, instances)) => GpuState { mode, instances, problem: None },
+            Err(problem) => GpuState {
+                mode: self.facts.mig.as_ref().map(|it| it.mode),
+                instances: Vec::new(),
+                problem: Some(problem),
+            },
+        };
+        Ok(Gpu { facts: Arc::clone(&self.facts), attachment: self.attachment.clone(), state })
+    }
+
+    /// MIG mode and instances, or why they cannot be told now. A GPU that does not answer is asked once, and not waited
+    /// for long: it must not keep the others from being looked at.
+    async fn read(&self) -> Result<Result<(Option<MigMode>, Vec<GpuInstance>), String>, QueueClosed> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let silent = || Err("NVML does not answer for this GPU".to_owned());
+        if self.is_asked.swap(true, Ordering::Relaxed) {
+            return Ok(silent());
+        }
+        let (facts, is_asked) = (Arc::clone(&self.facts), Arc::clone(&self.is_asked));
         let read = self.queue.run(move |device| {
+            is_asked.store(false, Ordering::Relaxed);
             let Some(mig) = &facts.mig else { return Ok((None, Vec::new())) };
             let mode = device.mig_mode()?;
             Ok((Some(mode), nvml::live_instances(device, &mig.profiles)?))
         });
-        let read: Result<_, CallError> = read.await?;
-        let state = match read {
-            Ok((mode, instances)) => GpuState { mode, instances, problem: None },
-            Err(error) => GpuState {
-                mode: self.facts.mig.as_ref().map(|it| it.mode),
-                instances: Vec::new(),
-                problem: Some(error.to_string()),
-            },
-        };
-        Ok(Gpu { facts: Arc::clone(&self.facts), attachment: self.attachment.clone(), state })
+        match timeout(PATIENCE, read).await {
+            Ok(read) => Ok(read?.map_err(|error: CallError| {
+                self.is_asked.store(false, Ordering::Relaxed);
+                error.to_string()
+            })),
+            Err(_) => Ok(silent()),
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::args::{InspectArgs, OutputFormat};
-use crate::checkpoint::{Checkpoint, Record};
+use crate::checkpoint::{Checkpoint, Record, RecordedDevice, RecordedKind};
 use crate::hardware::Hardware;
 use crate::inventory::{CounterPlan, Gpu, fits_into, remaining};
 use crate::nvml::facts::{GpuInstance, MigMode, Placement, Profile, SkippedGpu};
@@ -42,6 +42,8 @@ pub struct GpuReport {
     pub memory_mib: u64,
     /// Why it cannot be read at the moment, if so.
     pub problem: Option<String>,
+    /// `namespace/name` of the claim that holds the whole GPU, if one does.
+    pub owner: Option<String>,
     /// MIG; `null` on a GPU without it.
     pub mig: Option<MigReport>,
 }
@@ -91,8 +93,8 @@ pub struct InstanceReport {
 
 /// Prints the report.
 pub async fn run(args: &InspectArgs) -> anyhow::Result<()> {
-    let paths = args.hardware.paths();
-    let hardware = tokio::task::spawn_blocking(move || Hardware::open(&paths)).await??;
+    let wanted = args.hardware.clone();
+    let hardware = tokio::task::spawn_blocking(move || Hardware::open(&wanted)).await??;
     // Not `Checkpoint::open` alone: on a node where the driver never ran there is no directory, and none is made.
     let directory = args.driver.claims_directory();
     let records = if directory.is_dir() { Checkpoint::open(&directory)?.records()? } else { Vec::new() };
@@ -122,12 +124,20 @@ fn gpu_report(hardware: &Hardware, gpu: &Gpu, records: &[Record]) -> GpuReport {
         let record = records.iter().find(|it| hardware.is_recorded(&gpu.facts.uuid, instance, it));
         record.map_or_else(|| "foreign".to_owned(), |it| it.claim.to_string())
     };
+    let whole = |record: &&Record| {
+        let is_it = |it: &RecordedDevice| it.parent_uuid == gpu.facts.uuid && it.kind == RecordedKind::Gpu;
+        record.boot_id == hardware.boot_id && record.devices.iter().any(is_it)
+    };
+    let whole_owner = records.iter().find(whole).map(|it| it.claim.to_string());
     let mig = gpu.facts.mig.as_ref().map(|mig| {
+        let can_be_cut = whole_owner.is_none()
+            && gpu.state.problem.is_none()
+            && (mig.resetless || gpu.state.mode.is_some_and(|it| it.current));
         let plan = CounterPlan::of(&mig.profiles);
         let left = remaining(&plan, gpu);
         let free = |profile: &Profile| {
             let placements = profile.placements.iter().copied();
-            placements.filter(|it| fits_into(&plan.cost(profile, *it), &left)).collect()
+            placements.filter(|it| can_be_cut && fits_into(&plan.cost(profile, *it), &left)).collect()
         };
         let mut instances: Vec<InstanceReport> = gpu
             .state
@@ -165,6 +175,7 @@ fn gpu_report(hardware: &Hardware, gpu: &Gpu, records: &[Record]) -> GpuReport {
         architecture: gpu.facts.architecture.clone(),
         memory_mib: gpu.facts.memory_bytes >> 20,
         problem: gpu.state.problem.clone(),
+        owner: whole_owner,
         mig,
     }
 }
@@ -181,6 +192,9 @@ fn table(report: &NodeReport) -> String {
         ));
         if let Some(problem) = &gpu.problem {
             text.push_str(&format!("  cannot be read: {problem}\n"));
+        }
+        if let Some(owner) = &gpu.owner {
+            text.push_str(&format!("  handed out whole to {owner}\n"));
         }
         match &gpu.mig {
             None => text.push_str("  no MIG\n"),

@@ -45,6 +45,7 @@ pub mod telemetry;
 use std::io;
 
 use args::{Cli, Command};
+use telemetry::LogFormat;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -59,7 +60,10 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
                 telemetry::init_logging(&args.log_level, args.log_format)?;
                 node::run(*args, stop_on_signal()?).await
             }
-            Command::Inspect(args) => inspect::run(&args).await,
+            Command::Inspect(args) => {
+                telemetry::init_logging("warn", LogFormat::Text)?;
+                inspect::run(&args).await
+            }
         }
     })
 }

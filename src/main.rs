@@ -12,10 +12,13 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The driver's errors tell their causes themselves, so the chain below them would repeat it.
-            tracing::error!(%error, "exiting");
-            #[expect(clippy::print_stderr, reason = "the log may be filtered or not set up")]
-            {
-                eprintln!("dra-driver-mig: {error}");
+            if tracing::dispatcher::has_been_set() {
+                tracing::error!("{error}");
+            } else {
+                #[expect(clippy::print_stderr, reason = "there is no log yet")]
+                {
+                    eprintln!("dra-driver-mig: {error}");
+                }
             }
             ExitCode::FAILURE
         }

@@ -9,21 +9,21 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::api::{self, ClaimReader, NodeSlices};
-use crate::args::NodeArgs;
+use crate::args::{HardwareArgs, NodeArgs};
 use crate::cdi::{ClaimFiles, DEFAULT_LDCONFIG, DriverRoot, HookSettings, Kind, Root};
 use crate::checkpoint::{Checkpoint, Record};
 use crate::claim::{Claims, ClaimsParts, CommonSource};
-use crate::hardware::{Hardware, HardwarePaths, NodeState};
+use crate::hardware::{Hardware, NodeState};
 use crate::inventory::{Gpu, Inventory, inventory};
 use crate::kubelet::{
     DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
 };
-use crate::slices::{Publication, Publisher};
+use crate::slices::{Publication, Publisher, pool_name};
 use crate::telemetry::{Health, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
@@ -43,11 +43,12 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         hardware: Err("NVML was not opened yet".to_owned()),
         inventory: Arc::default(),
         held: BTreeSet::new(),
+        problems: Vec::new(),
     });
 
     // The first look comes before the kubelet may call, so that no pod fails only because we have just started.
     let mut watch = HardwareWatch {
-        paths: args.hardware.paths(),
+        args: args.hardware.clone(),
         checkpoint: checkpoint.clone(),
         state,
         gpus: Vec::new(),
@@ -55,6 +56,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     watch.look().await?;
 
     let claims = Claims::new(ClaimsParts {
+        pool: pool_name(&args.node_name, &args.driver.driver_name),
         proc_root: args.hardware.proc_root.clone(),
         reader: ClaimReader::new(client.clone()),
         node: node.clone(),
@@ -72,17 +74,14 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let publisher = Publisher::new(slices, &args.node_name, &args.driver.driver_name, publication_report);
     let health = Health { registration: registration.clone(), publication, node: node.clone() };
 
-    let paths = SocketPaths::new(
-        &args.driver.plugin_directory(),
-        &args.registry_dir,
-        &args.driver.driver_name,
-        args.pod_uid.as_deref(),
-    );
+    let paths =
+        SocketPaths::new(&args.driver.plugin_directory(), &args.registry_dir, &args.driver.driver_name);
     // The work socket first: the kubelet dials it as soon as it sees the other one.
     let plugin_socket = Socket::listen(&paths.plugin)?;
     let registration_socket = Socket::listen(&paths.registration)?;
     let service = Registration::new(&args.driver.driver_name, paths.plugin, registration_report);
 
+    claims.warm_up();
     let mut parts = Parts { running: JoinSet::new() };
     let plugin = Arc::new(DraPlugin::new(Arc::new(claims)));
     parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, stop.clone()));
@@ -137,7 +136,9 @@ impl Parts {
         info!("stopping: calls that run are finished first");
         let drained = timeout(DRAIN, async { while self.running.join_next().await.is_some() {} }).await;
         if drained.is_err() {
-            warn!("some calls did not end in time; they are finished or undone at the next start");
+            warn!(
+                "some calls did not end in time; they are finished or undone by the next call for their claims"
+            );
         }
         info!("stopped");
         Ok(())
@@ -146,7 +147,7 @@ impl Parts {
 
 /// Keeps the node's state up to date.
 struct HardwareWatch {
-    paths: HardwarePaths,
+    args: HardwareArgs,
     checkpoint: Checkpoint,
     state: watch::Sender<NodeState>,
     gpus: Vec<Gpu>,
@@ -162,6 +163,7 @@ impl HardwareWatch {
     ) -> anyhow::Result<()> {
         // A clock of its own: a busy node must not put the next look off for ever.
         let mut clock = interval_at(Instant::now() + interval, interval);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -183,8 +185,8 @@ impl HardwareWatch {
         let hardware = match known {
             Ok(open) => Ok(open),
             Err(before) => {
-                let paths = self.paths.clone();
-                let opened = tokio::task::spawn_blocking(move || Hardware::open(&paths)).await?;
+                let args = self.args.clone();
+                let opened = tokio::task::spawn_blocking(move || Hardware::open(&args)).await?;
                 opened.map(Arc::new).map_err(|error| {
                     let reason = error.to_string();
                     if reason != before {
@@ -252,12 +254,19 @@ impl HardwareWatch {
             Ok(hardware) => inventory(&hardware.facts, &self.gpus, &held),
             Err(_) => Inventory::default(),
         };
+        let unreadable = self.gpus.iter().filter_map(|it| Some((&it.facts.uuid, it.state.problem.as_ref()?)));
+        let skipped = hardware.iter().flat_map(|it| &it.facts.skipped);
+        let problems: Vec<String> = unreadable
+            .map(|(uuid, problem)| format!("{uuid}: {problem}"))
+            .chain(skipped.map(|it| format!("GPU {}: {}", it.index, it.reason)))
+            .collect();
         self.state.send_if_modified(|state| {
             let is_same = *state.inventory == inventory
                 && state.held == held
+                && state.problems == problems
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();
-            *state = NodeState { hardware, inventory: Arc::new(inventory), held };
+            *state = NodeState { hardware, inventory: Arc::new(inventory), held, problems };
             !is_same
         });
         Ok(())

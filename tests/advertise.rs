@@ -52,21 +52,31 @@ async fn every_device_has_the_same_attribute_and_capacity_keys() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_without_change_writes_nothing() {
-    each_control_plane(true, async |plane| {
-        let mut lab = Lab::new(plane, "2xH100-80GB").await;
-        lab.start();
-        let before = lab.slices_when(is_complete).await;
-        lab.stop().await;
-        lab.start();
-        // A wiped slice that comes back shows that the second run has published.
-        let last = before.last().unwrap().metadata.name.clone().unwrap();
-        lab.slices_api().delete(&last, &DeleteParams::default()).await.unwrap();
-        let after = lab.slices_when(is_complete).await;
-        assert_eq!(before[0].metadata.uid, after[0].metadata.uid);
-        assert_eq!(before.len(), after.len());
-        lab.stop().await;
+    let plane = ControlPlane::simulated(true).await;
+    let ControlPlane::Simulated(server) = &plane else { unreachable!("it is the simulated one") };
+    let mut lab = Lab::new(plane.clone(), "2xH100-80GB").await;
+    lab.start();
+    let before = lab.slices_when(is_complete).await;
+    lab.stop().await;
+    let seen = server.requests().len();
+    lab.start();
+    let is_slice_request = |it: &&kube_sim::RequestInfo| it.path.contains("resourceslices");
+    common::eventually("the second run has compared and watches", async || {
+        let requests = server.requests().split_off(seen);
+        let is_watch = |it: &kube_sim::RequestInfo| it.query.contains("watch=true");
+        let lists = requests.iter().filter(is_slice_request).filter(|it| it.method == "GET" && !is_watch(it));
+        (requests.iter().any(is_watch) && 2 <= lists.count()).then_some(())
     })
     .await;
+    lab.stop().await;
+    let requests = server.requests().split_off(seen);
+    let writes: Vec<_> = requests
+        .iter()
+        .filter(is_slice_request)
+        .filter(|it| it.method != "GET" && !it.query.contains("dryRun"))
+        .collect();
+    assert!(writes.is_empty(), "{writes:?}");
+    assert_eq!(lab.slices().await, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,7 +38,8 @@ fn fault(call: &str, times: Option<u32>, action: Action) -> Fault {
 fn assert_clean(lab: &Lab) {
     assert_eq!(lab.instances(), []);
     assert_eq!(lab.files("cdi"), Vec::<String>::new());
-    assert_eq!(lab.files("plugins/mig.dra-driver.dev/claims"), Vec::<String>::new());
+    let claims = lab.files("plugins/mig.dra-driver.dev/claims");
+    assert!(claims.iter().all(|it| it == "reserve.lock"), "{claims:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,7 +215,7 @@ async fn each_claim_of_a_call_has_its_own_answer() {
     let gone =
         Claim { uid: "another-uid".into(), ..lab.claim_of("gone", "gpu-0000-1a-00-mig-1g-10gb-5").await };
     let invalid = Claim { namespace: "default".into(), name: "x".into(), uid: "../../etc".into() };
-    let mut admin = json!({"request": "gpu", "driver": DRIVER, "pool": "p", "device": FIRST_1G});
+    let mut admin = json!({"request": "gpu", "driver": DRIVER, "pool": "any", "device": FIRST_1G});
     admin["adminAccess"] = json!(true);
     let admin = lab.claim_with("admin", json!({"results": [admin]})).await;
 
@@ -235,39 +236,82 @@ async fn each_claim_of_a_call_has_its_own_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_whole_gpu_is_handed_out_with_mig_mode_off() {
+async fn a_whole_gpu_waits_for_its_parts_and_is_handed_out_with_mig_mode_off() {
     let (mut lab, kubelet) = started("1xH100-80GB").await;
     let cut = lab.claim_of("cut", FIRST_1G).await;
     let whole = lab.claim_of("whole", "gpu-0000-1a-00").await;
     prepare(&kubelet, &cut).await.unwrap();
     assert!(lab.sim.snapshot().unwrap().gpus[0].mig_current);
-    let refused = prepare(&kubelet, &whole).await.unwrap_err();
-    assert!(refused.contains("cut-"), "names the claim that is in the way: {refused}");
 
-    unprepare(&kubelet, &cut).await.unwrap();
-    let devices = prepare(&kubelet, &whole).await.unwrap();
-    assert_eq!(devices[0].device, "gpu-0000-1a-00");
+    let (devices, unprepared) = tokio::join!(prepare(&kubelet, &whole), unprepare(&kubelet, &cut));
+    unprepared.unwrap();
+    assert_eq!(devices.unwrap()[0].device, "gpu-0000-1a-00");
     assert!(!lab.sim.snapshot().unwrap().gpus[0].mig_current);
+    assert_eq!(lab.inspect()["gpus"][0]["owner"], json!(format!("default/{}", whole.name)));
     unprepare(&kubelet, &whole).await.unwrap();
     assert_clean(&lab);
     lab.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_claims_on_one_placement_never_share_it() {
+async fn a_claim_on_a_placement_that_is_still_held_waits_for_it() {
     let (mut lab, kubelet) = started("1xH100-80GB").await;
     let holder = lab.claim_of("holder", "gpu-0000-1a-00-mig-2g-20gb-4").await;
     let late = lab.claim_of("late", "gpu-0000-1a-00-mig-1g-10gb-5").await;
     prepare(&kubelet, &holder).await.unwrap();
-    let refused = prepare(&kubelet, &late).await.unwrap_err();
-    assert!(refused.contains(&holder.name), "{refused}");
-    // The claim that got nothing goes; the one that runs keeps what it has.
-    unprepare(&kubelet, &late).await.unwrap();
-    assert_eq!(lab.instances(), [(0, "2g.20gb".to_owned(), 4)]);
-    unprepare(&kubelet, &holder).await.unwrap();
-    prepare(&kubelet, &late).await.unwrap();
+    let (devices, unprepared) = tokio::join!(prepare(&kubelet, &late), unprepare(&kubelet, &holder));
+    unprepared.unwrap();
+    devices.unwrap();
+    assert_eq!(lab.instances(), [(0, "1g.10gb".to_owned(), 5)]);
     unprepare(&kubelet, &late).await.unwrap();
     assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_claims_that_come_at_once_for_one_placement_each_gets_it_in_turn() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    lab.sim.set_latency("nvmlDeviceCreateGpuInstanceWithPlacement", 20.0).unwrap();
+    let mut claims = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        claims.push(lab.claim_of(name, FIRST_1G).await);
+    }
+    let turns = claims.iter().map(|claim| async {
+        prepare(&kubelet, claim).await.unwrap();
+        let owner = lab.inspect()["gpus"][0]["mig"]["instances"][0]["owner"].clone();
+        assert_eq!(owner, json!(format!("default/{}", claim.name)), "nobody else has it meanwhile");
+        unprepare(&kubelet, claim).await.unwrap();
+    });
+    futures::future::join_all(turns).await;
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_of_another_nodes_pool_is_refused() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let result = json!({"request": "gpu", "driver": DRIVER, "pool": "elsewhere/pool", "device": FIRST_1G});
+    let claim = lab.claim_with("astray", json!({"results": [result]})).await;
+    let refused = prepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains("elsewhere/pool") && refused.contains("wrong node"), "{refused}");
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_gpu_does_not_keep_its_claims() {
+    let (mut lab, kubelet) = started("2xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let later = lab.claim_of("later", "gpu-0000-1a-00-mig-1g-10gb-5").await;
+    prepare(&kubelet, &claim).await.unwrap();
+    prepare(&kubelet, &later).await.unwrap();
+    lab.sim.lose_gpu(0).unwrap();
+    unprepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    unprepare(&kubelet, &later).await.unwrap();
+    assert_eq!(lab.files("cdi"), Vec::<String>::new());
     lab.stop().await;
 }
 
@@ -335,6 +379,38 @@ async fn an_unreadable_state_file_is_rebuilt_from_the_allocation() {
     assert_eq!(lab.instances(), []);
     assert_eq!(lab.files("cdi"), Vec::<String>::new());
     assert!(claims.join(format!("{}.unreadable", claim.uid)).exists(), "nothing is lost");
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_state_file_is_kept_until_its_instance_is_destroyed() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    let file = lab.path("plugins/mig.dra-driver.dev/claims").join(format!("{}.json", claim.uid));
+    std::fs::write(&file, "rubbish").unwrap();
+    lab.sim.inject(fault("nvmlGpuInstanceDestroy", Some(1), Action::Return(Code::UNKNOWN.0))).unwrap();
+    let refused = unprepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains("nvmlGpuInstanceDestroy"), "{refused}");
+    assert!(file.exists(), "the claim is still known");
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!((lab.instances(), file.exists()), (Vec::new(), false));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_after_a_rebuild_does_not_take_a_running_pod_its_instance() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    let file = lab.path("plugins/mig.dra-driver.dev/claims").join(format!("{}.json", claim.uid));
+    std::fs::write(&file, "rubbish").unwrap();
+    lab.sim.inject(fault("nvmlDeviceGetMinorNumber", Some(1), Action::Return(Code::UNKNOWN.0))).unwrap();
+    prepare(&kubelet, &claim).await.unwrap_err();
+    assert_eq!(lab.instances().len(), 1);
+    prepare(&kubelet, &claim).await.unwrap();
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!(lab.instances(), []);
     lab.stop().await;
 }
 

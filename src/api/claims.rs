@@ -7,7 +7,7 @@ use kube::{Api, Client, Error};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use super::CALL_TIMEOUT;
+use super::{CALL_TIMEOUT, with_causes};
 use crate::claim::ClaimRef;
 
 /// Reads ResourceClaims. Needs the verb `get` only.
@@ -66,7 +66,7 @@ impl ClaimReader {
                 Ok(Err(Error::Api(status))) if status.is_forbidden() || status.code == 401 => {
                     return Err(ReadError::Refused { claim: claim.clone(), message: status.message.clone() });
                 }
-                Ok(Err(error)) => error.to_string(),
+                Ok(Err(error)) => with_causes(&error),
                 Err(_) => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
             };
             if deadline < Instant::now() + PAUSE {

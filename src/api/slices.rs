@@ -7,8 +7,9 @@ use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Error};
 use tokio::time::timeout;
+use tracing::warn;
 
-use super::CALL_TIMEOUT;
+use super::{CALL_TIMEOUT, with_causes};
 use crate::slices::Change;
 
 /// Reads and writes the slices of one node and driver.
@@ -75,7 +76,11 @@ impl NodeSlices {
             Ok(watcher::Event::Apply(it)) => Some((it.metadata.name?, it.metadata.resource_version)),
             Ok(watcher::Event::Delete(it)) => Some((it.metadata.name?, None)),
             Ok(watcher::Event::InitDone) => Some((String::new(), None)),
-            Ok(watcher::Event::Init | watcher::Event::InitApply(_)) | Err(_) => None,
+            Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
+            Err(error) => {
+                warn!(error = with_causes(&error), "watching resourceslices failed, trying again");
+                None
+            }
         })
     }
 
@@ -133,7 +138,7 @@ fn named<T>(
             let is_conflict = status.is_conflict() || status.is_already_exists();
             Err(SliceError { operation, message: status.message.clone(), is_conflict })
         }
-        Ok(Err(error)) => Err(SliceError { operation, message: error.to_string(), is_conflict: false }),
+        Ok(Err(error)) => Err(SliceError { operation, message: with_causes(&error), is_conflict: false }),
         Err(_) => {
             let message = format!("no answer within {} s", CALL_TIMEOUT.as_secs());
             Err(SliceError { operation, message, is_conflict: false })

@@ -62,14 +62,33 @@ impl Checkpoint {
     }
 
     /// What is stored about a claim.
-    pub fn load(&self, uid: &ClaimUid) -> Result<Stored, StoreError> {
+    #[must_use]
+    pub fn load(&self, uid: &ClaimUid) -> Stored {
         let path = self.path(uid);
-        let bytes = match read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Stored::Nothing),
-            Err(error) => return Err(failed("read", &path)(error)),
+        match read(&path) {
+            Ok(bytes) => parse(&bytes, uid),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Stored::Nothing,
+            Err(error) => Stored::Unreadable(error.to_string()),
+        }
+    }
+
+    /// Makes a record in view of all others and stores it. Nobody else, in this process or another one, stores a new
+    /// record meanwhile, so that two claims never find the same part of a GPU free.
+    pub fn reserve<E: From<StoreError>>(
+        &self,
+        make: impl FnOnce(&[Record]) -> Result<Record, E>,
+    ) -> Result<Record, E> {
+        let path = self.directory.join("reserve.lock");
+        let lock = || {
+            let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+            file.lock()?;
+            Ok(file)
         };
-        Ok(parse(&bytes, uid))
+        // Released when the file is closed, by whatever end of this function or of the process.
+        let _lock = lock().map_err(failed("lock", &path))?;
+        let record = make(&self.records()?)?;
+        self.save(&record, Durability::PowerFailure)?;
+        Ok(record)
     }
 
     /// Stores a record in place of what was there.
@@ -96,17 +115,25 @@ impl Checkpoint {
     /// Forgets a claim; one that is not there is forgotten already.
     pub fn remove(&self, uid: &ClaimUid) -> Result<(), StoreError> {
         let path = self.path(uid);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
-            _ => Ok(()),
-        }
+        let remove = || match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            // A record that comes back after a power failure would hold its devices for ever.
+            Ok(()) => File::open(&self.directory)?.sync_all(),
+        };
+        remove().map_err(failed("remove", &path))
     }
 
-    /// Moves a file that cannot be read out of the way and returns where it lies now.
+    /// Keeps a second name for a file that cannot be read, and returns it. The file itself stays until it is replaced or
+    /// removed, so that at no time there is none. The last unreadable file of a claim is kept.
     pub fn set_aside(&self, uid: &ClaimUid) -> Result<PathBuf, StoreError> {
         let path = self.path(uid);
         let aside = path.with_extension("unreadable");
-        fs::rename(&path, &aside).map_err(failed("set aside", &path))?;
+        let link = || match fs::remove_file(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => fs::hard_link(&path, &aside),
+        };
+        link().map_err(failed("set aside", &path))?;
         Ok(aside)
     }
 
@@ -119,7 +146,7 @@ impl Checkpoint {
             let Some(stem) = path.file_stem().and_then(|it| it.to_str()) else { continue };
             let Ok(uid) = stem.parse::<ClaimUid>() else { continue };
             if path.extension().is_some_and(|it| it == "json") {
-                let stored = self.load(&uid)?;
+                let stored = self.load(&uid);
                 found.push((uid, stored));
             }
         }
@@ -193,11 +220,11 @@ mod tests {
         let mut record = record("uid-1");
         record.unknown.insert("later".to_owned(), serde_json::json!({"a": 1}));
         checkpoint.save(&record, Durability::PowerFailure).unwrap();
-        let Stored::Record(read) = checkpoint.load(&record.claim.uid).unwrap() else { panic!("readable") };
+        let Stored::Record(read) = checkpoint.load(&record.claim.uid) else { panic!("readable") };
         assert_eq!(*read, record);
         checkpoint.remove(&record.claim.uid).unwrap();
         checkpoint.remove(&record.claim.uid).unwrap();
-        assert_eq!(checkpoint.load(&record.claim.uid).unwrap(), Stored::Nothing);
+        assert_eq!(checkpoint.load(&record.claim.uid), Stored::Nothing);
     }
 
     #[test]
@@ -206,12 +233,41 @@ mod tests {
         let checkpoint = Checkpoint::open(directory.path()).unwrap();
         let uid: ClaimUid = "uid-2".parse().unwrap();
         fs::write(directory.path().join("uid-2.json"), "{\"version\": 1").unwrap();
-        assert!(matches!(checkpoint.load(&uid).unwrap(), Stored::Unreadable(_)));
+        assert!(matches!(checkpoint.load(&uid), Stored::Unreadable(_)));
         assert_eq!(checkpoint.records().unwrap(), Vec::new());
         let aside = checkpoint.set_aside(&uid).unwrap();
+        checkpoint.remove(&uid).unwrap();
         assert_eq!(fs::read_to_string(aside).unwrap(), "{\"version\": 1");
-        assert_eq!(checkpoint.load(&uid).unwrap(), Stored::Nothing);
+        assert_eq!(checkpoint.load(&uid), Stored::Nothing);
         assert!(checkpoint.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_file_that_cannot_even_be_opened_does_not_hide_the_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        fs::create_dir(directory.path().join("uid-5.json")).unwrap();
+        checkpoint.save(&record("uid-6"), Durability::ProcessEnd).unwrap();
+        assert!(matches!(checkpoint.load(&"uid-5".parse().unwrap()), Stored::Unreadable(_)));
+        assert_eq!(checkpoint.records().unwrap(), [record("uid-6")]);
+    }
+
+    #[test]
+    fn of_two_that_reserve_at_once_the_second_sees_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let reserve = |uid: &'static str| {
+            let checkpoint = checkpoint.clone();
+            std::thread::spawn(move || {
+                let only_if_first = |others: &[Record]| match others.len() {
+                    0 => Ok(record(uid)),
+                    _ => Err(failed("share", Path::new(uid))(io::ErrorKind::AlreadyExists.into())),
+                };
+                checkpoint.reserve(only_if_first).is_ok()
+            })
+        };
+        let won = ["a", "b", "c", "d"].map(reserve).map(|it| it.join().unwrap());
+        assert_eq!(won.iter().filter(|it| **it).count(), 1);
     }
 
     #[test]
@@ -220,6 +276,6 @@ mod tests {
         let checkpoint = Checkpoint::open(directory.path()).unwrap();
         checkpoint.save(&record("uid-3"), Durability::ProcessEnd).unwrap();
         fs::rename(directory.path().join("uid-3.json"), directory.path().join("uid-4.json")).unwrap();
-        assert!(matches!(checkpoint.load(&"uid-4".parse().unwrap()).unwrap(), Stored::Unreadable(_)));
+        assert!(matches!(checkpoint.load(&"uid-4".parse().unwrap()), Stored::Unreadable(_)));
     }
 }

@@ -94,16 +94,3 @@ impl Progress {
         }
     }
 }
-
-impl Record {
-    /// Forgets what a reboot destroyed: every MIG device is to be made again.
-    pub fn start_over(&mut self, boot_id: &str) {
-        boot_id.clone_into(&mut self.boot_id);
-        self.prepared = false;
-        for device in &mut self.devices {
-            if let RecordedKind::Mig { progress, .. } = &mut device.kind {
-                *progress = Progress::Intended;
-            }
-        }
-    }
-}

@@ -33,6 +33,12 @@ pub enum PrepareError {
         /// Why.
         source: MigError,
     },
+    /// The GPU does not answer.
+    #[error(
+        "device `{0}`: the GPU did not answer within the time of the call; what was begun goes on, and the kubelet asks \
+         again; `nvidia-smi` and the kernel log of the node show what holds it"
+    )]
+    Silent(String),
     /// The capability files of an instance are missing.
     #[error("device `{device}`: {source}")]
     Caps {
@@ -74,6 +80,18 @@ pub enum UnprepareError {
     /// The record could not be read or removed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The claim of an unreadable record could not be read either.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// What an unreadable record meant cannot be told.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The GPU does not answer.
+    #[error(
+        "device `{0}`: the GPU did not answer within the time of the call; what was begun goes on, and the kubelet asks \
+         again; `nvidia-smi` and the kernel log of the node show what holds it"
+    )]
+    Silent(String),
     /// The hardware refused.
     #[error("device `{device}`: {source}")]
     Device {

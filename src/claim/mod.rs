@@ -10,6 +10,7 @@ mod error;
 mod plan;
 mod prepare;
 mod unprepare;
+mod work;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,11 +21,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedMutexGuard, watch};
+use tracing::warn;
 
 pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
 pub use edits::{CommonError, CommonSource};
 pub use error::{PrepareError, UnprepareError};
-pub use plan::{Conflict, PlanError, plan};
+pub use plan::{Conflict, Ground, PlanError, plan};
 
 use crate::api::ClaimReader;
 use crate::cdi::{ClaimFiles, Kind};
@@ -36,14 +38,15 @@ use crate::inventory::Inventory;
 /// (pkg/kubelet/cm/dra/plugin/dra_plugin.go).
 pub const CALL_BUDGET: Duration = Duration::from_secs(40);
 
-/// UID of a ResourceClaim. Safe as part of a file name: letters, digits and `-` only, at most 64 of them.
+/// UID of a ResourceClaim. Safe as part of a file name and of a CDI device name: letters, digits and, within, `-`; at most
+/// 63 of them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ClaimUid(String);
 
 /// A text that is no UID.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a claim UID has 1 to 64 letters, digits and dashes")]
+#[error("a claim UID has 1 to 63 letters, digits and dashes, and no dash at its ends")]
 pub struct InvalidClaimUid;
 
 impl ClaimUid {
@@ -58,8 +61,9 @@ impl FromStr for ClaimUid {
     type Err = InvalidClaimUid;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const LONGEST: usize = 64;
-        let is_plain = text.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'-');
+        const LONGEST: usize = 63;
+        let is_allowed = |it: u8| it.is_ascii_alphanumeric() || it == b'-';
+        let is_plain = text.bytes().all(is_allowed) && !text.starts_with('-') && !text.ends_with('-');
         if is_plain && (1..=LONGEST).contains(&text.len()) {
             Ok(Self(text.to_owned()))
         } else {
@@ -150,6 +154,7 @@ pub struct PreparedDevice {
 #[derive(Debug)]
 pub struct Claims {
     driver: String,
+    pool: String,
     kind: Kind,
     proc_root: PathBuf,
     reader: ClaimReader,
@@ -167,6 +172,8 @@ pub struct Claims {
 pub struct ClaimsParts {
     /// CDI kind, which carries the driver name: results of other drivers in a claim are not ours.
     pub kind: Kind,
+    /// This node's pool: device names alone are the same on every node.
+    pub pool: String,
     /// `/proc`, where the device numbers of instances are.
     pub proc_root: PathBuf,
     /// Reads claims.
@@ -189,11 +196,34 @@ impl Claims {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: ClaimsParts) -> Self {
-        let ClaimsParts { kind, proc_root, reader, node, checkpoint, common, cdi, changed, surprised } =
+        let ClaimsParts { kind, pool, proc_root, reader, node, checkpoint, common, cdi, changed, surprised } =
             parts;
         let driver = kind.driver().to_owned();
         let locks = ClaimLocks::default();
-        Self { driver, kind, proc_root, reader, node, checkpoint, common, cdi, changed, surprised, locks }
+        Self {
+            driver,
+            pool,
+            kind,
+            proc_root,
+            reader,
+            node,
+            checkpoint,
+            common,
+            cdi,
+            changed,
+            surprised,
+            locks,
+        }
+    }
+
+    /// Reads what all claims share now, so that the first one does not wait for it and what is missing on the host is
+    /// logged at the start.
+    pub fn warm_up(&self) {
+        if let Ok(hardware) = self.hardware()
+            && let Err(error) = self.common.get(&hardware.facts.driver_version)
+        {
+            warn!(%error, "claims cannot be prepared yet");
+        }
     }
 
     fn hardware(&self) -> Result<Arc<Hardware>, PrepareError> {
@@ -227,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_uid_cannot_leave_its_directory() {
-        for text in ["", "..", "a/b", "a.json", "a\0", &"a".repeat(65)] {
+        for text in ["", "..", "a/b", "a.json", "a\0", "-a", "a-", &"a".repeat(64)] {
             assert!(text.parse::<ClaimUid>().is_err(), "{text}");
         }
         assert!("0f3c2d1e-1111-2222-3333-444455556666".parse::<ClaimUid>().is_ok());

@@ -9,16 +9,29 @@ use crate::inventory::{DeviceKind, Inventory};
 /// An allocation that this node cannot carry out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// The device is not (or no longer) one of this node's.
+    /// No GPU of this node can be cut into the device.
     #[error(
-        "device `{device}` of ResourceClaim {claim} is not offered by this node (any more); delete the pod and its claim \
-         to have another one allocated"
+        "no GPU of this node can be cut into device `{device}` of ResourceClaim {claim}; delete the pod and its claim to \
+         have another one allocated"
     )]
     UnknownDevice {
         /// The claim.
         claim: ClaimRef,
         /// The device.
         device: String,
+    },
+    /// The device is another node's.
+    #[error(
+        "device `{device}` of ResourceClaim {claim} was allocated from pool {pool}, which is not this node's; the pod was \
+         sent to the wrong node, delete it and let the scheduler choose"
+    )]
+    OtherPool {
+        /// The claim.
+        claim: ClaimRef,
+        /// The device.
+        device: String,
+        /// Its pool.
+        pool: String,
     },
     /// Another claim still holds the same part of the GPU.
     #[error(transparent)]
@@ -42,17 +55,32 @@ pub struct Conflict {
     pub holder: ClaimRef,
 }
 
+/// The node as a plan sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Ground<'a> {
+    /// This node's pool.
+    pub pool: &'a str,
+    /// What its GPUs can be cut into.
+    pub inventory: &'a Inventory,
+    /// The present boot.
+    pub boot_id: &'a str,
+}
+
 /// Plans a claim: which device is made where. `others` are the records of all claims; one that overlaps is a conflict,
 /// which the scheduler can cause after a pod was deleted by force (kubernetes#141471).
 pub fn plan(
     claim: &ClaimRef,
     allocated: &[AllocatedDevice],
-    inventory: &Inventory,
+    ground: Ground<'_>,
     others: &[Record],
-    boot_id: &str,
 ) -> Result<Record, PlanError> {
+    let Ground { pool, inventory, boot_id } = ground;
     let mut devices = Vec::new();
     for it in allocated {
+        if it.pool != pool {
+            let (claim, device, pool) = (claim.clone(), it.device.clone(), it.pool.clone());
+            return Err(PlanError::OtherPool { claim, device, pool });
+        }
         let unknown = || PlanError::UnknownDevice { claim: claim.clone(), device: it.device.clone() };
         let offered = inventory.device(&it.device).ok_or_else(unknown)?;
         let kind = match &offered.kind {
@@ -105,5 +133,78 @@ fn overlap(left: &RecordedKind, right: &RecordedKind) -> bool {
             left.placement.overlaps(right.placement)
         }
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::MigSpec;
+    use crate::nvml::facts::Placement;
+
+    fn claim(name: &str) -> ClaimRef {
+        ClaimRef::new("ns".into(), name.into(), format!("uid-{name}")).unwrap()
+    }
+
+    fn record(name: &str, parent: &str, kind: RecordedKind) -> Record {
+        let device = RecordedDevice {
+            name: format!("device-of-{name}"),
+            pool: "n/d".into(),
+            requests: Vec::new(),
+            parent_uuid: parent.into(),
+            kind,
+            unknown: Map::new(),
+        };
+        let (claim, boot_id) = (claim(name), "boot".to_owned());
+        Record {
+            version: VERSION,
+            boot_id,
+            claim,
+            devices: vec![device],
+            prepared: true,
+            unknown: Map::new(),
+        }
+    }
+
+    fn mig(start: u32, size: u32) -> RecordedKind {
+        let placement = Placement { start, size };
+        let spec = MigSpec { profile: "p".into(), profile_id: 1, slices: 1, placement };
+        RecordedKind::Mig { spec, progress: Progress::Intended }
+    }
+
+    #[test]
+    fn only_what_shares_memory_slices_of_one_gpu_in_this_boot_is_in_the_way() {
+        let check = |other: Record, expected: bool| {
+            let device = &record("late", "GPU-1", mig(4, 2)).devices[0];
+            assert_eq!(is_held_by_another(&claim("late"), device, &[other], "boot"), expected);
+        };
+        check(record("a", "GPU-1", mig(5, 1)), true);
+        check(record("a", "GPU-1", RecordedKind::Gpu), true);
+        check(record("a", "GPU-1", mig(6, 1)), false);
+        check(record("a", "GPU-2", mig(5, 1)), false);
+        check(record("late", "GPU-1", mig(5, 1)), false);
+        check(Record { boot_id: "older".into(), ..record("a", "GPU-1", mig(5, 1)) }, false);
+    }
+
+    #[test]
+    fn a_conflict_names_both_claims_and_what_to_wait_for() {
+        let late = record("late", "GPU-1", mig(4, 2));
+        let held = [record("holder", "GPU-1", mig(5, 1))];
+        let text = conflict(&late.claim, &late.devices[0], &held, "boot").unwrap().to_string();
+        assert!(
+            text.contains("ns/late") && text.contains("ns/holder") && text.contains("free once"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn an_unknown_device_and_another_pool_are_told_apart() {
+        let inventory = Inventory::default();
+        let ground = Ground { pool: "n/d", inventory: &inventory, boot_id: "boot" };
+        let allocated =
+            |pool: &str| AllocatedDevice { device: "x".into(), pool: pool.into(), requests: Vec::new() };
+        let planned = |pool| plan(&claim("c"), &[allocated(pool)], ground, &[]);
+        assert!(matches!(planned("n/d"), Err(PlanError::UnknownDevice { .. })));
+        assert!(matches!(planned("m/d"), Err(PlanError::OtherPool { .. })));
     }
 }

@@ -1,22 +1,22 @@
 //! Preparing a claim: intent on disk, MIG devices, CDI file, record complete, answer.
 
-use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use tokio::time::{Instant, sleep};
-use tracing::{Instrument, info, warn};
+use tracing::{Instrument, debug, info, warn};
 
+use super::work::{WorkError, blocking, on_gpu, retried};
 use super::{
-    CALL_BUDGET, ClaimRef, Claims, CommonError, PrepareError, PreparedDevice, allocated_devices, plan,
+    AllocatedDevice, CALL_BUDGET, ClaimRef, Claims, CommonError, Ground, PlanError, PrepareError,
+    PreparedDevice, UnprepareError, allocated_devices, plan,
 };
 use crate::cdi::{ClaimDevice, DeviceNodes, MigCaps, claim_spec};
-use crate::checkpoint::{Durability, Progress, Record, RecordedDevice, RecordedKind, Stored};
+use crate::checkpoint::{Durability, Progress, Record, RecordedDevice, RecordedKind, StoreError, Stored};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::MigSpec;
 use crate::mig::{self, MigError};
-use crate::nvml::QueueClosed;
 
 /// A record that several GPU threads write their steps to.
 type SharedRecord = Arc<Mutex<Record>>;
@@ -41,82 +41,123 @@ impl Claims {
         let deadline = Instant::now() + CALL_BUDGET;
         let _one_at_a_time = self.locks.lock(&claim.uid).await;
         let hardware = self.hardware()?;
-        let (record, is_intent_on_disk) = self.record_of(claim, &hardware, deadline).await?;
-        let (was_prepared, before) = (record.prepared, record.clone());
-        if !is_intent_on_disk {
-            self.refuse_occupied(&record, &hardware).await?;
-            self.checkpoint.save(&record, Durability::PowerFailure)?;
-        }
+        let record = match self.checkpoint.load(&claim.uid) {
+            Stored::Record(record) if record.boot_id == hardware.boot_id => *record,
+            // Instances do not survive a reboot, so the record of another boot says nothing that the allocation does not.
+            Stored::Record(_) | Stored::Nothing => self.new_record(claim, &hardware, deadline).await?,
+            Stored::Unreadable(reason) => self.rebuilt_record(claim, &hardware, &reason, deadline).await?,
+        };
+        let before = record.clone();
         let record: SharedRecord = Arc::new(Mutex::new(record));
         match self.carry_out(&record, &before, &hardware, deadline).await {
             Ok(devices) => {
-                if !was_prepared {
+                if !before.prepared {
                     info!(devices = devices.len(), "claim prepared");
                 }
                 Ok(devices)
             }
             Err(error) => {
-                // The pod of a claim that was prepared before may be running: leave it what it has.
-                if !was_prepared {
-                    self.undo(&snapshot(&record), &hardware).await;
+                // The pod of a claim that was prepared before may be running: leave it what it has. And behind a GPU
+                // that does not answer there is no point in waiting; the next call for the claim finds the record.
+                if !before.prepared && !matches!(error, PrepareError::Silent(_)) {
+                    self.undo(&snapshot(&record), &hardware, deadline).await;
                 }
                 Err(error)
             }
         }
     }
 
-    /// The claim's record: the one on disk, or a new one from its allocation. The flag tells whether the intent to make
-    /// its devices during this boot is on disk already.
-    async fn record_of(
-        &self,
-        claim: &ClaimRef,
-        hardware: &Hardware,
-        deadline: Instant,
-    ) -> Result<(Record, bool), PrepareError> {
-        match self.checkpoint.load(&claim.uid)? {
-            Stored::Record(record) if record.boot_id == hardware.boot_id => Ok((*record, true)),
-            Stored::Record(mut record) => {
-                info!("the node was rebooted since the claim was prepared: its devices are made again");
-                record.start_over(&hardware.boot_id);
-                Ok((*record, false))
-            }
-            Stored::Nothing => Ok((self.new_record(claim, hardware, deadline).await?, false)),
-            Stored::Unreadable(reason) => {
-                // What the claim was promised is still in its allocation, and what was made for it sits there.
-                let record = self.new_record(claim, hardware, deadline).await?;
-                let aside = self.checkpoint.set_aside(&claim.uid)?;
-                warn!(reason, aside = %aside.display(), "state file set aside; rebuilding it from the allocation");
-                self.checkpoint.save(&record, Durability::PowerFailure)?;
-                Ok((record, true))
-            }
-        }
-    }
-
+    /// Plans the claim and stores the record, which is the intent to make its devices. Waits within the deadline for a
+    /// claim that is in the way, because the scheduler may give away what is just being unprepared.
     async fn new_record(
         &self,
         claim: &ClaimRef,
         hardware: &Hardware,
         deadline: Instant,
     ) -> Result<Record, PrepareError> {
-        let object = self.reader.read(claim, deadline).await?;
-        let allocated = allocated_devices(claim, &object, &self.driver)?;
-        let others = self.checkpoint.records()?;
+        const PAUSE: Duration = Duration::from_millis(500);
+        let allocated = self.allocated(claim, deadline).await?;
+        loop {
+            let inventory = self.inventory();
+            let ground = Ground { pool: &self.pool, inventory: &inventory, boot_id: &hardware.boot_id };
+            // Once before anything is stored, to know where to look, and once more under the lock.
+            let planned = plan(claim, &allocated, ground, &self.checkpoint.records()?);
+            let reserved = match planned {
+                Ok(planned) => {
+                    self.refuse_occupied(&planned, hardware, deadline).await?;
+                    blocking(|| {
+                        self.checkpoint.reserve(|others| Ok(plan(claim, &allocated, ground, others)?))
+                    })
+                }
+                Err(error) => Err(error.into()),
+            };
+            match reserved {
+                Err(PrepareError::Plan(PlanError::Held(conflict))) if Instant::now() + PAUSE < deadline => {
+                    debug!(%conflict, "waiting for the other claim");
+                    sleep(PAUSE).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// The record of a claim whose state file cannot be read: what it was promised is still in its allocation, and what
+    /// was made for it sits there. It counts as prepared, because its pod may be running.
+    async fn rebuilt_record(
+        &self,
+        claim: &ClaimRef,
+        hardware: &Hardware,
+        reason: &str,
+        deadline: Instant,
+    ) -> Result<Record, PrepareError> {
+        let allocated = self.allocated(claim, deadline).await?;
+        self.rebuild(claim, &allocated, hardware, reason)
+    }
+
+    /// Replaces an unreadable state file by what the allocation says.
+    pub(super) fn rebuild<E: From<PlanError> + From<StoreError>>(
+        &self,
+        claim: &ClaimRef,
+        allocated: &[AllocatedDevice],
+        hardware: &Hardware,
+        reason: &str,
+    ) -> Result<Record, E> {
         let inventory = self.inventory();
-        Ok(plan(claim, &allocated, &inventory, &others, &hardware.boot_id)?)
+        let ground = Ground { pool: &self.pool, inventory: &inventory, boot_id: &hardware.boot_id };
+        let aside = self.checkpoint.set_aside(&claim.uid)?;
+        warn!(reason, aside = %aside.display(), "state file set aside; rebuilding it from the allocation");
+        blocking(|| {
+            self.checkpoint
+                .reserve(|others| Ok(Record { prepared: true, ..plan(claim, allocated, ground, others)? }))
+        })
+    }
+
+    async fn allocated(
+        &self,
+        claim: &ClaimRef,
+        deadline: Instant,
+    ) -> Result<Vec<AllocatedDevice>, PrepareError> {
+        let object = self.reader.read(claim, deadline).await?;
+        Ok(allocated_devices(claim, &object, &self.driver)?)
     }
 
     /// Fails where an instance of somebody else sits exactly where one of ours is to be made: once our intent is on
     /// disk, it would count as ours.
-    async fn refuse_occupied(&self, record: &Record, hardware: &Hardware) -> Result<(), PrepareError> {
+    async fn refuse_occupied(
+        &self,
+        record: &Record,
+        hardware: &Hardware,
+        deadline: Instant,
+    ) -> Result<(), PrepareError> {
         let checks = mig_devices(record).map(|(_, device, spec, _)| async move {
             let wanted = spec.clone();
-            let is_free =
-                gpu_of(hardware, device)?.queue.run(move |handle| mig::is_free(handle, &wanted)).await?;
-            match is_free.map_err(|source| failed(device, source))? {
+            let gpu = gpu_of(hardware, device)?;
+            let asked = on_gpu(gpu, deadline, move |handle| mig::is_free(handle, &wanted)).await;
+            match asked.map_err(|error| failed(device, error))? {
                 true => Ok(()),
                 false => {
                     let (profile, start) = (spec.profile.clone(), spec.placement.start);
-                    Err(failed(device, MigError::Occupied { profile, start }))
+                    Err(failed(device, WorkError::Mig(MigError::Occupied { profile, start })))
                 }
             }
         });
@@ -135,15 +176,18 @@ impl Claims {
             .iter()
             .enumerate()
             .map(|(index, device)| self.ensure_device(record, index, device, hardware, deadline));
-        let nodes = try_join_all(makes).await?;
-        self.write_cdi(before, nodes, &hardware.facts.driver_version)?;
-
+        // All are waited for, also after one has failed: no step of this call may be taken after its end.
+        let nodes = join_all(makes).await.into_iter().collect::<Result<_, _>>()?;
         let mut done = snapshot(record);
         done.prepared = true;
-        if done != *before {
-            self.checkpoint.save(&done, Durability::PowerFailure)?;
-            self.changed.send_replace(());
-        }
+        blocking(|| {
+            self.write_cdi(before, nodes, &hardware.facts.driver_version)?;
+            if done != *before {
+                self.checkpoint.save(&done, Durability::PowerFailure)?;
+                self.changed.send_replace(());
+            }
+            Ok::<_, PrepareError>(())
+        })?;
         done.devices.iter().map(|it| self.answer(&done.claim, it)).collect()
     }
 
@@ -156,13 +200,13 @@ impl Claims {
         deadline: Instant,
     ) -> Result<DeviceNodes, PrepareError> {
         let gpu = gpu_of(hardware, device)?;
-        let nodes = retried(deadline, || async {
+        let made = retried(deadline, || async {
             match &device.kind {
-                RecordedKind::Gpu => whole_gpu(gpu).await,
-                RecordedKind::Mig { spec, .. } => self.mig_device(record, index, spec, gpu).await,
+                RecordedKind::Gpu => whole_gpu(gpu, deadline).await,
+                RecordedKind::Mig { spec, .. } => self.mig_device(record, index, spec, gpu, deadline).await,
             }
         });
-        let (parent_minor, instance) = nodes.await?.map_err(|source| failed(device, source))?;
+        let (parent_minor, instance) = made.await.map_err(|error| failed(device, error))?;
         if let Some(missing) = self.common.root().missing_gpu_node(parent_minor) {
             return Err(CommonError::Incomplete(missing.to_string()).into());
         }
@@ -180,27 +224,26 @@ impl Claims {
         index: usize,
         spec: &MigSpec,
         gpu: &LiveGpu,
-    ) -> Result<Result<NodeNumbers, MigError>, QueueClosed> {
+        deadline: Instant,
+    ) -> Result<NodeNumbers, WorkError> {
         let (record, spec, facts) = (Arc::clone(record), spec.clone(), Arc::clone(&gpu.facts));
         let checkpoint = self.checkpoint.clone();
-        gpu.queue
-            .run(move |handle| {
-                let Some(mig) = &facts.mig else { return Err(mig::no_mig()) };
-                let Some(progress) = progress_of(&record, index) else { return Err(mig::no_mig()) };
-                let mut write_down = |progress| {
-                    let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Some(RecordedDevice {
-                        kind: RecordedKind::Mig { progress: current, .. }, ..
-                    }) = record.devices.get_mut(index)
-                    {
-                        *current = progress;
-                    }
-                    checkpoint.save(&record, Durability::ProcessEnd)
-                };
-                let made = mig::ensure(handle, mig, &spec, &progress, &mut write_down)?;
-                Ok((made.parent_minor, Some((made.gpu_instance, made.compute_instance.id))))
-            })
-            .await
+        on_gpu(gpu, deadline, move |handle| {
+            let Some(mig) = &facts.mig else { return Err(mig::no_mig()) };
+            let Some(progress) = progress_of(&record, index) else { return Err(mig::no_mig()) };
+            let mut write_down = |progress| {
+                let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(RecordedDevice { kind: RecordedKind::Mig { progress: current, .. }, .. }) =
+                    record.devices.get_mut(index)
+                {
+                    *current = progress;
+                }
+                checkpoint.save(&record, Durability::ProcessEnd)
+            };
+            let made = mig::ensure(handle, mig, &spec, &progress, &mut write_down)?;
+            Ok((made.parent_minor, Some((made.gpu_instance, made.compute_instance.id))))
+        })
+        .await
     }
 
     fn write_cdi(
@@ -232,61 +275,31 @@ impl Claims {
     }
 
     /// Takes back what a failed first attempt made. What cannot be taken back stays recorded, for the next call.
-    async fn undo(&self, record: &Record, hardware: &Hardware) {
-        for (_, device, spec, progress) in mig_devices(record) {
-            let Ok(gpu) = gpu_of(hardware, device) else { return };
-            let (spec, progress) = (spec.clone(), progress.clone());
-            let destroyed = gpu.queue.run(move |handle| mig::destroy(handle, &spec, &progress)).await;
-            if let Ok(Err(error)) = destroyed {
-                warn!(device = device.name, %error, "cannot take back a MIG device; it stays recorded");
-                return;
-            }
+    async fn undo(&self, record: &Record, hardware: &Hardware, deadline: Instant) {
+        let undone = async {
+            self.destroy_devices(record, hardware, deadline).await?;
+            self.cdi.remove(record.claim.uid.as_str())?;
+            Ok::<_, UnprepareError>(self.checkpoint.remove(&record.claim.uid)?)
+        };
+        if let Err(error) = undone.await {
+            warn!(%error, "cannot take back what a failed prepare made; it stays recorded");
         }
-        let uid = &record.claim.uid;
-        if let Err(error) = self.cdi.remove(uid.as_str()) {
-            warn!(%error, "cannot remove the CDI file of a claim that failed");
-        }
-        if let Err(error) = self.checkpoint.remove(uid) {
-            warn!(%error, "cannot remove the record of a claim that failed");
-        }
+        self.changed.send_replace(());
     }
 }
 
 /// Minor number of the GPU, and the ids of GPU instance and compute instance for a MIG device.
 type NodeNumbers = (u32, Option<(u32, u32)>);
 
-async fn whole_gpu(gpu: &LiveGpu) -> Result<Result<NodeNumbers, MigError>, QueueClosed> {
+async fn whole_gpu(gpu: &LiveGpu, deadline: Instant) -> Result<NodeNumbers, WorkError> {
     let facts = Arc::clone(&gpu.facts);
-    gpu.queue
-        .run(move |handle| {
-            if let Some(mig) = &facts.mig {
-                mig::switch_mode(handle, mig, false)?;
-            }
-            Ok((handle.minor()?, None))
-        })
-        .await
-}
-
-/// Repeats what fails only for the moment, until the deadline: the kubelet itself would wait for more than a minute.
-pub(super) async fn retried<T, F>(
-    deadline: Instant,
-    work: impl Fn() -> F,
-) -> Result<Result<T, MigError>, QueueClosed>
-where
-    F: Future<Output = Result<Result<T, MigError>, QueueClosed>>,
-{
-    const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-    let mut pause = Duration::from_millis(100);
-    loop {
-        match work().await? {
-            Err(error) if error.is_transient() && Instant::now() + pause < deadline => {
-                warn!(%error, "trying again");
-                sleep(pause).await;
-                pause = LONGEST_PAUSE.min(pause * 2);
-            }
-            result => return Ok(result),
+    on_gpu(gpu, deadline, move |handle| {
+        if let Some(mig) = &facts.mig {
+            mig::switch_mode(handle, mig, false)?;
         }
-    }
+        Ok((handle.minor()?, None))
+    })
+    .await
 }
 
 /// The MIG devices of a record: index, device, what it should be, how far it got.
@@ -316,6 +329,10 @@ fn gpu_of<'a>(hardware: &'a Hardware, device: &RecordedDevice) -> Result<&'a Liv
     hardware.gpu(&device.parent_uuid).ok_or_else(missing)
 }
 
-fn failed(device: &RecordedDevice, source: MigError) -> PrepareError {
-    PrepareError::Device { device: device.name.clone(), source }
+fn failed(device: &RecordedDevice, error: WorkError) -> PrepareError {
+    match error {
+        WorkError::Mig(source) => PrepareError::Device { device: device.name.clone(), source },
+        WorkError::Silent => PrepareError::Silent(device.name.clone()),
+        WorkError::Closed(closed) => closed.into(),
+    }
 }

@@ -64,8 +64,11 @@ pub struct GpuInventory {
     pub counter_set: String,
     /// What is left to consume; empty where nothing the GPU offers can overlap.
     pub counters: BTreeMap<String, u32>,
-    /// Devices, those to be taken first at the front.
+    /// Devices to publish, those to be taken first at the front.
     pub devices: Vec<AllocatableDevice>,
+    /// Devices that exist but cannot be had now. They are not published; a claim that was given one before may still
+    /// ask for it, and then the hardware tells.
+    pub withheld: Vec<AllocatableDevice>,
 }
 
 /// Something a claim can be given.
@@ -102,8 +105,6 @@ pub struct MigSpec {
     pub profile: String,
     /// Profile id for NVML.
     pub profile_id: u32,
-    /// Upper bound of instances with this profile on one GPU.
-    pub max_instances: u32,
     /// Compute slices.
     pub slices: u32,
     /// Where it goes.
@@ -111,13 +112,14 @@ pub struct MigSpec {
 }
 
 impl Inventory {
-    /// The device with this name.
+    /// The device with this name, offered at the moment or not.
     #[must_use]
     pub fn device(&self, name: &str) -> Option<&AllocatableDevice> {
-        self.devices().find(|it| it.name.as_str() == name)
+        let withheld = self.gpus.iter().flat_map(|it| &it.withheld);
+        self.devices().chain(withheld).find(|it| it.name.as_str() == name)
     }
 
-    /// All devices of the node.
+    /// All devices that are offered.
     pub fn devices(&self) -> impl Iterator<Item = &AllocatableDevice> {
         self.gpus.iter().flat_map(|it| &it.devices)
     }
@@ -135,7 +137,8 @@ impl Inventory {
             for device in &mut devices {
                 device.consumes.clear();
             }
-            GpuInventory { counter_set: gpu.counter_set.clone(), counters: BTreeMap::new(), devices }
+            let counter_set = gpu.counter_set.clone();
+            GpuInventory { counter_set, counters: BTreeMap::new(), devices, withheld: Vec::new() }
         };
         Self { gpus: self.gpus.iter().map(reduce).collect() }
     }
@@ -164,27 +167,29 @@ fn offers(node: &NodeFacts, gpu: &Gpu, held: &BTreeSet<String>) -> GpuInventory 
         capacities: attributes::capacities_of_gpu(&gpu.facts),
         consumes: plan.totals(),
     };
-    let candidates = match (&gpu.facts.mig, gpu.state.mode) {
-        (Some(mig), Some(mode)) if mig.resetless || mode.current => {
-            let mut devices = mig_devices(node, gpu, mig, &plan);
-            // A GPU that needs a reset to leave MIG mode cannot be handed out whole while it is in it.
-            if mig.resetless {
-                devices.push(whole);
-            }
-            devices
-        }
-        // Without MIG nothing overlaps, so nothing is counted.
-        _ => vec![AllocatableDevice { consumes: BTreeMap::new(), ..whole }],
+    let mut candidates = gpu.facts.mig.as_ref().map_or(Vec::new(), |it| mig_devices(node, gpu, it, &plan));
+    candidates.push(whole);
+    let is_offered = |device: &AllocatableDevice| {
+        let can_be_had = gpu.state.problem.is_none()
+            && mode_allows(gpu, &device.kind)
+            && fits_into(&device.consumes, &counters);
+        can_be_had || held.contains(device.name.as_str())
     };
-    let fits = |device: &AllocatableDevice| {
-        held.contains(device.name.as_str())
-            || gpu.state.problem.is_none() && fits_into(&device.consumes, &counters)
-    };
-    let devices: Vec<_> = candidates.into_iter().filter(fits).collect();
-    if devices.iter().all(|it| it.consumes.is_empty()) {
+    let (mut devices, withheld): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_offered);
+    if devices.len() <= 1 {
+        // Nothing overlaps, so nothing is counted.
+        devices.iter_mut().for_each(|it| it.consumes.clear());
         counters.clear();
     }
-    GpuInventory { counter_set: name::gpu_label(gpu.facts.pci), counters, devices }
+    GpuInventory { counter_set: name::gpu_label(gpu.facts.pci), counters, devices, withheld }
+}
+
+/// A GPU that switches MIG mode without a reset can be had either way, any other one as its mode is.
+fn mode_allows(gpu: &Gpu, kind: &DeviceKind) -> bool {
+    match (&gpu.facts.mig, gpu.state.mode) {
+        (Some(mig), Some(mode)) => mig.resetless || mode.current == matches!(kind, DeviceKind::Mig(_)),
+        _ => *kind == DeviceKind::Gpu,
+    }
 }
 
 /// What the GPU's live instances leave of its counters.
@@ -217,7 +222,6 @@ fn mig_devices(node: &NodeFacts, gpu: &Gpu, mig: &MigFacts, plan: &CounterPlan) 
             kind: DeviceKind::Mig(MigSpec {
                 profile: profile.name.clone(),
                 profile_id: profile.id,
-                max_instances: profile.max_instances,
                 slices: profile.slices,
                 placement,
             }),

@@ -23,6 +23,7 @@ pub use plugin::DraPlugin;
 pub use registration::{Registration, RegistrationState};
 pub use socket::{Socket, SocketError, SocketPaths};
 
+use crate::api::with_causes;
 use pb::dra_v1::dra_plugin_server::DraPluginServer as V1Server;
 use pb::dra_v1beta1::dra_plugin_server::DraPluginServer as V1Beta1Server;
 use pb::registration::registration_server::RegistrationServer;
@@ -33,10 +34,10 @@ pub const SUPPORTED_VERSIONS: [&str; 2] = ["v1.DRAPlugin", "v1beta1.DRAPlugin"];
 
 /// The server failed while it ran.
 #[derive(Debug, thiserror::Error)]
-#[error("gRPC server on `{path}` failed: {source}")]
+#[error("gRPC server on `{path}` failed: {message}")]
 pub struct ServeError {
     path: PathBuf,
-    source: tonic::transport::Error,
+    message: String,
 }
 
 /// Serves the plugin until `stop`; calls that run are finished first.
@@ -52,7 +53,7 @@ pub async fn serve_plugin(
         .add_service(V1Beta1Server::from_arc(plugin))
         .serve_with_incoming_shutdown(socket.into_incoming(), stop.cancelled_owned())
         .await
-        .map_err(|source| ServeError { path, source })
+        .map_err(|error| ServeError { path, message: with_causes(&error) })
 }
 
 /// Serves the registration until `stop`. The end of its socket is what de-registers the driver.
@@ -66,5 +67,5 @@ pub async fn serve_registration(
         .add_service(RegistrationServer::new(registration))
         .serve_with_incoming_shutdown(socket.into_incoming(), stop.cancelled_owned())
         .await
-        .map_err(|source| ServeError { path, source })
+        .map_err(|error| ServeError { path, message: with_causes(&error) })
 }

@@ -24,26 +24,16 @@ pub struct SocketPaths {
 }
 
 impl SocketPaths {
-    /// The paths for a driver. With a pod UID the names carry it, so that the old and the new pod of a rolling update
-    /// do not remove each other's sockets; it is shortened to a hash where the path would be too long.
+    /// The paths for a driver.
     ///
     /// The `@` in the registration socket's name is load-bearing. The kubelet sends the percent-encoded path as
     /// `:authority`, which hyper's `http` crate refuses unless the part with the `%` counts as user information, and
     /// that is what an `@` makes of it (kubernetes-dra.md 4.2).
     #[must_use]
-    pub fn new(plugin_directory: &Path, registry: &Path, driver: &str, pod_uid: Option<&str>) -> Self {
-        let named = |tag: &str| Self {
-            plugin: plugin_directory.join(format!("dra{tag}.sock")),
-            registration: registry.join(format!("{driver}{tag}@reg.sock")),
-        };
-        let fits =
-            |it: &Self| [&it.plugin, &it.registration].iter().all(|it| it.as_os_str().len() <= LONGEST_PATH);
-        match pod_uid {
-            None => named(""),
-            Some(uid) => {
-                let paths = named(&format!("-{uid}"));
-                if fits(&paths) { paths } else { named(&format!("-{:08x}", short_hash(uid))) }
-            }
+    pub fn new(plugin_directory: &Path, registry: &Path, driver: &str) -> Self {
+        Self {
+            plugin: plugin_directory.join("dra.sock"),
+            registration: registry.join(format!("{driver}@reg.sock")),
         }
     }
 }
@@ -124,28 +114,24 @@ impl Stream for Incoming {
     }
 }
 
-/// FNV-1a, 32 bits: tells two pods apart, no more.
-fn short_hash(text: &str) -> u32 {
-    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_registration_socket_has_an_at_sign_and_fits() {
+    fn the_registration_socket_has_an_at_sign() {
         let registry = Path::new("/var/lib/kubelet/plugins_registry");
         let plugins = Path::new("/var/lib/kubelet/plugins/mig.dra-driver.dev");
-        let plain = SocketPaths::new(plugins, registry, "mig.dra-driver.dev", None);
-        assert_eq!(plain.registration, registry.join("mig.dra-driver.dev@reg.sock"));
-        assert_eq!(plain.plugin, plugins.join("dra.sock"));
-        let uid = "0f3c2d1e-1111-2222-3333-444455556666";
-        let rolling = SocketPaths::new(plugins, registry, "mig.dra-driver.dev", Some(uid));
-        assert_eq!(rolling.registration, registry.join(format!("mig.dra-driver.dev-{uid}@reg.sock")));
-        let long = SocketPaths::new(plugins, registry, "a-rather-long-name.dra-driver.dev", Some(uid));
-        assert!(long.registration.as_os_str().len() <= LONGEST_PATH);
-        assert!(long.registration.to_string_lossy().ends_with("@reg.sock"));
+        let paths = SocketPaths::new(plugins, registry, "mig.dra-driver.dev");
+        assert_eq!(paths.registration, registry.join("mig.dra-driver.dev@reg.sock"));
+        assert_eq!(paths.plugin, plugins.join("dra.sock"));
+    }
+
+    #[tokio::test]
+    async fn a_path_that_no_socket_can_have_is_refused_with_the_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = Socket::listen(&directory.path().join("x".repeat(LONGEST_PATH))).unwrap_err();
+        assert!(error.to_string().contains("--driver-name"), "{error}");
     }
 
     #[tokio::test]

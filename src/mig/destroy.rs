@@ -1,6 +1,6 @@
 //! Making a MIG device vanish.
 
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{MigError, instance_at, recorded_instance};
 use crate::checkpoint::Progress;
@@ -8,18 +8,8 @@ use crate::inventory::MigSpec;
 use crate::nvml::{CallError, Code, DeviceHandle};
 
 /// Destroys what exists of a recorded device: compute instances, then the GPU instance. What is gone already, or has
-/// become somebody else's, is left alone, and that is success. So is a GPU that is lost: its instances are lost too.
+/// become somebody else's, is left alone, and that is success.
 pub fn destroy(device: &DeviceHandle<'_>, spec: &MigSpec, progress: &Progress) -> Result<(), MigError> {
-    match destroy_found(device, spec, progress) {
-        Err(MigError::Nvml(CallError { code: Code::GPU_IS_LOST, call })) => {
-            warn!(profile = spec.profile, placement = %spec.placement, call, "the GPU is lost, and its instances with it");
-            Ok(())
-        }
-        result => result,
-    }
-}
-
-fn destroy_found(device: &DeviceHandle<'_>, spec: &MigSpec, progress: &Progress) -> Result<(), MigError> {
     let found = match progress.gpu_instance() {
         Some(id) => recorded_instance(device, spec, id)?,
         None => instance_at(device, spec)?,

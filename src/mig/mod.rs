@@ -129,7 +129,7 @@ fn recorded_instance(
 
 /// The live instance with this profile at this placement.
 fn instance_at(device: &DeviceHandle<'_>, spec: &MigSpec) -> Result<Option<GpuInstanceHandle>, CallError> {
-    match device.gpu_instances(spec.profile_id, spec.max_instances) {
+    match device.gpu_instances(spec.profile_id) {
         Ok(found) => Ok(found.into_iter().find(|it| it.placement == spec.placement)),
         // MIG mode is off.
         Err(error) if error.code == Code::NOT_SUPPORTED => Ok(None),

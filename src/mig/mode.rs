@@ -4,15 +4,16 @@ use tracing::info;
 
 use super::MigError;
 use crate::nvml::facts::{MigFacts, Profile};
-use crate::nvml::{Code, DeviceHandle, live_instances};
+use crate::nvml::{DeviceHandle, live_instances};
 
 /// Brings MIG mode to `on`. Switches only where no reset is needed, and never off while instances live.
 pub fn switch_mode(device: &DeviceHandle<'_>, mig: &MigFacts, on: bool) -> Result<(), MigError> {
     let mode = device.mig_mode()?;
-    if mode.current == on && mode.pending == on {
+    // What is pending beyond that is the administrator's.
+    if mode.current == on {
         return Ok(());
     }
-    if mode.current != on && !mig.resetless {
+    if !mig.resetless {
         return Err(MigError::NeedsReset { is_on: mode.current });
     }
     if !on {
@@ -24,9 +25,7 @@ pub fn switch_mode(device: &DeviceHandle<'_>, mig: &MigFacts, on: bool) -> Resul
     if mode.current != on {
         return Err(MigError::ModeNotSwitched { wanted, activation, pending: mode.pending == on });
     }
-    if activation == Code::SUCCESS {
-        info!(gpu = device.uuid()?, mode = wanted, "MIG mode switched");
-    }
+    info!(gpu = device.uuid()?, mode = wanted, %activation, "MIG mode switched");
     Ok(())
 }
 

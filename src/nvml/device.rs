@@ -128,12 +128,15 @@ impl<'nvml> DeviceHandle<'nvml> {
         Ok(found.iter().map(|it| Placement { start: it.start, size: it.size }).collect())
     }
 
-    /// Live GPU instances of one profile; `at_most` is the profile's `max_instances`.
-    pub fn gpu_instances(&self, profile_id: u32, at_most: u32) -> Result<Vec<GpuInstanceHandle>, CallError> {
+    /// Live GPU instances of one profile.
+    pub fn gpu_instances(&self, profile_id: u32) -> Result<Vec<GpuInstanceHandle>, CallError> {
+        /// More than a GPU can have: GPU instance ids end at 14 (KMIGMGR_MAX_GPU_SWIZZID in kernel_mig_manager.h).
+        const MOST: usize = 64;
         let function = function!(self.nvml, nvmlDeviceGetGpuInstances)?;
-        let mut raw: Vec<sys::nvmlGpuInstance_t> = vec![ptr::null_mut(); at_most as usize];
-        let mut count = at_most;
-        // SAFETY: nvml.h asks for a buffer of the profile's `instanceCount`, which is what `at_most` is.
+        let mut raw: Vec<sys::nvmlGpuInstance_t> = vec![ptr::null_mut(); MOST];
+        let mut count = 0;
+        // SAFETY: nvml.h asks for a buffer of the profile's `instanceCount`; this one has room for more instances than
+        // any GPU can have. `count` is only written.
         let code = unsafe { function(self.raw, profile_id, raw.as_mut_ptr(), &raw mut count) };
         check("nvmlDeviceGetGpuInstances", code)?;
         raw.truncate(count as usize);

@@ -41,7 +41,7 @@ pub fn live_instances(
     }
     let mut all = Vec::new();
     for profile in profiles {
-        for handle in device.gpu_instances(profile.id, profile.max_instances)? {
+        for handle in device.gpu_instances(profile.id)? {
             all.push(device.read(handle)?);
         }
     }
@@ -109,7 +109,11 @@ fn mig(device: &DeviceHandle<'_>, uuid: &str, memory_bytes: u64) -> Result<Optio
     // A driver too old for the question is also too old for GPUs that switch without a reset.
     let resetless = device.is_mig_resetless().unwrap_or(false);
     let profiles = profiles(device, uuid, memory_bytes)?;
-    Ok((!profiles.is_empty()).then_some(MigFacts { resetless, profiles, mode }))
+    if profiles.is_empty() {
+        // Not the same as a GPU without MIG: handed out whole it might be in MIG mode.
+        return Err(CallError { call: "nvmlDeviceGetGpuInstanceProfileInfo", code: Code::NOT_FOUND });
+    }
+    Ok(Some(MigFacts { resetless, profiles, mode }))
 }
 
 /// Enumerates profiles until INVALID_ARGUMENT. What this GPU does not have, and what cannot be described, is left out.
@@ -120,6 +124,10 @@ fn profiles(device: &DeviceHandle<'_>, uuid: &str, memory_bytes: u64) -> Result<
             Ok(profile) => profile,
             Err(error) if error.code == Code::INVALID_ARGUMENT => break,
             Err(error) if error.code == Code::NOT_SUPPORTED => continue,
+            Err(error) if concerns_the_profile(&error) => {
+                warn!(uuid, index, %error, "MIG profile skipped");
+                continue;
+            }
             Err(error) => return Err(error),
         };
         if profile.name.is_empty() {
@@ -136,10 +144,11 @@ fn profiles(device: &DeviceHandle<'_>, uuid: &str, memory_bytes: u64) -> Result<
         }
         match device.placements(profile.id) {
             Ok(placements) => profile.placements = placements,
-            Err(error) => {
+            Err(error) if concerns_the_profile(&error) => {
                 warn!(uuid, profile = profile.name, %error, "MIG profile skipped: it has no placements");
                 continue;
             }
+            Err(error) => return Err(error),
         }
         if found.iter().any(|it| it.name == profile.name || it.id == profile.id) {
             warn!(
@@ -160,6 +169,13 @@ fn profiles(device: &DeviceHandle<'_>, uuid: &str, memory_bytes: u64) -> Result<
         found.push(profile);
     }
     Ok(found)
+}
+
+/// True for errors that say something of one profile, which can be left out, rather than of the GPU or of our rights.
+fn concerns_the_profile(error: &CallError) -> bool {
+    const ARGUMENT_VERSION_MISMATCH: Code = Code(25);
+    [Code::NOT_SUPPORTED, Code::INVALID_ARGUMENT, Code::NOT_FOUND, Code::UNKNOWN, ARGUMENT_VERSION_MISMATCH]
+        .contains(&error.code)
 }
 
 /// Name of a profile whose driver does not tell it, as go-nvlib computes it (mig_profile.go, getMigMemorySizeGB).

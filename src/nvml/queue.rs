@@ -19,7 +19,7 @@ pub struct GpuQueue {
 
 /// The GPU's thread is gone, which happens only while the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the driver is shutting down")]
+#[error("the thread of the GPU has ended; the driver is shutting down or has to be restarted")]
 pub struct QueueClosed;
 
 impl GpuQueue {
@@ -27,11 +27,20 @@ impl GpuQueue {
     pub fn start(nvml: Arc<Nvml>, uuid: String, name: &str) -> io::Result<Self> {
         let (jobs, inbox) = mpsc::channel::<Job>();
         thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // Kept once it was found: looking one up by UUID can take seconds while others do (mig-nvml-cdi.md 3.2).
+            let mut device = None;
             for job in inbox {
-                // Looked up for every job: a handle outlives neither a GPU reset nor a GPU that comes back.
-                match DeviceHandle::by_uuid(&nvml, &uuid) {
-                    Ok(device) => job(Ok(&device)),
-                    Err(error) => job(Err(error)),
+                if device.is_none() {
+                    match DeviceHandle::by_uuid(&nvml, &uuid) {
+                        Ok(found) => device = Some(found),
+                        Err(error) => {
+                            job(Err(error));
+                            continue;
+                        }
+                    }
+                }
+                if let Some(device) = &device {
+                    job(Ok(device));
                 }
             }
         })?;

@@ -10,4 +10,4 @@ mod render;
 
 pub use diff::{Change, diff, is_same, lost_counters};
 pub use publish::{Publication, Publisher};
-pub use render::{Owner, render};
+pub use render::{Owner, pool_name, render};

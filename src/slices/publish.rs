@@ -21,6 +21,8 @@ use crate::inventory::Inventory;
 
 /// How long changes made by others are collected before they are looked at.
 const DEBOUNCE: Duration = Duration::from_millis(500);
+/// How long a burst of changes may put the next look off.
+const LONGEST_BURST: Duration = Duration::from_secs(5);
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(2);
 /// Full comparison even if nothing was heard: a watch may lose a deletion.
@@ -87,7 +89,7 @@ impl Publisher {
                 _ => self.sync_or_report(&state).await,
             };
             tokio::select! {
-                change = node.changed() => if change.is_err() { return },
+                is_alive = self.news(&mut node, &state) => if !is_alive { return },
                 () = self.foreign_change(&mut changes) => {}
                 () = sleep(pause) => {}
             }
@@ -104,18 +106,40 @@ impl Publisher {
                 DEBOUNCE
             }
             Err(error) => {
-                warn!(%error, "cannot publish resourceslices, trying again");
-                self.report.send_replace(Publication::Pending { reason: error.to_string() });
+                let pending = Publication::Pending { reason: error.to_string() };
+                if *self.report.borrow() != pending {
+                    warn!(%error, "cannot publish resourceslices, trying again");
+                }
+                self.report.send_replace(pending);
                 RETRY
             }
         }
+    }
+
+    /// Returns once something that is published differs from `seen`; false when nobody tells it any more. What claims hold
+    /// changes with every pod, and matters only where it decides what is offered: with counters it does not.
+    async fn news(&self, node: &mut watch::Receiver<NodeState>, seen: &NodeState) -> bool {
+        while node.changed().await.is_ok() {
+            let now = node.borrow_and_update();
+            let held_matters = now.hardware.is_err() || self.keeps_counters == Some(false);
+            if now.inventory != seen.inventory
+                || now.hardware.as_ref().err() != seen.hardware.as_ref().err()
+                || held_matters && now.held != seen.held
+            {
+                return true;
+            }
+        }
+        false
     }
 
     /// Returns after somebody else changed our slices, and after the burst that often follows has ended.
     async fn foreign_change(&self, changes: &mut (impl Stream<Item = (String, Option<String>)> + Unpin)) {
         while let Some((name, version)) = changes.next().await {
             if version.is_none() || self.written.get(&name) != Some(&version) {
-                while timeout(DEBOUNCE, changes.next()).await.is_ok_and(|it| it.is_some()) {}
+                let burst =
+                    async { while timeout(DEBOUNCE, changes.next()).await.is_ok_and(|it| it.is_some()) {} };
+                // A burst that does not end is no reason to wait for ever.
+                let _ = timeout(LONGEST_BURST, burst).await;
                 return;
             }
         }
@@ -126,7 +150,10 @@ impl Publisher {
         let node_uid = self.api.node_uid().await?;
         let owner = Owner { driver: self.driver.clone(), node: self.node.clone(), node_uid };
         let needs_counters = inventory.gpus.iter().any(|it| !it.counters.is_empty());
-        if needs_counters && self.keeps_counters != Some(true) {
+        let published = self.api.list().await?;
+        // An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
+        let creates = published.len() < render(inventory, &owner).len();
+        if needs_counters && (creates || self.keeps_counters != Some(true)) {
             let probe = probe(&owner);
             self.set_gate(!lost_counters(&probe, &self.api.try_create(&probe).await?));
         }
@@ -138,7 +165,7 @@ impl Publisher {
             (inventory, 0)
         };
         let slices = render(offered, &owner);
-        self.write(&slices).await?;
+        self.write(&slices, &published).await?;
         let devices = offered.devices().count();
         let publication = match withheld {
             0 => Publication::Complete { slices: slices.len(), devices },
@@ -155,8 +182,12 @@ impl Publisher {
         Ok(())
     }
 
-    async fn write(&mut self, wanted: &[ResourceSlice]) -> Result<(), SliceError> {
-        for change in diff(wanted, &self.api.list().await?) {
+    async fn write(
+        &mut self,
+        wanted: &[ResourceSlice],
+        published: &[ResourceSlice],
+    ) -> Result<(), SliceError> {
+        for change in diff(wanted, published) {
             let stored = self.api.apply(&change).await?;
             debug!(?change, "resourceslice written");
             let (Change::Create(sent) | Change::Update(sent)) = &change else { continue };
@@ -193,7 +224,7 @@ fn probe(owner: &Owner) -> ResourceSlice {
     let mut slices = render(&Inventory::default(), owner);
     let mut probe = slices.swap_remove(0);
     probe.metadata.name = Some(format!("probe-{}", probe.metadata.name.unwrap_or_default()));
-    probe.spec.pool.name = format!("{}/probe", owner.pool());
+    probe.spec.pool.name.push_str("/probe");
     probe.spec.pool.generation = 1;
     probe.spec.devices = None;
     let counters = [("probe".to_owned(), Counter { value: quantity::count(1) })].into();

@@ -27,13 +27,11 @@ pub struct Owner {
     pub node_uid: String,
 }
 
-impl Owner {
-    /// Pool name: never the bare node name, under which another driver may have a pool with counters
-    /// (kubernetes#140434).
-    #[must_use]
-    pub fn pool(&self) -> String {
-        format!("{}/{}", self.node, self.driver)
-    }
+/// Name of a node's pool: never the bare node name, under which another driver may have a pool with counters
+/// (kubernetes#140434).
+#[must_use]
+pub fn pool_name(node: &str, driver: &str) -> String {
+    format!("{node}/{driver}")
 }
 
 /// Renders the whole pool. Every slice has generation 0; the diff against what is published decides the real one.
@@ -60,7 +58,11 @@ pub fn render(inventory: &Inventory, owner: &Owner) -> Vec<ResourceSlice> {
         spec: ResourceSliceSpec {
             driver: owner.driver.clone(),
             node_name: Some(owner.node.clone()),
-            pool: ResourcePool { name: owner.pool(), generation: 0, resource_slice_count: count },
+            pool: ResourcePool {
+                name: pool_name(&owner.node, &owner.driver),
+                generation: 0,
+                resource_slice_count: count,
+            },
             ..content
         },
     };

@@ -58,12 +58,14 @@ impl Health {
                 ),
             ),
         };
-        let gpus = match &self.node.borrow().hardware {
-            Ok(hardware) => {
-                format!("{} GPUs, {} skipped", hardware.facts.gpus.len(), hardware.facts.skipped.len())
-            }
+        let node = self.node.borrow();
+        let mut gpus = match &node.hardware {
+            Ok(hardware) => format!("{} GPUs", hardware.facts.gpus.len()),
             Err(reason) => format!("none: {reason}"),
         };
+        for problem in &node.problems {
+            gpus.push_str(&format!("\n    not offered: {problem}"));
+        }
         let mark = |is_well| if is_well { '+' } else { '-' };
         let text = format!(
             "[{}] kubelet: {registration}\n[{}] resourceslices: {publication}\n[+] gpus: {gpus}\n",
@@ -111,7 +113,8 @@ mod tests {
     /// The report for a node whose driver is not loaded.
     fn report(registration: RegistrationState, publication: Publication) -> (bool, String) {
         let hardware = Err("no libnvidia-ml.so.1".to_owned());
-        let node = NodeState { hardware, inventory: Arc::default(), held: BTreeSet::new() };
+        let problems = vec!["GPU 3: it is lost".to_owned()];
+        let node = NodeState { hardware, inventory: Arc::default(), held: BTreeSet::new(), problems };
         let health = Health {
             registration: watch::channel(registration).1,
             publication: watch::channel(publication).1,
@@ -126,6 +129,7 @@ mod tests {
             report(RegistrationState::Registered, Publication::Complete { slices: 1, devices: 0 });
         assert!(is_ready);
         assert!(text.contains("0 devices in 1 slices") && text.contains("no libnvidia-ml.so.1"), "{text}");
+        assert!(text.contains("not offered: GPU 3: it is lost"), "{text}");
     }
 
     #[test]

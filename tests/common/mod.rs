@@ -160,10 +160,10 @@ impl Lab {
 
     /// A claim to which these devices are allocated, as (request, driver, device).
     pub(crate) async fn claim(&self, name: &str, results: &[(&str, &str, &str)]) -> Claim {
-        let pool = format!("{}/{DRIVER}", self.node_name);
         let results: Vec<Value> = results
             .iter()
             .map(|(request, driver, device)| {
+                let pool = format!("{}/{driver}", self.node_name);
                 json!({"request": request, "driver": driver, "pool": pool, "device": device})
             })
             .collect();
