@@ -1,4 +1,5 @@
 //! Publishing: from the simulated hardware to an API server, simulated and, where there is one, real.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
 mod common;
 

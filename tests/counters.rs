@@ -1,4 +1,5 @@
 //! The published counters against the simulated hardware: what the scheduler would allow is what the hardware makes.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
 use std::collections::BTreeMap;
 

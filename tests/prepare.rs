@@ -1,4 +1,5 @@
 //! Preparing and unpreparing, as the kubelet asks for it, on the simulated hardware.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
 mod common;
 

@@ -23,7 +23,7 @@ pub(crate) async fn tell(args: Args) -> anyhow::Result<(bool, TempDir)> {
     let cluster = Cluster::start(&args).await?;
     let names: Vec<&str> = args.gpus.0.iter().map(nvml_sim::Model::name).collect();
     println!("node {NODE} with {}; API server {}\n", names.join(", "), cluster.server.url());
-    wait(&cluster, limit, "the driver publishes its devices", |c| published(c)).await?;
+    wait(&cluster, limit, "the driver publishes its devices", published).await?;
     println!("published\n{}", report::slices(&cluster));
     for class in manifest::parse(CLASSES)? {
         cluster.server.create(class)?;
