@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 async fn server(partitionable: bool) -> (ApiServer, Client) {
     let options = Options { partitionable_devices: partitionable, ..Options::default() };
     let server = ApiServer::start(options).await.unwrap();
+    // Other members of the workspace bring a second TLS provider into the build, and kube asks for one even for plain HTTP.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::try_from(Config::new(server.url().parse().unwrap())).unwrap();
     (server, client)
 }
