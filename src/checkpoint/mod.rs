@@ -1,8 +1,9 @@
 //! What was promised, on disk: one small file per claim, written before the hardware changes.
 //!
-//! A file is replaced as a whole, by rename. The first write of a claim is forced to the disk together with its
-//! directory; the steps in between are not, because what they record does not survive a power failure either: MIG
-//! instances vanish with the boot that made them. A file that cannot be read is set aside, never deleted.
+//! A file is replaced as a whole, by rename. The first write of a claim, its intent, is forced to the disk together with
+//! its directory. Later ones are not: they record steps on the hardware, and those do not survive a power failure either,
+//! because MIG instances vanish with the boot that made them and the record of another boot is planned anew. A file that
+//! cannot be read is set aside, never lost.
 
 mod record;
 
@@ -16,6 +17,8 @@ use crate::claim::ClaimUid;
 
 /// Largest file that is read. A claim has at most 32 devices of some hundred bytes each.
 const MOST_BYTES: u64 = 256 * 1024;
+/// Most files are smaller than this.
+const USUAL_BYTES: usize = 4096;
 
 /// The directory with the files of all claims.
 #[derive(Debug, Clone)]
@@ -26,7 +29,7 @@ pub struct Checkpoint {
 /// How hard a write has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// Survives a power failure: for what was promised.
+    /// Survives a power failure: for the intent.
     PowerFailure,
     /// Survives the end of this process: for the steps on the way.
     ProcessEnd,
@@ -169,7 +172,8 @@ impl Checkpoint {
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    // Room for a whole file: growing from nothing takes seven reads, and every prepare reads all files.
+    let mut bytes = Vec::with_capacity(USUAL_BYTES);
     File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

@@ -183,7 +183,7 @@ impl Claims {
         blocking(|| {
             self.write_cdi(before, nodes, &hardware.facts.driver_version)?;
             if done != *before {
-                self.checkpoint.save(&done, Durability::PowerFailure)?;
+                self.checkpoint.save(&done, Durability::ProcessEnd)?;
                 self.changed.send_replace(());
             }
             Ok::<_, PrepareError>(())
