@@ -95,9 +95,9 @@ pub struct InstanceReport {
 pub async fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let wanted = args.hardware.clone();
     let hardware = tokio::task::spawn_blocking(move || Hardware::open(&wanted)).await??;
-    // Not `Checkpoint::open` alone: on a node where the driver never ran there is no directory, and none is made.
+    // On a node where the driver never ran there is no directory, and none is made.
     let directory = args.driver.claims_directory();
-    let records = if directory.is_dir() { Checkpoint::open(&directory)?.records()? } else { Vec::new() };
+    let records = if directory.is_dir() { Checkpoint::reading(&directory).records()? } else { Vec::new() };
     let report = report(&hardware, &hardware.scan().await?, &records);
     let text = match args.output {
         OutputFormat::Table => table(&report),

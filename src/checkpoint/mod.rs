@@ -10,6 +10,7 @@ mod record;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use record::{Progress, Record, RecordedDevice, RecordedKind, VERSION};
 
@@ -19,6 +20,12 @@ use crate::claim::ClaimUid;
 const MOST_BYTES: u64 = 256 * 1024;
 /// Most files are smaller than this.
 const USUAL_BYTES: usize = 4096;
+
+/// Extension of files that are being written; `list` ignores them.
+const UNFINISHED: &str = "tmp";
+
+/// Number of writes so far, which tells their files apart.
+static SAVES: AtomicU64 = AtomicU64::new(0);
 
 /// The directory with the files of all claims.
 #[derive(Debug, Clone)]
@@ -58,10 +65,21 @@ pub struct StoreError {
 }
 
 impl Checkpoint {
-    /// Opens the directory, creating it where it is missing.
+    /// Opens the directory for writing: creates it where it is missing, and clears it of what an interrupted write left.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(directory).map_err(failed("create", directory))?;
-        Ok(Self { directory: directory.to_owned() })
+        for entry in fs::read_dir(directory).map_err(failed("list", directory))?.flatten() {
+            if entry.path().extension().is_some_and(|it| it == UNFINISHED) {
+                fs::remove_file(entry.path()).map_err(failed("remove", &entry.path()))?;
+            }
+        }
+        Ok(Self::reading(directory))
+    }
+
+    /// The same directory for reading only; nothing is changed.
+    #[must_use]
+    pub fn reading(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
     }
 
     /// What is stored about a claim.
@@ -97,8 +115,9 @@ impl Checkpoint {
     /// Stores a record in place of what was there.
     pub fn save(&self, record: &Record, durability: Durability) -> Result<(), StoreError> {
         let path = self.path(&record.claim.uid);
-        // Ends in .tmp, which `list` ignores; one writer per claim, so the name is free.
-        let temporary = path.with_extension("tmp");
+        // A name of its own: behind a GPU that hung, an old call may still write when a new one does.
+        let number = SAVES.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_extension(format!("{number}.{UNFINISHED}"));
         let write = || {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
             file.write_all(&serde_json::to_vec_pretty(record)?)?;
@@ -272,6 +291,15 @@ mod tests {
         };
         let won = ["a", "b", "c", "d"].map(reserve).map(|it| it.join().unwrap());
         assert_eq!(won.iter().filter(|it| **it).count(), 1);
+    }
+
+    #[test]
+    fn what_an_interrupted_write_left_is_cleared_by_the_next_start_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let left = directory.path().join("uid-9.3.tmp");
+        fs::write(&left, "{").unwrap();
+        assert!(Checkpoint::reading(directory.path()).list().unwrap().is_empty() && left.exists());
+        assert!(Checkpoint::open(directory.path()).unwrap().list().unwrap().is_empty() && !left.exists());
     }
 
     #[test]
