@@ -52,8 +52,13 @@ use tokio_util::sync::CancellationToken;
 
 /// Runs a subcommand to its end.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
-    // Two threads: the work is NVML's, on threads of its own, and waiting.
-    let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // Two threads: the work is NVML's, on threads of its own, and waiting. Two more stand in for them while they wait for
+    // a disk; with tokio's limit of 512 a burst of claims has a thread each, and each thread its share of the heap.
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         match cli.command {
             Command::Node(args) => {
