@@ -169,9 +169,7 @@ impl HardwareWatch {
                 () = stop.cancelled() => return Ok(()),
                 change = changes.changed() => {
                     change.context("the claims are gone")?;
-                    // In a statement of its own: a borrow that lasts through `publish` would wait for itself.
-                    let hardware = self.state.borrow().hardware.clone();
-                    self.publish(hardware)?;
+                    self.note_held()?;
                 }
                 () = surprised.notified() => self.look().await?,
                 _ = clock.tick() => self.look().await?,
@@ -247,9 +245,32 @@ impl HardwareWatch {
         }
     }
 
+    /// Follows what claims hold. The inventory depends on it only where something is withheld; elsewhere nobody is told,
+    /// because comparing all slices after every claim would cost more than preparing it.
+    fn note_held(&self) -> anyhow::Result<()> {
+        let (hardware, is_independent) = {
+            let state = self.state.borrow();
+            let is_independent = state.inventory.gpus.iter().all(|it| it.withheld.is_empty());
+            (state.hardware.clone(), is_independent)
+        };
+        if !is_independent {
+            return self.publish(hardware);
+        }
+        let held = self.held()?;
+        self.state.send_if_modified(|state| {
+            state.held = held;
+            false
+        });
+        Ok(())
+    }
+
+    fn held(&self) -> anyhow::Result<BTreeSet<String>> {
+        let records = self.checkpoint.records()?;
+        Ok(records.into_iter().flat_map(|it| it.devices).map(|it| it.name).collect())
+    }
+
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
-        let held: BTreeSet<String> =
-            self.checkpoint.records()?.iter().flat_map(|it| &it.devices).map(|it| it.name.clone()).collect();
+        let held = self.held()?;
         let inventory = match &hardware {
             Ok(hardware) => inventory(&hardware.facts, &self.gpus, &held),
             Err(_) => Inventory::default(),
@@ -262,7 +283,6 @@ impl HardwareWatch {
             .collect();
         self.state.send_if_modified(|state| {
             let is_same = *state.inventory == inventory
-                && state.held == held
                 && state.problems == problems
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();

@@ -15,12 +15,12 @@ mod spread;
 use std::fs;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{anyhow, ensure};
+use anyhow::{Context, anyhow, ensure};
 use futures::future::try_join_all;
 use kube_sim::kubelet::{Claim, Plugin};
 use nvml_sim::Call;
 
-use node::{Driver, Node, binary, forced_write};
+use node::{Driver, Node, binary, forced_write, scheduled};
 use nvml_time::{Window, inside_nvml};
 use spread::{Samples, Table};
 
@@ -46,41 +46,51 @@ fn main() -> anyhow::Result<()> {
 
 async fn measure() -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism()?;
-    let load = || fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    println!("{} on {cores} cores, load average {}", binary().display(), load().trim());
-    let mut table = Table::default();
+    // Share of the time in which something waited for a core; not every kernel tells.
+    let load =
+        || fs::read_to_string("/proc/pressure/cpu").unwrap_or_default().lines().next().map(str::to_owned);
+    println!("{} on {cores} cores; pressure on them: {}", binary().display(), load().unwrap_or_default());
     let node = Node::new().await?;
-    node.sim.configure(|config| config.log_calls = true)?;
-
-    println!("measuring {STARTS} starts");
-    starts(&node, &mut table).await?;
-
-    let driver = node.start().await?;
-    let (kubelet, claims) = (node.kubelet().await?, node.allocated_claims()?);
-    ensure!(claims.len() == 56, "eight H100 have 56 placements of 1g.10gb, found {}", claims.len());
-    println!("measuring {BURSTS} bursts of {} claims", claims.len());
-    let memory = bursts(&node, &driver, &kubelet, &claims, &mut table).await?;
-
-    let forced = Samples::milliseconds(repeated_forced_writes(&node)?);
-    println!("measuring {PREPARES} prepares, twice");
-    // The node is full after the bursts: a claim goes and comes back, with 55 others around it.
-    calls(&node, &driver, &kubelet, &claims, Others::Prepared, &mut table).await?;
-    let late = driver.memory_kib("VmRSS")? / 1024.0;
-    try_join_all(claims.iter().map(|it| unprepare(&kubelet, it))).await?;
-    calls(&node, &driver, &kubelet, &claims, Others::None, &mut table).await?;
-    table.shown("one forced 1 KiB file with its directory, same disk, same run", forced.cells("ms"));
-
-    sizes(&driver, &memory, late, &mut table)?;
-    driver.stop()?;
+    let table =
+        measure_on(&node).await.with_context(|| format!("the driver's log ends so:\n{}", node.log_tail()))?;
     print!("{}", table.render());
     println!(
         "NVML's own time is taken from the simulator's call log: the time during which at least one call of the driver\n\
          was running. Writing the log, the API server's answers and the kubelet's side of gRPC count as the driver's.\n\
-         State and CDI files are on the disk of {}; load average now {}",
+         State is on the disk of {}, CDI files are on a tmpfs, as on a node;\n\
+         pressure on the cores now: {}",
         env!("CARGO_TARGET_TMPDIR"),
-        load().trim()
+        load().unwrap_or_default()
     );
     Ok(())
+}
+
+async fn measure_on(node: &Node) -> anyhow::Result<Table> {
+    let mut table = Table::default();
+    node.sim.configure(|config| config.log_calls = true)?;
+
+    println!("measuring {STARTS} starts");
+    starts(node, &mut table).await?;
+
+    let driver = node.start().await?;
+    let published = driver.memory_kib("VmRSS")? / 1024.0;
+    let (kubelet, claims) = (node.kubelet().await?, node.allocated_claims()?);
+    ensure!(claims.len() == 56, "eight H100 have 56 placements of 1g.10gb, found {}", claims.len());
+    println!("measuring {BURSTS} bursts of {} claims", claims.len());
+    let memory = bursts(node, &driver, &kubelet, &claims, &mut table).await?;
+
+    let forced = Samples::milliseconds(repeated_forced_writes(node)?);
+    println!("measuring {PREPARES} prepares, twice");
+    // The node is full after the bursts: a claim goes and comes back, with 55 others around it.
+    calls(node, &driver, &kubelet, &claims, Others::Prepared, &mut table).await?;
+    let late = driver.memory_kib("VmRSS")? / 1024.0;
+    try_join_all(claims.iter().map(|it| unprepare(&kubelet, it))).await?;
+    calls(node, &driver, &kubelet, &claims, Others::None, &mut table).await?;
+    table.shown("one forced 1 KiB file with its directory, same disk, same run", forced.cells("ms"));
+
+    sizes(&driver, &memory, [published, late], &mut table)?;
+    driver.stop()?;
+    Ok(table)
 }
 
 /// Start of the process until the API server has the pool, less the time inside NVML.
@@ -159,6 +169,7 @@ async fn calls(
     others: Others,
     table: &mut Table,
 ) -> anyhow::Result<()> {
+    let (requests_before, waited_before) = (node.requests(), waits(driver)?);
     let (mut prepares, mut unprepares) = (Vec::new(), Vec::new());
     for claim in claims.iter().cycle().take(PREPARES) {
         if others == Others::Prepared {
@@ -169,6 +180,8 @@ async fn calls(
             unprepares.push(timed(unprepare(kubelet, claim)).await?);
         }
     }
+    let requests = count(node.requests() - requests_before);
+    let [on_core, waited, waited_here] = waits(driver)?;
     let log = node.calls_of(driver)?;
     let among = if others == Others::Prepared { "55 others prepared" } else { "no other" };
     let beyond = beyond_nvml(&log, &prepares);
@@ -176,8 +189,27 @@ async fn calls(
     let figure = format!("prepare, beyond NVML, {among}");
     table.judged(&figure, beyond.cells("ms"), "median 5, p99 25 ms", is_met);
     table.shown("in all", Samples::milliseconds(prepares.iter().map(|it| it.took)).cells("ms"));
+    let each = format!("{:.2}", requests / count(prepares.len()));
+    table.shown("requests to the API server for a prepare and an unprepare", (each, String::new()));
+    let mean = |now: f64, before: f64| {
+        (format!("{:.2} ms", (now - before) / count(prepares.len())), "mean of both together".to_owned())
+    };
+    table.shown("the driver on a core", mean(on_core, waited_before[0]));
+    table.shown("the driver's threads waiting for a core", mean(waited, waited_before[1]));
+    table.shown("this process's threads waiting for a core", mean(waited_here, waited_before[2]));
     table.shown(&format!("unprepare, beyond NVML, {among}"), beyond_nvml(&log, &unprepares).cells("ms"));
     Ok(())
+}
+
+/// How long the driver has had a core and waited for one, and how long this process has waited, in milliseconds.
+fn waits(driver: &Driver) -> anyhow::Result<[f64; 3]> {
+    let ([on_core, waited], [_, waited_here]) = (driver.on_core_and_waiting()?, scheduled("self")?);
+    Ok([on_core, waited, waited_here])
+}
+
+#[expect(clippy::cast_precision_loss, reason = "there are far fewer than 2^52")]
+fn count(number: usize) -> f64 {
+    number as f64
 }
 
 fn beyond_nvml(log: &[Call], windows: &[Window]) -> Samples {
@@ -208,11 +240,14 @@ fn repeated_forced_writes(node: &Node) -> anyhow::Result<Vec<Duration>> {
     (0..FORCED_WRITES).map(|_| forced_write(&node.path("forced"))).collect()
 }
 
-fn sizes(driver: &Driver, memory: &Samples, late: f64, table: &mut Table) -> anyhow::Result<()> {
+/// `around` is the resident memory before anything was prepared, and at the end.
+fn sizes(driver: &Driver, memory: &Samples, around: [f64; 2], table: &mut Table) -> anyhow::Result<()> {
     let is_met = memory.max() <= 20.0;
     let figure = "resident with 8 H100 published, 56 claims prepared";
     table.judged(figure, memory.cells("MiB"), "max 20 MiB", is_met);
     let mut shown = |what: &str, mib: f64| table.shown(what, (format!("{mib:.2} MiB"), String::new()));
+    let [published, late] = around;
+    shown("with nothing prepared yet", published);
     shown(&format!("the same after {PREPARES} more prepares and unprepares"), late);
     shown("most ever (VmHWM)", driver.memory_kib("VmHWM")? / 1024.0);
     shown("of which now: own pages (RssAnon)", driver.memory_kib("RssAnon")? / 1024.0);

@@ -33,6 +33,8 @@ pub(crate) struct Node {
     server: ApiServer,
     /// On the disk of the target folder, not on a tmpfs: what is forced to disk costs what it costs.
     directory: TempDir,
+    /// CDI files are on a tmpfs, as `/var/run` is.
+    cdi: TempDir,
 }
 
 /// A driver that runs. Dropping it kills it.
@@ -45,6 +47,7 @@ pub(crate) struct Driver {
 impl Node {
     pub(crate) async fn new() -> anyhow::Result<Self> {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+        let cdi = tempfile::tempdir_in("/dev/shm")?;
         let models = nvml_sim::parse_gpus(GPUS).map_err(anyhow::Error::msg)?;
         let sim = SimNode::create(&directory.path().join("host"), &models)?;
         let server = ApiServer::start(Options { partitionable_devices: true, ..Options::default() }).await?;
@@ -52,7 +55,7 @@ impl Node {
         server
             .create(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}))
             .map_err(|error| anyhow::anyhow!("create the Node: {error:?}"))?;
-        Ok(Self { sim, server, directory })
+        Ok(Self { sim, server, directory, cdi })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -74,7 +77,7 @@ impl Node {
         let mut driver = Driver { process, start: Window { began, took: Duration::ZERO } };
         while !is_complete(&self.server.list(&kinds::RESOURCE_SLICE)) {
             if let Some(status) = driver.process.try_wait()? {
-                bail!("the driver ended ({status}): {}", fs::read_to_string(self.path("driver.log"))?);
+                bail!("the driver ended ({status})");
             }
             ensure!(clock.elapsed() < PATIENCE, "no complete pool after {} s", PATIENCE.as_secs());
             tokio::time::sleep(GLANCE).await;
@@ -102,14 +105,20 @@ impl Node {
             ("--host-root", "host"),
             ("--proc-root", "host/proc"),
             ("--sys-root", "host/sys"),
-            ("--cdi-root", "cdi"),
             ("--plugins-dir", "plugins"),
             ("--registry-dir", "registry"),
         ] {
             command.arg(flag).arg(self.path(name));
         }
-        command.stdin(Stdio::null());
+        command.arg("--cdi-root").arg(self.cdi.path()).stdin(Stdio::null());
         command
+    }
+
+    /// The last lines of the driver's log.
+    pub(crate) fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.path("driver.log")).unwrap_or_else(|error| error.to_string());
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(10)..].join("\n")
     }
 
     /// Registers the driver as the kubelet does.
@@ -156,6 +165,11 @@ impl Node {
         Ok(Claim { namespace: "default".to_owned(), name: device.to_owned(), uid })
     }
 
+    /// How many requests the API server had so far.
+    pub(crate) fn requests(&self) -> usize {
+        self.server.requests().len()
+    }
+
     /// What this driver called so far.
     pub(crate) fn calls_of(&self, driver: &Driver) -> anyhow::Result<Vec<Call>> {
         let pid = driver.process.id();
@@ -172,6 +186,11 @@ impl Driver {
         number.with_context(|| format!("no {line} in /proc/<pid>/status"))?.parse().context("a number")
     }
 
+    /// For how long its threads have had a core, and for how long they have waited for one, in milliseconds.
+    pub(crate) fn on_core_and_waiting(&self) -> anyhow::Result<[f64; 2]> {
+        scheduled(&self.process.id().to_string())
+    }
+
     /// Ends it as Kubernetes does.
     pub(crate) fn stop(mut self) -> anyhow::Result<()> {
         let pid = rustix::process::Pid::from_child(&self.process);
@@ -184,6 +203,11 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
+        if let Ok(Some(status)) = self.process.try_wait()
+            && !status.success()
+        {
+            println!("the driver had ended before it was asked to: {status}");
+        }
         // Both fail only where it has ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -200,6 +224,20 @@ fn is_complete(slices: &[impl std::ops::Deref<Target = Value>]) -> bool {
             pool(it) == pool(&slices[0])
                 && pool(it)["resourceSliceCount"].as_u64() == Some(slices.len() as u64)
         })
+}
+
+/// Time on a core and time in wait for one of all threads of a process, from the kernel's
+/// `/proc/<pid>/task/<tid>/schedstat` (Documentation/scheduler/sched-stats.rst), in milliseconds.
+pub(crate) fn scheduled(process: &str) -> anyhow::Result<[f64; 2]> {
+    let mut sums = [0.0; 2];
+    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+        // A thread may have ended since it was listed.
+        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+        for (sum, nanoseconds) in sums.iter_mut().zip(text.split_whitespace()) {
+            *sum += nanoseconds.parse::<f64>()? / 1e6;
+        }
+    }
+    Ok(sums)
 }
 
 /// Forces a small file and its directory to disk, as a careful program does, and says how long that took.
