@@ -80,17 +80,15 @@ impl Claims {
         loop {
             let inventory = self.inventory();
             let ground = Ground { pool: &self.pool, inventory: &inventory, boot_id: &hardware.boot_id };
-            // Once before anything is stored, to know where to look, and once more under the lock.
-            let planned = plan(claim, &allocated, ground, &self.checkpoint.records()?);
-            let reserved = match planned {
-                Ok(planned) => {
-                    self.refuse_occupied(&planned, hardware, deadline).await?;
-                    blocking(|| {
-                        self.checkpoint.reserve(|others| Ok(plan(claim, &allocated, ground, others)?))
-                    })
-                }
-                Err(error) => Err(error.into()),
-            };
+            // Planned once to know where to look, and once more under the lock, where a claim in the way counts first.
+            let planned = plan(claim, &allocated, ground, &[])?;
+            let looked = self.refuse_occupied(&planned, hardware, deadline).await;
+            let reserved = blocking(|| {
+                self.checkpoint.reserve(|others| {
+                    let record = plan(claim, &allocated, ground, others)?;
+                    looked.map(|()| record)
+                })
+            });
             match reserved {
                 Err(PrepareError::Plan(PlanError::Held(conflict))) if Instant::now() + PAUSE < deadline => {
                     debug!(%conflict, "waiting for the other claim");
