@@ -57,7 +57,7 @@ async fn measure() -> anyhow::Result<()> {
     println!(
         "NVML's own time is taken from the simulator's call log: the time during which at least one call of the driver\n\
          was running. Writing the log, the API server's answers and the kubelet's side of gRPC count as the driver's.\n\
-         State is on the disk of {}, CDI files are on a tmpfs, as on a node;\n\
+         The driver's state is on the disk of {};\n\
          pressure on the cores now: {}",
         env!("CARGO_TARGET_TMPDIR"),
         load().unwrap_or_default()
@@ -237,7 +237,7 @@ async fn unprepare(kubelet: &Plugin, claim: &Claim) -> anyhow::Result<()> {
 }
 
 fn repeated_forced_writes(node: &Node) -> anyhow::Result<Vec<Duration>> {
-    (0..FORCED_WRITES).map(|_| forced_write(&node.path("forced"))).collect()
+    (0..FORCED_WRITES).map(|_| forced_write(node.disk.path())).collect()
 }
 
 /// `around` is the resident memory before anything was prepared, and at the end.

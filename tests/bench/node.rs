@@ -23,6 +23,7 @@ pub(crate) fn binary() -> PathBuf {
 
 const GPUS: &str = "8xH100-80GB";
 const NODE: &str = "bench";
+const LIBRARY: &str = "libnvidia-ml.so.1";
 const PROFILE: &str = "1g.10gb";
 /// How often the API server's store is looked at; it adds at most this to a start.
 const GLANCE: Duration = Duration::from_millis(1);
@@ -31,10 +32,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Node {
     pub(crate) sim: SimNode,
     server: ApiServer,
-    /// On the disk of the target folder, not on a tmpfs: what is forced to disk costs what it costs.
+    /// The simulated host, CDI files and sockets, on a tmpfs, as `/proc` and `/var/run` are: what the simulator writes
+    /// must not get in the way of the driver's files.
     directory: TempDir,
-    /// CDI files are on a tmpfs, as `/var/run` is.
-    cdi: TempDir,
+    /// The driver's state, on the disk of the target folder: what is forced to disk costs what it costs. The library,
+    /// too, because programs may not be loaded from every tmpfs.
+    pub(crate) disk: TempDir,
 }
 
 /// A driver that runs. Dropping it kills it.
@@ -46,16 +49,17 @@ pub(crate) struct Driver {
 
 impl Node {
     pub(crate) async fn new() -> anyhow::Result<Self> {
-        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
-        let cdi = tempfile::tempdir_in("/dev/shm")?;
+        let (directory, disk) =
+            (tempfile::tempdir_in("/dev/shm")?, tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?);
         let models = nvml_sim::parse_gpus(GPUS).map_err(anyhow::Error::msg)?;
         let sim = SimNode::create(&directory.path().join("host"), &models)?;
+        fs::copy(sim.library(), disk.path().join(LIBRARY))?;
         let server = ApiServer::start(Options { partitionable_devices: true, ..Options::default() }).await?;
         server.write_kubeconfig(&directory.path().join("kubeconfig"))?;
         server
             .create(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}))
             .map_err(|error| anyhow::anyhow!("create the Node: {error:?}"))?;
-        Ok(Self { sim, server, directory, cdi })
+        Ok(Self { sim, server, directory, disk })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -105,12 +109,14 @@ impl Node {
             ("--host-root", "host"),
             ("--proc-root", "host/proc"),
             ("--sys-root", "host/sys"),
-            ("--plugins-dir", "plugins"),
+            ("--cdi-root", "cdi"),
             ("--registry-dir", "registry"),
         ] {
             command.arg(flag).arg(self.path(name));
         }
-        command.arg("--cdi-root").arg(self.cdi.path()).stdin(Stdio::null());
+        command.arg("--plugins-dir").arg(self.disk.path());
+        command.arg("--driver-library").arg(self.disk.path().join(LIBRARY));
+        command.env("NVML_SIM_STATE", self.path("host")).stdin(Stdio::null());
         command
     }
 
