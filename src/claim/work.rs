@@ -21,7 +21,7 @@ pub(super) enum WorkError {
     Closed(QueueClosed),
 }
 
-/// Runs work on the GPU's thread and waits for it until the deadline. It is done even if nobody waits any more.
+/// Runs work on the GPU's thread and waits for it until the deadline. Once begun it is done even if nobody waits any more.
 pub(super) async fn on_gpu<T: Send + 'static>(
     gpu: &LiveGpu,
     deadline: Instant,

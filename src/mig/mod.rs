@@ -148,15 +148,18 @@ pub fn is_alive(device: &DeviceHandle<'_>, spec: &MigSpec, progress: &Progress) 
     }
 }
 
-/// What exists of a recorded device: found by its id, or by profile and placement where the id was not written down.
+/// What exists of a recorded device: found by its id, or by profile and placement where that could not be written down.
 fn recorded(
     device: &DeviceHandle<'_>,
     spec: &MigSpec,
     progress: &Progress,
 ) -> Result<Option<GpuInstanceHandle>, CallError> {
-    match progress.gpu_instance() {
-        Some(id) => recorded_instance(device, spec, id),
-        None => instance_at(device, spec),
+    match progress {
+        Progress::Reserved => Ok(None),
+        Progress::Creating => instance_at(device, spec),
+        Progress::GpuInstance { gpu_instance } | Progress::Complete { gpu_instance, .. } => {
+            recorded_instance(device, spec, *gpu_instance)
+        }
     }
 }
 

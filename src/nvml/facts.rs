@@ -27,6 +27,8 @@ pub struct SkippedGpu {
     pub uuid: Option<String>,
     /// Why, for a person.
     pub reason: String,
+    /// True where it cannot come back without a reset or another machine; what was on it is gone.
+    pub is_gone: bool,
 }
 
 /// One physical GPU.
