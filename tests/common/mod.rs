@@ -6,6 +6,7 @@
 
 mod control_plane;
 pub(crate) mod shim;
+pub(crate) mod victim;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
