@@ -241,9 +241,7 @@ fn note(tally: &mut Tally, bad: Bad, what: &str) {
 
 /// Brings the claim to where the series begins: the driver runs, and for an unprepare the claim is prepared.
 async fn begin(victim: &mut Victim, wanted: &Wanted, call: Call) -> Result<Claim, Bad> {
-    if !victim.runs() && !victim.start().await? {
-        return Err(Bad::Wedged("the driver died although nothing was planned".to_owned()));
-    }
+    restart(victim).await?;
     // The other mode than is needed, so that switching it is one of the points.
     victim.set_mig_mode(!wanted.mig);
     let claim = victim.claim(wanted).await;
@@ -284,7 +282,7 @@ async fn in_start(
         victim.delete(&claim).await;
     }
     arm(victim, point);
-    let survived = victim.start().await;
+    let survived = recover(victim, wanted, &claim, then).await;
     disarm(victim);
     let survived = survived?;
     match then {
@@ -292,6 +290,14 @@ async fn in_start(
         Then::Delete => end_deleted(victim, wanted, &claim).await?,
     }
     Ok(!survived)
+}
+
+/// Starts the driver, which is to tidy up. False where it died of a plan before it was done.
+async fn recover(victim: &mut Victim, wanted: &Wanted, claim: &Claim, then: Then) -> Result<bool, Bad> {
+    let tidied = |held| then == Then::Retry || held == Held::Nothing;
+    let survived = victim.start().await? && victim.settled(claim, wanted, tidied).await?;
+    // What it did last may have been the point.
+    Ok(survived && !victim.died(&Some(Ok(Vec::new()))).await?)
 }
 
 /// Makes the call with the crash planned. False where the driver did not come to the point.
@@ -323,7 +329,7 @@ async fn end(victim: &mut Victim, wanted: &Wanted, call: Call, claim: &Claim, th
         return end_deleted(victim, wanted, claim).await;
     }
     restart(victim).await?;
-    victim.settled(claim, wanted, |_| true).await?;
+    settle(victim, wanted, claim, |_| true).await?;
     victim.must(call, claim, wanted).await?;
     if call == Call::Unprepare {
         victim.must(Call::Prepare, claim, wanted).await?;
@@ -335,12 +341,10 @@ async fn end(victim: &mut Victim, wanted: &Wanted, call: Call, claim: &Claim, th
 
 /// What follows where the claim is deleted: the driver tidies up, and its devices can be had again.
 async fn end_deleted(victim: &mut Victim, wanted: &Wanted, claim: &Claim) -> Result<(), Bad> {
-    if victim.runs() {
-        // It survived: then nobody tells it that the claim is gone, other than the kubelet.
-        victim.must(Call::Unprepare, claim, wanted).await?;
-    }
+    // Where it was not killed after all, it learns of the deletion as it would after a crash.
+    victim.kill();
     restart(victim).await?;
-    victim.settled(claim, wanted, |held| held == Held::Nothing).await?;
+    settle(victim, wanted, claim, |held| held == Held::Nothing).await?;
     let next = victim.claim(wanted).await;
     victim.must(Call::Prepare, &next, wanted).await?;
     victim.must(Call::Unprepare, &next, wanted).await?;
@@ -349,11 +353,20 @@ async fn end_deleted(victim: &mut Victim, wanted: &Wanted, claim: &Claim) -> Res
 }
 
 async fn restart(victim: &mut Victim) -> Result<(), Bad> {
-    if victim.runs() || victim.start().await? {
-        Ok(())
-    } else {
-        Err(Bad::Wedged("the driver died although nothing was planned".to_owned()))
-    }
+    if victim.runs() || victim.start().await? { Ok(()) } else { Err(died_unasked()) }
+}
+
+async fn settle(
+    victim: &mut Victim,
+    wanted: &Wanted,
+    claim: &Claim,
+    accept: impl Fn(Held) -> bool,
+) -> Result<(), Bad> {
+    if victim.settled(claim, wanted, accept).await? { Ok(()) } else { Err(died_unasked()) }
+}
+
+fn died_unasked() -> Bad {
+    Bad::Wedged("the driver died although nothing was planned".to_owned())
 }
 
 fn arm(victim: &Victim, point: &Point) {
@@ -400,22 +413,22 @@ async fn reference(victim: &mut Victim, series: &Series) -> Result<Vec<Point>, B
     shim.forget();
     match &series.during {
         During::Call(call) => victim.must(*call, &claim, wanted).await?,
-        During::Start(..) => restart(victim).await?,
+        During::Start(_, _, then) => {
+            if !recover(victim, wanted, &claim, *then).await? {
+                return Err(died_unasked());
+            }
+        }
     }
     let (sim, shim) = (&victim.lab.sim, &victim.shim);
     let calls = sim.calls().unwrap().split_off(before);
     let points = points(shim.met(), calls.into_iter().filter(|it| Some(it.pid) == victim.pid()));
     sim.configure(|it| it.log_calls = false).unwrap();
     match &series.during {
-        During::Start(_, _, Then::Delete) => end_deleted_quietly(victim, wanted, &claim).await?,
+        // It was deleted before the start, which has tidied up.
+        During::Start(_, _, Then::Delete) => {}
         _ => end(victim, wanted, call, &claim, Then::Retry).await?,
     }
     Ok(points)
-}
-
-/// The claim was deleted before the start, which has tidied up.
-async fn end_deleted_quietly(victim: &mut Victim, wanted: &Wanted, claim: &Claim) -> Result<(), Bad> {
-    victim.settled(claim, wanted, |held| held == Held::Nothing).await
 }
 
 fn points(met: Vec<Met>, calls: impl Iterator<Item = nvml_sim::Call>) -> Vec<Point> {

@@ -251,18 +251,21 @@ impl Victim {
         Left { instances, has_bare_instance, records, cdi: self.lab.files("cdi") }
     }
 
-    /// Waits until the claim is there as a whole or not at all.
+    /// Waits until the claim is there as a whole or not at all, as `accept` wants it. False where the driver died
+    /// meanwhile of a plan.
     pub(crate) async fn settled(
-        &self,
+        &mut self,
         claim: &Claim,
         wanted: &Wanted,
         accept: impl Fn(Held) -> bool,
-    ) -> Result<(), Bad> {
+    ) -> Result<bool, Bad> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let held = self.held(claim, wanted);
-            match held {
-                Ok(held) if accept(held) => return Ok(()),
+            if let Some(status) = self.status() {
+                return ended_by_plan(status).map(|()| false);
+            }
+            match self.held(claim, wanted) {
+                Ok(held) if accept(held) => return Ok(true),
                 held if deadline < Instant::now() => {
                     return Err(Bad::Leaked(format!("after the restart: {held:?}")));
                 }

@@ -16,6 +16,20 @@ pub struct ApiError {
     pub message: String,
     /// Fields at fault, for `Invalid`.
     pub causes: Vec<FieldError>,
+    /// The object that is meant, where the API server names it: a client that sees it knows that this 404 is about the
+    /// object, and not about the path or from a proxy.
+    pub object: Option<ObjectName>,
+}
+
+/// An object as the `details` of a `Status` name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectName {
+    /// API group.
+    pub group: String,
+    /// The resource's plural; the kind for `Invalid`.
+    pub kind: String,
+    /// Name.
+    pub name: String,
 }
 
 /// One field that did not pass validation.
@@ -91,13 +105,20 @@ impl FieldError {
 
 impl ApiError {
     fn new(code: u16, reason: &'static str, message: String) -> Self {
-        Self { code, reason, message, causes: Vec::new() }
+        Self { code, reason, message, causes: Vec::new(), object: None }
+    }
+
+    /// An error about an object of this resource (apimachinery, pkg/api/errors).
+    fn about(code: u16, reason: &'static str, message: String, kind: &Kind, name: &str) -> Self {
+        let object = ObjectName { group: kind.group.into(), kind: kind.plural.into(), name: name.into() };
+        Self { object: Some(object), ..Self::new(code, reason, message) }
     }
 
     /// 404: no such object.
     #[must_use]
     pub fn not_found(kind: &Kind, name: &str) -> Self {
-        Self::new(404, "NotFound", format!("{} \"{name}\" not found", kind.qualified_plural()))
+        let message = format!("{} \"{name}\" not found", kind.qualified_plural());
+        Self::about(404, "NotFound", message, kind, name)
     }
 
     /// 404: no such path.
@@ -109,7 +130,8 @@ impl ApiError {
     /// 409: the name is taken.
     #[must_use]
     pub fn already_exists(kind: &Kind, name: &str) -> Self {
-        Self::new(409, "AlreadyExists", format!("{} \"{name}\" already exists", kind.qualified_plural()))
+        let message = format!("{} \"{name}\" already exists", kind.qualified_plural());
+        Self::about(409, "AlreadyExists", message, kind, name)
     }
 
     /// 409: the object has changed since it was read, or a precondition does not hold.
@@ -117,7 +139,7 @@ impl ApiError {
     pub fn conflict(kind: &Kind, name: &str, why: &str) -> Self {
         let message =
             format!("Operation cannot be fulfilled on {} \"{name}\": {why}", kind.qualified_plural());
-        Self::new(409, "Conflict", message)
+        Self::about(409, "Conflict", message, kind, name)
     }
 
     /// 400: the request makes no sense.
@@ -155,7 +177,8 @@ impl ApiError {
         let list = if texts.len() == 1 { texts[0].clone() } else { format!("[{}]", texts.join(", ")) };
         let group = if kind.group.is_empty() { String::new() } else { format!(".{}", kind.group) };
         let message = format!("{}{group} \"{name}\" is invalid: {list}", kind.kind);
-        Self { code: 422, reason: "Invalid", message, causes }
+        let object = ObjectName { group: kind.group.into(), kind: kind.kind.into(), name: name.into() };
+        Self { code: 422, reason: "Invalid", message, causes, object: Some(object) }
     }
 
     /// Any other code, for injected faults.
@@ -187,8 +210,11 @@ impl ApiError {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": self.reason, "code": self.code,
         });
+        if let Some(ObjectName { group, kind, name }) = &self.object {
+            status["details"] = json!({ "name": name, "group": group, "kind": kind });
+        }
         if !causes.is_empty() {
-            status["details"] = json!({ "causes": causes });
+            status["details"]["causes"] = json!(causes);
         }
         status
     }
