@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use common::ControlPlane;
 use common::shim::{Action as Disk, Met, Op};
-use common::victim::{Bad, Call, Held, ONE, THREE, Victim, WHOLE, Wanted};
+use common::victim::{Bad, Call, Held, ONE, THREE, TWO, Victim, WHOLE, Wanted};
 use kube_sim::kubelet::Claim;
 use nvml_sim::{Action, Fault};
 use tokio::sync::Semaphore;
@@ -124,16 +124,17 @@ fn all_series() -> Vec<Series> {
             all.push(Series { wanted, during: During::Call(call) });
         }
     }
-    let nvml = |call: &str, gpu| Place::Nvml(call.to_owned(), Some(gpu), 0);
-    let halfway = nvml("nvmlGpuInstanceCreateComputeInstance", 1);
-    let cut = nvml("nvmlComputeInstanceDestroy", 0);
-    for (call, place, side, then) in [
-        (Call::Prepare, halfway, Side::Before, Then::Retry),
-        (Call::Unprepare, cut, Side::After, Then::Retry),
+    // Work on one GPU has one order, so what the first crash leaves is the same each time.
+    let second = |call: &str| Place::Nvml(call.to_owned(), Some(0), 1);
+    let halfway = second("nvmlGpuInstanceCreateComputeInstance");
+    let cut = second("nvmlComputeInstanceDestroy");
+    for (wanted, call, place, side, then) in [
+        (&TWO, Call::Prepare, halfway, Side::Before, Then::Retry),
+        (&TWO, Call::Unprepare, cut, Side::After, Then::Retry),
         // Prepared and never unprepared.
-        (Call::Prepare, Place::Reply(0), Side::After, Then::Delete),
+        (&THREE, Call::Prepare, Place::Reply(0), Side::After, Then::Delete),
     ] {
-        all.push(Series { wanted: &THREE, during: During::Start(call, Point { place, side }, then) });
+        all.push(Series { wanted, during: During::Start(call, Point { place, side }, then) });
     }
     all
 }
@@ -155,7 +156,8 @@ async fn a_crash_at_any_point_loses_nothing_and_leaves_nothing() {
     while let Some(ended) = running.join_next().await {
         let (series, tally) = ended.unwrap();
         say(&format!("crash matrix: {series}: {} points", tally.points));
-        let named = |texts: Vec<String>| texts.into_iter().map(|it| format!("{series}: {it}")).collect::<Vec<_>>();
+        let named =
+            |texts: Vec<String>| texts.into_iter().map(|it| format!("{series}: {it}")).collect::<Vec<_>>();
         all.points += tally.points;
         all.leaked.extend(named(tally.leaked));
         all.wedged.extend(named(tally.wedged));
@@ -196,7 +198,8 @@ async fn run(plane: &ControlPlane, series: &Series) -> Tally {
     let endings: &[Then] = if soak() { &[Then::Retry, Then::Delete] } else { &[Then::Retry] };
     for (index, point) in points.iter().enumerate() {
         // The two sides of a point follow each other, so the one ends in a retry and the other in a deletion.
-        let first = if index.is_multiple_of(2) == (index / 2).is_multiple_of(2) { Then::Retry } else { Then::Delete };
+        let first =
+            if index.is_multiple_of(2) == (index / 2).is_multiple_of(2) { Then::Retry } else { Then::Delete };
         for ending in endings {
             let then = if *ending == Then::Retry { first } else { other(first) };
             let result = match &series.during {

@@ -35,9 +35,20 @@ pub(crate) const ONE: Wanted = Wanted {
     mig: true,
 };
 
+pub(crate) const TWO: Wanted = Wanted {
+    name: "two MIG devices on one GPU",
+    devices: &["gpu-0000-1a-00-mig-1g-10gb-6", "gpu-0000-1a-00-mig-2g-20gb-0"],
+    instances: &[(0, "1g.10gb", 6), (0, "2g.20gb", 0)],
+    mig: true,
+};
+
 pub(crate) const THREE: Wanted = Wanted {
     name: "three MIG devices on two GPUs",
-    devices: &["gpu-0000-1a-00-mig-1g-10gb-6", "gpu-0000-1a-00-mig-2g-20gb-0", "gpu-0000-1b-00-mig-3g-40gb-4"],
+    devices: &[
+        "gpu-0000-1a-00-mig-1g-10gb-6",
+        "gpu-0000-1a-00-mig-2g-20gb-0",
+        "gpu-0000-1b-00-mig-3g-40gb-4",
+    ],
     instances: &[(0, "1g.10gb", 6), (0, "2g.20gb", 0), (1, "3g.40gb", 4)],
     mig: true,
 };
