@@ -193,7 +193,13 @@ impl HardwareWatch {
 
     /// Opens the hardware if it is not open, reads what may have changed, and tells everybody.
     async fn look(&mut self) -> anyhow::Result<()> {
-        let known = self.state.borrow().hardware.clone();
+        let known = match self.state.borrow().hardware.clone() {
+            Ok(open) if open.is_stale() => {
+                warn!("the NVIDIA driver was unloaded or replaced: opening it again");
+                Err("the NVIDIA driver was unloaded or replaced".to_owned())
+            }
+            known => known,
+        };
         let hardware = match known {
             Ok(open) => Ok(open),
             Err(before) => {

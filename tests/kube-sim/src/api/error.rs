@@ -16,20 +16,19 @@ pub struct ApiError {
     pub message: String,
     /// Fields at fault, for `Invalid`.
     pub causes: Vec<FieldError>,
-    /// The object that is meant, where the API server names it: a client that sees it knows that this 404 is about the
-    /// object, and not about the path or from a proxy.
-    pub object: Option<ObjectName>,
+    /// The object it is about.
+    pub object: Option<ObjectDetails>,
 }
 
-/// An object as the `details` of a `Status` name it.
+/// What an error is about, as clients find it in `details`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ObjectName {
-    /// API group.
-    pub group: String,
-    /// The resource's plural; the kind for `Invalid`.
-    pub kind: String,
+pub struct ObjectDetails {
     /// Name.
     pub name: String,
+    /// API group, empty for core.
+    pub group: &'static str,
+    /// Plural of the kind, as apimachinery/pkg/api/errors writes it into `kind`.
+    pub plural: &'static str,
 }
 
 /// One field that did not pass validation.
@@ -108,17 +107,16 @@ impl ApiError {
         Self { code, reason, message, causes: Vec::new(), object: None }
     }
 
-    /// An error about an object of this resource (apimachinery, pkg/api/errors).
-    fn about(code: u16, reason: &'static str, message: String, kind: &Kind, name: &str) -> Self {
-        let object = ObjectName { group: kind.group.into(), kind: kind.plural.into(), name: name.into() };
-        Self { object: Some(object), ..Self::new(code, reason, message) }
+    fn about(self, kind: &Kind, name: &str) -> Self {
+        let object = ObjectDetails { name: name.to_owned(), group: kind.group, plural: kind.plural };
+        Self { object: Some(object), ..self }
     }
 
     /// 404: no such object.
     #[must_use]
     pub fn not_found(kind: &Kind, name: &str) -> Self {
-        let message = format!("{} \"{name}\" not found", kind.qualified_plural());
-        Self::about(404, "NotFound", message, kind, name)
+        Self::new(404, "NotFound", format!("{} \"{name}\" not found", kind.qualified_plural()))
+            .about(kind, name)
     }
 
     /// 404: no such path.
@@ -131,7 +129,7 @@ impl ApiError {
     #[must_use]
     pub fn already_exists(kind: &Kind, name: &str) -> Self {
         let message = format!("{} \"{name}\" already exists", kind.qualified_plural());
-        Self::about(409, "AlreadyExists", message, kind, name)
+        Self::new(409, "AlreadyExists", message).about(kind, name)
     }
 
     /// 409: the object has changed since it was read, or a precondition does not hold.
@@ -139,7 +137,7 @@ impl ApiError {
     pub fn conflict(kind: &Kind, name: &str, why: &str) -> Self {
         let message =
             format!("Operation cannot be fulfilled on {} \"{name}\": {why}", kind.qualified_plural());
-        Self::about(409, "Conflict", message, kind, name)
+        Self::new(409, "Conflict", message).about(kind, name)
     }
 
     /// 400: the request makes no sense.
@@ -177,8 +175,7 @@ impl ApiError {
         let list = if texts.len() == 1 { texts[0].clone() } else { format!("[{}]", texts.join(", ")) };
         let group = if kind.group.is_empty() { String::new() } else { format!(".{}", kind.group) };
         let message = format!("{}{group} \"{name}\" is invalid: {list}", kind.kind);
-        let object = ObjectName { group: kind.group.into(), kind: kind.kind.into(), name: name.into() };
-        Self { code: 422, reason: "Invalid", message, causes, object: Some(object) }
+        Self { code: 422, reason: "Invalid", message, causes, object: None }
     }
 
     /// Any other code, for injected faults.
@@ -210,8 +207,8 @@ impl ApiError {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": self.reason, "code": self.code,
         });
-        if let Some(ObjectName { group, kind, name }) = &self.object {
-            status["details"] = json!({ "name": name, "group": group, "kind": kind });
+        if let Some(object) = &self.object {
+            status["details"] = json!({"name": object.name, "group": object.group, "kind": object.plural});
         }
         if !causes.is_empty() {
             status["details"]["causes"] = json!(causes);
