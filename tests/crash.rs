@@ -195,26 +195,13 @@ async fn run(plane: &ControlPlane, series: &Series) -> Tally {
             return tally;
         }
     };
-    let endings: &[Then] = if soak() { &[Then::Retry, Then::Delete] } else { &[Then::Retry] };
     for (index, point) in points.iter().enumerate() {
-        // The two sides of a point follow each other, so the one ends in a retry and the other in a deletion.
-        let first =
-            if index.is_multiple_of(2) == (index / 2).is_multiple_of(2) { Then::Retry } else { Then::Delete };
-        for ending in endings {
-            let then = if *ending == Then::Retry { first } else { other(first) };
-            let result = match &series.during {
-                During::Call(call) => in_call(&mut victim, series.wanted, *call, point, then).await,
-                During::Start(call, died_at, then) => {
-                    in_start(&mut victim, series.wanted, *call, died_at, point, *then).await
-                }
-            };
-            match result {
+        for then in endings(series, index) {
+            match strike(&mut victim, series, point, then).await {
                 Ok(true) => tally.points += 1,
-                // How an answer is cut into writes is not the driver's to say.
-                Ok(false) if matches!(point.place, Place::Reply(1..)) => {}
+                Ok(false) if may_be_missed(series, point) => {}
                 Ok(false) => tally.missed.push(point.to_string()),
                 Err(bad) => {
-                    tally.points += 1;
                     note(&mut tally, bad, &format!("{point}, then {then:?}"));
                     victim = Victim::new(plane).await;
                 }
@@ -228,10 +215,40 @@ async fn run(plane: &ControlPlane, series: &Series) -> Tally {
     tally
 }
 
-fn other(then: Then) -> Then {
-    match then {
-        Then::Retry => Then::Delete,
-        Then::Delete => Then::Retry,
+/// What follows the crash at the point of this index. The two sides of a point follow each other, so the one ends in a
+/// retry and the other in a deletion.
+fn endings(series: &Series, index: usize) -> Vec<Then> {
+    let alternate = index.is_multiple_of(2) == (index / 2).is_multiple_of(2);
+    match &series.during {
+        During::Start(_, _, then) => vec![*then],
+        During::Call(_) if soak() => vec![Then::Retry, Then::Delete],
+        During::Call(_) if alternate => vec![Then::Retry],
+        During::Call(_) => vec![Then::Delete],
+    }
+}
+
+/// Hits one point, within a few attempts: how often two threads look at one GPU at the start is not always the same.
+async fn strike(victim: &mut Victim, series: &Series, point: &Point, then: Then) -> Result<bool, Bad> {
+    const ATTEMPTS: u32 = 3;
+    for _ in 0..ATTEMPTS {
+        let died = match &series.during {
+            During::Call(call) => in_call(victim, series.wanted, *call, point, then).await?,
+            During::Start(call, died_at, _) => {
+                in_start(victim, series.wanted, *call, died_at, point, then).await?
+            }
+        };
+        if died {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// How an answer is cut into writes is not the driver's to say, nor when a connection greets.
+fn may_be_missed(series: &Series, point: &Point) -> bool {
+    match point.place {
+        Place::Reply(index) => 0 < index || matches!(series.during, During::Start(..)),
+        Place::File(..) | Place::Nvml(..) => false,
     }
 }
 
