@@ -15,15 +15,13 @@
 
 mod common;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use common::ControlPlane;
-use common::shim::{Action as Disk, Met, Op};
+use common::points::{Place, Point, Side, arm, disarm, points};
 use common::victim::{Bad, Call, Held, ONE, THREE, TWO, Victim, WHOLE, Wanted};
 use kube_sim::kubelet::Claim;
-use nvml_sim::{Action, Fault};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -31,44 +29,6 @@ use tokio::task::JoinSet;
 const LABS: usize = 3;
 /// A series that failed so often is not continued.
 const MOST_BAD: usize = 10;
-
-/// All kinds of file operations.
-const FILES: [Op; 8] =
-    [Op::Open, Op::Write, Op::Truncate, Op::Rename, Op::Unlink, Op::Link, Op::Mkdir, Op::Sync];
-
-/// Where the driver dies.
-#[derive(Clone, Debug)]
-enum Place {
-    /// At a file operation, counted from the beginning; its kind and path are for people.
-    File(u32, String),
-    /// At a write to the kubelet.
-    Reply(u32),
-    /// At a call of NVML: its name, GPU, and how many of the same come before it.
-    Nvml(String, Option<usize>, u32),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    Before,
-    After,
-}
-
-#[derive(Clone, Debug)]
-struct Point {
-    place: Place,
-    side: Side,
-}
-
-impl fmt::Display for Point {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let side = if self.side == Side::Before { "before" } else { "after" };
-        match &self.place {
-            Place::File(index, what) => write!(f, "{side} file operation {index}, {what}"),
-            Place::Reply(index) => write!(f, "{side} reply {index}"),
-            Place::Nvml(call, gpu, skip) => write!(f, "{side} {call} {skip} of GPU {gpu:?}"),
-        }
-    }
-}
 
 /// What follows the restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -389,28 +349,6 @@ fn died_unasked() -> Bad {
     Bad::Wedged("the driver died although nothing was planned".to_owned())
 }
 
-fn arm(victim: &Victim, point: &Point) {
-    let disk = match point.side {
-        Side::Before => Disk::CrashBefore,
-        Side::After => Disk::CrashAfter,
-    };
-    victim.shim.forget();
-    match &point.place {
-        Place::File(index, _) => victim.shim.arm(disk, *index, Some(1), &FILES),
-        Place::Reply(index) => victim.shim.arm(disk, *index, Some(1), &[Op::Reply]),
-        Place::Nvml(call, gpu, skip) => {
-            let action = if point.side == Side::Before { Action::CrashBefore } else { Action::CrashAfter };
-            let fault = Fault { gpu: *gpu, skip: *skip, times: Some(1), ..Fault::new(call, action) };
-            victim.lab.sim.inject(fault).unwrap();
-        }
-    }
-}
-
-fn disarm(victim: &Victim) {
-    victim.shim.disarm();
-    victim.lab.sim.clear_faults().unwrap();
-}
-
 /// Runs the series once without its crash and tells which points there are, in the order in which they come.
 async fn reference(victim: &mut Victim, series: &Series) -> Result<Vec<Point>, Bad> {
     let wanted = series.wanted;
@@ -441,7 +379,7 @@ async fn reference(victim: &mut Victim, series: &Series) -> Result<Vec<Point>, B
     }
     let (sim, shim) = (&victim.lab.sim, &victim.shim);
     let calls = sim.calls().unwrap().split_off(before);
-    let points = points(shim.met(), calls.into_iter().filter(|it| Some(it.pid) == victim.pid()));
+    let points = points(shim.met(), calls.into_iter().filter(|it| Some(it.pid) == victim.pid()), soak());
     sim.configure(|it| it.log_calls = false).unwrap();
     match &series.during {
         // It was deleted before the start, which has tidied up.
@@ -449,40 +387,4 @@ async fn reference(victim: &mut Victim, series: &Series) -> Result<Vec<Point>, B
         _ => end(victim, wanted, call, &claim, Then::Retry).await?,
     }
     Ok(points)
-}
-
-fn points(met: Vec<Met>, calls: impl Iterator<Item = nvml_sim::Call>) -> Vec<Point> {
-    let (mut files, mut replies) = (0, 0);
-    let mut places: Vec<(u64, Place, bool)> = Vec::new();
-    for it in met {
-        let counter = if it.op == Op::Reply { &mut replies } else { &mut files };
-        let index = *counter;
-        *counter += 1;
-        let place = match it.op {
-            Op::Reply => Place::Reply(index),
-            op => Place::File(index, format!("{} `{}`", op.name(), it.path)),
-        };
-        places.push((it.at_us, place, true));
-    }
-    let mut seen: HashMap<(String, Option<usize>), u32> = HashMap::new();
-    for it in calls {
-        let count = seen.entry((it.call.clone(), it.gpu)).or_default();
-        let changes = ["Create", "Destroy", "SetMigMode"].iter().any(|word| it.call.contains(word));
-        places.push((it.began_us, Place::Nvml(it.call, it.gpu, *count), changes));
-        *count += 1;
-    }
-    places.sort_by_key(|it| it.0);
-    let mut points = Vec::new();
-    let mut after_change = true;
-    for (_, place, changes) in places {
-        let is_first = after_change;
-        after_change = changes;
-        if changes || soak() {
-            points.push(Point { place: place.clone(), side: Side::Before });
-            points.push(Point { place, side: Side::After });
-        } else if is_first {
-            points.push(Point { place, side: Side::Before });
-        }
-    }
-    points
 }

@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 mod control_plane;
+pub(crate) mod points;
 pub(crate) mod shim;
 pub(crate) mod victim;
 
