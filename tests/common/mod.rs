@@ -5,6 +5,9 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 mod control_plane;
+pub(crate) mod points;
+pub(crate) mod shim;
+pub(crate) mod victim;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -71,8 +74,14 @@ impl Lab {
 
     /// Starts the driver as a process of its own, for tests in which it crashes.
     pub(crate) fn spawn(&self) -> Child {
+        self.command().stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// The command that starts the driver.
+    pub(crate) fn command(&self) -> std::process::Command {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dra-driver-mig"));
-        command.args(&self.command_line()[1..]).stderr(Stdio::null()).spawn().unwrap()
+        command.args(&self.command_line()[1..]);
+        command
     }
 
     /// What `dra-driver-mig inspect -o json` says of this node.
