@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 mod control_plane;
+mod kubelet;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use control_plane::{ControlPlane, each_control_plane};
+pub(crate) use kubelet::{is_soak, prepare, promised, unprepare};
 
 pub(crate) const DRIVER: &str = "mig.dra-driver.dev";
 
