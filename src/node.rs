@@ -13,12 +13,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::api::{self, ClaimReader, NodeSlices};
+use crate::api::{self, ClaimReader, Events, NodeSlices};
 use crate::args::{HardwareArgs, NodeArgs};
 use crate::cdi::{ClaimFiles, DEFAULT_LDCONFIG, DriverRoot, HookSettings, Kind, Root};
 use crate::checkpoint::{Checkpoint, Record};
 use crate::claim::{Claims, ClaimsParts, CommonSource};
 use crate::hardware::{Hardware, NodeState};
+use crate::host;
 use crate::inventory::{Gpu, Inventory, inventory};
 use crate::kubelet::{
     DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
@@ -35,6 +36,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let health_listener = bind_health(args.http_address).await?;
     let kind = Kind::of_driver(&args.driver.driver_name)?;
     let client = api::client(args.kubeconfig.as_deref()).await?;
+    let boot_id = host::boot_id(&args.hardware.proc_root)?;
     let checkpoint = Checkpoint::open(&args.driver.claims_directory())?;
     let cdi = ClaimFiles::open(&args.cdi_root, kind.clone())?;
     let (changed, changes) = watch::channel(());
@@ -66,6 +68,10 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         changed,
         surprised: Arc::clone(&surprised),
         kind,
+        boot_id,
+        budget: args.call_budget,
+        mode_policy: args.mig_mode,
+        events: Events::new(client.clone(), &args.node_name, &args.driver.driver_name),
     });
     let slices = NodeSlices::new(client, &args.node_name, &args.driver.driver_name);
     let pending = Publication::Pending { reason: "not published yet".to_owned() };
@@ -83,7 +89,9 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
 
     claims.warm_up();
     let mut parts = Parts { running: JoinSet::new() };
-    let plugin = Arc::new(DraPlugin::new(Arc::new(claims)));
+    let claims = Arc::new(claims);
+    parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
+    let plugin = Arc::new(DraPlugin::new(claims));
     parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add("health", serve_health(health_listener, health, stop.clone()));

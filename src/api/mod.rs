@@ -1,8 +1,9 @@
-//! The API server, as this driver uses it: one claim read at a time, and the slices of its own node.
+//! The API server, as this driver uses it: one claim read at a time, the slices of its own node, and events.
 //!
 //! Every call ends: kube's defaults (no read timeout, fifteen retries) could outlast the kubelet's patience.
 
 mod claims;
+mod events;
 mod slices;
 
 use std::path::Path;
@@ -12,6 +13,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 pub use claims::{ClaimReader, ReadError};
+pub use events::{EventReason, Events};
 pub use slices::{NodeSlices, SliceError};
 
 /// Longest wait for one answer. A Prepare has 45 s in all.

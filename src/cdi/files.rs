@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cdi::device::Kind;
+use crate::cdi::root::read_bounded;
 use crate::cdi::spec::{Spec, SpecError};
 
 /// Runtimes that do not run as root read the files, too.
@@ -17,6 +18,8 @@ const MODE: u32 = 0o644;
 const UNFINISHED: &str = ".tmp";
 /// A write takes milliseconds: an unfinished file of this age has no writer.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);
+/// A claim's file has some ten KiB, mostly mounts of libraries.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
 /// How many unfinished files of one claim may lie around before writing gives up.
 const MAX_ATTEMPTS: u32 = 100;
 
@@ -92,6 +95,25 @@ impl ClaimFiles {
     /// Removes a claim's file. That there is none is success.
     pub fn remove(&self, claim_uid: &str) -> Result<(), FilesError> {
         remove_if_there(&self.path(claim_uid)?)
+    }
+
+    /// True where the claim has a file.
+    pub fn exists(&self, claim_uid: &str) -> Result<bool, FilesError> {
+        let path = self.path(claim_uid)?;
+        path.try_exists().map_err(failed("look for", &path))
+    }
+
+    /// Names of the devices in a claim's file, as in its ResourceSlice. A file that is not one of this driver's names none,
+    /// and neither does one that is not there.
+    pub fn devices(&self, claim_uid: &str) -> Result<Vec<String>, FilesError> {
+        let path = self.path(claim_uid)?;
+        let bytes = match read_bounded(&path, MAX_FILE) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            bytes => bytes.map_err(failed("read", &path))?,
+        };
+        let Ok(spec) = serde_json::from_slice::<Spec>(&bytes) else { return Ok(Vec::new()) };
+        let name = |it: &str| it.strip_prefix(claim_uid)?.strip_prefix('-').map(str::to_owned);
+        Ok(spec.devices.iter().filter_map(|it| name(&it.name)).collect())
     }
 
     /// The UIDs of the claims that have a file, sorted.

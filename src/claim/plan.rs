@@ -3,7 +3,7 @@
 use serde_json::Map;
 
 use super::{AllocatedDevice, ClaimRef};
-use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, VERSION};
+use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage, VERSION};
 use crate::inventory::{DeviceKind, Inventory};
 
 /// An allocation that this node cannot carry out.
@@ -100,7 +100,7 @@ pub fn plan(
         return Err(Box::new(conflict).into());
     }
     let (claim, boot_id) = (claim.clone(), boot_id.to_owned());
-    Ok(Record { version: VERSION, boot_id, claim, devices, prepared: false, unknown: Map::new() })
+    Ok(Record { version: VERSION, boot_id, claim, devices, stage: Stage::Preparing, unknown: Map::new() })
 }
 
 /// True where another claim's record of this boot needs a part of the same GPU that this device needs.
@@ -161,7 +161,7 @@ mod tests {
             boot_id,
             claim,
             devices: vec![device],
-            prepared: true,
+            stage: Stage::Prepared,
             unknown: Map::new(),
         }
     }

@@ -218,6 +218,13 @@ impl<'nvml> DeviceHandle<'nvml> {
         })
     }
 
+    /// Processes that compute on a GPU instance, by their ids on the host.
+    pub fn processes_on(&self, gpu_instance: u32) -> Result<Vec<u32>, CallError> {
+        let running = self.wrapper().running_compute_processes();
+        let running = running.map_err(CallError::wrapped("nvmlDeviceGetComputeRunningProcesses_v3"))?;
+        Ok(running.iter().filter(|it| it.gpu_instance_id == Some(gpu_instance)).map(|it| it.pid).collect())
+    }
+
     /// Minor number of the GPU's device node; may change with MIG mode.
     pub fn minor(&self) -> Result<u32, CallError> {
         self.wrapper().minor_number().map_err(CallError::wrapped("nvmlDeviceGetMinorNumber"))
