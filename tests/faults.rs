@@ -105,11 +105,7 @@ struct Found {
 impl<'a> Lane<'a> {
     async fn new(lab: &'a Lab, kubelet: &'a Plugin, shape: Shape, number: usize) -> Self {
         let first_gpu = number * shape.gpus;
-        let gpus = lab.sim.snapshot().unwrap().gpus;
-        let name = |(gpu, rest): &(usize, &str)| {
-            let pci = gpus[first_gpu + gpu].pci.replace([':', '.'], "-");
-            format!("gpu-{}{rest}", pci.strip_suffix("-0").unwrap())
-        };
+        let name = |(gpu, rest): &(usize, &str)| format!("{}{rest}", lab.gpu_name(first_gpu + gpu));
         let names: Vec<String> = shape.devices.iter().map(name).collect();
         let results: Vec<(&str, &str, &str)> = names.iter().map(|it| ("gpu", DRIVER, it.as_str())).collect();
         let claim = lab.claim(&format!("lane-{number}"), &results).await;
@@ -138,9 +134,9 @@ impl<'a> Lane<'a> {
                 .unwrap();
         }
         instances.sort_unstable();
-        let is_ours = |names: Vec<String>| names.iter().any(|it| it.contains(&self.claim.uid));
-        let record = is_ours(self.lab.files("plugins/mig.dra-driver.dev/claims"));
-        Found { instances, record, cdi: is_ours(self.lab.files("cdi")) }
+        let (record, cdi) = (self.lab.recorded(), self.lab.in_cdi());
+        let (record, cdi) = (record.contains(&self.claim.uid), cdi.contains(&self.claim.uid));
+        Found { instances, record, cdi }
     }
 
     /// Everything that was promised is there, and nothing else.
