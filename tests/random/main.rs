@@ -10,7 +10,7 @@ mod common;
 mod model;
 
 use std::collections::BTreeSet;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::{ControlPlane, DRIVER, Lab, Random, eventually, is_soak, prepare, promised, unprepare};
 use futures::future::join_all;
@@ -19,14 +19,18 @@ use kube::Api;
 use kube::api::DeleteParams;
 use kube_sim::kubelet::Plugin;
 use kube_sim::{Fault, RequestInfo};
-use model::{CUTS, Expected, Foreign, Model, Part, State, Tenant, WHOLE};
-use nvml_sim::Process;
+use model::{CUTS, Expected, Foreign, Model, Part, State, Tenant};
+use nvml_sim::{GiSnapshot, GpuSnapshot, Process};
+use tokio::time::timeout;
 
 const GPUS: usize = 2;
 const SEEDS: [u64; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
 const STEPS: usize = 150;
 /// As many claims as a node may have here at a time.
 const MOST_TENANTS: usize = 9;
+
+/// Recovery takes ten seconds at most for a claim.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A node, and the model of it.
 struct World {
@@ -131,7 +135,8 @@ impl World {
             wishes.iter().filter(|it| it.1 == Wish::Unprepare && !refuses(it)).map(|it| it.0).collect();
         // Whether a race's prepare has what it needs must not depend on the others.
         let is_sure = |it: &(usize, Wish, usize)| {
-            it.1 != Wish::Race || self.model.prepare(it.0, &BTreeSet::new()) == Expected::Done
+            it.1 != Wish::Race
+                || (!self.model.api_is_down && self.model.prepare(it.0, &BTreeSet::new()) == Expected::Done)
         };
         wishes.retain(is_sure);
         for &(number, wish, times) in &wishes {
@@ -209,11 +214,10 @@ impl World {
             }
         }
         let wanted = self.recorded();
-        let (lab, wanted) = (&self.lab, &wanted);
-        eventually("recovery has taken down what nobody asks for", async || {
-            (BTreeSet::from_iter(lab.recorded()) == *wanted).then_some(())
-        })
-        .await;
+        let settled = async || (BTreeSet::from_iter(self.lab.recorded()) == wanted).then_some(());
+        if timeout(PATIENCE, eventually("recovery settles", settled)).await.is_err() {
+            self.fail(&format!("recovery has left {:?} and not {wanted:?}", self.lab.recorded()));
+        }
     }
 
     /// Somebody else makes an instance.
@@ -226,9 +230,8 @@ impl World {
         }
         // It may not fit beside what is there for other reasons than its place.
         let Ok(planted) = self.lab.sim.plant_instance(gpu, profile, start) else { return };
-        let mut serial = 0;
-        let find = |gpu: &mut nvml_sim::Gpu| serial = gpu.instance(planted.gpu_instance).unwrap().serial;
-        self.lab.sim.on_gpu(gpu, find).unwrap();
+        let found = self.lab.sim.snapshot().unwrap().gpus[gpu].gpu_instances.clone();
+        let serial = found.iter().find(|it| it.id == planted.gpu_instance).unwrap().serial;
         self.note(format!("somebody makes {part:?}"));
         self.model.foreign.push(Foreign { part, serial });
     }
@@ -325,8 +328,8 @@ impl World {
         if !in_cdi.is_subset(&recorded) {
             self.fail(&format!("CDI files of {in_cdi:?} and state files of {recorded:?}"));
         }
-        for gpu in 0..GPUS {
-            self.lab.sim.on_gpu(gpu, |it| self.check_gpu(gpu, it)).unwrap();
+        for gpu in &self.lab.sim.snapshot().unwrap().gpus {
+            self.check_gpu(gpu);
         }
         for tenant in self.model.tenants.iter().filter(|it| it.state == State::Prepared) {
             if !in_cdi.contains(&tenant.claim.uid) {
@@ -335,13 +338,14 @@ impl World {
         }
     }
 
-    fn check_gpu(&self, gpu: usize, found: &nvml_sim::Gpu) {
+    fn check_gpu(&self, found: &GpuSnapshot) {
+        let gpu = found.index;
         let mut wanted = Vec::new();
         for tenant in self.model.tenants.iter().filter(|it| it.state == State::Prepared) {
             wanted.extend(tenant.parts.iter().filter(|it| it.gpu == gpu).copied());
         }
-        let part = |it: &nvml_sim::GpuInstance| Part { gpu, start: it.start, size: it.size, is_whole: false };
-        for instance in &found.instances {
+        let part = |it: &GiSnapshot| Part { gpu, start: it.start, size: it.size, is_whole: false };
+        for instance in &found.gpu_instances {
             let part = part(instance);
             let is_foreign = self.model.foreign.iter().any(|it| it.part == part && it.serial == instance.serial);
             let may_be = |it: &Tenant| it.state == State::Leaving && it.parts.contains(&part);
@@ -354,14 +358,14 @@ impl World {
             }
         }
         for it in &wanted {
-            let is_there = found.instances.iter().any(|instance| part(instance) == *it);
+            let is_there = found.gpu_instances.iter().any(|instance| part(instance) == *it);
             let is_right = if it.is_whole { !found.mig_current } else { is_there };
             if !is_right {
                 self.fail(&format!("{it:?} is missing"));
             }
         }
         for foreign in self.model.foreign.iter().filter(|it| it.part.gpu == gpu) {
-            if !found.instances.iter().any(|it| it.serial == foreign.serial) {
+            if !found.gpu_instances.iter().any(|it| it.serial == foreign.serial) {
                 self.fail(&format!("the driver has destroyed {foreign:?}"));
             }
         }
@@ -406,6 +410,7 @@ async fn call(
 }
 
 async fn live(seed: u64) -> usize {
+    if let Ok(l) = std::env::var("DRA_LOG") { let _ = dra_driver_mig::telemetry::init_logging(&l, dra_driver_mig::telemetry::LogFormat::Text); }
     let mut world = World::new(seed).await;
     for _ in 0..STEPS {
         world.step().await;
