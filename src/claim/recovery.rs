@@ -85,7 +85,7 @@ impl Claims {
                     let taken = self.take_down(&record, deadline, || journal.forget()).await;
                     taken.inspect(|()| info!("claim taken down"))
                 }
-                Rest::Nothing => self.mend_cdi(journal, *record, deadline).await,
+                Rest::Nothing => self.mend_cdi(journal, &record, deadline).await,
             },
         }
     }
@@ -111,8 +111,10 @@ impl Claims {
                 claim.name = now.claim.name,
                 claim.uid = now.claim.uid.as_str()
             );
-            let left =
-                self.leave(&mut journal, *now, Instant::now() + PATIENCE).instrument(span.clone()).await;
+            let left = self
+                .leave(&mut journal, Record::clone(&now), Instant::now() + PATIENCE)
+                .instrument(span.clone())
+                .await;
             span.in_scope(|| match left {
                 Ok(()) => info!("the ResourceClaim is gone: claim taken down"),
                 Err(error) => warn!(%error, "the ResourceClaim is gone, but it cannot be taken down now"),
@@ -126,7 +128,7 @@ impl Claims {
     async fn mend_cdi(
         &self,
         journal: Journal,
-        record: Record,
+        record: &Record,
         deadline: Instant,
     ) -> Result<(), UnprepareError> {
         if record.devices.is_empty()
@@ -136,12 +138,12 @@ impl Claims {
             return Ok(());
         }
         let Ok(hardware) = self.hardware() else { return Ok(()) };
-        if !self.all_alive(&record, &hardware, deadline).await {
+        if !self.all_alive(record, &hardware, deadline).await {
             return Ok(());
         }
         warn!(claim.name = record.claim.name, "the CDI file of a prepared claim was gone: writing it again");
         let draft = Draft::shared(journal, record.clone());
-        let mended = self.carry_out(&draft, &record, &hardware, deadline).await;
+        let mended = self.carry_out(&draft, record, &hardware, deadline).await;
         mended.map(|_| ()).or_else(|error: PrepareError| {
             warn!(%error, "cannot write it");
             Ok(())

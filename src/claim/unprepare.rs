@@ -39,7 +39,7 @@ impl Claims {
         };
         let Some(mut journal) = journal else { return Ok(()) };
         let record = match journal.stored().clone() {
-            Stored::Record(record) => Some(*record),
+            Stored::Record(record) => Some(Record::clone(&record)),
             Stored::Nothing => self.from_cdi(claim, &mut journal)?,
             Stored::Unreadable(reason) => self.rebuilt(claim, &mut journal, &reason, deadline).await?,
         };
