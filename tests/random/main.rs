@@ -177,9 +177,10 @@ impl World {
             Wish::Race => State::Free,
             Wish::Prepare => match self.model.prepare(number, leaving) {
                 Expected::Done => State::Prepared,
-                // What was to be made is taken back, what a boot has ended need not be.
-                Expected::Refused(_) if is_recorded => tenant.state,
-                Expected::Refused(_) => State::Free,
+                Expected::Refused(_) if !is_recorded => State::Free,
+                // What cannot be taken back in time stays on record.
+                Expected::Refused(_) if tenant.state == State::Free => State::Leaving,
+                Expected::Refused(_) => tenant.state,
             },
         }
     }
@@ -401,7 +402,9 @@ async fn call(
         (Expected::Done, Ok(())) => Ok(()),
         // One of several calls may only be told that another one is still at it.
         (Expected::Refused(words), Err(error))
-            if words.iter().any(|it| error.contains(it)) || error.contains("another call") =>
+            if words.iter().any(|it| error.contains(it))
+                || error.contains("another call")
+                || error.contains("did not answer within") =>
         {
             Ok(())
         }

@@ -48,7 +48,7 @@ pub(crate) enum State {
     Free,
     /// A pod may run with it.
     Prepared,
-    /// Its unprepare was refused and will be asked for again.
+    /// Its unprepare was refused, or a failed prepare could not be taken back: whatever is left is on record.
     Leaving,
     /// It was prepared in an earlier boot.
     Stale,
