@@ -328,6 +328,7 @@ async fn matrix(shape: Shape) -> (usize, Vec<(Flaw, String)>) {
     });
     let flaws = join_all(runs).await.concat();
     drop(lanes);
+    assert_eq!(lab.files("cdi"), Vec::<String>::new());
     lab.stop().await;
     eprintln!("{}: {} calls, {} faults {:?}", shape.name, reference.len(), trials.len(), clock.elapsed());
     (trials.len(), flaws)

@@ -428,6 +428,7 @@ async fn live(seed: u64) -> usize {
         world.model.tenants[number].state = State::Free;
     }
     world.check();
+    assert_eq!(world.lab.files("cdi"), Vec::<String>::new());
     world.lab.stop().await;
     world.operations
 }
