@@ -17,7 +17,7 @@ pub struct ApiError {
     /// Fields at fault, for `Invalid`.
     pub causes: Vec<FieldError>,
     /// The object it is about.
-    pub object: Option<ObjectDetails>,
+    pub object: Option<Box<ObjectDetails>>,
 }
 
 /// What an error is about, as clients find it in `details`.
@@ -109,7 +109,7 @@ impl ApiError {
 
     fn about(self, kind: &Kind, name: &str) -> Self {
         let object = ObjectDetails { name: name.to_owned(), group: kind.group, plural: kind.plural };
-        Self { object: Some(object), ..self }
+        Self { object: Some(Box::new(object)), ..self }
     }
 
     /// 404: no such object.
