@@ -201,8 +201,20 @@ impl<'a> Lane<'a> {
 
     /// Tries one fault; what is wrong comes back.
     async fn try_one(&self, trial: &Trial) -> Vec<(Flaw, String)> {
+        /// On a busy machine a call may run out of its short time before it comes to the fault.
+        const ATTEMPTS: usize = 5;
+        for _ in 0..ATTEMPTS {
+            if let Some(flaws) = self.attempt(trial).await {
+                return flaws;
+            }
+        }
+        panic!("not reached: {trial:?}");
+    }
+
+    /// The same, where the fault is met.
+    async fn attempt(&self, trial: &Trial) -> Option<Vec<(Flaw, String)>> {
         if let Err(error) = self.arrange(trial.step).await {
-            return vec![(Flaw::Wedged, format!("before the fault: {error}"))];
+            return Some(vec![(Flaw::Wedged, format!("before the fault: {error}"))]);
         }
         let before = self.found();
         let fault = Fault {
@@ -215,7 +227,9 @@ impl<'a> Lane<'a> {
         self.lab.sim.inject(fault).unwrap();
         let result = self.take(trial.step).await;
         let left = self.lab.sim.take_faults(self.first_gpu).unwrap();
-        assert!(left.iter().all(|it| it.times < Some(trial.times)), "not reached: {trial:?}");
+        if left.iter().any(|it| it.times == Some(trial.times)) {
+            return None;
+        }
         let after = self.found();
 
         let mut flaws = Vec::new();
@@ -234,7 +248,7 @@ impl<'a> Lane<'a> {
             flaws.push((Flaw::Unclear, format!("no {lack}: {error}")));
         }
         flaws.extend(self.follow_up(trial).await.err());
-        flaws
+        Some(flaws)
     }
 
     /// The fault is over: the kubelet tries again, or the claim ends. Whatever comes, nothing is left at the end.
