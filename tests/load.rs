@@ -25,8 +25,13 @@ const PACE: f64 = 0.25;
 /// GPUs stand for a switch of MIG mode.
 const LAYOUTS: [[&[&str]; 2]; 4] = [
     [&[
-        "-mig-1g-10gb-0", "-mig-1g-10gb-1", "-mig-1g-10gb-2", "-mig-1g-10gb-3", "-mig-1g-10gb-4",
-        "-mig-1g-10gb-5", "-mig-1g-10gb-6",
+        "-mig-1g-10gb-0",
+        "-mig-1g-10gb-1",
+        "-mig-1g-10gb-2",
+        "-mig-1g-10gb-3",
+        "-mig-1g-10gb-4",
+        "-mig-1g-10gb-5",
+        "-mig-1g-10gb-6",
     ]; 2],
     [&["-mig-3g-40gb-4", "-mig-2g-20gb-0", "-mig-1g-10gb-2", "-mig-1g-10gb-3"], &["-mig-7g-80gb-0"]],
     [&[""], &["-mig-2g-20gb-0", "-mig-2g-20gb-2", "-mig-2g-20gb-4", "-mig-1g-10gb-6"]],

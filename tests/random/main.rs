@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 const GPUS: usize = 2;
 const SEEDS: [u64; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
-const STEPS: usize = 150;
+const STEPS: usize = 100;
 /// As many claims as a node may have here at a time.
 const MOST_TENANTS: usize = 9;
 
@@ -167,7 +167,13 @@ impl World {
         }
     }
 
-    fn state_after(&self, number: usize, wish: Wish, leaving: &BTreeSet<usize>, recorded: &[String]) -> State {
+    fn state_after(
+        &self,
+        number: usize,
+        wish: Wish,
+        leaving: &BTreeSet<usize>,
+        recorded: &[String],
+    ) -> State {
         let tenant = &self.model.tenants[number];
         let is_recorded = recorded.contains(&tenant.claim.uid);
         match wish {
@@ -255,8 +261,10 @@ impl World {
         let Some(tenant) = self.model.tenants.iter_mut().find(ready) else { return };
         let Some(part) = tenant.parts.iter().find(|it| !it.is_whole).copied() else { return };
         let run = |gpu: &mut nvml_sim::Gpu| {
-            let instance = gpu.instances.iter().find(|it| it.start == part.start && it.size == part.size).unwrap();
-            let (gpu_instance, compute_instance) = (Some(instance.id), Some(instance.compute_instances[0].id));
+            let instance =
+                gpu.instances.iter().find(|it| it.start == part.start && it.size == part.size).unwrap();
+            let (gpu_instance, compute_instance) =
+                (Some(instance.id), Some(instance.compute_instances[0].id));
             gpu.processes.push(Process { pid, gpu_instance, compute_instance, memory_mib: 1 });
         };
         self.lab.sim.on_gpu(part.gpu, run).unwrap();
@@ -348,7 +356,8 @@ impl World {
         let part = |it: &GiSnapshot| Part { gpu, start: it.start, size: it.size, is_whole: false };
         for instance in &found.gpu_instances {
             let part = part(instance);
-            let is_foreign = self.model.foreign.iter().any(|it| it.part == part && it.serial == instance.serial);
+            let is_foreign =
+                self.model.foreign.iter().any(|it| it.part == part && it.serial == instance.serial);
             let may_be = |it: &Tenant| it.state == State::Leaving && it.parts.contains(&part);
             let is_ours = wanted.contains(&part) || self.model.tenants.iter().any(may_be);
             if !is_foreign && !is_ours {
@@ -413,7 +422,6 @@ async fn call(
 }
 
 async fn live(seed: u64) -> usize {
-    if let Ok(l) = std::env::var("DRA_LOG") { let _ = dra_driver_mig::telemetry::init_logging(&l, dra_driver_mig::telemetry::LogFormat::Text); }
     let mut world = World::new(seed).await;
     for _ in 0..STEPS {
         world.step().await;

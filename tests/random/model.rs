@@ -36,9 +36,7 @@ pub(crate) struct Part {
 
 impl Part {
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
-        self.gpu == other.gpu
-            && self.start < other.start + other.size
-            && other.start < self.start + self.size
+        self.gpu == other.gpu && self.start < other.start + other.size && other.start < self.start + self.size
     }
 }
 
@@ -127,7 +125,8 @@ impl Model {
             words.push("the API server did not show".to_owned());
         }
         for (other, it) in self.tenants.iter().enumerate() {
-            let is_in_the_way = other != number && it.holds() && it.parts.iter().any(|part| tenant.needs(part));
+            let is_in_the_way =
+                other != number && it.holds() && it.parts.iter().any(|part| tenant.needs(part));
             if is_in_the_way && !leaving.contains(&other) {
                 words.push(it.claim.name.clone());
             }
