@@ -409,7 +409,8 @@ async fn call(
     };
     match (&expected, &result) {
         (Expected::Done, Ok(())) => Ok(()),
-        // One of several calls may only be told that another one is still at it.
+        // One of several calls may only be told that another one is still at it. And a last attempt that the deadline
+        // cuts off is answered as if the GPU were silent, which hides the reason.
         (Expected::Refused(words), Err(error))
             if words.iter().any(|it| error.contains(it))
                 || error.contains("another call")
