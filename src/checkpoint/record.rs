@@ -99,9 +99,12 @@ impl Record {
             return Err(format!("it has format version {version}, this driver reads {VERSION}"));
         }
         let record: Self = serde_json::from_slice(line).map_err(wrong)?;
-        if record.claim.uid != *uid {
-            return Err(format!("it is about another claim, {}", record.claim.uid));
+        let ClaimRef { namespace, name, uid: claimed } = record.claim.clone();
+        if claimed != *uid {
+            return Err(format!("it is about another claim, {claimed}"));
         }
+        // Both become part of a URL.
+        ClaimRef::new(namespace, name, uid.to_string()).map_err(|error| error.to_string())?;
         Ok(record)
     }
 }

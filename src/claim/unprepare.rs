@@ -214,7 +214,9 @@ async fn destroy_device(
     });
     match destroyed.await {
         Ok(()) => Ok(()),
-        Err(WorkError::Mig(MigError::Nvml(error))) if error.code == Code::GPU_IS_LOST => {
+        Err(WorkError::Mig(MigError::Nvml(error)))
+            if error.code == Code::GPU_IS_LOST && is_lost(gpu, deadline).await =>
+        {
             warn!(device = device.name, %error, "the GPU is lost, and its instances with it");
             Ok(())
         }
@@ -222,4 +224,10 @@ async fn destroy_device(
         Err(WorkError::Silent) => Err(UnprepareError::Silent(device.name.clone())),
         Err(WorkError::Closed(closed)) => Err(closed.into()),
     }
+}
+
+/// True where the GPU says of itself, too, that it is lost: one call that says so is not enough to forget an instance.
+async fn is_lost(gpu: &LiveGpu, deadline: Instant) -> bool {
+    let asked = on_gpu(gpu, deadline, |handle| Ok(handle.mig_mode()?)).await;
+    matches!(asked, Err(WorkError::Mig(MigError::Nvml(error))) if error.code == Code::GPU_IS_LOST)
 }

@@ -41,13 +41,17 @@ where
 {
     const LONGEST_PAUSE: Duration = Duration::from_secs(2);
     let mut pause = Duration::from_millis(100);
+    let mut before = None;
     loop {
         match work().await {
             Err(WorkError::Mig(error)) if error.is_transient() && Instant::now() + pause < deadline => {
                 warn!(%error, "trying again");
+                before = Some(error);
                 sleep(pause).await;
                 pause = LONGEST_PAUSE.min(pause * 2);
             }
+            // The last attempt had no time: what was wrong before says more.
+            Err(WorkError::Silent) => return Err(before.map_or(WorkError::Silent, WorkError::Mig)),
             result => return result,
         }
     }
