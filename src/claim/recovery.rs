@@ -19,7 +19,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use super::draft::{Draft, Opened};
 use super::prepare::mig_devices;
 use super::work::{blocking, on_gpu};
-use super::{ClaimRef, ClaimUid, Claims, PrepareError, UnprepareError, allocated_devices};
+use super::{AllocationError, ClaimRef, ClaimUid, Claims, PrepareError, UnprepareError, allocated_devices};
 use crate::api::{EventReason, ReadError};
 use crate::checkpoint::{Journal, Record, RecordedDevice, Rest, Stage, Stored, Taken};
 use crate::hardware::Hardware;
@@ -161,11 +161,12 @@ impl Claims {
     }
 
     async fn take_down_orphan(&self, claim: &ClaimRef, why: &'static str) -> Result<(), UnprepareError> {
-        let Taken::Journal(journal) = self.checkpoint.take(&claim.uid, false)? else { return Ok(()) };
-        let Stored::Record(now) = journal.stored().clone() else { return Ok(()) };
+        // A sweep, or a call of the kubelet, may have it; afterwards it may be gone.
+        let deadline = Instant::now() + PATIENCE;
+        let Some(opened) = self.open::<UnprepareError>(claim, false, deadline).await? else { return Ok(()) };
+        let Stored::Record(now) = opened.journal.stored().clone() else { return Ok(()) };
         let span = info_span!("recover", %claim, claim.uid = claim.uid.as_str());
-        let left =
-            self.leave(Opened { journal, _turn: None }, Record::clone(&now), Instant::now() + PATIENCE);
+        let left = self.leave(opened, Record::clone(&now), Instant::now() + PATIENCE);
         let left = left.instrument(span.clone()).await;
         span.in_scope(|| match left {
             Ok(()) => info!("{why}: claim taken down"),
@@ -176,9 +177,10 @@ impl Claims {
 
     /// True where any device of the record is still the claim's, or cannot be told. A claim has all its devices or none.
     fn is_still_for(&self, record: &Record, object: &ResourceClaim) -> bool {
-        let Ok(allocated) = allocated_devices(&record.claim, object, &self.driver) else {
-            // Not allocated any more; what is refused for another reason was refused in prepare, too.
-            return record.devices.is_empty();
+        let allocated = match allocated_devices(&record.claim, object, &self.driver) {
+            Ok(allocated) => allocated,
+            Err(AllocationError::NotAllocated(_)) => Vec::new(),
+            Err(_) => return true,
         };
         let has = |device: &RecordedDevice| {
             allocated.iter().any(|it| it.device == device.name && it.pool == device.pool)
