@@ -214,9 +214,13 @@ pub fn fits_into(consumes: &BTreeMap<String, u32>, counters: &BTreeMap<String, u
 }
 
 fn mig_devices(node: &NodeFacts, gpu: &Gpu, mig: &MigFacts, plan: &CounterPlan) -> Vec<AllocatableDevice> {
+    // Devices are named by their first slice.
+    let mut named = BTreeSet::new();
     order::by_preference(mig)
         .into_iter()
-        .filter(|(_, placement)| placement.is_plausible())
+        .filter(|(profile, placement)| {
+            placement.is_plausible() && named.insert((profile.id, placement.start))
+        })
         .map(|(profile, placement)| AllocatableDevice {
             name: DeviceName::mig(gpu.facts.pci, &profile.name, placement.start),
             parent_uuid: gpu.facts.uuid.clone(),
