@@ -11,7 +11,7 @@
 //! [`node`] wires them, [`checkpoint`] is what was promised, on disk; [`api`], [`host`] and [`telemetry`] stand beside
 //! both flows.
 //!
-//! What holds everywhere:
+//! What is never lost, and the test behind each promise, is in [`guarantees`]. What holds everywhere:
 //!
 //! * `inventory`, `slices::{render, diff}`, `claim::{allocation, plan}` and the building of CDI specs are functions from
 //!   data to data; they neither wait nor read.
@@ -36,6 +36,7 @@ pub mod mig;
 
 pub mod api;
 pub mod checkpoint;
+pub mod guarantees;
 pub mod hardware;
 pub mod host;
 pub mod inspect;
