@@ -2,7 +2,7 @@
 //!
 //! `allocation` reads what the scheduler decided, `plan` turns it into a record, `prepare` and `unprepare` carry it out:
 //! record, hardware, CDI file, answer, in this order. `recovery` looks after claims that nobody asks for any more. The
-//! stages of a claim are those of [`Record`](crate::checkpoint::Record). Refuses what it does not understand: unknown
+//! stages of a claim are those of [`Record`]. Refuses what it does not understand: unknown
 //! devices, configuration, admin access.
 //!
 //! Whoever has a claim's [`Journal`] works on it, alone. A repeated call waits for the running one and then finds its
