@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -29,6 +29,9 @@ use crate::telemetry::{Health, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
 const DRAIN: Duration = Duration::from_secs(25);
+
+/// How long changes of what claims hold are collected before they are looked at.
+const BURST: Duration = Duration::from_millis(50);
 
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
 pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
@@ -179,6 +182,9 @@ impl HardwareWatch {
                 () = stop.cancelled() => return Ok(()),
                 change = changes.changed() => {
                     change.context("the claims are gone")?;
+                    // A pod's claims, and pods themselves, come and go in bursts.
+                    sleep(BURST).await;
+                    changes.borrow_and_update();
                     self.note_held()?;
                 }
                 () = surprised.notified() => self.look().await?,
@@ -189,7 +195,13 @@ impl HardwareWatch {
 
     /// Opens the hardware if it is not open, reads what may have changed, and tells everybody.
     async fn look(&mut self) -> anyhow::Result<()> {
-        let known = self.state.borrow().hardware.clone();
+        let known = match self.state.borrow().hardware.clone() {
+            Ok(open) if open.is_stale() => {
+                warn!("the NVIDIA driver was unloaded or replaced: opening it again");
+                Err("the NVIDIA driver was unloaded or replaced".to_owned())
+            }
+            known => known,
+        };
         let hardware = match known {
             Ok(open) => Ok(open),
             Err(before) => {
@@ -214,7 +226,7 @@ impl HardwareWatch {
     /// Reads every GPU and leaves only those instances that no record means. Records are read before and after, because
     /// claims come and go meanwhile.
     async fn scan(&self, hardware: &Hardware) -> anyhow::Result<Vec<Gpu>> {
-        let mut records: Vec<Record> = self.checkpoint.records()?;
+        let mut records: Vec<Arc<Record>> = self.checkpoint.records()?;
         let mut gpus = hardware.scan().await?;
         records.extend(self.checkpoint.records()?);
         for gpu in &mut gpus {
@@ -277,7 +289,7 @@ impl HardwareWatch {
 
     fn held(&self) -> anyhow::Result<BTreeSet<String>> {
         let records = self.checkpoint.records()?;
-        Ok(records.into_iter().flat_map(|it| it.devices).map(|it| it.name).collect())
+        Ok(records.iter().flat_map(|it| &it.devices).map(|it| it.name.clone()).collect())
     }
 
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {

@@ -237,6 +237,22 @@ async fn each_claim_of_a_call_has_its_own_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_too_large_is_refused_and_the_next_one_served() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let claim =
+        |name: String, uid: usize| Claim { namespace: "default".into(), name, uid: format!("u-{uid}") };
+    let many: Vec<Claim> = (0..2000).map(|it| claim("c".into(), it)).collect();
+    assert!(kubelet.prepare(&many).await.unwrap_err().to_string().contains("more than 1024 claims"));
+    let long = [claim("c".repeat(2 << 20), 1)];
+    assert!(kubelet.prepare(&long).await.is_err());
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_whole_gpu_waits_for_its_parts_and_is_handed_out_with_mig_mode_off() {
     let (mut lab, kubelet) = started("1xH100-80GB").await;
     let cut = lab.claim_of("cut", FIRST_1G).await;

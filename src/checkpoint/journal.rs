@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::{MOST_BYTES, Record, StoreError, Stored, UNFINISHED, failed, sync};
 use crate::claim::ClaimUid;
@@ -85,7 +86,7 @@ impl Journal {
         }
         written.map_err(failed("write", &self.path))?;
         self.length += line.len() as u64;
-        self.stored = Stored::Record(Box::new(record.clone()));
+        self.stored = Stored::Record(Arc::new(record.clone()));
         Ok(())
     }
 
@@ -117,7 +118,7 @@ impl Journal {
         };
         let (file, length) = write().map_err(failed("replace", &self.path))?;
         (self.file, self.length) = (file, length);
-        self.stored = Stored::Record(Box::new(record.clone()));
+        self.stored = Stored::Record(Arc::new(record.clone()));
         sync(self.path.parent()).map_err(failed("force to disk", &self.path))
     }
 
@@ -212,7 +213,7 @@ fn parse(bytes: &[u8], uid: &ClaimUid) -> (Stored, u64) {
     let mut reason = None;
     for line in bytes[..end].rsplit(|it| *it == b'\n') {
         match Record::parse(line, uid) {
-            Ok(record) => return (Stored::Record(Box::new(record)), end as u64 + 1),
+            Ok(record) => return (Stored::Record(Arc::new(record)), end as u64 + 1),
             Err(error) => reason = reason.or(Some(error)),
         }
     }
@@ -259,11 +260,11 @@ mod tests {
             bytes.extend_from_slice(tail.as_bytes());
             fs::write(&path, bytes).unwrap();
             let mut journal = taken(&checkpoint, "uid-1");
-            assert_eq!(*journal.stored(), Stored::Record(Box::new(prepared.clone())), "{tail:?}");
+            assert_eq!(*journal.stored(), Stored::Record(Arc::new(prepared.clone())), "{tail:?}");
             journal.append(&prepared).unwrap();
             drop(journal);
             let (stored, _) = parse(&fs::read(&path).unwrap(), &"uid-1".parse().unwrap());
-            assert_eq!(stored, Stored::Record(Box::new(prepared.clone())), "{tail:?}");
+            assert_eq!(stored, Stored::Record(Arc::new(prepared.clone())), "{tail:?}");
             fs::write(&path, whole).unwrap();
         }
     }
@@ -292,7 +293,7 @@ mod tests {
             assert_eq!(fs::read_to_string(aside).unwrap(), rubbish);
             drop(journal);
             let journal = taken(&checkpoint, "uid-2");
-            assert_eq!(*journal.stored(), Stored::Record(Box::new(fixture::record("uid-2"))));
+            assert_eq!(*journal.stored(), Stored::Record(Arc::new(fixture::record("uid-2"))));
         }
     }
 

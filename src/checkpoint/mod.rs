@@ -48,7 +48,7 @@ pub enum Stored {
     /// Nothing: no file, or one in which nothing was intended yet.
     Nothing,
     /// A record.
-    Record(Box<Record>),
+    Record(Arc<Record>),
     /// A file that cannot be understood, and why.
     Unreadable(String),
 }
@@ -88,7 +88,7 @@ impl Checkpoint {
     pub fn reserve<E: From<StoreError>>(
         &self,
         journal: &mut Journal,
-        make: impl FnOnce(&[Record]) -> Result<Record, E>,
+        make: impl FnOnce(&[Arc<Record>]) -> Result<Record, E>,
     ) -> Result<(Record, Option<PathBuf>), E> {
         let path = self.directory.join("reserve.lock");
         let lock = || {
@@ -131,9 +131,9 @@ impl Checkpoint {
     }
 
     /// All records that can be read.
-    pub fn records(&self) -> Result<Vec<Record>, StoreError> {
+    pub fn records(&self) -> Result<Vec<Arc<Record>>, StoreError> {
         let readable = |(_, stored): (ClaimUid, Arc<Stored>)| match &*stored {
-            Stored::Record(record) => Some((**record).clone()),
+            Stored::Record(record) => Some(Arc::clone(record)),
             Stored::Nothing | Stored::Unreadable(_) => None,
         };
         Ok(self.list()?.into_iter().filter_map(readable).collect())
@@ -222,7 +222,7 @@ mod tests {
         record.unknown.insert("later".to_owned(), serde_json::json!({"a": 1}));
         drop(reserved(&checkpoint, &record));
         let mut journal = taken(&checkpoint, "uid-1");
-        assert_eq!(*journal.stored(), Stored::Record(Box::new(record)));
+        assert_eq!(*journal.stored(), Stored::Record(Arc::new(record)));
         journal.forget().unwrap();
         drop(journal);
         assert!(matches!(checkpoint.take(&"uid-1".parse().unwrap(), false).unwrap(), Taken::Nothing));
@@ -236,7 +236,7 @@ mod tests {
         drop(reserved(&checkpoint, &record("uid-6")));
         let listed = checkpoint.list().unwrap();
         assert!(matches!(&*listed[0].1, Stored::Unreadable(_)));
-        assert_eq!(checkpoint.records().unwrap(), [record("uid-6")]);
+        assert_eq!(checkpoint.records().unwrap(), [Arc::new(record("uid-6"))]);
     }
 
     #[test]
@@ -245,10 +245,10 @@ mod tests {
         let (ours, others) =
             (Checkpoint::open(directory.path()).unwrap(), Checkpoint::open(directory.path()).unwrap());
         let mut journal = reserved(&others, &record("uid-1"));
-        assert_eq!(ours.records().unwrap(), [record("uid-1")]);
+        assert_eq!(ours.records().unwrap(), [Arc::new(record("uid-1"))]);
         let prepared = Record { stage: Stage::Prepared, ..record("uid-1") };
         journal.append(&prepared).unwrap();
-        assert_eq!(ours.records().unwrap(), [prepared]);
+        assert_eq!(ours.records().unwrap(), [Arc::new(prepared)]);
         journal.forget().unwrap();
         assert_eq!(ours.records().unwrap(), []);
     }
@@ -260,7 +260,7 @@ mod tests {
         let reserve = |uid: &'static str| {
             let checkpoint = checkpoint.clone();
             std::thread::spawn(move || {
-                let only_if_first = |others: &[Record]| match others.len() {
+                let only_if_first = |others: &[Arc<Record>]| match others.len() {
                     0 => Ok(record(uid)),
                     _ => Err(failed("share", Path::new(uid))(io::ErrorKind::AlreadyExists.into())),
                 };

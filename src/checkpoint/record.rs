@@ -74,10 +74,16 @@ impl Record {
 
     /// Reads one line, which must be about this claim. The error says what is wrong with it.
     pub(super) fn parse(line: &[u8], uid: &ClaimUid) -> Result<Self, String> {
-        let record: Self = serde_json::from_slice(line).map_err(|error| error.to_string())?;
-        if record.version != VERSION {
-            return Err(format!("it has format version {}, this driver reads {VERSION}", record.version));
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
         }
+        let wrong = |error: serde_json::Error| error.to_string();
+        let Versioned { version } = serde_json::from_slice(line).map_err(wrong)?;
+        if version != VERSION {
+            return Err(format!("it has format version {version}, this driver reads {VERSION}"));
+        }
+        let record: Self = serde_json::from_slice(line).map_err(wrong)?;
         if record.claim.uid != *uid {
             return Err(format!("it is about another claim, {}", record.claim.uid));
         }

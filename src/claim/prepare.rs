@@ -77,7 +77,7 @@ impl Claims {
             return Err(Busy(claim.clone()).into());
         };
         let record = match journal.stored().clone() {
-            Stored::Record(record) if record.boot_id == self.boot_id => *record,
+            Stored::Record(record) if record.boot_id == self.boot_id => Record::clone(&record),
             // Instances do not survive a reboot; what was promised does, and needs no API server to be known.
             Stored::Record(before) => {
                 self.new_record(claim, &promised(&before), &mut journal, &hardware, deadline).await?

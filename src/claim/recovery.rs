@@ -73,7 +73,10 @@ impl Claims {
         let Taken::Journal(mut journal) = self.checkpoint.take(uid, true)? else { return Ok(()) };
         let stored = journal.stored().clone();
         match stored {
-            Stored::Nothing => self.remove_stray_cdi(uid, deadline).await,
+            Stored::Nothing if self.cdi.list()?.iter().any(|it| it == uid.as_str()) => {
+                self.remove_stray_cdi(uid, deadline).await
+            }
+            Stored::Nothing => Ok(()),
             Stored::Unreadable(reason) => {
                 self.report_unreadable(uid, &reason);
                 Ok(())
@@ -85,7 +88,7 @@ impl Claims {
                     let taken = self.take_down(&record, deadline, || journal.forget()).await;
                     taken.inspect(|()| info!("claim taken down"))
                 }
-                Rest::Nothing => self.mend_cdi(journal, *record, deadline).await,
+                Rest::Nothing => self.mend_cdi(journal, &record, deadline).await,
             },
         }
     }
@@ -111,8 +114,10 @@ impl Claims {
                 claim.name = now.claim.name,
                 claim.uid = now.claim.uid.as_str()
             );
-            let left =
-                self.leave(&mut journal, *now, Instant::now() + PATIENCE).instrument(span.clone()).await;
+            let left = self
+                .leave(&mut journal, Record::clone(&now), Instant::now() + PATIENCE)
+                .instrument(span.clone())
+                .await;
             span.in_scope(|| match left {
                 Ok(()) => info!("the ResourceClaim is gone: claim taken down"),
                 Err(error) => warn!(%error, "the ResourceClaim is gone, but it cannot be taken down now"),
@@ -126,7 +131,7 @@ impl Claims {
     async fn mend_cdi(
         &self,
         journal: Journal,
-        record: Record,
+        record: &Record,
         deadline: Instant,
     ) -> Result<(), UnprepareError> {
         if record.devices.is_empty()
@@ -136,41 +141,49 @@ impl Claims {
             return Ok(());
         }
         let Ok(hardware) = self.hardware() else { return Ok(()) };
-        if !self.all_alive(&record, &hardware, deadline).await {
+        if !self.all_alive(record, &hardware, deadline).await {
             return Ok(());
         }
         warn!(claim.name = record.claim.name, "the CDI file of a prepared claim was gone: writing it again");
         let draft = Draft::shared(journal, record.clone());
-        let mended = self.carry_out(&draft, &record, &hardware, deadline).await;
+        let mended = self.carry_out(&draft, record, &hardware, deadline).await;
         mended.map(|_| ()).or_else(|error: PrepareError| {
             warn!(%error, "cannot write it");
             Ok(())
         })
     }
 
-    /// A CDI file without a record. Where what it names is alive, the state directory was lost while a pod ran: then its
-    /// unprepare needs the file.
+    /// A CDI file without a record. Where what it names is alive and no other claim's, the state directory was lost while
+    /// a pod ran: then its unprepare needs the file.
     async fn remove_stray_cdi(&self, uid: &ClaimUid, deadline: Instant) -> Result<(), UnprepareError> {
-        let names = blocking(|| self.cdi.devices(uid.as_str()))?;
-        if let Ok(hardware) = self.hardware() {
-            let inventory = self.inventory();
-            for device in names.iter().filter_map(|it| inventory.device(it)) {
-                let DeviceKind::Mig(spec) = &device.kind else { continue };
-                let Some(gpu) = hardware.gpu(&device.parent_uuid) else { continue };
-                let spec = spec.clone();
-                if !matches!(on_gpu(gpu, deadline, move |it| mig::is_free(it, &spec)).await, Ok(true)) {
-                    warn!(device = %device.name, "a CDI file and an instance, but no state file: left for its unprepare");
-                    return Ok(());
-                }
+        let mut names = blocking(|| self.cdi.devices(uid.as_str()))?;
+        let records = self.checkpoint.records()?;
+        names.retain(|name| !records.iter().flat_map(|it| &it.devices).any(|it| it.name == *name));
+        match self.hardware() {
+            Err(_) if !names.is_empty() => return Ok(()),
+            Ok(hardware) if self.any_alive(&names, &hardware, deadline).await => {
+                warn!("a CDI file and an instance, but no state file: left for the claim's unprepare");
+                return Ok(());
             }
-        } else if !names.is_empty() {
-            return Ok(());
+            _ => {}
         }
-        if self.cdi.exists(uid.as_str())? {
-            blocking(|| self.cdi.remove(uid.as_str()))?;
-            info!("CDI file of no claim removed");
-        }
+        blocking(|| self.cdi.remove(uid.as_str()))?;
+        info!("CDI file of no claim removed");
         Ok(())
+    }
+
+    /// True where a MIG device of one of these names exists, or may exist.
+    async fn any_alive(&self, names: &[String], hardware: &Hardware, deadline: Instant) -> bool {
+        let inventory = self.inventory();
+        for device in names.iter().filter_map(|it| inventory.device(it)) {
+            let DeviceKind::Mig(spec) = &device.kind else { continue };
+            let Some(gpu) = hardware.gpu(&device.parent_uuid) else { continue };
+            let spec = spec.clone();
+            if !matches!(on_gpu(gpu, deadline, move |it| mig::is_free(it, &spec)).await, Ok(true)) {
+                return true;
+            }
+        }
+        false
     }
 
     async fn all_alive(&self, record: &Record, hardware: &Hardware, deadline: Instant) -> bool {

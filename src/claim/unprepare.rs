@@ -39,8 +39,8 @@ impl Claims {
         };
         let Some(mut journal) = journal else { return Ok(()) };
         let record = match journal.stored().clone() {
-            Stored::Record(record) => Some(*record),
-            Stored::Nothing => self.from_cdi(claim, &mut journal)?,
+            Stored::Record(record) => Some(Record::clone(&record)),
+            Stored::Nothing => self.named_by_cdi(claim, &mut journal)?,
             Stored::Unreadable(reason) => self.rebuilt(claim, &mut journal, &reason, deadline).await?,
         };
         match record {
@@ -143,7 +143,11 @@ impl Claims {
     }
 
     /// The record that a claim without one must have had, as its CDI file tells; the state directory was lost.
-    fn from_cdi(&self, claim: &ClaimRef, journal: &mut Journal) -> Result<Option<Record>, UnprepareError> {
+    fn named_by_cdi(
+        &self,
+        claim: &ClaimRef,
+        journal: &mut Journal,
+    ) -> Result<Option<Record>, UnprepareError> {
         let names = blocking(|| self.cdi.devices(claim.uid.as_str()))?;
         let device =
             |device: String| AllocatedDevice { device, pool: self.pool.clone(), requests: Vec::new() };

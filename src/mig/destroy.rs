@@ -16,7 +16,7 @@ pub fn destroy(device: &DeviceHandle<'_>, spec: &MigSpec, progress: &Progress) -
             Code::IN_USE => {
                 let (gpu_instance, call) = (instance.id, error.call);
                 // Who it is makes the error better; that it cannot be told does not make it worse.
-                let holders = Holders(device.processes_on(gpu_instance).unwrap_or_default());
+                let holders = Holders(device.processes_on(instance).unwrap_or_default());
                 MigError::InUse { gpu_instance, call, is_bare, holders }
             }
             _ => error.into(),

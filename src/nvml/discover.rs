@@ -143,7 +143,18 @@ fn profiles(device: &DeviceHandle<'_>, uuid: &str, memory_bytes: u64) -> Result<
             profile.name = name;
         }
         match device.placements(profile.id) {
-            Ok(placements) => profile.placements = placements,
+            Ok(placements) if placements.iter().all(|it| it.is_plausible()) => {
+                profile.placements = placements
+            }
+            Ok(placements) => {
+                warn!(
+                    uuid,
+                    profile = profile.name,
+                    ?placements,
+                    "MIG profile skipped: no GPU has such placements"
+                );
+                continue;
+            }
             Err(error) if concerns_the_profile(&error) => {
                 warn!(uuid, profile = profile.name, %error, "MIG profile skipped: it has no placements");
                 continue;
