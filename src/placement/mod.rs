@@ -42,8 +42,16 @@ pub enum Policy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ranking {
     names: Vec<String>,
-    /// Where each device stands, and whether it can be had now.
-    places: BTreeMap<String, (usize, bool)>,
+    places: BTreeMap<String, Place>,
+}
+
+/// Where a device stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    place: usize,
+    /// Devices of one profile have the same number.
+    profile: usize,
+    is_available: bool,
 }
 
 impl Ranking {
@@ -57,14 +65,17 @@ impl Ranking {
                 profiles.entry(entry.profile).or_default().push(Candidate { gpu, entry });
             }
         }
-        let ranked: Vec<Candidate<'_, '_>> =
-            profiles.into_values().flat_map(|it| in_order(it, &ledgers, policy)).collect();
-        let names = ranked.iter().map(|it| it.entry.device.name.to_string()).collect();
-        let place = |(place, it): (usize, &Candidate<'_, '_>)| {
-            let fits = ledgers[it.gpu].has_room(it.entry, &ledgers[it.gpu].left);
-            (it.entry.device.name.to_string(), (place, fits))
-        };
-        Self { names, places: ranked.iter().enumerate().map(place).collect() }
+        let mut ranking = Self { names: Vec::new(), places: BTreeMap::new() };
+        for (profile, devices) in profiles.into_values().enumerate() {
+            for it in in_order(devices, &ledgers, policy) {
+                let name = it.entry.device.name.to_string();
+                let is_available = ledgers[it.gpu].has_room(it.entry, &ledgers[it.gpu].left);
+                let place = Place { place: ranking.names.len(), profile, is_available };
+                ranking.places.insert(name.clone(), place);
+                ranking.names.push(name);
+            }
+        }
+        ranking
     }
 
     /// Names of all devices, those to be taken first at the front.
@@ -75,14 +86,20 @@ impl Ranking {
     /// Where a device stands; the lower, the better. Unknown devices stand behind all others.
     #[must_use]
     pub fn place(&self, device: &str) -> usize {
-        self.places.get(device).map_or(usize::MAX, |it| it.0)
+        self.places.get(device).map_or(usize::MAX, |it| it.place)
     }
 
-    /// True where a list has those devices that can be had now in the order of this ranking. Where the others stand
-    /// makes no difference to anybody, so such a list need not be written anew.
+    /// True where a list, ranked some time ago, still leads to the same choice for each profile: the first of those that
+    /// can be had now is the one that this ranking prefers. Such a list need not be written anew.
     pub fn agrees_with<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> bool {
-        let available = |name: &str| self.places.get(name).filter(|it| it.1).map(|it| it.0);
-        names.into_iter().filter_map(available).is_sorted()
+        // By profile the first in the list and the best.
+        let mut choices: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
+        let places = names.into_iter().filter_map(|it| self.places.get(it));
+        for it in places.filter(|it| it.is_available) {
+            let (_, best) = choices.entry(it.profile).or_insert((it.place, it.place));
+            *best = it.place.min(*best);
+        }
+        choices.into_values().all(|(first, best)| first == best)
     }
 }
 

@@ -182,7 +182,7 @@ impl Publisher {
             || held_matters && now.held != seen.held
     }
 
-    /// True where the published slices have what is offered, and those devices that can be had in the right order.
+    /// True where the published slices have what is offered, in an order that leads to the choices of the ranking.
     fn is_served(&self, state: &NodeState) -> bool {
         let offered = self.offered(&state.inventory, &state.held);
         let ranking = Ranking::of(&offered, &state.held, self.policy);

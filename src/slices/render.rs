@@ -73,8 +73,8 @@ pub fn render(inventory: &Inventory, ranking: &Ranking, owner: &Owner) -> Vec<Re
     contents.into_iter().enumerate().map(complete).collect()
 }
 
-/// Leaves the devices of a slice in the order that is published if that serves as well: it has the same devices, and those
-/// that can be had now are in the order of the ranking.
+/// Leaves the devices of a slice in the order that is published if that serves as well: it has the same devices, and leads
+/// to the choices of the ranking.
 pub fn keep_order(wanted: &mut [ResourceSlice], published: &[ResourceSlice], ranking: &Ranking) {
     for slice in wanted {
         let Some(old) = published.iter().find(|it| it.metadata.name == slice.metadata.name) else { continue };

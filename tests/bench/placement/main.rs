@@ -20,8 +20,8 @@ use optimum::best_possible;
 use oracle::Oracle;
 use replay::{Outcome, Server, Workload};
 
-/// Requests of one scenario.
-const REQUESTS: usize = 20_000;
+/// Requests of one scenario, on one GPU and on several.
+const REQUESTS: [usize; 2] = [20_000, 8_000];
 const SEED: u64 = 20_260_101;
 const LOADS: [f64; 3] = [0.5, 0.7, 1.0];
 /// Below this, two shares are the same: they are of the same requests, but not of infinitely many.
@@ -74,7 +74,9 @@ fn main() -> anyhow::Result<()> {
     }
     let start = Instant::now();
     println!(
-        "{REQUESTS} requests a table, seed {SEED}. Served requests in percent; `all` counts each with its memory slices."
+        "{} requests a table for one GPU, {} for several, seed {SEED}. Served requests in percent; `all` counts each with \
+         its memory slices.",
+        REQUESTS[0], REQUESTS[1]
     );
     let mut targets = Targets::default();
     for mix in [&SMALL_HEAVY, &TWO_SIZES, &BALANCED] {
@@ -96,7 +98,7 @@ fn main() -> anyhow::Result<()> {
 fn one_gpu(mix: &Mix, load: f64, targets: &mut Targets) -> anyhow::Result<()> {
     let node = Node::new("H100-80GB", 1, "")?;
     let parts = mix.on(&node);
-    let workload = Workload::new(&node, &parts, load, REQUESTS, SEED);
+    let workload = Workload::new(&node, &parts, load, REQUESTS[0], SEED);
     let mut table = Table::new(&format!("1 H100, {}, load {load}", mix.name), &node, &parts);
     let mut serve = |name: &str, server| table.replay(name, &node, &workload, server);
     let lowest = serve("lowest start first", Server::Fixed(node.gpu_by_gpu(|it| it.start)))?;
@@ -141,7 +143,7 @@ fn one_gpu(mix: &Mix, load: f64, targets: &mut Targets) -> anyhow::Result<()> {
 fn eight_gpus(mix: &Mix, load: f64, targets: &mut Targets) -> anyhow::Result<()> {
     let node = Node::new("H100-80GB", 8, "")?;
     let parts = mix.on(&node);
-    let workload = Workload::new(&node, &parts, load, REQUESTS, SEED);
+    let workload = Workload::new(&node, &parts, load, REQUESTS[1], SEED);
     let mut table = Table::new(&format!("8 H100, {}, load {load}", mix.name), &node, &parts);
     let mut serve = |name: &str, server| table.replay(name, &node, &workload, server);
     let lowest =
@@ -155,12 +157,12 @@ fn eight_gpus(mix: &Mix, load: f64, targets: &mut Targets) -> anyhow::Result<()>
     serve("`--placement spread`", Server::Driver(Policy::Spread, 1))?;
     serve("`--placement static`", Server::Driver(Policy::Static, 1))?;
     let ours = serve("`--placement pack`", Server::Driver(Policy::Pack, 1))?;
-    serve("the same, slices follow after 8 arrivals", Server::Driver(Policy::Pack, 8))?;
+    serve("the same, slices follow one arrival late", Server::Driver(Policy::Pack, 2))?;
     let oracle = serve("repacking", Server::Repacking(Oracle::new(&node, &profiles(&parts))))?;
     let mut lean = None;
     if !parts.iter().any(|it| node.profiles[it.0].name.contains("+me")) {
         let node = Node::new("H100-80GB", 8, LEAN)?;
-        let workload = Workload::new(&node, &mix.on(&node), load, REQUESTS, SEED);
+        let workload = Workload::new(&node, &mix.on(&node), load, REQUESTS[1], SEED);
         let name = format!("`--placement pack --profiles '{LEAN}'`");
         lean = Some(table.replay(&name, &node, &workload, Server::Driver(Policy::Pack, 1))?);
     }
@@ -189,7 +191,7 @@ fn other_models(targets: &mut Targets) -> anyhow::Result<()> {
         let node = Node::new(model, gpus, "")?;
         for mix in [&SMALL_HEAVY, &BALANCED] {
             let parts = mix.on(&node);
-            let workload = Workload::new(&node, &parts, 0.7, REQUESTS / 4, SEED);
+            let workload = Workload::new(&node, &parts, 0.7, REQUESTS[1], SEED);
             let serve = |server| workload.replay(&node, server);
             let lowest = serve(Server::Fixed(node.gpu_by_gpu(|it| it.start)))?;
             let random = serve(Server::Random)?;
