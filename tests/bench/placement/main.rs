@@ -16,7 +16,7 @@ use std::time::Instant;
 use dra_driver_mig::placement::Policy;
 
 use node::{Node, Wanted};
-use optimum::best_possible;
+use optimum::{best_possible, lowest_start};
 use oracle::Oracle;
 use replay::{Outcome, Server, Workload};
 
@@ -107,11 +107,13 @@ fn one_gpu(mix: &Mix, load: f64, targets: &mut Targets) -> anyhow::Result<()> {
     let ours = serve("`--placement pack`", Server::Driver(Policy::Pack, 1))?;
     let oracle = serve("repacking", Server::Repacking(Oracle::new(&node, &profiles(&parts))))?;
     let size = |profile: usize| f64::from(node.profiles[profile].size);
+    let calculated = lowest_start(&node, &parts, load);
+    table.shares("lowest start first, calculated", &node, &calculated);
     let best = best_possible(&node, &parts, load, size);
-    table.shares("best online choice for all", &node, &best);
+    table.shares("best online choice for all, calculated", &node, &best);
     let large = node.profile(Wanted::Plain(4)).unwrap_or(0);
     let best_large = best_possible(&node, &parts, load, |it| if it == large { 1.0 } else { 0.0 });
-    table.shares("best online choice for 4g", &node, &best_large);
+    table.shares("best online choice for 4g, calculated", &node, &best_large);
     table.print();
 
     let what = format!("1 H100, {}, load {load}", mix.name);
@@ -129,13 +131,13 @@ fn one_gpu(mix: &Mix, load: f64, targets: &mut Targets) -> anyhow::Result<()> {
         targets.note(&format!("{what}: no online choice serves more 4g than {:.1} %", 100.0 * best));
     }
     let weight = |it: &(usize, f64)| it.1 * size(it.0);
-    let reachable =
-        parts.iter().map(|it| weight(it) * best[it.0]).sum::<f64>() / parts.iter().map(weight).sum::<f64>();
-    let closed = |it: f64| 100.0 * (it - lowest.total(&node)) / (oracle.total(&node) - lowest.total(&node));
+    let gain = |it: &(usize, f64)| weight(it) * (best[it.0] - calculated[it.0]);
+    let gain = parts.iter().map(gain).sum::<f64>() / parts.iter().map(weight).sum::<f64>();
+    let distance = oracle.total(&node) - lowest.total(&node);
     targets.note(&format!(
         "{what}: of the distance from lowest start first to repacking, pack closes {:.0} %, the best online choice {:.0} %",
-        closed(ours.total(&node)),
-        closed(reachable)
+        100.0 * (ours.total(&node) - lowest.total(&node)) / distance,
+        100.0 * gain / distance
     ));
     Ok(())
 }

@@ -17,6 +17,15 @@ pub(crate) fn best_possible(
     chain.served(&choice)
 }
 
+/// The same where always the placement of the lowest start is taken.
+pub(crate) fn lowest_start(node: &Node, mix: &[(usize, f64)], load: f64) -> Vec<f64> {
+    let chain = Chain::new(node, mix, load);
+    // NVML lists placements by start.
+    let first = |it: &Vec<Vec<usize>>| it.iter().map(|it| it.first().copied()).collect();
+    let choice: Vec<Vec<Option<usize>>> = chain.taken.iter().map(first).collect();
+    chain.served(&choice)
+}
+
 struct Chain {
     /// Arrivals by entry of the mix, per mean time of an instance.
     rates: Vec<f64>,
