@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::inventory::ProfileFilter;
 use crate::mig::ModePolicy;
+use crate::placement::Policy;
 use crate::telemetry::LogFormat;
 
 /// Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand.
@@ -110,6 +112,14 @@ pub struct NodeArgs {
     /// instead of those discovered below --driver-root.
     #[arg(long, env, value_name = "FILE")]
     pub common_edits: Option<PathBuf>,
+    /// Which GPU a request is given first, as far as several would do.
+    #[arg(long, env, value_enum, value_name = "POLICY", default_value = "pack")]
+    pub placement: Policy,
+    /// Profiles to offer, as patterns separated by commas: `1g.*,3g.40gb,full` offers these, `!*+me*,!1g.20gb` all but
+    /// these; `full` is the whole GPU [default: all]. The fewer there are, the more GPUs share a slice, and the better
+    /// requests are packed. What claims hold stays published.
+    #[arg(long, env, value_name = "PATTERNS", default_value = "", hide_default_value = true)]
+    pub profiles: ProfileFilter,
     /// Address for /healthz and /readyz.
     #[arg(long, env, value_name = "ADDRESS", default_value = "0.0.0.0:8081")]
     pub http_address: SocketAddr,

@@ -8,12 +8,12 @@
 //! unprepare   kubelet gRPC -> claim -> mig destroy (CI, GI) -> cdi file removed  (the hardware is whole again)
 //! ```
 //!
-//! [`node`] wires them, [`checkpoint`] is what was promised, on disk; [`api`], [`host`] and [`telemetry`] stand beside
+//! [`placement`] says in which order the slices offer devices, [`node`] wires everything, [`checkpoint`] is what was promised, on disk; [`api`], [`host`] and [`telemetry`] stand beside
 //! both flows.
 //!
 //! What is never lost, and the test behind each promise, is in [`guarantees`]. What holds everywhere:
 //!
-//! * `inventory`, `slices::{render, diff}`, `claim::{allocation, plan}` and the building of CDI specs are functions from
+//! * `inventory`, `placement`, `slices::{shelves, render, diff}`, `claim::{allocation, plan}` and the building of CDI specs are functions from
 //!   data to data; they neither wait nor read.
 //! * The intent is on disk before the hardware changes; the answer comes after the record says that all is there.
 //! * Every effect can be repeated: create finds first, destroying what is gone is success.
@@ -27,6 +27,7 @@ pub mod args;
 
 pub mod inventory;
 pub mod nvml;
+pub mod placement;
 pub mod slices;
 
 pub mod cdi;

@@ -24,7 +24,7 @@ use crate::inventory::{Gpu, Inventory, inventory};
 use crate::kubelet::{
     DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
 };
-use crate::slices::{Publication, Publisher, pool_name};
+use crate::slices::{Offer, Publication, Publisher, pool_name};
 use crate::telemetry::{Health, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
@@ -84,7 +84,9 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let pending = Publication::Pending { reason: "not published yet".to_owned() };
     let (publication_report, publication) = watch::channel(pending);
     let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
-    let publisher = Publisher::new(slices, &args.node_name, &args.driver.driver_name, publication_report);
+    let offer = Offer { policy: args.placement, profiles: args.profiles.clone() };
+    let publisher =
+        Publisher::new(slices, &args.node_name, &args.driver.driver_name, offer, publication_report);
     let health = Health { registration: registration.clone(), publication, node: node.clone() };
 
     let paths =
@@ -295,8 +297,8 @@ impl HardwareWatch {
         }
     }
 
-    /// Follows what claims hold. The inventory depends on it only where something is withheld; elsewhere nobody is told,
-    /// because comparing all slices after every claim would cost more than preparing it.
+    /// Follows what claims hold. The inventory depends on it only where something is withheld, and is not built anew
+    /// elsewhere; the order in which devices are offered always does.
     fn note_held(&self) -> anyhow::Result<()> {
         let (hardware, is_independent) = {
             let state = self.state.borrow();
@@ -308,8 +310,9 @@ impl HardwareWatch {
         }
         let held = self.held()?;
         self.state.send_if_modified(|state| {
+            let is_new = state.held != held;
             state.held = held;
-            false
+            is_new
         });
         Ok(())
     }
@@ -343,6 +346,7 @@ impl HardwareWatch {
         let mut before = None;
         self.state.send_if_modified(|state| {
             let is_same = *state.inventory == inventory
+                && state.held == held
                 && state.problems == problems
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();

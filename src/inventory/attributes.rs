@@ -91,7 +91,7 @@ pub(super) fn capacities_of_profile(profile: &Profile) -> BTreeMap<&'static str,
 }
 
 /// True for the profiles that claim the media engines, of which a GPU has few: `+me` and `+me.all`.
-pub(super) fn has_media_extension(profile: &Profile) -> bool {
+fn has_media_extension(profile: &Profile) -> bool {
     profile
         .name
         .split_once('+')

@@ -5,8 +5,8 @@
 
 mod attributes;
 mod counters;
+mod filter;
 mod name;
-mod order;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use attributes::{Attribute, Capacity, STANDARD_DOMAIN};
 pub use counters::CounterPlan;
+pub use filter::{InvalidPattern, ProfileFilter};
 pub use name::DeviceName;
 
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigFacts, MigMode, NodeFacts, Placement};
@@ -64,7 +65,7 @@ pub struct GpuInventory {
     pub counter_set: String,
     /// What is left to consume; empty where nothing the GPU offers can overlap.
     pub counters: BTreeMap<String, u32>,
-    /// Devices to publish, those to be taken first at the front.
+    /// Devices to publish, in NVML's order of the profiles.
     pub devices: Vec<AllocatableDevice>,
     /// Devices that exist but cannot be had now. They are not published; a claim that was given one before may still
     /// ask for it, and then the hardware tells.
@@ -214,10 +215,11 @@ pub fn fits_into(consumes: &BTreeMap<String, u32>, counters: &BTreeMap<String, u
 }
 
 fn mig_devices(node: &NodeFacts, gpu: &Gpu, mig: &MigFacts, plan: &CounterPlan) -> Vec<AllocatableDevice> {
+    let placements =
+        mig.profiles.iter().flat_map(|profile| profile.placements.iter().map(move |it| (profile, *it)));
     // Devices are named by their first slice.
     let mut named = BTreeSet::new();
-    order::by_preference(mig)
-        .into_iter()
+    placements
         .filter(|(profile, placement)| {
             placement.is_plausible() && named.insert((profile.id, placement.start))
         })

@@ -2,7 +2,8 @@
 //!
 //! A pool is valid only while all its slices carry the same generation and the right count, so a change that touches
 //! more than one slice raises the generation of all. A change within one slice keeps it: one write, and the pool is
-//! never incomplete (kubernetes-dra.md 3.3).
+//! never incomplete (kubernetes-dra.md 3.3). So does a change of nothing but the order of devices within their slices, of
+//! however many slices: old and new slices make a whole in any mixture.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +38,7 @@ pub fn diff(wanted: &[ResourceSlice], published: &[ResourceSlice]) -> Vec<Change
         .iter()
         .filter(|slice| {
             let existing = by_name.get(name(slice)).filter(|it| is_update_of(slice, it));
-            existing.is_none_or(|it| !is_same(&at_generation(slice, current), it))
+            existing.is_none_or(|it| !has_same_devices(&at_generation(slice, current), it))
         })
         .count();
     let created = wanted.iter().any(|it| !by_name.get(name(it)).is_some_and(|old| is_update_of(it, old)));
@@ -70,6 +71,16 @@ pub fn diff(wanted: &[ResourceSlice], published: &[ResourceSlice]) -> Vec<Change
 pub fn is_same(left: &ResourceSlice, right: &ResourceSlice) -> bool {
     let owner = |it: &ResourceSlice| it.metadata.owner_references.clone().unwrap_or_default();
     owner(left) == owner(right) && normal(&left.spec) == normal(&right.spec)
+}
+
+/// As [`is_same`], whatever the order of the devices.
+fn has_same_devices(left: &ResourceSlice, right: &ResourceSlice) -> bool {
+    let sorted = |slice: &ResourceSlice| {
+        let mut slice = slice.clone();
+        slice.spec.devices.iter_mut().for_each(|it| it.sort_by(|left, right| left.name.cmp(&right.name)));
+        slice
+    };
+    is_same(&sorted(left), &sorted(right))
 }
 
 /// True where the API server did not keep the counters that it was given, because `DRAPartitionableDevices` is off there.
@@ -139,16 +150,20 @@ fn normal_quantity(quantity: &mut Quantity) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use k8s_openapi::api::resource::v1::DeviceCapacity;
 
     use super::*;
     use crate::inventory::Inventory;
+    use crate::placement::{Policy, Ranking};
     use crate::slices::{Owner, render};
 
     /// Three slices with one device each, which `sizes` gives a capacity.
     fn pool(sizes: &[&str]) -> Vec<ResourceSlice> {
         let owner = Owner { driver: "d.example.com".into(), node: "n".into(), node_uid: "u".into() };
-        let empty = render(&Inventory::default(), &owner).remove(0);
+        let ranking = Ranking::of(&Inventory::default(), &BTreeSet::new(), Policy::Static);
+        let empty = render(&Inventory::default(), &ranking, &owner).remove(0);
         let slice = |(index, size): (usize, &&str)| {
             let mut slice = empty.clone();
             slice.metadata.name = Some(format!("{index}-n"));
@@ -203,6 +218,33 @@ mod tests {
     fn a_change_of_two_slices_raises_it_everywhere() {
         let changes = words(&pool(&["2Gi", "3Gi", "1Gi"]), &published(&["1Gi", "2Gi", "1Gi"], 4));
         assert_eq!(changes, ["update 0-n @5", "update 1-n @5", "update 2-n @5"]);
+    }
+
+    #[test]
+    fn new_orders_keep_the_generation_however_many_slices_have_one() {
+        let two_each = |mut slices: Vec<ResourceSlice>, is_turned: bool| {
+            for slice in &mut slices {
+                let devices = slice.spec.devices.as_mut().unwrap();
+                devices.push(Device { name: "another".to_owned(), ..devices[0].clone() });
+                if is_turned {
+                    devices.reverse();
+                }
+            }
+            slices
+        };
+        let stored = two_each(published(&["1Gi", "2Gi"], 4), true);
+        assert_eq!(
+            words(&two_each(pool(&["1Gi", "2Gi"]), false), &stored),
+            ["update 0-n @4", "update 1-n @4"]
+        );
+        assert_eq!(
+            words(&two_each(pool(&["1Gi", "3Gi"]), false), &stored),
+            ["update 0-n @4", "update 1-n @4"]
+        );
+        assert_eq!(
+            words(&two_each(pool(&["3Gi", "3Gi"]), false), &stored),
+            ["update 0-n @5", "update 1-n @5"]
+        );
     }
 
     #[test]

@@ -7,7 +7,8 @@ mod diff;
 mod publish;
 mod quantity;
 mod render;
+mod shelves;
 
 pub use diff::{Change, diff, is_same, lost_counters};
-pub use publish::{Publication, Publisher};
-pub use render::{Owner, pool_name, render};
+pub use publish::{Offer, Publication, Publisher};
+pub use render::{Owner, keep_order, pool_name, render};

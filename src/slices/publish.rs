@@ -3,7 +3,11 @@
 //! It reads before it writes, every time: the kubelet wipes a node's slices at its start, people delete things, and a
 //! list of one node's slices is cheap. Where the API server drops counters (feature gate `DRAPartitionableDevices` off)
 //! the overlapping devices are withdrawn and the loop keeps asking whether that has changed.
+//!
+//! What claims hold changes with every pod. It is looked at without the API server, after a pause in which more may come;
+//! slices are written only where the scheduler would now choose what the ranking does not.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::time::Duration;
@@ -14,10 +18,13 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::{Change, Owner, diff, lost_counters, quantity, render};
+use super::render::names;
+use super::shelves::shelves;
+use super::{Change, Owner, diff, keep_order, lost_counters, quantity, render};
 use crate::api::{NodeSlices, SliceError};
 use crate::hardware::NodeState;
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, ProfileFilter};
+use crate::placement::{Policy, Ranking};
 
 /// How long changes made by others are collected before they are looked at.
 const DEBOUNCE: Duration = Duration::from_millis(500);
@@ -60,19 +67,48 @@ pub struct Publisher {
     api: NodeSlices,
     driver: String,
     node: String,
+    policy: Policy,
+    profiles: ProfileFilter,
     report: watch::Sender<Publication>,
     /// Whether the API server keeps counters; `None` before it was asked.
     keeps_counters: Option<bool>,
     /// Resource versions of our own last writes, to tell them from those of others.
     written: BTreeMap<String, Option<String>>,
+    /// Names of the devices in each slice of devices, as they stood after the last round.
+    published: Vec<Vec<String>>,
+}
+
+/// What is offered, and in which order.
+#[derive(Debug)]
+pub struct Offer {
+    /// Which GPU comes first.
+    pub policy: Policy,
+    /// Which profiles there are to be.
+    pub profiles: ProfileFilter,
 }
 
 impl Publisher {
     /// Publishes for this node and driver, and reports how that stands.
     #[must_use]
-    pub fn new(api: NodeSlices, node: &str, driver: &str, report: watch::Sender<Publication>) -> Self {
-        let (driver, node) = (driver.to_owned(), node.to_owned());
-        Self { api, driver, node, report, keeps_counters: None, written: BTreeMap::new() }
+    pub fn new(
+        api: NodeSlices,
+        node: &str,
+        driver: &str,
+        offer: Offer,
+        report: watch::Sender<Publication>,
+    ) -> Self {
+        let Offer { policy, profiles } = offer;
+        Self {
+            api,
+            driver: driver.to_owned(),
+            node: node.to_owned(),
+            policy,
+            profiles,
+            report,
+            keeps_counters: None,
+            written: BTreeMap::new(),
+            published: Vec::new(),
+        }
     }
 
     /// Runs until the sender of the node's state is gone.
@@ -116,20 +152,56 @@ impl Publisher {
         }
     }
 
-    /// Returns once something that is published differs from `seen`; false when nobody tells it any more. What claims hold
-    /// changes with every pod, and matters only where it decides what is offered: with counters it does not.
+    /// Returns once what is published has to change; false when nobody tells the state any more.
     async fn news(&self, node: &mut watch::Receiver<NodeState>, seen: &NodeState) -> bool {
         while node.changed().await.is_ok() {
+            if self.is_news(&node.borrow_and_update(), seen) {
+                return true;
+            }
+            let burst = async {
+                while timeout(DEBOUNCE, node.changed()).await.is_ok_and(|it| it.is_ok()) {
+                    if self.is_news(&node.borrow(), seen) {
+                        return;
+                    }
+                }
+            };
+            let _ = timeout(LONGEST_BURST, burst).await;
             let now = node.borrow_and_update();
-            let held_matters = now.hardware.is_err() || self.keeps_counters == Some(false);
-            if now.inventory != seen.inventory
-                || now.hardware.as_ref().err() != seen.hardware.as_ref().err()
-                || held_matters && now.held != seen.held
-            {
+            if self.is_news(&now, seen) || !self.is_served(&now) {
                 return true;
             }
         }
         false
+    }
+
+    /// True where something that is published differs from `seen`. What claims hold is published only without counters.
+    fn is_news(&self, now: &NodeState, seen: &NodeState) -> bool {
+        let held_matters = now.hardware.is_err() || self.keeps_counters == Some(false);
+        now.inventory != seen.inventory
+            || now.hardware.as_ref().err() != seen.hardware.as_ref().err()
+            || held_matters && now.held != seen.held
+    }
+
+    /// True where the published slices have what is offered, in an order that leads to the choices of the ranking.
+    fn is_served(&self, state: &NodeState) -> bool {
+        let offered = self.offered(&state.inventory, &state.held);
+        let ranking = Ranking::of(&offered, &state.held, self.policy);
+        let shelves = shelves(&offered);
+        let is_served = |(shelf, names): (&Vec<_>, &Vec<String>)| {
+            let names = || names.iter().map(String::as_str);
+            shelf.len() == names().count()
+                && names().all(|it| ranking.place(it) < usize::MAX)
+                && ranking.agrees_with(names())
+        };
+        shelves.len() == self.published.len() && shelves.iter().zip(&self.published).all(is_served)
+    }
+
+    fn offered<'i>(&self, inventory: &'i Inventory, held: &BTreeSet<String>) -> Cow<'i, Inventory> {
+        if self.profiles.is_everything() {
+            Cow::Borrowed(inventory)
+        } else {
+            Cow::Owned(inventory.with_profiles(&self.profiles, held))
+        }
     }
 
     /// Returns after somebody else changed our slices, and after the burst that often follows has ended.
@@ -149,10 +221,12 @@ impl Publisher {
     async fn sync(&mut self, inventory: &Inventory, held: &BTreeSet<String>) -> Result<(), SliceError> {
         let node_uid = self.api.node_uid().await?;
         let owner = Owner { driver: self.driver.clone(), node: self.node.clone(), node_uid };
+        let inventory = self.offered(inventory, held);
+        let ranking = Ranking::of(&inventory, held, self.policy);
         let needs_counters = inventory.gpus.iter().any(|it| !it.counters.is_empty());
         let published = self.api.list().await?;
         // An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
-        let creates = published.len() < render(inventory, &owner).len();
+        let creates = published.len() < render(&inventory, &ranking, &owner).len();
         if needs_counters && (creates || self.keeps_counters != Some(true)) {
             let probe = probe(&owner);
             self.set_gate(!lost_counters(&probe, &self.api.try_create(&probe).await?));
@@ -162,10 +236,13 @@ impl Publisher {
             reduced = inventory.without_overlaps(held);
             (&reduced, inventory.devices().count() - reduced.devices().count())
         } else {
-            (inventory, 0)
+            (&*inventory, 0)
         };
-        let slices = render(offered, &owner);
+        let mut slices = render(offered, &ranking, &owner);
+        keep_order(&mut slices, &published, &ranking);
         self.write(&slices, &published).await?;
+        let shown = slices.iter().map(|it| names(it).map(str::to_owned).collect::<Vec<_>>());
+        self.published = shown.filter(|it| !it.is_empty()).collect();
         let devices = offered.devices().count();
         let publication = match withheld {
             0 => Publication::Complete { slices: slices.len(), devices },
@@ -221,7 +298,8 @@ impl Publisher {
 
 /// A slice that is never stored: it asks whether counters survive.
 fn probe(owner: &Owner) -> ResourceSlice {
-    let mut slices = render(&Inventory::default(), owner);
+    let nothing = Inventory::default();
+    let mut slices = render(&nothing, &Ranking::of(&nothing, &BTreeSet::new(), Policy::Static), owner);
     let mut probe = slices.swap_remove(0);
     probe.metadata.name = Some(format!("probe-{}", probe.metadata.name.unwrap_or_default()));
     probe.spec.pool.name.push_str("/probe");

@@ -1,5 +1,7 @@
 //! Inventory to ResourceSlices. Pure; knows the limits of resource.k8s.io/v1.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::resource::v1::{
     Counter, CounterSet, Device, DeviceAttribute, DeviceCapacity, DeviceCounterConsumption, ResourcePool,
     ResourceSlice, ResourceSliceSpec,
@@ -7,12 +9,12 @@ use k8s_openapi::api::resource::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::quantity;
+use super::shelves::shelves;
 use crate::inventory::{AllocatableDevice, Attribute, Capacity, GpuInventory, Inventory};
+use crate::placement::Ranking;
 
 /// Counter sets in one slice (ResourceSliceMaxCounterSets).
 const MAX_COUNTER_SETS: usize = 8;
-/// Devices in one slice where any of them consumes counters (ResourceSliceMaxDevicesWithTaintsOrConsumesCounters).
-const MAX_DEVICES: usize = 64;
 /// Longest object name.
 const MAX_NAME: usize = 253;
 
@@ -36,18 +38,20 @@ pub fn pool_name(node: &str, driver: &str) -> String {
 
 /// Renders the whole pool. Every slice has generation 0; the diff against what is published decides the real one.
 /// Counters and devices are in different slices, as the API asks. An empty inventory is one empty slice, which says
-/// that the driver is alive.
+/// that the driver is alive. The order of the devices in a slice is that of the ranking.
 #[must_use]
-pub fn render(inventory: &Inventory, owner: &Owner) -> Vec<ResourceSlice> {
+pub fn render(inventory: &Inventory, ranking: &Ranking, owner: &Owner) -> Vec<ResourceSlice> {
     let counted: Vec<CounterSet> =
         inventory.gpus.iter().filter(|it| !it.counters.is_empty()).map(counter_set).collect();
     let mut contents: Vec<ResourceSliceSpec> = counted
         .chunks(MAX_COUNTER_SETS)
         .map(|sets| ResourceSliceSpec { shared_counters: Some(sets.to_vec()), ..Default::default() })
         .collect();
-    let devices = device_slices(inventory);
-    contents
-        .extend(devices.into_iter().map(|it| ResourceSliceSpec { devices: Some(it), ..Default::default() }));
+    for mut shelf in shelves(inventory) {
+        shelf.sort_by_key(|(_, it)| ranking.place(it.name.as_str()));
+        let devices = shelf.into_iter().map(|(counter_set, it)| device(it, counter_set)).collect();
+        contents.push(ResourceSliceSpec { devices: Some(devices), ..Default::default() });
+    }
     if contents.is_empty() {
         contents.push(ResourceSliceSpec { devices: Some(Vec::new()), ..Default::default() });
     }
@@ -69,24 +73,22 @@ pub fn render(inventory: &Inventory, owner: &Owner) -> Vec<ResourceSlice> {
     contents.into_iter().enumerate().map(complete).collect()
 }
 
-/// Devices GPU by GPU, several GPUs in one slice where they fit: the scheduler of 1.35 visits slices in random order, so
-/// only within a slice does the order hold.
-fn device_slices(inventory: &Inventory) -> Vec<Vec<Device>> {
-    let mut slices: Vec<Vec<Device>> = Vec::new();
-    for gpu in &inventory.gpus {
-        let mut devices = gpu.devices.iter().map(|it| device(it, &gpu.counter_set)).peekable();
-        let fits = slices.last().is_some_and(|it| it.len() + gpu.devices.len() <= MAX_DEVICES);
-        if fits {
-            if let Some(last) = slices.last_mut() {
-                last.extend(devices);
-            }
-            continue;
-        }
-        while devices.peek().is_some() {
-            slices.push(devices.by_ref().take(MAX_DEVICES).collect());
+/// Leaves the devices of a slice in the order that is published if that serves as well: it has the same devices, and leads
+/// to the choices of the ranking.
+pub fn keep_order(wanted: &mut [ResourceSlice], published: &[ResourceSlice], ranking: &Ranking) {
+    for slice in wanted {
+        let Some(old) = published.iter().find(|it| it.metadata.name == slice.metadata.name) else { continue };
+        let places: BTreeMap<&str, usize> = names(old).enumerate().map(|(place, it)| (it, place)).collect();
+        let has_same = names(slice).count() == places.len() && names(slice).all(|it| places.contains_key(it));
+        if has_same && ranking.agrees_with(names(old)) {
+            slice.spec.devices.iter_mut().for_each(|it| it.sort_by_key(|it| places.get(it.name.as_str())));
         }
     }
-    slices
+}
+
+/// Names of the devices in a slice.
+pub(super) fn names(slice: &ResourceSlice) -> impl Iterator<Item = &str> {
+    slice.spec.devices.iter().flatten().map(|it| it.name.as_str())
 }
 
 fn device(device: &AllocatableDevice, counter_set: &str) -> Device {
@@ -171,7 +173,10 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::placement::Policy;
 
     #[test]
     fn long_node_names_give_valid_distinct_slice_names() {
@@ -186,7 +191,8 @@ mod tests {
     #[test]
     fn an_empty_inventory_is_one_empty_slice() {
         let owner = Owner { driver: "d".to_owned(), node: "n".to_owned(), node_uid: "u".to_owned() };
-        let slices = render(&Inventory::default(), &owner);
+        let ranking = Ranking::of(&Inventory::default(), &BTreeSet::new(), Policy::Pack);
+        let slices = render(&Inventory::default(), &ranking, &owner);
         assert_eq!(slices.len(), 1);
         assert_eq!(slices[0].spec.pool.resource_slice_count, 1);
         assert_eq!(slices[0].spec.pool.name, "n/d");

@@ -1,0 +1,231 @@
+//! Arrivals and departures through the scheduler's first fit: slices in random order, devices as published, counters
+//! consumed. A request that finds nothing is lost.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
+
+use dra_driver_mig::placement::{Policy, Ranking};
+
+use crate::node::{Lists, Node, give, has_room, take};
+use crate::oracle::Oracle;
+
+/// A number of requests, the same for whoever serves them.
+pub(crate) struct Workload {
+    pub(crate) requests: Vec<Request>,
+}
+
+/// One request: when, for what, and for how long.
+pub(crate) struct Request {
+    at: f64,
+    pub(crate) profile: usize,
+    lasts: f64,
+}
+
+/// Who decides where a request goes.
+pub(crate) enum Server {
+    /// Lists that stay as they are.
+    Fixed(Lists),
+    /// Any device that fits, all being equal.
+    Random,
+    /// The driver. Its slices follow after so many arrivals: 1 is at once.
+    Driver(Policy, usize),
+    /// May move what runs.
+    Repacking(Oracle),
+}
+
+/// What came of a workload.
+#[derive(Clone)]
+pub(crate) struct Outcome {
+    pub(crate) asked: Vec<u32>,
+    pub(crate) given: Vec<u32>,
+    /// Slices written by the driver.
+    pub(crate) writes: usize,
+}
+
+impl Workload {
+    /// Requests at random times, `load` times what the GPUs could serve if nothing were lost.
+    pub(crate) fn new(node: &Node, mix: &[(usize, f64)], load: f64, count: usize, seed: u64) -> Self {
+        let total: f64 = mix.iter().map(|it| it.1).sum();
+        let slices = f64::from(node.profiles.iter().map(|it| it.size).max().unwrap_or(1));
+        let mean: f64 =
+            mix.iter().map(|(it, share)| f64::from(node.profiles[*it].size) * share / total).sum();
+        #[expect(clippy::cast_precision_loss, reason = "a node has few GPUs")]
+        let rate = load * slices * node.gpus as f64 / mean;
+        let (mut chance, mut at) = (Chance(seed), 0.0);
+        let requests = (0..count).map(|_| {
+            at += chance.exponential() / rate;
+            let mut left = chance.fraction() * total;
+            let chosen = mix.iter().find(|(_, share)| {
+                left -= share;
+                left < 0.0
+            });
+            Request { at, profile: chosen.unwrap_or(&mix[0]).0, lasts: chance.exponential() }
+        });
+        Self { requests: requests.collect() }
+    }
+
+    /// Serves all requests; what happens before the node is filled as usual is not counted.
+    pub(crate) fn replay(&self, node: &Node, mut server: Server) -> anyhow::Result<Outcome> {
+        let mut state = State::new(node);
+        let mut lists = match &server {
+            Server::Fixed(lists) => lists.clone(),
+            Server::Driver(policy, _) => {
+                node.published(&Ranking::of(&node.inventory, &state.held, *policy))?
+            }
+            Server::Random | Server::Repacking(_) => vec![(0..node.devices.len()).collect()],
+        };
+        let mut outcome =
+            Outcome { asked: vec![0; node.profiles.len()], given: vec![0; node.profiles.len()], writes: 0 };
+        // Where requests go must not depend on how many numbers somebody else has drawn.
+        let mut chance = Chance(4711);
+        for (number, request) in self.requests.iter().enumerate() {
+            state.release(node, request.at);
+            if let Server::Driver(policy, lag) = &server
+                && number % lag == 0
+            {
+                outcome.writes += state.rewrite(node, *policy, &mut lists)?;
+            }
+            let is_given = match &mut server {
+                Server::Repacking(oracle) => state.repack(node, oracle, request),
+                Server::Random => {
+                    let mut all: Vec<usize> = (0..node.devices.len()).collect();
+                    chance.shuffle(&mut all);
+                    state.first_fit(node, &[all], request)
+                }
+                Server::Fixed(_) | Server::Driver(..) => {
+                    chance.shuffle(&mut lists);
+                    state.first_fit(node, &lists, request)
+                }
+            };
+            if self.requests.len() / 20 < number {
+                outcome.asked[request.profile] += 1;
+                outcome.given[request.profile] += u32::from(is_given);
+            }
+        }
+        Ok(outcome)
+    }
+}
+
+impl Outcome {
+    /// Share of the requests for a profile that got a device.
+    pub(crate) fn share(&self, profile: usize) -> f64 {
+        f64::from(self.given[profile]) / f64::from(self.asked[profile].max(1))
+    }
+
+    /// The same for all profiles, each request counted with its memory slices.
+    pub(crate) fn total(&self, node: &Node) -> f64 {
+        let sum = |counts: &[u32]| -> f64 {
+            counts.iter().zip(&node.profiles).map(|(it, profile)| f64::from(it * profile.size)).sum()
+        };
+        sum(&self.given) / sum(&self.asked)
+    }
+}
+
+struct State {
+    left: Vec<Vec<u32>>,
+    held: BTreeSet<String>,
+    counts: Vec<u8>,
+    /// When, and which device; without one where things may be moved, only the profile counts.
+    ends: BinaryHeap<Reverse<(u64, usize, Option<usize>)>>,
+}
+
+impl State {
+    fn new(node: &Node) -> Self {
+        Self {
+            left: vec![node.full.clone(); node.gpus],
+            held: BTreeSet::new(),
+            counts: vec![0; node.profiles.len()],
+            ends: BinaryHeap::new(),
+        }
+    }
+
+    fn first_fit(&mut self, node: &Node, lists: &[Vec<usize>], request: &Request) -> bool {
+        let fits = |it: &&usize| {
+            let device = &node.devices[**it];
+            device.profile == request.profile && has_room(&self.left[device.gpu], &device.cost)
+        };
+        let Some(index) = lists.iter().flatten().find(fits).copied() else { return false };
+        let device = &node.devices[index];
+        take(&mut self.left[device.gpu], &device.cost);
+        self.held.insert(device.name.clone());
+        self.ends.push(Reverse((order(request.at + request.lasts), request.profile, Some(index))));
+        true
+    }
+
+    fn repack(&mut self, node: &Node, oracle: &mut Oracle, request: &Request) -> bool {
+        self.counts[request.profile] += 1;
+        let fits = oracle.fits(&self.counts, node.gpus);
+        if fits {
+            self.ends.push(Reverse((order(request.at + request.lasts), request.profile, None)));
+        } else {
+            self.counts[request.profile] -= 1;
+        }
+        fits
+    }
+
+    fn release(&mut self, node: &Node, until: f64) {
+        while let Some(Reverse((at, profile, device))) = self.ends.peek().copied() {
+            if order(until) < at {
+                return;
+            }
+            self.ends.pop();
+            match device.map(|it| &node.devices[it]) {
+                None => self.counts[profile] -= 1,
+                Some(device) => {
+                    give(&mut self.left[device.gpu], &device.cost);
+                    self.held.remove(&device.name);
+                }
+            }
+        }
+    }
+
+    /// Writes those lists whose order would lead to another choice, as the publisher does; answers how many.
+    fn rewrite(&self, node: &Node, policy: Policy, lists: &mut Lists) -> anyhow::Result<usize> {
+        let ranking = Ranking::of(&node.inventory, &self.held, policy);
+        let name = |it: &usize| node.devices[*it].name.as_str();
+        let mut writes = 0;
+        for list in lists.iter_mut().filter(|it| !ranking.agrees_with(it.iter().map(name))) {
+            list.sort_by_key(|it| ranking.place(name(it)));
+            writes += 1;
+        }
+        Ok(writes)
+    }
+}
+
+/// A time as something that can be ordered.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "times are small and positive")]
+fn order(time: f64) -> u64 {
+    (time * 1e9) as u64
+}
+
+/// SplitMix64: seeded, and the same everywhere.
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// At least 0 and below 1.
+    fn fraction(&mut self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
+        let bits = (self.next() >> 11) as f64;
+        bits / (1_u64 << 53) as f64
+    }
+
+    /// Mean 1.
+    fn exponential(&mut self) -> f64 {
+        -(1.0 - self.fraction()).ln()
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for index in (1..items.len()).rev() {
+            let other = usize::try_from(self.next() % (index as u64 + 1)).unwrap_or(0);
+            items.swap(index, other);
+        }
+    }
+}
