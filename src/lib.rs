@@ -26,6 +26,7 @@
 pub mod args;
 
 pub mod inventory;
+pub mod layout;
 pub mod nvml;
 pub mod slices;
 
