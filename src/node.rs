@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::api::{self, ClaimReader, NodeSlices};
+use crate::api::{self, Allocations, ClaimReader, NodeSlices, OwnNode};
 use crate::args::{HardwareArgs, NodeArgs};
 use crate::cdi::{ClaimFiles, DEFAULT_LDCONFIG, DriverRoot, HookSettings, Kind, Root};
 use crate::checkpoint::{Checkpoint, Record};
@@ -23,7 +23,8 @@ use crate::inventory::{Gpu, Inventory, inventory};
 use crate::kubelet::{
     DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
 };
-use crate::slices::{Publication, Publisher, pool_name};
+use crate::layout::{Decision, LayoutFollower, LayoutMemory};
+use crate::slices::{Publication, Publisher, PublisherParts, pool_name};
 use crate::telemetry::{Health, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
@@ -67,11 +68,25 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         surprised: Arc::clone(&surprised),
         kind,
     });
-    let slices = NodeSlices::new(client, &args.node_name, &args.driver.driver_name);
+    let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
     let pending = Publication::Pending { reason: "not published yet".to_owned() };
     let (publication_report, publication) = watch::channel(pending);
     let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
-    let publisher = Publisher::new(slices, &args.node_name, &args.driver.driver_name, publication_report);
+    let (decision, layouts) = watch::channel(Decision::default());
+    let publisher = Publisher::new(PublisherParts {
+        api: NodeSlices::new(client.clone(), &name, &driver),
+        allocations: Allocations::new(client.clone(), &driver, pool_name(&name, &driver)),
+        mode: args.mode,
+        settle_time: args.settle_time,
+        layouts,
+        report: publication_report,
+        node: name.clone(),
+        driver: driver.clone(),
+    });
+    let memory = LayoutMemory::new(args.driver.plugin_directory().join("layout.json"));
+    let follower =
+        LayoutFollower::new(OwnNode::new(client, &name, &driver), args.layouts.clone(), memory, decision);
+    let layouts = follower.run(node.clone(), publication.clone());
     let health = Health { registration: registration.clone(), publication, node: node.clone() };
 
     let paths =
@@ -89,6 +104,10 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add("health", serve_health(health_listener, health, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
+    parts.add("layouts", async {
+        layouts.await;
+        anyhow::Ok(())
+    });
     parts.add("publisher", async {
         publisher.run(node).await;
         anyhow::Ok(())

@@ -24,8 +24,7 @@ pub struct Offer {
 pub fn apply(inventory: &Inventory, layouts: &Layouts, held: &BTreeSet<String>) -> Offer {
     let mut waiting = Vec::new();
     let mut one = |gpu: &GpuInventory| {
-        let layout = layouts.get(&gpu.counter_set).unwrap_or(&GpuLayout::Whole);
-        let (devices, reason) = offer(gpu, layout, held);
+        let (devices, reason) = offer(gpu, layouts.get(&gpu.counter_set), held);
         waiting.extend(reason.map(|it| format!("{}: {it}", gpu.counter_set)));
         let counter_set = gpu.counter_set.clone();
         GpuInventory { counter_set, counters: BTreeMap::new(), devices, withheld: Vec::new() }
@@ -36,15 +35,16 @@ pub fn apply(inventory: &Inventory, layouts: &Layouts, held: &BTreeSet<String>) 
 
 fn offer(
     gpu: &GpuInventory,
-    layout: &GpuLayout,
+    layout: Option<&GpuLayout>,
     held: &BTreeSet<String>,
 ) -> (Vec<AllocatableDevice>, Option<String>) {
     let is_held = |it: &&AllocatableDevice| held.contains(it.name.as_str());
     let kept: Vec<&AllocatableDevice> = gpu.devices.iter().chain(&gpu.withheld).filter(is_held).collect();
     let (chosen, reason) = match layout {
-        GpuLayout::Whole => whole(gpu, &kept),
-        GpuLayout::Cut(counts) => cut(gpu, &kept, counts),
-        GpuLayout::Free { cut: prefers_cut, counts } => {
+        None => (Vec::new(), Some("no layout for it is known yet".to_owned())),
+        Some(GpuLayout::Whole) => whole(gpu, &kept),
+        Some(GpuLayout::Cut(counts)) => cut(gpu, &kept, counts),
+        Some(GpuLayout::Free { cut: prefers_cut, counts }) => {
             let can_be_cut = gpu.devices.iter().any(|it| mig(it).is_some());
             let can_be_whole = gpu.devices.iter().any(|it| it.kind == DeviceKind::Gpu);
             if can_be_cut && (*prefers_cut || !can_be_whole) {

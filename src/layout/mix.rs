@@ -53,7 +53,7 @@ pub fn all_of(profiles: &[Profile], name: &str) -> Option<BTreeMap<String, u32>>
 
 /// A profile's name as part of a label value, which knows no `+` and no `,`.
 #[must_use]
-pub fn label(profile: &str) -> String {
+pub(super) fn label(profile: &str) -> String {
     profile.replace(['+', ','], ".")
 }
 

@@ -2,11 +2,11 @@
 //!
 //! It reads before it writes, every time: the kubelet wipes a node's slices at its start, people delete things, and a
 //! list of one node's slices is cheap. Where the API server drops counters (feature gate `DRAPartitionableDevices` off)
-//! the overlapping devices are withdrawn and the loop keeps asking whether that has changed.
+//! it publishes what a layout says, which needs none, and keeps asking whether that has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::resource::v1::{Counter, CounterSet, ResourceSlice};
@@ -14,10 +14,12 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::{Change, Owner, diff, lost_counters, quantity, render};
-use crate::api::{NodeSlices, SliceError};
+use super::{Change, Owner, Transition, diff, lost_counters, names, quantity, render};
+use crate::api::{Allocations, NodeSlices, SliceError};
+use crate::args::Mode;
 use crate::hardware::NodeState;
-use crate::inventory::Inventory;
+use crate::inventory::{DeviceKind, Inventory};
+use crate::layout::{Decision, GpuLayout, Layouts, apply};
 
 /// How long changes made by others are collected before they are looked at.
 const DEBOUNCE: Duration = Duration::from_millis(500);
@@ -27,7 +29,7 @@ const LONGEST_BURST: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(2);
 /// Full comparison even if nothing was heard: a watch may lose a deletion.
 const RESYNC: Duration = Duration::from_secs(300);
-/// How often a gate that is off is asked for again.
+/// How often a gate is asked for again.
 const GATE_RETRY: Duration = Duration::from_secs(30);
 
 /// What is published, for readiness and people.
@@ -45,7 +47,18 @@ pub enum Publication {
         /// Devices in them.
         devices: usize,
     },
-    /// The API server drops counters, so only devices that cannot overlap are published.
+    /// The API server has what the layouts allow at the moment; devices that don't overlap.
+    Layout {
+        /// Which decision on layouts it is.
+        revision: u64,
+        /// Slices.
+        slices: usize,
+        /// Devices in them.
+        devices: usize,
+        /// What is not yet as its layout says, and why.
+        waiting: Vec<String>,
+    },
+    /// The API server drops counters although they are insisted on, so only whole GPUs are published.
     WithoutCounters {
         /// Devices published all the same.
         devices: usize,
@@ -54,15 +67,38 @@ pub enum Publication {
     },
 }
 
+/// What a publisher is made of.
+#[derive(Debug)]
+pub struct PublisherParts {
+    /// The slices to keep.
+    pub api: NodeSlices,
+    /// Which devices claims have been given.
+    pub allocations: Allocations,
+    /// Name of the node.
+    pub node: String,
+    /// Name of the driver.
+    pub driver: String,
+    /// What to publish.
+    pub mode: Mode,
+    /// How long a withdrawn device keeps others away.
+    pub settle_time: Duration,
+    /// How GPUs are cut where there are no counters.
+    pub layouts: watch::Receiver<Decision>,
+    /// Where to report.
+    pub report: watch::Sender<Publication>,
+}
+
 /// Keeps the slices of one node and driver.
 #[derive(Debug)]
 pub struct Publisher {
-    api: NodeSlices,
-    driver: String,
-    node: String,
-    report: watch::Sender<Publication>,
+    parts: PublisherParts,
     /// Whether the API server keeps counters; `None` before it was asked.
     keeps_counters: Option<bool>,
+    /// When it was asked last; `None` where it has to be asked again.
+    asked: Option<Instant>,
+    /// What claims were found to have when the layout last changed, prepared or not.
+    taken: BTreeSet<String>,
+    transition: Transition,
     /// Resource versions of our own last writes, to tell them from those of others.
     written: BTreeMap<String, Option<String>>,
 }
@@ -70,27 +106,40 @@ pub struct Publisher {
 impl Publisher {
     /// Publishes for this node and driver, and reports how that stands.
     #[must_use]
-    pub fn new(api: NodeSlices, node: &str, driver: &str, report: watch::Sender<Publication>) -> Self {
-        let (driver, node) = (driver.to_owned(), node.to_owned());
-        Self { api, driver, node, report, keeps_counters: None, written: BTreeMap::new() }
+    pub fn new(parts: PublisherParts) -> Self {
+        let transition = Transition::new(parts.settle_time);
+        Self {
+            parts,
+            keeps_counters: None,
+            asked: None,
+            taken: BTreeSet::new(),
+            transition,
+            written: BTreeMap::new(),
+        }
     }
 
     /// Runs until the sender of the node's state is gone.
     pub async fn run(mut self, mut node: watch::Receiver<NodeState>) {
-        let mut changes = pin!(self.api.changes());
+        let mut changes = pin!(self.parts.api.changes());
+        let mut layouts = self.parts.layouts.clone();
         loop {
             let state = node.borrow_and_update().clone();
+            layouts.mark_unchanged();
             let pause = match (&state.hardware, state.held.is_empty()) {
                 // Claims hold devices that cannot be described now; an allocated device is never withdrawn.
                 (Err(reason), false) => {
-                    self.report.send_replace(Publication::Pending { reason: reason.clone() });
+                    self.parts.report.send_replace(Publication::Pending { reason: reason.clone() });
                     RESYNC
                 }
                 _ => self.sync_or_report(&state).await,
             };
             tokio::select! {
                 is_alive = self.news(&mut node, &state) => if !is_alive { return },
-                () = self.foreign_change(&mut changes) => {}
+                is_alive = layouts.changed() => if is_alive.is_err() { return },
+                is_restart = self.foreign_change(&mut changes) => if is_restart {
+                    // The API server may have come back with another gate.
+                    self.asked = None;
+                },
                 () = sleep(pause) => {}
             }
         }
@@ -99,18 +148,17 @@ impl Publisher {
     /// One round, and how long to wait before the next.
     async fn sync_or_report(&mut self, state: &NodeState) -> Duration {
         match self.sync(&state.inventory, &state.held).await {
-            Ok(()) if self.keeps_counters == Some(false) => GATE_RETRY,
-            Ok(()) => RESYNC,
+            Ok(pause) => pause,
             Err(error) if error.is_conflict => {
                 debug!(%error, "slices changed underneath, reading again");
                 DEBOUNCE
             }
             Err(error) => {
                 let pending = Publication::Pending { reason: error.to_string() };
-                if *self.report.borrow() != pending {
+                if *self.parts.report.borrow() != pending {
                     warn!(%error, "cannot publish resourceslices, trying again");
                 }
-                self.report.send_replace(pending);
+                self.parts.report.send_replace(pending);
                 RETRY
             }
         }
@@ -121,7 +169,7 @@ impl Publisher {
     async fn news(&self, node: &mut watch::Receiver<NodeState>, seen: &NodeState) -> bool {
         while node.changed().await.is_ok() {
             let now = node.borrow_and_update();
-            let held_matters = now.hardware.is_err() || self.keeps_counters == Some(false);
+            let held_matters = now.hardware.is_err() || !self.counts();
             if now.inventory != seen.inventory
                 || now.hardware.as_ref().err() != seen.hardware.as_ref().err()
                 || held_matters && now.held != seen.held
@@ -132,54 +180,160 @@ impl Publisher {
         false
     }
 
-    /// Returns after somebody else changed our slices, and after the burst that often follows has ended.
-    async fn foreign_change(&self, changes: &mut (impl Stream<Item = (String, Option<String>)> + Unpin)) {
+    /// Returns after somebody else changed our slices, and after the burst that often follows has ended. True where the watch
+    /// began anew.
+    async fn foreign_change(
+        &self,
+        changes: &mut (impl Stream<Item = (String, Option<String>)> + Unpin),
+    ) -> bool {
         while let Some((name, version)) = changes.next().await {
             if version.is_none() || self.written.get(&name) != Some(&version) {
                 let burst =
                     async { while timeout(DEBOUNCE, changes.next()).await.is_ok_and(|it| it.is_some()) {} };
                 // A burst that does not end is no reason to wait for ever.
                 let _ = timeout(LONGEST_BURST, burst).await;
-                return;
+                return name.is_empty();
             }
         }
         std::future::pending().await
     }
 
-    async fn sync(&mut self, inventory: &Inventory, held: &BTreeSet<String>) -> Result<(), SliceError> {
-        let node_uid = self.api.node_uid().await?;
-        let owner = Owner { driver: self.driver.clone(), node: self.node.clone(), node_uid };
-        let needs_counters = inventory.gpus.iter().any(|it| !it.counters.is_empty());
-        let published = self.api.list().await?;
-        // An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
-        let creates = published.len() < render(inventory, &owner).len();
-        if needs_counters && (creates || self.keeps_counters != Some(true)) {
-            let probe = probe(&owner);
-            self.set_gate(!lost_counters(&probe, &self.api.try_create(&probe).await?));
+    /// Whether counters keep devices apart.
+    fn counts(&self) -> bool {
+        self.parts.mode != Mode::Layout && self.keeps_counters != Some(false)
+    }
+
+    async fn sync(&mut self, inventory: &Inventory, held: &BTreeSet<String>) -> Result<Duration, SliceError> {
+        let node_uid = self.parts.api.node_uid().await?;
+        let owner = Owner { driver: self.parts.driver.clone(), node: self.parts.node.clone(), node_uid };
+        let published = self.parts.api.list().await?;
+        let can_be_cut = inventory
+            .gpus
+            .iter()
+            .flat_map(|it| it.devices.iter().chain(&it.withheld))
+            .any(|it| it.kind != DeviceKind::Gpu);
+        if self.parts.mode != Mode::Layout && can_be_cut {
+            self.ask_for_the_gate(inventory, &published, &owner).await?;
         }
-        let reduced;
-        let (offered, withheld) = if needs_counters && self.keeps_counters == Some(false) {
-            reduced = inventory.without_overlaps(held);
-            (&reduced, inventory.devices().count() - reduced.devices().count())
+        if self.counts() {
+            self.publish(inventory, &published, &owner).await?;
+            self.transition.counted(names(inventory));
+            let slices = render(inventory, &owner).len();
+            self.tell(Publication::Complete { slices, devices: inventory.devices().count() });
+            return Ok(RESYNC);
+        }
+        self.publish_layout(inventory, held, &published, &owner).await
+    }
+
+    /// An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
+    async fn ask_for_the_gate(
+        &mut self,
+        inventory: &Inventory,
+        published: &[ResourceSlice],
+        owner: &Owner,
+    ) -> Result<(), SliceError> {
+        let creates = || published.len() < render(inventory, owner).len();
+        let is_known = self.asked.is_some_and(|it| it.elapsed() < GATE_RETRY);
+        if !is_known || self.keeps_counters == Some(true) && creates() {
+            let probe = probe(owner);
+            self.set_gate(!lost_counters(&probe, &self.parts.api.try_create(&probe).await?));
+        }
+        Ok(())
+    }
+
+    /// Publishes what the layouts allow at the moment, and says when to look again.
+    async fn publish_layout(
+        &mut self,
+        inventory: &Inventory,
+        held: &BTreeSet<String>,
+        published: &[ResourceSlice],
+        owner: &Owner,
+    ) -> Result<Duration, SliceError> {
+        let insists = self.parts.mode == Mode::Partitionable;
+        let whole = || inventory.gpus.iter().map(|it| (it.counter_set.clone(), GpuLayout::Whole)).collect();
+        let decision = match insists {
+            true => Decision { layouts: whole(), ..Decision::default() },
+            false => self.parts.layouts.borrow().clone(),
+        };
+        if decision.revision == 0 && !insists && !inventory.gpus.is_empty() {
+            self.tell(Publication::Pending { reason: "the node's labels are not read yet".to_owned() });
+            return Ok(RESYNC);
+        }
+        let before: BTreeSet<String> = published
+            .iter()
+            .flat_map(|it| it.spec.devices.iter().flatten())
+            .map(|it| it.name.clone())
+            .collect();
+        let (read_at, is_held_up) = self.read_claims(inventory, &decision.layouts, held, &before).await?;
+        let held: BTreeSet<String> = held | &self.taken;
+        let target = apply(inventory, &decision.layouts, &held);
+        let pool = (!published.is_empty()).then_some(&before);
+        let next = self.transition.step(inventory, &target.inventory, pool, &held, read_at);
+        self.publish(&next, published, owner).await?;
+        self.transition.written(Instant::now());
+
+        let devices = next.devices().count();
+        let mut waiting = target.waiting;
+        let due = self.transition.next().filter(|_| next != target.inventory);
+        if due.is_some() {
+            let settle = self.parts.settle_time.as_secs();
+            waiting.push(format!(
+                "withdrawn devices are kept away for {settle} s, until every scheduler has noticed"
+            ));
+        }
+        self.tell(if insists {
+            let withheld = inventory.devices().count().saturating_sub(devices);
+            Publication::WithoutCounters { devices, withheld }
         } else {
-            (inventory, 0)
-        };
-        let slices = render(offered, &owner);
-        self.write(&slices, &published).await?;
-        let devices = offered.devices().count();
-        let publication = match withheld {
-            0 => Publication::Complete { slices: slices.len(), devices },
-            _ => Publication::WithoutCounters { devices, withheld },
-        };
-        self.report.send_if_modified(|it| {
+            let slices = render(&next, owner).len();
+            Publication::Layout { revision: decision.revision, slices, devices, waiting }
+        });
+        let gate = if self.parts.mode == Mode::Layout { RESYNC } else { GATE_RETRY };
+        // Claims that are allocated, but not prepared, are not heard of when they are released.
+        let claims = if is_held_up { self.parts.settle_time } else { RESYNC };
+        let due = due.map_or(RESYNC, |it| it.saturating_duration_since(Instant::now()));
+        Ok(gate.min(claims).min(due))
+    }
+
+    /// Asks which devices are allocated, if something is to change. Returns from when the answer is, and whether allocations
+    /// that are not prepared stand in the way of a layout.
+    async fn read_claims(
+        &mut self,
+        inventory: &Inventory,
+        layouts: &Layouts,
+        held: &BTreeSet<String>,
+        published: &BTreeSet<String>,
+    ) -> Result<(Instant, bool), SliceError> {
+        let now = Instant::now();
+        let wanted = names(&apply(inventory, layouts, held).inventory);
+        if wanted == *published && self.transition.next().is_none() {
+            self.taken.clear();
+            return Ok((now, false));
+        }
+        self.taken = self.parts.allocations.read().await?;
+        let possible = names(&apply(inventory, layouts, &(held | &self.taken)).inventory);
+        Ok((now, possible != wanted))
+    }
+
+    async fn publish(
+        &mut self,
+        offered: &Inventory,
+        published: &[ResourceSlice],
+        owner: &Owner,
+    ) -> Result<(), SliceError> {
+        let slices = render(offered, owner);
+        self.write(&slices, published).await
+    }
+
+    fn tell(&self, publication: Publication) {
+        self.parts.report.send_if_modified(|it| {
             let changed = *it != publication;
             if changed {
-                info!(slices = slices.len(), devices, withheld, "resourceslices published");
+                info!(?publication, "resourceslices");
                 it.clone_from(&publication);
             }
             changed
         });
-        Ok(())
     }
 
     async fn write(
@@ -188,7 +342,7 @@ impl Publisher {
         published: &[ResourceSlice],
     ) -> Result<(), SliceError> {
         for change in diff(wanted, published) {
-            let stored = self.api.apply(&change).await?;
+            let stored = self.parts.api.apply(&change).await?;
             debug!(?change, "resourceslice written");
             let (Change::Create(sent) | Change::Update(sent)) = &change else { continue };
             let Some(stored) = stored else { continue };
@@ -205,14 +359,18 @@ impl Publisher {
     }
 
     fn set_gate(&mut self, keeps_counters: bool) {
-        if self.keeps_counters != Some(keeps_counters) {
-            self.keeps_counters = Some(keeps_counters);
-            if keeps_counters {
-                info!("the API server keeps counters: every placement is published");
-            } else {
-                warn!(
-                    "kube-apiserver drops shared counters: only devices that cannot overlap are published; start \
-                     kube-apiserver and kube-scheduler with --feature-gates=DRAPartitionableDevices=true"
+        let is_news = self.keeps_counters.replace(keeps_counters) != Some(keeps_counters);
+        self.asked = Some(Instant::now());
+        match (is_news, keeps_counters, self.parts.mode) {
+            (false, ..) => {}
+            (true, true, _) => info!("the API server keeps counters: every placement is published"),
+            (true, false, Mode::Partitionable) => warn!(
+                "kube-apiserver drops shared counters: only whole GPUs are published; start kube-apiserver and \
+                 kube-scheduler with --feature-gates=DRAPartitionableDevices=true, or leave --mode away"
+            ),
+            (true, false, _) => {
+                info!(
+                    "kube-apiserver drops shared counters: devices that don't overlap are published, by layout"
                 );
             }
         }
