@@ -293,8 +293,8 @@ async fn gpus_are_split_by_index_and_by_kind() {
         let mut lab = lab(plane.clone(), "4xH100-80GB").await;
         label(&lab, Some("split")).await;
         lab.start();
-        let small: Vec<String> = (0..7).map(|it| format!("1d:1g-10gb-{it}")).collect();
-        let whole = ["1a-00", "1b-00", "1c:7g-80gb-0"];
+        let small: Vec<String> = (0..7).map(|it| format!("3c:1g-10gb-{it}")).collect();
+        let whole = ["1a-00", "1b-00", "3b:7g-80gb-0"];
         let split: Vec<&str> = whole.into_iter().chain(small.iter().map(String::as_str)).collect();
         published_when(&lab, &split).await;
         lab.stop().await;

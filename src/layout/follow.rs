@@ -65,6 +65,7 @@ enum Stage {
 struct Report {
     revision: u64,
     stage: Stage,
+    has_reasons: bool,
 }
 
 impl LayoutFollower {
@@ -159,10 +160,13 @@ impl LayoutFollower {
             Publication::Pending { .. } => return,
             Publication::Complete { .. } | Publication::WithoutCounters { .. } => (Stage::Unused, &[][..]),
             Publication::Layout { .. } if decision.refusal.is_some() => (Stage::Failed, &[][..]),
-            Publication::Layout { revision, waiting, .. } => {
-                match waiting.is_empty() && *revision == decision.revision {
-                    true => (Stage::Success, &[][..]),
-                    false => (Stage::Pending, &waiting[..]),
+            Publication::Layout { revision, waiting, settling, .. } => {
+                let is_settled = *revision == decision.revision && !settling;
+                match (is_settled, waiting.is_empty()) {
+                    (true, true) => (Stage::Success, &[][..]),
+                    (true, false) => (Stage::Pending, &waiting[..]),
+                    // What is waited for then is not known before.
+                    (false, _) => (Stage::Pending, &[][..]),
                 }
             }
         };
@@ -194,7 +198,7 @@ impl LayoutFollower {
     }
 
     async fn report(&mut self, labels: &LayoutLabels, stage: Stage, decision: &Decision, waiting: &[String]) {
-        let report = Report { revision: decision.revision, stage };
+        let report = Report { revision: decision.revision, stage, has_reasons: !waiting.is_empty() };
         let before = self.reported.replace(report.clone());
         if before.as_ref() == Some(&report) {
             return;
@@ -214,14 +218,12 @@ impl LayoutFollower {
             _ => {}
         }
         let Some(label) = &decision.label else { return };
-        let same = |it: &Report| it.revision == decision.revision && it.stage == Stage::Success;
         match (stage, &decision.refusal) {
             (Stage::Failed, Some(refusal)) => {
                 let note = format!("layout `{label}` refused, the one before stays in force: {refusal}");
                 self.node.report(uid, true, "LayoutRefused", &note).await;
             }
-            // What was in force and is only rearranged for a moment is no news.
-            (Stage::Pending, _) if !waiting.is_empty() && !before.as_ref().is_some_and(same) => {
+            (Stage::Pending, _) if !waiting.is_empty() => {
                 let note = format!("layout `{label}` is in force as far as possible; {}", waiting.join("; "));
                 self.node.report(uid, false, "LayoutPending", &note).await;
             }

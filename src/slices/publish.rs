@@ -57,6 +57,8 @@ pub enum Publication {
         devices: usize,
         /// What is not yet as its layout says, and why.
         waiting: Vec<String>,
+        /// True while devices that were withdrawn still keep others away.
+        settling: bool,
     },
     /// The API server drops counters although they are insisted on, so only whole GPUs are published.
     WithoutCounters {
@@ -273,20 +275,16 @@ impl Publisher {
         self.transition.written(Instant::now());
 
         let devices = next.devices().count();
-        let mut waiting = target.waiting;
-        let due = self.transition.next().filter(|_| next != target.inventory);
-        if due.is_some() {
-            let settle = self.parts.settle_time.as_secs();
-            waiting.push(format!(
-                "withdrawn devices are kept away for {settle} s, until every scheduler has noticed"
-            ));
-        }
+        // Also where nothing waits for it: what was taken in the meantime has to come back.
+        let due = self.transition.next();
+        let settling = due.is_some() && next != target.inventory;
         self.tell(if insists {
             let withheld = inventory.devices().count().saturating_sub(devices);
             Publication::WithoutCounters { devices, withheld }
         } else {
             let slices = render(&next, owner).len();
-            Publication::Layout { revision: decision.revision, slices, devices, waiting }
+            let (revision, waiting) = (decision.revision, target.waiting);
+            Publication::Layout { revision, slices, devices, waiting, settling }
         });
         let gate = if self.parts.mode == Mode::Layout { RESYNC } else { GATE_RETRY };
         // Claims that are allocated, but not prepared, are not heard of when they are released.
