@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::mig::ModePolicy;
 use crate::telemetry::LogFormat;
 
 /// Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand.
@@ -124,7 +125,15 @@ pub struct NodeArgs {
     /// Address for /healthz and /readyz.
     #[arg(long, env, value_name = "ADDRESS", default_value = "0.0.0.0:8081")]
     pub http_address: SocketAddr,
-    /// How often GPUs are looked at for instances that somebody else made, and a missing driver for having come.
+    /// What becomes of a GPU's MIG mode when its last MIG device goes. Only GPUs that switch without a reset are switched.
+    #[arg(long, env, value_enum, value_name = "POLICY", default_value = "keep")]
+    pub mig_mode: ModePolicy,
+    /// Time for one call of the kubelet, which itself gives up after 45 s (pkg/kubelet/cm/dra/plugin/dra_plugin.go).
+    /// Shorter for tests.
+    #[arg(long, env, value_name = "SECONDS", default_value = "40", value_parser = seconds, hide = true)]
+    pub call_budget: Duration,
+    /// How often GPUs are looked at for instances that somebody else made, a missing driver for having come, and state
+    /// files for claims that nobody works on; at each tenth time the API server is asked whether the claims still exist.
     #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub rescan_interval: Duration,
     /// Log level, or a filter such as `info,dra_driver_mig::claim=debug`.

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
+use nvml_wrapper::Nvml;
 use tokio::time::timeout;
 use tracing::info;
 
@@ -37,6 +39,11 @@ pub struct Hardware {
     /// What NVML says.
     pub facts: NodeFacts,
     gpus: BTreeMap<String, LiveGpu>,
+    threads: Vec<JoinHandle<()>>,
+    /// Whether the library does not fit the driver any more.
+    is_stale: Arc<AtomicBool>,
+    /// Closed last, after the threads.
+    _nvml: Arc<Nvml>,
 }
 
 /// One GPU and its thread.
@@ -47,6 +54,7 @@ pub struct LiveGpu {
     /// The way to it.
     pub queue: GpuQueue,
     attachment: Attachment,
+    is_stale: Arc<AtomicBool>,
     /// Whether a scan has not been answered yet.
     is_asked: Arc<AtomicBool>,
 }
@@ -75,14 +83,15 @@ impl Hardware {
         };
         let nvml = nvml::open(&library)?;
         let facts = nvml::discover(&nvml)?;
-        let mut gpus = BTreeMap::new();
+        let (mut gpus, mut threads, is_stale) = (BTreeMap::new(), Vec::new(), Arc::<AtomicBool>::default());
         for gpu in &facts.gpus {
-            let queue = GpuQueue::start(Arc::clone(&nvml), gpu.uuid.clone(), &format!("gpu-{}", gpu.index))?;
+            let (queue, thread) =
+                GpuQueue::start(Arc::clone(&nvml), gpu.uuid.clone(), &format!("gpu-{}", gpu.index))?;
             let attachment = host::attachment(&args.sys_root, gpu.pci);
-            gpus.insert(
-                gpu.uuid.clone(),
-                LiveGpu { facts: Arc::new(gpu.clone()), queue, attachment, is_asked: Arc::default() },
-            );
+            threads.push(thread);
+            let (facts, is_stale) = (Arc::new(gpu.clone()), Arc::clone(&is_stale));
+            let live = LiveGpu { facts, queue, attachment, is_stale, is_asked: Arc::default() };
+            gpus.insert(gpu.uuid.clone(), live);
         }
         info!(
             library = %library.display(),
@@ -91,13 +100,19 @@ impl Hardware {
             skipped = facts.skipped.len(),
             "NVML opened"
         );
-        Ok(Self { boot_id, facts, gpus })
+        Ok(Self { boot_id, facts, gpus, threads, is_stale, _nvml: nvml })
     }
 
     /// The GPU with this UUID.
     #[must_use]
     pub fn gpu(&self, uuid: &str) -> Option<&LiveGpu> {
         self.gpus.get(uuid)
+    }
+
+    /// True once NVML has said that the driver was unloaded or replaced: then everything has to be opened anew.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.is_stale.load(Ordering::Relaxed)
     }
 
     /// Reads what may have changed: MIG mode, and every live instance, whoever made it.
@@ -119,6 +134,19 @@ impl Hardware {
             }
         };
         record.boot_id == self.boot_id && record.devices.iter().any(is_it)
+    }
+}
+
+impl Drop for Hardware {
+    /// Ends the threads, so that NVML is closed after its last call. One that hangs in a call is left behind.
+    fn drop(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        const PAUSE: Duration = Duration::from_millis(1);
+        self.gpus.clear();
+        let deadline = Instant::now() + PATIENCE;
+        while self.threads.iter().any(|it| !it.is_finished()) && Instant::now() < deadline {
+            thread::sleep(PAUSE);
+        }
     }
 }
 
@@ -153,6 +181,9 @@ impl LiveGpu {
         match timeout(PATIENCE, read).await {
             Ok(read) => Ok(read?.map_err(|error: CallError| {
                 self.is_asked.store(false, Ordering::Relaxed);
+                if error.means_another_driver() {
+                    self.is_stale.store(true, Ordering::Relaxed);
+                }
                 error.to_string()
             })),
             Err(_) => Ok(silent()),

@@ -1,6 +1,7 @@
 //! `dra-driver-mig inspect`: this node's GPUs as they are now. Reads only.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -107,7 +108,7 @@ pub async fn run(args: &InspectArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn report(hardware: &Hardware, gpus: &[Gpu], records: &[Record]) -> NodeReport {
+fn report(hardware: &Hardware, gpus: &[Gpu], records: &[Arc<Record>]) -> NodeReport {
     let (major, minor) = hardware.facts.cuda_version;
     let mut gpus: Vec<&Gpu> = gpus.iter().collect();
     gpus.sort_by_key(|it| it.facts.pci);
@@ -119,12 +120,12 @@ fn report(hardware: &Hardware, gpus: &[Gpu], records: &[Record]) -> NodeReport {
     }
 }
 
-fn gpu_report(hardware: &Hardware, gpu: &Gpu, records: &[Record]) -> GpuReport {
+fn gpu_report(hardware: &Hardware, gpu: &Gpu, records: &[Arc<Record>]) -> GpuReport {
     let owner = |instance: &GpuInstance| {
         let record = records.iter().find(|it| hardware.is_recorded(&gpu.facts.uuid, instance, it));
         record.map_or_else(|| "foreign".to_owned(), |it| it.claim.to_string())
     };
-    let whole = |record: &&Record| {
+    let whole = |record: &&Arc<Record>| {
         let is_it = |it: &RecordedDevice| it.parent_uuid == gpu.facts.uuid && it.kind == RecordedKind::Gpu;
         record.boot_id == hardware.boot_id && record.devices.iter().any(is_it)
     };

@@ -9,16 +9,17 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::api::{self, Allocations, ClaimReader, NodeSlices, OwnNode};
+use crate::api::{self, Allocations, ClaimReader, Events, NodeSlices, OwnNode};
 use crate::args::{HardwareArgs, NodeArgs};
 use crate::cdi::{ClaimFiles, DEFAULT_LDCONFIG, DriverRoot, HookSettings, Kind, Root};
 use crate::checkpoint::{Checkpoint, Record};
 use crate::claim::{Claims, ClaimsParts, CommonSource};
 use crate::hardware::{Hardware, NodeState};
+use crate::host;
 use crate::inventory::{Gpu, Inventory, inventory};
 use crate::kubelet::{
     DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
@@ -30,12 +31,16 @@ use crate::telemetry::{Health, bind_health, serve_health};
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
 const DRAIN: Duration = Duration::from_secs(25);
 
+/// How long changes of what claims hold are collected before they are looked at.
+const BURST: Duration = Duration::from_millis(50);
+
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
 pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), ?args, "starting");
     let health_listener = bind_health(args.http_address).await?;
     let kind = Kind::of_driver(&args.driver.driver_name)?;
     let client = api::client(args.kubeconfig.as_deref()).await?;
+    let boot_id = host::boot_id(&args.hardware.proc_root)?;
     let checkpoint = Checkpoint::open(&args.driver.claims_directory())?;
     let cdi = ClaimFiles::open(&args.cdi_root, kind.clone())?;
     let (changed, changes) = watch::channel(());
@@ -56,6 +61,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     };
     watch.look().await?;
 
+    let events = Events::new(client.clone(), &args.node_name, &args.driver.driver_name);
     let claims = Claims::new(ClaimsParts {
         pool: pool_name(&args.node_name, &args.driver.driver_name),
         proc_root: args.hardware.proc_root.clone(),
@@ -67,6 +73,10 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         changed,
         surprised: Arc::clone(&surprised),
         kind,
+        boot_id,
+        budget: args.call_budget,
+        mode_policy: args.mig_mode,
+        events: events.clone(),
     });
     let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
     let pending = Publication::Pending { reason: "not published yet".to_owned() };
@@ -85,7 +95,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     });
     let memory = LayoutMemory::new(args.driver.plugin_directory().join("layout.json"));
     let follower =
-        LayoutFollower::new(OwnNode::new(client, &name, &driver), args.layouts.clone(), memory, decision);
+        LayoutFollower::new(OwnNode::new(client, &name), events, args.layouts.clone(), memory, decision);
     let layouts = follower.run(node.clone(), publication.clone());
     let health = Health { registration: registration.clone(), publication, node: node.clone() };
 
@@ -98,7 +108,9 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
 
     claims.warm_up();
     let mut parts = Parts { running: JoinSet::new() };
-    let plugin = Arc::new(DraPlugin::new(Arc::new(claims)));
+    let claims = Arc::new(claims);
+    parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
+    let plugin = Arc::new(DraPlugin::new(claims));
     parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add("health", serve_health(health_listener, health, stop.clone()));
@@ -188,6 +200,9 @@ impl HardwareWatch {
                 () = stop.cancelled() => return Ok(()),
                 change = changes.changed() => {
                     change.context("the claims are gone")?;
+                    // A pod's claims, and pods themselves, come and go in bursts.
+                    sleep(BURST).await;
+                    changes.borrow_and_update();
                     self.note_held()?;
                 }
                 () = surprised.notified() => self.look().await?,
@@ -198,7 +213,13 @@ impl HardwareWatch {
 
     /// Opens the hardware if it is not open, reads what may have changed, and tells everybody.
     async fn look(&mut self) -> anyhow::Result<()> {
-        let known = self.state.borrow().hardware.clone();
+        let known = match self.state.borrow().hardware.clone() {
+            Ok(open) if open.is_stale() => {
+                warn!("the NVIDIA driver was unloaded or replaced: opening it again");
+                Err("the NVIDIA driver was unloaded or replaced".to_owned())
+            }
+            known => known,
+        };
         let hardware = match known {
             Ok(open) => Ok(open),
             Err(before) => {
@@ -223,7 +244,7 @@ impl HardwareWatch {
     /// Reads every GPU and leaves only those instances that no record means. Records are read before and after, because
     /// claims come and go meanwhile.
     async fn scan(&self, hardware: &Hardware) -> anyhow::Result<Vec<Gpu>> {
-        let mut records: Vec<Record> = self.checkpoint.records()?;
+        let mut records: Vec<Arc<Record>> = self.checkpoint.records()?;
         let mut gpus = hardware.scan().await?;
         records.extend(self.checkpoint.records()?);
         for gpu in &mut gpus {
@@ -285,7 +306,7 @@ impl HardwareWatch {
 
     fn held(&self) -> anyhow::Result<BTreeSet<String>> {
         let records = self.checkpoint.records()?;
-        Ok(records.into_iter().flat_map(|it| it.devices).map(|it| it.name).collect())
+        Ok(records.iter().flat_map(|it| &it.devices).map(|it| it.name.clone()).collect())
     }
 
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {

@@ -237,6 +237,22 @@ async fn each_claim_of_a_call_has_its_own_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_too_large_is_refused_and_the_next_one_served() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    let claim =
+        |name: String, uid: usize| Claim { namespace: "default".into(), name, uid: format!("u-{uid}") };
+    let many: Vec<Claim> = (0..2000).map(|it| claim("c".into(), it)).collect();
+    assert!(kubelet.prepare(&many).await.unwrap_err().to_string().contains("more than 1024 claims"));
+    let long = [claim("c".repeat(2 << 20), 1)];
+    assert!(kubelet.prepare(&long).await.is_err());
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_whole_gpu_waits_for_its_parts_and_is_handed_out_with_mig_mode_off() {
     let (mut lab, kubelet) = started("1xH100-80GB").await;
     let cut = lab.claim_of("cut", FIRST_1G).await;
@@ -372,7 +388,7 @@ async fn an_unreadable_state_file_is_rebuilt_from_the_allocation() {
     let claim = lab.claim_of("one", FIRST_1G).await;
     let first = prepare(&kubelet, &claim).await.unwrap();
     let claims = lab.path("plugins/mig.dra-driver.dev/claims");
-    let file = claims.join(format!("{}.json", claim.uid));
+    let file = claims.join(format!("{}.jsonl", claim.uid));
     std::fs::write(&file, "rubbish").unwrap();
     assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
     std::fs::write(&file, "more rubbish").unwrap();
@@ -388,7 +404,7 @@ async fn an_unreadable_state_file_is_kept_until_its_instance_is_destroyed() {
     let (mut lab, kubelet) = started("1xH100-80GB").await;
     let claim = lab.claim_of("one", FIRST_1G).await;
     prepare(&kubelet, &claim).await.unwrap();
-    let file = lab.path("plugins/mig.dra-driver.dev/claims").join(format!("{}.json", claim.uid));
+    let file = lab.path("plugins/mig.dra-driver.dev/claims").join(format!("{}.jsonl", claim.uid));
     std::fs::write(&file, "rubbish").unwrap();
     lab.sim.inject(fault("nvmlGpuInstanceDestroy", Some(1), Action::Return(Code::UNKNOWN.0))).unwrap();
     let refused = unprepare(&kubelet, &claim).await.unwrap_err();
@@ -404,7 +420,7 @@ async fn a_failure_after_a_rebuild_does_not_take_a_running_pod_its_instance() {
     let (mut lab, kubelet) = started("1xH100-80GB").await;
     let claim = lab.claim_of("one", FIRST_1G).await;
     prepare(&kubelet, &claim).await.unwrap();
-    let file = lab.path("plugins/mig.dra-driver.dev/claims").join(format!("{}.json", claim.uid));
+    let file = lab.path("plugins/mig.dra-driver.dev/claims").join(format!("{}.jsonl", claim.uid));
     std::fs::write(&file, "rubbish").unwrap();
     lab.sim.inject(fault("nvmlDeviceGetMinorNumber", Some(1), Action::Return(Code::UNKNOWN.0))).unwrap();
     prepare(&kubelet, &claim).await.unwrap_err();

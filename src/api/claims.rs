@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::resource::v1::ResourceClaim;
+use kube::core::Status;
 use kube::{Api, Client, Error};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
@@ -60,7 +61,7 @@ impl ClaimReader {
                     return Ok(found);
                 }
                 Ok(Ok(_)) => return Err(ReadError::Gone(claim.clone())),
-                Ok(Err(Error::Api(status))) if status.is_not_found() => {
+                Ok(Err(Error::Api(status))) if says_that_it_is_gone(&status, claim) => {
                     return Err(ReadError::Gone(claim.clone()));
                 }
                 Ok(Err(Error::Api(status))) if status.is_forbidden() || status.code == 401 => {
@@ -76,4 +77,13 @@ impl ClaimReader {
             sleep(PAUSE).await;
         }
     }
+}
+
+/// True for the API server's own answer that there is no such claim. Any other 404, a proxy's for example, says nothing
+/// about the claim, and a claim that is thought to be gone loses its devices.
+fn says_that_it_is_gone(status: &Status, claim: &ClaimRef) -> bool {
+    let details = status.details.as_ref();
+    status.code == 404
+        && status.reason == "NotFound"
+        && details.is_some_and(|it| it.name == claim.name && it.kind == "resourceclaims")
 }

@@ -1,9 +1,22 @@
-//! What is on disk about one claim. Pure: only the format.
+//! What is on disk about one claim: the state machine of its life, as data. Pure: only the format.
+//!
+//! | on disk | so there may be | is finished by | is undone by |
+//! |---|---|---|---|
+//! | no file, or no complete line | nothing | | |
+//! | `preparing`, each device `intended` | of each device nothing, its GPU instance, or all | [`crate::claim`]'s prepare, which finds by profile and placement what exists | its undo, which destroys what it finds so |
+//! | `preparing`, a device `gpuInstance` | that GPU instance, perhaps its compute instance | prepare, which finds it by its id | undo, by id, profile and placement |
+//! | `preparing`, a device `complete` | both, perhaps the CDI file | prepare | undo |
+//! | `prepared` | all of it, and a pod that uses it | prepare mends what somebody else removed | only unprepare, or the end of the ResourceClaim |
+//! | `unpreparing` | all of it, or any part: CDI file and instances go before this file | unprepare | prepare, which makes anew what is gone |
+//! | any of these with the boot id of another boot | the file only, perhaps the CDI file | prepare plans the same devices again | removing the files |
+//!
+//! The first half of each step is on disk before its effect: a stage before the hardware changes, an id before the next
+//! object is made inside it. [`Record::rest`] says what a claim needs on which nobody works.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::claim::ClaimRef;
+use crate::claim::{ClaimRef, ClaimUid};
 use crate::inventory::MigSpec;
 
 /// Format version that this driver writes.
@@ -21,11 +34,61 @@ pub struct Record {
     pub claim: ClaimRef,
     /// Its devices, in the order of the allocation.
     pub devices: Vec<RecordedDevice>,
-    /// True once the claim was answered.
-    pub prepared: bool,
+    /// Where in its life the claim is.
+    pub stage: Stage,
     /// Fields of a newer driver, kept as they are.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
+}
+
+/// Where in its life a claim is. Written before the first effect of the stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Stage {
+    /// Its devices are being made; no pod has them yet.
+    Preparing,
+    /// It was answered; a pod may be running with its devices.
+    Prepared,
+    /// Its devices are being destroyed; no pod has them any more.
+    Unpreparing,
+}
+
+/// What a claim needs on which nobody works, because a process has ended or has given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// Nothing, as long as its ResourceClaim exists.
+    Nothing,
+    /// To be taken down: undone if it was never prepared, finished if its unprepare has begun.
+    TakeDown,
+}
+
+impl Record {
+    /// What the claim needs if nobody works on it.
+    #[must_use]
+    pub fn rest(&self) -> Rest {
+        match self.stage {
+            Stage::Prepared => Rest::Nothing,
+            Stage::Preparing | Stage::Unpreparing => Rest::TakeDown,
+        }
+    }
+
+    /// Reads one line, which must be about this claim. The error says what is wrong with it.
+    pub(super) fn parse(line: &[u8], uid: &ClaimUid) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let wrong = |error: serde_json::Error| error.to_string();
+        let Versioned { version } = serde_json::from_slice(line).map_err(wrong)?;
+        if version != VERSION {
+            return Err(format!("it has format version {version}, this driver reads {VERSION}"));
+        }
+        let record: Self = serde_json::from_slice(line).map_err(wrong)?;
+        if record.claim.uid != *uid {
+            return Err(format!("it is about another claim, {}", record.claim.uid));
+        }
+        Ok(record)
+    }
 }
 
 /// One device of a claim.

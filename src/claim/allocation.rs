@@ -4,6 +4,9 @@ use k8s_openapi::api::resource::v1::{AllocationResult, DeviceRequestAllocationRe
 
 use super::ClaimRef;
 
+/// Results that an allocation has at most (AllocationResultsMaxSize in staging/src/k8s.io/api/resource/v1/types.go).
+const MOST_RESULTS: usize = 32;
+
 /// A device that was allocated to a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AllocatedDevice {
@@ -32,6 +35,12 @@ pub enum AllocationError {
         /// The request.
         request: String,
     },
+    /// More devices than an API server lets an allocation have.
+    #[error(
+        "the allocation of ResourceClaim {0} has more than {MOST_RESULTS} results, which no API server allows; delete the \
+         claim"
+    )]
+    TooMany(ClaimRef),
     /// Configuration for this driver.
     #[error(
         "ResourceClaim {claim} (or its DeviceClass) carries an opaque configuration for driver {driver}, which has none; \
@@ -54,6 +63,9 @@ pub fn allocated_devices(
 ) -> Result<Vec<AllocatedDevice>, AllocationError> {
     let allocation = object.status.as_ref().and_then(|it| it.allocation.as_ref());
     let allocation = allocation.ok_or_else(|| AllocationError::NotAllocated(claim.clone()))?;
+    if MOST_RESULTS < results(allocation).count() {
+        return Err(AllocationError::TooMany(claim.clone()));
+    }
     let mut devices: Vec<AllocatedDevice> = Vec::new();
     for result in results(allocation).filter(|it| it.driver == driver) {
         let request = result.request.split('/').next().unwrap_or_default().to_owned();
@@ -134,6 +146,17 @@ mod tests {
         let mut ours = result("gpu", "mig.dra-driver.dev", "d1");
         ours["adminAccess"] = json!(true);
         assert!(matches!(check(json!({"results": [ours]})), Err(AllocationError::AdminAccess { .. })));
+    }
+
+    #[test]
+    fn an_allocation_without_end_is_refused() {
+        let results = |count| {
+            let devices: Vec<Value> =
+                (0..count).map(|it| result("a", "mig.dra-driver.dev", &format!("d{it}"))).collect();
+            check(json!({"results": devices}))
+        };
+        assert_eq!(results(32).unwrap().len(), 32);
+        assert!(matches!(results(33), Err(AllocationError::TooMany(_))));
     }
 
     #[test]

@@ -7,6 +7,14 @@ use crate::checkpoint::StoreError;
 use crate::mig::MigError;
 use crate::nvml::QueueClosed;
 
+/// Another call has not come to its end with the claim.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "another call for ResourceClaim {0} has not ended within the time of this one; the kubelet asks again; if that goes \
+     on, a GPU does not answer: see `nvidia-smi` and the kernel log of the node"
+)]
+pub struct Busy(pub ClaimRef);
+
 /// Why a claim could not be prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
@@ -22,6 +30,9 @@ pub enum PrepareError {
     /// It does not fit this node.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// Somebody else works on it.
+    #[error(transparent)]
+    Busy(#[from] Busy),
     /// The record could not be written or read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -77,6 +88,9 @@ pub enum UnprepareError {
         /// What is wrong.
         reason: String,
     },
+    /// Somebody else works on it.
+    #[error(transparent)]
+    Busy(#[from] Busy),
     /// The record could not be read or removed.
     #[error(transparent)]
     Store(#[from] StoreError),

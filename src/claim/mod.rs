@@ -1,42 +1,46 @@
 //! One ResourceClaim from the kubelet's call to the answer.
 //!
 //! `allocation` reads what the scheduler decided, `plan` turns it into a record, `prepare` and `unprepare` carry it out:
-//! record, hardware, CDI file, answer, in this order. Refuses what it does not understand: unknown devices, configuration,
-//! admin access.
+//! record, hardware, CDI file, answer, in this order. `recovery` looks after claims that nobody asks for any more. The
+//! stages of a claim are those of [`Record`](crate::checkpoint::Record). Refuses what it does not understand: unknown
+//! devices, configuration, admin access.
+//!
+//! Whoever has a claim's [`Journal`] works on it, alone. A repeated call waits for the running one and then finds its
+//! result; prepare and unprepare of one claim come one after the other. No claim waits for another one but for a part of
+//! a GPU that the other still holds.
 
 mod allocation;
 mod edits;
 mod error;
 mod plan;
 mod prepare;
+mod recovery;
 mod unprepare;
 mod work;
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, OwnedMutexGuard, watch};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
 pub use edits::{CommonError, CommonSource};
-pub use error::{PrepareError, UnprepareError};
+pub use error::{Busy, PrepareError, UnprepareError};
 pub use plan::{Conflict, Ground, PlanError, plan};
 
-use crate::api::ClaimReader;
+use crate::api::{ClaimReader, Events};
 use crate::cdi::{ClaimFiles, Kind};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Journal, StoreError, Taken};
 use crate::hardware::{Hardware, NodeState};
 use crate::inventory::Inventory;
-
-/// Time that is spent on one call before it is answered with an error; the kubelet gives up after 45 s
-/// (pkg/kubelet/cm/dra/plugin/dra_plugin.go).
-pub const CALL_BUDGET: Duration = Duration::from_secs(40);
+use crate::mig::ModePolicy;
 
 /// UID of a ResourceClaim. Safe as part of a file name and of a CDI device name: letters, digits and, within, `-`; at most
 /// 63 of them.
@@ -164,7 +168,12 @@ pub struct Claims {
     cdi: ClaimFiles,
     changed: watch::Sender<()>,
     surprised: Arc<Notify>,
-    locks: ClaimLocks,
+    boot_id: String,
+    budget: Duration,
+    mode_policy: ModePolicy,
+    events: Events,
+    /// Claims whose unreadable file was reported.
+    reported: Mutex<BTreeSet<ClaimUid>>,
 }
 
 /// The parts of [`Claims`].
@@ -190,16 +199,23 @@ pub struct ClaimsParts {
     pub changed: watch::Sender<()>,
     /// Told when the hardware turns out not to be as published, so that it is looked at again at once.
     pub surprised: Arc<Notify>,
+    /// The present boot of the node.
+    pub boot_id: String,
+    /// Time that is spent on one call before it is answered with an error.
+    pub budget: Duration,
+    /// What becomes of MIG mode when the last instance goes.
+    pub mode_policy: ModePolicy,
+    /// Where people are told of what no pod's event tells.
+    pub events: Events,
 }
 
 impl Claims {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: ClaimsParts) -> Self {
-        let ClaimsParts { kind, pool, proc_root, reader, node, checkpoint, common, cdi, changed, surprised } =
-            parts;
-        let driver = kind.driver().to_owned();
-        let locks = ClaimLocks::default();
+        let driver = parts.kind.driver().to_owned();
+        let ClaimsParts { kind, pool, proc_root, reader, node, checkpoint, common, .. } = parts;
+        let ClaimsParts { cdi, changed, surprised, boot_id, budget, mode_policy, events, .. } = parts;
         Self {
             driver,
             pool,
@@ -212,7 +228,11 @@ impl Claims {
             cdi,
             changed,
             surprised,
-            locks,
+            boot_id,
+            budget,
+            mode_policy,
+            events,
+            reported: Mutex::default(),
         }
     }
 
@@ -230,24 +250,28 @@ impl Claims {
         self.node.borrow().hardware.clone().map_err(PrepareError::NoHardware)
     }
 
+    /// Takes the claim's journal and waits for whoever has it until the deadline; `None` where nothing is on disk about
+    /// the claim and `or_new` is false.
+    async fn journal<E: From<StoreError> + From<Busy>>(
+        &self,
+        claim: &ClaimRef,
+        or_new: bool,
+        deadline: Instant,
+    ) -> Result<Option<Journal>, E> {
+        /// Far below what making or destroying an instance takes.
+        const PAUSE: Duration = Duration::from_millis(10);
+        loop {
+            match self.checkpoint.take(&claim.uid, or_new)? {
+                Taken::Journal(journal) => return Ok(Some(journal)),
+                Taken::Nothing => return Ok(None),
+                Taken::Busy if deadline < Instant::now() + PAUSE => return Err(Busy(claim.clone()).into()),
+                Taken::Busy => sleep(PAUSE).await,
+            }
+        }
+    }
+
     fn inventory(&self) -> Arc<Inventory> {
         Arc::clone(&self.node.borrow().inventory)
-    }
-}
-
-/// One call at a time for a claim: a repeated call waits for the running one and then finds its result.
-#[derive(Debug, Default)]
-struct ClaimLocks(Mutex<HashMap<ClaimUid, Arc<tokio::sync::Mutex<()>>>>);
-
-impl ClaimLocks {
-    async fn lock(&self, uid: &ClaimUid) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            // Locks that nobody holds or waits for are dropped here, so that the map does not grow.
-            locks.retain(|_, it| 1 < Arc::strong_count(it));
-            locks.entry(uid.clone()).or_default().clone()
-        };
-        lock.lock_owned().await
     }
 }
 

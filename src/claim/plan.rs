@@ -1,9 +1,11 @@
 //! From an allocation to a record of what has to exist. Pure.
 
+use std::sync::Arc;
+
 use serde_json::Map;
 
 use super::{AllocatedDevice, ClaimRef};
-use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, VERSION};
+use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage, VERSION};
 use crate::inventory::{DeviceKind, Inventory};
 
 /// An allocation that this node cannot carry out.
@@ -72,7 +74,7 @@ pub fn plan(
     claim: &ClaimRef,
     allocated: &[AllocatedDevice],
     ground: Ground<'_>,
-    others: &[Record],
+    others: &[Arc<Record>],
 ) -> Result<Record, PlanError> {
     let Ground { pool, inventory, boot_id } = ground;
     let mut devices = Vec::new();
@@ -100,20 +102,25 @@ pub fn plan(
         return Err(Box::new(conflict).into());
     }
     let (claim, boot_id) = (claim.clone(), boot_id.to_owned());
-    Ok(Record { version: VERSION, boot_id, claim, devices, prepared: false, unknown: Map::new() })
+    Ok(Record { version: VERSION, boot_id, claim, devices, stage: Stage::Preparing, unknown: Map::new() })
 }
 
 /// True where another claim's record of this boot needs a part of the same GPU that this device needs.
 pub(super) fn is_held_by_another(
     claim: &ClaimRef,
     device: &RecordedDevice,
-    others: &[Record],
+    others: &[Arc<Record>],
     boot_id: &str,
 ) -> bool {
     conflict(claim, device, others, boot_id).is_some()
 }
 
-fn conflict(claim: &ClaimRef, device: &RecordedDevice, others: &[Record], boot_id: &str) -> Option<Conflict> {
+fn conflict(
+    claim: &ClaimRef,
+    device: &RecordedDevice,
+    others: &[Arc<Record>],
+    boot_id: &str,
+) -> Option<Conflict> {
     let others = others.iter().filter(|it| it.claim.uid != claim.uid && it.boot_id == boot_id);
     let mut held = others.flat_map(|record| record.devices.iter().map(move |it| (record, it)));
     let in_the_way =
@@ -161,7 +168,7 @@ mod tests {
             boot_id,
             claim,
             devices: vec![device],
-            prepared: true,
+            stage: Stage::Prepared,
             unknown: Map::new(),
         }
     }
@@ -176,7 +183,7 @@ mod tests {
     fn only_what_shares_memory_slices_of_one_gpu_in_this_boot_is_in_the_way() {
         let check = |other: Record, expected: bool| {
             let device = &record("late", "GPU-1", mig(4, 2)).devices[0];
-            assert_eq!(is_held_by_another(&claim("late"), device, &[other], "boot"), expected);
+            assert_eq!(is_held_by_another(&claim("late"), device, &[Arc::new(other)], "boot"), expected);
         };
         check(record("a", "GPU-1", mig(5, 1)), true);
         check(record("a", "GPU-1", RecordedKind::Gpu), true);
@@ -190,7 +197,7 @@ mod tests {
     fn a_conflict_names_both_claims_and_what_to_wait_for() {
         let late = record("late", "GPU-1", mig(4, 2));
         let held = [record("holder", "GPU-1", mig(5, 1))];
-        let text = conflict(&late.claim, &late.devices[0], &held, "boot").unwrap().to_string();
+        let text = conflict(&late.claim, &late.devices[0], &held.map(Arc::new), "boot").unwrap().to_string();
         assert!(
             text.contains("ns/late") && text.contains("ns/holder") && text.contains("free once"),
             "{text}"

@@ -1,6 +1,6 @@
 //! Preparing a claim: intent on disk, MIG devices, CDI file, record complete, answer.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
@@ -9,17 +9,50 @@ use tracing::{Instrument, debug, info, warn};
 
 use super::work::{WorkError, blocking, on_gpu, retried};
 use super::{
-    AllocatedDevice, CALL_BUDGET, ClaimRef, Claims, CommonError, Ground, PlanError, PrepareError,
-    PreparedDevice, UnprepareError, allocated_devices, plan,
+    AllocatedDevice, Busy, ClaimRef, Claims, CommonError, Ground, PlanError, PrepareError, PreparedDevice,
+    allocated_devices, plan,
 };
 use crate::cdi::{ClaimDevice, DeviceNodes, MigCaps, claim_spec};
-use crate::checkpoint::{Durability, Progress, Record, RecordedDevice, RecordedKind, StoreError, Stored};
+use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, StoreError, Stored};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::MigSpec;
 use crate::mig::{self, MigError};
 
-/// A record that several GPU threads write their steps to.
-type SharedRecord = Arc<Mutex<Record>>;
+/// A claim that is worked on. Several GPU threads write their steps to it; one that hangs keeps it, and with it the claim,
+/// from later calls.
+type SharedDraft = Arc<Mutex<Draft>>;
+
+/// The journal of a claim and what it says.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) journal: Journal,
+    pub(super) record: Record,
+}
+
+impl Draft {
+    pub(super) fn shared(journal: Journal, record: Record) -> SharedDraft {
+        Arc::new(Mutex::new(Self { journal, record }))
+    }
+
+    /// Notes that the claim enters this stage.
+    fn enter(&mut self, stage: Stage) -> Result<(), StoreError> {
+        if self.record.stage != stage {
+            self.record.stage = stage;
+            self.journal.append(&self.record)?;
+        }
+        Ok(())
+    }
+
+    /// Notes how far a device got.
+    fn note(&mut self, index: usize, now: Progress) -> Result<(), StoreError> {
+        if let Some(RecordedDevice { kind: RecordedKind::Mig { progress, .. }, .. }) =
+            self.record.devices.get_mut(index)
+        {
+            *progress = now;
+        }
+        self.journal.append(&self.record)
+    }
+}
 
 impl Claims {
     /// Prepares a claim and answers with its devices. Repeating it gives the same answer: what exists is checked, what
@@ -38,20 +71,31 @@ impl Claims {
     }
 
     async fn prepare_now(&self, claim: &ClaimRef) -> Result<Vec<PreparedDevice>, PrepareError> {
-        let deadline = Instant::now() + CALL_BUDGET;
-        let _one_at_a_time = self.locks.lock(&claim.uid).await;
+        let deadline = Instant::now() + self.budget;
         let hardware = self.hardware()?;
-        let record = match self.checkpoint.load(&claim.uid) {
-            Stored::Record(record) if record.boot_id == hardware.boot_id => *record,
-            // Instances do not survive a reboot, so the record of another boot says nothing that the allocation does not.
-            Stored::Record(_) | Stored::Nothing => self.new_record(claim, &hardware, deadline).await?,
-            Stored::Unreadable(reason) => self.rebuilt_record(claim, &hardware, &reason, deadline).await?,
+        let Some(mut journal) = self.journal::<PrepareError>(claim, true, deadline).await? else {
+            return Err(Busy(claim.clone()).into());
+        };
+        let record = match journal.stored().clone() {
+            Stored::Record(record) if record.boot_id == self.boot_id => Record::clone(&record),
+            // Instances do not survive a reboot; what was promised does, and needs no API server to be known.
+            Stored::Record(before) => {
+                self.new_record(claim, &promised(&before), &mut journal, &hardware, deadline).await?
+            }
+            Stored::Nothing => {
+                let allocated = self.allocated(claim, deadline).await?;
+                self.new_record(claim, &allocated, &mut journal, &hardware, deadline).await?
+            }
+            Stored::Unreadable(reason) => {
+                let allocated = self.allocated(claim, deadline).await?;
+                self.rebuild::<PrepareError>(claim, &allocated, &mut journal, &reason)?
+            }
         };
         let before = record.clone();
-        let record: SharedRecord = Arc::new(Mutex::new(record));
-        match self.carry_out(&record, &before, &hardware, deadline).await {
+        let draft = Draft::shared(journal, record);
+        match self.carry_out(&draft, &before, &hardware, deadline).await {
             Ok(devices) => {
-                if !before.prepared {
+                if before.stage != Stage::Prepared {
                     info!(devices = devices.len(), "claim prepared");
                 }
                 Ok(devices)
@@ -59,8 +103,8 @@ impl Claims {
             Err(error) => {
                 // The pod of a claim that was prepared before may be running: leave it what it has. And behind a GPU
                 // that does not answer there is no point in waiting; the next call for the claim finds the record.
-                if !before.prepared && !matches!(error, PrepareError::Silent(_)) {
-                    self.undo(&snapshot(&record), &hardware, deadline).await;
+                if before.stage != Stage::Prepared && !matches!(error, PrepareError::Silent(_)) {
+                    self.undo(&draft, deadline).await;
                 }
                 Err(error)
             }
@@ -72,20 +116,21 @@ impl Claims {
     async fn new_record(
         &self,
         claim: &ClaimRef,
+        allocated: &[AllocatedDevice],
+        journal: &mut Journal,
         hardware: &Hardware,
         deadline: Instant,
     ) -> Result<Record, PrepareError> {
         const PAUSE: Duration = Duration::from_millis(500);
-        let allocated = self.allocated(claim, deadline).await?;
         loop {
             let inventory = self.inventory();
-            let ground = Ground { pool: &self.pool, inventory: &inventory, boot_id: &hardware.boot_id };
+            let ground = Ground { pool: &self.pool, inventory: &inventory, boot_id: &self.boot_id };
             // Planned once to know where to look, and once more under the lock, where a claim in the way counts first.
-            let planned = plan(claim, &allocated, ground, &[])?;
+            let planned = plan(claim, allocated, ground, &[])?;
             let looked = self.refuse_occupied(&planned, hardware, deadline).await;
             let reserved = blocking(|| {
-                self.checkpoint.reserve(|others| {
-                    let record = plan(claim, &allocated, ground, others)?;
+                self.checkpoint.reserve(journal, |others| {
+                    let record = plan(claim, allocated, ground, others)?;
                     looked.map(|()| record)
                 })
             });
@@ -94,40 +139,31 @@ impl Claims {
                     debug!(%conflict, "waiting for the other claim");
                     sleep(PAUSE).await;
                 }
-                result => return result,
+                result => return result.map(|(record, _)| record),
             }
         }
     }
 
-    /// The record of a claim whose state file cannot be read: what it was promised is still in its allocation, and what
-    /// was made for it sits there. It counts as prepared, because its pod may be running.
-    async fn rebuilt_record(
-        &self,
-        claim: &ClaimRef,
-        hardware: &Hardware,
-        reason: &str,
-        deadline: Instant,
-    ) -> Result<Record, PrepareError> {
-        let allocated = self.allocated(claim, deadline).await?;
-        self.rebuild(claim, &allocated, hardware, reason)
-    }
-
-    /// Replaces an unreadable state file by what the allocation says.
+    /// Replaces an unreadable state file by what the allocation says: what the claim was promised is there, and what was
+    /// made for it sits there. It counts as prepared, because its pod may be running.
     pub(super) fn rebuild<E: From<PlanError> + From<StoreError>>(
         &self,
         claim: &ClaimRef,
         allocated: &[AllocatedDevice],
-        hardware: &Hardware,
+        journal: &mut Journal,
         reason: &str,
     ) -> Result<Record, E> {
         let inventory = self.inventory();
-        let ground = Ground { pool: &self.pool, inventory: &inventory, boot_id: &hardware.boot_id };
-        let aside = self.checkpoint.set_aside(&claim.uid)?;
-        warn!(reason, aside = %aside.display(), "state file set aside; rebuilding it from the allocation");
-        blocking(|| {
-            self.checkpoint
-                .reserve(|others| Ok(Record { prepared: true, ..plan(claim, allocated, ground, others)? }))
-        })
+        let ground = Ground { pool: &self.pool, inventory: &inventory, boot_id: &self.boot_id };
+        let (record, aside) = blocking(|| {
+            self.checkpoint.reserve(journal, |others| {
+                Ok::<_, E>(Record { stage: Stage::Prepared, ..plan(claim, allocated, ground, others)? })
+            })
+        })?;
+        let aside = aside.unwrap_or_default();
+        warn!(reason, aside = %aside.display(), "state file set aside and rebuilt from the allocation");
+        self.report_unreadable(&claim.uid, reason);
+        Ok(record)
     }
 
     async fn allocated(
@@ -140,14 +176,17 @@ impl Claims {
     }
 
     /// Fails where an instance of somebody else sits exactly where one of ours is to be made: once our intent is on
-    /// disk, it would count as ours.
+    /// disk, it would count as ours. It is ours already where the claim's CDI file names it: then only the state file
+    /// was lost.
     async fn refuse_occupied(
         &self,
         record: &Record,
         hardware: &Hardware,
         deadline: Instant,
     ) -> Result<(), PrepareError> {
-        let checks = mig_devices(record).map(|(_, device, spec, _)| async move {
+        let named = blocking(|| self.cdi.devices(record.claim.uid.as_str()))?;
+        let unnamed = mig_devices(record).filter(|(_, device, ..)| !named.contains(&device.name));
+        let checks = unnamed.map(|(_, device, spec, _)| async move {
             let wanted = spec.clone();
             let gpu = gpu_of(hardware, device)?;
             let asked = on_gpu(gpu, deadline, move |handle| mig::is_free(handle, &wanted)).await;
@@ -162,36 +201,38 @@ impl Claims {
         try_join_all(checks).await.map(|_| ())
     }
 
-    async fn carry_out(
+    pub(super) async fn carry_out(
         &self,
-        record: &SharedRecord,
+        draft: &SharedDraft,
         before: &Record,
         hardware: &Hardware,
         deadline: Instant,
     ) -> Result<Vec<PreparedDevice>, PrepareError> {
+        if before.stage == Stage::Unpreparing {
+            blocking(|| held(draft).enter(Stage::Preparing))?;
+        }
         let makes = before
             .devices
             .iter()
             .enumerate()
-            .map(|(index, device)| self.ensure_device(record, index, device, hardware, deadline));
+            .map(|(index, device)| self.ensure_device(draft, index, device, hardware, deadline));
         // All are waited for, also after one has failed: no step of this call may be taken after its end.
         let nodes = join_all(makes).await.into_iter().collect::<Result<_, _>>()?;
-        let mut done = snapshot(record);
-        done.prepared = true;
         blocking(|| {
             self.write_cdi(before, nodes, &hardware.facts.driver_version)?;
-            if done != *before {
-                self.checkpoint.save(&done, Durability::ProcessEnd)?;
+            let mut draft = held(draft);
+            draft.enter(Stage::Prepared)?;
+            if draft.record != *before {
                 self.changed.send_replace(());
             }
             Ok::<_, PrepareError>(())
         })?;
-        done.devices.iter().map(|it| self.answer(&done.claim, it)).collect()
+        before.devices.iter().map(|it| self.answer(&before.claim, it)).collect()
     }
 
     async fn ensure_device(
         &self,
-        record: &SharedRecord,
+        draft: &SharedDraft,
         index: usize,
         device: &RecordedDevice,
         hardware: &Hardware,
@@ -201,7 +242,7 @@ impl Claims {
         let made = retried(deadline, || async {
             match &device.kind {
                 RecordedKind::Gpu => whole_gpu(gpu, deadline).await,
-                RecordedKind::Mig { spec, .. } => self.mig_device(record, index, spec, gpu, deadline).await,
+                RecordedKind::Mig { spec, .. } => self.mig_device(draft, index, spec, gpu, deadline).await,
             }
         });
         let (parent_minor, instance) = made.await.map_err(|error| failed(device, error))?;
@@ -218,27 +259,18 @@ impl Claims {
 
     async fn mig_device(
         &self,
-        record: &SharedRecord,
+        draft: &SharedDraft,
         index: usize,
         spec: &MigSpec,
         gpu: &LiveGpu,
         deadline: Instant,
     ) -> Result<NodeNumbers, WorkError> {
-        let (record, spec, facts) = (Arc::clone(record), spec.clone(), Arc::clone(&gpu.facts));
-        let checkpoint = self.checkpoint.clone();
+        let (draft, spec, facts) = (Arc::clone(draft), spec.clone(), Arc::clone(&gpu.facts));
         on_gpu(gpu, deadline, move |handle| {
             let Some(mig) = &facts.mig else { return Err(mig::no_mig()) };
-            let Some(progress) = progress_of(&record, index) else { return Err(mig::no_mig()) };
-            let mut write_down = |progress| {
-                let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(RecordedDevice { kind: RecordedKind::Mig { progress: current, .. }, .. }) =
-                    record.devices.get_mut(index)
-                {
-                    *current = progress;
-                }
-                checkpoint.save(&record, Durability::ProcessEnd)
-            };
-            let made = mig::ensure(handle, mig, &spec, &progress, &mut write_down)?;
+            let Some(progress) = progress_of(&held(&draft).record, index) else { return Err(mig::no_mig()) };
+            let mut note = |progress| held(&draft).note(index, progress);
+            let made = mig::ensure(handle, mig, &spec, &progress, &mut note)?;
             Ok((made.parent_minor, Some((made.gpu_instance, made.compute_instance.id))))
         })
         .await
@@ -272,17 +304,17 @@ impl Claims {
         })
     }
 
-    /// Takes back what a failed first attempt made. What cannot be taken back stays recorded, for the next call.
-    async fn undo(&self, record: &Record, hardware: &Hardware, deadline: Instant) {
-        let undone = async {
-            self.destroy_devices(record, hardware, deadline).await?;
-            self.cdi.remove(record.claim.uid.as_str())?;
-            Ok::<_, UnprepareError>(self.checkpoint.remove(&record.claim.uid)?)
-        };
-        if let Err(error) = undone.await {
+    /// Takes back what a failed first attempt made. What cannot be taken back stays recorded, for the next call and for
+    /// recovery.
+    async fn undo(&self, draft: &SharedDraft, deadline: Instant) {
+        /// What a call that has used up its time may take beyond it: the kubelet waits five seconds longer.
+        const LEAST: Duration = Duration::from_secs(4);
+        let deadline = deadline.max(Instant::now() + LEAST);
+        let record = held(draft).record.clone();
+        let undone = self.take_down(&record, deadline, || held(draft).journal.forget()).await;
+        if let Err(error) = undone {
             warn!(%error, "cannot take back what a failed prepare made; it stays recorded");
         }
-        self.changed.send_replace(());
     }
 }
 
@@ -310,13 +342,22 @@ pub(super) fn mig_devices(
     })
 }
 
-fn progress_of(record: &SharedRecord, index: usize) -> Option<Progress> {
-    let record = record.lock().unwrap_or_else(PoisonError::into_inner);
-    mig_devices(&record).find(|(it, ..)| *it == index).map(|(_, _, _, progress)| progress.clone())
+fn progress_of(record: &Record, index: usize) -> Option<Progress> {
+    mig_devices(record).find(|(it, ..)| *it == index).map(|(_, _, _, progress)| progress.clone())
 }
 
-fn snapshot(record: &SharedRecord) -> Record {
-    record.lock().unwrap_or_else(PoisonError::into_inner).clone()
+/// What a record promises, as an allocation.
+fn promised(record: &Record) -> Vec<AllocatedDevice> {
+    let device = |it: &RecordedDevice| AllocatedDevice {
+        device: it.name.clone(),
+        pool: it.pool.clone(),
+        requests: it.requests.clone(),
+    };
+    record.devices.iter().map(device).collect()
+}
+
+fn held(draft: &SharedDraft) -> MutexGuard<'_, Draft> {
+    draft.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn gpu_of<'a>(hardware: &'a Hardware, device: &RecordedDevice) -> Result<&'a LiveGpu, PrepareError> {

@@ -32,6 +32,9 @@ use pb::registration::registration_server::RegistrationServer;
 /// (pkg/kubelet/cm/dra/plugin/dra_plugin_manager.go).
 pub const SUPPORTED_VERSIONS: [&str; 2] = ["v1.DRAPlugin", "v1beta1.DRAPlugin"];
 
+/// Longest request that is read, bytes. The claims of a pod take some hundred each; tonic's own limit is 4 MiB.
+const LONGEST_REQUEST: usize = 1024 * 1024;
+
 /// The server failed while it ran.
 #[derive(Debug, thiserror::Error)]
 #[error("gRPC server on `{path}` failed: {message}")]
@@ -49,8 +52,8 @@ pub async fn serve_plugin(
     let path = socket.path().to_owned();
     info!(socket = %path.display(), "serving the kubelet");
     Server::builder()
-        .add_service(V1Server::from_arc(Arc::clone(&plugin)))
-        .add_service(V1Beta1Server::from_arc(plugin))
+        .add_service(V1Server::from_arc(Arc::clone(&plugin)).max_decoding_message_size(LONGEST_REQUEST))
+        .add_service(V1Beta1Server::from_arc(plugin).max_decoding_message_size(LONGEST_REQUEST))
         .serve_with_incoming_shutdown(socket.into_incoming(), stop.cancelled_owned())
         .await
         .map_err(|error| ServeError { path, message: with_causes(&error) })

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::{Stream, StreamExt};
+use kube::runtime::events::EventType;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
@@ -15,7 +16,7 @@ use tracing::{info, warn};
 use super::choice::{Layouts, choose, default_layouts};
 use super::file::{LayoutFile, MAX_FILE};
 use super::memory::LayoutMemory;
-use crate::api::{LayoutLabels, OwnNode};
+use crate::api::{EventReason, Events, LayoutLabels, OwnNode};
 use crate::hardware::{Hardware, NodeState};
 use crate::slices::Publication;
 
@@ -40,6 +41,7 @@ pub struct Decision {
 #[derive(Debug)]
 pub struct LayoutFollower {
     node: OwnNode,
+    events: Events,
     file: Option<LayoutSource>,
     memory: LayoutMemory,
     decision: watch::Sender<Decision>,
@@ -73,12 +75,13 @@ impl LayoutFollower {
     #[must_use]
     pub fn new(
         node: OwnNode,
+        events: Events,
         file: Option<PathBuf>,
         memory: LayoutMemory,
         decision: watch::Sender<Decision>,
     ) -> Self {
         let file = file.map(LayoutSource::new);
-        Self { node, file, memory, decision, labels: None, wrote_state: false, reported: None }
+        Self { node, events, file, memory, decision, labels: None, wrote_state: false, reported: None }
     }
 
     /// Runs until the senders of the hardware's state and of the publication are gone.
@@ -171,7 +174,7 @@ impl LayoutFollower {
             }
         };
         self.label(&labels, stage, decision.label.is_some()).await;
-        self.report(&labels, stage, &decision, waiting).await;
+        self.report(stage, &decision, waiting).await;
     }
 
     async fn label(&mut self, labels: &LayoutLabels, stage: Stage, is_asked: bool) {
@@ -197,23 +200,22 @@ impl LayoutFollower {
         }
     }
 
-    async fn report(&mut self, labels: &LayoutLabels, stage: Stage, decision: &Decision, waiting: &[String]) {
+    async fn report(&mut self, stage: Stage, decision: &Decision, waiting: &[String]) {
         let report = Report { revision: decision.revision, stage, has_reasons: !waiting.is_empty() };
         let before = self.reported.replace(report.clone());
         if before.as_ref() == Some(&report) {
             return;
         }
         let was_unused = before.as_ref().map(|it| it.stage == Stage::Unused);
-        let uid = &labels.uid;
         match (was_unused, stage == Stage::Unused) {
             (Some(true), false) => {
                 let note = "kube-apiserver drops shared counters (feature gate DRAPartitionableDevices): devices that \
                             don't overlap are published, by layout";
-                self.node.report(uid, true, "CountersDropped", note).await;
+                self.warn(EventReason::CountersDropped, note.to_owned()).await;
             }
             (Some(false), true) => {
                 let note = "kube-apiserver keeps shared counters: every placement is published, layouts play no part";
-                self.node.report(uid, false, "CountersKept", note).await;
+                self.note(EventReason::CountersKept, note.to_owned()).await;
             }
             _ => {}
         }
@@ -221,17 +223,25 @@ impl LayoutFollower {
         match (stage, &decision.refusal) {
             (Stage::Failed, Some(refusal)) => {
                 let note = format!("layout `{label}` refused, the one before stays in force: {refusal}");
-                self.node.report(uid, true, "LayoutRefused", &note).await;
+                self.warn(EventReason::LayoutRefused, note).await;
             }
             (Stage::Pending, _) if !waiting.is_empty() => {
                 let note = format!("layout `{label}` is in force as far as possible; {}", waiting.join("; "));
-                self.node.report(uid, false, "LayoutPending", &note).await;
+                self.note(EventReason::LayoutPending, note).await;
             }
             (Stage::Success, _) => {
-                self.node.report(uid, false, "LayoutApplied", &format!("layout `{label}` is in force")).await;
+                self.note(EventReason::LayoutApplied, format!("layout `{label}` is in force")).await;
             }
             _ => {}
         }
+    }
+
+    async fn note(&self, reason: EventReason, note: String) {
+        self.events.tell_layout(EventType::Normal, reason, note).await;
+    }
+
+    async fn warn(&self, reason: EventReason, note: String) {
+        self.events.tell_layout(EventType::Warning, reason, note).await;
     }
 }
 

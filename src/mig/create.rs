@@ -2,7 +2,7 @@
 
 use tracing::info;
 
-use super::{MigDevice, MigError, instance_at, recorded_instance, switch_mode};
+use super::{MigDevice, MigError, instance_at, recorded, switch_mode};
 use crate::checkpoint::{Progress, StoreError};
 use crate::inventory::MigSpec;
 use crate::nvml::facts::{ComputeInstance, MigFacts};
@@ -26,10 +26,7 @@ pub fn ensure(
     record: &mut dyn FnMut(Progress) -> Result<(), StoreError>,
 ) -> Result<MigDevice, MigError> {
     switch_mode(device, mig, true)?;
-    let existing = match progress.gpu_instance() {
-        Some(id) => recorded_instance(device, spec, id)?,
-        None => instance_at(device, spec)?,
-    };
+    let existing = recorded(device, spec, progress)?;
     let is_new = existing.is_none();
     let instance = match existing {
         Some(instance) => instance,

@@ -2,7 +2,7 @@
 
 use tracing::info;
 
-use super::{MigError, instance_at, recorded_instance};
+use super::{Holders, MigError, recorded};
 use crate::checkpoint::Progress;
 use crate::inventory::MigSpec;
 use crate::nvml::{CallError, Code, DeviceHandle};
@@ -10,20 +10,20 @@ use crate::nvml::{CallError, Code, DeviceHandle};
 /// Destroys what exists of a recorded device: compute instances, then the GPU instance. What is gone already, or has
 /// become somebody else's, is left alone, and that is success.
 pub fn destroy(device: &DeviceHandle<'_>, spec: &MigSpec, progress: &Progress) -> Result<(), MigError> {
-    let found = match progress.gpu_instance() {
-        Some(id) => recorded_instance(device, spec, id)?,
-        None => instance_at(device, spec)?,
-    };
-    let Some(instance) = found else { return Ok(()) };
-    let explain = |error: CallError| {
-        if error.code == Code::IN_USE {
-            MigError::InUse { gpu_instance: instance.id, call: error.call }
-        } else {
-            error.into()
+    let Some(instance) = recorded(device, spec, progress)? else { return Ok(()) };
+    let explain = |is_bare| {
+        move |error: CallError| match error.code {
+            Code::IN_USE => {
+                let (gpu_instance, call) = (instance.id, error.call);
+                // Who it is makes the error better; that it cannot be told does not make it worse.
+                let holders = Holders(device.processes_on(instance).unwrap_or_default());
+                MigError::InUse { gpu_instance, call, is_bare, holders }
+            }
+            _ => error.into(),
         }
     };
-    device.destroy_compute_instances(instance).map_err(explain)?;
-    device.destroy_gpu_instance(instance).map_err(explain)?;
+    device.destroy_compute_instances(instance).map_err(explain(false))?;
+    device.destroy_gpu_instance(instance).map_err(explain(true))?;
     info!(profile = spec.profile, placement = %spec.placement, gi = instance.id, "GPU instance destroyed");
     Ok(())
 }

@@ -10,9 +10,11 @@ mod mode;
 
 pub use create::{ensure, is_free};
 pub use destroy::destroy;
-pub use mode::switch_mode;
+pub use mode::{ModePolicy, release_mode, switch_mode};
 
-use crate::checkpoint::StoreError;
+use std::fmt;
+
+use crate::checkpoint::{Progress, StoreError};
 use crate::inventory::MigSpec;
 use crate::nvml::facts::ComputeInstance;
 use crate::nvml::{CallError, Code, DeviceHandle, GpuInstanceHandle};
@@ -76,13 +78,18 @@ pub enum MigError {
     },
     /// Something still uses the instance.
     #[error(
-        "GPU instance {gpu_instance} is still in use ({call}); a process or a monitoring agent such as DCGM holds it"
+        "GPU instance {gpu_instance} is still in use ({call} was refused{}): {holders}; it is tried again when the kubelet \
+         asks again", if *is_bare { ", its compute instance is gone already" } else { "" }
     )]
     InUse {
         /// GPU instance id.
         gpu_instance: u32,
         /// The call that was refused.
         call: &'static str,
+        /// True where the compute instances are gone and only the GPU instance is left.
+        is_bare: bool,
+        /// Who holds it, as far as NVML tells, and what to do.
+        holders: Holders,
     },
     /// A step could not be written down, so the next was not taken.
     #[error(transparent)]
@@ -90,6 +97,22 @@ pub enum MigError {
     /// NVML failed otherwise.
     #[error("{0}; {advice}", advice = .0.advice())]
     Nvml(#[from] CallError),
+}
+
+/// Processes that hold an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holders(pub Vec<u32>);
+
+impl fmt::Display for Holders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str(
+                "NVML names no process; a monitoring agent such as DCGM (nv-hostengine, dcgm-exporter) may hold a handle",
+            );
+        }
+        let pids: Vec<String> = self.0.iter().map(u32::to_string).collect();
+        write!(f, "held by process {} of the node; end it", pids.join(", "))
+    }
 }
 
 impl MigError {
@@ -115,6 +138,26 @@ impl MigError {
 #[must_use]
 pub fn no_mig() -> MigError {
     MigError::Nvml(CallError { call: "nvmlDeviceGetMigMode", code: Code::NOT_SUPPORTED })
+}
+
+/// True where the instance that was recorded lives, with a compute instance.
+pub fn is_alive(device: &DeviceHandle<'_>, spec: &MigSpec, progress: &Progress) -> Result<bool, MigError> {
+    match recorded(device, spec, progress)? {
+        Some(instance) => Ok(!device.compute_instances(instance)?.is_empty()),
+        None => Ok(false),
+    }
+}
+
+/// What exists of a recorded device: found by its id, or by profile and placement where the id was not written down.
+fn recorded(
+    device: &DeviceHandle<'_>,
+    spec: &MigSpec,
+    progress: &Progress,
+) -> Result<Option<GpuInstanceHandle>, CallError> {
+    match progress.gpu_instance() {
+        Some(id) => recorded_instance(device, spec, id),
+        None => instance_at(device, spec),
+    }
 }
 
 /// The live instance with this id, if it is the one the record means.

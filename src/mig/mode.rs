@@ -29,6 +29,25 @@ pub fn switch_mode(device: &DeviceHandle<'_>, mig: &MigFacts, on: bool) -> Resul
     Ok(())
 }
 
+/// What becomes of MIG mode when the last instance of a GPU goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ModePolicy {
+    /// It stays on: the next claim need not wait for the switch.
+    #[default]
+    Keep,
+    /// It is switched off where no reset is needed: programs on the host have the whole GPU again.
+    Release,
+}
+
+/// Switches MIG mode off if no instance lives, whoever made it, and no reset is needed. That nothing was switched is
+/// success.
+pub fn release_mode(device: &DeviceHandle<'_>, mig: &MigFacts) -> Result<(), MigError> {
+    if !mig.resetless || !device.mig_mode()?.current || !live_instances(device, &mig.profiles)?.is_empty() {
+        return Ok(());
+    }
+    switch_mode(device, mig, false)
+}
+
 fn refuse_if_cut(device: &DeviceHandle<'_>, profiles: &[Profile]) -> Result<(), MigError> {
     match live_instances(device, profiles)?.len() {
         0 => Ok(()),

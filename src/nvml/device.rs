@@ -218,6 +218,19 @@ impl<'nvml> DeviceHandle<'nvml> {
         })
     }
 
+    /// Processes that compute on a GPU instance, by their ids on the host. Asked of its MIG devices, because only there NVML
+    /// tells for certain which instance a process is on (nvml.h at nvmlDeviceGetComputeRunningProcesses_v3).
+    pub fn processes_on(&self, instance: GpuInstanceHandle) -> Result<Vec<u32>, CallError> {
+        let mut pids = Vec::new();
+        for raw in self.raw_compute_instances(instance)? {
+            let (_, device) = self.mig_device(raw)?;
+            let running = device.wrapper().running_compute_processes();
+            let running = running.map_err(CallError::wrapped("nvmlDeviceGetComputeRunningProcesses_v3"))?;
+            pids.extend(running.iter().map(|it| it.pid));
+        }
+        Ok(pids)
+    }
+
     /// Minor number of the GPU's device node; may change with MIG mode.
     pub fn minor(&self) -> Result<u32, CallError> {
         self.wrapper().minor_number().map_err(CallError::wrapped("nvmlDeviceGetMinorNumber"))
@@ -346,16 +359,20 @@ impl<'nvml> DeviceHandle<'nvml> {
     }
 
     fn describe_compute(&self, raw: sys::nvmlComputeInstance_t) -> Result<ComputeInstance, CallError> {
+        let (id, device) = self.mig_device(raw)?;
+        Ok(ComputeInstance { id, uuid: device.uuid()? })
+    }
+
+    /// Id and MIG device of a compute instance. The header calls `device` the parent; it is the MIG device, and walking
+    /// all of them instead takes seconds under load (mig-nvml-cdi.md 2.2).
+    fn mig_device(&self, raw: sys::nvmlComputeInstance_t) -> Result<(u32, DeviceHandle<'nvml>), CallError> {
         let function = function!(self.nvml, nvmlComputeInstanceGetInfo_v2)?;
         let mut info = MaybeUninit::<sys::nvmlComputeInstanceInfo_t>::zeroed();
         // SAFETY: a compute instance handle of this library and a writable struct.
         check("nvmlComputeInstanceGetInfo_v2", unsafe { function(raw, info.as_mut_ptr()) })?;
         // SAFETY: zeroed before and filled by NVML; pointers and integers have no invalid values.
         let info = unsafe { info.assume_init() };
-        // `device` is the MIG device of this compute instance, whatever the header's comment says; walking all MIG
-        // devices instead takes seconds under load (mig-nvml-cdi.md 2.2).
-        let uuid = DeviceHandle { nvml: self.nvml, raw: info.device }.uuid()?;
-        Ok(ComputeInstance { id: info.id, uuid })
+        Ok((info.id, DeviceHandle { nvml: self.nvml, raw: info.device }))
     }
 }
 

@@ -105,6 +105,15 @@ impl CallError {
         move |error| Self { call, code: code_of(&error) }
     }
 
+    /// True where the driver was unloaded or replaced since the library was opened; opening it again may help.
+    #[must_use]
+    pub fn means_another_driver(&self) -> bool {
+        const UNINITIALIZED: Code = Code(1);
+        const DRIVER_NOT_LOADED: Code = Code(9);
+        const LIB_RM_VERSION_MISMATCH: Code = Code(18);
+        [UNINITIALIZED, DRIVER_NOT_LOADED, LIB_RM_VERSION_MISMATCH].contains(&self.code)
+    }
+
     /// True where waiting may help: the object is in use, or the driver was busy.
     #[must_use]
     pub fn is_transient(&self) -> bool {

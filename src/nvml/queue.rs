@@ -1,7 +1,8 @@
 //! One thread per GPU. Work for a GPU is done in the order it was asked for; GPUs do not wait for each other.
 
+use std::io;
 use std::sync::{Arc, mpsc};
-use std::{io, thread};
+use std::thread::{self, JoinHandle};
 
 use nvml_wrapper::Nvml;
 use tokio::sync::oneshot;
@@ -23,10 +24,10 @@ pub struct GpuQueue {
 pub struct QueueClosed;
 
 impl GpuQueue {
-    /// Starts the thread of the GPU with this UUID.
-    pub fn start(nvml: Arc<Nvml>, uuid: String, name: &str) -> io::Result<Self> {
+    /// Starts the thread of the GPU with this UUID. The second value is for whoever waits for its end.
+    pub fn start(nvml: Arc<Nvml>, uuid: String, name: &str) -> io::Result<(Self, JoinHandle<()>)> {
         let (jobs, inbox) = mpsc::channel::<Job>();
-        thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             // Kept once it was found: looking one up by UUID can take seconds while others do (mig-nvml-cdi.md 3.2).
             let mut device = None;
             for job in inbox {
@@ -44,7 +45,7 @@ impl GpuQueue {
                 }
             }
         })?;
-        Ok(Self { jobs })
+        Ok((Self { jobs }, thread))
     }
 
     /// Runs a piece of work on the GPU's thread. It is done even if the caller stops waiting.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, SystemTime};
 
 use crate::cdi::{
     ClaimDevice, ClaimFiles, ContainerEdits, DeviceNodes, FilesError, Kind, Root, Spec, claim_spec,
@@ -64,42 +63,34 @@ fn a_directory_that_vanishes_is_made_again() {
 }
 
 #[test]
-fn only_files_of_this_driver_are_listed_and_cleared() {
+fn only_files_of_this_driver_are_listed_and_removed() {
     let dir = tempfile::tempdir().unwrap();
-    let old = SystemTime::now() - Duration::from_secs(3600);
     let prefix = "mig.dra-driver.dev-claim_";
-    for (name, modified) in [
-        ("k8s.gpu.nvidia.com-claim_a.yaml", old),
-        (".k8s.gpu.nvidia.com-claim_a.json.1-0.tmp", old),
-        (&format!("{prefix}b.json"), old),
-        (&format!("{prefix}a.json"), old),
-        (&format!(".{prefix}a.json.1-0.tmp"), old),
-        (&format!(".{prefix}b.json.1-0.tmp"), SystemTime::now()),
-    ] {
-        let file = fs::File::create(dir.path().join(name)).unwrap();
-        file.set_modified(modified).unwrap();
+    let others = [".k8s.gpu.nvidia.com-claim_a.json.tmp", "k8s.gpu.nvidia.com-claim_a.yaml", "nvidia.json"];
+    let ours = [format!(".{prefix}a.json.tmp"), format!("{prefix}a.json"), format!("{prefix}b.json")];
+    for name in others.into_iter().chain(ours.iter().map(String::as_str)) {
+        fs::write(dir.path().join(name), "").unwrap();
     }
+    fs::write(dir.path().join(format!(".{prefix}c.json.tmp")), "an interrupted write").unwrap();
     let files = ClaimFiles::open(dir.path(), kind()).unwrap();
-    assert_eq!(files.list().unwrap(), ["a", "b"]);
-    let expected = [
-        ".k8s.gpu.nvidia.com-claim_a.json.1-0.tmp",
-        &format!(".{prefix}b.json.1-0.tmp"),
-        "k8s.gpu.nvidia.com-claim_a.yaml",
-        &format!("{prefix}a.json"),
-        &format!("{prefix}b.json"),
-    ];
-    assert_eq!(names(&dir), expected, "a young unfinished file may have a living writer");
+    assert_eq!(files.list().unwrap(), ["a", "b", "c"]);
+    for uid in ["a", "b", "c"] {
+        files.remove(uid).unwrap();
+    }
+    assert_eq!(names(&dir), others);
 }
 
 #[test]
-fn an_unfinished_file_of_another_process_is_not_written_to() {
+fn a_claims_file_names_its_devices_and_a_strange_one_names_none() {
     let dir = tempfile::tempdir().unwrap();
     let files = ClaimFiles::open(dir.path(), kind()).unwrap();
-    let other = format!(".mig.dra-driver.dev-claim_{UID}.json.{}-0.tmp", std::process::id());
-    fs::write(dir.path().join(&other), "other").unwrap();
-    files.write(UID, &spec(UID, 0)).unwrap();
-    assert_eq!(fs::read_to_string(dir.path().join(&other)).unwrap(), "other");
-    assert_eq!(names(&dir).len(), 2);
+    assert_eq!((files.exists(UID).unwrap(), files.devices(UID).unwrap()), (false, Vec::new()));
+    let path = files.write(UID, &spec(UID, 0)).unwrap();
+    assert_eq!((files.exists(UID).unwrap(), files.devices(UID).unwrap()), (true, vec!["gpu-0".to_owned()]));
+    for strange in ["", "[]", "{\"cdiVersion\": 1}"] {
+        fs::write(&path, strange).unwrap();
+        assert_eq!(files.devices(UID).unwrap(), [""; 0], "{strange}");
+    }
 }
 
 #[test]

@@ -16,6 +16,19 @@ pub struct ApiError {
     pub message: String,
     /// Fields at fault, for `Invalid`.
     pub causes: Vec<FieldError>,
+    /// The object it is about.
+    pub object: Option<Box<ObjectDetails>>,
+}
+
+/// What an error is about, as clients find it in `details`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectDetails {
+    /// Name.
+    pub name: String,
+    /// API group, empty for core.
+    pub group: &'static str,
+    /// Plural of the kind, as apimachinery/pkg/api/errors writes it into `kind`.
+    pub plural: &'static str,
 }
 
 /// One field that did not pass validation.
@@ -91,13 +104,19 @@ impl FieldError {
 
 impl ApiError {
     fn new(code: u16, reason: &'static str, message: String) -> Self {
-        Self { code, reason, message, causes: Vec::new() }
+        Self { code, reason, message, causes: Vec::new(), object: None }
+    }
+
+    fn about(self, kind: &Kind, name: &str) -> Self {
+        let object = ObjectDetails { name: name.to_owned(), group: kind.group, plural: kind.plural };
+        Self { object: Some(Box::new(object)), ..self }
     }
 
     /// 404: no such object.
     #[must_use]
     pub fn not_found(kind: &Kind, name: &str) -> Self {
         Self::new(404, "NotFound", format!("{} \"{name}\" not found", kind.qualified_plural()))
+            .about(kind, name)
     }
 
     /// 404: no such path.
@@ -109,7 +128,8 @@ impl ApiError {
     /// 409: the name is taken.
     #[must_use]
     pub fn already_exists(kind: &Kind, name: &str) -> Self {
-        Self::new(409, "AlreadyExists", format!("{} \"{name}\" already exists", kind.qualified_plural()))
+        let message = format!("{} \"{name}\" already exists", kind.qualified_plural());
+        Self::new(409, "AlreadyExists", message).about(kind, name)
     }
 
     /// 409: the object has changed since it was read, or a precondition does not hold.
@@ -117,7 +137,7 @@ impl ApiError {
     pub fn conflict(kind: &Kind, name: &str, why: &str) -> Self {
         let message =
             format!("Operation cannot be fulfilled on {} \"{name}\": {why}", kind.qualified_plural());
-        Self::new(409, "Conflict", message)
+        Self::new(409, "Conflict", message).about(kind, name)
     }
 
     /// 400: the request makes no sense.
@@ -155,7 +175,7 @@ impl ApiError {
         let list = if texts.len() == 1 { texts[0].clone() } else { format!("[{}]", texts.join(", ")) };
         let group = if kind.group.is_empty() { String::new() } else { format!(".{}", kind.group) };
         let message = format!("{}{group} \"{name}\" is invalid: {list}", kind.kind);
-        Self { code: 422, reason: "Invalid", message, causes }
+        Self { code: 422, reason: "Invalid", message, causes, object: None }
     }
 
     /// Any other code, for injected faults.
@@ -187,8 +207,11 @@ impl ApiError {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": self.reason, "code": self.code,
         });
+        if let Some(object) = &self.object {
+            status["details"] = json!({"name": object.name, "group": object.group, "kind": object.plural});
+        }
         if !causes.is_empty() {
-            status["details"] = json!({ "causes": causes });
+            status["details"]["causes"] = json!(causes);
         }
         status
     }

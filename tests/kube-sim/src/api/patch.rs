@@ -230,6 +230,7 @@ pub fn json(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
                 "the server rejected our request due to an error in our request: {why}: {operation}"
             ),
             causes: Vec::new(),
+            object: None,
         };
         let text = |key: &str| operation.get(key).and_then(Value::as_str);
         let path = text("path").ok_or_else(|| failed("the operation has no path"))?;

@@ -1,0 +1,453 @@
+//! What becomes of claims, instances and files that nobody asks for, on the simulated hardware.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
+
+mod common;
+
+use std::process::Child;
+
+use common::{ControlPlane, DRIVER, Lab, eventually, read_json};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams};
+use kube_sim::Fault as ApiFault;
+use kube_sim::kubelet::{Claim, Plugin, PreparedDevice};
+use nvml_sim::{Action, Code, Fault, Process};
+
+const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
+const CLAIMS: &str = "plugins/mig.dra-driver.dev/claims";
+
+async fn lab(gpus: &str) -> Lab {
+    Lab::new(ControlPlane::simulated(true).await, gpus).await
+}
+
+async fn prepare(kubelet: &Plugin, claim: &Claim) -> Result<Vec<PreparedDevice>, String> {
+    kubelet.prepare(std::slice::from_ref(claim)).await.unwrap().remove(&claim.uid).unwrap()
+}
+
+async fn unprepare(kubelet: &Plugin, claim: &Claim) -> Result<(), String> {
+    kubelet.unprepare(std::slice::from_ref(claim)).await.unwrap().remove(&claim.uid).unwrap()
+}
+
+async fn delete(lab: &Lab, claim: &Claim) {
+    let api: Api<ResourceClaim> = Api::namespaced(lab.client.clone(), "default");
+    api.delete(&claim.name, &DeleteParams::default()).await.unwrap();
+}
+
+fn is_clean(lab: &Lab) -> bool {
+    let claims = lab.files(CLAIMS);
+    lab.instances().is_empty() && lab.files("cdi").is_empty() && claims.iter().all(|it| it == "reserve.lock")
+}
+
+async fn becomes_clean(lab: &Lab) {
+    eventually("nothing is left of any claim", async || is_clean(lab).then_some(())).await;
+}
+
+fn terminate(process: &Child) {
+    let pid = rustix::process::Pid::from_child(process);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_prepared_claim_that_nobody_asks_for_again_is_undone_at_the_next_start() {
+    let mut lab = lab("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    for call in ["nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlGpuInstanceCreateComputeInstance"] {
+        for action in [Action::CrashBefore, Action::CrashAfter] {
+            let mut process = lab.spawn();
+            let kubelet = lab.kubelet().await;
+            lab.sim.inject(Fault::new(call, action).times(1)).unwrap();
+            assert!(kubelet.prepare(std::slice::from_ref(&claim)).await.is_err(), "the process died");
+            process.wait().unwrap();
+            assert!(!is_clean(&lab));
+            lab.start();
+            becomes_clean(&lab).await;
+            lab.stop().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_unprepared_claim_is_finished_at_the_next_start() {
+    let mut lab = lab("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    for call in ["nvmlComputeInstanceDestroy", "nvmlGpuInstanceDestroy"] {
+        for action in [Action::CrashBefore, Action::CrashAfter] {
+            let mut process = lab.spawn();
+            let kubelet = lab.kubelet().await;
+            prepare(&kubelet, &claim).await.unwrap();
+            lab.sim.inject(Fault::new(call, action).times(1)).unwrap();
+            assert!(kubelet.unprepare(std::slice::from_ref(&claim)).await.is_err(), "the process died");
+            process.wait().unwrap();
+            assert!(!is_clean(&lab));
+            lab.start();
+            becomes_clean(&lab).await;
+            lab.stop().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_claim_whose_object_is_gone_or_another_one_is_taken_down() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "1"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let stays = lab.claim_of("stays", "gpu-0000-1a-00-mig-1g-10gb-4").await;
+    let gone = lab.claim_of("gone", FIRST_1G).await;
+    let again = lab.claim_of("again", "gpu-0000-1a-00-mig-1g-10gb-5").await;
+    for claim in [&stays, &gone, &again] {
+        prepare(&kubelet, claim).await.unwrap();
+    }
+    delete(&lab, &gone).await;
+    delete(&lab, &again).await;
+    let namesake = lab.claim_of("again", "gpu-0000-1a-00-mig-1g-10gb-5").await;
+    assert_ne!(namesake.uid, again.uid);
+    // While the driver runs, at one of its regular sweeps.
+    eventually("only what has a claim is left", async || (lab.instances().len() == 1).then_some(())).await;
+    assert_eq!(lab.instances(), [(0, "1g.10gb".to_owned(), 4)]);
+    assert_eq!(lab.files("cdi").len(), 1);
+    // While it does not run, at its start.
+    lab.stop().await;
+    delete(&lab, &stays).await;
+    lab.start();
+    becomes_clean(&lab).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_api_server_says_on_a_bad_day_takes_nothing_down() {
+    let mut lab = lab("1xH100-80GB").await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    let ControlPlane::Simulated(server) = lab.plane.clone() else { unreachable!("asked for") };
+    // A 404 that is not about the claim, as of a proxy, is no proof that it is gone.
+    for fault in [ApiFault::Status(404), ApiFault::Status(500), ApiFault::Status(403), ApiFault::Garbage] {
+        lab.stop().await;
+        let asked = server.requests().len();
+        server.inject(usize::MAX, |it| it.path.contains("resourceclaims"), fault);
+        lab.start();
+        let is_claim = |it: &kube_sim::RequestInfo| it.path.contains("resourceclaims");
+        eventually("the driver has asked", async || {
+            server.requests()[asked..].iter().any(is_claim).then_some(())
+        })
+        .await;
+        let kubelet = lab.kubelet().await;
+        // What was promised needs no API server.
+        prepare(&kubelet, &claim).await.unwrap();
+        assert_eq!((lab.instances().len(), lab.files("cdi").len()), (1, 1), "{fault:?}");
+        server.clear_faults();
+    }
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cdi_file_and_its_claim_are_brought_together() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "1"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    let file = lab.path("cdi").join(&lab.files("cdi")[0]);
+    let spec = read_json(&file);
+
+    let stray = lab.path("cdi").join(format!("{DRIVER}-claim_0f3c2d1e-stray.json"));
+    let foreign = lab.path("cdi").join("nvidia.com-gpu.json");
+    std::fs::copy(&file, &stray).unwrap();
+    std::fs::write(&foreign, "{}").unwrap();
+    std::fs::remove_file(&file).unwrap();
+    eventually("the file is there again and the stray one is not", async || {
+        (file.exists() && !stray.exists()).then_some(())
+    })
+    .await;
+    assert_eq!(read_json(&file), spec);
+    assert!(foreign.exists(), "what is not ours stays");
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_survives_the_loss_of_the_state_directory_and_its_instance_is_still_given_back() {
+    let mut lab = lab("1xH100-80GB").await;
+    let (asked, left) =
+        (lab.claim_of("asked", FIRST_1G).await, lab.claim_of("left", "gpu-0000-1a-00-mig-1g-10gb-5").await);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let first = prepare(&kubelet, &asked).await.unwrap();
+    prepare(&kubelet, &left).await.unwrap();
+    lab.stop().await;
+    std::fs::remove_dir_all(lab.path(CLAIMS)).unwrap();
+
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    assert_eq!(prepare(&kubelet, &asked).await.unwrap(), first, "the instance is known to be the claim's");
+    assert_eq!(lab.instances().len(), 2);
+    unprepare(&kubelet, &asked).await.unwrap();
+    unprepare(&kubelet, &left).await.unwrap();
+    assert!(is_clean(&lab));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_state_file_is_an_event_of_the_node_and_no_crash() {
+    let mut lab = lab("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let first = prepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+    let file = lab.path(CLAIMS).join(format!("{}.jsonl", claim.uid));
+    std::fs::write(&file, "{\"version\":2}\n").unwrap();
+
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
+    let event = eventually("there is an event", async || {
+        let found = events.list(&ListParams::default()).await.unwrap().items;
+        found.into_iter().find(|it| it.reason.as_deref() == Some("UnreadableState"))
+    })
+    .await;
+    let note = event.note.unwrap();
+    assert!(note.contains(&claim.uid) && note.contains("version 2"), "{note}");
+    assert_eq!(event.regarding.unwrap().name.as_deref(), Some(lab.node_name.as_str()));
+    assert_eq!(lab.instances().len(), 1, "its instance stays");
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!(lab.instances(), []);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_reboot_without_an_api_server_a_claim_gets_the_same_devices() {
+    let mut lab = lab("2xH100-80GB").await;
+    let devices = [("a", DRIVER, FIRST_1G), ("b", DRIVER, "gpu-0000-1b-00-mig-3g-40gb-0")];
+    let claim = lab.claim("one", &devices).await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let first = prepare(&kubelet, &claim).await.unwrap();
+    let instances = lab.instances();
+    lab.stop().await;
+    lab.sim.reboot().unwrap();
+    std::fs::remove_dir_all(lab.path("cdi")).unwrap();
+
+    let ControlPlane::Simulated(server) = lab.plane.clone() else { unreachable!("asked for") };
+    server.inject(usize::MAX, |_| true, ApiFault::Status(503));
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
+    assert_eq!((lab.instances(), lab.files("cdi").len()), (instances, 1));
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert!(is_clean(&lab));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mig_mode_is_released_behind_the_last_instance_only_where_that_is_asked_for() {
+    for (policy, goes_off) in [("keep", false), ("release", true)] {
+        let mut lab = lab("1xH100-80GB").await.with_args(&["--mig-mode", policy]);
+        lab.start();
+        let kubelet = lab.kubelet().await;
+        let first = lab.claim_of("first", FIRST_1G).await;
+        let second = lab.claim_of("second", "gpu-0000-1a-00-mig-1g-10gb-5").await;
+        prepare(&kubelet, &first).await.unwrap();
+        prepare(&kubelet, &second).await.unwrap();
+        let is_on = || lab.sim.snapshot().unwrap().gpus[0].mig_current;
+        unprepare(&kubelet, &first).await.unwrap();
+        assert!(is_on(), "an instance lives");
+        lab.sim.plant_instance(0, "1g.10gb", 0).unwrap();
+        unprepare(&kubelet, &second).await.unwrap();
+        assert!(is_on(), "an instance of somebody else lives");
+        lab.sim.on_gpu(0, |gpu| gpu.instances.clear()).unwrap();
+        prepare(&kubelet, &first).await.unwrap();
+        unprepare(&kubelet, &first).await.unwrap();
+        assert_eq!(is_on(), !goes_off, "{policy}");
+        lab.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_in_use_is_given_up_with_the_name_of_its_holder_and_taken_up_where_it_was_left() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--call-budget", "1"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    let id = lab.sim.snapshot().unwrap().gpus[0].gpu_instances[0].id;
+    let process = Process { pid: 4242, gpu_instance: Some(id), compute_instance: Some(0), memory_mib: 100 };
+    lab.sim.plant_process(0, process).unwrap();
+    let refused = unprepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains("held by process 4242") && refused.contains(FIRST_1G), "{refused}");
+
+    // The process ends, but a monitoring agent still has the GPU instance.
+    lab.sim.remove_process(0, 4242).unwrap();
+    lab.sim.inject(Fault::returning("nvmlGpuInstanceDestroy", Code::IN_USE)).unwrap();
+    let refused = unprepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains("DCGM") && refused.contains("compute instance is gone already"), "{refused}");
+    lab.sim.clear_faults().unwrap();
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert!(is_clean(&lab));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_on_a_placement_that_stays_held_fails_with_the_name_of_the_other_claim() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--call-budget", "1"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let holder = lab.claim_of("holder", "gpu-0000-1a-00-mig-2g-20gb-4").await;
+    let late = lab.claim_of("late", "gpu-0000-1a-00-mig-1g-10gb-5").await;
+    prepare(&kubelet, &holder).await.unwrap();
+    let refused = prepare(&kubelet, &late).await.unwrap_err();
+    assert!(refused.contains(&holder.name), "{refused}");
+    unprepare(&kubelet, &late).await.unwrap();
+    assert_eq!(lab.instances(), [(0, "2g.20gb".to_owned(), 4)], "the running tenant keeps its instance");
+    unprepare(&kubelet, &holder).await.unwrap();
+    assert!(is_clean(&lab));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_for_one_claim_come_one_after_the_other() {
+    let mut lab = lab("1xH100-80GB").await;
+    lab.sim.set_latency("nvmlDeviceCreateGpuInstanceWithPlacement", 200.0).unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let (first, again, once_more) =
+        tokio::join!(prepare(&kubelet, &claim), prepare(&kubelet, &claim), prepare(&kubelet, &claim));
+    let first = first.unwrap();
+    assert_eq!((again.unwrap(), once_more.unwrap()), (first.clone(), first));
+    assert_eq!(lab.instances().len(), 1);
+    unprepare(&kubelet, &claim).await.unwrap();
+
+    // The kubelet gave up on a prepare that still runs, and unprepares.
+    let running = tokio::spawn({
+        let (kubelet, claim) = (lab.kubelet().await, claim.clone());
+        async move { prepare(&kubelet, &claim).await }
+    });
+    let journal = lab.path(CLAIMS).join(format!("{}.jsonl", claim.uid));
+    eventually("the prepare has begun", async || journal.exists().then_some(())).await;
+    unprepare(&kubelet, &claim).await.unwrap();
+    running.await.unwrap().unwrap();
+    assert!(is_clean(&lab));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_share_the_claims_of_a_node() {
+    let lab = lab("1xH100-80GB").await;
+    lab.sim.set_latency("nvmlDeviceCreateGpuInstanceWithPlacement", 100.0).unwrap();
+    let mut old = lab.spawn();
+    let to_old = lab.kubelet().await;
+    let before = lab.claim_of("before", "gpu-0000-1a-00-mig-1g-10gb-5").await;
+    prepare(&to_old, &before).await.unwrap();
+    // The new one takes over the sockets; calls that the old one has taken go on.
+    let inode = |name: &str| {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(lab.path("registry").join(name)).map(|it| it.ino()).ok()
+    };
+    let socket = lab.files("registry").remove(0);
+    let first = inode(&socket);
+    let mut new = lab.spawn();
+    eventually("the new process listens", async || inode(&socket).filter(|it| Some(*it) != first)).await;
+    let to_new = lab.kubelet().await;
+    let claim = lab.claim_of("both", FIRST_1G).await;
+    let (one, two) = tokio::join!(prepare(&to_old, &claim), prepare(&to_new, &claim));
+    assert_eq!(one.unwrap(), two.unwrap());
+    assert_eq!(lab.instances().len(), 2);
+    terminate(&old);
+    assert!(old.wait().unwrap().success());
+    unprepare(&to_new, &before).await.unwrap();
+    unprepare(&to_new, &claim).await.unwrap();
+    assert!(is_clean(&lab));
+    terminate(&new);
+    assert!(new.wait().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_sigterm_finishes_what_runs_and_closes_nvml_last() {
+    let lab = lab("2xH100-80GB").await;
+    lab.sim.configure(|it| it.log_calls = true).unwrap();
+    lab.sim.set_latency("nvmlDeviceCreateGpuInstanceWithPlacement", 500.0).unwrap();
+    let mut process = lab.spawn();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let (answer, ()) = tokio::join!(prepare(&kubelet, &claim), async {
+        let journal = lab.path(CLAIMS).join(format!("{}.jsonl", claim.uid));
+        eventually("the prepare has begun", async || journal.exists().then_some(())).await;
+        terminate(&process);
+    });
+    answer.unwrap();
+    assert!(process.wait().unwrap().success());
+    let calls = lab.sim.calls().unwrap();
+    assert_eq!(calls.last().unwrap().call, "nvmlShutdown");
+    assert_eq!(calls.iter().filter(|it| it.call == "nvmlShutdown").count(), 1);
+    assert_eq!((lab.instances().len(), lab.files("cdi").len()), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_sigterm_ends_the_driver_at_once_and_leaves_a_record_of_what_ran() {
+    let mut lab = lab("1xH100-80GB").await;
+    lab.sim.set_latency("nvmlGpuInstanceCreateComputeInstance", 60_000.0).unwrap();
+    let mut process = lab.spawn();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let (answer, ()) = tokio::join!(kubelet.prepare(std::slice::from_ref(&claim)), async {
+        eventually("it hangs in the compute instance", async || (lab.instances().len() == 1).then_some(()))
+            .await;
+        terminate(&process);
+        let sockets = async || lab.files("registry").is_empty().then_some(());
+        eventually("the first signal is being obeyed", sockets).await;
+        terminate(&process);
+    });
+    assert!(answer.is_err());
+    assert_eq!(process.wait().unwrap().code(), Some(1));
+    lab.sim.set_latency("nvmlGpuInstanceCreateComputeInstance", 0.0).unwrap();
+    lab.start();
+    becomes_clean(&lab).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_was_replaced_underneath_is_opened_again() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "1"]);
+    lab.sim.configure(|it| it.log_calls = true).unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let first = prepare(&kubelet, &claim).await.unwrap();
+    let mismatch = Action::Return(Code(18).0);
+    lab.sim.inject(Fault::new("nvmlDeviceGetMigMode", mismatch).times(1)).unwrap();
+    let opened = || {
+        let calls = lab.sim.calls().unwrap();
+        calls.iter().filter(|it| it.call.starts_with("nvmlInit")).count()
+    };
+    eventually("NVML is opened a second time", async || (opened() == 2).then_some(())).await;
+    eventually("the claim is served as before", async || {
+        (prepare(&kubelet, &claim).await.as_ref() == Ok(&first)).then_some(())
+    })
+    .await;
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert!(is_clean(&lab));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ampere_gpu_that_needs_a_reset_offers_what_it_can_and_says_what_to_do() {
+    let mut lab = lab("1xA100-40GB").await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let slices = lab.slices_when(common::is_complete).await;
+    let names = common::device_names(&slices);
+    assert_eq!(names.len(), 1, "MIG mode is off, so only the whole GPU can be had: {names:?}");
+    let gpu = names[0].to_owned();
+    let claim = lab.claim_of("cut", &format!("{gpu}-mig-1g-5gb-6")).await;
+    let refused = prepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains("needs a reset") && refused.contains("nvidia-smi -mig 1"), "{refused}");
+    assert!(is_clean(&lab));
+    let whole = lab.claim_of("whole", &gpu).await;
+    prepare(&kubelet, &whole).await.unwrap();
+    unprepare(&kubelet, &whole).await.unwrap();
+    assert!(is_clean(&lab));
+    lab.stop().await;
+}
