@@ -13,14 +13,14 @@
 //!
 //! What holds everywhere:
 //!
-//! * `inventory`, `slices::{render, diff}`, `claim::{allocation, plan}` and the building of CDI specs are functions from
-//!   data to data; they neither wait nor read.
+//! * `inventory`, `layout::{choose, fit, apply}`, `slices::{render, diff}`, `claim::{allocation, plan}` and the building of
+//!   CDI specs are functions from data to data; they neither wait nor read.
 //! * The intent is on disk before the hardware changes; the answer comes after the record says that all is there.
 //! * Every effect can be repeated: create finds first, destroying what is gone is success.
 //! * An instance is destroyed only if its id, profile and placement are those of the record. What others made is left
 //!   alone, and what it occupies is not offered.
 //! * An allocated device is never withdrawn. Overlapping devices are never published without the counters that keep
-//!   them apart.
+//!   them apart; where there are none, [`layout`] chooses some that don't overlap.
 //! * `unsafe` is in `nvml/device.rs` alone.
 
 pub mod args;

@@ -285,8 +285,7 @@ impl HardwareWatch {
         }
     }
 
-    /// Follows what claims hold. The inventory depends on it only where something is withheld; elsewhere nobody is told,
-    /// because comparing all slices after every claim would cost more than preparing it.
+    /// Follows what claims hold. The inventory depends on it only where something is withheld; elsewhere it is not built anew.
     fn note_held(&self) -> anyhow::Result<()> {
         let (hardware, is_independent) = {
             let state = self.state.borrow();
@@ -298,8 +297,9 @@ impl HardwareWatch {
         }
         let held = self.held()?;
         self.state.send_if_modified(|state| {
+            let is_same = state.held == held;
             state.held = held;
-            false
+            !is_same
         });
         Ok(())
     }
@@ -323,6 +323,7 @@ impl HardwareWatch {
             .collect();
         self.state.send_if_modified(|state| {
             let is_same = *state.inventory == inventory
+                && state.held == held
                 && state.problems == problems
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();

@@ -32,6 +32,9 @@ const RESYNC: Duration = Duration::from_secs(300);
 /// How often a gate is asked for again.
 const GATE_RETRY: Duration = Duration::from_secs(30);
 
+/// Why nothing is published while the node's label is not known: free space must not be cut twice.
+const NO_LABELS: &str = "the node's labels are not read yet; the driver's service account must be allowed to list and watch nodes";
+
 /// What is published, for readiness and people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Publication {
@@ -167,19 +170,26 @@ impl Publisher {
     }
 
     /// Returns once something that is published differs from `seen`; false when nobody tells it any more. What claims hold
-    /// changes with every pod, and matters only where it decides what is offered: with counters it does not.
+    /// changes with every pod, and rarely matters: with counters never, with a layout where it makes room for more of it.
     async fn news(&self, node: &mut watch::Receiver<NodeState>, seen: &NodeState) -> bool {
         while node.changed().await.is_ok() {
             let now = node.borrow_and_update();
-            let held_matters = now.hardware.is_err() || !self.counts();
             if now.inventory != seen.inventory
                 || now.hardware.as_ref().err() != seen.hardware.as_ref().err()
-                || held_matters && now.held != seen.held
+                || now.held != seen.held && (now.hardware.is_err() || self.makes_room(&now))
             {
                 return true;
             }
         }
         false
+    }
+
+    /// Whether other devices are to be published because of what claims hold now.
+    fn makes_room(&self, now: &NodeState) -> bool {
+        let layouts = self.layouts(&now.inventory).layouts;
+        let held = &now.held | &self.taken;
+        !self.counts()
+            && names(&apply(&now.inventory, &layouts, &held).inventory) != *self.transition.published()
     }
 
     /// Returns after somebody else changed our slices, and after the burst that often follows has ended. True where the watch
@@ -243,6 +253,17 @@ impl Publisher {
         Ok(())
     }
 
+    /// How GPUs are to be cut. Whoever insists on counters that are dropped gets whole ones.
+    fn layouts(&self, inventory: &Inventory) -> Decision {
+        match self.parts.mode {
+            Mode::Partitionable => {
+                let whole = inventory.gpus.iter().map(|it| (it.counter_set.clone(), GpuLayout::Whole));
+                Decision { layouts: whole.collect(), ..Decision::default() }
+            }
+            Mode::Auto | Mode::Layout => self.parts.layouts.borrow().clone(),
+        }
+    }
+
     /// Publishes what the layouts allow at the moment, and says when to look again.
     async fn publish_layout(
         &mut self,
@@ -252,13 +273,9 @@ impl Publisher {
         owner: &Owner,
     ) -> Result<Duration, SliceError> {
         let insists = self.parts.mode == Mode::Partitionable;
-        let whole = || inventory.gpus.iter().map(|it| (it.counter_set.clone(), GpuLayout::Whole)).collect();
-        let decision = match insists {
-            true => Decision { layouts: whole(), ..Decision::default() },
-            false => self.parts.layouts.borrow().clone(),
-        };
+        let decision = self.layouts(inventory);
         if decision.revision == 0 && !insists && !inventory.gpus.is_empty() {
-            self.tell(Publication::Pending { reason: "the node's labels are not read yet".to_owned() });
+            self.tell(Publication::Pending { reason: NO_LABELS.to_owned() });
             return Ok(RESYNC);
         }
         let before: BTreeSet<String> = published

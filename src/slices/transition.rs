@@ -85,6 +85,12 @@ impl Transition {
         self.is_first = false;
     }
 
+    /// What the last step published.
+    #[must_use]
+    pub fn published(&self) -> &BTreeSet<String> {
+        &self.seen
+    }
+
     /// When the next step can go further; `None` where no withdrawal is waited for.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {

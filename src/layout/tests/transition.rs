@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::*;
