@@ -44,6 +44,7 @@ pub mod node;
 pub mod telemetry;
 
 use std::io;
+use std::time::Duration;
 
 use args::{Cli, Command};
 use telemetry::LogFormat;
@@ -60,7 +61,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         .max_blocking_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match cli.command {
             Command::Node(args) => {
                 telemetry::init_logging(&args.log_level, args.log_format)?;
@@ -71,7 +72,10 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
                 inspect::run(&args).await
             }
         }
-    })
+    });
+    // A call into a driver that hangs must not keep the process from ending.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
 }
 
 /// A token that is cancelled by the first SIGTERM or SIGINT; the second one ends the process at once.

@@ -20,6 +20,9 @@ const ELF: u32 = 0x0001;
 /// High byte of an entry's flags for the 64-bit ABIs that NVIDIA's driver exists for: x86-64, arm64, ppc64le.
 const ARCHITECTURES_64: [u32; 3] = [0x0300, 0x0a00, 0x0500];
 
+/// PATH_MAX of Linux. Without a limit, many entries that point to one long text take for ever.
+const LONGEST_PATH: usize = 4096;
+
 /// Why a cache can't be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum LdCacheError {
@@ -62,6 +65,7 @@ fn library_path<'a>(cache: &'a [u8], entry: &[u8]) -> Option<&'a str> {
     }
     let start = usize::try_from(u32_at(entry, 8)?).ok()?;
     let text = cache.get(start..)?;
+    let text = &text[..text.len().min(LONGEST_PATH)];
     let end = text.iter().position(|&b| b == 0)?;
     std::str::from_utf8(&text[..end]).ok().filter(|path| path.starts_with('/'))
 }

@@ -29,16 +29,17 @@ impl CounterPlan {
     ///
     /// Exact means: whatever set of placements that do not overlap needs more of some engine than there is also needs
     /// more of a counted engine. There are some thousand such sets, with far fewer different needs, and sixteen
-    /// choices of engines.
+    /// choices of engines. For a GPU with very many different needs all engines are counted: exact, only not the fewest.
     #[must_use]
     pub fn of(profiles: &[Profile]) -> Self {
         let memory_slices = placements(profiles).map(|(_, it)| it.start + it.size).max().unwrap_or(0);
         let totals = profiles.iter().map(counts).fold(Counts::default(), |most, it| zip(most, it, u32::max));
         let exceeds = |needs: &Counts, engine: usize| totals[engine] < needs[engine];
-        let impossible: Vec<Counts> = possible_needs(profiles, memory_slices)
-            .into_iter()
-            .filter(|needs| (0..ENGINES.len()).any(|it| exceeds(needs, it)))
-            .collect();
+        let Some(possible) = possible_needs(profiles, memory_slices) else {
+            return Self { memory_slices, totals, counted: (0..ENGINES.len()).collect() };
+        };
+        let impossible: Vec<Counts> =
+            possible.into_iter().filter(|needs| (0..ENGINES.len()).any(|it| exceeds(needs, it))).collect();
         let mut choices: Vec<Vec<usize>> = (0..1_u32 << ENGINES.len())
             .map(|bits| (0..ENGINES.len()).filter(|it| bits >> it & 1 == 1).collect())
             .collect();
@@ -75,11 +76,14 @@ fn counts(profile: &Profile) -> Counts {
 }
 
 fn placements(profiles: &[Profile]) -> impl Iterator<Item = (&Profile, Placement)> {
-    profiles.iter().flat_map(|profile| profile.placements.iter().map(move |it| (profile, *it)))
+    let all = profiles.iter().flat_map(|profile| profile.placements.iter().map(move |it| (profile, *it)));
+    all.filter(|(_, it)| it.is_plausible())
 }
 
-/// What the sets of placements that do not overlap can need together.
-fn possible_needs(profiles: &[Profile], memory_slices: u32) -> BTreeSet<Counts> {
+/// What the sets of placements that do not overlap can need together; nothing where that is too much to look through.
+fn possible_needs(profiles: &[Profile], memory_slices: u32) -> Option<BTreeSet<Counts>> {
+    /// A hundred times what an H100 has.
+    const MOST: usize = 10_000;
     // within[end] is what placements within the first `end` slices can need.
     let mut within = vec![BTreeSet::from([Counts::default()])];
     for end in 1..=memory_slices {
@@ -90,10 +94,13 @@ fn possible_needs(profiles: &[Profile], memory_slices: u32) -> BTreeSet<Counts> 
                     .iter()
                     .map(|it| zip(*it, counts(profile), u32::saturating_add)),
             );
+            if MOST < needs.len() {
+                return None;
+            }
         }
         within.push(needs);
     }
-    within.pop().unwrap_or_default()
+    within.pop()
 }
 
 fn zip(left: Counts, right: Counts, join: impl Fn(u32, u32) -> u32) -> Counts {

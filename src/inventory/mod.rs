@@ -197,6 +197,7 @@ pub fn fits_into(consumes: &BTreeMap<String, u32>, counters: &BTreeMap<String, u
 fn mig_devices(node: &NodeFacts, gpu: &Gpu, mig: &MigFacts, plan: &CounterPlan) -> Vec<AllocatableDevice> {
     order::by_preference(mig)
         .into_iter()
+        .filter(|(_, placement)| placement.is_plausible())
         .map(|(profile, placement)| AllocatableDevice {
             name: DeviceName::mig(gpu.facts.pci, &profile.name, placement.start),
             parent_uuid: gpu.facts.uuid.clone(),

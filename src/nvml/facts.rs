@@ -27,6 +27,8 @@ pub struct SkippedGpu {
     pub uuid: Option<String>,
     /// Why, for a person.
     pub reason: String,
+    /// True where it cannot come back without a reset or another machine; what was on it is gone.
+    pub is_gone: bool,
 }
 
 /// One physical GPU.
@@ -111,7 +113,7 @@ pub struct Profile {
     pub media: MediaEngines,
     /// Frame buffer, MiB.
     pub memory_mib: u64,
-    /// Where it can be placed on an empty GPU, in NVML's order.
+    /// Where it can be placed on an empty GPU, in NVML's order; all of them [`Placement::is_plausible`].
     pub placements: Vec<Placement>,
 }
 
@@ -137,7 +139,17 @@ pub struct Placement {
     pub size: u32,
 }
 
+/// More memory slices than any GPU has: 8, and 12 on RTX PRO 6000 (mig-nvml-cdi.md 1). A bound for what is computed from a
+/// driver's answers.
+const MOST_MEMORY_SLICES: u32 = 64;
+
 impl Placement {
+    /// True for a place that a GPU could have. Everything that is computed from placements relies on it.
+    #[must_use]
+    pub fn is_plausible(self) -> bool {
+        0 < self.size && self.start.checked_add(self.size).is_some_and(|end| end <= MOST_MEMORY_SLICES)
+    }
+
     /// True where both need a memory slice.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {
