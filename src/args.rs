@@ -120,6 +120,18 @@ pub struct NodeArgs {
     /// requests are packed. What claims hold stays published.
     #[arg(long, env, value_name = "PATTERNS", default_value = "", hide_default_value = true)]
     pub profiles: ProfileFilter,
+    /// What is published: every placement, kept apart by counters (needs the feature gate DRAPartitionableDevices in
+    /// kube-apiserver and kube-scheduler), or devices that don't overlap, chosen by a layout (needs nothing).
+    #[arg(long, env, value_enum, value_name = "MODE", default_value = "auto")]
+    pub mode: Mode,
+    /// Layouts in mig-parted's format, which the node label nvidia.com/mig.config chooses from; read again when it
+    /// changes [default: built-in layouts, such as all-balanced, all-disabled, all-1g.10gb].
+    #[arg(long, env, value_name = "FILE")]
+    pub layouts: Option<PathBuf>,
+    /// How long a device that leaves a layout is withdrawn before one that overlaps it is published; a scheduler that
+    /// needs longer to notice has its pod refused by the node.
+    #[arg(long, env, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub settle_time: Duration,
     /// Address for /healthz and /readyz.
     #[arg(long, env, value_name = "ADDRESS", default_value = "0.0.0.0:8081")]
     pub http_address: SocketAddr,
@@ -140,6 +152,17 @@ pub struct NodeArgs {
     /// Log format.
     #[arg(long, env, value_enum, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// What is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// `partitionable` where the API server keeps counters, else `layout`; follows when that changes.
+    Auto,
+    /// Every placement of every profile, kept apart by counters.
+    Partitionable,
+    /// Devices that don't overlap, chosen by a layout.
+    Layout,
 }
 
 /// Arguments of `inspect`.

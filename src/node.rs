@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::api::{self, ClaimReader, Events, NodeSlices};
+use crate::api::{self, Allocations, ClaimReader, Events, NodeSlices, OwnNode};
 use crate::args::{HardwareArgs, NodeArgs};
 use crate::cdi::{ClaimFiles, DEFAULT_LDCONFIG, DriverRoot, HookSettings, Kind, Root};
 use crate::checkpoint::{Checkpoint, Record, Stored};
@@ -24,7 +24,8 @@ use crate::inventory::{Gpu, Inventory, inventory};
 use crate::kubelet::{
     DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
 };
-use crate::slices::{Offer, Publication, Publisher, pool_name};
+use crate::layout::{Decision, LayoutFollower, LayoutMemory};
+use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
 use crate::telemetry::{Health, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
@@ -64,6 +65,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         looked = watch.look() => looked?,
     }
 
+    let events = Events::new(client.clone(), &args.node_name, &args.driver.driver_name);
     let claims = Claims::new(ClaimsParts {
         pool: pool_name(&args.node_name, &args.driver.driver_name),
         proc_root: args.hardware.proc_root.clone(),
@@ -78,15 +80,28 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         boot_id,
         budget: args.call_budget,
         mode_policy: args.mig_mode,
-        events: Events::new(client.clone(), &args.node_name, &args.driver.driver_name),
+        events: events.clone(),
     });
-    let slices = NodeSlices::new(client, &args.node_name, &args.driver.driver_name);
+    let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
     let pending = Publication::Pending { reason: "not published yet".to_owned() };
     let (publication_report, publication) = watch::channel(pending);
     let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
-    let offer = Offer { policy: args.placement, profiles: args.profiles.clone() };
-    let publisher =
-        Publisher::new(slices, &args.node_name, &args.driver.driver_name, offer, publication_report);
+    let (decision, layouts) = watch::channel(Decision::default());
+    let publisher = Publisher::new(PublisherParts {
+        api: NodeSlices::new(client.clone(), &name, &driver),
+        allocations: Allocations::new(client.clone(), &driver, pool_name(&name, &driver)),
+        mode: args.mode,
+        offer: Offer { policy: args.placement, profiles: args.profiles.clone() },
+        settle_time: args.settle_time,
+        layouts,
+        report: publication_report,
+        node: name.clone(),
+        driver: driver.clone(),
+    });
+    let memory = LayoutMemory::new(args.driver.plugin_directory().join("layout.json"));
+    let follower =
+        LayoutFollower::new(OwnNode::new(client, &name), events, args.layouts.clone(), memory, decision);
+    let layouts = follower.run(node.clone(), publication.clone());
     let health = Health { registration: registration.clone(), publication, node: node.clone() };
 
     let paths =
@@ -107,6 +122,10 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add("health", serve_health(health_listener, health, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
+    parts.add("layouts", async {
+        layouts.await;
+        anyhow::Ok(())
+    });
     parts.add("publisher", async {
         publisher.run(node).await;
         anyhow::Ok(())
@@ -310,9 +329,9 @@ impl HardwareWatch {
         }
         let held = self.held()?;
         self.state.send_if_modified(|state| {
-            let is_new = state.held != held;
+            let is_same = state.held == held;
             state.held = held;
-            is_new
+            !is_same
         });
         Ok(())
     }

@@ -106,9 +106,9 @@ async fn slices_that_others_delete_or_change_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_overlaps_is_published_where_counters_are_dropped() {
+async fn whoever_insists_on_counters_gets_whole_gpus_where_they_are_dropped() {
     each_control_plane(false, async |plane| {
-        let mut lab = Lab::new(plane, "2xH100-80GB,1xL4").await;
+        let mut lab = Lab::new(plane, "2xH100-80GB,1xL4").await.with_args(&["--mode", "partitionable"]);
         lab.start();
         let slices = lab.slices_when(is_complete).await;
         assert_eq!(device_names(&slices), ["gpu-0000-1a-00", "gpu-0000-1b-00", "gpu-0000-3b-00"]);

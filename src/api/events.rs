@@ -15,6 +15,16 @@ use super::{CALL_TIMEOUT, with_causes};
 pub enum EventReason {
     /// The state file of a claim cannot be read.
     UnreadableState,
+    /// The layout that the node's label asks for cannot be had.
+    LayoutRefused,
+    /// The layout is in force as far as claims and GPUs allow.
+    LayoutPending,
+    /// The layout is in force.
+    LayoutApplied,
+    /// The API server no longer keeps counters, so layouts decide what is published.
+    CountersDropped,
+    /// The API server keeps counters again, so everything is published.
+    CountersKept,
 }
 
 impl EventReason {
@@ -23,6 +33,11 @@ impl EventReason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::UnreadableState => "UnreadableState",
+            Self::LayoutRefused => "LayoutRefused",
+            Self::LayoutPending => "LayoutPending",
+            Self::LayoutApplied => "LayoutApplied",
+            Self::CountersDropped => "CountersDropped",
+            Self::CountersKept => "CountersKept",
         }
     }
 }
@@ -30,6 +45,8 @@ impl EventReason {
 /// Writes events about one Node. Needs the verbs `create` and `patch` for `events.k8s.io`.
 #[derive(Clone)]
 pub struct Events {
+    client: Client,
+    reporter: Reporter,
     recorder: Recorder,
     node: ObjectReference,
 }
@@ -47,29 +64,47 @@ impl Events {
             uid: Some(node.to_owned()),
             ..ObjectReference::default()
         };
-        Self { recorder: Recorder::new(client, reporter), node }
+        Self { recorder: Recorder::new(client.clone(), reporter.clone()), client, reporter, node }
     }
 
     /// Sends a warning and does not wait for it. `note` is for people; the API server takes 1024 bytes of it.
     pub fn warn(&self, reason: EventReason, note: String) {
         let events = self.clone();
         let tell = async move {
-            let event = Event {
-                type_: EventType::Warning,
-                reason: reason.as_str().to_owned(),
-                note: Some(shortened(note)),
-                action: "Recover".to_owned(),
-                secondary: None,
-            };
-            let error = match timeout(CALL_TIMEOUT, events.recorder.publish(&event, &events.node)).await {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => with_causes(&error),
-                Err(_) => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
-            };
-            warn!(reason = reason.as_str(), error, "cannot write an event of the node");
+            publish(&events.recorder, &events.node, EventType::Warning, reason, "Recover", note).await;
         };
         tokio::spawn(tell.in_current_span());
     }
+
+    /// Sends what there is to say of a layout, and waits for it so that the order is kept. Each call is an event of its own:
+    /// a recorder joins those of one reason and keeps the first one's note.
+    pub async fn tell_layout(&self, kind: EventType, reason: EventReason, note: String) {
+        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+        publish(&recorder, &self.node, kind, reason, "Layout", note).await;
+    }
+}
+
+async fn publish(
+    recorder: &Recorder,
+    node: &ObjectReference,
+    kind: EventType,
+    reason: EventReason,
+    action: &str,
+    note: String,
+) {
+    let event = Event {
+        type_: kind,
+        reason: reason.as_str().to_owned(),
+        note: Some(shortened(note)),
+        action: action.to_owned(),
+        secondary: None,
+    };
+    let error = match timeout(CALL_TIMEOUT, recorder.publish(&event, node)).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => with_causes(&error),
+        Err(_) => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
+    };
+    warn!(reason = reason.as_str(), error, "cannot write an event of the node");
 }
 
 impl std::fmt::Debug for Events {

@@ -1,9 +1,12 @@
-//! The API server, as this driver uses it: one claim read at a time, the slices of its own node, and events.
+//! The API server, as this driver uses it: one claim read at a time, the slices of its own node, that node's labels, and
+//! events.
 //!
 //! Every call ends: kube's defaults (no read timeout, fifteen retries) could outlast the kubelet's patience.
 
+mod allocations;
 mod claims;
 mod events;
+mod node;
 mod slices;
 
 use std::path::Path;
@@ -12,8 +15,10 @@ use std::time::Duration;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
+pub use allocations::Allocations;
 pub use claims::{ClaimReader, ReadError};
 pub use events::{EventReason, Events};
+pub use node::{CONFIG_LABEL, LayoutLabels, OwnNode, STATE_LABEL};
 pub use slices::{NodeSlices, SliceError};
 
 /// Longest wait for one answer. A Prepare has 45 s in all.

@@ -69,7 +69,8 @@ impl NodeSlices {
         Ok(call("list resourceslices".to_owned(), self.slices.list(&params)).await?.items)
     }
 
-    /// An item for every change that anybody makes to them, carrying name and resource version. Reconnects for ever.
+    /// An item for every change that anybody makes to them, carrying name and resource version. One without a name says that
+    /// the watch began anew or failed, as it does when the API server restarts. Reconnects for ever.
     pub fn changes(&self) -> impl Stream<Item = (String, Option<String>)> + Send + use<> {
         let config = watcher::Config::default().fields(&self.selector);
         watcher(self.slices.clone(), config).default_backoff().filter_map(async |event| match event {
@@ -79,7 +80,7 @@ impl NodeSlices {
             Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
             Err(error) => {
                 warn!(error = with_causes(&error), "watching resourceslices failed, trying again");
-                None
+                Some((String::new(), None))
             }
         })
     }
@@ -121,7 +122,7 @@ fn name(slice: &ResourceSlice) -> &str {
     slice.metadata.name.as_deref().unwrap_or_default()
 }
 
-async fn call<T>(
+pub(super) async fn call<T>(
     operation: String,
     request: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, SliceError> {

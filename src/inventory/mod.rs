@@ -124,25 +124,6 @@ impl Inventory {
     pub fn devices(&self) -> impl Iterator<Item = &AllocatableDevice> {
         self.gpus.iter().flat_map(|it| &it.devices)
     }
-
-    /// The part that is safe to publish where the API server drops counters: of each GPU the devices that are held by
-    /// claims, and else the whole GPU. Nothing in it overlaps, so nothing needs a counter.
-    #[must_use]
-    pub fn without_overlaps(&self, held: &BTreeSet<String>) -> Self {
-        let reduce = |gpu: &GpuInventory| {
-            let is_held = |it: &&AllocatableDevice| held.contains(it.name.as_str());
-            let mut devices: Vec<_> = gpu.devices.iter().filter(is_held).cloned().collect();
-            if devices.is_empty() {
-                devices = gpu.devices.iter().filter(|it| it.kind == DeviceKind::Gpu).cloned().collect();
-            }
-            for device in &mut devices {
-                device.consumes.clear();
-            }
-            let counter_set = gpu.counter_set.clone();
-            GpuInventory { counter_set, counters: BTreeMap::new(), devices, withheld: Vec::new() }
-        };
-        Self { gpus: self.gpus.iter().map(reduce).collect() }
-    }
 }
 
 /// Builds the inventory of a node.

@@ -79,8 +79,8 @@ fn describe(
     uuid: String,
 ) -> Result<GpuFacts, CallError> {
     const PCI: &str = "nvmlDeviceGetPciInfo_v3";
-    let bus_id = device.pci_info().map_err(CallError::wrapped(PCI))?.bus_id;
-    let pci = bus_id.parse().map_err(|error| {
+    let info = device.pci_info().map_err(CallError::wrapped(PCI))?;
+    let pci = info.bus_id.parse().map_err(|error| {
         warn!(index, %error, "NVML reports a PCI address that cannot be read");
         CallError { call: PCI, code: Code::UNKNOWN }
     })?;
@@ -90,6 +90,7 @@ fn describe(
     Ok(GpuFacts {
         index,
         pci,
+        pci_device_id: info.pci_device_id,
         product_name: device.name().map_err(CallError::wrapped("nvmlDeviceGetName"))?,
         // Brand and architecture are for people; a value newer than nvml-wrapper must not hide the GPU.
         brand: device.brand().map_or_else(|_| "Unknown".to_owned(), |it| format!("{it:?}")),

@@ -40,6 +40,8 @@ pub struct GpuFacts {
     pub uuid: String,
     /// Where it sits; the only name of a GPU that does not move.
     pub pci: PciAddress,
+    /// PCI device and vendor id as NVML joins them, for example 0x233010DE: device in the upper half.
+    pub pci_device_id: u32,
     /// Product name, for example `NVIDIA H100 80GB HBM3`.
     pub product_name: String,
     /// Brand, for example `Nvidia`.

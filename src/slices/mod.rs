@@ -1,14 +1,16 @@
 //! Inventory to ResourceSlices, and these to the API server.
 //!
-//! `render` and `diff` are pure, `publish` is the loop around them. A slice is only ever written as a whole; nothing
-//! is published that the API server would strip of its counters.
+//! `render`, `diff` and `transition` are pure, `publish` is the loop around them. A slice is only ever written as a whole;
+//! nothing is published that the API server would strip of its counters.
 
 mod diff;
 mod publish;
 mod quantity;
 mod render;
 mod shelves;
+mod transition;
 
 pub use diff::{Change, diff, is_same, lost_counters};
-pub use publish::{Offer, Publication, Publisher};
+pub use publish::{Offer, Publication, Publisher, PublisherParts};
 pub use render::{Owner, keep_order, pool_name, render};
+pub use transition::{Transition, names};

@@ -2,7 +2,7 @@
 //!
 //! It reads before it writes, every time: the kubelet wipes a node's slices at its start, people delete things, and a
 //! list of one node's slices is cheap. Where the API server drops counters (feature gate `DRAPartitionableDevices` off)
-//! the overlapping devices are withdrawn and the loop keeps asking whether that has changed.
+//! it publishes what a layout says, which needs none, and keeps asking whether that has changed.
 //!
 //! What claims hold changes with every pod. It is looked at without the API server, after a pause in which more may come;
 //! slices are written only where the scheduler would now choose what the ranking does not.
@@ -10,7 +10,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::resource::v1::{Counter, CounterSet, ResourceSlice};
@@ -18,12 +18,14 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::render::names;
+use super::render::names as names_in;
 use super::shelves::shelves;
-use super::{Change, Owner, diff, keep_order, lost_counters, quantity, render};
-use crate::api::{NodeSlices, SliceError};
+use super::{Change, Owner, Transition, diff, keep_order, lost_counters, names, quantity, render};
+use crate::api::{Allocations, NodeSlices, SliceError};
+use crate::args::Mode;
 use crate::hardware::NodeState;
-use crate::inventory::{Inventory, ProfileFilter};
+use crate::inventory::{DeviceKind, Inventory, ProfileFilter};
+use crate::layout::{Decision, GpuLayout, Layouts, apply};
 use crate::placement::{Policy, Ranking};
 
 /// How long changes made by others are collected before they are looked at.
@@ -34,8 +36,11 @@ const LONGEST_BURST: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(2);
 /// Full comparison even if nothing was heard: a watch may lose a deletion.
 const RESYNC: Duration = Duration::from_secs(300);
-/// How often a gate that is off is asked for again.
+/// How often a gate is asked for again.
 const GATE_RETRY: Duration = Duration::from_secs(30);
+
+/// Why nothing is published while the node's label is not known: free space must not be cut twice.
+const NO_LABELS: &str = "the node's labels are not read yet; the driver's service account must be allowed to list and watch nodes";
 
 /// What is published, for readiness and people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +57,20 @@ pub enum Publication {
         /// Devices in them.
         devices: usize,
     },
-    /// The API server drops counters, so only devices that cannot overlap are published.
+    /// The API server has what the layouts allow at the moment; devices that don't overlap.
+    Layout {
+        /// Which decision on layouts it is.
+        revision: u64,
+        /// Slices.
+        slices: usize,
+        /// Devices in them.
+        devices: usize,
+        /// What is not yet as its layout says, and why.
+        waiting: Vec<String>,
+        /// True while devices that were withdrawn still keep others away.
+        settling: bool,
+    },
+    /// The API server drops counters although they are insisted on, so only whole GPUs are published.
     WithoutCounters {
         /// Devices published all the same.
         devices: usize,
@@ -61,21 +79,27 @@ pub enum Publication {
     },
 }
 
-/// Keeps the slices of one node and driver.
+/// What a publisher is made of.
 #[derive(Debug)]
-pub struct Publisher {
-    api: NodeSlices,
-    driver: String,
-    node: String,
-    policy: Policy,
-    profiles: ProfileFilter,
-    report: watch::Sender<Publication>,
-    /// Whether the API server keeps counters; `None` before it was asked.
-    keeps_counters: Option<bool>,
-    /// Resource versions of our own last writes, to tell them from those of others.
-    written: BTreeMap<String, Option<String>>,
-    /// Names of the devices in each slice of devices, as they stood after the last round.
-    published: Vec<Vec<String>>,
+pub struct PublisherParts {
+    /// The slices to keep.
+    pub api: NodeSlices,
+    /// Which devices claims have been given.
+    pub allocations: Allocations,
+    /// Name of the node.
+    pub node: String,
+    /// Name of the driver.
+    pub driver: String,
+    /// What to publish.
+    pub mode: Mode,
+    /// Which of it, and in which order.
+    pub offer: Offer,
+    /// How long a withdrawn device keeps others away.
+    pub settle_time: Duration,
+    /// How GPUs are cut where there are no counters.
+    pub layouts: watch::Receiver<Decision>,
+    /// Where to report.
+    pub report: watch::Sender<Publication>,
 }
 
 /// What is offered, and in which order.
@@ -83,29 +107,38 @@ pub struct Publisher {
 pub struct Offer {
     /// Which GPU comes first.
     pub policy: Policy,
-    /// Which profiles there are to be.
+    /// Which profiles there are to be where counters keep devices apart; a layout names its own.
     pub profiles: ProfileFilter,
+}
+
+/// Keeps the slices of one node and driver.
+#[derive(Debug)]
+pub struct Publisher {
+    parts: PublisherParts,
+    /// Whether the API server keeps counters; `None` before it was asked.
+    keeps_counters: Option<bool>,
+    /// When it was asked last; `None` where it has to be asked again.
+    asked: Option<Instant>,
+    /// What claims were found to have when the layout last changed, prepared or not.
+    taken: BTreeSet<String>,
+    transition: Transition,
+    /// Resource versions of our own last writes, to tell them from those of others.
+    written: BTreeMap<String, Option<String>>,
+    /// Names of the devices in each slice of devices, as they stood after the last round.
+    published: Vec<Vec<String>>,
 }
 
 impl Publisher {
     /// Publishes for this node and driver, and reports how that stands.
     #[must_use]
-    pub fn new(
-        api: NodeSlices,
-        node: &str,
-        driver: &str,
-        offer: Offer,
-        report: watch::Sender<Publication>,
-    ) -> Self {
-        let Offer { policy, profiles } = offer;
+    pub fn new(parts: PublisherParts) -> Self {
+        let transition = Transition::new(parts.settle_time);
         Self {
-            api,
-            driver: driver.to_owned(),
-            node: node.to_owned(),
-            policy,
-            profiles,
-            report,
+            parts,
             keeps_counters: None,
+            asked: None,
+            taken: BTreeSet::new(),
+            transition,
             written: BTreeMap::new(),
             published: Vec::new(),
         }
@@ -113,20 +146,26 @@ impl Publisher {
 
     /// Runs until the sender of the node's state is gone.
     pub async fn run(mut self, mut node: watch::Receiver<NodeState>) {
-        let mut changes = pin!(self.api.changes());
+        let mut changes = pin!(self.parts.api.changes());
+        let mut layouts = self.parts.layouts.clone();
         loop {
             let state = node.borrow_and_update().clone();
+            layouts.mark_unchanged();
             let pause = match (&state.hardware, state.held.is_empty()) {
                 // Claims hold devices that cannot be described now; an allocated device is never withdrawn.
                 (Err(reason), false) => {
-                    self.report.send_replace(Publication::Pending { reason: reason.clone() });
+                    self.parts.report.send_replace(Publication::Pending { reason: reason.clone() });
                     RESYNC
                 }
                 _ => self.sync_or_report(&state).await,
             };
             tokio::select! {
                 is_alive = self.news(&mut node, &state) => if !is_alive { return },
-                () = self.foreign_change(&mut changes) => {}
+                is_alive = layouts.changed() => if is_alive.is_err() { return },
+                is_restart = self.foreign_change(&mut changes) => if is_restart {
+                    // The API server may have come back with another gate.
+                    self.asked = None;
+                },
                 () = sleep(pause) => {}
             }
         }
@@ -135,18 +174,17 @@ impl Publisher {
     /// One round, and how long to wait before the next.
     async fn sync_or_report(&mut self, state: &NodeState) -> Duration {
         match self.sync(&state.inventory, &state.held).await {
-            Ok(()) if self.keeps_counters == Some(false) => GATE_RETRY,
-            Ok(()) => RESYNC,
+            Ok(pause) => pause,
             Err(error) if error.is_conflict => {
                 debug!(%error, "slices changed underneath, reading again");
                 DEBOUNCE
             }
             Err(error) => {
                 let pending = Publication::Pending { reason: error.to_string() };
-                if *self.report.borrow() != pending {
+                if *self.parts.report.borrow() != pending {
                     warn!(%error, "cannot publish resourceslices, trying again");
                 }
-                self.report.send_replace(pending);
+                self.parts.report.send_replace(pending);
                 RETRY
             }
         }
@@ -174,18 +212,22 @@ impl Publisher {
         false
     }
 
-    /// True where something that is published differs from `seen`. What claims hold is published only without counters.
+    /// True where something that is published differs from `seen`. What claims hold rarely matters: with counters never, with
+    /// a layout where it makes room for more of it.
     fn is_news(&self, now: &NodeState, seen: &NodeState) -> bool {
-        let held_matters = now.hardware.is_err() || self.keeps_counters == Some(false);
         now.inventory != seen.inventory
             || now.hardware.as_ref().err() != seen.hardware.as_ref().err()
-            || held_matters && now.held != seen.held
+            || now.held != seen.held && (now.hardware.is_err() || self.makes_room(now))
     }
 
-    /// True where the published slices have what is offered, in an order that leads to the choices of the ranking.
+    /// True where the published slices have what is offered, in an order that leads to the choices of the ranking. Of a
+    /// layout only what it makes room for counts.
     fn is_served(&self, state: &NodeState) -> bool {
+        if !self.counts() {
+            return true;
+        }
         let offered = self.offered(&state.inventory, &state.held);
-        let ranking = Ranking::of(&offered, &state.held, self.policy);
+        let ranking = Ranking::of(&offered, &state.held, self.parts.offer.policy);
         let shelves = shelves(&offered);
         let is_served = |(shelf, names): (&Vec<_>, &Vec<String>)| {
             let names = || names.iter().map(String::as_str);
@@ -197,66 +239,187 @@ impl Publisher {
     }
 
     fn offered<'i>(&self, inventory: &'i Inventory, held: &BTreeSet<String>) -> Cow<'i, Inventory> {
-        if self.profiles.is_everything() {
+        if self.parts.offer.profiles.is_everything() {
             Cow::Borrowed(inventory)
         } else {
-            Cow::Owned(inventory.with_profiles(&self.profiles, held))
+            Cow::Owned(inventory.with_profiles(&self.parts.offer.profiles, held))
         }
     }
 
-    /// Returns after somebody else changed our slices, and after the burst that often follows has ended.
-    async fn foreign_change(&self, changes: &mut (impl Stream<Item = (String, Option<String>)> + Unpin)) {
+    /// Whether other devices are to be published because of what claims hold now.
+    fn makes_room(&self, now: &NodeState) -> bool {
+        let layouts = self.layouts(&now.inventory).layouts;
+        let held = &now.held | &self.taken;
+        !self.counts()
+            && names(&apply(&now.inventory, &layouts, &held).inventory) != *self.transition.published()
+    }
+
+    /// Returns after somebody else changed our slices, and after the burst that often follows has ended. True where the watch
+    /// began anew.
+    async fn foreign_change(
+        &self,
+        changes: &mut (impl Stream<Item = (String, Option<String>)> + Unpin),
+    ) -> bool {
         while let Some((name, version)) = changes.next().await {
             if version.is_none() || self.written.get(&name) != Some(&version) {
                 let burst =
                     async { while timeout(DEBOUNCE, changes.next()).await.is_ok_and(|it| it.is_some()) {} };
                 // A burst that does not end is no reason to wait for ever.
                 let _ = timeout(LONGEST_BURST, burst).await;
-                return;
+                return name.is_empty();
             }
         }
         std::future::pending().await
     }
 
-    async fn sync(&mut self, inventory: &Inventory, held: &BTreeSet<String>) -> Result<(), SliceError> {
-        let node_uid = self.api.node_uid().await?;
-        let owner = Owner { driver: self.driver.clone(), node: self.node.clone(), node_uid };
-        let inventory = self.offered(inventory, held);
-        let ranking = Ranking::of(&inventory, held, self.policy);
-        let needs_counters = inventory.gpus.iter().any(|it| !it.counters.is_empty());
-        let published = self.api.list().await?;
-        // An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
-        let creates = published.len() < render(&inventory, &ranking, &owner).len();
-        if needs_counters && (creates || self.keeps_counters != Some(true)) {
-            let probe = probe(&owner);
-            self.set_gate(!lost_counters(&probe, &self.api.try_create(&probe).await?));
+    /// Whether counters keep devices apart.
+    fn counts(&self) -> bool {
+        self.parts.mode != Mode::Layout && self.keeps_counters != Some(false)
+    }
+
+    async fn sync(&mut self, inventory: &Inventory, held: &BTreeSet<String>) -> Result<Duration, SliceError> {
+        let node_uid = self.parts.api.node_uid().await?;
+        let owner = Owner { driver: self.parts.driver.clone(), node: self.parts.node.clone(), node_uid };
+        let published = self.parts.api.list().await?;
+        let can_be_cut = inventory
+            .gpus
+            .iter()
+            .flat_map(|it| it.devices.iter().chain(&it.withheld))
+            .any(|it| it.kind != DeviceKind::Gpu);
+        let offered = self.offered(inventory, held);
+        if self.parts.mode != Mode::Layout && can_be_cut {
+            self.ask_for_the_gate(&offered, &published, &owner).await?;
         }
-        let reduced;
-        let (offered, withheld) = if needs_counters && self.keeps_counters == Some(false) {
-            reduced = inventory.without_overlaps(held);
-            (&reduced, inventory.devices().count() - reduced.devices().count())
+        if self.counts() {
+            let slices = self.publish(&offered, held, &published, &owner).await?;
+            self.transition.counted(names(&offered));
+            self.tell(Publication::Complete { slices, devices: offered.devices().count() });
+            return Ok(RESYNC);
+        }
+        self.publish_layout(inventory, held, &published, &owner).await
+    }
+
+    /// An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
+    async fn ask_for_the_gate(
+        &mut self,
+        inventory: &Inventory,
+        published: &[ResourceSlice],
+        owner: &Owner,
+    ) -> Result<(), SliceError> {
+        let creates = || published.len() < self.render(inventory, &BTreeSet::new(), owner).len();
+        let is_known = self.asked.is_some_and(|it| it.elapsed() < GATE_RETRY);
+        if !is_known || self.keeps_counters == Some(true) && creates() {
+            let probe = probe(owner);
+            self.set_gate(!lost_counters(&probe, &self.parts.api.try_create(&probe).await?));
+        }
+        Ok(())
+    }
+
+    /// How GPUs are to be cut. Whoever insists on counters that are dropped gets whole ones.
+    fn layouts(&self, inventory: &Inventory) -> Decision {
+        match self.parts.mode {
+            Mode::Partitionable => {
+                let whole = inventory.gpus.iter().map(|it| (it.counter_set.clone(), GpuLayout::Whole));
+                Decision { layouts: whole.collect(), ..Decision::default() }
+            }
+            Mode::Auto | Mode::Layout => self.parts.layouts.borrow().clone(),
+        }
+    }
+
+    /// Publishes what the layouts allow at the moment, and says when to look again.
+    async fn publish_layout(
+        &mut self,
+        inventory: &Inventory,
+        held: &BTreeSet<String>,
+        published: &[ResourceSlice],
+        owner: &Owner,
+    ) -> Result<Duration, SliceError> {
+        let insists = self.parts.mode == Mode::Partitionable;
+        let decision = self.layouts(inventory);
+        if decision.revision == 0 && !insists && !inventory.gpus.is_empty() {
+            self.tell(Publication::Pending { reason: NO_LABELS.to_owned() });
+            return Ok(RESYNC);
+        }
+        let before: BTreeSet<String> = published
+            .iter()
+            .flat_map(|it| it.spec.devices.iter().flatten())
+            .map(|it| it.name.clone())
+            .collect();
+        let (read_at, is_held_up) = self.read_claims(inventory, &decision.layouts, held, &before).await?;
+        let held: BTreeSet<String> = held | &self.taken;
+        let target = apply(inventory, &decision.layouts, &held);
+        let pool = (!published.is_empty()).then_some(&before);
+        let next = self.transition.step(inventory, &target.inventory, pool, &held, read_at);
+        let slices = self.publish(&next, &held, published, owner).await?;
+        self.transition.written(Instant::now());
+
+        let devices = next.devices().count();
+        // Also where nothing waits for it: what was taken in the meantime has to come back.
+        let due = self.transition.next();
+        let settling = due.is_some() && next != target.inventory;
+        self.tell(if insists {
+            let withheld = inventory.devices().count().saturating_sub(devices);
+            Publication::WithoutCounters { devices, withheld }
         } else {
-            (&*inventory, 0)
-        };
-        let mut slices = render(offered, &ranking, &owner);
-        keep_order(&mut slices, &published, &ranking);
-        self.write(&slices, &published).await?;
-        let shown = slices.iter().map(|it| names(it).map(str::to_owned).collect::<Vec<_>>());
+            let (revision, waiting) = (decision.revision, target.waiting);
+            Publication::Layout { revision, slices, devices, waiting, settling }
+        });
+        let gate = if self.parts.mode == Mode::Layout { RESYNC } else { GATE_RETRY };
+        // Claims that are allocated, but not prepared, are not heard of when they are released.
+        let claims = if is_held_up { self.parts.settle_time } else { RESYNC };
+        let due = due.map_or(RESYNC, |it| it.saturating_duration_since(Instant::now()));
+        Ok(gate.min(claims).min(due))
+    }
+
+    /// Asks which devices are allocated, if something is to change. Returns from when the answer is, and whether allocations
+    /// that are not prepared stand in the way of a layout.
+    async fn read_claims(
+        &mut self,
+        inventory: &Inventory,
+        layouts: &Layouts,
+        held: &BTreeSet<String>,
+        published: &BTreeSet<String>,
+    ) -> Result<(Instant, bool), SliceError> {
+        let now = Instant::now();
+        let wanted = names(&apply(inventory, layouts, held).inventory);
+        if wanted == *published && self.transition.next().is_none() {
+            self.taken.clear();
+            return Ok((now, false));
+        }
+        self.taken = self.parts.allocations.read().await?;
+        let possible = names(&apply(inventory, layouts, &(held | &self.taken)).inventory);
+        Ok((now, possible != wanted))
+    }
+
+    /// Brings the API server's slices to what is offered, and answers with their number.
+    async fn publish(
+        &mut self,
+        offered: &Inventory,
+        held: &BTreeSet<String>,
+        published: &[ResourceSlice],
+        owner: &Owner,
+    ) -> Result<usize, SliceError> {
+        let mut slices = self.render(offered, held, owner);
+        keep_order(&mut slices, published, &Ranking::of(offered, held, self.parts.offer.policy));
+        self.write(&slices, published).await?;
+        let shown = slices.iter().map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
         self.published = shown.filter(|it| !it.is_empty()).collect();
-        let devices = offered.devices().count();
-        let publication = match withheld {
-            0 => Publication::Complete { slices: slices.len(), devices },
-            _ => Publication::WithoutCounters { devices, withheld },
-        };
-        self.report.send_if_modified(|it| {
+        Ok(slices.len())
+    }
+
+    fn render(&self, offered: &Inventory, held: &BTreeSet<String>, owner: &Owner) -> Vec<ResourceSlice> {
+        render(offered, &Ranking::of(offered, held, self.parts.offer.policy), owner)
+    }
+
+    fn tell(&self, publication: Publication) {
+        self.parts.report.send_if_modified(|it| {
             let changed = *it != publication;
             if changed {
-                info!(slices = slices.len(), devices, withheld, "resourceslices published");
+                info!(?publication, "resourceslices");
                 it.clone_from(&publication);
             }
             changed
         });
-        Ok(())
     }
 
     async fn write(
@@ -265,7 +428,7 @@ impl Publisher {
         published: &[ResourceSlice],
     ) -> Result<(), SliceError> {
         for change in diff(wanted, published) {
-            let stored = self.api.apply(&change).await?;
+            let stored = self.parts.api.apply(&change).await?;
             debug!(?change, "resourceslice written");
             let (Change::Create(sent) | Change::Update(sent)) = &change else { continue };
             let Some(stored) = stored else { continue };
@@ -282,14 +445,18 @@ impl Publisher {
     }
 
     fn set_gate(&mut self, keeps_counters: bool) {
-        if self.keeps_counters != Some(keeps_counters) {
-            self.keeps_counters = Some(keeps_counters);
-            if keeps_counters {
-                info!("the API server keeps counters: every placement is published");
-            } else {
-                warn!(
-                    "kube-apiserver drops shared counters: only devices that cannot overlap are published; start \
-                     kube-apiserver and kube-scheduler with --feature-gates=DRAPartitionableDevices=true"
+        let is_news = self.keeps_counters.replace(keeps_counters) != Some(keeps_counters);
+        self.asked = Some(Instant::now());
+        match (is_news, keeps_counters, self.parts.mode) {
+            (false, ..) => {}
+            (true, true, _) => info!("the API server keeps counters: every placement is published"),
+            (true, false, Mode::Partitionable) => warn!(
+                "kube-apiserver drops shared counters: only whole GPUs are published; start kube-apiserver and \
+                 kube-scheduler with --feature-gates=DRAPartitionableDevices=true, or leave --mode away"
+            ),
+            (true, false, _) => {
+                info!(
+                    "kube-apiserver drops shared counters: devices that don't overlap are published, by layout"
                 );
             }
         }

@@ -50,11 +50,21 @@ impl Health {
             Publication::Complete { slices, devices } => {
                 (true, format!("{devices} devices in {slices} slices"))
             }
+            Publication::Layout { slices, devices, waiting, settling, .. } => {
+                let mut text = format!("{devices} devices in {slices} slices, by layout");
+                if *settling {
+                    text.push_str("\n    waiting: until every scheduler has noticed what was withdrawn");
+                }
+                for reason in waiting {
+                    text.push_str(&format!("\n    waiting: {reason}"));
+                }
+                (true, text)
+            }
             Publication::WithoutCounters { devices, withheld } => (
                 false,
                 format!(
                     "{devices} devices, {withheld} withheld: kube-apiserver drops shared counters; turn the feature gate \
-                     DRAPartitionableDevices on in kube-apiserver and kube-scheduler"
+                     DRAPartitionableDevices on in kube-apiserver and kube-scheduler, or leave --mode=partitionable away"
                 ),
             ),
         };
@@ -142,5 +152,17 @@ mod tests {
         assert!(!is_ready && text.contains("waiting for the kubelet"), "{text}");
         let (is_ready, text) = report(RegistrationState::Refused("name taken".into()), withheld);
         assert!(!is_ready && text.contains("name taken"), "{text}");
+    }
+
+    #[test]
+    fn a_layout_is_ready_and_says_what_waits() {
+        let waiting = vec!["gpu-0: 1 x 3g.40gb waits for a claim".to_owned()];
+        let publication =
+            Publication::Layout { revision: 1, slices: 1, devices: 3, waiting, settling: false };
+        let (is_ready, text) = report(RegistrationState::Registered, publication);
+        assert!(
+            is_ready && text.contains("3 devices in 1 slices, by layout\n    waiting: gpu-0: 1 x 3g"),
+            "{text}"
+        );
     }
 }

@@ -95,6 +95,7 @@ kinds! {
     NAMESPACE: "" "v1" "Namespace" "namespaces" "namespace" ["ns"] false ["status"];
     NODE: "" "v1" "Node" "nodes" "node" ["no"] false ["status"];
     POD: "" "v1" "Pod" "pods" "pod" ["po"] true ["status", "binding"];
+    CONFIG_MAP: "" "v1" "ConfigMap" "configmaps" "configmap" ["cm"] true [];
     EVENT: "" "v1" "Event" "events" "event" ["ev"] true [];
     SERVICE_ACCOUNT: "" "v1" "ServiceAccount" "serviceaccounts" "serviceaccount" ["sa"] true [];
     NEW_EVENT: "events.k8s.io" "v1" "Event" "events" "event" ["ev"] true [];

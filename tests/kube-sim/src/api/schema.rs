@@ -66,6 +66,7 @@ fn typed(kind: &Kind, value: &Value) -> Result<Value, serde_json::Error> {
         ("", "Namespace") => round_trip::<core::Namespace>(value),
         ("", "Node") => round_trip::<core::Node>(value),
         ("", "Pod") => round_trip::<core::Pod>(value),
+        ("", "ConfigMap") => round_trip::<core::ConfigMap>(value),
         ("", "Event") => round_trip::<core::Event>(value),
         ("", "ServiceAccount") => round_trip::<core::ServiceAccount>(value),
         ("events.k8s.io", _) => round_trip::<events::Event>(value),

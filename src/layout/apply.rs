@@ -1,0 +1,136 @@
+//! Layouts to what is published: devices that do not overlap, so that no counters are needed to keep them apart.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::choice::{GpuLayout, Layouts, show_counts};
+use super::fit::{Candidate, dropped, fit};
+use crate::inventory::{AllocatableDevice, DeviceKind, GpuInventory, Inventory, MigSpec};
+
+/// What can be published of the layouts now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// Devices that do not overlap, without counters.
+    pub inventory: Inventory,
+    /// For each GPU that is not yet as its layout says: why.
+    pub waiting: Vec<String>,
+}
+
+/// The devices to publish.
+///
+/// `held` names devices that claims hold, prepared or allocated. They stay, whatever the layout says, and count as part of
+/// it where they do fit it; the rest of the layout goes around them. The answer depends on nothing else, so it is the same
+/// after a restart, and giving a published device away never changes it.
+#[must_use]
+pub fn apply(inventory: &Inventory, layouts: &Layouts, held: &BTreeSet<String>) -> Offer {
+    let mut waiting = Vec::new();
+    let mut one = |gpu: &GpuInventory| {
+        let (devices, reason) = offer(gpu, layouts.get(&gpu.counter_set), held);
+        waiting.extend(reason.map(|it| format!("{}: {it}", gpu.counter_set)));
+        let counter_set = gpu.counter_set.clone();
+        GpuInventory { counter_set, counters: BTreeMap::new(), devices, withheld: Vec::new() }
+    };
+    let gpus = inventory.gpus.iter().map(&mut one).collect();
+    Offer { inventory: Inventory { gpus }, waiting }
+}
+
+fn offer(
+    gpu: &GpuInventory,
+    layout: Option<&GpuLayout>,
+    held: &BTreeSet<String>,
+) -> (Vec<AllocatableDevice>, Option<String>) {
+    let is_held = |it: &&AllocatableDevice| held.contains(it.name.as_str());
+    let kept: Vec<&AllocatableDevice> = gpu.devices.iter().chain(&gpu.withheld).filter(is_held).collect();
+    let (chosen, reason) = match layout {
+        None => (Vec::new(), Some("no layout for it is known yet".to_owned())),
+        Some(GpuLayout::Whole) => whole(gpu, &kept),
+        Some(GpuLayout::Cut(counts)) => cut(gpu, &kept, counts),
+        Some(GpuLayout::Free { cut: prefers_cut, counts }) => {
+            let can_be_cut = gpu.devices.iter().any(|it| mig(it).is_some());
+            let can_be_whole = gpu.devices.iter().any(|it| it.kind == DeviceKind::Gpu);
+            if can_be_cut && (*prefers_cut || !can_be_whole) {
+                cut(gpu, &kept, counts)
+            } else {
+                whole(gpu, &kept)
+            }
+        }
+    };
+    // In the inventory's order, which is the order of preference.
+    let is_in =
+        |list: &[&AllocatableDevice], it: &AllocatableDevice| list.iter().any(|other| other.name == it.name);
+    let all = gpu.devices.iter().chain(&gpu.withheld);
+    let published = all.filter(|it| is_in(&kept, it) || is_in(&chosen, it));
+    let without_cost = |it: &AllocatableDevice| AllocatableDevice { consumes: BTreeMap::new(), ..it.clone() };
+    (published.map(without_cost).collect(), reason)
+}
+
+type Chosen<'a> = (Vec<&'a AllocatableDevice>, Option<String>);
+
+fn whole<'a>(gpu: &'a GpuInventory, kept: &[&AllocatableDevice]) -> Chosen<'a> {
+    if kept.iter().any(|it| it.kind == DeviceKind::Gpu) {
+        return (Vec::new(), None);
+    }
+    if !kept.is_empty() {
+        return (Vec::new(), Some(format!("the whole GPU waits for {}", names(kept))));
+    }
+    match gpu.devices.iter().find(|it| it.kind == DeviceKind::Gpu) {
+        Some(device) => (vec![device], None),
+        None => (Vec::new(), Some(unavailable("the whole GPU cannot be had now"))),
+    }
+}
+
+fn cut<'a>(gpu: &'a GpuInventory, kept: &[&AllocatableDevice], counts: &BTreeMap<String, u32>) -> Chosen<'a> {
+    if kept.iter().any(|it| it.kind == DeviceKind::Gpu) {
+        return (Vec::new(), Some(format!("its instances wait for {}", names(kept))));
+    }
+    let mut room = gpu.counters.clone();
+    let mut wanted = counts.clone();
+    let mut surplus = Vec::new();
+    for device in kept {
+        for (counter, amount) in &device.consumes {
+            if let Some(left) = room.get_mut(counter) {
+                *left = left.saturating_sub(*amount);
+            }
+        }
+        match mig(device).and_then(|it| wanted.get_mut(&it.profile)).filter(|it| 0 < **it) {
+            Some(count) => *count -= 1,
+            None => surplus.push(*device),
+        }
+    }
+    let is_kept = |it: &&AllocatableDevice| kept.iter().any(|kept| kept.name == it.name);
+    let free: Vec<&AllocatableDevice> =
+        gpu.devices.iter().filter(|it| mig(it).is_some() && !is_kept(it)).collect();
+    let candidates: Vec<Candidate> = free.iter().filter_map(|it| candidate(it)).collect();
+    let chosen = fit(&candidates, &room, &wanted);
+    let missing = dropped(&candidates, &chosen, &wanted);
+    let reason = match (missing.is_empty(), surplus.is_empty(), kept.is_empty()) {
+        (true, true, _) => None,
+        (true, false, _) => Some(format!("{} stays until it is released", names(&surplus))),
+        (false, _, false) => Some(format!("{} waits for {}", show_counts(&missing), names(kept))),
+        (false, _, true) => Some(unavailable(&format!("{} cannot be had now", show_counts(&missing)))),
+    };
+    (chosen.into_iter().map(|it| free[it]).collect(), reason)
+}
+
+fn candidate(device: &AllocatableDevice) -> Option<Candidate> {
+    let MigSpec { profile, placement, .. } = mig(device)?;
+    Some(Candidate { profile: profile.clone(), placement: *placement, cost: device.consumes.clone() })
+}
+
+fn mig(device: &AllocatableDevice) -> Option<&MigSpec> {
+    match &device.kind {
+        DeviceKind::Mig(spec) => Some(spec),
+        DeviceKind::Gpu => None,
+    }
+}
+
+/// Nothing of ours is in the way, so it is something that only a person can change.
+fn unavailable(what: &str) -> String {
+    format!(
+        "{what}: its MIG mode needs a GPU reset to change, an instance of somebody else is in the way, or the GPU cannot \
+         be read; `dra-driver-mig inspect` tells which"
+    )
+}
+
+fn names(devices: &[&AllocatableDevice]) -> String {
+    devices.iter().map(|it| it.name.as_str()).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,202 @@
+//! Which GPU is cut how: from the node's label, the layout file and the GPUs to one answer for each GPU, or to a refusal
+//! that says why. All or nothing: a layout that fits some GPUs only is refused, so that a node is never half converted.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::file::{Devices, LayoutFile};
+use super::mix;
+use crate::inventory::DeviceName;
+use crate::nvml::facts::{GpuFacts, Profile};
+
+/// How one GPU is to be offered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum GpuLayout {
+    /// As it is.
+    Whole,
+    /// In MIG instances: profile and count.
+    Cut(BTreeMap<String, u32>),
+    /// Nobody said. Cut or whole as `cut` tells, unless the GPU's MIG mode allows only the other.
+    Free {
+        /// Whether it is preferably cut.
+        cut: bool,
+        /// What into.
+        counts: BTreeMap<String, u32>,
+    },
+}
+
+/// How the GPUs of a node are to be offered, by their names (`gpu-<pci>`).
+pub type Layouts = BTreeMap<String, GpuLayout>;
+
+/// Why a layout is not put into force.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refusal(pub String);
+
+/// The layouts that `label` asks for. Without a file, the label's value is one of the built-in names; without a label, each
+/// GPU has what [`default_layouts`] gives.
+pub fn choose(label: Option<&str>, file: Option<&LayoutFile>, gpus: &[GpuFacts]) -> Result<Layouts, Refusal> {
+    match (label, file) {
+        (None, _) => Ok(default_layouts(gpus)),
+        (Some(name), Some(file)) => from_file(name, file, gpus),
+        (Some(name), None) => built_in(name, gpus),
+    }
+}
+
+/// What GPUs are offered as when nobody says: of those of one kind half are cut for requests of every size, rounded up,
+/// and the others are whole. One GPU alone is cut: whole it serves one pod, cut it serves four.
+#[must_use]
+pub fn default_layouts(gpus: &[GpuFacts]) -> Layouts {
+    let mut sorted: Vec<&GpuFacts> = gpus.iter().collect();
+    sorted.sort_by_key(|it| it.pci);
+    let kind = |gpu: &GpuFacts| (gpu.pci_device_id, gpu.product_name.clone());
+    let layout = |gpu: &GpuFacts| {
+        let Some(mig) = &gpu.mig else { return GpuLayout::Whole };
+        let alike: Vec<&&GpuFacts> = sorted.iter().filter(|it| kind(it) == kind(gpu)).collect();
+        let position = alike.iter().position(|it| it.pci == gpu.pci).unwrap_or(0);
+        GpuLayout::Free { cut: position < alike.len().div_ceil(2), counts: mix::balanced(&mig.profiles) }
+    };
+    sorted.iter().map(|gpu| (name(gpu), layout(gpu))).collect()
+}
+
+fn name(gpu: &GpuFacts) -> String {
+    DeviceName::gpu(gpu.pci).to_string()
+}
+
+fn profiles(gpu: &GpuFacts) -> &[Profile] {
+    gpu.mig.as_ref().map_or(&[], |it| &it.profiles)
+}
+
+fn from_file(config: &str, file: &LayoutFile, gpus: &[GpuFacts]) -> Result<Layouts, Refusal> {
+    let refuse = |text: String| Refusal(format!("layout file `{}`: {text}", file.name));
+    let Some(entries) = file.configs.get(config) else {
+        let names: Vec<&str> = file.configs.keys().map(String::as_str).collect();
+        return Err(refuse(format!("it has no layout `{config}`; it has {}", some(&names))));
+    };
+    let mut layouts = default_layouts(gpus);
+    let mut problems = Vec::new();
+    for (position, entry) in entries.iter().enumerate() {
+        let at = |problem: String| format!("mig-configs.{config}[{position}]: {problem}");
+        if let Devices::Indices(indices) = &entry.devices {
+            let known = |index: &&u32| gpus.iter().any(|it| it.index == **index);
+            if let Some(index) = indices.iter().find(|it| !known(it)) {
+                let indices: Vec<String> = gpus.iter().map(|it| it.index.to_string()).collect();
+                let indices: Vec<&str> = indices.iter().map(String::as_str).collect();
+                problems.push(at(format!("this node has no GPU {index}; it has {}", some(&indices))));
+            }
+        }
+        for gpu in gpus.iter().filter(|it| entry.selects(it.index, it.pci_device_id)) {
+            let layout = match (&entry.cut, &gpu.mig) {
+                (None, _) => Ok(GpuLayout::Whole),
+                // "All" means those that can be cut; to name a GPU that cannot is a mistake.
+                (Some(_), None) if entry.devices == Devices::All => Ok(GpuLayout::Whole),
+                (Some(_), None) => Err(format!("{} has no MIG; leave it out", describe(gpu))),
+                // MIG on and no counts: the driver decides.
+                (Some(counts), Some(mig)) if counts.is_empty() => {
+                    Ok(GpuLayout::Cut(mix::balanced(&mig.profiles)))
+                }
+                (Some(counts), Some(_)) => check(gpu, counts).map(|()| GpuLayout::Cut(counts.clone())),
+            };
+            match layout {
+                // Where several entries mean a GPU, the last one counts, as with mig-parted.
+                Ok(layout) => drop(layouts.insert(name(gpu), layout)),
+                Err(problem) => problems.push(at(problem)),
+            }
+        }
+    }
+    all_or_nothing(layouts, &problems).map_err(|it| refuse(it.0))
+}
+
+/// The names of the GPU Operator's own file, from rules instead of tables.
+fn built_in(config: &str, gpus: &[GpuFacts]) -> Result<Layouts, Refusal> {
+    let mut layouts = default_layouts(gpus);
+    let mut set = |layout: &dyn Fn(&GpuFacts) -> Option<GpuLayout>| {
+        let chosen: Vec<_> = gpus.iter().filter_map(|gpu| Some((name(gpu), layout(gpu)?))).collect();
+        let is_any = !chosen.is_empty();
+        layouts.extend(chosen);
+        is_any
+    };
+    let is_known = match config {
+        "all-disabled" => {
+            set(&|_| Some(GpuLayout::Whole));
+            true
+        }
+        "all-enabled" | "all-balanced" => {
+            set(&|gpu| Some(GpuLayout::Cut(mix::balanced(&gpu.mig.as_ref()?.profiles))));
+            true
+        }
+        other => other
+            .strip_prefix("all-")
+            .is_some_and(|profile| set(&|gpu| mix::all_of(profiles(gpu), profile).map(GpuLayout::Cut))),
+    };
+    if is_known {
+        return Ok(layouts);
+    }
+    let mut known: Vec<String> =
+        gpus.iter().flat_map(profiles).map(|it| format!("all-{}", mix::label(&it.name))).collect();
+    known.sort();
+    known.dedup();
+    let known: Vec<&str> = ["all-balanced", "all-disabled", "all-enabled"]
+        .into_iter()
+        .chain(known.iter().map(String::as_str))
+        .collect();
+    Err(Refusal(format!(
+        "there is no built-in layout `{config}` for these GPUs; there are {}; others come from a file, see --layouts",
+        some(&known)
+    )))
+}
+
+/// Whether an empty GPU has room for the counts; else why not, and what comes closest.
+fn check(gpu: &GpuFacts, counts: &BTreeMap<String, u32>) -> Result<(), String> {
+    let profiles = profiles(gpu);
+    if let Some(unknown) = counts.keys().find(|it| !profiles.iter().any(|profile| profile.name == **it)) {
+        let names: Vec<&str> = profiles.iter().map(|it| it.name.as_str()).collect();
+        return Err(format!("{} has no profile `{unknown}`; it has {}", describe(gpu), some(&names)));
+    }
+    let possible = mix::possible(profiles, counts);
+    if possible == *counts {
+        return Ok(());
+    }
+    Err(format!(
+        "{} has no room for {}; closest is {}",
+        describe(gpu),
+        show_counts(counts),
+        show_counts(&possible)
+    ))
+}
+
+fn describe(gpu: &GpuFacts) -> String {
+    format!("GPU {} ({}, {})", gpu.index, gpu.product_name, gpu.pci)
+}
+
+/// `1 x 3g.40gb + 2 x 1g.10gb`.
+pub(super) fn show_counts(counts: &BTreeMap<String, u32>) -> String {
+    if counts.is_empty() {
+        return "nothing".to_owned();
+    }
+    let parts: Vec<String> = counts.iter().map(|(profile, count)| format!("{count} x {profile}")).collect();
+    parts.join(" + ")
+}
+
+/// A list for a message: the first ones say enough.
+fn some(names: &[&str]) -> String {
+    const MOST: usize = 16;
+    let mut text = names.iter().take(MOST).copied().collect::<Vec<_>>().join(", ");
+    if names.is_empty() {
+        text.push_str("none");
+    }
+    if MOST < names.len() {
+        text.push_str(&format!(" and {} more", names.len() - MOST));
+    }
+    text
+}
+
+fn all_or_nothing(layouts: Layouts, problems: &[String]) -> Result<Layouts, Refusal> {
+    match problems {
+        [] => Ok(layouts),
+        [problem] => Err(Refusal(problem.clone())),
+        [first, others @ ..] => Err(Refusal(format!("{first} (and {} more like this)", others.len()))),
+    }
+}

@@ -1,0 +1,334 @@
+//! Follows the node's label and the layout file, and says on the node how that goes.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::{Stream, StreamExt};
+use kube::runtime::events::EventType;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use super::choice::{Layouts, choose, default_layouts};
+use super::file::{LayoutFile, MAX_FILE};
+use super::memory::LayoutMemory;
+use crate::api::{EventReason, Events, LayoutLabels, OwnNode};
+use crate::hardware::{Hardware, NodeState};
+use crate::slices::Publication;
+
+/// How often the file is looked at, and a label that could not be written is tried again. The kubelet needs about a
+/// minute to bring a changed ConfigMap, so this adds nothing that is noticed.
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// How GPUs are to be offered where no counters keep devices apart.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// Rises with each decision; 0 before the first.
+    pub revision: u64,
+    /// The label's value, if there is one.
+    pub label: Option<String>,
+    /// What is in force.
+    pub layouts: Layouts,
+    /// Why that is not what the label asks for, if so.
+    pub refusal: Option<String>,
+}
+
+/// Turns labels and files into decisions.
+#[derive(Debug)]
+pub struct LayoutFollower {
+    node: OwnNode,
+    events: Events,
+    file: Option<LayoutSource>,
+    memory: LayoutMemory,
+    decision: watch::Sender<Decision>,
+    labels: Option<LayoutLabels>,
+    /// Whether the state label on the node is ours.
+    wrote_state: bool,
+    /// What was reported last.
+    reported: Option<Report>,
+}
+
+/// How a decision fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Counters keep devices apart; layouts play no part.
+    Unused,
+    Pending,
+    Success,
+    Failed,
+}
+
+/// What the last event was about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Report {
+    revision: u64,
+    stage: Stage,
+    has_reasons: bool,
+}
+
+impl LayoutFollower {
+    /// Follows the labels of `node` and, where there is one, `file`.
+    #[must_use]
+    pub fn new(
+        node: OwnNode,
+        events: Events,
+        file: Option<PathBuf>,
+        memory: LayoutMemory,
+        decision: watch::Sender<Decision>,
+    ) -> Self {
+        let file = file.map(LayoutSource::new);
+        Self { node, events, file, memory, decision, labels: None, wrote_state: false, reported: None }
+    }
+
+    /// Runs until the senders of the hardware's state and of the publication are gone.
+    pub async fn run(
+        mut self,
+        mut hardware: watch::Receiver<NodeState>,
+        mut publication: watch::Receiver<Publication>,
+    ) {
+        let mut labels = pin!(self.node.labels());
+        let mut clock = interval(PERIOD);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut known: Option<Arc<Hardware>> = None;
+        let mut is_new = true;
+        loop {
+            let now = hardware.borrow_and_update().hardware.clone().ok();
+            is_new |= now.as_ref().map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr);
+            known = now;
+            if is_new && self.labels.is_some() {
+                self.decide(known.as_deref());
+                is_new = false;
+            }
+            let published = publication.borrow_and_update().clone();
+            self.tell(known.is_some(), &published).await;
+            tokio::select! {
+                next = next_of(&mut labels) => {
+                    is_new |= self.labels.as_ref().is_none_or(|it| it.config != next.config);
+                    self.labels = Some(next);
+                }
+                changed = hardware.changed() => if changed.is_err() { return },
+                changed = publication.changed() => if changed.is_err() { return },
+                _ = clock.tick() => is_new |= self.file.as_mut().is_some_and(LayoutSource::refresh),
+            }
+        }
+    }
+
+    fn decide(&mut self, hardware: Option<&Hardware>) {
+        let Some(labels) = &self.labels else { return };
+        let label = labels.config.clone();
+        let Some(gpus) = hardware.map(|it| &it.facts.gpus).filter(|it| !it.is_empty()) else { return };
+        let chosen = match (&label, &mut self.file) {
+            (Some(_), Some(source)) => match source.content() {
+                Ok(file) => choose(label.as_deref(), Some(file), gpus).map_err(|it| it.to_string()),
+                Err(error) => Err(error.clone()),
+            },
+            _ => choose(label.as_deref(), None, gpus).map_err(|it| it.to_string()),
+        };
+        let before = self.decision.borrow().clone();
+        let (layouts, refusal) = match chosen {
+            Ok(layouts) => {
+                if layouts != before.layouts {
+                    self.memory.write(&layouts);
+                }
+                (layouts, None)
+            }
+            // The layouts before stay in force.
+            Err(refusal) if !before.layouts.is_empty() => (before.layouts.clone(), Some(refusal)),
+            Err(refusal) => (self.memory.read().unwrap_or_else(|| default_layouts(gpus)), Some(refusal)),
+        };
+        let mut next = Decision { revision: before.revision, label, layouts, refusal };
+        if next == before {
+            return;
+        }
+        next.revision += 1;
+        match &next.refusal {
+            Some(refusal) => warn!(label = next.label, refusal, "layout refused"),
+            None => info!(label = next.label, layouts = ?next.layouts, "layout"),
+        }
+        self.decision.send_replace(next);
+    }
+
+    /// Brings the state label and the events up to date.
+    async fn tell(&mut self, has_gpus: bool, publication: &Publication) {
+        let decision = self.decision.borrow().clone();
+        let Some(labels) = self.labels.clone() else { return };
+        if decision.revision == 0 || !has_gpus {
+            return;
+        }
+        let (stage, waiting) = match publication {
+            Publication::Pending { .. } => return,
+            Publication::Complete { .. } | Publication::WithoutCounters { .. } => (Stage::Unused, &[][..]),
+            Publication::Layout { .. } if decision.refusal.is_some() => (Stage::Failed, &[][..]),
+            Publication::Layout { revision, waiting, settling, .. } => {
+                let is_settled = *revision == decision.revision && !settling;
+                match (is_settled, waiting.is_empty()) {
+                    (true, true) => (Stage::Success, &[][..]),
+                    (true, false) => (Stage::Pending, &waiting[..]),
+                    // What is waited for then is not known before.
+                    (false, _) => (Stage::Pending, &[][..]),
+                }
+            }
+        };
+        self.label(&labels, stage, decision.label.is_some()).await;
+        self.report(stage, &decision, waiting).await;
+    }
+
+    async fn label(&mut self, labels: &LayoutLabels, stage: Stage, is_asked: bool) {
+        let state = match stage {
+            _ if !is_asked => None,
+            Stage::Unused => None,
+            Stage::Pending => Some("pending"),
+            Stage::Success => Some("success"),
+            Stage::Failed => Some("failed"),
+        };
+        // A state that somebody else wrote is none of ours to remove.
+        if labels.state.as_deref() == state || state.is_none() && !self.wrote_state {
+            return;
+        }
+        match self.node.set_state(state).await {
+            Ok(()) => {
+                self.wrote_state = state.is_some();
+                if let Some(labels) = &mut self.labels {
+                    labels.state = state.map(str::to_owned);
+                }
+            }
+            Err(error) => warn!(%error, "cannot tell the state of the layout on the node, trying again"),
+        }
+    }
+
+    async fn report(&mut self, stage: Stage, decision: &Decision, waiting: &[String]) {
+        let report = Report { revision: decision.revision, stage, has_reasons: !waiting.is_empty() };
+        let before = self.reported.replace(report.clone());
+        if before.as_ref() == Some(&report) {
+            return;
+        }
+        let was_unused = before.as_ref().map(|it| it.stage == Stage::Unused);
+        match (was_unused, stage == Stage::Unused) {
+            (Some(true), false) => {
+                let note = "kube-apiserver drops shared counters (feature gate DRAPartitionableDevices): devices that \
+                            don't overlap are published, by layout";
+                self.warn(EventReason::CountersDropped, note.to_owned()).await;
+            }
+            (Some(false), true) => {
+                let note = "kube-apiserver keeps shared counters: every placement is published, layouts play no part";
+                self.note(EventReason::CountersKept, note.to_owned()).await;
+            }
+            _ => {}
+        }
+        let Some(label) = &decision.label else { return };
+        match (stage, &decision.refusal) {
+            (Stage::Failed, Some(refusal)) => {
+                let note = format!("layout `{label}` refused, the one before stays in force: {refusal}");
+                self.warn(EventReason::LayoutRefused, note).await;
+            }
+            (Stage::Pending, _) if !waiting.is_empty() => {
+                let note = format!("layout `{label}` is in force as far as possible; {}", waiting.join("; "));
+                self.note(EventReason::LayoutPending, note).await;
+            }
+            (Stage::Success, _) => {
+                self.note(EventReason::LayoutApplied, format!("layout `{label}` is in force")).await;
+            }
+            _ => {}
+        }
+    }
+
+    async fn note(&self, reason: EventReason, note: String) {
+        self.events.tell_layout(EventType::Normal, reason, note).await;
+    }
+
+    async fn warn(&self, reason: EventReason, note: String) {
+        self.events.tell_layout(EventType::Warning, reason, note).await;
+    }
+}
+
+/// The next labels; the watch behind them reconnects for ever.
+async fn next_of(labels: &mut (impl Stream<Item = LayoutLabels> + Unpin)) -> LayoutLabels {
+    match labels.next().await {
+        Some(labels) => labels,
+        None => std::future::pending().await,
+    }
+}
+
+/// The layout file, read again when it changes.
+#[derive(Debug)]
+struct LayoutSource {
+    path: PathBuf,
+    stamp: Option<Stamp>,
+    content: Option<Result<LayoutFile, String>>,
+}
+
+/// What changes with a file's content. A ConfigMap's files are links that move as a whole, hence the inode.
+type Stamp = (SystemTime, u64, u64);
+
+impl LayoutSource {
+    fn new(path: PathBuf) -> Self {
+        Self { path, stamp: None, content: None }
+    }
+
+    /// True where the content is another one than before.
+    fn refresh(&mut self) -> bool {
+        let stamp = stamp(&self.path);
+        if self.content.is_some() && stamp.is_some() && stamp == self.stamp {
+            return false;
+        }
+        let content = read(&self.path);
+        let is_new = self.content.as_ref() != Some(&content);
+        (self.stamp, self.content) = (stamp, Some(content));
+        is_new
+    }
+
+    fn content(&mut self) -> Result<&LayoutFile, &String> {
+        self.content.get_or_insert_with(|| read(&self.path)).as_ref()
+    }
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+}
+
+fn read(path: &Path) -> Result<LayoutFile, String> {
+    let name = path.display().to_string();
+    let mut bytes = Vec::new();
+    // One byte more than allowed shows that there is too much.
+    let limit = u64::try_from(MAX_FILE + 1).unwrap_or(u64::MAX);
+    fs::File::open(path)
+        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
+        .map_err(|error| format!("layout file `{name}` cannot be read: {error}; check --layouts"))?;
+    LayoutFile::parse(&name, &bytes).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_again_when_it_changes_and_its_errors_are_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("layouts.yaml");
+        let mut source = LayoutSource::new(path.clone());
+        assert!(source.refresh(), "that there is no file is news once");
+        assert!(!source.refresh());
+        assert!(source.content().unwrap_err().contains("check --layouts"));
+
+        let write = |text: &str| {
+            let next = directory.path().join("next");
+            fs::write(&next, text).unwrap();
+            fs::rename(next, &path).unwrap();
+        };
+        write("{version: v1, mig-configs: {a: [{devices: all, mig-enabled: false}]}}");
+        assert!(source.refresh() && !source.refresh());
+        assert!(source.content().unwrap().configs.contains_key("a"));
+        write("{version: v3}");
+        assert!(source.refresh());
+        assert!(source.content().unwrap_err().contains("it must be `v1`"));
+        write(&" ".repeat(MAX_FILE + 5));
+        assert!(source.refresh());
+        assert!(source.content().unwrap_err().contains("larger than"));
+    }
+}

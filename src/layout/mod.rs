@@ -1,0 +1,27 @@
+//! Layouts: how the GPUs of a node are offered where counters are not to be had, as devices that do not overlap.
+//!
+//! ```text
+//! label nvidia.com/mig.config, layout file -> choice -> apply -> what is published
+//! ```
+//!
+//! `file`, `fit`, `mix`, `choice` and `apply` are functions from data to data; `follow` is the loop that reads the label and
+//! the file and tells how it goes. No instance is made here: a layout only decides which devices can be allocated, and each
+//! of them is still made when a claim is prepared.
+
+mod apply;
+mod choice;
+mod file;
+mod fit;
+mod follow;
+mod memory;
+mod mix;
+#[cfg(test)]
+mod tests;
+
+pub use apply::{Offer, apply};
+pub use choice::{GpuLayout, Layouts, Refusal, choose, default_layouts};
+pub use file::{Devices, Entry, FileError, LayoutFile, MAX_FILE};
+pub use fit::{Candidate, dropped, fit};
+pub use follow::{Decision, LayoutFollower};
+pub use memory::LayoutMemory;
+pub use mix::{all_of, balanced, candidates, possible};
