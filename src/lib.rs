@@ -35,6 +35,7 @@ pub mod kubelet;
 pub mod mig;
 
 pub mod api;
+pub mod check;
 pub mod checkpoint;
 pub mod hardware;
 pub mod host;
@@ -69,6 +70,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
                 telemetry::init_logging("warn", LogFormat::Text)?;
                 inspect::run(&args).await
             }
+            // No log: what there is to say is in the list.
+            Command::Check(args) => check::run(&args).await,
         }
     })
 }

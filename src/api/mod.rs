@@ -1,9 +1,11 @@
-//! The API server, as this driver uses it: one claim read at a time, the slices of its own node, and events.
+//! The API server, as this driver uses it: one claim read at a time, the slices of its own node, and events. [`RIGHTS`] is
+//! all that it asks for.
 //!
 //! Every call ends: kube's defaults (no read timeout, fifteen retries) could outlast the kubelet's patience.
 
 mod claims;
 mod events;
+mod rights;
 mod slices;
 
 use std::path::Path;
@@ -14,6 +16,7 @@ use kube::{Client, Config};
 
 pub use claims::{ClaimReader, ReadError};
 pub use events::{EventReason, Events};
+pub use rights::{RIGHTS, Right, is_allowed};
 pub use slices::{NodeSlices, SliceError};
 
 /// Longest wait for one answer. A Prepare has 45 s in all.

@@ -9,5 +9,5 @@ mod quantity;
 mod render;
 
 pub use diff::{Change, diff, is_same, lost_counters};
-pub use publish::{Publication, Publisher};
+pub use publish::{Publication, Publisher, keeps_counters};
 pub use render::{Owner, pool_name, render};

@@ -154,8 +154,7 @@ impl Publisher {
         // An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
         let creates = published.len() < render(inventory, &owner).len();
         if needs_counters && (creates || self.keeps_counters != Some(true)) {
-            let probe = probe(&owner);
-            self.set_gate(!lost_counters(&probe, &self.api.try_create(&probe).await?));
+            self.set_gate(keeps_counters(&self.api, &owner).await?);
         }
         let reduced;
         let (offered, withheld) = if needs_counters && self.keeps_counters == Some(false) {
@@ -217,6 +216,12 @@ impl Publisher {
             }
         }
     }
+}
+
+/// Asks the API server whether it keeps the counters of slices (feature gate `DRAPartitionableDevices`). Stores nothing.
+pub async fn keeps_counters(api: &NodeSlices, owner: &Owner) -> Result<bool, SliceError> {
+    let probe = probe(owner);
+    Ok(!lost_counters(&probe, &api.try_create(&probe).await?))
 }
 
 /// A slice that is never stored: it asks whether counters survive.
