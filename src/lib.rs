@@ -9,7 +9,7 @@
 //! ```
 //!
 //! [`node`] wires them, [`checkpoint`] is what was promised, on disk; [`api`], [`host`] and [`telemetry`] stand beside
-//! both flows.
+//! both flows. [`inspect`] and [`check`] only look.
 //!
 //! What holds everywhere:
 //!

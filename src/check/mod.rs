@@ -19,7 +19,7 @@ use tracing::{info, warn};
 pub use findings::{ClusterFacts, DirectoryFacts, Facts, Finding, HostFacts, Verdict, findings};
 pub use runtime::{CdiSetting, cdi_setting};
 
-use crate::api;
+use crate::api::{self, ClientError};
 use crate::args::{CheckArgs, NodeArgs};
 use crate::hardware::{Hardware, NodeState};
 
@@ -28,6 +28,9 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let args = args.clone();
     let cluster = match api::client(args.kubeconfig.as_deref()).await {
         Ok(client) => gather::cluster(client, args.node_name.as_deref(), &args.driver.driver_name).await,
+        Err(ClientError::InCluster(_)) => {
+            ClusterFacts::Unasked("this is not a pod, and no kubeconfig was given".to_owned())
+        }
         Err(error) => ClusterFacts::Unasked(error.to_string()),
     };
     let host = spawn_blocking(move || {

@@ -1,11 +1,13 @@
 //! The shipped objects on a real API server, where `KUBEBUILDER_ASSETS` has one: it takes them, the driver does its work with
 //! the account that they give it, and that account cannot touch the slices of another node.
 
+use std::path::Path;
+
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use kube::api::{
-    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams,
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
     ValidationDirective,
 };
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -39,31 +41,37 @@ async fn apply(client: &Client, object: &Value, dry_run: bool) -> Result<(), kub
     api.patch(&text(&object["metadata"]["name"]), &params, &Patch::Apply(object)).await.map(|_| ())
 }
 
-/// A client with a token of the driver's account that is bound to a pod on this node, and the token.
-async fn as_driver_on(admin: &Client, kubeconfig: &str, node: &str) -> (Client, String) {
-    let pods: Api<Pod> = Api::namespaced(admin.clone(), NAMESPACE);
-    let pod = json!({
-        "metadata": {"name": format!("driver-on-{node}")},
-        "spec": {"nodeName": node, "serviceAccountName": "dra-driver-mig",
-                 "containers": [{"name": "driver", "image": "x"}]},
-    });
-    let pod = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
-    let bound_object_ref = Some(BoundObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Pod".to_owned()),
-        name: pod.metadata.name,
-        uid: pod.metadata.uid,
-    });
+/// A token of the driver's account: bound to a pod on this node, which is made for it, or to nothing.
+async fn token(admin: &Client, node: Option<&str>) -> String {
+    let mut bound_object_ref = None;
+    if let Some(node) = node {
+        let pods: Api<Pod> = Api::namespaced(admin.clone(), NAMESPACE);
+        let pod = json!({
+            "metadata": {"name": format!("driver-on-{node}")},
+            "spec": {"nodeName": node, "serviceAccountName": "dra-driver-mig",
+                     "containers": [{"name": "driver", "image": "x"}]},
+        });
+        let pod = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+        bound_object_ref = Some(BoundObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: pod.metadata.name,
+            uid: pod.metadata.uid,
+        });
+    }
     let spec = TokenRequestSpec { bound_object_ref, ..TokenRequestSpec::default() };
     let request = TokenRequest { spec, ..TokenRequest::default() };
     let accounts: Api<ServiceAccount> = Api::namespaced(admin.clone(), NAMESPACE);
-    let answer =
-        accounts.create_token_request("dra-driver-mig", &PostParams::default(), &request).await.unwrap();
-    let kubeconfig =
-        kubeconfig.replace("token: sandbox", &format!("token: {}", answer.status.unwrap().token));
-    let file = Kubeconfig::from_yaml(&kubeconfig).unwrap();
+    let answer = accounts.create_token_request("dra-driver-mig", &PostParams::default(), &request).await;
+    answer.unwrap().status.unwrap().token
+}
+
+/// A client with a token.
+async fn client(plane: &ControlPlane, token: &str) -> Client {
+    let text = plane.kubeconfig().replace("token: sandbox", &format!("token: {token}"));
+    let file = Kubeconfig::from_yaml(&text).unwrap();
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
-    (Client::try_from(config).unwrap(), kubeconfig)
+    Client::try_from(config).unwrap()
 }
 
 fn slice(node: &str, driver: &str) -> ResourceSlice {
@@ -84,6 +92,33 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, kube::Error>) -> String {
     }
 }
 
+/// Makes everything that is shipped but the pods, after the API server has said that it would take all of it.
+async fn install(admin: &Client) {
+    let namespace = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/manifests/namespace.yaml");
+    apply(admin, &manifest::load(&namespace).unwrap()[0], false).await.unwrap();
+    for object in objects(&json!({})) {
+        apply(admin, &object, true).await.unwrap_or_else(|error| panic!("{error}\n{object:#}"));
+        if object["kind"] != "DaemonSet" {
+            apply(admin, &object, false).await.unwrap();
+        }
+    }
+}
+
+/// The driver's whole work: publish, prepare, unprepare, and publish again what somebody deleted.
+async fn work(lab: &mut Lab) {
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let published = lab.slices_when(is_complete).await;
+    let claim = lab.claim_of("one", "gpu-0000-1a-00-mig-1g-10gb-6").await;
+    let asked = std::slice::from_ref(&claim);
+    kubelet.prepare(asked).await.unwrap().remove(&claim.uid).unwrap().unwrap();
+    kubelet.unprepare(asked).await.unwrap().remove(&claim.uid).unwrap().unwrap();
+    let name = published[0].metadata.name.clone().unwrap();
+    lab.slices_api().delete(&name, &DeleteParams::default()).await.unwrap();
+    lab.slices_when(|it| it.len() == published.len()).await;
+    lab.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_api_server_takes_the_objects_and_keeps_a_node_to_its_own_slices() {
     let Some(plane) = ControlPlane::real(true).await else {
@@ -91,77 +126,49 @@ async fn a_real_api_server_takes_the_objects_and_keeps_a_node_to_its_own_slices(
     };
     let mut lab = Lab::new(plane.clone(), "1xH100-80GB").await;
     let admin = lab.client.clone();
-    let namespace = manifest::load(
-        &std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/manifests/namespace.yaml"),
-    );
-    apply(&admin, &namespace.unwrap()[0], false).await.unwrap();
-    for object in objects(&json!({})) {
-        apply(&admin, &object, true).await.unwrap_or_else(|error| panic!("{error}\n{object:#}"));
-        if object["kind"] != "DaemonSet" {
-            apply(&admin, &object, false).await.unwrap();
-        }
-    }
+    install(&admin).await;
     let mut other = Node::default();
     other.metadata.name = Some("other-node".to_owned());
     Api::<Node>::all(admin.clone()).create(&PostParams::default(), &other).await.unwrap();
-    let (here, kubeconfig) = as_driver_on(&admin, &plane.kubeconfig(), &lab.node_name).await;
-    let (there, _) = as_driver_on(&admin, &plane.kubeconfig(), "other-node").await;
+    let here = token(&admin, Some(&lab.node_name)).await;
+    let there = client(&plane, &token(&admin, Some("other-node")).await).await;
 
-    // The driver's whole work, with nothing but its account.
-    std::fs::write(lab.path("kubeconfig"), kubeconfig).unwrap();
-    lab.start();
-    let kubelet = lab.kubelet().await;
-    let own = lab.slices_when(is_complete).await;
-    let claim = lab.claim_of("one", "gpu-0000-1a-00-mig-1g-10gb-6").await;
-    kubelet.prepare(std::slice::from_ref(&claim)).await.unwrap().remove(&claim.uid).unwrap().unwrap();
-    kubelet.unprepare(std::slice::from_ref(&claim)).await.unwrap().remove(&claim.uid).unwrap().unwrap();
-    let name = own[0].metadata.name.clone().unwrap();
-    lab.slices_api().delete(&name, &DeleteParams::default()).await.unwrap();
-    lab.slices_when(|it| it.len() == own.len()).await;
-    lab.stop().await;
+    std::fs::write(lab.path("kubeconfig"), plane.kubeconfig().replace("token: sandbox", &format!("token: {here}")))
+        .unwrap();
+    work(&mut lab).await;
+    let here = client(&plane, &here).await;
 
-    // Another node's pod must not touch them: neither change, nor delete, nor make more of them.
+    // Another node's pod must not touch the slices: neither make more of them, nor change, nor delete them.
     let slices = |client: &Client| Api::<ResourceSlice>::all(client.clone());
-    let params = PostParams::default();
+    let (params, delete) = (PostParams::default(), DeleteParams::default());
+    let more = slice(&lab.node_name, DRIVER);
     // The policy is in force some moments after it was made.
-    eventually("the policy is in force", async || {
-        slices(&there).create(&params, &slice(&lab.node_name, DRIVER)).await.is_err().then_some(())
-    })
-    .await;
-    let created = refused(slices(&there).create(&params, &slice(&lab.node_name, DRIVER)).await);
+    let is_refused = async || slices(&there).create(&params, &more).await.is_err().then_some(());
+    eventually("the policy is in force", is_refused).await;
     let own = lab.slices().await.swap_remove(0);
-    let mut changed = own.clone();
+    let name = own.metadata.name.clone().unwrap();
+    let mut changed = own;
     changed.spec.pool.generation += 1;
-    let updated = refused(slices(&there).replace(&name, &params, &changed).await);
-    let deleted = refused(slices(&there).delete(&name, &DeleteParams::default()).await);
-    for message in [created, updated, deleted] {
+    for message in [
+        refused(slices(&there).create(&params, &more).await),
+        refused(slices(&there).replace(&name, &params, &changed).await),
+        refused(slices(&there).delete(&name, &delete).await),
+    ] {
         let told = format!("a pod on node other-node may not write resourceslices of node {}", lab.node_name);
         assert!(message.contains(&told), "{message}");
     }
+
     // Nor may a pod write those of another driver, and a token that is bound to no pod writes none at all.
-    let foreign = refused(slices(&here).create(&params, &slice(&lab.node_name, "gpu.example.com")).await);
-    assert!(foreign.contains("resourceslices of the driver"), "{foreign}");
-    let request = TokenRequest::default();
-    let accounts: Api<ServiceAccount> = Api::namespaced(admin.clone(), NAMESPACE);
-    let token = accounts
-        .create_token_request("dra-driver-mig", &params, &request)
-        .await
-        .unwrap()
-        .status
-        .unwrap()
-        .token;
-    let file =
-        Kubeconfig::from_yaml(&plane.kubeconfig().replace("token: sandbox", &format!("token: {token}")))
-            .unwrap();
-    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
-    let unbound = Client::try_from(config).unwrap();
-    let message = refused(slices(&unbound).create(&params, &slice(&lab.node_name, DRIVER)).await);
+    let message = refused(slices(&here).create(&params, &slice(&lab.node_name, "gpu.example.com")).await);
+    assert!(message.contains("resourceslices of the driver"), "{message}");
+    let unbound = client(&plane, &token(&admin, None).await).await;
+    let message = refused(slices(&unbound).create(&params, &more).await);
     assert!(message.contains("not bound to a pod"), "{message}");
-    // Its own it may.
+
+    // Its own it may; and what nobody granted it may not.
     slices(&there).create(&params, &slice("other-node", DRIVER)).await.unwrap();
-    slices(&there).delete(&format!("other-node-{DRIVER}"), &DeleteParams::default()).await.unwrap();
-    slices(&here).delete(&name, &DeleteParams::default()).await.unwrap();
-    // And what nobody granted it may not.
-    let pods = Api::<Pod>::namespaced(here.clone(), NAMESPACE);
-    assert!(refused(pods.list(&kube::api::ListParams::default()).await).contains("cannot list"));
+    slices(&there).delete(&format!("other-node-{DRIVER}"), &delete).await.unwrap();
+    slices(&here).delete(&name, &delete).await.unwrap();
+    let pods = Api::<Pod>::namespaced(here, NAMESPACE);
+    assert!(refused(pods.list(&ListParams::default()).await).contains("cannot list"));
 }

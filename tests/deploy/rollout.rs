@@ -10,6 +10,7 @@ use kube_sim::kubelet::{Claim, KubeletClient, Plugin};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::common::{ControlPlane, DRIVER, Lab, eventually, is_complete};
 
@@ -46,6 +47,47 @@ async fn works(kubelet: &Plugin, claim: &Claim) {
     kubelet.unprepare(one).await.unwrap().remove(&claim.uid).unwrap().unwrap();
 }
 
+/// A claim that is prepared and unprepared again and again.
+struct Traffic {
+    /// Who is called.
+    kubelet: watch::Sender<Plugin>,
+    rounds: Arc<AtomicUsize>,
+    is_over: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl Traffic {
+    fn start(lab: &Arc<Lab>, first: &Plugin) -> Self {
+        let (kubelet, chosen) = watch::channel(first.clone());
+        let (rounds, is_over) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+        let (lab, counted, until) = (Arc::clone(lab), Arc::clone(&rounds), Arc::clone(&is_over));
+        let task = tokio::spawn(async move {
+            let claim = lab.claim_of("traffic", "gpu-0000-1b-00-mig-1g-10gb-6").await;
+            while !until.load(Ordering::Relaxed) {
+                let kubelet = chosen.borrow().clone();
+                works(&kubelet, &claim).await;
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self { kubelet, rounds, is_over, task }
+    }
+
+    /// Some more rounds, none of which failed.
+    async fn goes_on(&self) {
+        let until = self.rounds.load(Ordering::Relaxed) + 3;
+        eventually("calls succeed", async || {
+            assert!(!self.task.is_finished(), "a call failed");
+            (until <= self.rounds.load(Ordering::Relaxed)).then_some(())
+        })
+        .await;
+    }
+
+    async fn end(self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.task.await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_rolling_update_calls_succeed_throughout_and_slices_are_not_touched() {
     let ControlPlane::Simulated(server) = ControlPlane::simulated(true).await else { unreachable!() };
@@ -73,45 +115,23 @@ async fn in_a_rolling_update_calls_succeed_throughout_and_slices_are_not_touched
     eventually("the old pod is still ready", async || is_ready(old_address).await).await;
 
     // From here on pods come and go without a pause; the kubelet calls the pod that registered last.
-    let (current, chosen) = watch::channel(to_old.clone());
-    let (is_over, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let traffic = tokio::spawn({
-        let (lab, is_over, calls) = (Arc::clone(&lab), Arc::clone(&is_over), Arc::clone(&calls));
-        async move {
-            let claim = lab.claim_of("traffic", "gpu-0000-1b-00-mig-1g-10gb-6").await;
-            while !is_over.load(Ordering::Relaxed) {
-                let kubelet = chosen.borrow().clone();
-                works(&kubelet, &claim).await;
-                calls.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    });
-    let more_calls = async || {
-        let until = calls.load(Ordering::Relaxed) + 3;
-        eventually("calls succeed", async || {
-            assert!(!traffic.is_finished(), "a call failed");
-            (until <= calls.load(Ordering::Relaxed)).then_some(())
-        })
-        .await;
-    };
-    more_calls().await;
-    current.send_replace(to_new.clone());
-    more_calls().await;
+    let traffic = Traffic::start(&lab, &to_old);
+    traffic.goes_on().await;
+    traffic.kubelet.send_replace(to_new.clone());
+    traffic.goes_on().await;
 
     // The old pod is told to end while a call of its own runs, which it finishes.
     lab.sim.set_latency("nvmlDeviceCreateGpuInstanceWithPlacement", 300.0).unwrap();
     let last = lab.claim_of("last", "gpu-0000-1a-00-mig-1g-10gb-6").await;
-    let asked = std::slice::from_ref(&last);
-    let (answer, ()) = tokio::join!(to_old.prepare(asked), async {
+    let (answer, ()) = tokio::join!(to_old.prepare(std::slice::from_ref(&last)), async {
         let journal = lab.path("plugins").join(DRIVER).join("claims").join(format!("{}.jsonl", last.uid));
         eventually("the old pod works on it", async || journal.exists().then_some(())).await;
         terminate(&old);
     });
     answer.unwrap().remove(&last.uid).unwrap().unwrap();
     assert!(tokio::task::spawn_blocking(move || old.wait()).await.unwrap().unwrap().success());
-    more_calls().await;
-    is_over.store(true, Ordering::Relaxed);
-    traffic.await.unwrap();
+    traffic.goes_on().await;
+    traffic.end().await;
 
     // What the old pod prepared is there, is the new pod's now, and the old pod's sockets are gone.
     assert_eq!(lab.instances().len(), 2);

@@ -151,6 +151,10 @@ fn is_true(value: &Value) -> bool {
 fn printed(value: &Value) -> Result<String, Error> {
     match value {
         Value::String(it) => Ok(it.clone()),
+        // Helm reads every number as a float, and Go prints one of a million and more as 1e+06.
+        Value::Number(it) if it.as_f64().is_none_or(|it| 1e6 <= it.abs()) => {
+            Err(format!("{it} would be printed with an exponent; use int"))
+        }
         Value::Bool(_) | Value::Number(_) => Ok(value.to_string()),
         _ => Err(format!("cannot print {value}; use toYaml")),
     }
@@ -166,6 +170,7 @@ fn call(name: &str, arguments: &[Value]) -> Result<Value, Error> {
             let lines: Vec<String> = text(it)?.lines().map(|line| format!("{indent}{line}")).collect();
             format!("\n{}", lines.join("\n")).into()
         }
+        ("int", [Value::Number(it)]) if it.is_i64() => it.to_string().into(),
         ("replace", [from, to, it]) => text(it)?.replace(&text(from)?, &text(to)?).into(),
         ("default", [other, it]) => {
             if is_true(it) {
@@ -342,7 +347,7 @@ mod tests {
     // Each expectation is what Go's text/template gives, with Helm's functions.
     #[test]
     fn templates_render_as_go_renders_them() {
-        let values = json!({"a": "x", "list": ["p+q", "r"], "no": false, "map": {"k": "v", "list": [1, {"b": "true"}]}});
+        let values = json!({"a": "x", "list": ["p+q", "r"], "no": false, "large": 1_000_000_000, "map": {"k": "v", "list": [1, {"b": "true"}]}});
         for (template, expected) in [
             ("{{ .Values.a }}-{{ .Release.Namespace }}", "x-ns"),
             ("a\n{{- if .Values.no }}\nb\n{{- else }}\nc\n{{- end }}\nd", "a\nc\nd"),
@@ -353,6 +358,7 @@ mod tests {
             ),
             ("m:\n  {{- toYaml .Values.map | nindent 2 }}", "m:\n  k: v\n  list:\n  - 1\n  - b: \"true\""),
             ("{{- with .Values.map }}{{ .k }}{{- end }}  {{ \"\" | default .Chart.AppVersion }}", "v  1.2.3"),
+            ("{{ int .Values.large }}", "1000000000"),
             ("a {{- /* said to nobody */ -}} b", "ab"),
         ] {
             assert_eq!(rendered(template, values.clone()).as_deref(), Ok(expected), "{template}");
@@ -371,8 +377,9 @@ mod tests {
             "{{ printf \"%s\" .Values.a }}",
             "{{ $x := .Values.a }}",
             "{{ .Values.a",
+            "{{ .Values.large }}",
         ] {
-            assert!(rendered(template, json!({"a": "x", "list": [1]})).is_err(), "{template}");
+            assert!(rendered(template, json!({"a": "x", "list": [1], "large": 1_000_000})).is_err(), "{template}");
         }
     }
 }
