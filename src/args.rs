@@ -1,12 +1,15 @@
 //! The command line: every flag is also an environment variable, so that a DaemonSet can set it either way.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::cdi::{DEFAULT_LDCONFIG, DriverRoot, HookSettings, Root};
 use crate::inventory::ProfileFilter;
+use crate::kubelet::is_pod_uid;
 use crate::mig::ModePolicy;
 use crate::placement::Policy;
 use crate::telemetry::LogFormat;
@@ -27,6 +30,9 @@ pub enum Command {
     Node(Box<NodeArgs>),
     /// Show this node's GPUs: MIG mode, profiles, free placements, live instances and their owners. Changes nothing.
     Inspect(InspectArgs),
+    /// List what the driver needs on this host and in the cluster, what of it is missing, and what to do. Changes nothing;
+    /// exit status 1 if something is missing.
+    Check(Box<CheckArgs>),
 }
 
 /// Where the hardware is.
@@ -72,24 +78,12 @@ impl DriverArgs {
     }
 }
 
-/// Arguments of `node`.
+/// Where things are on the host, as this process sees them and as the host does.
 #[derive(Debug, Clone, Args)]
-pub struct NodeArgs {
-    /// Name of this node's Node object.
-    #[arg(long, env, value_name = "NAME")]
-    pub node_name: String,
-    /// Kubeconfig file [default: the service account of the pod].
-    #[arg(long, env, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
-    pub driver: DriverArgs,
+pub struct HostArgs {
     /// The directory in which the kubelet looks for plugins.
     #[arg(long, env, value_name = "DIR", default_value = "/var/lib/kubelet/plugins_registry")]
     pub registry_dir: PathBuf,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
-    pub hardware: HardwareArgs,
     /// Path of --driver-root on the host, where it is another one than in this container.
     #[arg(long, env, value_name = "DIR")]
     pub host_driver_root: Option<String>,
@@ -112,6 +106,53 @@ pub struct NodeArgs {
     /// instead of those discovered below --driver-root.
     #[arg(long, env, value_name = "FILE")]
     pub common_edits: Option<PathBuf>,
+}
+
+impl HostArgs {
+    /// Where CDI specs take the NVIDIA driver's files from.
+    #[must_use]
+    pub fn driver_root(&self, hardware: &HardwareArgs) -> DriverRoot {
+        let root = |here: &Path, host: &Option<String>| {
+            Root::new(here, host.clone().unwrap_or_else(|| here.to_string_lossy().into_owned()))
+        };
+        DriverRoot {
+            files: root(&hardware.driver_root, &self.host_driver_root),
+            devices: root(&self.dev_root, &self.host_dev_root),
+            version: None,
+            hooks: HookSettings {
+                host_root: self.host_root.clone(),
+                program: self.cdi_hook.clone(),
+                ldconfig: DEFAULT_LDCONFIG.to_owned(),
+                disabled: BTreeSet::new(),
+            },
+            proc: hardware.proc_root.clone(),
+            sys: hardware.sys_root.clone(),
+        }
+    }
+}
+
+/// Arguments of `node`.
+#[derive(Debug, Clone, Args)]
+pub struct NodeArgs {
+    /// Name of this node's Node object.
+    #[arg(long, env, value_name = "NAME")]
+    pub node_name: String,
+    /// Kubeconfig file [default: the service account of the pod].
+    #[arg(long, env, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
+    pub driver: DriverArgs,
+    /// UID of this pod. It is part of the sockets' names, so that the old and the new pod of a rolling update can serve
+    /// the kubelet side by side [default: none, for one process at a time].
+    #[arg(long, env, value_name = "UID", value_parser = pod_uid)]
+    pub pod_uid: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
+    pub hardware: HardwareArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
+    pub host: HostArgs,
     /// Which GPU a request is given first, as far as several would do.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "pack")]
     pub placement: Policy,
@@ -165,6 +206,26 @@ pub enum Mode {
     Layout,
 }
 
+/// Arguments of `check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// Name of this node's Node object; without it, what the API server knows of the node is not looked at.
+    #[arg(long, env, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Kubeconfig file [default: the service account of the pod].
+    #[arg(long, env, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
+    pub driver: DriverArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
+    pub hardware: HardwareArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
+    pub host: HostArgs,
+}
+
 /// Arguments of `inspect`.
 #[derive(Debug, Clone, Args)]
 pub struct InspectArgs {
@@ -188,6 +249,10 @@ pub enum OutputFormat {
     Json,
 }
 
+fn pod_uid(text: &str) -> Result<String, String> {
+    if is_pod_uid(text) { Ok(text.to_owned()) } else { Err("a pod's UID, as in metadata.uid".to_owned()) }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<u32>() {
         Ok(seconds) if 0 < seconds => Ok(Duration::from_secs(seconds.into())),
@@ -205,10 +270,12 @@ mod tests {
     fn the_command_line_is_consistent_and_every_flag_is_an_environment_variable() {
         let command = Cli::command();
         command.clone().debug_assert();
-        let node = command.find_subcommand("node").unwrap();
-        for argument in node.get_arguments().filter(|it| it.get_id() != "help") {
-            assert!(argument.get_env().is_some(), "{}", argument.get_id());
-            assert!(argument.get_help().is_some(), "{}", argument.get_id());
+        for name in ["node", "check"] {
+            let subcommand = command.find_subcommand(name).unwrap();
+            for argument in subcommand.get_arguments().filter(|it| it.get_id() != "help") {
+                assert!(argument.get_env().is_some(), "{}", argument.get_id());
+                assert!(argument.get_help().is_some(), "{}", argument.get_id());
+            }
         }
     }
 

@@ -10,7 +10,7 @@
 //!
 //! [`placement`] says in which order the slices offer devices, [`layout`] which of them where there are no counters; [`node`]
 //! wires everything, [`checkpoint`] is what was promised, on disk; [`api`], [`host`] and [`telemetry`] stand beside both
-//! flows.
+//! flows. [`inspect`] and [`check`] only look.
 //!
 //! What is never lost, and the test behind each promise, is in [`guarantees`]. What holds everywhere:
 //!
@@ -38,6 +38,7 @@ pub mod kubelet;
 pub mod mig;
 
 pub mod api;
+pub mod check;
 pub mod checkpoint;
 pub mod guarantees;
 pub mod hardware;
@@ -74,6 +75,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
                 telemetry::init_logging("warn", LogFormat::Text)?;
                 inspect::run(&args).await
             }
+            // No log: what there is to say is in the list.
+            Command::Check(args) => check::run(&args).await,
         }
     });
     // A call into a driver that hangs must not keep the process from ending.

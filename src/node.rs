@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,8 @@ use tracing::{info, warn};
 
 use crate::api::{self, Allocations, ClaimReader, Events, NodeSlices, OwnNode};
 use crate::args::{HardwareArgs, NodeArgs};
-use crate::cdi::{ClaimFiles, DEFAULT_LDCONFIG, DriverRoot, HookSettings, Kind, Root};
+use crate::cdi::{ClaimFiles, Kind};
+use crate::check;
 use crate::checkpoint::{Checkpoint, Record, Stored};
 use crate::claim::{Claims, ClaimsParts, CommonSource};
 use crate::hardware::{Hardware, NodeState};
@@ -42,7 +42,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let client = api::client(args.kubeconfig.as_deref()).await?;
     let boot_id = host::boot_id(&args.hardware.proc_root)?;
     let checkpoint = Checkpoint::open(&args.driver.claims_directory())?;
-    let cdi = ClaimFiles::open(&args.cdi_root, kind.clone())?;
+    let cdi = ClaimFiles::open(&args.host.cdi_root, kind.clone())?;
     let (changed, changes) = watch::channel(());
     let surprised = Arc::new(Notify::new());
     let (state, node) = watch::channel(NodeState {
@@ -72,7 +72,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         reader: ClaimReader::new(client.clone()),
         node: node.clone(),
         checkpoint,
-        common: CommonSource::new(driver_root(&args), args.common_edits.clone()),
+        common: CommonSource::new(args.host.driver_root(&args.hardware), args.host.common_edits.clone()),
         cdi,
         changed,
         surprised: Arc::clone(&surprised),
@@ -104,13 +104,17 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let layouts = follower.run(node.clone(), publication.clone());
     let health = Health { registration: registration.clone(), publication, node: node.clone() };
 
-    let paths =
-        SocketPaths::new(&args.driver.plugin_directory(), &args.registry_dir, &args.driver.driver_name);
+    let directory = args.driver.plugin_directory();
+    let pod = args.pod_uid.as_deref();
+    let paths = SocketPaths::new(&directory, &args.host.registry_dir, &args.driver.driver_name, pod);
     // The work socket first: the kubelet dials it as soon as it sees the other one.
     let plugin_socket = Socket::listen(&paths.plugin)?;
     let registration_socket = Socket::listen(&paths.registration)?;
-    let service = Registration::new(&args.driver.driver_name, paths.plugin, registration_report);
+    let service = Registration::new(&args.driver.driver_name, paths.plugin.clone(), registration_report);
+    let sweep = paths.keep_clean(args.driver.driver_name.clone(), args.rescan_interval, stop.clone());
 
+    // What is missing on the host is told while the rest starts; nothing waits for it.
+    tokio::spawn(check::at_start(args.clone(), client, node.clone()));
     claims.warm_up();
     let mut parts = Parts { running: JoinSet::new() };
     let claims = Arc::new(claims);
@@ -119,6 +123,10 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let plugin = Arc::new(DraPlugin::new(claims));
     parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
+    parts.add("sockets", async {
+        sweep.await;
+        anyhow::Ok(())
+    });
     parts.add("health", serve_health(health_listener, health, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
@@ -374,24 +382,5 @@ impl HardwareWatch {
             !is_same
         });
         Ok(())
-    }
-}
-
-fn driver_root(args: &NodeArgs) -> DriverRoot {
-    let root = |here: &Path, host: &Option<String>| {
-        Root::new(here, host.clone().unwrap_or_else(|| here.to_string_lossy().into_owned()))
-    };
-    DriverRoot {
-        files: root(&args.hardware.driver_root, &args.host_driver_root),
-        devices: root(&args.dev_root, &args.host_dev_root),
-        version: None,
-        hooks: HookSettings {
-            host_root: args.host_root.clone(),
-            program: args.cdi_hook.clone(),
-            ldconfig: DEFAULT_LDCONFIG.to_owned(),
-            disabled: BTreeSet::new(),
-        },
-        proc: args.hardware.proc_root.clone(),
-        sys: args.hardware.sys_root.clone(),
     }
 }

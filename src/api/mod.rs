@@ -1,5 +1,5 @@
 //! The API server, as this driver uses it: one claim read at a time, the slices of its own node, that node's labels, and
-//! events.
+//! events. [`RIGHTS`] is all that it asks for.
 //!
 //! Every call ends: kube's defaults (no read timeout, fifteen retries) could outlast the kubelet's patience.
 
@@ -7,6 +7,7 @@ mod allocations;
 mod claims;
 mod events;
 mod node;
+mod rights;
 mod slices;
 
 use std::path::Path;
@@ -19,6 +20,7 @@ pub use allocations::Allocations;
 pub use claims::{ClaimReader, ReadError};
 pub use events::{EventReason, Events};
 pub use node::{CONFIG_LABEL, LayoutLabels, OwnNode, STATE_LABEL};
+pub use rights::{RIGHTS, Right, is_allowed};
 pub use slices::{NodeSlices, SliceError};
 
 /// Longest wait for one answer. A Prepare has 45 s in all.

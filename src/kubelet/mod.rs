@@ -1,8 +1,8 @@
 //! gRPC towards the kubelet: two sockets, one for the kubelet to find us, one for the work.
 //!
 //! ```text
-//! <registry>/<driver>@reg.sock        GetInfo, NotifyRegistrationStatus   (the kubelet watches this directory)
-//! <plugins>/<driver>/dra.sock         NodePrepareResources, NodeUnprepareResources, v1 and v1beta1
+//! <registry>/<driver>-<pod>@reg.sock     GetInfo, NotifyRegistrationStatus   (the kubelet watches this directory)
+//! <plugins>/<driver>/dra-<pod>.sock      NodePrepareResources, NodeUnprepareResources, v1 and v1beta1
 //! ```
 //!
 //! Nothing is decided here: a call is translated, handed to `claim`, and its answer translated back.
@@ -21,7 +21,7 @@ use tracing::info;
 
 pub use plugin::DraPlugin;
 pub use registration::{Registration, RegistrationState};
-pub use socket::{Socket, SocketError, SocketPaths};
+pub use socket::{Socket, SocketError, SocketPaths, is_pod_uid};
 
 use crate::api::with_causes;
 use pb::dra_v1::dra_plugin_server::DraPluginServer as V1Server;

@@ -11,6 +11,6 @@ mod shelves;
 mod transition;
 
 pub use diff::{Change, diff, is_same, lost_counters};
-pub use publish::{Offer, Publication, Publisher, PublisherParts};
+pub use publish::{Offer, Publication, Publisher, PublisherParts, keeps_counters};
 pub use render::{Owner, keep_order, pool_name, render};
 pub use transition::{Transition, names};

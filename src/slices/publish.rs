@@ -309,8 +309,8 @@ impl Publisher {
         let creates = || published.len() < self.render(inventory, &BTreeSet::new(), owner).len();
         let is_known = self.asked.is_some_and(|it| it.elapsed() < GATE_RETRY);
         if !is_known || self.keeps_counters == Some(true) && creates() {
-            let probe = probe(owner);
-            self.set_gate(!lost_counters(&probe, &self.parts.api.try_create(&probe).await?));
+            let keeps = keeps_counters(&self.parts.api, owner).await?;
+            self.set_gate(keeps);
         }
         Ok(())
     }
@@ -461,6 +461,12 @@ impl Publisher {
             }
         }
     }
+}
+
+/// Asks the API server whether it keeps the counters of slices (feature gate `DRAPartitionableDevices`). Stores nothing.
+pub async fn keeps_counters(api: &NodeSlices, owner: &Owner) -> Result<bool, SliceError> {
+    let probe = probe(owner);
+    Ok(!lost_counters(&probe, &api.try_create(&probe).await?))
 }
 
 /// A slice that is never stored: it asks whether counters survive.

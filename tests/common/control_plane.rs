@@ -25,13 +25,7 @@ pub(crate) async fn each_control_plane<F: Future<Output = ()>>(
     test: impl Fn(ControlPlane) -> F,
 ) {
     test(ControlPlane::simulated(keeps_counters).await).await;
-    let start = move || {
-        let directory = tempfile::tempdir().unwrap();
-        let gates = format!("DRAPartitionableDevices={keeps_counters}");
-        let server = RealApiServer::start(directory.path(), &gates).unwrap();
-        server.map(|it| ControlPlane::Real(Arc::new((it, directory))))
-    };
-    if let Some(real) = tokio::task::spawn_blocking(start).await.unwrap() {
+    if let Some(real) = ControlPlane::real(keeps_counters).await {
         test(real).await;
     }
 }
@@ -40,6 +34,17 @@ impl ControlPlane {
     pub(crate) async fn simulated(keeps_counters: bool) -> Self {
         let options = Options { partitionable_devices: keeps_counters, ..Options::default() };
         Self::Simulated(Arc::new(ApiServer::start(options).await.unwrap()))
+    }
+
+    /// A real one, where there are binaries for it.
+    pub(crate) async fn real(keeps_counters: bool) -> Option<Self> {
+        let start = move || {
+            let directory = tempfile::tempdir().unwrap();
+            let gates = format!("DRAPartitionableDevices={keeps_counters}");
+            let server = RealApiServer::start(directory.path(), &gates).unwrap();
+            server.map(|it| Self::Real(Arc::new((it, directory))))
+        };
+        tokio::task::spawn_blocking(start).await.unwrap()
     }
 
     /// What a kubeconfig file for it says.

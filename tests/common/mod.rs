@@ -12,6 +12,7 @@ pub(crate) mod shim;
 pub(crate) mod victim;
 
 use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -88,6 +89,18 @@ impl Lab {
         command
     }
 
+    /// Starts the driver as a pod of a DaemonSet: with a UID, and an address of its own, which is returned.
+    pub(crate) fn spawn_pod(&self, uid: &str) -> (Child, SocketAddr) {
+        // Free a moment ago: the driver cannot be handed a listener.
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut line = self.command_line().split_off(1);
+        let http = line.iter().position(|it| it == "--http-address").unwrap();
+        line[http + 1] = address.to_string();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dra-driver-mig"));
+        let child = command.args(line).args(["--pod-uid", uid]).stderr(Stdio::null()).spawn().unwrap();
+        (child, address)
+    }
+
     /// What `dra-driver-mig inspect -o json` says of this node.
     pub(crate) fn inspect(&self) -> Value {
         let host = self.directory.path().join("host");
@@ -110,7 +123,7 @@ impl Lab {
     pub(crate) fn args(&self) -> NodeArgs {
         match Cli::parse_from(self.command_line()).command {
             Command::Node(args) => *args,
-            Command::Inspect(_) => unreachable!("the command line says node"),
+            _ => unreachable!("the command line says node"),
         }
     }
 

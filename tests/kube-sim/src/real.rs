@@ -62,7 +62,8 @@ impl RealApiServer {
             ("--bind-address", "127.0.0.1".into()),
             ("--cert-dir", directory.join("certs").into_os_string()),
             ("--token-auth-file", directory.join("tokens.csv").into_os_string()),
-            ("--authorization-mode", "AlwaysAllow".into()),
+            // The account of `kubeconfig` is in system:masters and may do everything; others what rules grant them.
+            ("--authorization-mode", "RBAC".into()),
             ("--service-account-issuer", "https://lab".into()),
             ("--service-account-key-file", key.clone().into_os_string()),
             ("--service-account-signing-key-file", key.into_os_string()),

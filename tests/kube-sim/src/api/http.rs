@@ -21,6 +21,7 @@ use super::watch::{self, WatchRequest};
 use super::{discovery, table};
 
 const MAX_BODY: usize = 3 * 1024 * 1024;
+const SELF_REVIEW: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 const DEFAULT_WATCH: Duration = Duration::from_secs(1800);
 
 /// What every request handler shares.
@@ -78,6 +79,9 @@ async fn serve(shared: &Arc<Shared>, request: Request) -> Response {
             discovery::Answer::Text(text) => reply(StatusCode::OK, "text/plain", Body::from(text)),
         };
     }
+    if request.method() == Method::POST && path == SELF_REVIEW {
+        return self_review(request).await;
+    }
     let Some(target) = target(&path) else { return failure(&ApiError::no_such_path()) };
     let (parts, body) = request.into_parts();
     let text = |name| parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
@@ -91,6 +95,16 @@ async fn serve(shared: &Arc<Shared>, request: Request) -> Response {
     let call = Call { method: parts.method, target, query, content_type, as_table, body };
     let answer = if call.is_watch() { call.watch(shared) } else { call.answer(&shared.store) };
     answer.unwrap_or_else(|error| failure(&error))
+}
+
+/// Everybody may do everything here.
+async fn self_review(request: Request) -> Response {
+    let body = axum::body::to_bytes(request.into_body(), MAX_BODY).await.unwrap_or_default();
+    let Ok(Value::Object(mut review)) = serde_json::from_slice(&body) else {
+        return failure(&ApiError::bad_request("the body is not a JSON object"));
+    };
+    review.insert("status".into(), json!({"allowed": true}));
+    json_reply(StatusCode::CREATED, &review.into())
 }
 
 fn reply(code: StatusCode, content_type: &str, body: Body) -> Response {

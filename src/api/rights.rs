@@ -1,0 +1,70 @@
+//! What the driver's account must be allowed, and whether it is.
+
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use tokio::time::timeout;
+
+use super::{CALL_TIMEOUT, with_causes};
+
+/// A verb on a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Right {
+    /// API group; empty for the core group.
+    pub group: &'static str,
+    /// Resource, plural.
+    pub resource: &'static str,
+    /// Verb.
+    pub verb: &'static str,
+    /// The namespace in which it is needed; `None` for all of them.
+    pub namespace: Option<&'static str>,
+}
+
+const fn right(group: &'static str, resource: &'static str, verb: &'static str) -> Right {
+    Right { group, resource, verb, namespace: None }
+}
+
+/// Every right that the driver makes use of. A test holds it against the requests that the driver makes and against the
+/// rules that are shipped.
+pub const RIGHTS: [Right; 13] = [
+    right("resource.k8s.io", "resourceclaims", "get"),
+    // Before a layout changes: which devices are allocated, prepared or not.
+    right("resource.k8s.io", "resourceclaims", "list"),
+    right("resource.k8s.io", "resourceslices", "list"),
+    right("resource.k8s.io", "resourceslices", "watch"),
+    right("resource.k8s.io", "resourceslices", "create"),
+    right("resource.k8s.io", "resourceslices", "update"),
+    right("resource.k8s.io", "resourceslices", "delete"),
+    right("", "nodes", "get"),
+    // The node's label chooses the layout, and another one tells how that stands.
+    right("", "nodes", "list"),
+    right("", "nodes", "watch"),
+    right("", "nodes", "patch"),
+    // Events of a Node, which has no namespace, are kept in `default`.
+    Right { namespace: Some("default"), ..right("events.k8s.io", "events", "create") },
+    Right { namespace: Some("default"), ..right("events.k8s.io", "events", "patch") },
+];
+
+/// Asks the API server whether this account has a right. Every account may ask that about itself. An error is the reason why
+/// it cannot be told.
+pub async fn is_allowed(client: &Client, right: &Right) -> Result<bool, String> {
+    let attributes = ResourceAttributes {
+        group: Some(right.group.to_owned()),
+        resource: Some(right.resource.to_owned()),
+        verb: Some(right.verb.to_owned()),
+        namespace: right.namespace.map(str::to_owned),
+        ..ResourceAttributes::default()
+    };
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() },
+        ..SelfSubjectAccessReview::default()
+    };
+    let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    match timeout(CALL_TIMEOUT, api.create(&PostParams::default(), &review)).await {
+        Ok(Ok(answer)) => Ok(answer.status.is_some_and(|it| it.allowed)),
+        Ok(Err(error)) => Err(with_causes(&error)),
+        Err(_) => Err(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
+    }
+}

@@ -1,0 +1,334 @@
+//! From what was seen to what is said. Pure.
+
+use std::path::PathBuf;
+
+use super::runtime::CdiSetting;
+use crate::api::Right;
+use crate::cdi::{Missing, Severity};
+use crate::nvml::facts::NodeFacts;
+
+/// A line of the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked at.
+    pub subject: &'static str,
+    /// How it stands.
+    pub verdict: Verdict,
+    /// What was found.
+    pub text: String,
+    /// What to do about it.
+    pub remedy: Option<String>,
+}
+
+/// How a thing stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is as it should be.
+    Good,
+    /// It is not, and something will not work.
+    Missing,
+    /// It cannot be told from here, or is good to know.
+    Open,
+}
+
+/// All that was seen.
+#[derive(Debug)]
+pub struct Facts {
+    /// On this host.
+    pub host: HostFacts,
+    /// In the cluster.
+    pub cluster: ClusterFacts,
+}
+
+/// What was seen on this host.
+#[derive(Debug)]
+pub struct HostFacts {
+    /// libnvidia-ml.so.1, or why there is none.
+    pub library: Result<PathBuf, String>,
+    /// What NVML says, or why it says nothing.
+    pub hardware: Result<NodeFacts, String>,
+    /// What containers would lack.
+    pub missing: Vec<Missing>,
+    /// Host path of nvidia-cdi-hook, and whether it is there.
+    pub hook: (String, bool),
+    /// Directories that are written to.
+    pub directories: Vec<DirectoryFacts>,
+    /// The container runtime's word on CDI.
+    pub cdi: CdiSetting,
+}
+
+/// A directory that the driver writes to.
+#[derive(Debug)]
+pub struct DirectoryFacts {
+    /// What for.
+    pub subject: &'static str,
+    /// Where.
+    pub path: PathBuf,
+    /// Why it cannot be written, if so.
+    pub problem: Option<String>,
+    /// What to do then.
+    pub remedy: &'static str,
+}
+
+/// What was seen of the cluster.
+#[derive(Debug)]
+pub enum ClusterFacts {
+    /// Nobody was asked, and why.
+    Unasked(String),
+    /// The account's rights only.
+    Rights(Vec<(Right, Result<bool, String>)>),
+    /// Everything.
+    All {
+        /// Version of the API server, or why it does not answer.
+        version: Result<String, String>,
+        /// The Node object: its name and whether it could be read; `None` where no name was given.
+        node: Option<(String, Result<(), String>)>,
+        /// Each right, whether it was given, or why it cannot be told.
+        rights: Vec<(Right, Result<bool, String>)>,
+        /// Whether counters are kept; `None` where it was not asked.
+        counters: Option<Result<bool, String>>,
+    },
+}
+
+fn finding(
+    subject: &'static str,
+    verdict: Verdict,
+    text: impl Into<String>,
+    remedy: Option<&str>,
+) -> Finding {
+    Finding { subject, verdict, text: text.into(), remedy: remedy.map(str::to_owned) }
+}
+
+fn good(subject: &'static str, text: impl Into<String>) -> Finding {
+    finding(subject, Verdict::Good, text, None)
+}
+
+fn missing(subject: &'static str, text: impl Into<String>, remedy: &str) -> Finding {
+    finding(subject, Verdict::Missing, text, Some(remedy))
+}
+
+fn open(subject: &'static str, text: impl Into<String>, remedy: Option<&str>) -> Finding {
+    finding(subject, Verdict::Open, text, remedy)
+}
+
+/// What there is to say, in the order in which a host is set up.
+#[must_use]
+pub fn findings(facts: &Facts) -> Vec<Finding> {
+    let mut all = driver(&facts.host);
+    all.extend(containers(&facts.host));
+    all.extend(directories(&facts.host.directories));
+    all.push(runtime(&facts.host.cdi));
+    all.extend(cluster(&facts.cluster));
+    all
+}
+
+fn driver(host: &HostFacts) -> Vec<Finding> {
+    const LIBRARY: &str = "NVIDIA driver";
+    const GPUS: &str = "GPUs";
+    let library = match &host.library {
+        Ok(path) => path,
+        Err(reason) => {
+            let remedy = "install the NVIDIA driver on this host, or, where the GPU Operator or a mount has it elsewhere, name \
+                          that directory: --driver-root /run/nvidia/driver";
+            // The reason has its own remedy at its end, which is shorter than this one.
+            let reason = reason.split(';').next().unwrap_or_default();
+            let gpus = open(GPUS, "cannot be told without the NVIDIA driver", None);
+            return vec![missing(LIBRARY, reason, remedy), gpus];
+        }
+    };
+    match &host.hardware {
+        Err(reason) => {
+            let remedy = "run `nvidia-smi` on the host: it must list the GPUs. In a container, the GPUs' device nodes must be \
+                          given to it: by NVIDIA's container runtime (runtimeClassName) or with `privileged: true`";
+            let text = reason.split("; `nvidia-smi`").next().unwrap_or_default();
+            vec![
+                missing(LIBRARY, format!("{} does not work: {text}", library.display()), remedy),
+                open(GPUS, "cannot be told before the NVIDIA driver works", None),
+            ]
+        }
+        Ok(facts) => {
+            let text = format!("version {}, {}", facts.driver_version, library.display());
+            let mut all = vec![good(LIBRARY, text)];
+            all.extend(gpus(GPUS, facts));
+            all
+        }
+    }
+}
+
+fn gpus(subject: &'static str, facts: &NodeFacts) -> Vec<Finding> {
+    let mut all = Vec::new();
+    for skipped in &facts.skipped {
+        let text = format!("GPU {} is not offered: {}", skipped.index, skipped.reason);
+        all.push(missing(subject, text, "`nvidia-smi -q` and the kernel's log on the host tell more"));
+    }
+    let with_mig = facts.gpus.iter().filter(|it| it.mig.is_some()).count();
+    match (facts.gpus.len(), with_mig) {
+        (0, _) => {
+            all.push(missing(subject, "NVML lists none", "nothing to do on a node that has no NVIDIA GPU"))
+        }
+        (count, 0) => {
+            all.push(open(subject, format!("{count}, none with MIG: they are offered whole"), None));
+        }
+        (count, with_mig) => all.push(good(subject, format!("{count}, {with_mig} of them with MIG"))),
+    }
+    let needs_reset = |it: &&crate::nvml::facts::GpuFacts| {
+        it.mig.as_ref().is_some_and(|mig| !mig.resetless && !mig.mode.current)
+    };
+    for gpu in facts.gpus.iter().filter(needs_reset) {
+        let text = format!(
+            "{} ({}) has MIG mode off and cannot switch it without a reset: it is offered whole",
+            gpu.pci, gpu.product_name
+        );
+        let remedy = format!(
+            "to have it cut: drain the node, `nvidia-smi -i {} -mig 1`, then reset the GPU or reboot",
+            gpu.index
+        );
+        all.push(open(subject, text, Some(&remedy)));
+    }
+    all
+}
+
+fn containers(host: &HostFacts) -> Vec<Finding> {
+    const HOOK: &str = "nvidia-cdi-hook";
+    let (hook, is_there) = &host.hook;
+    let mut all = vec![if *is_there {
+        good(HOOK, hook.as_str())
+    } else {
+        missing(
+            HOOK,
+            format!("no program {hook} on the host"),
+            "install the package nvidia-container-toolkit-base on the host; where the GPU Operator has it, name it: --cdi-hook \
+             /usr/local/nvidia/toolkit/nvidia-cdi-hook",
+        )
+    }];
+    if host.library.is_err() {
+        all.push(open("device nodes", "come with the NVIDIA driver", None));
+        return all;
+    }
+    let about_others = host.missing.iter().filter(|it| *is_there || !it.what.contains(hook.as_str()));
+    let lacks: Vec<Finding> = about_others
+        .map(|it| {
+            let text = format!("{}: {}", it.what, it.consequence);
+            match it.severity {
+                Severity::Fatal => missing("containers", text, it.remedy),
+                Severity::Degraded => open("containers", text, Some(it.remedy)),
+            }
+        })
+        .collect();
+    if lacks.is_empty() {
+        all.push(good("containers", "find device nodes, libraries and programs of the driver"));
+    }
+    all.extend(lacks);
+    all
+}
+
+fn directories(directories: &[DirectoryFacts]) -> impl Iterator<Item = Finding> {
+    directories.iter().map(|it| match &it.problem {
+        None => good(it.subject, format!("{}", it.path.display())),
+        Some(problem) => missing(it.subject, format!("{}: {problem}", it.path.display()), it.remedy),
+    })
+}
+
+fn runtime(cdi: &CdiSetting) -> Finding {
+    const SUBJECT: &str = "container runtime";
+    match cdi {
+        CdiSetting::On { reason } => good(SUBJECT, format!("CDI is on: {reason}")),
+        CdiSetting::Off { file } => missing(
+            SUBJECT,
+            format!("CDI is off: {} says enable_cdi = false", file.display()),
+            "set `enable_cdi = true` there and restart containerd; without CDI no container gets its GPU",
+        ),
+        CdiSetting::Unset { file } => open(
+            SUBJECT,
+            format!(
+                "{} does not say whether CDI is on: containerd 2 has it on, containerd 1.7 off",
+                file.display()
+            ),
+            Some(
+                "with containerd 1.7, set `enable_cdi = true` under [plugins.\"io.containerd.grpc.v1.cri\"] and restart it",
+            ),
+        ),
+        CdiSetting::Unseen => open(
+            SUBJECT,
+            "its configuration is not visible from here, so it cannot be told whether CDI is on",
+            Some(
+                "containerd 2 and CRI-O have it on; with containerd 1.7 /etc/containerd/config.toml needs `enable_cdi = true` \
+                 under [plugins.\"io.containerd.grpc.v1.cri\"]",
+            ),
+        ),
+    }
+}
+
+fn cluster(facts: &ClusterFacts) -> Vec<Finding> {
+    const SERVER: &str = "API server";
+    match facts {
+        ClusterFacts::Unasked(reason) => vec![open(
+            SERVER,
+            format!("not asked: {reason}"),
+            Some("run the check in the driver's pod, or give --kubeconfig FILE --node-name NODE"),
+        )],
+        ClusterFacts::Rights(granted) => rights(granted),
+        ClusterFacts::All { version: Err(reason), .. } => vec![missing(
+            SERVER,
+            format!("does not answer: {reason}"),
+            "its address is in the kubeconfig, or in a pod in KUBERNETES_SERVICE_HOST; a NetworkPolicy must let the pod reach \
+             it, also at the port behind the service (value networkPolicy.apiServerPorts)",
+        )],
+        ClusterFacts::All { version: Ok(version), node, rights: granted, counters } => {
+            let mut all = vec![good(SERVER, version.as_str())];
+            match node {
+                None => all.push(open("Node object", "no --node-name was given", None)),
+                Some((name, Ok(()))) => all.push(good("Node object", name.as_str())),
+                Some((name, Err(reason))) => all.push(missing(
+                    "Node object",
+                    format!("{name}: {reason}"),
+                    "--node-name must be the name that `kubectl get nodes` has for this node",
+                )),
+            }
+            all.extend(rights(granted));
+            all.extend(counters.as_ref().map(gate));
+            all
+        }
+    }
+}
+
+fn rights(granted: &[(Right, Result<bool, String>)]) -> Vec<Finding> {
+    const SUBJECT: &str = "permissions";
+    let named = |right: &Right| match right.group {
+        "" => format!("{} {}", right.verb, right.resource),
+        group => format!("{} {}.{group}", right.verb, right.resource),
+    };
+    let refused: Vec<String> =
+        granted.iter().filter(|(_, it)| *it == Ok(false)).map(|(it, _)| named(it)).collect();
+    let unknown = granted.iter().find_map(|(_, it)| it.as_ref().err());
+    if !refused.is_empty() {
+        let remedy = "apply the RBAC rules that come with the driver (deploy/helm or deploy/manifests/rbac.yaml) for its \
+                      service account";
+        return vec![missing(SUBJECT, format!("this account may not {}", refused.join(", ")), remedy)];
+    }
+    match unknown {
+        Some(reason) => vec![open(SUBJECT, format!("cannot be told: {reason}"), None)],
+        None => vec![good(SUBJECT, format!("this account has all {} rights", granted.len()))],
+    }
+}
+
+fn gate(counters: &Result<bool, String>) -> Finding {
+    const SUBJECT: &str = "feature gate";
+    match counters {
+        Ok(true) => good(
+            SUBJECT,
+            "kube-apiserver has DRAPartitionableDevices on; kube-scheduler must have it on, too",
+        ),
+        Ok(false) => missing(
+            SUBJECT,
+            "kube-apiserver has DRAPartitionableDevices off: it drops the counters that keep overlapping MIG devices apart, so \
+             only devices that cannot overlap are offered",
+            "start kube-apiserver and kube-scheduler with --feature-gates=DRAPartitionableDevices=true",
+        ),
+        Err(reason) => open(SUBJECT, format!("DRAPartitionableDevices cannot be told: {reason}"), None),
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

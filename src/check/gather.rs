@@ -1,0 +1,137 @@
+//! Looks at the host and asks the API server. The only file of the check that has effects, and none of them writes.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use futures::future::join_all;
+use kube::Client;
+use rustix::fs::Access;
+use tokio::time::timeout;
+
+use super::findings::{ClusterFacts, DirectoryFacts, HostFacts};
+use super::runtime::{CONTAINERD, CRIO, cdi_setting};
+use crate::api::{CALL_TIMEOUT, NodeSlices, RIGHTS, Right, is_allowed, with_causes};
+use crate::args::{DriverArgs, HardwareArgs, HostArgs};
+use crate::cdi::{CommonEdits, Root};
+use crate::nvml;
+use crate::nvml::facts::NodeFacts;
+use crate::slices::{Owner, keeps_counters};
+
+/// Looks at the host. `hardware` is what NVML says.
+pub(super) fn host(
+    hardware_args: &HardwareArgs,
+    host: &HostArgs,
+    driver: &DriverArgs,
+    hardware: Result<NodeFacts, String>,
+) -> HostFacts {
+    let library = match &hardware_args.driver_library {
+        Some(path) if path.exists() => Ok(path.clone()),
+        Some(path) => Err(format!("no file {}", path.display())),
+        None => nvml::find_library(&hardware_args.driver_root).map_err(|it| it.to_string()),
+    };
+    let root = host.driver_root(hardware_args);
+    let common = host.common_edits.as_deref().and_then(|it| CommonEdits::from_file(it, &root.hooks).ok());
+    let missing = common.unwrap_or_else(|| CommonEdits::discover(&root)).missing().to_vec();
+    let host_root = Root::new(&host.host_root, "/");
+    HostFacts {
+        library,
+        hardware,
+        missing,
+        hook: (host.cdi_hook.clone(), is_program(&host_root, &host.cdi_hook)),
+        directories: directories(host, driver),
+        cdi: cdi_setting(&files(&host_root, &CONTAINERD), !files(&host_root, &CRIO).is_empty()),
+    }
+}
+
+fn is_program(root: &Root, path: &str) -> bool {
+    const EXECUTABLE: u32 = 0o111;
+    let metadata = root.resolve(path).and_then(|it| fs::metadata(root.here(&it)));
+    metadata.is_ok_and(|it| it.is_file() && it.permissions().mode() & EXECUTABLE != 0)
+}
+
+fn directories(host: &HostArgs, driver: &DriverArgs) -> Vec<DirectoryFacts> {
+    const KUBELET: &str = "run the check on a node with a kubelet, as root; where its --root-dir is not /var/lib/kubelet, name \
+                           the directory with --registry-dir and --plugins-dir";
+    let directory = |subject, path: &Path, problem, remedy| DirectoryFacts {
+        subject,
+        path: path.to_owned(),
+        problem,
+        remedy,
+    };
+    let cdi = "run as root and mount the directory writable; container runtimes read CDI specs there";
+    vec![
+        directory("kubelet registry", &host.registry_dir, unwritable(&host.registry_dir), KUBELET),
+        directory(
+            "plugin directory",
+            &driver.plugin_directory(),
+            not_makeable(&driver.plugin_directory()),
+            KUBELET,
+        ),
+        directory("CDI directory", &host.cdi_root, not_makeable(&host.cdi_root), cdi),
+    ]
+}
+
+/// Why a directory cannot be written, if so.
+fn unwritable(directory: &Path) -> Option<String> {
+    if !directory.is_dir() {
+        return Some("no such directory".to_owned());
+    }
+    let access = rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK);
+    access.err().map(|error| std::io::Error::from(error).to_string())
+}
+
+/// The same for one that the driver makes itself, which needs the nearest directory above it that exists.
+fn not_makeable(directory: &Path) -> Option<String> {
+    let nearest = directory.ancestors().find(|it| it.is_dir())?;
+    unwritable(nearest).map(|problem| match nearest == directory {
+        true => problem,
+        false => format!("cannot be made in {}: {problem}", nearest.display()),
+    })
+}
+
+/// The text of those files that can be read; of directories, all files in them.
+fn files(root: &Root, paths: &[&str]) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for path in paths {
+        let here = root.here(path);
+        let mut names: Vec<PathBuf> = match fs::read_dir(&here) {
+            Ok(entries) => entries.flatten().map(|it| it.path()).collect(),
+            Err(_) => vec![here],
+        };
+        names.sort();
+        found.extend(names.into_iter().filter_map(|it| {
+            let text = fs::read_to_string(&it).ok()?;
+            Some((it, text))
+        }));
+    }
+    found
+}
+
+/// Asks for every right.
+pub(super) async fn rights(client: &Client) -> Vec<(Right, Result<bool, String>)> {
+    join_all(RIGHTS.iter().map(async |right| (*right, is_allowed(client, right).await))).await
+}
+
+/// Asks the API server for everything.
+pub(super) async fn cluster(client: Client, node: Option<&str>, driver: &str) -> ClusterFacts {
+    let version = match timeout(CALL_TIMEOUT, client.apiserver_version()).await {
+        Ok(Ok(version)) => Ok(version.git_version),
+        Ok(Err(error)) => Err(with_causes(&error)),
+        Err(_) => Err(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
+    };
+    if version.is_err() {
+        return ClusterFacts::All { version, node: None, rights: Vec::new(), counters: None };
+    }
+    let rights = rights(&client).await;
+    let Some(name) = node else { return ClusterFacts::All { version, node: None, rights, counters: None } };
+    let slices = NodeSlices::new(client, name, driver);
+    let (node, counters) = match slices.node_uid().await {
+        Ok(node_uid) => {
+            let owner = Owner { driver: driver.to_owned(), node: name.to_owned(), node_uid };
+            (Ok(()), Some(keeps_counters(&slices, &owner).await.map_err(|it| it.to_string())))
+        }
+        Err(error) => (Err(error.to_string()), None),
+    };
+    ClusterFacts::All { version, node: Some((name.to_owned(), node)), rights, counters }
+}

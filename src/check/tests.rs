@@ -1,0 +1,107 @@
+use super::*;
+use crate::api::RIGHTS;
+use crate::check::list;
+use crate::nvml::facts::SkippedGpu;
+
+fn host() -> HostFacts {
+    let directory =
+        |subject, path: &str| DirectoryFacts { subject, path: path.into(), problem: None, remedy: "" };
+    HostFacts {
+        library: Ok("/usr/lib64/libnvidia-ml.so.1".into()),
+        hardware: Ok(NodeFacts { driver_version: "570.124.06".to_owned(), ..NodeFacts::default() }),
+        missing: Vec::new(),
+        hook: ("/usr/bin/nvidia-cdi-hook".to_owned(), true),
+        directories: vec![directory("CDI directory", "/var/run/cdi")],
+        cdi: CdiSetting::Unseen,
+    }
+}
+
+fn all_rights(answer: &Result<bool, String>) -> Vec<(Right, Result<bool, String>)> {
+    RIGHTS.iter().map(|it| (*it, answer.clone())).collect()
+}
+
+fn of(subject: &str, facts: &Facts) -> Vec<Finding> {
+    findings(facts).into_iter().filter(|it| it.subject == subject).collect()
+}
+
+#[test]
+fn everything_that_is_missing_comes_with_what_to_do() {
+    let mut host = host();
+    host.library = Err("no libnvidia-ml.so.1 below the driver root `/`; install it".to_owned());
+    host.hook.1 = false;
+    host.directories[0].problem = Some("read-only".to_owned());
+    host.directories[0].remedy = "remount";
+    host.cdi = CdiSetting::Off { file: "/etc/containerd/config.toml".into() };
+    let cluster = ClusterFacts::All {
+        version: Ok("v1.35.6".to_owned()),
+        node: Some(("n".to_owned(), Err("not found".to_owned()))),
+        rights: all_rights(&Ok(false)),
+        counters: Some(Ok(false)),
+    };
+    let found = findings(&Facts { host, cluster });
+    let missing: Vec<&Finding> = found.iter().filter(|it| it.verdict == Verdict::Missing).collect();
+    let subjects: Vec<&str> = missing.iter().map(|it| it.subject).collect();
+    assert_eq!(
+        subjects,
+        [
+            "NVIDIA driver",
+            "nvidia-cdi-hook",
+            "CDI directory",
+            "container runtime",
+            "Node object",
+            "permissions",
+            "feature gate"
+        ]
+    );
+    assert!(missing.iter().all(|it| it.remedy.as_ref().is_some_and(|it| !it.is_empty())), "{missing:?}");
+}
+
+#[test]
+fn a_library_that_does_not_initialise_is_told_from_one_that_is_not_there() {
+    let mut host = host();
+    host.hardware =
+        Err("cannot initialise `x`: driver not loaded; `nvidia-smi` on the host shows".to_owned());
+    let facts = Facts { host, cluster: ClusterFacts::Unasked("not in a pod".to_owned()) };
+    let found = of("NVIDIA driver", &facts);
+    assert_eq!(found[0].verdict, Verdict::Missing);
+    assert!(found[0].text.ends_with("driver not loaded"), "{}", found[0].text);
+    assert_eq!(of("GPUs", &facts)[0].verdict, Verdict::Open);
+}
+
+#[test]
+fn a_gpu_that_is_left_out_and_a_node_without_gpus_are_told() {
+    let mut host = host();
+    let skipped = SkippedGpu { index: 3, uuid: None, reason: "it is lost".to_owned() };
+    host.hardware = Ok(NodeFacts { skipped: vec![skipped], ..NodeFacts::default() });
+    let found = of("GPUs", &Facts { host, cluster: ClusterFacts::Rights(Vec::new()) });
+    assert!(found[0].text.contains("GPU 3") && found[1].text.contains("none"), "{found:?}");
+}
+
+#[test]
+fn degraded_things_are_told_but_do_not_fail_the_check() {
+    let mut host = host();
+    let missing =
+        Missing { severity: Severity::Degraded, what: "x".to_owned(), consequence: "y", remedy: "z" };
+    host.missing = vec![missing.clone(), Missing { severity: Severity::Fatal, ..missing }];
+    let found = of("containers", &Facts { host, cluster: ClusterFacts::Rights(Vec::new()) });
+    assert_eq!([found[0].verdict, found[1].verdict], [Verdict::Open, Verdict::Missing]);
+}
+
+#[test]
+fn rights_that_cannot_be_told_are_not_called_missing() {
+    let told = |answer| {
+        let cluster = ClusterFacts::Rights(all_rights(&answer));
+        of("permissions", &Facts { host: host(), cluster })[0].verdict
+    };
+    assert_eq!(told(Ok(true)), Verdict::Good);
+    assert_eq!(told(Err("404".to_owned())), Verdict::Open);
+    assert_eq!(told(Ok(false)), Verdict::Missing);
+}
+
+#[test]
+fn the_list_has_one_line_for_what_is_good_and_two_for_what_is_not() {
+    let found = [good("a", "fine"), missing("bcd", "gone", "bring it back"), open("e", "who knows", None)];
+    let expected =
+        "ok       a    fine\nMISSING  bcd  gone\n              -> bring it back\n?        e    who knows\n";
+    assert_eq!(list(&found), expected);
+}

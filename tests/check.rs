@@ -1,0 +1,135 @@
+//! `dra-driver-mig check` as people run it.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::{ControlPlane, Lab};
+
+fn check(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dra-driver-mig"));
+    command.env_clear().arg("check").args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A host on which nothing is installed.
+fn bare(root: &Path) -> Output {
+    let at = |name: &str| root.join(name).display().to_string();
+    check(&[
+        "--driver-root",
+        &at(""),
+        "--host-root",
+        &at(""),
+        "--dev-root",
+        &at(""),
+        "--proc-root",
+        &at("proc"),
+        "--plugins-dir",
+        &at("kubelet/plugins"),
+        "--registry-dir",
+        &at("kubelet/plugins_registry"),
+        "--cdi-root",
+        &at("cdi"),
+    ])
+}
+
+#[test]
+fn on_a_bare_machine_the_list_tells_a_newcomer_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = bare(directory.path());
+    let root = directory.path().display().to_string();
+    let list = text(&output.stdout).replace(&root, "/HOST");
+    // The text is what people get: a change of it is to be read, not only to be compiled.
+    let expected = "\
+MISSING  NVIDIA driver      no libnvidia-ml.so.1 below the driver root `/HOST/`
+                            -> install the NVIDIA driver on this host, or, where the GPU Operator or a mount has it elsewhere, name that directory: --driver-root /run/nvidia/driver
+?        GPUs               cannot be told without the NVIDIA driver
+MISSING  nvidia-cdi-hook    no program /usr/bin/nvidia-cdi-hook on the host
+                            -> install the package nvidia-container-toolkit-base on the host; where the GPU Operator has it, name it: --cdi-hook /usr/local/nvidia/toolkit/nvidia-cdi-hook
+?        device nodes       come with the NVIDIA driver
+MISSING  kubelet registry   /HOST/kubelet/plugins_registry: no such directory
+                            -> run the check on a node with a kubelet, as root; where its --root-dir is not /var/lib/kubelet, name the directory with --registry-dir and --plugins-dir
+ok       plugin directory   /HOST/kubelet/plugins/mig.dra-driver.dev
+ok       CDI directory      /HOST/cdi
+?        container runtime  its configuration is not visible from here, so it cannot be told whether CDI is on
+                            -> containerd 2 and CRI-O have it on; with containerd 1.7 /etc/containerd/config.toml needs `enable_cdi = true` under [plugins.\"io.containerd.grpc.v1.cri\"]
+?        API server         not asked: this is not a pod, and no kubeconfig was given
+                            -> run the check in the driver's pod, or give --kubeconfig FILE --node-name NODE
+";
+    assert_eq!(list, expected);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        text(&output.stderr),
+        "dra-driver-mig: 3 things are missing; the list above says what to do\n"
+    );
+    // Looking changes nothing.
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+/// The check on a simulated node.
+async fn on(lab: &Lab) -> Output {
+    std::fs::create_dir_all(lab.path("registry")).unwrap();
+    let at = |name: &str| lab.path(name).display().to_string();
+    let line: Vec<String> = [
+        ("--node-name", lab.node_name.clone()),
+        ("--kubeconfig", at("kubeconfig")),
+        ("--driver-root", at("host")),
+        ("--host-root", at("host")),
+        ("--dev-root", at("host")),
+        ("--proc-root", at("host/proc")),
+        ("--sys-root", at("host/sys")),
+        ("--plugins-dir", at("plugins")),
+        ("--registry-dir", at("registry")),
+        ("--cdi-root", at("cdi")),
+    ]
+    .into_iter()
+    .flat_map(|(flag, value)| [flag.to_owned(), value])
+    .collect();
+    let run = move || check(&line.iter().map(String::as_str).collect::<Vec<_>>());
+    tokio::task::spawn_blocking(run).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_node_that_has_everything_nothing_is_missing() {
+    let lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB,1xL4").await;
+    let output = on(&lab).await;
+    let list = text(&output.stdout);
+    assert!(!list.contains("MISSING"), "{list}");
+    for line in
+        ["ok       NVIDIA driver", "2, 1 of them with MIG", "DRAPartitionableDevices on", "all 9 rights"]
+    {
+        assert!(list.contains(line), "{line}: {list}");
+    }
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
+    assert!(lab.slices().await.is_empty() && lab.instances().is_empty(), "the check changes nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_that_is_off_a_wrong_node_name_and_a_dead_server_are_told() {
+    let mut lab = Lab::new(ControlPlane::simulated(false).await, "1xH100-80GB").await;
+    let output = on(&lab).await;
+    let list = text(&output.stdout);
+    assert!(
+        list.contains("MISSING  feature gate")
+            && list.contains("--feature-gates=DRAPartitionableDevices=true"),
+        "{list}"
+    );
+    assert_eq!(output.status.code(), Some(1));
+
+    let right = std::mem::replace(&mut lab.node_name, "nobody".to_owned());
+    let list = text(&on(&lab).await.stdout);
+    assert!(list.contains("MISSING  Node object") && list.contains("kubectl get nodes"), "{list}");
+    lab.node_name = right;
+
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let kubeconfig = std::fs::read_to_string(lab.path("kubeconfig")).unwrap();
+    let server = kubeconfig.lines().find_map(|it| it.trim().strip_prefix("server: ")).unwrap().to_owned();
+    std::fs::write(lab.path("kubeconfig"), kubeconfig.replace(&server, &format!("http://{nobody}"))).unwrap();
+    let list = text(&on(&lab).await.stdout);
+    assert!(list.contains("MISSING  API server") && list.contains("refused"), "{list}");
+}

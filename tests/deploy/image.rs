@@ -1,0 +1,53 @@
+//! The image that `deploy/image.sh` makes of this build, where its tools are at hand.
+
+use std::process::{Command, Output};
+
+fn image(arguments: &[&str]) -> Output {
+    let mut command = Command::new("bash");
+    command.arg("deploy/image.sh").current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.args(["--binary", env!("CARGO_BIN_EXE_dra-driver-mig")]).args(arguments);
+    command.env("SOURCE_DATE_EPOCH", "1700000000").output().unwrap()
+}
+
+fn has_tools() -> bool {
+    let found = ["bash", "ldd", "sha256sum", "install"]
+        .iter()
+        .all(|it| Command::new(it).arg("--version").output().is_ok_and(|output| output.status.success()));
+    let is_gnu = |output: Output| String::from_utf8_lossy(&output.stdout).contains("GNU tar");
+    found && Command::new("tar").arg("--version").output().is_ok_and(is_gnu)
+}
+
+fn succeeded(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn the_image_is_the_same_every_time_and_has_no_shell() {
+    if !has_tools() {
+        return eprintln!("skipped: bash, ldd, GNU tar and coreutils are needed");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    for name in ["one.tar", "two.tar"] {
+        let told = succeeded(&image(&["--tag", "example/x:1", "--out", path(name).to_str().unwrap()]));
+        assert!(told.contains("example/x:1, 8 files"), "{told}");
+    }
+    assert!(std::fs::read(path("one.tar")).unwrap() == std::fs::read(path("two.tar")).unwrap());
+
+    let rootfs = path("rootfs");
+    succeeded(&image(&["--rootfs", rootfs.to_str().unwrap()]));
+    let programs: Vec<_> = std::fs::read_dir(rootfs.join("usr/bin")).unwrap().collect();
+    assert_eq!(programs.len(), 1);
+    assert!(!rootfs.join("bin").exists() && !rootfs.join("etc").exists());
+}
+
+#[test]
+fn the_driver_runs_with_nothing_but_the_images_files() {
+    let is_root = rustix::process::geteuid().is_root();
+    if !has_tools() || !is_root {
+        return eprintln!("skipped: root is needed for a chroot");
+    }
+    let told = succeeded(&image(&["--check"]));
+    assert!(told.contains("runs; 8 files"), "{told}");
+}

@@ -1,0 +1,13 @@
+//! What is in `deploy/`: the chart, the manifests that are rendered from it, and whether the driver does its work with them.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
+
+mod chart;
+mod classes;
+#[path = "../common/mod.rs"]
+mod common;
+mod image;
+mod policy;
+mod rights;
+mod rollout;
+mod schema;
+mod template;
