@@ -25,6 +25,10 @@ pub enum Command {
     Node(Box<NodeArgs>),
     /// Show this node's GPUs: MIG mode, profiles, free placements, live instances and their owners. Changes nothing.
     Inspect(InspectArgs),
+    /// Turn manifests that ask the device plugin (`nvidia.com/mig-1g.10gb: 1`, `nvidia.com/gpu: 1`) into ones that claim
+    /// devices of this driver. Comments and what else is in the file stay. Exit status: 0 all converted, 1 something was
+    /// left as it is (see standard error), 2 the file cannot be used and nothing is written.
+    Convert(ConvertArgs),
 }
 
 /// Where the hardware is.
@@ -144,6 +148,17 @@ pub struct InspectArgs {
     /// Output format.
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
     pub output: OutputFormat,
+}
+
+/// Arguments of `convert`.
+#[derive(Debug, Clone, Args)]
+pub struct ConvertArgs {
+    /// The manifests: YAML or JSON, one object or many; `-` is standard input.
+    #[arg(short, long, value_name = "FILE")]
+    pub filename: String,
+    /// Where the result goes; the input file itself is a good place [default: standard output].
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// How `inspect` prints.

@@ -97,7 +97,7 @@ impl Lab {
     pub(crate) fn args(&self) -> NodeArgs {
         match Cli::parse_from(self.command_line()).command {
             Command::Node(args) => *args,
-            Command::Inspect(_) => unreachable!("the command line says node"),
+            _ => unreachable!("the command line says node"),
         }
     }
 
