@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::change::{Change, Changes};
 use super::object::{Findings, Place};
 use super::placement;
-use super::resource::{DOMAIN, device_class, is_device};
+use super::resource::{DOMAIN, WHOLE_GPU, device_class, is_device};
 use super::template::{MAX_DEVICES, Shape, Templates};
 use super::tree::{Content, Node};
 
@@ -47,7 +47,7 @@ pub(super) fn convert(
     if asking.is_empty() && !findings.refused {
         return;
     }
-    let whole = asking.iter().any(|it| it.shape.contains_key("gpu.dra-driver.dev"));
+    let whole = asking.iter().any(|it| it.shape.contains_key(WHOLE_GPU));
     placement::remark(spec, place, whole, findings);
     if !findings.refused {
         change(spec, place, namespace, asking, templates, findings);

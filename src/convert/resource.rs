@@ -3,8 +3,8 @@
 /// What the device plugin of NVIDIA calls its devices.
 pub(super) const DOMAIN: &str = "nvidia.com/";
 
-/// A whole GPU, unless the device plugin runs with the MIG strategy `single`.
-pub(super) const WHOLE_GPU: &str = "nvidia.com/gpu";
+/// The class of whole GPUs, which `nvidia.com/gpu` means unless the device plugin runs with the MIG strategy `single`.
+pub(super) const WHOLE_GPU: &str = "gpu.dra-driver.dev";
 
 /// The device class in place of a resource.
 ///
@@ -13,7 +13,7 @@ pub(super) const WHOLE_GPU: &str = "nvidia.com/gpu";
 pub(super) fn device_class(resource: &str) -> Result<Option<String>, String> {
     let Some(name) = resource.strip_prefix(DOMAIN) else { return Ok(None) };
     if name == "gpu" {
-        return Ok(Some("gpu.dra-driver.dev".to_owned()));
+        return Ok(Some(WHOLE_GPU.to_owned()));
     }
     if name.ends_with(".shared") {
         return Err(format!(
