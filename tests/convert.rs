@@ -34,7 +34,7 @@ fn the_exit_status_tells_what_became_of_the_file() {
     let done = convert(&["-f", "-"], &data());
     assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
     assert!(text(&done.stdout).contains("resourceClaimTemplateName: mig-2g.20gb"));
-    assert!(text(&done.stderr).contains("standard input:55: note: document 3, Job pair"), "{}", text(&done.stderr));
+    assert!(text(&done.stderr).contains("standard input:58: note: document 3, Job pair"), "{}", text(&done.stderr));
 
     let left = convert(&["-f", "-"], &data().replace("nvidia.com/gpu: 1", "nvidia.com/gpu.shared: 1"));
     assert_eq!(left.status.code(), Some(1));

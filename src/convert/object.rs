@@ -152,8 +152,9 @@ fn one(
             pod::convert(spec, &place, name_space(node), templates, &mut findings);
         }
     }
-    // An anchor or alias that was refused on the way covers all that is below it.
-    if !findings.refused {
+    // An anchor or alias that was refused on the way covers all that is below it. Device classes may well have the name of
+    // an extended resource.
+    if !findings.refused && !api_version.starts_with("resource.k8s.io/") {
         let mut count = 0;
         unknown(node, &place, &mut count, &mut findings);
     }

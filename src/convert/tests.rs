@@ -372,6 +372,8 @@ fn kinds_that_are_not_known_are_reported_only_where_they_name_devices() {
     // A Job of somebody else is not the Job of batch/v1.
     assert_eq!(untouched(&job.replace("kubeflow.org/v1", "batch.volcano.sh/v1alpha1").replace("PyTorchJob", "Job")).len(), 1);
     assert_eq!(untouched("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, labels: {nvidia.com/gpu: \"1\"}}\n"), [""; 0]);
+    let class = "apiVersion: resource.k8s.io/v1\nkind: DeviceClass\nmetadata: {name: c}\nspec: {extendedResourceName: nvidia.com/gpu}\n";
+    assert_eq!(untouched(class), [""; 0]);
     assert_eq!(untouched("# nothing\n"), [""; 0]);
     assert_eq!(untouched(""), [""; 0]);
     assert_eq!(untouched("---\n---\n# two empty documents\n"), [""; 0]);
