@@ -15,14 +15,20 @@ use serde_json::{Value, json};
 
 fn convert(arguments: &[&str], input: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dra-driver-mig"));
-    command.arg("convert").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .arg("convert")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     child.wait_with_output().unwrap()
 }
 
 fn data() -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/device-plugin.yaml")).unwrap()
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/device-plugin.yaml"))
+        .unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -34,12 +40,23 @@ fn the_exit_status_tells_what_became_of_the_file() {
     let done = convert(&["-f", "-"], &data());
     assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
     assert!(text(&done.stdout).contains("resourceClaimTemplateName: mig-2g.20gb"));
-    assert!(text(&done.stderr).contains("standard input:58: note: document 3, Job pair"), "{}", text(&done.stderr));
+    assert!(
+        text(&done.stderr).contains("standard input:58: note: document 3, Job pair"),
+        "{}",
+        text(&done.stderr)
+    );
 
     let left = convert(&["-f", "-"], &data().replace("nvidia.com/gpu: 1", "nvidia.com/gpu.shared: 1"));
     assert_eq!(left.status.code(), Some(1));
-    assert!(text(&left.stdout).contains("nvidia.com/gpu.shared: 1"), "what is left is in the output as it was");
-    assert!(text(&left.stderr).contains("left as it is: document 4, StatefulSet whole"), "{}", text(&left.stderr));
+    assert!(
+        text(&left.stdout).contains("nvidia.com/gpu.shared: 1"),
+        "what is left is in the output as it was"
+    );
+    assert!(
+        text(&left.stderr).contains("left as it is: document 4, StatefulSet whole"),
+        "{}",
+        text(&left.stderr)
+    );
 
     for input in ["a: [", "{{ .Values.gpus }}: 1\n", "kind: Pod\n---\nno object\n"] {
         let unusable = convert(&["-f", "-"], input);
@@ -62,7 +79,11 @@ fn a_file_can_be_converted_in_place_and_only_once() {
 
     std::fs::write(&path, "a: [").unwrap();
     assert_eq!(convert(&["-f", name, "-o", name], "").status.code(), Some(2));
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), "a: [", "nothing is written over a file that cannot be used");
+    assert_eq!(
+        std::fs::read_to_string(&path).unwrap(),
+        "a: [",
+        "nothing is written over a file that cannot be used"
+    );
 }
 
 /// Creates the objects; of kinds whose controllers are not simulated, the pod that they would make.
@@ -73,7 +94,8 @@ fn create(server: &kube_sim::ApiServer, objects: Vec<Value>) {
             let spec = object["spec"]["template"]["spec"].take();
             object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": object["metadata"], "spec": spec});
         }
-        if kinds::by_type(object["apiVersion"].as_str().unwrap(), object["kind"].as_str().unwrap()).is_some() {
+        if kinds::by_type(object["apiVersion"].as_str().unwrap(), object["kind"].as_str().unwrap()).is_some()
+        {
             server.create(object.clone()).unwrap_or_else(|error| panic!("{error}\n{object:#}"));
         }
     }
@@ -103,7 +125,11 @@ async fn converted_manifests_run_and_every_container_has_devices_of_its_own() {
 
     let mut given: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for pod in server.list(&POD) {
-        let owner = pod["metadata"]["labels"]["app"].as_str().or(pod["metadata"]["name"].as_str()).unwrap().to_owned();
+        let owner = pod["metadata"]["labels"]["app"]
+            .as_str()
+            .or(pod["metadata"]["name"].as_str())
+            .unwrap()
+            .to_owned();
         for it in kubelet.containers(&server.store(), &pod) {
             given.entry(format!("{owner}/{}", it.container)).or_default().push(it.device.cdi_ids[0].clone());
         }
@@ -118,7 +144,10 @@ async fn converted_manifests_run_and_every_container_has_devices_of_its_own() {
         ("whole/cuda", 1),
     ];
     assert_eq!(counts, wanted);
-    assert_eq!(given["two-containers/warm-up"], given["two-containers/small"], "devices go on from init containers");
+    assert_eq!(
+        given["two-containers/warm-up"], given["two-containers/small"],
+        "devices go on from init containers"
+    );
     let mut profiles: Vec<String> = lab.instances().into_iter().map(|(_, profile, _)| profile).collect();
     profiles.sort();
     assert_eq!(profiles, ["1g.10gb", "1g.10gb", "1g.10gb", "1g.20gb", "1g.20gb", "2g.20gb"]);
@@ -129,7 +158,8 @@ async fn converted_manifests_run_and_every_container_has_devices_of_its_own() {
         }
     }
     eventually("everything is given back", async || {
-        (lab.instances().is_empty() && lab.files("cdi").is_empty() && kubelet.prepared().is_empty()).then_some(())
+        (lab.instances().is_empty() && lab.files("cdi").is_empty() && kubelet.prepared().is_empty())
+            .then_some(())
     })
     .await;
     lab.stop().await;

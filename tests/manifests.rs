@@ -162,7 +162,8 @@ async fn every_manifest_and_every_pod_of_a_workload_is_accepted_by_the_api_serve
         let spaces: BTreeSet<&str> = objects.iter().map(|it| text(it, "/metadata/namespace")).collect();
         for name in spaces.into_iter().filter(|it| !matches!(*it, "" | "default" | "kube-system")) {
             // Some are in the folder itself, others are there before it is applied.
-            let _ = server.create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+            let _ =
+                server.create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
         }
         for mut object in objects {
             if let (Some(spec), true) = (pod_spec(&object), text(&object, "/kind") != "Pod") {
@@ -186,16 +187,22 @@ fn templates_claims_and_classes_that_are_named_are_there() {
         let objects = manifest::load(&folder).unwrap();
         let has = |kind: &str, namespace: &Value, name: &str| {
             objects.iter().any(|it| {
-                text(it, "/kind") == kind && it["metadata"]["namespace"] == *namespace && text(it, "/metadata/name") == name
+                text(it, "/kind") == kind
+                    && it["metadata"]["namespace"] == *namespace
+                    && text(it, "/metadata/name") == name
             })
         };
         for object in &objects {
             let place = format!("{}: {}", folder.display(), text(object, "/metadata/name"));
             let namespace = &object["metadata"]["namespace"];
-            let claims = pod_spec(object).and_then(|it| it["resourceClaims"].as_array()).cloned().unwrap_or_default();
+            let claims =
+                pod_spec(object).and_then(|it| it["resourceClaims"].as_array()).cloned().unwrap_or_default();
             for claim in claims {
                 let template = text(&claim, "/resourceClaimTemplateName");
-                assert!(template.is_empty() || has("ResourceClaimTemplate", namespace, template), "{place}: {template}");
+                assert!(
+                    template.is_empty() || has("ResourceClaimTemplate", namespace, template),
+                    "{place}: {template}"
+                );
                 let name = text(&claim, "/resourceClaimName");
                 assert!(name.is_empty() || has("ResourceClaim", namespace, name), "{place}: {name}");
             }
@@ -219,7 +226,11 @@ fn every_example_tells_what_it_shows_and_what_it_needs() {
         let readme = std::fs::read_to_string(folder.join("README.md")).unwrap();
         for word in ["kubectl apply -f", "\nNeeds: "] {
             let table = readme.contains("| needs |");
-            assert!(readme.contains(word) || (word.contains("Needs") && table), "{}: {word}", folder.display());
+            assert!(
+                readme.contains(word) || (word.contains("Needs") && table),
+                "{}: {word}",
+                folder.display()
+            );
         }
         let listed = std::fs::read_to_string(root().join("examples/README.md")).unwrap();
         let name = folder.file_name().unwrap().to_string_lossy();

@@ -35,7 +35,8 @@ impl Aliases {
 
     /// Whether a node names devices, in itself or behind an alias in it.
     pub(super) fn mention_devices(&self, node: &Node<'_>) -> bool {
-        let inside = |(key, value): &(Node<'_>, Node<'_>)| self.mention_devices(key) || self.mention_devices(value);
+        let inside =
+            |(key, value): &(Node<'_>, Node<'_>)| self.mention_devices(key) || self.mention_devices(value);
         self.is_one(node)
             || node.entries().iter().any(inside)
             || node.items().iter().any(|it| self.mention_devices(it))

@@ -180,7 +180,11 @@ impl Editor<'_> {
                 items.iter().try_for_each(|it| self.node(it, changes))?;
                 for change in mine {
                     let Change::Append(added) = change else { return None };
-                    if *flow { self.append_flow(node, items, added) } else { self.append_block(node, added) }?;
+                    if *flow {
+                        self.append_flow(node, items, added)
+                    } else {
+                        self.append_block(node, added)
+                    }?;
                 }
             }
             Content::Mapping { flow, entries } => {
@@ -267,7 +271,8 @@ impl Editor<'_> {
     fn list_indent(&self, node: &Node<'_>) -> usize {
         let list = |(key, value): &(Node<'_>, Node<'_>)| {
             let block = matches!(&value.content, Content::Sequence { flow: false, .. });
-            (block && self.at(value).starts_with('-')).then(|| (self.column(value.start), self.column(key.start)))
+            (block && self.at(value).starts_with('-'))
+                .then(|| (self.column(value.start), self.column(key.start)))
         };
         let found = node.entries().iter().find_map(list);
         found.map_or(0, |(dash, key)| dash.saturating_sub(key))
@@ -284,7 +289,12 @@ impl Editor<'_> {
     }
 
     /// Removals and additions inside braces, commas included.
-    fn change_flow(&mut self, node: &Node<'_>, entries: &[(Node<'_>, Node<'_>)], changes: &Changes) -> Option<()> {
+    fn change_flow(
+        &mut self,
+        node: &Node<'_>,
+        entries: &[(Node<'_>, Node<'_>)],
+        changes: &Changes,
+    ) -> Option<()> {
         if changes.of(node).iter().all(|it| matches!(it, Change::Rename(..))) {
             return Some(());
         }

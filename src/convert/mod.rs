@@ -12,6 +12,8 @@ mod change;
 mod object;
 mod placement;
 mod pod;
+#[cfg(test)]
+mod properties;
 mod quota;
 mod remark;
 mod resource;
@@ -162,7 +164,14 @@ fn not_editable(root: &tree::Node<'_>, document: usize) -> Remark {
     let text = "the document is laid out in a way that cannot be edited line by line; write it in plain block style \
          (`kubectl create --dry-run=client -o yaml -f` does it) and convert again";
     let object = root.get("kind").and_then(tree::Node::text).unwrap_or("").to_owned();
-    Remark { severity: Severity::Left, line: root.line, document, object, path: "all".to_owned(), text: text.to_owned() }
+    Remark {
+        severity: Severity::Left,
+        line: root.line,
+        document,
+        object,
+        path: "all".to_owned(),
+        text: text.to_owned(),
+    }
 }
 
 fn read(args: &ConvertArgs) -> Result<String, ConvertError> {
@@ -182,8 +191,7 @@ fn read(args: &ConvertArgs) -> Result<String, ConvertError> {
 
 fn write(args: &ConvertArgs, text: &str) -> Result<(), ConvertError> {
     let path = args.output.clone().unwrap_or_else(|| PathBuf::from("-"));
-    let failed =
-        |source| ConvertError::Io { operation: "write", path: path.display().to_string(), source };
+    let failed = |source| ConvertError::Io { operation: "write", path: path.display().to_string(), source };
     if path.as_os_str() == "-" {
         let mut out = io::stdout().lock();
         return out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(failed);

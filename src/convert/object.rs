@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use super::alias::Aliases;
 use super::change::Changes;
 use super::remark::{Remark, Severity};
 use super::resource::is_device;
 use super::template::{Shape, Templates};
 use super::tree::{Content, Node};
-use super::alias::Aliases;
 use super::{pod, quota};
 
 /// Most remarks about devices in places that are not known, in one document.
@@ -71,7 +71,14 @@ impl Findings {
 
     fn say(&mut self, severity: Severity, node: &Node<'_>, place: &Place<'_>, text: String) {
         let Place { document, object, path } = place.clone();
-        self.remarks.push(Remark { severity, line: node.line, document, object: object.to_owned(), path, text });
+        self.remarks.push(Remark {
+            severity,
+            line: node.line,
+            document,
+            object: object.to_owned(),
+            path,
+            text,
+        });
     }
 }
 
@@ -79,18 +86,15 @@ impl Findings {
 pub(super) fn examine(root: &Node<'_>, document: usize, templates: &mut Templates) -> Findings {
     let aliases = Rc::new(Aliases::of(root));
     let one = |node, path| one(node, document, path, Rc::clone(&aliases), templates);
-    each_object(root, one).into_iter().fold(
-        Findings::default(),
-        |mut all, it| {
-            if it.refused {
-                all.refused = true;
-            } else {
-                all.changes.merge(it.changes);
-            }
-            all.remarks.extend(it.remarks);
-            all
-        },
-    )
+    each_object(root, one).into_iter().fold(Findings::default(), |mut all, it| {
+        if it.refused {
+            all.refused = true;
+        } else {
+            all.changes.merge(it.changes);
+        }
+        all.remarks.extend(it.remarks);
+        all
+    })
 }
 
 /// Notes the claim templates that a document has.
@@ -137,7 +141,8 @@ fn one(
 ) -> Findings {
     let kind = node.get("kind").and_then(Node::text).unwrap_or("");
     let api_version = node.get("apiVersion").and_then(Node::text).unwrap_or("");
-    let object = format!("{kind} {}", name(node, "name").or(name(node, "generateName")).unwrap_or("without a name"));
+    let object =
+        format!("{kind} {}", name(node, "name").or(name(node, "generateName")).unwrap_or("without a name"));
     let place = Place { document, object: &object, path };
     let mut findings = Findings { aliases, ..Findings::default() };
     if (api_version, kind) == ("v1", "ResourceQuota") {
@@ -165,7 +170,14 @@ fn one(
 fn unknown(node: &Node<'_>, place: &Place<'_>, count: &mut usize, findings: &mut Findings) {
     // Labels and where pods may run are not requests.
     const OTHER: [&str; 8] = [
-        "labels", "annotations", "matchLabels", "matchExpressions", "nodeSelector", "tolerations", "affinity", "taints",
+        "labels",
+        "annotations",
+        "matchLabels",
+        "matchExpressions",
+        "nodeSelector",
+        "tolerations",
+        "affinity",
+        "taints",
     ];
     if matches!(node.content, Content::Scalar { .. }) {
         mention(node, place, count, findings);

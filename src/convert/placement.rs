@@ -24,8 +24,11 @@ pub(super) fn remark(spec: &Node<'_>, place: &Place<'_>, whole: bool, findings: 
             findings.note(toleration, &place.field("tolerations").item(index), why);
         }
     }
-    if let Some(class) = spec.get("runtimeClassName").filter(|it| it.text().is_some_and(|it| it.starts_with("nvidia"))) {
-        let why = "devices come through CDI, so no runtime class is needed; it does no harm while the class exists";
+    if let Some(class) =
+        spec.get("runtimeClassName").filter(|it| it.text().is_some_and(|it| it.starts_with("nvidia")))
+    {
+        let why =
+            "devices come through CDI, so no runtime class is needed; it does no harm while the class exists";
         findings.note(class, &place.field("runtimeClassName"), why.to_owned());
     }
     for list in ["containers", "initContainers"] {

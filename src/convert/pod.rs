@@ -97,7 +97,11 @@ fn container_asks<'n, 't>(
     let merged = container.get("<<").is_some_and(|it| findings.aliases.mention_devices(it));
     let shared = matches!(container.content, Content::Alias(_)) || container.anchor.is_some();
     if merged || (shared && findings.aliases.mention_devices(container)) {
-        findings.refuse(container, place, format!("it is an alias, or has an anchor or a merge key; {WRITE_OUT}"));
+        findings.refuse(
+            container,
+            place,
+            format!("it is an alias, or has an anchor or a merge key; {WRITE_OUT}"),
+        );
         return None;
     }
     let place = place.field("resources");
@@ -108,22 +112,36 @@ fn container_asks<'n, 't>(
     let mut shape = Shape::new();
     for (resource, (class, count)) in &limits {
         if requests.get(resource).is_some_and(|(_, requested)| requested != count) {
-            findings.refuse(resources, &place, format!("{resource} has another number in requests than in limits"));
+            findings.refuse(
+                resources,
+                &place,
+                format!("{resource} has another number in requests than in limits"),
+            );
         }
         shape.insert(class.clone(), *count);
     }
     if let Some(resource) = requests.keys().find(|it| !limits.contains_key(*it)) {
-        let why = format!("{resource} is in requests but not in limits, which the API server refuses; add the limit");
+        let why = format!(
+            "{resource} is in requests but not in limits, which the API server refuses; add the limit"
+        );
         findings.refuse(resources, &place, why);
     }
     if shape.values().fold(0, |sum: u32, it| sum.saturating_add(*it)) > MAX_DEVICES {
-        findings.refuse(resources, &place, format!("a claim has at most {MAX_DEVICES} devices; use several claims"));
+        findings.refuse(
+            resources,
+            &place,
+            format!("a claim has at most {MAX_DEVICES} devices; use several claims"),
+        );
     }
     if let Some(claims) = resources.get("claims")
         && !shape.is_empty()
         && (matches!(claims.content, Content::Alias(_)) || claims.is_null() || claims.anchor.is_some())
     {
-        findings.refuse(claims, &place.field("claims"), format!("there can be no claim added to it; {WRITE_OUT}"));
+        findings.refuse(
+            claims,
+            &place.field("claims"),
+            format!("there can be no claim added to it; {WRITE_OUT}"),
+        );
     }
     let name = container.get("name").and_then(Node::text).unwrap_or("container").to_owned();
     let sidecar = container.get("restartPolicy").and_then(Node::text) == Some("Always");
@@ -193,7 +211,8 @@ fn change(
     findings: &mut Findings,
 ) {
     let claims = spec.get("resourceClaims");
-    if claims.is_some_and(|it| matches!(it.content, Content::Alias(_)) || it.is_null() || it.anchor.is_some()) {
+    if claims.is_some_and(|it| matches!(it.content, Content::Alias(_)) || it.is_null() || it.anchor.is_some())
+    {
         let why = format!("there can be no claim added to it; {WRITE_OUT}");
         findings.refuse(spec, &place.field("resourceClaims"), why);
         return;
@@ -207,7 +226,8 @@ fn change(
     let mut items = Vec::new();
     for it in asking {
         // Containers come first, so their claims are there when the init containers' turn comes.
-        let shared = made.iter().find(|(shape, _)| it.ends_first && *shape == it.shape).map(|(_, name)| name.clone());
+        let shared =
+            made.iter().find(|(shape, _)| it.ends_first && *shape == it.shape).map(|(_, name)| name.clone());
         let claim = shared.unwrap_or_else(|| {
             if it.ends_first {
                 let why = "no container asks for the same devices, so this init container gets a claim of its own, whose \
@@ -238,7 +258,12 @@ fn claim_name(container: &str, names: &mut BTreeSet<String>) -> String {
     name
 }
 
-fn add(mapping: &Node<'_>, key: &'static str, items: Vec<Vec<(&'static str, String)>>, changes: &mut Changes) {
+fn add(
+    mapping: &Node<'_>,
+    key: &'static str,
+    items: Vec<Vec<(&'static str, String)>>,
+    changes: &mut Changes,
+) {
     match mapping.get(key) {
         Some(list) => changes.add(list, Change::Append(items)),
         None => changes.add(mapping, Change::Add(key, items)),

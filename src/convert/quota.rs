@@ -17,7 +17,9 @@ pub(super) fn convert(root: &Node<'_>, place: &Place<'_>, findings: &mut Finding
         let Some(text) = key.text() else { continue };
         let place = place.field(text);
         let (prefix, name) = match text.split_once('.') {
-            Some((prefix @ ("requests" | "limits"), name)) if name.starts_with("nvidia.com/") => (prefix, name),
+            Some((prefix @ ("requests" | "limits"), name)) if name.starts_with("nvidia.com/") => {
+                (prefix, name)
+            }
             _ => ("", text),
         };
         if !is_device(name) {
@@ -34,7 +36,9 @@ pub(super) fn convert(root: &Node<'_>, place: &Place<'_>, findings: &mut Finding
         };
         let to = format!("{class}.deviceclass.resource.k8s.io/devices");
         if prefix != "requests" {
-            let why = format!("no quota is enforced under this name, only under requests.{name}; remove it or rename it");
+            let why = format!(
+                "no quota is enforced under this name, only under requests.{name}; remove it or rename it"
+            );
             findings.refuse(key, &place, why);
         } else if scoped {
             let why = "the quota has scopes, which are for pods and not for claims; move the line to a quota without scopes";
@@ -42,7 +46,11 @@ pub(super) fn convert(root: &Node<'_>, place: &Place<'_>, findings: &mut Finding
         } else if hard.get(&to).is_some() {
             findings.refuse(key, &place, format!("{to} is there too; keep one of them"));
         } else if key.anchor.is_some() || key.tagged {
-            findings.refuse(key, &place, "it has an anchor or a tag; write it out and convert again".to_owned());
+            findings.refuse(
+                key,
+                &place,
+                "it has an anchor or a tag; write it out and convert again".to_owned(),
+            );
         } else {
             findings.changes.add(hard, Change::Rename(index, to));
         }

@@ -80,7 +80,9 @@ mod tests {
 
     #[test]
     fn labels_and_other_vendors_are_no_devices() {
-        for name in ["nvidia.com/gpu.product", "nvidia.com/mig.config", "amd.com/gpu", "cpu", "gpu", "nvidia.com/nic"] {
+        for name in
+            ["nvidia.com/gpu.product", "nvidia.com/mig.config", "amd.com/gpu", "cpu", "gpu", "nvidia.com/nic"]
+        {
             assert_eq!(device_class(name), Ok(None), "{name}");
         }
     }

@@ -36,7 +36,8 @@ fn manifest(name: &str, namespace: Option<&str>, shape: &Shape) -> String {
     out.push_str("spec:\n  spec:\n    devices:\n      requests:\n");
     for (class, count) in shape {
         let request = short(class).replace('.', "-");
-        let _ = writeln!(out, "      - name: {request}\n        exactly:\n          deviceClassName: {class}");
+        let _ =
+            writeln!(out, "      - name: {request}\n        exactly:\n          deviceClassName: {class}");
         if *count != 1 {
             let _ = writeln!(out, "          count: {count}");
         }
@@ -114,7 +115,11 @@ mod tests {
         let fresh = templates.take_fresh();
         assert_eq!(fresh.len(), 3);
         assert!(fresh[1].contains("\n  namespace: team\n"), "{}", fresh[1]);
-        assert!(fresh[2].ends_with("deviceClassName: gpu.dra-driver.dev\n          count: 2\n"), "{}", fresh[2]);
+        assert!(
+            fresh[2].ends_with("deviceClassName: gpu.dra-driver.dev\n          count: 2\n"),
+            "{}",
+            fresh[2]
+        );
         assert!(templates.take_fresh().is_empty());
     }
 

@@ -219,7 +219,8 @@ fn every_kind_with_a_pod_template_is_known() {
 
 #[test]
 fn lists_are_looked_into() {
-    let item = POD.lines().skip(1).map(|it| format!("  {it}\n")).collect::<String>().replacen("  api", "- api", 1);
+    let item =
+        POD.lines().skip(1).map(|it| format!("  {it}\n")).collect::<String>().replacen("  api", "- api", 1);
     let text = format!("apiVersion: v1\nkind: List\nitems:\n{item}{}", item.replace("one", "two"));
     let text = converted(&text);
     assert_eq!(text.matches("kind: ResourceClaimTemplate\n").count(), 1);
@@ -245,7 +246,8 @@ fn a_template_that_is_there_is_used_and_a_foreign_one_is_not_overwritten() {
     let pod = &POD[POD.find("apiVersion").unwrap()..];
     let more = format!("{once}---\n{}", pod.replace("name: one", "name: two"));
     assert_eq!(converted(&more).matches("kind: ResourceClaimTemplate").count(), 1);
-    let foreign = once[..once.find("---").unwrap()].replace("          deviceClassName: mig-3g.20gb\n", "          deviceClassName: other\n");
+    let foreign = once[..once.find("---").unwrap()]
+        .replace("          deviceClassName: mig-3g.20gb\n", "          deviceClassName: other\n");
     let text = converted(&format!("{foreign}---\n{pod}"));
     assert!(text.contains("resourceClaimTemplateName: mig-3g.20gb-2\n"), "{text}");
 }
@@ -320,7 +322,8 @@ fn what_cannot_be_said_with_a_claim_is_left_with_a_reason() {
         }
     }
     let left = untouched(&container("      limits: {nvidia.com/gpu.shared: 1}\n"));
-    let wanted = "9: left as it is: document 1, Pod p, spec.containers[0].resources.limits[nvidia.com/gpu.shared]: ";
+    let wanted =
+        "9: left as it is: document 1, Pod p, spec.containers[0].resources.limits[nvidia.com/gpu.shared]: ";
     assert!(left[0].starts_with(wanted), "{left:?}");
 }
 
@@ -348,7 +351,13 @@ fn anchors_and_aliases_with_devices_are_left_and_without_are_kept() {
                     resources:\n      limits: {nvidia.com/gpu: 1}\n  - name: b\n    env: *e\n    resources: &r {limits: {cpu: 1}}\n  \
                     - name: c\n    resources: *r\n";
     let text = converted(&pod(harmless));
-    for kept in ["nodeSelector: &s {disk: ssd}\n", "env: &e [", "env: *e\n", "resources: &r {limits: {cpu: 1}}\n", "resources: *r\n"] {
+    for kept in [
+        "nodeSelector: &s {disk: ssd}\n",
+        "env: &e [",
+        "env: *e\n",
+        "resources: &r {limits: {cpu: 1}}\n",
+        "resources: *r\n",
+    ] {
         assert!(text.contains(kept), "{kept}");
     }
 }
@@ -368,10 +377,22 @@ fn kinds_that_are_not_known_are_reported_only_where_they_name_devices() {
     let job = "apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nmetadata: {name: t}\nspec:\n  worker:\n    template:\n      \
                spec:\n        containers:\n        - resources: {limits: {nvidia.com/mig-1g.5gb: 1}}\n";
     let left = untouched(job);
-    assert!(left[0].contains("PyTorchJob t, spec.worker.template.spec.containers[0].resources.limits[nvidia.com/mig-1g.5gb]"), "{left:?}");
+    assert!(
+        left[0].contains(
+            "PyTorchJob t, spec.worker.template.spec.containers[0].resources.limits[nvidia.com/mig-1g.5gb]"
+        ),
+        "{left:?}"
+    );
     // A Job of somebody else is not the Job of batch/v1.
-    assert_eq!(untouched(&job.replace("kubeflow.org/v1", "batch.volcano.sh/v1alpha1").replace("PyTorchJob", "Job")).len(), 1);
-    assert_eq!(untouched("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, labels: {nvidia.com/gpu: \"1\"}}\n"), [""; 0]);
+    assert_eq!(
+        untouched(&job.replace("kubeflow.org/v1", "batch.volcano.sh/v1alpha1").replace("PyTorchJob", "Job"))
+            .len(),
+        1
+    );
+    assert_eq!(
+        untouched("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, labels: {nvidia.com/gpu: \"1\"}}\n"),
+        [""; 0]
+    );
     let class = "apiVersion: resource.k8s.io/v1\nkind: DeviceClass\nmetadata: {name: c}\nspec: {extendedResourceName: nvidia.com/gpu}\n";
     assert_eq!(untouched(class), [""; 0]);
     assert_eq!(untouched("# nothing\n"), [""; 0]);
@@ -404,7 +425,9 @@ fn where_a_pod_wants_to_run_is_reported_and_stays() {
           - {key: nvidia.com/gpu.memory, operator: Gt, values: [\"40000\"]}
 ";
     let it = convert(&pod(rest)).unwrap();
-    let of = |severity| it.remarks.iter().filter(|it| it.severity == severity).map(|it| it.line).collect::<Vec<_>>();
+    let of = |severity| {
+        it.remarks.iter().filter(|it| it.severity == severity).map(|it| it.line).collect::<Vec<_>>()
+    };
     assert_eq!(of(Severity::Left), [7, 16]);
     assert_eq!(of(Severity::Note), [8, 10, 12, 25]);
     for line in rest.lines().filter(|it| !it.contains("mig-1g.5gb: 1") && *it != "      limits:") {
@@ -434,92 +457,19 @@ fn what_is_no_file_of_objects_is_refused() {
 
 #[test]
 fn a_layout_that_cannot_be_edited_is_left() {
-    let text = pod("  containers:\n  - name: c\n    resources:\n      limits:\n        cpu: 1\n        ? nvidia.com/gpu\n        : 1\n");
+    let text = pod(
+        "  containers:\n  - name: c\n    resources:\n      limits:\n        cpu: 1\n        ? nvidia.com/gpu\n        : 1\n",
+    );
     assert!(untouched(&text)[0].contains("block style"));
 }
 
 #[test]
 fn markers_and_directives_keep_their_documents() {
-    let text = format!("%YAML 1.2\n---\n{POD}...\n---\n# second\n{}", POD.replace("one", "two").replace("3g.20gb", "1g.5gb"));
+    let text = format!(
+        "%YAML 1.2\n---\n{POD}...\n---\n# second\n{}",
+        POD.replace("one", "two").replace("3g.20gb", "1g.5gb")
+    );
     let text = converted(&text);
     assert!(text.starts_with("%YAML 1.2\n---\napiVersion: resource.k8s.io/v1\n"), "{text}");
     assert!(text.contains("\n---\n# second\n# A pod of ours.\n"), "{text}");
-}
-
-mod properties {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// A manifest: what stands around the requests is arbitrary.
-    fn manifest() -> impl Strategy<Value = String> {
-        let comment = prop_oneof![Just(""), Just("  # nvidia.com/gpu: 1"), Just(" # é {[\"'")];
-        let resources = prop_oneof![
-            Just("RES:\n  limits:\n    nvidia.com/gpu: 1COM\n"),
-            Just("RES:COM\n  limits:COM\n    # own line\n    cpu: 1\n    nvidia.com/mig-1g.5gb: '2'COM\n\n    memory: 1Gi\n"),
-            Just("RES: {limits: {nvidia.com/mig-2g.10gb: 1, cpu: \"1\"}}COM\n"),
-            Just("RES:\n  requests: {nvidia.com/gpu: 1, cpu: 1}\n  limits:\n    nvidia.com/gpu: 1\n"),
-            Just("RES:\n  limits: {cpu: 1}COM\n"),
-        ];
-        let extra = prop_oneof![
-            Just(""),
-            Just("args:\n- |\n  nvidia.com/gpu: 1\n\n   # not a comment\n"),
-            Just("image: 'a # b'\n"),
-            Just("env: [{name: A, value: \"x\"}, {name: B}]COM\n"),
-        ];
-        let container = (0..4_u8, resources, extra, any::<bool>());
-        let pod = (prop::collection::vec(container, 1..4), comment, any::<bool>(), 0..3_usize, any::<bool>());
-        prop::collection::vec(pod, 1..4).prop_map(|pods| pods.into_iter().enumerate().map(|(n, it)| write(n, it)).collect())
-    }
-
-    type Pod = (Vec<(u8, &'static str, &'static str, bool)>, &'static str, bool, usize, bool);
-
-    fn write(number: usize, (containers, comment, trailing, indent, windows): Pod) -> String {
-        let pad = " ".repeat(indent);
-        let mut text = format!("---\n# pod {number}\napiVersion: v1\nkind: Pod\nmetadata:\n  name: p{number}\nspec:\n  containers:{comment}\n");
-        for (index, (lines, resources, extra, first)) in containers.into_iter().enumerate() {
-            text.push_str(&format!("  {pad}- name: c{index}{comment}\n"));
-            let resources = resources.replace("RES", "resources");
-            let parts = if first { [resources.as_str(), extra] } else { [extra, resources.as_str()] };
-            for line in parts.concat().replace("COM", comment).lines() {
-                text.push_str(&if line.is_empty() { "\n".to_owned() } else { format!("  {pad}  {line}\n") });
-            }
-            text.push_str(&"\n".repeat(usize::from(lines == 0)));
-        }
-        if trailing {
-            text.push_str("  # at the end\n  restartPolicy: Never\n# after\n");
-        }
-        if windows { text.replace('\n', "\r\n") } else { text }
-    }
-
-    /// Whether a line is about a request; such a line may go.
-    fn about_requests(line: &str) -> bool {
-        ["nvidia.com/", "limits:", "requests:"].iter().any(|it| line.contains(it))
-    }
-
-    proptest! {
-        #[test]
-        fn every_other_line_stays_byte_for_byte_and_in_order(text in manifest()) {
-            let it = convert(&text).unwrap();
-            prop_assert!(!it.left_something(), "{:#?}\n{text}", it.remarks);
-            let mut lines = it.text.split_inclusive('\n');
-            for line in text.split_inclusive('\n').filter(|it| !about_requests(it)) {
-                prop_assert!(lines.any(|it| it == line), "{line:?} is gone\n{text}\n=>\n{}", it.text);
-            }
-            prop_assert_eq!(it.text.matches('#').count(), text.matches('#').count(), "comments\n{}", it.text);
-            prop_assert_eq!(&convert(&it.text).unwrap().text, &it.text);
-        }
-
-        #[test]
-        fn nothing_makes_it_panic(text in "[ -~\n\té]{0,200}") {
-            let _ = convert(&text);
-        }
-
-        #[test]
-        fn cut_and_changed_manifests_do_not_make_it_panic(text in manifest(), cut in 0..2000_usize, with in "[ -~\n]{0,3}") {
-            let at = (0..=cut.min(text.len())).rev().find(|it| text.is_char_boundary(*it)).unwrap_or(0);
-            let _ = convert(&format!("{}{with}{}", &text[..at], &text[at..]));
-            let _ = convert(&text[..at]);
-        }
-    }
 }

@@ -6,7 +6,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde_saphyr::granit_parser::{self, Event, Marker, Parser, ScalarStyle, ScanError, Span, StructureStyle};
+use serde_saphyr::granit_parser::{
+    self, Event, Marker, Parser, ScalarStyle, ScanError, Span, StructureStyle,
+};
 
 use super::ConvertError;
 
@@ -99,7 +101,8 @@ impl<'t> Node<'t> {
 pub(super) fn parse(text: &str) -> Result<Vec<Document<'_>>, ConvertError> {
     let mut options = granit_parser::options! {};
     options.set_emit_comments(false);
-    let mut builder = Builder { text, documents: Vec::new(), open: Vec::new(), anchors: BTreeMap::new(), nodes: 0 };
+    let mut builder =
+        Builder { text, documents: Vec::new(), open: Vec::new(), anchors: BTreeMap::new(), nodes: 0 };
     for event in Parser::new_from_str_with_options(text, options) {
         let (event, span) = event.map_err(|error| malformed(&error))?;
         builder.take(event, span)?;
@@ -190,7 +193,9 @@ impl<'t> Builder<'t> {
     fn close(&mut self, span: Span) -> Result<(), ConvertError> {
         let Some(Open { mut node, .. }) = self.open.pop() else { return Ok(()) };
         match &node.content {
-            Content::Sequence { flow: true, .. } | Content::Mapping { flow: true, .. } => node.end = byte(span.end)?,
+            Content::Sequence { flow: true, .. } | Content::Mapping { flow: true, .. } => {
+                node.end = byte(span.end)?
+            }
             // The end event of a block collection stands where the next token is; its content ends with its last part.
             Content::Sequence { items, .. } => {
                 // Where a list is not indented below its key, its event stands behind the first dash.
