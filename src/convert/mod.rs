@@ -23,9 +23,9 @@ mod tests;
 mod tree;
 mod yaml;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use self::remark::{Remark, Severity};
 use crate::args::ConvertArgs;
@@ -196,5 +196,20 @@ fn write(args: &ConvertArgs, text: &str) -> Result<(), ConvertError> {
         let mut out = io::stdout().lock();
         return out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(failed);
     }
-    std::fs::write(&path, text).map_err(failed)
+    replace(&path, text).map_err(failed)
+}
+
+/// Writes a file beside the old one and puts it in its place, so that a full disk does not cost the manifest.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let Some(real) = fs::canonicalize(path).ok().filter(|it| it.is_file()) else {
+        return fs::write(path, text);
+    };
+    let mut beside = real.clone().into_os_string();
+    beside.push(".converting");
+    let put = || {
+        fs::write(&beside, text)?;
+        fs::set_permissions(&beside, fs::metadata(&real)?.permissions())?;
+        fs::rename(&beside, &real)
+    };
+    put().inspect_err(|_| drop(fs::remove_file(&beside)))
 }
