@@ -33,6 +33,10 @@ pub enum Command {
     /// List what the driver needs on this host and in the cluster, what of it is missing, and what to do. Changes nothing;
     /// exit status 1 if something is missing.
     Check(Box<CheckArgs>),
+    /// Turn manifests that ask the device plugin (`nvidia.com/mig-1g.10gb: 1`, `nvidia.com/gpu: 1`) into ones that claim
+    /// devices of this driver. Comments and what else is in the file stay. Exit status: 0 all converted, 1 something was
+    /// left as it is (see standard error), 2 the file cannot be used and nothing is written.
+    Convert(ConvertArgs),
 }
 
 /// Where the hardware is.
@@ -238,6 +242,17 @@ pub struct InspectArgs {
     /// Output format.
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
     pub output: OutputFormat,
+}
+
+/// Arguments of `convert`.
+#[derive(Debug, Clone, Args)]
+pub struct ConvertArgs {
+    /// The manifests: YAML or JSON, one object or many; `-` is standard input.
+    #[arg(short, long, value_name = "FILE")]
+    pub filename: String,
+    /// Where the result goes; the input file itself is a good place [default: standard output].
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// How `inspect` prints.

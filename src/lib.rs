@@ -40,6 +40,7 @@ pub mod mig;
 pub mod api;
 pub mod check;
 pub mod checkpoint;
+pub mod convert;
 pub mod guarantees;
 pub mod hardware;
 pub mod host;
@@ -48,6 +49,7 @@ pub mod node;
 pub mod telemetry;
 
 use std::io;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use args::{Cli, Command};
@@ -56,8 +58,11 @@ use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Runs a subcommand to its end.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+/// Runs a subcommand to its end. Answers the exit status of what ended well; only `convert` has others than 0.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    if let Command::Convert(args) = &cli.command {
+        return Ok(convert::run(args).into());
+    }
     // Two threads: the work is NVML's, on threads of its own, and waiting. Two more stand in for them while they wait for
     // a disk; with tokio's limit of 512 a burst of claims has a thread each, and each thread its share of the heap.
     let runtime = runtime::Builder::new_multi_thread()
@@ -69,15 +74,18 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         match cli.command {
             Command::Node(args) => {
                 telemetry::init_logging(&args.log_level, args.log_format)?;
-                node::run(*args, stop_on_signal()?).await
+                node::run(*args, stop_on_signal()?).await?;
             }
             Command::Inspect(args) => {
                 telemetry::init_logging("warn", LogFormat::Text)?;
-                inspect::run(&args).await
+                inspect::run(&args).await?;
             }
             // No log: what there is to say is in the list.
-            Command::Check(args) => check::run(&args).await,
+            Command::Check(args) => check::run(&args).await?,
+            // Done above: it needs no runtime.
+            Command::Convert(_) => {}
         }
+        Ok(ExitCode::SUCCESS)
     });
     // A call into a driver that hangs must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(2));

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     // One TLS provider for the whole process, chosen before anybody asks for one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match dra_driver_mig::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             // The driver's errors tell their causes themselves, so the chain below them would repeat it.
             if tracing::dispatcher::has_been_set() {

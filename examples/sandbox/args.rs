@@ -12,7 +12,7 @@ pub(crate) struct Args {
     /// GPUs of the node, such as `4xA100-40GB,1xL4`.
     #[arg(long, value_name = "LIST", default_value = "2xH100-80GB", value_parser = gpus)]
     pub(crate) gpus: Gpus,
-    /// Manifests, files or directories; device classes are there already [default: those in examples/].
+    /// Manifests, files or directories; device classes are there already [default: five of examples/].
     #[arg(short = 'f', long = "filename", value_name = "PATH")]
     pub(crate) manifests: Vec<PathBuf>,
     /// Keep it running for kubectl until Ctrl-C; starts empty unless -f is given.

@@ -121,6 +121,6 @@ fn node_args(
     }
     match Cli::try_parse_from(line)?.command {
         Command::Node(args) => Ok(*args),
-        Command::Inspect(_) => Err(anyhow!("the command line names another subcommand")),
+        _ => Err(anyhow!("the command line names another subcommand")),
     }
 }

@@ -45,12 +45,19 @@ pub(crate) async fn tell(args: Args) -> anyhow::Result<(bool, TempDir)> {
     end(cluster, held).await
 }
 
+/// The examples that fit on the default GPUs together.
+const STORY: [&str; 5] =
+    ["deployment", "first-available", "profiles-on-one-gpu", "shared-claim", "single-instance"];
+
 /// Where the manifests come from.
 fn sources(args: &Args) -> Vec<PathBuf> {
     match (args.manifests.is_empty(), args.serve) {
         (false, _) => args.manifests.clone(),
         (true, true) => Vec::new(),
-        (true, false) => vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")],
+        (true, false) => {
+            let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+            STORY.iter().map(|it| examples.join(it)).collect()
+        }
     }
 }
 

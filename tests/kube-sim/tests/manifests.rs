@@ -3,7 +3,13 @@
 
 use std::path::Path;
 
-use kube_sim::{ApiServer, Options, manifest};
+use kube_sim::{ApiServer, Options, kinds, manifest};
+use serde_json::Value;
+
+fn served(object: &Value) -> bool {
+    let text = |key: &str| object[key].as_str().unwrap_or("");
+    kinds::by_type(text("apiVersion"), text("kind")).is_some()
+}
 
 #[tokio::test]
 async fn every_manifest_of_the_repository_is_accepted() {
@@ -12,7 +18,8 @@ async fn every_manifest_of_the_repository_is_accepted() {
         let server = ApiServer::start(Options::default()).await.unwrap();
         let objects = manifest::load(&root.join(path)).unwrap();
         assert!(!objects.is_empty());
-        for object in objects {
+        // The kinds that it does not serve are looked at by the driver's own test of manifests.
+        for object in objects.iter().filter(|it| served(it)) {
             if let Err(error) = server.create(object.clone()) {
                 panic!("{path}: {error}\n{object:#}");
             }

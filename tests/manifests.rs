@@ -1,0 +1,239 @@
+//! Every manifest in `examples/` and `deploy/manifests/` is one that a strict API server takes, and refers to what there is.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::{
+    admissionregistration::v1 as admission, apps::v1 as apps, batch::v1 as batch, core::v1 as core,
+    networking::v1 as networking, rbac::v1 as rbac, resource::v1 as resource, scheduling::v1 as scheduling,
+};
+use kube_sim::{ApiServer, Options, kinds, manifest};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+/// Kinds of others, of which only the group is looked at: there are no types of theirs here.
+const FOREIGN: [&str; 2] = ["monitoring.coreos.com/", "kustomize.config.k8s.io/"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Folders that are applied as one.
+fn folders() -> Vec<PathBuf> {
+    let examples = std::fs::read_dir(root().join("examples")).unwrap().map(|it| it.unwrap().path());
+    let mut folders: Vec<PathBuf> = examples.filter(|it| it.is_dir() && !it.ends_with("sandbox")).collect();
+    folders.push(root().join("deploy/manifests"));
+    folders.sort();
+    folders
+}
+
+fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or("")
+}
+
+/// Numbers where the API takes quantities too; the types here take text only.
+fn with_quantities(value: &mut Value) {
+    const MAPS: [&str; 5] = ["limits", "requests", "hard", "capacity", "allocatable"];
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                if let (true, Value::Object(amounts)) = (MAPS.contains(&key.as_str()), &mut *value) {
+                    for amount in amounts.values_mut().filter(|it| it.is_number()) {
+                        *amount = Value::String(amount.to_string());
+                    }
+                }
+                with_quantities(value);
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(with_quantities),
+        _ => {}
+    }
+}
+
+/// What is left of a value when it has gone through the type: known fields only.
+fn kept<T: DeserializeOwned + Serialize>(value: &Value) -> Result<Value, serde_json::Error> {
+    serde_json::to_value(T::deserialize(value)?)
+}
+
+fn typed(value: &Value) -> Result<Value, serde_json::Error> {
+    match (text(value, "/apiVersion"), text(value, "/kind")) {
+        ("v1", "ConfigMap") => kept::<core::ConfigMap>(value),
+        ("v1", "Namespace") => kept::<core::Namespace>(value),
+        ("v1", "Pod") => kept::<core::Pod>(value),
+        ("v1", "ResourceQuota") => kept::<core::ResourceQuota>(value),
+        ("v1", "Service") => kept::<core::Service>(value),
+        ("v1", "ServiceAccount") => kept::<core::ServiceAccount>(value),
+        ("apps/v1", "DaemonSet") => kept::<apps::DaemonSet>(value),
+        ("apps/v1", "Deployment") => kept::<apps::Deployment>(value),
+        ("apps/v1", "StatefulSet") => kept::<apps::StatefulSet>(value),
+        ("batch/v1", "Job") => kept::<batch::Job>(value),
+        ("batch/v1", "CronJob") => kept::<batch::CronJob>(value),
+        ("networking.k8s.io/v1", "NetworkPolicy") => kept::<networking::NetworkPolicy>(value),
+        ("scheduling.k8s.io/v1", "PriorityClass") => kept::<scheduling::PriorityClass>(value),
+        ("rbac.authorization.k8s.io/v1", "Role") => kept::<rbac::Role>(value),
+        ("rbac.authorization.k8s.io/v1", "RoleBinding") => kept::<rbac::RoleBinding>(value),
+        ("rbac.authorization.k8s.io/v1", "ClusterRole") => kept::<rbac::ClusterRole>(value),
+        ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => kept::<rbac::ClusterRoleBinding>(value),
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy") => {
+            kept::<admission::ValidatingAdmissionPolicy>(value)
+        }
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding") => {
+            kept::<admission::ValidatingAdmissionPolicyBinding>(value)
+        }
+        ("resource.k8s.io/v1", "DeviceClass") => kept::<resource::DeviceClass>(value),
+        ("resource.k8s.io/v1", "ResourceClaim") => kept::<resource::ResourceClaim>(value),
+        ("resource.k8s.io/v1", "ResourceClaimTemplate") => kept::<resource::ResourceClaimTemplate>(value),
+        (version, kind) => panic!("add {version} {kind} to this table"),
+    }
+}
+
+/// Paths that `given` has and `kept` has not.
+fn unknown(given: &Value, kept: &Value, path: &str, found: &mut Vec<String>) {
+    match (given, kept) {
+        (Value::Object(given), Value::Object(kept)) => {
+            for (key, value) in given {
+                match kept.get(key) {
+                    Some(kept) => unknown(value, kept, &format!("{path}.{key}"), found),
+                    None => found.push(format!("{path}.{key}")),
+                }
+            }
+        }
+        (Value::Array(given), Value::Array(kept)) if given.len() == kept.len() => {
+            for (index, (given, kept)) in given.iter().zip(kept).enumerate() {
+                unknown(given, kept, &format!("{path}[{index}]"), found);
+            }
+        }
+        (given, kept) if given == kept => {}
+        (given, kept) => found.push(format!("{path}: {given} became {kept}")),
+    }
+}
+
+fn strictly(object: &Value) -> Vec<String> {
+    let mut object = object.clone();
+    with_quantities(&mut object);
+    let mut found = Vec::new();
+    match typed(&object) {
+        Ok(kept) => unknown(&object, &kept, "", &mut found),
+        Err(error) => found.push(error.to_string()),
+    }
+    found
+}
+
+fn is_foreign(object: &Value) -> bool {
+    FOREIGN.iter().any(|it| text(object, "/apiVersion").starts_with(it))
+}
+
+/// The pod specs of an object.
+fn pod_spec(object: &Value) -> Option<&Value> {
+    match text(object, "/kind") {
+        "Pod" => object.pointer("/spec"),
+        "CronJob" => object.pointer("/spec/jobTemplate/spec/template/spec"),
+        _ => object.pointer("/spec/template/spec"),
+    }
+}
+
+#[test]
+fn every_manifest_has_only_fields_that_its_kind_has() {
+    let mut count = 0;
+    for folder in folders() {
+        for object in manifest::load(&folder).unwrap().iter().filter(|it| !is_foreign(it)) {
+            let found = strictly(object);
+            assert!(found.is_empty(), "{}: {}: {found:?}", folder.display(), text(object, "/metadata/name"));
+            count += 1;
+        }
+    }
+    assert!(count > 100, "{count}");
+}
+
+#[test]
+fn a_misspelt_field_is_found() {
+    let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"},
+        "spec": {"containers": [{"name": "c", "resources": {"claim": []}}]}});
+    assert_eq!(strictly(&object), [".spec.containers[0].resources.claim"]);
+}
+
+#[tokio::test]
+async fn every_manifest_and_every_pod_of_a_workload_is_accepted_by_the_api_server() {
+    for folder in folders() {
+        let server = ApiServer::start(Options::default()).await.unwrap();
+        let objects = manifest::load(&folder).unwrap();
+        let spaces: BTreeSet<&str> = objects.iter().map(|it| text(it, "/metadata/namespace")).collect();
+        for name in spaces.into_iter().filter(|it| !matches!(*it, "" | "default" | "kube-system")) {
+            // Some are in the folder itself, others are there before it is applied.
+            let _ =
+                server.create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+        }
+        for mut object in objects {
+            if let (Some(spec), true) = (pod_spec(&object), text(&object, "/kind") != "Pod") {
+                let metadata = json!({"name": text(&object, "/metadata/name"), "namespace": object["metadata"]["namespace"]});
+                object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
+            }
+            let served = kinds::by_type(text(&object, "/apiVersion"), text(&object, "/kind"));
+            if served.is_some_and(|it| *it != kinds::NAMESPACE)
+                && let Err(error) = server.create(object.clone())
+            {
+                panic!("{}: {error}\n{object:#}", folder.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn templates_claims_and_classes_that_are_named_are_there() {
+    let shipped = manifest::load(&root().join("deploy/manifests/deviceclasses.yaml")).unwrap();
+    for folder in folders() {
+        let objects = manifest::load(&folder).unwrap();
+        let has = |kind: &str, namespace: &Value, name: &str| {
+            objects.iter().any(|it| {
+                text(it, "/kind") == kind
+                    && it["metadata"]["namespace"] == *namespace
+                    && text(it, "/metadata/name") == name
+            })
+        };
+        for object in &objects {
+            let place = format!("{}: {}", folder.display(), text(object, "/metadata/name"));
+            let namespace = &object["metadata"]["namespace"];
+            let claims =
+                pod_spec(object).and_then(|it| it["resourceClaims"].as_array()).cloned().unwrap_or_default();
+            for claim in claims {
+                let template = text(&claim, "/resourceClaimTemplateName");
+                assert!(
+                    template.is_empty() || has("ResourceClaimTemplate", namespace, template),
+                    "{place}: {template}"
+                );
+                let name = text(&claim, "/resourceClaimName");
+                assert!(name.is_empty() || has("ResourceClaim", namespace, name), "{place}: {name}");
+            }
+            let spec = if text(object, "/kind") == "ResourceClaimTemplate" { "/spec/spec" } else { "/spec" };
+            let requests = object.pointer(&format!("{spec}/devices/requests")).and_then(Value::as_array);
+            for request in requests.into_iter().flatten() {
+                let alternatives = request["firstAvailable"].as_array().into_iter().flatten();
+                for asked in alternatives.chain(request.get("exactly")) {
+                    let class = text(asked, "/deviceClassName");
+                    let known = shipped.iter().any(|it| text(it, "/metadata/name") == class);
+                    assert!(known || has("DeviceClass", &Value::Null, class), "{place}: {class}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_example_tells_what_it_shows_and_what_it_needs() {
+    for folder in folders().iter().filter(|it| it.starts_with(root().join("examples"))) {
+        let readme = std::fs::read_to_string(folder.join("README.md")).unwrap();
+        for word in ["kubectl apply -f", "\nNeeds: "] {
+            let table = readme.contains("| needs |");
+            assert!(
+                readme.contains(word) || (word.contains("Needs") && table),
+                "{}: {word}",
+                folder.display()
+            );
+        }
+        let listed = std::fs::read_to_string(root().join("examples/README.md")).unwrap();
+        let name = folder.file_name().unwrap().to_string_lossy();
+        assert!(listed.contains(&format!("]({name})")), "{name} is not in examples/README.md");
+    }
+}
