@@ -99,8 +99,13 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         driver: driver.clone(),
     });
     let memory = LayoutMemory::new(args.driver.plugin_directory().join("layout.json"));
-    let follower =
-        LayoutFollower::new(OwnNode::new(client, &name), events, args.layouts.clone(), memory, decision);
+    let follower = LayoutFollower::new(
+        OwnNode::new(client.clone(), &name),
+        events,
+        args.layouts.clone(),
+        memory,
+        decision,
+    );
     let layouts = follower.run(node.clone(), publication.clone());
     let health = Health { registration: registration.clone(), publication, node: node.clone() };
 
