@@ -244,7 +244,7 @@ fn facts(name: &str, placements: Vec<Placement>, numbers: [u32; 8], texts: &[Str
 fn offers(node: &NodeFacts, gpu: Gpu) -> Result<Inventory, TestCaseError> {
     let offered = inventory(node, &[gpu], &BTreeSet::new());
     let owner = Owner { driver: DRIVER.into(), node: "node".into(), node_uid: UID.into() };
-    let ranking = Ranking::of(&offered, &BTreeSet::new(), Policy::default());
+    let ranking = Ranking::of(&offered, &BTreeSet::new(), Policy::Pack);
     for slice in render(&offered, &ranking, &owner) {
         let errors = kube_sim::validate::slice(&serde_json::to_value(&slice).unwrap(), None);
         prop_assert!(errors.is_empty(), "{:?}", errors);

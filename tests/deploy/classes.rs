@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use dra_driver_mig::inventory::{Attachment, Gpu, GpuState, inventory};
 use dra_driver_mig::nvml::{self, DeviceHandle};
+use dra_driver_mig::placement::{Policy, Ranking};
 use dra_driver_mig::slices::{Owner, render};
 use k8s_openapi::api::resource::v1::{Device, DeviceAttribute};
 use kube_sim::cel_env::{Evaluator, compile};
@@ -30,7 +31,9 @@ fn devices(model: Model) -> Vec<Device> {
     let state = GpuState { mode, instances: Vec::new(), problem: None };
     let gpu = Gpu { facts: Arc::new(facts.gpus[0].clone()), attachment, state };
     let owner = Owner { driver: DRIVER.to_owned(), node: "n".to_owned(), node_uid: "u".to_owned() };
-    let slices = render(&inventory(&facts, &[gpu], &BTreeSet::new()), &owner);
+    let offered = inventory(&facts, &[gpu], &BTreeSet::new());
+    let ranking = Ranking::of(&offered, &BTreeSet::new(), Policy::Pack);
+    let slices = render(&offered, &ranking, &owner);
     slices.into_iter().flat_map(|it| it.spec.devices.unwrap_or_default()).collect()
 }
 
