@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,10 @@ use tokio::time::timeout;
 use tracing::info;
 
 use crate::args::HardwareArgs;
-use crate::checkpoint::{Record, RecordedDevice, RecordedKind};
+use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
 use crate::host;
 use crate::inventory::{Attachment, Gpu, GpuState, Inventory};
-use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts};
+use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, SkippedGpu};
 use crate::nvml::{self, CallError, GpuQueue, OpenError, QueueClosed};
 
 /// What is known of the node at this moment.
@@ -38,12 +39,19 @@ pub struct Hardware {
     pub boot_id: String,
     /// What NVML says.
     pub facts: NodeFacts,
-    gpus: BTreeMap<String, LiveGpu>,
-    threads: Vec<JoinHandle<()>>,
+    gpus: BTreeMap<String, Arc<LiveGpu>>,
+    /// Ends after the GPUs.
+    session: Arc<Session>,
+}
+
+/// NVML while it is open.
+#[derive(Debug)]
+struct Session {
+    nvml: Arc<Nvml>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    sys_root: PathBuf,
     /// Whether the library does not fit the driver any more.
     is_stale: Arc<AtomicBool>,
-    /// Closed last, after the threads.
-    _nvml: Arc<Nvml>,
 }
 
 /// One GPU and its thread.
@@ -82,42 +90,74 @@ impl Hardware {
             None => nvml::find_library(&args.driver_root)?,
         };
         let nvml = nvml::open(&library)?;
-        let facts = nvml::discover(&nvml)?;
-        let (mut gpus, mut threads, is_stale) = (BTreeMap::new(), Vec::new(), Arc::<AtomicBool>::default());
-        for gpu in &facts.gpus {
-            let (queue, thread) =
-                GpuQueue::start(Arc::clone(&nvml), gpu.uuid.clone(), &format!("gpu-{}", gpu.index))?;
-            let attachment = host::attachment(&args.sys_root, gpu.pci);
-            threads.push(thread);
-            let (facts, is_stale) = (Arc::new(gpu.clone()), Arc::clone(&is_stale));
-            let live = LiveGpu { facts, queue, attachment, is_stale, is_asked: Arc::default() };
+        let sys_root = args.sys_root.clone();
+        let session =
+            Session { nvml, threads: Mutex::default(), sys_root, is_stale: Arc::new(AtomicBool::new(false)) };
+        let opened = Self::discover(Arc::new(session), boot_id, &BTreeMap::new())?;
+        let (facts, gpus) = (&opened.facts, opened.gpus.len());
+        let driver = &facts.driver_version;
+        info!(library = %library.display(), driver, gpus, skipped = facts.skipped.len(), "NVML opened");
+        Ok(opened)
+    }
+
+    /// The same node looked at once more, if a GPU was skipped that may have come back: otherwise nothing. GPUs that are
+    /// known keep their threads. Blocks for as long as NVML takes.
+    pub fn again(&self) -> Result<Option<Self>, HardwareError> {
+        if self.is_complete() {
+            return Ok(None);
+        }
+        let found = Self::discover(Arc::clone(&self.session), self.boot_id.clone(), &self.gpus)?;
+        Ok((found.facts != self.facts).then_some(found))
+    }
+
+    fn discover(
+        session: Arc<Session>,
+        boot_id: String,
+        known: &BTreeMap<String, Arc<LiveGpu>>,
+    ) -> Result<Self, HardwareError> {
+        let mut facts = nvml::discover(&session.nvml)?;
+        let mut gpus = BTreeMap::new();
+        for gpu in &mut facts.gpus {
+            let live = match known.get(&gpu.uuid) {
+                Some(known) => Arc::clone(known),
+                None => Arc::new(session.start(gpu)?),
+            };
+            // What is known is kept, so that only what is new makes a difference.
+            *gpu = GpuFacts::clone(&live.facts);
             gpus.insert(gpu.uuid.clone(), live);
         }
-        info!(
-            library = %library.display(),
-            driver = facts.driver_version,
-            gpus = gpus.len(),
-            skipped = facts.skipped.len(),
-            "NVML opened"
-        );
-        Ok(Self { boot_id, facts, gpus, threads, is_stale, _nvml: nvml })
+        Ok(Self { boot_id, facts, gpus, session })
     }
 
     /// The GPU with this UUID.
     #[must_use]
-    pub fn gpu(&self, uuid: &str) -> Option<&LiveGpu> {
+    pub fn gpu(&self, uuid: &str) -> Option<&Arc<LiveGpu>> {
         self.gpus.get(uuid)
+    }
+
+    /// True where no GPU was left out that may come back.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.facts.skipped.iter().all(|it| it.is_gone)
+    }
+
+    /// True where this GPU is not there any more, and what was on it neither; false also where it may be one that could
+    /// not be read.
+    #[must_use]
+    pub fn is_gone(&self, uuid: &str) -> bool {
+        let may_be = |it: &SkippedGpu| !it.is_gone && it.uuid.as_deref().is_none_or(|it| it == uuid);
+        !self.gpus.contains_key(uuid) && !self.facts.skipped.iter().any(may_be)
     }
 
     /// True once NVML has said that the driver was unloaded or replaced: then everything has to be opened anew.
     #[must_use]
     pub fn is_stale(&self) -> bool {
-        self.is_stale.load(Ordering::Relaxed)
+        self.session.is_stale.load(Ordering::Relaxed)
     }
 
     /// Reads what may have changed: MIG mode, and every live instance, whoever made it.
     pub async fn scan(&self) -> Result<Vec<Gpu>, QueueClosed> {
-        let scans = self.gpus.values().map(LiveGpu::scan);
+        let scans = self.gpus.values().map(|it| it.scan());
         futures::future::try_join_all(scans).await
     }
 
@@ -130,6 +170,7 @@ impl Hardware {
                 device.parent_uuid == parent
                     && spec.profile_id == instance.profile_id
                     && spec.placement == instance.placement
+                    && *progress != Progress::Reserved
                     && progress.gpu_instance().is_none_or(|id| id == instance.id)
             }
         };
@@ -137,16 +178,41 @@ impl Hardware {
     }
 }
 
-impl Drop for Hardware {
-    /// Ends the threads, so that NVML is closed after its last call. One that hangs in a call is left behind.
+impl Session {
+    fn start(&self, gpu: &GpuFacts) -> io::Result<LiveGpu> {
+        let name = format!("gpu-{}", gpu.index);
+        let (queue, thread) = GpuQueue::start(Arc::clone(&self.nvml), gpu.uuid.clone(), &name)?;
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        Ok(LiveGpu {
+            facts: Arc::new(gpu.clone()),
+            queue,
+            attachment: host::attachment(&self.sys_root, gpu.pci),
+            is_stale: Arc::clone(&self.is_stale),
+            is_asked: Arc::default(),
+        })
+    }
+}
+
+impl Drop for Session {
+    /// Waits for the threads, which end when the last user of their GPU is gone, so that NVML is closed after its last
+    /// call. One that hangs in a call is left behind.
     fn drop(&mut self) {
         const PATIENCE: Duration = Duration::from_secs(1);
         const PAUSE: Duration = Duration::from_millis(1);
-        self.gpus.clear();
+        let threads = std::mem::take(self.threads.get_mut().unwrap_or_else(PoisonError::into_inner));
         let deadline = Instant::now() + PATIENCE;
-        while self.threads.iter().any(|it| !it.is_finished()) && Instant::now() < deadline {
+        while threads.iter().any(|it| !it.is_finished()) && Instant::now() < deadline {
             thread::sleep(PAUSE);
         }
+    }
+}
+
+/// Sets a flag back, whatever becomes of the work that carries it.
+struct Asked(Arc<AtomicBool>);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 
@@ -171,16 +237,15 @@ impl LiveGpu {
         if self.is_asked.swap(true, Ordering::Relaxed) {
             return Ok(silent());
         }
-        let (facts, is_asked) = (Arc::clone(&self.facts), Arc::clone(&self.is_asked));
+        let (facts, asked) = (Arc::clone(&self.facts), Asked(Arc::clone(&self.is_asked)));
         let read = self.queue.run(move |device| {
-            is_asked.store(false, Ordering::Relaxed);
+            let _asked = asked;
             let Some(mig) = &facts.mig else { return Ok((None, Vec::new())) };
             let mode = device.mig_mode()?;
             Ok((Some(mode), nvml::live_instances(device, &mig.profiles)?))
         });
         match timeout(PATIENCE, read).await {
             Ok(read) => Ok(read?.map_err(|error: CallError| {
-                self.is_asked.store(false, Ordering::Relaxed);
                 if error.means_another_driver() {
                     self.is_stale.store(true, Ordering::Relaxed);
                 }

@@ -11,7 +11,7 @@
 //! [`placement`] says in which order the slices offer devices, [`node`] wires everything, [`checkpoint`] is what was promised, on disk; [`api`], [`host`] and [`telemetry`] stand beside
 //! both flows.
 //!
-//! What holds everywhere:
+//! What is never lost, and the test behind each promise, is in [`guarantees`]. What holds everywhere:
 //!
 //! * `inventory`, `placement`, `slices::{shelves, render, diff}`, `claim::{allocation, plan}` and the building of CDI specs are functions from
 //!   data to data; they neither wait nor read.
@@ -37,6 +37,7 @@ pub mod mig;
 
 pub mod api;
 pub mod checkpoint;
+pub mod guarantees;
 pub mod hardware;
 pub mod host;
 pub mod inspect;
@@ -44,6 +45,7 @@ pub mod node;
 pub mod telemetry;
 
 use std::io;
+use std::time::Duration;
 
 use args::{Cli, Command};
 use telemetry::LogFormat;
@@ -60,7 +62,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         .max_blocking_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match cli.command {
             Command::Node(args) => {
                 telemetry::init_logging(&args.log_level, args.log_format)?;
@@ -71,7 +73,10 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
                 inspect::run(&args).await
             }
         }
-    })
+    });
+    // A call into a driver that hangs must not keep the process from ending.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
 }
 
 /// A token that is cancelled by the first SIGTERM or SIGINT; the second one ends the process at once.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::api::{self, ClaimReader, Events, NodeSlices};
 use crate::args::{HardwareArgs, NodeArgs};
 use crate::cdi::{ClaimFiles, DEFAULT_LDCONFIG, DriverRoot, HookSettings, Kind, Root};
-use crate::checkpoint::{Checkpoint, Record};
+use crate::checkpoint::{Checkpoint, Record, Stored};
 use crate::claim::{Claims, ClaimsParts, CommonSource};
 use crate::hardware::{Hardware, NodeState};
 use crate::host;
@@ -55,10 +55,14 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let mut watch = HardwareWatch {
         args: args.hardware.clone(),
         checkpoint: checkpoint.clone(),
+        cdi: cdi.clone(),
         state,
         gpus: Vec::new(),
     };
-    watch.look().await?;
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        looked = watch.look() => looked?,
+    }
 
     let claims = Claims::new(ClaimsParts {
         pool: pool_name(&args.node_name, &args.driver.driver_name),
@@ -96,6 +100,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let mut parts = Parts { running: JoinSet::new() };
     let claims = Arc::new(claims);
     parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
+    parts.add("following claims", Arc::clone(&claims).follow_objects(args.rescan_interval, stop.clone()));
     let plugin = Arc::new(DraPlugin::new(claims));
     parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
@@ -133,19 +138,17 @@ impl Parts {
     }
 
     async fn watch(mut self, stop: CancellationToken) -> anyhow::Result<()> {
-        tokio::select! {
+        let failure = tokio::select! {
             biased;
-            () = stop.cancelled() => {}
-            ended = self.running.join_next() => {
-                stop.cancel();
-                match ended {
-                    Some(Ok((name, Err(error)))) => bail!("{name} failed: {error}"),
-                    Some(Ok((name, Ok(())))) => bail!("{name} ended by itself"),
-                    Some(Err(error)) => bail!("a part of the driver died: {error}"),
-                    None => bail!("nothing to run"),
-                }
-            }
-        }
+            () = stop.cancelled() => None,
+            ended = self.running.join_next() => Some(match ended {
+                Some(Ok((name, Err(error)))) => anyhow!("{name} failed: {error}"),
+                Some(Ok((name, Ok(())))) => anyhow!("{name} ended by itself"),
+                Some(Err(error)) => anyhow!("a part of the driver died: {error}"),
+                None => anyhow!("nothing to run"),
+            }),
+        };
+        stop.cancel();
         info!("stopping: calls that run are finished first");
         let drained = timeout(DRAIN, async { while self.running.join_next().await.is_some() {} }).await;
         if drained.is_err() {
@@ -154,7 +157,7 @@ impl Parts {
             );
         }
         info!("stopped");
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 }
 
@@ -162,6 +165,7 @@ impl Parts {
 struct HardwareWatch {
     args: HardwareArgs,
     checkpoint: Checkpoint,
+    cdi: ClaimFiles,
     state: watch::Sender<NodeState>,
     gpus: Vec<Gpu>,
 }
@@ -185,20 +189,46 @@ impl HardwareWatch {
                     // A pod's claims, and pods themselves, come and go in bursts.
                     sleep(BURST).await;
                     changes.borrow_and_update();
-                    self.note_held()?;
+                    if let Err(error) = self.note_held() {
+                        warn!(%error, "cannot tell what claims hold now");
+                    }
+                    continue;
                 }
-                () = surprised.notified() => self.look().await?,
-                _ = clock.tick() => self.look().await?,
+                () = surprised.notified() => {}
+                _ = clock.tick() => {}
+            }
+            // What was known stays; the next look may succeed.
+            if let Err(error) = self.look().await {
+                warn!(%error, "cannot look at the hardware now");
             }
         }
     }
 
     /// Opens the hardware if it is not open, reads what may have changed, and tells everybody.
     async fn look(&mut self) -> anyhow::Result<()> {
-        let known = match self.state.borrow().hardware.clone() {
+        let known = self.state.borrow().hardware.clone();
+        let known = match known {
             Ok(open) if open.is_stale() => {
                 warn!("the NVIDIA driver was unloaded or replaced: opening it again");
                 Err("the NVIDIA driver was unloaded or replaced".to_owned())
+            }
+            Ok(open) => {
+                let known = Arc::clone(&open);
+                match tokio::task::spawn_blocking(move || known.again()).await? {
+                    Ok(Some(more)) => {
+                        info!(
+                            gpus = more.facts.gpus.len(),
+                            skipped = more.facts.skipped.len(),
+                            "GPUs have come back"
+                        );
+                        Ok(Arc::new(more))
+                    }
+                    Ok(None) => Ok(open),
+                    Err(error) => {
+                        warn!(%error, "cannot look for GPUs that were skipped");
+                        Ok(open)
+                    }
+                }
             }
             known => known,
         };
@@ -287,9 +317,17 @@ impl HardwareWatch {
         Ok(())
     }
 
+    /// Names of the devices that claims hold. Of a claim whose record cannot be read its CDI file tells.
     fn held(&self) -> anyhow::Result<BTreeSet<String>> {
-        let records = self.checkpoint.records()?;
-        Ok(records.iter().flat_map(|it| &it.devices).map(|it| it.name.clone()).collect())
+        let mut held = BTreeSet::new();
+        for (uid, stored) in self.checkpoint.list()? {
+            match &*stored {
+                Stored::Nothing => {}
+                Stored::Record(record) => held.extend(record.devices.iter().map(|it| it.name.clone())),
+                Stored::Unreadable(_) => held.extend(self.cdi.devices(uid.as_str())?),
+            }
+        }
+        Ok(held)
     }
 
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
@@ -304,13 +342,16 @@ impl HardwareWatch {
             .map(|(uuid, problem)| format!("{uuid}: {problem}"))
             .chain(skipped.map(|it| format!("GPU {}: {}", it.index, it.reason)))
             .collect();
+        // Dropped after the lock: closing NVML takes its time.
+        let mut before = None;
         self.state.send_if_modified(|state| {
             let is_same = *state.inventory == inventory
                 && state.held == held
                 && state.problems == problems
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();
-            *state = NodeState { hardware, inventory: Arc::new(inventory), held, problems };
+            let now = NodeState { hardware, inventory: Arc::new(inventory), held, problems };
+            before = Some(std::mem::replace(state, now));
             !is_same
         });
         Ok(())

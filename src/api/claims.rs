@@ -56,11 +56,13 @@ impl ClaimReader {
         const PAUSE: Duration = Duration::from_millis(250);
         let api = self.api.clone().constrain(&claim.namespace);
         loop {
-            let message = match timeout(CALL_TIMEOUT, api.get(&claim.name)).await {
-                Ok(Ok(found)) if found.metadata.uid.as_deref() == Some(claim.uid.as_str()) => {
-                    return Ok(found);
-                }
-                Ok(Ok(_)) => return Err(ReadError::Gone(claim.clone())),
+            let left = deadline.saturating_duration_since(Instant::now());
+            let message = match timeout(CALL_TIMEOUT.min(left), api.get(&claim.name)).await {
+                Ok(Ok(found)) => match who(&found, claim) {
+                    Some(uid) if uid == claim.uid.as_str() => return Ok(found),
+                    Some(_) => return Err(ReadError::Gone(claim.clone())),
+                    None => "the answer is not about this claim".to_owned(),
+                },
                 Ok(Err(Error::Api(status))) if says_that_it_is_gone(&status, claim) => {
                     return Err(ReadError::Gone(claim.clone()));
                 }
@@ -68,7 +70,7 @@ impl ClaimReader {
                     return Err(ReadError::Refused { claim: claim.clone(), message: status.message.clone() });
                 }
                 Ok(Err(error)) => with_causes(&error),
-                Err(_) => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
+                Err(_) => format!("no answer within {} s", CALL_TIMEOUT.min(left).as_secs()),
             };
             if deadline < Instant::now() + PAUSE {
                 return Err(ReadError::Unavailable { claim: claim.clone(), message });
@@ -77,6 +79,14 @@ impl ClaimReader {
             sleep(PAUSE).await;
         }
     }
+}
+
+/// The UID in an answer that is about a claim of this name; nothing in one that is about anything else.
+fn who<'a>(found: &'a ResourceClaim, claim: &ClaimRef) -> Option<&'a str> {
+    let metadata = &found.metadata;
+    let is_named =
+        metadata.name.as_ref() == Some(&claim.name) && metadata.namespace.as_ref() == Some(&claim.namespace);
+    metadata.uid.as_deref().filter(|_| is_named)
 }
 
 /// True for the API server's own answer that there is no such claim. Any other 404, a proxy's for example, says nothing

@@ -1,8 +1,9 @@
 //! The file of one claim, and the right to work on that claim.
 //!
-//! A line for each step, and each line is the whole record: the last line that can be read counts. A line is written by
-//! one call and ends with its newline, so what an interrupted write leaves is a tail without one, which nobody reads
-//! and the next line replaces. The file is locked while it is open here, against other calls and other processes alike,
+//! A line for each step, and each line is the whole record: the last one counts. A line is written by one call and ends
+//! with its newline, so what an interrupted write leaves is a tail without one, which nobody reads and the next line
+//! replaces. A last line that cannot be understood makes the file unreadable: the lines before it tell what was, and
+//! acting on that could take a running pod its instance. The file is locked while it is open here, against other calls and other processes alike,
 //! and the kernel gives the lock back however its holder ends.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -10,8 +11,9 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{MOST_BYTES, Record, StoreError, Stored, UNFINISHED, failed, sync};
+use super::{MOST_BYTES, Record, Reservation, StoreError, Stored, UNFINISHED, failed, sync};
 use crate::claim::ClaimUid;
 
 /// A file of this length is written anew with its last line only. A claim needs five lines in its life.
@@ -43,9 +45,18 @@ impl Journal {
     pub(super) fn take(path: &Path, uid: &ClaimUid, or_new: bool) -> Result<Taken, StoreError> {
         loop {
             let opened = OpenOptions::new().read(true).write(true).create(or_new).truncate(false).open(path);
-            let file = match opened {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Taken::Nothing),
-                opened => opened.map_err(failed("open", path))?,
+            let file = match (opened, path.parent()) {
+                (Err(error), _) if error.kind() == io::ErrorKind::NotFound && !or_new => {
+                    return Ok(Taken::Nothing);
+                }
+                // Somebody removed the directory.
+                (Err(error), Some(directory))
+                    if error.kind() == io::ErrorKind::NotFound && !directory.exists() =>
+                {
+                    fs::create_dir_all(directory).map_err(failed("create", directory))?;
+                    continue;
+                }
+                (opened, _) => opened.map_err(failed("open", path))?,
             };
             match file.try_lock() {
                 Err(TryLockError::WouldBlock) => return Ok(Taken::Busy),
@@ -90,16 +101,27 @@ impl Journal {
         Ok(())
     }
 
-    /// Notes the intent, and forces it and the file's name to the disk.
-    pub(super) fn begin(&mut self, record: &Record) -> Result<(), StoreError> {
+    /// Notes the intent, and forces it and the file's name to the disk. A file that could not be read is set aside; then
+    /// the answer is where.
+    pub fn begin(&mut self, record: &Record, _in_turn: &Reservation) -> Result<Option<PathBuf>, StoreError> {
+        if let Stored::Unreadable(_) = self.stored {
+            return self.rebuild(record).map(Some);
+        }
+        let before = (self.length, self.stored.clone());
         self.append(record)?;
         let forced = self.file.sync_data().and_then(|()| sync(self.path.parent()));
         if forced.is_err() {
             // Not on the disk is not intended: whoever reads it later must not think that anything was made.
-            let _ = self.file.set_len(0);
-            (self.length, self.stored) = (0, Stored::Nothing);
+            let _ = self.file.set_len(before.0);
+            (self.length, self.stored) = before;
         }
-        forced.map_err(failed("force to disk", &self.path))
+        forced.map_err(failed("force to disk", &self.path)).map(|()| None)
+    }
+
+    /// Time since the last line; nothing where that cannot be told.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        self.file.metadata().and_then(|it| it.modified()).ok()?.elapsed().ok()
     }
 
     /// Puts a new file with this record in the place of the present one.
@@ -124,11 +146,12 @@ impl Journal {
 
     /// Keeps a file that cannot be read under another name, which is returned, and puts this record in its place. At no
     /// time is there no file for the claim. The last unreadable file of a claim is kept.
-    pub(super) fn rebuild(&mut self, record: &Record) -> Result<PathBuf, StoreError> {
+    fn rebuild(&mut self, record: &Record) -> Result<PathBuf, StoreError> {
         let aside = self.path.with_extension("unreadable");
         let link = || match fs::remove_file(&aside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => fs::hard_link(&self.path, &aside),
+            // Not every file system has links.
+            _ => fs::hard_link(&self.path, &aside).or_else(|_| fs::copy(&self.path, &aside).map(|_| ())),
         };
         link().map_err(failed("set aside", &self.path))?;
         self.replace(record)?;
@@ -195,7 +218,7 @@ pub(super) fn read(file: &File, uid: &ClaimUid) -> (Stored, u64) {
     }
 }
 
-/// The last line that can be read, and the length of all complete lines.
+/// What the last complete line says, and the length of all complete lines.
 fn parse(bytes: &[u8], uid: &ClaimUid) -> (Stored, u64) {
     /// How the first line of every claim begins.
     const BEGINNING: &[u8] = b"{\"version\":";
@@ -210,14 +233,10 @@ fn parse(bytes: &[u8], uid: &ClaimUid) -> (Stored, u64) {
             false => (Stored::Unreadable("it has no complete line".to_owned()), 0),
         };
     };
-    let mut reason = None;
-    for line in bytes[..end].rsplit(|it| *it == b'\n') {
-        match Record::parse(line, uid) {
-            Ok(record) => return (Stored::Record(Arc::new(record)), end as u64 + 1),
-            Err(error) => reason = reason.or(Some(error)),
-        }
-    }
-    (Stored::Unreadable(reason.unwrap_or_default()), end as u64 + 1)
+    let last = bytes[..end].rsplit(|it| *it == b'\n').next().unwrap_or_default();
+    let stored =
+        Record::parse(last, uid).map_or_else(Stored::Unreadable, |record| Stored::Record(Arc::new(record)));
+    (stored, end as u64 + 1)
 }
 
 #[cfg(test)]
@@ -244,17 +263,17 @@ mod tests {
     }
 
     #[test]
-    fn the_last_line_that_can_be_read_counts() {
+    fn the_last_line_counts_and_what_an_interrupted_write_left_does_not() {
         let directory = tempfile::tempdir().unwrap();
         let checkpoint = Checkpoint::open(directory.path()).unwrap();
         let mut journal = taken(&checkpoint, "uid-1");
         let intended = fixture::record("uid-1");
-        journal.begin(&intended).unwrap();
+        journal.begin(&intended, &checkpoint.try_reserve().unwrap().unwrap()).unwrap();
         let prepared = Record { stage: Stage::Prepared, ..intended };
         journal.append(&prepared).unwrap();
         drop(journal);
         let path = directory.path().join("uid-1.jsonl");
-        for tail in ["{\"version\":1,\"bo", "\0\0\0\0", "no record\n", "no record\n{\"ver"] {
+        for tail in ["{\"version\":1,\"bo", "\0\0\0\0"] {
             let mut bytes = fs::read(&path).unwrap();
             let whole = bytes.clone();
             bytes.extend_from_slice(tail.as_bytes());
@@ -267,6 +286,29 @@ mod tests {
             assert_eq!(stored, Stored::Record(Arc::new(prepared.clone())), "{tail:?}");
             fs::write(&path, whole).unwrap();
         }
+    }
+
+    #[test]
+    fn older_lines_do_not_speak_for_a_last_one_that_cannot_be_understood() {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let intended = line_of(&fixture::record("uid-1")).unwrap();
+        for newer in ["{\"version\":2,\"stage\":\"prepared\"}\n", "bit rot\n", "bit rot\n{\"version\":1"] {
+            let bytes = [&intended, newer.as_bytes()].concat();
+            fs::write(directory.path().join("uid-1.jsonl"), bytes).unwrap();
+            assert!(matches!(taken(&checkpoint, "uid-1").stored(), Stored::Unreadable(_)), "{newer:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_was_removed_is_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let claims = directory.path().join("claims");
+        let checkpoint = Checkpoint::open(&claims).unwrap();
+        fs::remove_dir(&claims).unwrap();
+        assert!(matches!(checkpoint.take(&"uid-1".parse().unwrap(), false).unwrap(), Taken::Nothing));
+        drop(taken(&checkpoint, "uid-1"));
+        assert!(claims.exists());
     }
 
     #[test]
@@ -289,7 +331,8 @@ mod tests {
             let mut journal = taken(&checkpoint, "uid-2");
             assert!(matches!(journal.stored(), Stored::Unreadable(_)), "{rubbish:?}");
             assert_eq!(checkpoint.records().unwrap(), []);
-            let aside = journal.rebuild(&fixture::record("uid-2")).unwrap();
+            let turn = checkpoint.try_reserve().unwrap().unwrap();
+            let aside = journal.begin(&fixture::record("uid-2"), &turn).unwrap().unwrap();
             assert_eq!(fs::read_to_string(aside).unwrap(), rubbish);
             drop(journal);
             let journal = taken(&checkpoint, "uid-2");
@@ -313,7 +356,7 @@ mod tests {
         let checkpoint = Checkpoint::open(directory.path()).unwrap();
         let mut journal = taken(&checkpoint, "uid-1");
         let record = fixture::record("uid-1");
-        journal.begin(&record).unwrap();
+        journal.begin(&record, &checkpoint.try_reserve().unwrap().unwrap()).unwrap();
         for _ in 0..MOST_BYTES / 64 {
             journal.append(&record).unwrap();
         }

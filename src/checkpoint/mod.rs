@@ -9,7 +9,7 @@ mod journal;
 mod record;
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -34,13 +34,21 @@ pub struct Checkpoint {
     known: Arc<Mutex<HashMap<ClaimUid, Known>>>,
 }
 
-/// A file that was read. Lines are only ever added to it, so that it says the same as long as its length is the same.
+/// The right to begin journals, given back by dropping it, or by whatever end of the process.
+#[derive(Debug)]
+pub struct Reservation {
+    _lock: File,
+}
+
+/// A file that was read, and by what one knows that it still says the same.
 #[derive(Debug)]
 struct Known {
-    inode: u64,
-    length: u64,
+    version: FileVersion,
     stored: Arc<Stored>,
 }
+
+/// Inode, length, and time of the last change in seconds and nanoseconds.
+type FileVersion = (u64, u64, i64, i64);
 
 /// What is on disk about a claim.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,31 +90,17 @@ impl Checkpoint {
         Journal::take(&self.path(uid), uid, or_new)
     }
 
-    /// Begins a journal with a record that is made in view of all others. Nobody else, in this process or another one,
-    /// does that meanwhile, so that two claims never find the same part of a GPU free. Answers with the path of what was
-    /// set aside, if the journal could not be read.
-    pub fn reserve<E: From<StoreError>>(
-        &self,
-        journal: &mut Journal,
-        make: impl FnOnce(&[Arc<Record>]) -> Result<Record, E>,
-    ) -> Result<(Record, Option<PathBuf>), E> {
+    /// Takes the right to begin journals, if nobody else has it, in this process or another one: a record is made in view
+    /// of all others, so that two claims never find the same part of a GPU free. Does not wait.
+    pub fn try_reserve(&self) -> Result<Option<Reservation>, StoreError> {
         let path = self.directory.join("reserve.lock");
-        let lock = || {
-            let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
-            file.lock()?;
-            Ok(file)
-        };
-        // Released when the file is closed, by whatever end of this function or of the process.
-        let _lock = lock().map_err(failed("lock", &path))?;
-        let record = make(&self.records()?)?;
-        let aside = match journal.stored() {
-            Stored::Unreadable(_) => Some(journal.rebuild(&record)?),
-            Stored::Nothing | Stored::Record(_) => {
-                journal.begin(&record)?;
-                None
-            }
-        };
-        Ok((record, aside))
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(failed("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Reservation { _lock: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+        }
     }
 
     /// All claims that have a file, with what it says, in the order of their UIDs. Reads only what is new.
@@ -146,25 +140,21 @@ impl Checkpoint {
 
 /// What a file says, read only if it is not the one that is known; nothing if it has just gone.
 fn look(path: &Path, uid: &ClaimUid, known: Option<Known>) -> Option<Known> {
-    let unreadable = |error: &io::Error| Known {
-        inode: 0,
-        length: 0,
-        stored: Arc::new(Stored::Unreadable(error.to_string())),
-    };
-    let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(error) => return Some(unreadable(&error)),
-    };
-    let (inode, length) = (metadata.ino(), metadata.len());
-    if let Some(known) = known.filter(|it| (it.inode, it.length) == (inode, length)) {
+    let metadata = fs::symlink_metadata(path);
+    let version =
+        metadata.as_ref().map_or((0, 0, 0, 0), |it| (it.ino(), it.len(), it.ctime(), it.ctime_nsec()));
+    if let Some(known) = known.filter(|it| it.version == version && metadata.is_ok()) {
         return Some(known);
     }
-    match File::open(path) {
-        Ok(file) => Some(Known { inode, length, stored: Arc::new(journal::read(&file, uid).0) }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => Some(unreadable(&error)),
-    }
+    let read = || Ok(journal::read(&File::open(path)?, uid).0);
+    let stored = match read() {
+        Ok(stored) => stored,
+        Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => return None,
+        Err(error) => Stored::Unreadable(error.to_string()),
+    };
+    // A failure to read may pass.
+    let version = if matches!(stored, Stored::Unreadable(_)) { (0, 0, 0, 0) } else { version };
+    Some(Known { version, stored: Arc::new(stored) })
 }
 
 /// Forces the names in a directory to the disk.
@@ -210,7 +200,7 @@ mod tests {
 
     fn reserved(checkpoint: &Checkpoint, record: &Record) -> Journal {
         let mut journal = taken(checkpoint, record.claim.uid.as_str());
-        checkpoint.reserve(&mut journal, |_| Ok::<_, StoreError>(record.clone())).unwrap();
+        journal.begin(record, &checkpoint.try_reserve().unwrap().unwrap()).unwrap();
         journal
     }
 
@@ -254,22 +244,14 @@ mod tests {
     }
 
     #[test]
-    fn of_two_that_reserve_at_once_the_second_sees_the_first() {
+    fn only_one_at_a_time_begins_journals() {
         let directory = tempfile::tempdir().unwrap();
-        let checkpoint = Checkpoint::open(directory.path()).unwrap();
-        let reserve = |uid: &'static str| {
-            let checkpoint = checkpoint.clone();
-            std::thread::spawn(move || {
-                let only_if_first = |others: &[Arc<Record>]| match others.len() {
-                    0 => Ok(record(uid)),
-                    _ => Err(failed("share", Path::new(uid))(io::ErrorKind::AlreadyExists.into())),
-                };
-                checkpoint.reserve(&mut taken(&checkpoint, uid), only_if_first).is_ok()
-            })
-        };
-        let won = ["a", "b", "c", "d"].map(reserve).map(|it| it.join().unwrap());
-        assert_eq!(won.iter().filter(|it| **it).count(), 1);
-        assert_eq!(checkpoint.list().unwrap().len(), 1, "those who lost have left no file");
+        let (ours, others) =
+            (Checkpoint::open(directory.path()).unwrap(), Checkpoint::open(directory.path()).unwrap());
+        let turn = ours.try_reserve().unwrap();
+        assert!(turn.is_some() && others.try_reserve().unwrap().is_none());
+        drop(turn);
+        assert!(others.try_reserve().unwrap().is_some());
     }
 
     #[test]

@@ -3,12 +3,13 @@
 //! | on disk | so there may be | is finished by | is undone by |
 //! |---|---|---|---|
 //! | no file, or no complete line | nothing | | |
-//! | `preparing`, each device `intended` | of each device nothing, its GPU instance, or all | [`crate::claim`]'s prepare, which finds by profile and placement what exists | its undo, which destroys what it finds so |
-//! | `preparing`, a device `gpuInstance` | that GPU instance, perhaps its compute instance | prepare, which finds it by its id | undo, by id, profile and placement |
+//! | `preparing`, a device `reserved` | nothing of that device; an instance in its place is somebody else's | [`crate::claim`]'s prepare | nothing to undo |
+//! | `preparing`, a device `creating` | nothing, its GPU instance, or all | prepare, which finds by profile and placement what exists | its undo, which destroys what it finds so |
+//! | `preparing`, a device `gpuInstance` | that GPU instance, perhaps its compute instance | prepare, which finds it by its id; `creating` again if it is gone | undo, by id, profile and placement |
 //! | `preparing`, a device `complete` | both, perhaps the CDI file | prepare | undo |
 //! | `prepared` | all of it, and a pod that uses it | prepare mends what somebody else removed | only unprepare, or the end of the ResourceClaim |
 //! | `unpreparing` | all of it, or any part: CDI file and instances go before this file | unprepare | prepare, which makes anew what is gone |
-//! | any of these with the boot id of another boot | the file only, perhaps the CDI file | prepare plans the same devices again | removing the files |
+//! | any of these with the boot id of another boot | the file only, perhaps the CDI file | prepare reserves the same devices again | the end of the ResourceClaim, or an unprepare that had begun |
 //!
 //! The first half of each step is on disk before its effect: a stage before the hardware changes, an id before the next
 //! object is made inside it. [`Record::rest`] says what a claim needs on which nobody works.
@@ -63,13 +64,27 @@ pub enum Rest {
 }
 
 impl Record {
-    /// What the claim needs if nobody works on it.
+    /// What the claim needs if nobody works on it. Of another boot nothing is left to undo, and the file keeps the promise
+    /// for the next prepare; after a power failure it may have lost that the claim was prepared.
     #[must_use]
-    pub fn rest(&self) -> Rest {
+    pub fn rest(&self, boot_id: &str) -> Rest {
         match self.stage {
-            Stage::Prepared => Rest::Nothing,
-            Stage::Preparing | Stage::Unpreparing => Rest::TakeDown,
+            Stage::Unpreparing => Rest::TakeDown,
+            Stage::Preparing if self.boot_id == boot_id => Rest::TakeDown,
+            Stage::Preparing | Stage::Prepared => Rest::Nothing,
         }
+    }
+
+    /// The same claim, made but for what is not known of it: whatever sits where its devices go is its own.
+    #[must_use]
+    pub fn made(mut self, stage: Stage) -> Self {
+        self.stage = stage;
+        for device in &mut self.devices {
+            if let RecordedKind::Mig { progress, .. } = &mut device.kind {
+                *progress = Progress::Creating;
+            }
+        }
+        self
     }
 
     /// Reads one line, which must be about this claim. The error says what is wrong with it.
@@ -84,9 +99,12 @@ impl Record {
             return Err(format!("it has format version {version}, this driver reads {VERSION}"));
         }
         let record: Self = serde_json::from_slice(line).map_err(wrong)?;
-        if record.claim.uid != *uid {
-            return Err(format!("it is about another claim, {}", record.claim.uid));
+        let ClaimRef { namespace, name, uid: claimed } = record.claim.clone();
+        if claimed != *uid {
+            return Err(format!("it is about another claim, {claimed}"));
         }
+        // Both become part of a URL.
+        ClaimRef::new(namespace, name, uid.to_string()).map_err(|error| error.to_string())?;
         Ok(record)
     }
 }
@@ -129,8 +147,10 @@ pub enum RecordedKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Progress {
+    /// Nothing was done for it yet.
+    Reserved,
     /// The GPU instance is about to be created; it may exist.
-    Intended,
+    Creating,
     /// The GPU instance exists; the compute instance may.
     GpuInstance {
         /// GPU instance id.
@@ -152,7 +172,7 @@ impl Progress {
     #[must_use]
     pub fn gpu_instance(&self) -> Option<u32> {
         match self {
-            Self::Intended => None,
+            Self::Reserved | Self::Creating => None,
             Self::GpuInstance { gpu_instance } | Self::Complete { gpu_instance, .. } => Some(*gpu_instance),
         }
     }

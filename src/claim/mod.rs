@@ -2,14 +2,16 @@
 //!
 //! `allocation` reads what the scheduler decided, `plan` turns it into a record, `prepare` and `unprepare` carry it out:
 //! record, hardware, CDI file, answer, in this order. `recovery` looks after claims that nobody asks for any more. The
-//! stages of a claim are those of [`Record`](crate::checkpoint::Record). Refuses what it does not understand: unknown
+//! stages of a claim are those of [`Record`]. Refuses what it does not understand: unknown
 //! devices, configuration, admin access.
 //!
 //! Whoever has a claim's [`Journal`] works on it, alone. A repeated call waits for the running one and then finds its
-//! result; prepare and unprepare of one claim come one after the other. No claim waits for another one but for a part of
+//! result; prepare and unprepare of one claim come one after the other, in the order in which they were asked for, and
+//! a call that the kubelet has given up while it waited is not begun. No claim waits for another one but for a part of
 //! a GPU that the other still holds.
 
 mod allocation;
+mod draft;
 mod edits;
 mod error;
 mod plan;
@@ -27,7 +29,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
 pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
@@ -36,11 +38,13 @@ pub use error::{Busy, PrepareError, UnprepareError};
 pub use plan::{Conflict, Ground, PlanError, plan};
 
 use crate::api::{ClaimReader, Events};
-use crate::cdi::{ClaimFiles, Kind};
-use crate::checkpoint::{Checkpoint, Journal, StoreError, Taken};
+use crate::cdi::{ClaimFiles, FilesError, Kind};
+use crate::checkpoint::{Checkpoint, Journal, Record, Stage, StoreError, Stored, Taken};
 use crate::hardware::{Hardware, NodeState};
 use crate::inventory::Inventory;
 use crate::mig::ModePolicy;
+use draft::{Opened, Turns};
+use work::blocking;
 
 /// UID of a ResourceClaim. Safe as part of a file name and of a CDI device name: letters, digits and, within, `-`; at most
 /// 63 of them.
@@ -154,6 +158,9 @@ pub struct PreparedDevice {
     pub cdi_device_id: String,
 }
 
+/// How often something that another process has is asked for. Far below what making or destroying an instance takes.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Everything that preparing and unpreparing need.
 #[derive(Debug)]
 pub struct Claims {
@@ -172,6 +179,9 @@ pub struct Claims {
     budget: Duration,
     mode_policy: ModePolicy,
     events: Events,
+    turns: Turns,
+    /// Within this process, whose turn it is to make a new record.
+    reserving: tokio::sync::Mutex<()>,
     /// Claims whose unreadable file was reported.
     reported: Mutex<BTreeSet<ClaimUid>>,
 }
@@ -232,6 +242,8 @@ impl Claims {
             budget,
             mode_policy,
             events,
+            turns: Turns::default(),
+            reserving: tokio::sync::Mutex::default(),
             reported: Mutex::default(),
         }
     }
@@ -250,24 +262,90 @@ impl Claims {
         self.node.borrow().hardware.clone().map_err(PrepareError::NoHardware)
     }
 
-    /// Takes the claim's journal and waits for whoever has it until the deadline; `None` where nothing is on disk about
-    /// the claim and `or_new` is false.
-    async fn journal<E: From<StoreError> + From<Busy>>(
+    /// Waits until it is this call's turn and nobody else has the claim's journal, until the deadline; `None` where nothing
+    /// is on disk about the claim and `or_new` is false.
+    async fn open<E: From<StoreError> + From<Busy>>(
         &self,
         claim: &ClaimRef,
         or_new: bool,
         deadline: Instant,
-    ) -> Result<Option<Journal>, E> {
-        /// Far below what making or destroying an instance takes.
-        const PAUSE: Duration = Duration::from_millis(10);
+    ) -> Result<Option<Opened>, E> {
+        let busy = || Busy(claim.clone());
+        let turn = timeout_at(deadline, self.turns.wait(&claim.uid)).await.map_err(|_| busy())?;
         loop {
             match self.checkpoint.take(&claim.uid, or_new)? {
-                Taken::Journal(journal) => return Ok(Some(journal)),
+                Taken::Journal(journal) => return Ok(Some(Opened { journal, _turn: Some(turn) })),
                 Taken::Nothing => return Ok(None),
-                Taken::Busy if deadline < Instant::now() + PAUSE => return Err(Busy(claim.clone()).into()),
+                Taken::Busy if deadline < Instant::now() + PAUSE => return Err(busy().into()),
                 Taken::Busy => sleep(PAUSE).await,
             }
         }
+    }
+
+    /// Begins a claim's journal with a record that is made in view of all others, while nobody else makes one.
+    async fn reserve<E: From<StoreError> + From<Busy> + From<FilesError>>(
+        &self,
+        claim: &ClaimRef,
+        journal: &mut Journal,
+        deadline: Instant,
+        make: impl FnOnce(&[Arc<Record>]) -> Result<Record, E>,
+    ) -> Result<Record, E> {
+        let busy = || Busy(claim.clone());
+        let _first_here = timeout_at(deadline, self.reserving.lock()).await.map_err(|_| busy())?;
+        let reservation = loop {
+            match self.checkpoint.try_reserve()? {
+                Some(reservation) => break reservation,
+                None if deadline < Instant::now() + PAUSE => return Err(busy().into()),
+                None => sleep(PAUSE).await,
+            }
+        };
+        let (record, aside) = blocking(|| {
+            let mut others = self.checkpoint.records()?;
+            others.extend(self.shadows::<E>()?);
+            let record = make(&others)?;
+            let aside = journal.begin(&record, &reservation)?;
+            Ok::<_, E>((record, aside))
+        })?;
+        if let Some(aside) = aside {
+            warn!(aside = %aside.display(), "state file set aside and rebuilt");
+        }
+        Ok(record)
+    }
+
+    /// What claims hold whose state files cannot be read, as far as their CDI files tell.
+    fn shadows<E: From<StoreError> + From<FilesError>>(&self) -> Result<Vec<Arc<Record>>, E> {
+        let mut shadows = Vec::new();
+        for (uid, stored) in self.checkpoint.list()? {
+            if let Stored::Unreadable(_) = *stored {
+                let names = self.cdi.devices(uid.as_str())?;
+                let claim = ClaimRef { namespace: "?".to_owned(), name: format!("(UID {uid})"), uid };
+                let known =
+                    self.promised(names).into_iter().filter_map(|it| self.planned(&claim, &[it], &[]).ok());
+                shadows.extend(known.map(|it| Arc::new(it.made(Stage::Prepared))));
+            }
+        }
+        Ok(shadows)
+    }
+
+    /// Devices of this node as an allocation of which no more is known than their names.
+    fn promised(&self, names: Vec<String>) -> Vec<AllocatedDevice> {
+        let device = |device| AllocatedDevice { device, pool: self.pool.clone(), requests: Vec::new() };
+        names.into_iter().map(device).collect()
+    }
+
+    fn planned(
+        &self,
+        claim: &ClaimRef,
+        allocated: &[AllocatedDevice],
+        others: &[Arc<Record>],
+    ) -> Result<Record, PlanError> {
+        let inventory = self.inventory();
+        plan(
+            claim,
+            allocated,
+            Ground { pool: &self.pool, inventory: &inventory, boot_id: &self.boot_id },
+            others,
+        )
     }
 
     fn inventory(&self) -> Arc<Inventory> {

@@ -87,7 +87,7 @@ pub fn plan(
         let offered = inventory.device(&it.device).ok_or_else(unknown)?;
         let kind = match &offered.kind {
             DeviceKind::Gpu => RecordedKind::Gpu,
-            DeviceKind::Mig(spec) => RecordedKind::Mig { spec: spec.clone(), progress: Progress::Intended },
+            DeviceKind::Mig(spec) => RecordedKind::Mig { spec: spec.clone(), progress: Progress::Reserved },
         };
         devices.push(RecordedDevice {
             name: it.device.clone(),
@@ -176,7 +176,7 @@ mod tests {
     fn mig(start: u32, size: u32) -> RecordedKind {
         let placement = Placement { start, size };
         let spec = MigSpec { profile: "p".into(), profile_id: 1, slices: 1, placement };
-        RecordedKind::Mig { spec, progress: Progress::Intended }
+        RecordedKind::Mig { spec, progress: Progress::Reserved }
     }
 
     #[test]

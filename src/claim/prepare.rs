@@ -1,65 +1,35 @@
 //! Preparing a claim: intent on disk, MIG devices, CDI file, record complete, answer.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::{join_all, try_join_all};
+use futures::future::join_all;
 use tokio::time::{Instant, sleep};
 use tracing::{Instrument, debug, info, warn};
 
+use super::draft::{Draft, Opened, SharedDraft, held};
 use super::work::{WorkError, blocking, on_gpu, retried};
 use super::{
-    AllocatedDevice, Busy, ClaimRef, Claims, CommonError, Ground, PlanError, PrepareError, PreparedDevice,
-    allocated_devices, plan,
+    AllocatedDevice, Busy, ClaimRef, Claims, CommonError, PlanError, PrepareError, PreparedDevice,
+    allocated_devices,
 };
 use crate::cdi::{ClaimDevice, DeviceNodes, MigCaps, claim_spec};
-use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, StoreError, Stored};
+use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::MigSpec;
-use crate::mig::{self, MigError};
-
-/// A claim that is worked on. Several GPU threads write their steps to it; one that hangs keeps it, and with it the claim,
-/// from later calls.
-type SharedDraft = Arc<Mutex<Draft>>;
-
-/// The journal of a claim and what it says.
-#[derive(Debug)]
-pub(super) struct Draft {
-    pub(super) journal: Journal,
-    pub(super) record: Record,
-}
-
-impl Draft {
-    pub(super) fn shared(journal: Journal, record: Record) -> SharedDraft {
-        Arc::new(Mutex::new(Self { journal, record }))
-    }
-
-    /// Notes that the claim enters this stage.
-    fn enter(&mut self, stage: Stage) -> Result<(), StoreError> {
-        if self.record.stage != stage {
-            self.record.stage = stage;
-            self.journal.append(&self.record)?;
-        }
-        Ok(())
-    }
-
-    /// Notes how far a device got.
-    fn note(&mut self, index: usize, now: Progress) -> Result<(), StoreError> {
-        if let Some(RecordedDevice { kind: RecordedKind::Mig { progress, .. }, .. }) =
-            self.record.devices.get_mut(index)
-        {
-            *progress = now;
-        }
-        self.journal.append(&self.record)
-    }
-}
+use crate::mig;
 
 impl Claims {
     /// Prepares a claim and answers with its devices. Repeating it gives the same answer: what exists is checked, what
-    /// is missing made again, the CDI file rewritten. The work goes on if the caller stops waiting.
+    /// is missing made again, the CDI file rewritten. A caller that stops waiting before its turn has asked for nothing;
+    /// once the work has begun, it goes on.
     pub async fn prepare(self: &Arc<Self>, claim: &ClaimRef) -> Result<Vec<PreparedDevice>, PrepareError> {
+        let deadline = Instant::now() + self.budget;
+        let Some(opened) = self.open::<PrepareError>(claim, true, deadline).await? else {
+            return Err(Busy(claim.clone()).into());
+        };
         let (this, owned) = (Arc::clone(self), claim.clone());
-        let work = async move { this.prepare_now(&owned).await };
+        let work = async move { this.prepare_now(&owned, opened, deadline).await };
         let interrupted = |_| Err(PrepareError::Interrupted(claim.clone()));
         let result = tokio::spawn(work.in_current_span()).await.unwrap_or_else(interrupted);
         if let Err(PrepareError::Device { source, .. }) = &result
@@ -70,29 +40,43 @@ impl Claims {
         result
     }
 
-    async fn prepare_now(&self, claim: &ClaimRef) -> Result<Vec<PreparedDevice>, PrepareError> {
-        let deadline = Instant::now() + self.budget;
+    async fn prepare_now(
+        &self,
+        claim: &ClaimRef,
+        mut opened: Opened,
+        deadline: Instant,
+    ) -> Result<Vec<PreparedDevice>, PrepareError> {
         let hardware = self.hardware()?;
-        let Some(mut journal) = self.journal::<PrepareError>(claim, true, deadline).await? else {
-            return Err(Busy(claim.clone()).into());
-        };
+        let journal = &mut opened.journal;
+        let mut promise = None;
         let record = match journal.stored().clone() {
-            Stored::Record(record) if record.boot_id == self.boot_id => Record::clone(&record),
-            // Instances do not survive a reboot; what was promised does, and needs no API server to be known.
-            Stored::Record(before) => {
-                self.new_record(claim, &promised(&before), &mut journal, &hardware, deadline).await?
+            // What was taken down after the loss of its record does not know its requests.
+            Stored::Record(record) if record.boot_id == self.boot_id && knows_its_requests(&record) => {
+                Record::clone(&record)
             }
-            Stored::Nothing => {
+            // Instances do not survive a reboot; what was promised does, and needs no API server to be known.
+            Stored::Record(before) if before.boot_id != self.boot_id => {
+                promise = Some(Record::clone(&before));
+                self.new_record(claim, &promised(&before), journal, &[], deadline).await?
+            }
+            Stored::Record(_) | Stored::Nothing => {
                 let allocated = self.allocated(claim, deadline).await?;
-                self.new_record(claim, &allocated, &mut journal, &hardware, deadline).await?
+                // Made by this claim already: only the state file was lost.
+                let made = blocking(|| self.cdi.devices(claim.uid.as_str()))?;
+                self.new_record(claim, &allocated, journal, &made, deadline).await?
             }
             Stored::Unreadable(reason) => {
                 let allocated = self.allocated(claim, deadline).await?;
-                self.rebuild::<PrepareError>(claim, &allocated, &mut journal, &reason)?
+                self.report_unreadable(&claim.uid, &reason);
+                // It counts as prepared, because its pod may be running.
+                self.reserve(claim, journal, deadline, |others| {
+                    Ok::<_, PrepareError>(self.planned(claim, &allocated, others)?.made(Stage::Prepared))
+                })
+                .await?
             }
         };
         let before = record.clone();
-        let draft = Draft::shared(journal, record);
+        let draft = Draft::shared(opened, record, promise);
         match self.carry_out(&draft, &before, &hardware, deadline).await {
             Ok(devices) => {
                 if before.stage != Stage::Prepared {
@@ -112,58 +96,33 @@ impl Claims {
     }
 
     /// Plans the claim and stores the record, which is the intent to make its devices. Waits within the deadline for a
-    /// claim that is in the way, because the scheduler may give away what is just being unprepared.
+    /// claim that is in the way, because the scheduler may give away what is just being unprepared. With any of the
+    /// devices made already, a pod may be running with them, so the claim counts as prepared.
     async fn new_record(
         &self,
         claim: &ClaimRef,
         allocated: &[AllocatedDevice],
         journal: &mut Journal,
-        hardware: &Hardware,
+        made: &[String],
         deadline: Instant,
     ) -> Result<Record, PrepareError> {
         const PAUSE: Duration = Duration::from_millis(500);
         loop {
-            let inventory = self.inventory();
-            let ground = Ground { pool: &self.pool, inventory: &inventory, boot_id: &self.boot_id };
-            // Planned once to know where to look, and once more under the lock, where a claim in the way counts first.
-            let planned = plan(claim, allocated, ground, &[])?;
-            let looked = self.refuse_occupied(&planned, hardware, deadline).await;
-            let reserved = blocking(|| {
-                self.checkpoint.reserve(journal, |others| {
-                    let record = plan(claim, allocated, ground, others)?;
-                    looked.map(|()| record)
+            let reserved = self.reserve(claim, journal, deadline, |others| {
+                let record = self.planned(claim, allocated, others)?;
+                Ok::<_, PrepareError>(match record.devices.iter().any(|it| made.contains(&it.name)) {
+                    true => record.made(Stage::Prepared),
+                    false => record,
                 })
             });
-            match reserved {
+            match reserved.await {
                 Err(PrepareError::Plan(PlanError::Held(conflict))) if Instant::now() + PAUSE < deadline => {
                     debug!(%conflict, "waiting for the other claim");
                     sleep(PAUSE).await;
                 }
-                result => return result.map(|(record, _)| record),
+                result => return result,
             }
         }
-    }
-
-    /// Replaces an unreadable state file by what the allocation says: what the claim was promised is there, and what was
-    /// made for it sits there. It counts as prepared, because its pod may be running.
-    pub(super) fn rebuild<E: From<PlanError> + From<StoreError>>(
-        &self,
-        claim: &ClaimRef,
-        allocated: &[AllocatedDevice],
-        journal: &mut Journal,
-        reason: &str,
-    ) -> Result<Record, E> {
-        let inventory = self.inventory();
-        let ground = Ground { pool: &self.pool, inventory: &inventory, boot_id: &self.boot_id };
-        let (record, aside) = blocking(|| {
-            self.checkpoint.reserve(journal, |others| {
-                Ok::<_, E>(Record { stage: Stage::Prepared, ..plan(claim, allocated, ground, others)? })
-            })
-        })?;
-        let aside = aside.unwrap_or_default();
-        warn!(reason, aside = %aside.display(), "state file set aside and rebuilt from the allocation");
-        self.report_unreadable(&claim.uid, reason);
-        Ok(record)
     }
 
     async fn allocated(
@@ -173,32 +132,6 @@ impl Claims {
     ) -> Result<Vec<AllocatedDevice>, PrepareError> {
         let object = self.reader.read(claim, deadline).await?;
         Ok(allocated_devices(claim, &object, &self.driver)?)
-    }
-
-    /// Fails where an instance of somebody else sits exactly where one of ours is to be made: once our intent is on
-    /// disk, it would count as ours. It is ours already where the claim's CDI file names it: then only the state file
-    /// was lost.
-    async fn refuse_occupied(
-        &self,
-        record: &Record,
-        hardware: &Hardware,
-        deadline: Instant,
-    ) -> Result<(), PrepareError> {
-        let named = blocking(|| self.cdi.devices(record.claim.uid.as_str()))?;
-        let unnamed = mig_devices(record).filter(|(_, device, ..)| !named.contains(&device.name));
-        let checks = unnamed.map(|(_, device, spec, _)| async move {
-            let wanted = spec.clone();
-            let gpu = gpu_of(hardware, device)?;
-            let asked = on_gpu(gpu, deadline, move |handle| mig::is_free(handle, &wanted)).await;
-            match asked.map_err(|error| failed(device, error))? {
-                true => Ok(()),
-                false => {
-                    let (profile, start) = (spec.profile.clone(), spec.placement.start);
-                    Err(failed(device, WorkError::Mig(MigError::Occupied { profile, start })))
-                }
-            }
-        });
-        try_join_all(checks).await.map(|_| ())
     }
 
     pub(super) async fn carry_out(
@@ -311,7 +244,7 @@ impl Claims {
         const LEAST: Duration = Duration::from_secs(4);
         let deadline = deadline.max(Instant::now() + LEAST);
         let record = held(draft).record.clone();
-        let undone = self.take_down(&record, deadline, || held(draft).journal.forget()).await;
+        let undone = self.take_down(draft, &record, deadline).await;
         if let Err(error) = undone {
             warn!(%error, "cannot take back what a failed prepare made; it stays recorded");
         }
@@ -356,11 +289,12 @@ fn promised(record: &Record) -> Vec<AllocatedDevice> {
     record.devices.iter().map(device).collect()
 }
 
-fn held(draft: &SharedDraft) -> MutexGuard<'_, Draft> {
-    draft.lock().unwrap_or_else(PoisonError::into_inner)
+/// False for a record that was made from names alone.
+fn knows_its_requests(record: &Record) -> bool {
+    record.devices.iter().all(|it| !it.requests.is_empty())
 }
 
-fn gpu_of<'a>(hardware: &'a Hardware, device: &RecordedDevice) -> Result<&'a LiveGpu, PrepareError> {
+fn gpu_of<'a>(hardware: &'a Hardware, device: &RecordedDevice) -> Result<&'a Arc<LiveGpu>, PrepareError> {
     let missing = || {
         let uuid = &device.parent_uuid;
         PrepareError::NoHardware(format!("GPU {uuid} of device `{}` is not there", device.name))

@@ -11,15 +11,17 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{Instrument, debug, info, info_span, warn};
 
-use super::prepare::{Draft, mig_devices};
+use super::draft::{Draft, Opened};
+use super::prepare::mig_devices;
 use super::work::{blocking, on_gpu};
-use super::{ClaimUid, Claims, PrepareError, UnprepareError};
+use super::{AllocationError, ClaimRef, ClaimUid, Claims, PrepareError, UnprepareError, allocated_devices};
 use crate::api::{EventReason, ReadError};
-use crate::checkpoint::{Journal, Record, Rest, Stage, Stored, Taken};
+use crate::checkpoint::{Journal, Record, RecordedDevice, Rest, Stage, Stored, Taken};
 use crate::hardware::Hardware;
 use crate::inventory::DeviceKind;
 use crate::mig;
@@ -28,39 +30,68 @@ use crate::mig;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Claims that are looked after at once: GPUs work in parallel.
 const AT_ONCE: usize = 16;
-/// The API server is asked whether the claims still exist at the first sweep and at each of this number.
-const SWEEPS_PER_CHECK: u64 = 10;
+/// The API server is asked whether the claims still exist at the start and after this number of pauses.
+const PAUSES_PER_CHECK: u32 = 10;
+/// A claim that was worked on more lately is left to the kubelet, which asks again after 60 to 90 s: behind a slow GPU the
+/// work of a call that was given up may just have come to its end.
+const KUBELETS_TURN: Duration = Duration::from_secs(180);
 
 impl Claims {
     /// Sweeps now and then every `pause`, until `stop`.
     pub async fn look_after(self: Arc<Self>, pause: Duration, stop: CancellationToken) -> anyhow::Result<()> {
-        let mut clock = interval(pause);
-        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        for sweep in 0_u64.. {
+        let mut clock = every(pause);
+        let mut youngest = Duration::ZERO;
+        loop {
             tokio::select! {
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => return Ok(()),
                 _ = clock.tick() => {}
             }
             // A sweep that fails is no reason to end: the calls of the kubelet report the same.
-            if let Err(error) = self.sweep().await {
+            if let Err(error) = self.sweep(youngest).await {
                 warn!(%error, "cannot look after the claims");
             }
-            if sweep % SWEEPS_PER_CHECK == 0
-                && let Err(error) = self.take_down_orphans().await
-            {
-                warn!(%error, "cannot tell which claims still exist");
+            // Only at the start it is certain that nobody has begun anything lately.
+            youngest = KUBELETS_TURN;
+        }
+    }
+
+    /// Asks the API server now and then, less often, whether the prepared claims still exist, until `stop`.
+    pub async fn follow_objects(
+        self: Arc<Self>,
+        pause: Duration,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut clock = every(pause);
+        let mut suspects = BTreeSet::new();
+        let mut to_wait = 0;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                _ = clock.tick() => {}
+            }
+            if 0 < to_wait {
+                to_wait -= 1;
+                continue;
+            }
+            let checked = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                checked = self.take_down_orphans(&suspects) => checked,
+            };
+            match checked {
+                Ok(found) => (suspects, to_wait) = (found, PAUSES_PER_CHECK - 1),
+                // Asked again at the next tick.
+                Err(error) => warn!(%error, "cannot tell which claims still exist"),
             }
         }
-        Ok(())
     }
 
     /// Brings state files, instances and CDI files together, without the API server.
-    async fn sweep(&self) -> Result<(), UnprepareError> {
+    async fn sweep(&self, youngest: Duration) -> Result<(), UnprepareError> {
         let mut uids: BTreeSet<ClaimUid> = self.checkpoint.list()?.into_iter().map(|(uid, _)| uid).collect();
         uids.extend(self.cdi.list()?.iter().filter_map(|it| it.parse().ok()));
         let sweeps = uids.into_iter().map(|uid| async move {
             let span = info_span!("recover", claim.uid = uid.as_str());
-            if let Err(error) = self.recover(&uid).instrument(span.clone()).await {
+            if let Err(error) = self.recover(&uid, youngest).instrument(span.clone()).await {
                 span.in_scope(|| warn!(%error, "cannot recover the claim now"));
             }
         });
@@ -68,11 +99,10 @@ impl Claims {
         Ok(())
     }
 
-    async fn recover(&self, uid: &ClaimUid) -> Result<(), UnprepareError> {
+    async fn recover(&self, uid: &ClaimUid, youngest: Duration) -> Result<(), UnprepareError> {
         let deadline = Instant::now() + PATIENCE;
-        let Taken::Journal(mut journal) = self.checkpoint.take(uid, true)? else { return Ok(()) };
-        let stored = journal.stored().clone();
-        match stored {
+        let Taken::Journal(journal) = self.checkpoint.take(uid, true)? else { return Ok(()) };
+        match journal.stored().clone() {
             Stored::Nothing if self.cdi.list()?.iter().any(|it| it == uid.as_str()) => {
                 self.remove_stray_cdi(uid, deadline).await
             }
@@ -81,12 +111,13 @@ impl Claims {
                 self.report_unreadable(uid, &reason);
                 Ok(())
             }
-            Stored::Record(record) => match record.rest() {
+            Stored::Record(record) => match record.rest(&self.boot_id) {
+                Rest::TakeDown if journal.age().is_some_and(|age| age < youngest) => Ok(()),
                 Rest::TakeDown => {
-                    info!(claim.namespace = record.claim.namespace, claim.name = record.claim.name,
-                        stage = ?record.stage, "nobody works on the claim any more: taking it down");
-                    let taken = self.take_down(&record, deadline, || journal.forget()).await;
-                    taken.inspect(|()| info!("claim taken down"))
+                    let ClaimRef { namespace, name, .. } = &record.claim;
+                    info!(namespace, name, stage = ?record.stage, "nobody works on the claim any more: taking it down");
+                    let draft = Draft::shared(Opened { journal, _turn: None }, Record::clone(&record), None);
+                    self.take_down(&draft, &record, deadline).await.inspect(|()| info!("claim taken down"))
                 }
                 Rest::Nothing => self.mend_cdi(journal, &record, deadline).await,
             },
@@ -94,36 +125,67 @@ impl Claims {
     }
 
     /// Takes down prepared claims whose ResourceClaim does not exist any more, or is another one of that name: nobody
-    /// will ask for them. A claim whose state cannot be told stays.
-    async fn take_down_orphans(&self) -> Result<(), UnprepareError> {
+    /// will ask for them. So it is with one that was given other devices meanwhile, if that is seen twice; those that are
+    /// seen the first time are the answer. A claim whose state cannot be told stays.
+    async fn take_down_orphans(
+        &self,
+        suspects: &BTreeSet<ClaimUid>,
+    ) -> Result<BTreeSet<ClaimUid>, UnprepareError> {
+        /// After so many failures in a row the API server is taken to be down.
+        const MOST_FAILURES: u32 = 3;
+        let mut suspected = BTreeSet::new();
+        let mut failures = 0;
         for record in self.checkpoint.records()? {
             // Asked without holding the journal: a slow API server must not keep the kubelet from unpreparing.
-            match self.reader.read(&record.claim, Instant::now()).await {
-                Ok(_) => continue,
-                Err(ReadError::Gone(_)) => {}
-                // It would not answer for the others either.
-                Err(error) => return Err(error.into()),
-            }
-            let Taken::Journal(mut journal) = self.checkpoint.take(&record.claim.uid, false)? else {
-                continue;
+            let why = match self.reader.read(&record.claim, Instant::now() + PATIENCE).await {
+                Ok(object) if self.is_still_for(&record, &object) => None,
+                Ok(_) if suspects.contains(&record.claim.uid) => Some("the ResourceClaim has other devices"),
+                Ok(_) => {
+                    suspected.insert(record.claim.uid.clone());
+                    None
+                }
+                Err(ReadError::Gone(_)) => Some("the ResourceClaim is gone"),
+                Err(error) if failures + 1 == MOST_FAILURES => return Err(error.into()),
+                Err(error) => {
+                    failures += 1;
+                    debug!(%error, "cannot tell whether the claim exists");
+                    continue;
+                }
             };
-            let Stored::Record(now) = journal.stored().clone() else { continue };
-            let span = info_span!(
-                "recover",
-                claim.namespace = now.claim.namespace,
-                claim.name = now.claim.name,
-                claim.uid = now.claim.uid.as_str()
-            );
-            let left = self
-                .leave(&mut journal, Record::clone(&now), Instant::now() + PATIENCE)
-                .instrument(span.clone())
-                .await;
-            span.in_scope(|| match left {
-                Ok(()) => info!("the ResourceClaim is gone: claim taken down"),
-                Err(error) => warn!(%error, "the ResourceClaim is gone, but it cannot be taken down now"),
-            });
+            failures = 0;
+            if let Some(why) = why {
+                self.take_down_orphan(&record.claim, why).await?;
+            }
         }
+        Ok(suspected)
+    }
+
+    async fn take_down_orphan(&self, claim: &ClaimRef, why: &'static str) -> Result<(), UnprepareError> {
+        // A sweep, or a call of the kubelet, may have it; afterwards it may be gone.
+        let deadline = Instant::now() + PATIENCE;
+        let Some(opened) = self.open::<UnprepareError>(claim, false, deadline).await? else { return Ok(()) };
+        let Stored::Record(now) = opened.journal.stored().clone() else { return Ok(()) };
+        let span = info_span!("recover", %claim, claim.uid = claim.uid.as_str());
+        let left = self.leave(opened, Record::clone(&now), Instant::now() + PATIENCE);
+        let left = left.instrument(span.clone()).await;
+        span.in_scope(|| match left {
+            Ok(()) => info!("{why}: claim taken down"),
+            Err(error) => warn!(%error, "{why}, but it cannot be taken down now"),
+        });
         Ok(())
+    }
+
+    /// True where any device of the record is still the claim's, or cannot be told. A claim has all its devices or none.
+    fn is_still_for(&self, record: &Record, object: &ResourceClaim) -> bool {
+        let allocated = match allocated_devices(&record.claim, object, &self.driver) {
+            Ok(allocated) => allocated,
+            Err(AllocationError::NotAllocated(_)) => Vec::new(),
+            Err(_) => return true,
+        };
+        let has = |device: &RecordedDevice| {
+            allocated.iter().any(|it| it.device == device.name && it.pool == device.pool)
+        };
+        record.devices.is_empty() || record.devices.iter().any(has)
     }
 
     /// Writes the CDI file of a prepared claim again if it is gone, as after somebody cleared the directory. Makes no
@@ -145,7 +207,7 @@ impl Claims {
             return Ok(());
         }
         warn!(claim.name = record.claim.name, "the CDI file of a prepared claim was gone: writing it again");
-        let draft = Draft::shared(journal, record.clone());
+        let draft = Draft::shared(Opened { journal, _turn: None }, record.clone(), None);
         let mended = self.carry_out(&draft, record, &hardware, deadline).await;
         mended.map(|_| ()).or_else(|error: PrepareError| {
             warn!(%error, "cannot write it");
@@ -162,7 +224,7 @@ impl Claims {
         match self.hardware() {
             Err(_) if !names.is_empty() => return Ok(()),
             Ok(hardware) if self.any_alive(&names, &hardware, deadline).await => {
-                warn!("a CDI file and an instance, but no state file: left for the claim's unprepare");
+                warn!("a CDI file and its devices, but no state file: left for the claim's unprepare");
                 return Ok(());
             }
             _ => {}
@@ -172,12 +234,19 @@ impl Claims {
         Ok(())
     }
 
-    /// True where a MIG device of one of these names exists, or may exist.
+    /// True where a device of one of these names is in use, or may be.
     async fn any_alive(&self, names: &[String], hardware: &Hardware, deadline: Instant) -> bool {
         let inventory = self.inventory();
-        for device in names.iter().filter_map(|it| inventory.device(it)) {
-            let DeviceKind::Mig(spec) = &device.kind else { continue };
-            let Some(gpu) = hardware.gpu(&device.parent_uuid) else { continue };
+        for name in names {
+            let Some(device) = inventory.device(name) else {
+                if hardware.is_complete() {
+                    continue;
+                }
+                return true;
+            };
+            // Nothing tells whether a whole GPU is in use.
+            let DeviceKind::Mig(spec) = &device.kind else { return true };
+            let Some(gpu) = hardware.gpu(&device.parent_uuid) else { return true };
             let spec = spec.clone();
             if !matches!(on_gpu(gpu, deadline, move |it| mig::is_free(it, &spec)).await, Ok(true)) {
                 return true;
@@ -212,4 +281,10 @@ impl Claims {
             );
         }
     }
+}
+
+fn every(pause: Duration) -> Interval {
+    let mut clock = interval(pause);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    clock
 }

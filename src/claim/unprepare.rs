@@ -6,12 +6,13 @@ use futures::future::join_all;
 use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
 
+use super::draft::{Draft, Opened, SharedDraft, held};
 use super::plan::is_held_by_another;
 use super::prepare::mig_devices;
 use super::work::{WorkError, blocking, on_gpu, retried};
-use super::{AllocatedDevice, ClaimRef, Claims, Ground, PlanError, UnprepareError, allocated_devices, plan};
+use super::{ClaimRef, Claims, PlanError, UnprepareError, allocated_devices};
 use crate::api::ReadError;
-use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, Stage, StoreError, Stored};
+use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, Stage, Stored};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::MigSpec;
 use crate::mig::{self, MigError, ModePolicy};
@@ -19,35 +20,39 @@ use crate::nvml::Code;
 
 impl Claims {
     /// Destroys what was made for a claim. An unknown claim is success: it was never prepared here, or is unprepared
-    /// already. The work goes on if the caller stops waiting.
+    /// already. A caller that stops waiting before its turn has asked for nothing; once the work has begun, it goes on.
     pub async fn unprepare(self: &Arc<Self>, claim: &ClaimRef) -> Result<(), UnprepareError> {
+        let deadline = Instant::now() + self.budget;
+        // Without a record a CDI file still tells what was made.
+        let is_named = blocking(|| self.cdi.exists(claim.uid.as_str()))?;
+        let Some(opened) = self.open::<UnprepareError>(claim, is_named, deadline).await? else {
+            return Ok(());
+        };
         let (this, owned) = (Arc::clone(self), claim.clone());
-        let work = async move { this.unprepare_now(&owned).await };
+        let work = async move { this.unprepare_now(&owned, opened, deadline).await };
         let interrupted = |_| Err(UnprepareError::Interrupted(claim.clone()));
         tokio::spawn(work.in_current_span()).await.unwrap_or_else(interrupted)
     }
 
-    async fn unprepare_now(&self, claim: &ClaimRef) -> Result<(), UnprepareError> {
-        let deadline = Instant::now() + self.budget;
-        let journal = match self.journal::<UnprepareError>(claim, false, deadline).await? {
-            Some(journal) => Some(journal),
-            // Without a record a CDI file still tells what was made.
-            None if self.cdi.exists(claim.uid.as_str())? => {
-                self.journal::<UnprepareError>(claim, true, deadline).await?
-            }
-            None => None,
-        };
-        let Some(mut journal) = journal else { return Ok(()) };
-        let record = match journal.stored().clone() {
+    async fn unprepare_now(
+        &self,
+        claim: &ClaimRef,
+        mut opened: Opened,
+        deadline: Instant,
+    ) -> Result<(), UnprepareError> {
+        let record = match opened.journal.stored().clone() {
             Stored::Record(record) => Some(Record::clone(&record)),
-            Stored::Nothing => self.named_by_cdi(claim, &mut journal)?,
-            Stored::Unreadable(reason) => self.rebuilt(claim, &mut journal, &reason, deadline).await?,
+            Stored::Nothing => self.salvaged(claim, &mut opened.journal, deadline).await?,
+            Stored::Unreadable(reason) => {
+                self.report_unreadable(&claim.uid, &reason);
+                self.salvaged(claim, &mut opened.journal, deadline).await?
+            }
         };
         match record {
-            Some(record) => self.leave(&mut journal, record, deadline).await?,
+            Some(record) => self.leave(opened, record, deadline).await?,
             None => blocking(|| {
                 self.cdi.remove(claim.uid.as_str())?;
-                Ok::<_, UnprepareError>(journal.forget()?)
+                Ok::<_, UnprepareError>(opened.journal.forget()?)
             })?,
         }
         info!("claim unprepared");
@@ -57,43 +62,46 @@ impl Claims {
     /// Takes a claim down for good: notes that this has begun, then does it.
     pub(super) async fn leave(
         &self,
-        journal: &mut Journal,
-        mut record: Record,
+        opened: Opened,
+        record: Record,
         deadline: Instant,
     ) -> Result<(), UnprepareError> {
-        if record.stage != Stage::Unpreparing {
-            record.stage = Stage::Unpreparing;
-            blocking(|| journal.append(&record))?;
+        let draft = Draft::shared(opened, record, None);
+        // A full disk must not keep a GPU cut: what is destroyed without a note is missed, and not missed for long.
+        if let Err(error) = blocking(|| held(&draft).enter(Stage::Unpreparing)) {
+            warn!(%error, "cannot note that the claim is being taken down; taking it down all the same");
         }
-        self.take_down(&record, deadline, || journal.forget()).await
+        let record = held(&draft).record.clone();
+        self.take_down(&draft, &record, deadline).await
     }
 
     /// Destroys the devices of a record, removes its CDI file, and forgets it if all that succeeded.
     pub(super) async fn take_down(
         &self,
+        draft: &SharedDraft,
         record: &Record,
         deadline: Instant,
-        forget: impl FnOnce() -> Result<(), StoreError>,
     ) -> Result<(), UnprepareError> {
         if record.boot_id != self.boot_id {
             info!("the node was rebooted since: the devices of the claim are gone already");
         } else if mig_devices(record).next().is_some() {
             let no_hardware = |reason| UnprepareError::NoHardware { claim: record.claim.clone(), reason };
             let hardware = self.node.borrow().hardware.clone().map_err(no_hardware)?;
-            self.destroy_devices(record, &hardware, deadline).await?;
+            self.destroy_devices(draft, record, &hardware, deadline).await?;
         }
         blocking(|| {
             self.cdi.remove(record.claim.uid.as_str())?;
-            Ok::<_, UnprepareError>(forget()?)
+            Ok::<_, UnprepareError>(held(draft).forget()?)
         })?;
         self.changed.send_replace(());
         Ok(())
     }
 
-    /// Destroys the MIG devices of a record, GPUs in parallel. Those of a GPU that NVML does not know any more are gone; one
-    /// that belongs to another claim by now is left alone.
+    /// Destroys the MIG devices of a record, GPUs in parallel. Those of a GPU that NVML does not know any more are gone;
+    /// one that belongs to another claim by now is left alone.
     async fn destroy_devices(
         &self,
+        draft: &SharedDraft,
         record: &Record,
         hardware: &Hardware,
         deadline: Instant,
@@ -111,12 +119,16 @@ impl Claims {
                         );
                         Ok(())
                     }
-                    None => {
+                    None if hardware.is_gone(&device.parent_uuid) => {
                         warn!(device = device.name, "the GPU is gone, and its instances with it");
                         Ok(())
                     }
+                    None => Err(UnprepareError::NoHardware {
+                        claim: record.claim.clone(),
+                        reason: format!("GPU {} cannot be read now", device.parent_uuid),
+                    }),
                     Some(gpu) => {
-                        destroy_device(gpu, device, spec, progress, deadline).await?;
+                        destroy_device(draft, gpu, device, spec, progress, deadline).await?;
                         self.release(gpu, deadline).await;
                         Ok(())
                     }
@@ -125,6 +137,47 @@ impl Claims {
         });
         // All are tried, also after one has failed.
         join_all(destroyed).await.into_iter().collect()
+    }
+
+    /// What a claim without a readable record must have had: what its CDI file names or, without one, its allocation.
+    /// Nothing where neither tells anything: then its instances, if any, count as somebody else's. Of several devices
+    /// only those are left out that are another claim's by now, or no device of this node.
+    async fn salvaged(
+        &self,
+        claim: &ClaimRef,
+        journal: &mut Journal,
+        deadline: Instant,
+    ) -> Result<Option<Record>, UnprepareError> {
+        let named = self.promised(blocking(|| self.cdi.devices(claim.uid.as_str()))?);
+        let allocated = match journal.stored() {
+            Stored::Unreadable(_) if named.is_empty() => match self.reader.read(claim, deadline).await {
+                Ok(object) => allocated_devices(claim, &object, &self.driver).unwrap_or_default(),
+                Err(ReadError::Gone(_)) => Vec::new(),
+                Err(error) => return Err(error.into()),
+            },
+            _ => named,
+        };
+        if allocated.is_empty() {
+            warn!("nothing is known of the claim; `dra-driver-mig inspect` shows instances that are left");
+            return Ok(None);
+        }
+        let no_hardware = |reason| UnprepareError::NoHardware { claim: claim.clone(), reason };
+        let hardware = self.node.borrow().hardware.clone().map_err(no_hardware)?;
+        warn!(devices = allocated.len(), "no state file to go by: taking down what the claim must have had");
+        let reserved = self.reserve(claim, journal, deadline, |others| {
+            let mut record = self.planned(claim, &[], others)?;
+            for device in allocated {
+                match self.planned(claim, &[device], others) {
+                    Ok(one) => record.devices.extend(one.devices),
+                    Err(PlanError::UnknownDevice { device, .. }) if !hardware.is_complete() => {
+                        return Err(no_hardware(format!("the GPU of `{device}` cannot be read now")));
+                    }
+                    Err(error) => warn!(%error, "a device of the claim is not its own any more"),
+                }
+            }
+            Ok(record.made(Stage::Unpreparing))
+        });
+        reserved.await.map(Some)
     }
 
     /// Switches MIG mode off behind the last instance, where that is wanted.
@@ -141,76 +194,11 @@ impl Claims {
             warn!(gpu = gpu.facts.uuid, %error, "MIG mode stays on");
         }
     }
-
-    /// The record that a claim without one must have had, as its CDI file tells; the state directory was lost.
-    fn named_by_cdi(
-        &self,
-        claim: &ClaimRef,
-        journal: &mut Journal,
-    ) -> Result<Option<Record>, UnprepareError> {
-        let names = blocking(|| self.cdi.devices(claim.uid.as_str()))?;
-        let device =
-            |device: String| AllocatedDevice { device, pool: self.pool.clone(), requests: Vec::new() };
-        let allocated: Vec<AllocatedDevice> = names.into_iter().map(device).collect();
-        if allocated.is_empty() {
-            return Ok(None);
-        }
-        warn!(devices = allocated.len(), "no state file, but a CDI file: taking down what it names");
-        let inventory = self.inventory();
-        let ground = Ground { pool: &self.pool, inventory: &inventory, boot_id: &self.boot_id };
-        let reserved = blocking(|| {
-            self.checkpoint.reserve(journal, |others| {
-                Ok::<_, UnprepareError>(Record {
-                    stage: Stage::Unpreparing,
-                    ..plan(claim, &allocated, ground, others)?
-                })
-            })
-        });
-        known(reserved.map(|(record, _)| record))
-    }
-
-    /// What an unreadable state file probably said, from the claim's allocation, stored in its place. Only where the
-    /// claim itself is gone, or was never ours, nothing can be known: then its instances, if any, count as somebody
-    /// else's. Any other failure leaves the file for the next call.
-    async fn rebuilt(
-        &self,
-        claim: &ClaimRef,
-        journal: &mut Journal,
-        reason: &str,
-        deadline: Instant,
-    ) -> Result<Option<Record>, UnprepareError> {
-        let hardware = self.node.borrow().hardware.clone();
-        hardware.map_err(|reason| UnprepareError::NoHardware { claim: claim.clone(), reason })?;
-        let allocated = match self.reader.read(claim, deadline).await {
-            Ok(object) => allocated_devices(claim, &object, &self.driver).unwrap_or_default(),
-            Err(ReadError::Gone(_)) => Vec::new(),
-            Err(error) => return Err(error.into()),
-        };
-        let rebuilt = known(self.rebuild(claim, &allocated, journal, reason))?;
-        if rebuilt.as_ref().is_some_and(|it| it.devices.is_empty()) {
-            warn!("nothing is known of the claim; `dra-driver-mig inspect` shows instances that are left");
-        }
-        Ok(rebuilt)
-    }
 }
 
-/// Nothing where what the claim had is another claim's by now, or is not this node's any more.
-fn known(rebuilt: Result<Record, UnprepareError>) -> Result<Option<Record>, UnprepareError> {
-    match rebuilt {
-        Ok(record) => Ok(Some(record)),
-        Err(UnprepareError::Plan(PlanError::Held(conflict))) => {
-            warn!(%conflict, "what the claim had is another claim's now");
-            Ok(None)
-        }
-        Err(UnprepareError::Plan(error)) => {
-            warn!(%error, "what the claim had is not this node's any more");
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
+/// The work keeps the claim until it ends, also where nobody waits for it any more.
 async fn destroy_device(
+    draft: &SharedDraft,
     gpu: &LiveGpu,
     device: &RecordedDevice,
     spec: &MigSpec,
@@ -218,12 +206,17 @@ async fn destroy_device(
     deadline: Instant,
 ) -> Result<(), UnprepareError> {
     let destroyed = retried(deadline, || {
-        let (spec, progress) = (spec.clone(), progress.clone());
-        on_gpu(gpu, deadline, move |handle| mig::destroy(handle, &spec, &progress))
+        let (draft, spec, progress) = (Arc::clone(draft), spec.clone(), progress.clone());
+        on_gpu(gpu, deadline, move |handle| {
+            let _claim_is_ours = draft;
+            mig::destroy(handle, &spec, &progress)
+        })
     });
     match destroyed.await {
         Ok(()) => Ok(()),
-        Err(WorkError::Mig(MigError::Nvml(error))) if error.code == Code::GPU_IS_LOST => {
+        Err(WorkError::Mig(MigError::Nvml(error)))
+            if error.code == Code::GPU_IS_LOST && is_lost(gpu, deadline).await =>
+        {
             warn!(device = device.name, %error, "the GPU is lost, and its instances with it");
             Ok(())
         }
@@ -231,4 +224,10 @@ async fn destroy_device(
         Err(WorkError::Silent) => Err(UnprepareError::Silent(device.name.clone())),
         Err(WorkError::Closed(closed)) => Err(closed.into()),
     }
+}
+
+/// True where the GPU says of itself, too, that it is lost: one call that says so is not enough to forget an instance.
+async fn is_lost(gpu: &LiveGpu, deadline: Instant) -> bool {
+    let asked = on_gpu(gpu, deadline, |handle| Ok(handle.mig_mode()?)).await;
+    matches!(asked, Err(WorkError::Mig(MigError::Nvml(error))) if error.code == Code::GPU_IS_LOST)
 }

@@ -21,7 +21,7 @@ pub(super) enum WorkError {
     Closed(QueueClosed),
 }
 
-/// Runs work on the GPU's thread and waits for it until the deadline. It is done even if nobody waits any more.
+/// Runs work on the GPU's thread and waits for it until the deadline. Once begun it is done even if nobody waits any more.
 pub(super) async fn on_gpu<T: Send + 'static>(
     gpu: &LiveGpu,
     deadline: Instant,
@@ -41,13 +41,17 @@ where
 {
     const LONGEST_PAUSE: Duration = Duration::from_secs(2);
     let mut pause = Duration::from_millis(100);
+    let mut before = None;
     loop {
         match work().await {
             Err(WorkError::Mig(error)) if error.is_transient() && Instant::now() + pause < deadline => {
                 warn!(%error, "trying again");
+                before = Some(error);
                 sleep(pause).await;
                 pause = LONGEST_PAUSE.min(pause * 2);
             }
+            // The last attempt had no time: what was wrong before says more.
+            Err(WorkError::Silent) => return Err(before.map_or(WorkError::Silent, WorkError::Mig)),
             result => return result,
         }
     }

@@ -76,7 +76,8 @@ fn counts(profile: &Profile) -> Counts {
 }
 
 fn placements(profiles: &[Profile]) -> impl Iterator<Item = (&Profile, Placement)> {
-    profiles.iter().flat_map(|profile| profile.placements.iter().map(move |it| (profile, *it)))
+    let all = profiles.iter().flat_map(|profile| profile.placements.iter().map(move |it| (profile, *it)));
+    all.filter(|(_, it)| it.is_plausible())
 }
 
 /// What the sets of placements that do not overlap can need together; nothing where that is too much to look through.

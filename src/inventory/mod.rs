@@ -215,9 +215,11 @@ pub fn fits_into(consumes: &BTreeMap<String, u32>, counters: &BTreeMap<String, u
 }
 
 fn mig_devices(node: &NodeFacts, gpu: &Gpu, mig: &MigFacts, plan: &CounterPlan) -> Vec<AllocatableDevice> {
-    let placements =
+    // Devices are named by their first slice.
+    let mut named = BTreeSet::new();
+    let all =
         mig.profiles.iter().flat_map(|profile| profile.placements.iter().map(move |it| (profile, *it)));
-    placements
+    all.filter(|(profile, placement)| placement.is_plausible() && named.insert((profile.id, placement.start)))
         .map(|(profile, placement)| AllocatableDevice {
             name: DeviceName::mig(gpu.facts.pci, &profile.name, placement.start),
             parent_uuid: gpu.facts.uuid.clone(),

@@ -40,10 +40,20 @@ pub(super) fn gpu_label(pci: PciAddress) -> String {
 }
 
 /// A profile name as part of a DNS label: `+me` becomes `-me`, `-me` becomes `-nome`, `+me.all` becomes `-meall`. They are
-/// different profiles, and stay different.
+/// different profiles, and stay different. A name as no driver gives it today is replaced by its hash.
 fn profile_label(profile: &str) -> String {
+    /// With the GPU and a start, the whole stays below the 63 characters of a DNS label.
+    const LONGEST: usize = 24;
+    let is_usual = |it: char| it.is_ascii_alphanumeric() || ['.', '+', '-', ','].contains(&it);
+    let is_framed = |it: &str| {
+        it.starts_with(|it: char| it.is_ascii_alphanumeric())
+            && it.ends_with(|it: char| it.is_ascii_alphanumeric())
+    };
+    if !profile.chars().all(is_usual) || !is_framed(profile) || LONGEST < profile.len() {
+        return format!("x{:016x}", fnv1a(profile.as_bytes()));
+    }
     let (size, extensions) = profile.split_at(profile.find(['+', '-']).unwrap_or(profile.len()));
-    let mut label = size.replace('.', "-");
+    let mut label = size.replace('.', "-").to_ascii_lowercase();
     for character in extensions.chars() {
         match character {
             '+' | ',' => label.push('-'),
@@ -53,6 +63,13 @@ fn profile_label(profile: &str) -> String {
         }
     }
     label
+}
+
+/// FNV-1a, 64 bits: the same on every machine and in every version of this driver.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -73,5 +90,6 @@ mod tests {
         check("1g.24gb+me.all", "gpu-0000-3b-00-mig-1g-24gb-meall-6");
         check("1c.2g.20gb", "gpu-0000-3b-00-mig-1c-2g-20gb-6");
         check("1g.24gb+me,gfx", "gpu-0000-3b-00-mig-1g-24gb-me-gfx-6");
+        check("a b", "gpu-0000-3b-00-mig-xe63f991904833892-6");
     }
 }

@@ -8,8 +8,7 @@ use crate::inventory::MigSpec;
 use crate::nvml::facts::{ComputeInstance, MigFacts};
 use crate::nvml::{CallError, Code, DeviceHandle, GpuInstanceHandle};
 
-/// True where no instance of this very profile and placement exists. Asked before the intent is written, so that an
-/// instance of somebody else is never mistaken for one that a crash left behind.
+/// True where no instance of this very profile and placement exists.
 pub fn is_free(device: &DeviceHandle<'_>, spec: &MigSpec) -> Result<bool, MigError> {
     Ok(instance_at(device, spec)?.is_none())
 }
@@ -30,7 +29,17 @@ pub fn ensure(
     let is_new = existing.is_none();
     let instance = match existing {
         Some(instance) => instance,
-        None => create_gpu_instance(device, spec)?,
+        None => {
+            // What sits there and is not ours by the record is somebody else's; once the next line is written, it would
+            // count as ours.
+            if *progress != Progress::Creating && instance_at(device, spec)?.is_some() {
+                return Err(occupied(spec));
+            }
+            if *progress != Progress::Creating {
+                record(Progress::Creating)?;
+            }
+            create_gpu_instance(device, spec)?
+        }
     };
     if progress.gpu_instance() != Some(instance.id) {
         record(Progress::GpuInstance { gpu_instance: instance.id })?;
@@ -47,13 +56,13 @@ pub fn ensure(
     Ok(MigDevice { gpu_instance: instance.id, compute_instance, parent_minor: device.minor()? })
 }
 
+fn occupied(spec: &MigSpec) -> MigError {
+    MigError::Occupied { profile: spec.profile.clone(), start: spec.placement.start }
+}
+
 fn create_gpu_instance(device: &DeviceHandle<'_>, spec: &MigSpec) -> Result<GpuInstanceHandle, MigError> {
     let created = device.create_gpu_instance(spec.profile_id, spec.placement).map_err(|error| {
-        if error.code == Code::INSUFFICIENT_RESOURCES {
-            MigError::Occupied { profile: spec.profile.clone(), start: spec.placement.start }
-        } else {
-            error.into()
-        }
+        if error.code == Code::INSUFFICIENT_RESOURCES { occupied(spec) } else { error.into() }
     })?;
     info!(profile = spec.profile, placement = %spec.placement, gi = created.id, "GPU instance created");
     Ok(created)

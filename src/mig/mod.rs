@@ -107,7 +107,8 @@ impl fmt::Display for Holders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str(
-                "NVML names no process; a monitoring agent such as DCGM (nv-hostengine, dcgm-exporter) may hold a handle",
+                "NVML names no process, so a monitoring agent may hold a handle; stop DCGM (nv-hostengine, dcgm-exporter) \
+                 on the node",
             );
         }
         let pids: Vec<String> = self.0.iter().map(u32::to_string).collect();
@@ -148,25 +149,32 @@ pub fn is_alive(device: &DeviceHandle<'_>, spec: &MigSpec, progress: &Progress) 
     }
 }
 
-/// What exists of a recorded device: found by its id, or by profile and placement where the id was not written down.
+/// What exists of a recorded device: found by its id, or by profile and placement where that could not be written down.
 fn recorded(
     device: &DeviceHandle<'_>,
     spec: &MigSpec,
     progress: &Progress,
 ) -> Result<Option<GpuInstanceHandle>, CallError> {
-    match progress.gpu_instance() {
-        Some(id) => recorded_instance(device, spec, id),
-        None => instance_at(device, spec),
+    match progress {
+        Progress::Reserved => Ok(None),
+        Progress::Creating => instance_at(device, spec),
+        Progress::GpuInstance { gpu_instance } | Progress::Complete { gpu_instance, .. } => {
+            recorded_instance(device, spec, *gpu_instance)
+        }
     }
 }
 
-/// The live instance with this id, if it is the one the record means.
+/// The live instance with this id, if it is the one the record means. That there is none is believed only if a list says
+/// so, too: what is thought to be gone is forgotten.
 fn recorded_instance(
     device: &DeviceHandle<'_>,
     spec: &MigSpec,
     id: u32,
 ) -> Result<Option<GpuInstanceHandle>, CallError> {
-    let found = device.gpu_instance(id)?;
+    let found = match device.gpu_instance(id)? {
+        Some(found) => Some(found),
+        None => instance_at(device, spec)?.filter(|it| it.id == id),
+    };
     Ok(found.filter(|it| it.profile_id == spec.profile_id && it.placement == spec.placement))
 }
 
@@ -174,8 +182,7 @@ fn recorded_instance(
 fn instance_at(device: &DeviceHandle<'_>, spec: &MigSpec) -> Result<Option<GpuInstanceHandle>, CallError> {
     match device.gpu_instances(spec.profile_id) {
         Ok(found) => Ok(found.into_iter().find(|it| it.placement == spec.placement)),
-        // MIG mode is off.
-        Err(error) if error.code == Code::NOT_SUPPORTED => Ok(None),
+        Err(error) if error.code == Code::NOT_SUPPORTED && !device.mig_mode()?.current => Ok(None),
         Err(error) => Err(error),
     }
 }

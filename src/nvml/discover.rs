@@ -49,21 +49,27 @@ pub fn live_instances(
 }
 
 fn gpu(nvml: &Nvml, index: u32) -> Result<GpuFacts, SkippedGpu> {
-    let skip =
-        |uuid: Option<&str>, reason: String| SkippedGpu { index, uuid: uuid.map(str::to_owned), reason };
+    let skip = |uuid: Option<&str>, reason: String, is_gone| SkippedGpu {
+        index,
+        uuid: uuid.map(str::to_owned),
+        reason,
+        is_gone,
+    };
+    let failed =
+        |uuid: Option<&str>, error: CallError| skip(uuid, error.to_string(), error.code == Code::GPU_IS_LOST);
     let device = nvml
         .device_by_index(index)
         .map_err(CallError::wrapped("nvmlDeviceGetHandleByIndex_v2"))
-        .map_err(|error| skip(None, error.to_string()))?;
+        .map_err(|error| failed(None, error))?;
     let uuid = device
         .uuid()
         .map_err(CallError::wrapped("nvmlDeviceGetUUID"))
-        .map_err(|error| skip(None, error.to_string()))?;
+        .map_err(|error| failed(None, error))?;
     if let Ok(GpuVirtualizationMode::Vgpu) = device.virtualization_mode() {
         let reason = "this is a vGPU in a virtual machine; its host decides on MIG";
-        return Err(skip(Some(&uuid), reason.to_owned()));
+        return Err(skip(Some(&uuid), reason.to_owned(), true));
     }
-    describe(nvml, &device, index, uuid.clone()).map_err(|error| skip(Some(&uuid), error.to_string()))
+    describe(nvml, &device, index, uuid.clone()).map_err(|error| failed(Some(&uuid), error))
 }
 
 fn describe(

@@ -27,6 +27,8 @@ pub struct SkippedGpu {
     pub uuid: Option<String>,
     /// Why, for a person.
     pub reason: String,
+    /// True where it cannot come back without a reset or another machine; what was on it is gone.
+    pub is_gone: bool,
 }
 
 /// One physical GPU.
@@ -75,7 +77,12 @@ impl MigFacts {
     /// Memory slices of the whole GPU: the highest end of any placement.
     #[must_use]
     pub fn memory_slices(&self) -> u32 {
-        self.profiles.iter().flat_map(|it| &it.placements).map(|it| it.start + it.size).max().unwrap_or(0)
+        self.profiles
+            .iter()
+            .flat_map(|it| &it.placements)
+            .map(|it| it.start.saturating_add(it.size))
+            .max()
+            .unwrap_or(0)
     }
 }
 
@@ -135,9 +142,9 @@ pub struct Placement {
     pub size: u32,
 }
 
-/// More memory slices than any GPU has: 8, and 12 on RTX PRO 6000 (mig-nvml-cdi.md 1). A bound for what is computed from a
-/// driver's answers.
-const MOST_MEMORY_SLICES: u32 = 64;
+/// More memory slices than any GPU has: 8, and 12 on RTX PRO 6000 (mig-nvml-cdi.md 1). With a counter for each and one for
+/// each kind of media engine, a counter set has at most 32, which is what the API server takes.
+const MOST_MEMORY_SLICES: u32 = 28;
 
 impl Placement {
     /// True for a place that a GPU could have. Everything that is computed from placements relies on it.
@@ -149,7 +156,8 @@ impl Placement {
     /// True where both need a memory slice.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {
-        self.start < other.start + other.size && other.start < self.start + self.size
+        let end = |it: Self| it.start.saturating_add(it.size);
+        self.start < end(other) && other.start < end(self)
     }
 }
 

@@ -48,7 +48,8 @@ impl GpuQueue {
         Ok((Self { jobs }, thread))
     }
 
-    /// Runs a piece of work on the GPU's thread. It is done even if the caller stops waiting.
+    /// Runs a piece of work on the GPU's thread. Once begun it is done even if the caller stops waiting; if the caller has
+    /// given up before its turn comes, it is not begun: behind a GPU that hangs, work would pile up.
     pub async fn run<T, E, F>(&self, work: F) -> Result<Result<T, E>, QueueClosed>
     where
         T: Send + 'static,
@@ -59,6 +60,9 @@ impl GpuQueue {
         let span = Span::current();
         let job: Job = Box::new(move |device| {
             let _entered = span.entered();
+            if reply.is_closed() {
+                return;
+            }
             // Nobody may be listening any more; the work counts all the same.
             let _ = reply.send(device.map_err(E::from).and_then(work));
         });

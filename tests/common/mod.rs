@@ -5,6 +5,11 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 mod control_plane;
+mod kubelet;
+pub(crate) mod points;
+mod random;
+pub(crate) mod shim;
+pub(crate) mod victim;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -26,6 +31,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use control_plane::{ControlPlane, each_control_plane};
+pub(crate) use kubelet::{is_soak, prepare, promised, unprepare};
+pub(crate) use random::Random;
 
 pub(crate) const DRIVER: &str = "mig.dra-driver.dev";
 
@@ -71,8 +78,14 @@ impl Lab {
 
     /// Starts the driver as a process of its own, for tests in which it crashes.
     pub(crate) fn spawn(&self) -> Child {
+        self.command().stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// The command that starts the driver.
+    pub(crate) fn command(&self) -> std::process::Command {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dra-driver-mig"));
-        command.args(&self.command_line()[1..]).stderr(Stdio::null()).spawn().unwrap()
+        command.args(&self.command_line()[1..]);
+        command
     }
 
     /// What `dra-driver-mig inspect -o json` says of this node.
@@ -205,6 +218,25 @@ impl Lab {
             gpu.gpu_instances.into_iter().map(move |it| (index, it.profile, it.start)).collect::<Vec<_>>()
         });
         instances.collect()
+    }
+
+    /// The beginning of the names of a GPU's devices, `gpu-0000-1a-00`.
+    pub(crate) fn gpu_name(&self, gpu: usize) -> String {
+        let pci = self.sim.snapshot().unwrap().gpus[gpu].pci.replace([':', '.'], "-");
+        format!("gpu-{}", pci.strip_suffix("-0").unwrap())
+    }
+
+    /// UIDs of the claims with a state file.
+    pub(crate) fn recorded(&self) -> Vec<String> {
+        let files = self.files("plugins/mig.dra-driver.dev/claims");
+        files.iter().filter_map(|it| it.strip_suffix(".jsonl").map(str::to_owned)).collect()
+    }
+
+    /// UIDs of the claims with a CDI file; what is being written has no such name yet.
+    pub(crate) fn in_cdi(&self) -> Vec<String> {
+        let prefix = format!("{DRIVER}-claim_");
+        let uid = |it: &String| Some(it.strip_prefix(&prefix)?.strip_suffix(".json")?.to_owned());
+        self.files("cdi").iter().filter_map(uid).collect()
     }
 
     /// Names of the files in a directory of this lab.

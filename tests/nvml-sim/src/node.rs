@@ -195,6 +195,15 @@ impl SimNode {
         session.finish()
     }
 
+    /// Removes the faults that strike one GPU only, and returns what is left of them.
+    pub fn take_faults(&self, gpu: usize) -> io::Result<Vec<Fault>> {
+        let mut session = self.store.session()?;
+        let of_this = |fault: &mut Fault| fault.gpu == Some(gpu);
+        let taken = session.faults_mut().extract_if(.., of_this).collect();
+        session.finish()?;
+        Ok(taken)
+    }
+
     /// Makes the library lack symbols, as an older driver's does. Before a program opens it.
     pub fn hide_symbols(&self, names: &[&str]) -> io::Result<()> {
         let path = self.library().canonicalize()?;

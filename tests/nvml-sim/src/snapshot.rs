@@ -40,6 +40,8 @@ pub struct GpuSnapshot {
 pub struct GiSnapshot {
     /// Id.
     pub id: u32,
+    /// Tells it from an earlier instance with the same id.
+    pub serial: u32,
     /// Profile id.
     pub profile_id: u32,
     /// Profile name.
@@ -87,6 +89,7 @@ fn gpu_snapshot(index: usize, gpu: &Gpu) -> GpuSnapshot {
         });
         gpu_instances.push(GiSnapshot {
             id: instance.id,
+            serial: instance.serial,
             profile_id: instance.profile_id,
             profile: profile.map(|profile| profile.name.clone()).unwrap_or_default(),
             start: instance.start,

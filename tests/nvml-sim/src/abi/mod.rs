@@ -93,7 +93,7 @@ fn perform(
     if plan.latency_ms > 0.0 || plan.crash_before {
         session.finish().map_err(|error| broken(&error))?;
         if plan.crash_before {
-            crash();
+            crash(store);
         }
         // The wait is outside the node's lock and inside the GPU's: GPUs work in parallel, each of them one
         // by one.
@@ -111,7 +111,7 @@ fn perform(
     session.finish().map_err(|error| broken(&error))?;
     drop(serial);
     if plan.crash_after {
-        crash();
+        crash(store);
     }
     let answer = match (answer, plan.report) {
         (Ok(()), Some(code)) => Err(code),
@@ -142,9 +142,12 @@ fn broken(error: &std::io::Error) -> Code {
     Code::UNKNOWN
 }
 
-/// Ends the process at once, without destructors and without flushing: as SIGKILL would, but recognisable.
+/// Ends the process at once, without destructors and without flushing: as SIGKILL would, but recognisable. The node is
+/// locked meanwhile, so that no step that another thread is taking on another GPU is cut in half: on hardware, a step
+/// is whole whatever happens to the process that asked for it.
 #[allow(unsafe_code, reason = "there is no safe call that ends a process without running exit handlers")]
-fn crash() -> ! {
+fn crash(store: &Store) -> ! {
+    let _whole_steps = store.session();
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(CRASH_STATUS) }
 }

@@ -1,0 +1,31 @@
+//! What this driver promises to lose never, and the test behind each promise. Nothing but this page is here.
+//!
+//! "Claim" is a ResourceClaim that the kubelet has asked to prepare, "instance" a GPU instance with its compute instance.
+//! The tests run with `cargo test`; the long ones go further with `DRA_SOAK=1`.
+//!
+//! | promise | test |
+//! |---|---|
+//! | Wherever the driver is killed, before or after any call of NVML, file operation or answer, in prepare, unprepare or the following start, its next start leaves no instance without a claim, no prepared claim without its instance, no CDI file and no state file of nobody; and the claim can be prepared and unprepared. | `tests/crash.rs`: `a_crash_at_any_point_loses_nothing_and_leaves_nothing` |
+//! | The same where a call of NVML fails with any code, once or for good, before or after it has taken effect. An error names the device, what was tried and what to do. | `tests/faults.rs`: `no_fault_of_the_library_loses_or_wedges_anything` |
+//! | The same where any file operation fails: disk full, also in the middle of a write, read-only, EIO from fsync. Nothing half done is acknowledged. A full disk does not keep a GPU cut. | `tests/disk.rs`: `a_disk_that_fails_anywhere_leaves_nothing_half_done_and_wedges_no_claim` |
+//! | The same in any order of prepares, unprepares, repetitions, restarts, reboots, instances of others, busy instances, API outages and forced deletions. | `tests/random`: `whatever_happens_the_model_holds` |
+//! | Under two hundred calls at once none is lost and none answered wrongly. | `tests/load.rs`: `two_hundred_calls_at_once_are_all_answered_rightly` |
+//! | No bytes in a state file, a claim, a name, an answer of NVML, `ld.so.cache` or a capability file make the driver panic, hang, or leave its directories. | `tests/fuzz.rs` |
+//! | A claim that nobody asks for any more is undone, finished or taken down, at the start and from time to time. | `tests/recovery.rs`: `a_half_prepared_claim_…`, `a_half_unprepared_claim_…`, `a_prepared_claim_whose_object_is_gone_or_another_one_is_taken_down` |
+//! | What an API server or a proxy says on a bad day takes nothing down. | `tests/recovery.rs`: `what_an_api_server_says_on_a_bad_day_takes_nothing_down` |
+//! | After a reboot a claim gets the same devices, also without an API server. | `tests/recovery.rs`: `after_a_reboot_without_an_api_server_a_claim_gets_the_same_devices` |
+//! | A state file that cannot be understood, of a newer driver for example, is kept aside, told as an event, and rebuilt; it never stops the driver. | `tests/recovery.rs`: `an_unreadable_state_file_is_an_event_of_the_node_and_no_crash`; `checkpoint`: `older_lines_do_not_speak_for_a_last_one_that_cannot_be_understood` |
+//! | An instance that the driver did not make is never touched. | `tests/prepare.rs`: `an_instance_of_somebody_else_is_never_touched`; `tests/random` |
+//! | A running tenant keeps its instance, whatever the scheduler gives to others. | `tests/recovery.rs`: `a_claim_on_a_placement_that_stays_held_fails_with_the_name_of_the_other_claim`; `tests/prepare.rs`: `a_claim_on_a_placement_that_is_still_held_waits_for_it` |
+//! | An instance that somebody still uses is given up with the name of the process, and taken up where it was left. | `tests/recovery.rs`: `an_instance_in_use_is_given_up_…` |
+//! | Two processes share the state of a node. Calls for a claim come one after the other, in the order in which they were made. | `tests/recovery.rs`: `two_processes_share_the_claims_of_a_node`, `calls_for_one_claim_come_one_after_the_other` |
+//! | The first SIGTERM finishes what runs and closes NVML last; the second ends at once and loses nothing. | `tests/recovery.rs`: `the_first_sigterm_…`, `a_second_sigterm_…` |
+//!
+//! What is not promised:
+//!
+//! * An instance that an administrator makes with the profile and placement of ours, in the microseconds between our look
+//!   and our call, counts as ours.
+//! * Where state file, CDI file and ResourceClaim are all lost, what was made counts as somebody else's: it is withheld from
+//!   the offers and stays until an administrator destroys it.
+//! * A GPU that answers every call with GPU_IS_LOST is believed; should it come back without a reset, what was on it
+//!   counts as somebody else's.

@@ -1,0 +1,367 @@
+//! Fault matrix: every NVML call that preparing and unpreparing make fails with every code, before its effect and after
+//! it, once and for as long as the call is tried. Nothing may be lost, and nothing may be stuck once the fault is over.
+//!
+//! The calls are those of a run without faults. Each GPU of the lab is a lane: a fault strikes one GPU only, so that the
+//! lanes do not disturb each other.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
+#![allow(clippy::print_stderr, reason = "the number of faults is the result")]
+
+mod common;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+use common::{ControlPlane, DRIVER, Lab, is_soak, prepare, promised, unprepare};
+use futures::future::join_all;
+use kube_sim::kubelet::{Claim, Plugin, PreparedDevice};
+use nvml_sim::{Action, Fault};
+
+/// Every `NVML_ERROR_*` of nvml.h (CUDA 13), the general ones and those that only some calls document: a driver may
+/// answer any of them, and has.
+const CODES: [u32; 30] = [
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28,
+    29, 999,
+];
+
+/// Stands for "always": more often than any call is tried.
+const ALWAYS: u32 = 1_000_000;
+
+/// One code of each kind, for claims of other shapes: what ends an enumeration, what means "is gone" or "not in this
+/// mode", what is tried again, what a wrong place gives, and what nobody can explain.
+const TELLING: [u32; 8] = [2, 3, 6, 10, 15, 19, 23, 999];
+
+/// What the claim of a lane has on the lane's GPUs.
+#[derive(Clone, Copy)]
+struct Shape {
+    name: &'static str,
+    /// GPUs of a lane.
+    gpus: usize,
+    /// GPU within the lane and the rest of the device's name.
+    devices: &'static [(usize, &'static str)],
+    /// MIG mode before each fault, so that switching it is among the calls.
+    mig_before: bool,
+    /// What the calls answer; a soak takes all codes.
+    codes: &'static [u32],
+}
+
+const SHAPES: [Shape; 3] = [
+    Shape {
+        name: "one device",
+        gpus: 1,
+        devices: &[(0, "-mig-1g-10gb-6")],
+        mig_before: false,
+        codes: &CODES,
+    },
+    Shape {
+        name: "three devices",
+        gpus: 2,
+        devices: &[(0, "-mig-1g-10gb-6"), (1, "-mig-3g-40gb-4"), (0, "-mig-2g-20gb-2")],
+        mig_before: false,
+        codes: &TELLING,
+    },
+    Shape { name: "a whole GPU", gpus: 1, devices: &[(0, "")], mig_before: true, codes: &TELLING },
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Prepare,
+    /// Prepare of a prepared claim, whose pod may run.
+    Repeat,
+    Unprepare,
+}
+
+/// One fault to try.
+#[derive(Clone, Debug)]
+struct Trial {
+    step: Step,
+    call: String,
+    /// How many calls of this name pass first.
+    skip: u32,
+    action: Action,
+    times: u32,
+    /// What follows once the fault is over: the kubelet's retry, or the end of the claim.
+    is_retried: bool,
+}
+
+/// What went wrong with a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flaw {
+    /// Something has no owner, a promise has nothing behind it, or a running pod has lost its device.
+    Leaked,
+    /// The claim could not be prepared or unprepared once the fault was over.
+    Wedged,
+    /// The error does not say what to do.
+    Unclear,
+}
+
+/// A claim and the GPUs that only it uses.
+struct Lane<'a> {
+    lab: &'a Lab,
+    kubelet: &'a Plugin,
+    shape: Shape,
+    first_gpu: usize,
+    claim: Claim,
+    answer: Vec<PreparedDevice>,
+    /// GPU, profile and start of what has to exist while the claim is prepared.
+    wanted: Vec<(usize, u32)>,
+}
+
+/// What is there of a claim.
+#[derive(Debug, PartialEq, Eq, Clone)]
+struct Found {
+    /// GPU, start, number of compute instances, and the serial number that tells an instance from its successor.
+    instances: Vec<(usize, u32, usize, u32)>,
+    record: bool,
+    cdi: bool,
+}
+
+impl<'a> Lane<'a> {
+    async fn new(lab: &'a Lab, kubelet: &'a Plugin, shape: Shape, number: usize) -> Self {
+        let first_gpu = number * shape.gpus;
+        let name = |(gpu, rest): &(usize, &str)| format!("{}{rest}", lab.gpu_name(first_gpu + gpu));
+        let names: Vec<String> = shape.devices.iter().map(name).collect();
+        let results: Vec<(&str, &str, &str)> = names.iter().map(|it| ("gpu", DRIVER, it.as_str())).collect();
+        let claim = lab.claim(&format!("lane-{number}"), &results).await;
+        let answer = promised(&lab.node_name, &claim, &names);
+        let wanted = shape
+            .devices
+            .iter()
+            .filter_map(|(gpu, rest)| Some((first_gpu + gpu, rest.rsplit_once('-')?.1.parse().unwrap())));
+        let mut wanted: Vec<(usize, u32)> = wanted.collect();
+        wanted.sort_unstable();
+        Self { lab, kubelet, shape, first_gpu, claim, answer, wanted }
+    }
+
+    fn gpus(&self) -> std::ops::Range<usize> {
+        self.first_gpu..self.first_gpu + self.shape.gpus
+    }
+
+    fn found(&self) -> Found {
+        let gpus = self.lab.sim.snapshot().unwrap().gpus;
+        let mut instances = Vec::new();
+        for gpu in &gpus[self.gpus()] {
+            let seen = gpu.gpu_instances.iter();
+            instances.extend(seen.map(|it| (gpu.index, it.start, it.compute_instances.len(), it.serial)));
+        }
+        let (record, cdi) = (self.lab.recorded(), self.lab.in_cdi());
+        let (record, cdi) = (record.contains(&self.claim.uid), cdi.contains(&self.claim.uid));
+        Found { instances, record, cdi }
+    }
+
+    /// Everything that was promised is there, and nothing else.
+    fn is_whole(&self, found: &Found) -> bool {
+        let places: Vec<(usize, u32)> = found.instances.iter().map(|it| (it.0, it.1)).collect();
+        let one_each = found.instances.iter().all(|it| it.2 == 1);
+        places == self.wanted && one_each && found.record && found.cdi
+    }
+
+    async fn take(&self, step: Step) -> Result<(), String> {
+        match step {
+            Step::Unprepare => unprepare(self.kubelet, &self.claim).await,
+            Step::Prepare | Step::Repeat => {
+                let answer = prepare(self.kubelet, &self.claim).await?;
+                assert_eq!(answer, self.answer, "the answer for a claim never changes");
+                Ok(())
+            }
+        }
+    }
+
+    /// The state in which a step is taken. By force: what an earlier trial has lost must not count twice.
+    async fn arrange(&self, step: Step) -> Result<(), String> {
+        for gpu in self.gpus() {
+            let reset = |gpu: &mut nvml_sim::Gpu| {
+                gpu.mig_pending = self.shape.mig_before;
+                gpu.reset();
+            };
+            self.lab.sim.on_gpu(gpu, reset).unwrap();
+        }
+        for directory in ["plugins/mig.dra-driver.dev/claims", "cdi"] {
+            for name in self.lab.files(directory).iter().filter(|it| it.contains(&self.claim.uid)) {
+                std::fs::remove_file(self.lab.path(directory).join(name)).unwrap();
+            }
+        }
+        if step == Step::Prepare { Ok(()) } else { self.take(Step::Prepare).await }
+    }
+
+    /// The calls of each step without faults: name and number of calls.
+    async fn reference(&self) -> BTreeMap<(Step, String), u32> {
+        let mut calls = BTreeMap::new();
+        for step in [Step::Prepare, Step::Repeat, Step::Unprepare] {
+            self.arrange(step).await.unwrap();
+            let before = self.lab.sim.calls().unwrap().len();
+            self.take(step).await.unwrap();
+            for call in self.lab.sim.calls().unwrap().into_iter().skip(before) {
+                assert!(
+                    call.gpu.is_some(),
+                    "{} is about no GPU: faults on it would strike all lanes",
+                    call.call
+                );
+                if call.gpu == Some(self.first_gpu) {
+                    *calls.entry((step, call.call)).or_default() += 1;
+                }
+            }
+        }
+        calls
+    }
+
+    /// Tries one fault; what is wrong comes back.
+    async fn try_one(&self, trial: &Trial) -> Vec<(Flaw, String)> {
+        /// On a busy machine a call may run out of its short time before it comes to the fault.
+        const ATTEMPTS: usize = 5;
+        for _ in 0..ATTEMPTS {
+            if let Some(flaws) = self.attempt(trial).await {
+                return flaws;
+            }
+        }
+        panic!("not reached: {trial:?}");
+    }
+
+    /// The same, where the fault is met.
+    async fn attempt(&self, trial: &Trial) -> Option<Vec<(Flaw, String)>> {
+        if let Err(error) = self.arrange(trial.step).await {
+            return Some(vec![(Flaw::Wedged, format!("before the fault: {error}"))]);
+        }
+        let before = self.found();
+        let fault = Fault {
+            call: trial.call.clone(),
+            gpu: Some(self.first_gpu),
+            skip: trial.skip,
+            times: Some(trial.times),
+            action: trial.action,
+        };
+        self.lab.sim.inject(fault).unwrap();
+        let result = self.take(trial.step).await;
+        let left = self.lab.sim.take_faults(self.first_gpu).unwrap();
+        if left.iter().any(|it| it.times == Some(trial.times)) {
+            return None;
+        }
+        let after = self.found();
+
+        let mut flaws = Vec::new();
+        let is_right = match (trial.step, &result) {
+            (Step::Unprepare, Ok(())) => is_empty(&after),
+            (Step::Prepare | Step::Repeat, Ok(())) => self.is_whole(&after),
+            (Step::Repeat, Err(_)) => after == before,
+            (_, Err(_)) => after.record || is_empty(&after),
+        };
+        if !is_right {
+            flaws.push((Flaw::Leaked, format!("{result:?} and {after:?}")));
+        }
+        if let Err(error) = &result
+            && let Some(lack) = self.lack(error)
+        {
+            flaws.push((Flaw::Unclear, format!("no {lack}: {error}")));
+        }
+        let later = self.follow_up(trial).await.err();
+        flaws.extend(later.filter(|later| flaws.iter().all(|it| it.0 != later.0)));
+        Some(flaws)
+    }
+
+    /// The fault is over: the kubelet tries again, or the claim ends. Whatever comes, nothing is left at the end.
+    async fn follow_up(&self, trial: &Trial) -> Result<(), (Flaw, String)> {
+        let wedged = |error| (Flaw::Wedged, format!("after the fault: {error}"));
+        if trial.is_retried {
+            self.take(trial.step).await.map_err(wedged)?;
+            let found = self.found();
+            if trial.step != Step::Unprepare && !self.is_whole(&found) {
+                return Err((Flaw::Leaked, format!("after the retry: {found:?}")));
+            }
+        }
+        self.take(Step::Unprepare).await.map_err(wedged)?;
+        let found = self.found();
+        if is_empty(&found) { Ok(()) } else { Err((Flaw::Leaked, format!("after the claim: {found:?}"))) }
+    }
+
+    /// What an error fails to name: the object, what was tried, or what to do next.
+    fn lack(&self, error: &str) -> Option<&'static str> {
+        const OPERATIONS: [&str; 3] = ["nvml", "MIG mode", "is occupied"];
+        const NEXT_STEPS: [&str; 6] =
+            ["`nvidia-smi", "dra-driver-mig inspect", "stop ", "reset", "run as root", "is too old"];
+        if !self.answer.iter().any(|it| error.contains(&it.device)) {
+            Some("object")
+        } else if !OPERATIONS.iter().any(|it| error.contains(it)) {
+            Some("operation")
+        } else if !NEXT_STEPS.iter().any(|it| error.contains(it)) {
+            Some("next step")
+        } else {
+            None
+        }
+    }
+}
+
+fn is_empty(found: &Found) -> bool {
+    found.instances.is_empty() && !found.record && !found.cdi
+}
+
+/// Every fault for the calls of a reference run. Of many calls of one name within a step the first and the last one are
+/// taken, of those without an effect only refusals; a soak takes all.
+fn trials(reference: &BTreeMap<(Step, String), u32>, codes: &[u32]) -> Vec<Trial> {
+    let is_soak = is_soak();
+    let codes = if is_soak { &CODES } else { codes };
+    let mut trials = Vec::new();
+    for ((step, call), count) in reference {
+        let has_effect = ["Create", "Destroy", "Set"].iter().any(|it| call.contains(it));
+        let skips = (0..*count).filter(|it| is_soak || *it == 0 || it + 1 == *count);
+        for (skip, code) in skips.flat_map(|skip| codes.iter().map(move |code| (skip, *code))) {
+            let mut actions = vec![Action::Return(code)];
+            if has_effect || is_soak {
+                actions.push(Action::ReturnAfter(code));
+            }
+            for (action, times) in actions.into_iter().flat_map(|it| [(it, 1), (it, ALWAYS)]) {
+                let trial =
+                    |is_retried| Trial { step: *step, call: call.clone(), skip, action, times, is_retried };
+                if is_soak {
+                    trials.push(trial(false));
+                }
+                // Without a soak every second fault is followed by the end of the claim.
+                trials.push(trial(is_soak || trials.len().is_multiple_of(2)));
+            }
+        }
+    }
+    trials
+}
+
+/// Tries every fault for claims of one shape, each GPU or pair of GPUs a lane of its own.
+async fn matrix(shape: Shape) -> (usize, Vec<(Flaw, String)>) {
+    let lab = Lab::new(ControlPlane::simulated(true).await, "8xH100-80GB").await;
+    // No rescan comes between: its calls would meet the faults. What is tried again is tried for two seconds.
+    let mut lab = lab.with_args(&["--rescan-interval", "3600", "--call-budget", "2"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let lanes = (0..8 / shape.gpus).map(|number| Lane::new(&lab, &kubelet, shape, number));
+    let lanes = join_all(lanes).await;
+    lab.sim.configure(|config| config.log_calls = true).unwrap();
+    let reference = lanes[0].reference().await;
+    lab.sim.configure(|config| config.log_calls = false).unwrap();
+
+    let trials = trials(&reference, shape.codes);
+    let next = Cell::new(0);
+    let runs = lanes.iter().map(|lane| async {
+        let mut flaws = Vec::new();
+        while let Some(trial) = trials.get(next.replace(next.get() + 1)) {
+            let found = lane.try_one(trial).await;
+            flaws.extend(found.into_iter().map(|(flaw, text)| (flaw, format!("{trial:?}: {text}"))));
+        }
+        flaws
+    });
+    let flaws = join_all(runs).await.concat();
+    drop(lanes);
+    assert_eq!(lab.files("cdi"), Vec::<String>::new());
+    lab.stop().await;
+    eprintln!("{}: {} calls, {} faults", shape.name, reference.len(), trials.len());
+    (trials.len(), flaws)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_fault_of_the_library_loses_or_wedges_anything() {
+    let results = join_all(SHAPES.map(matrix)).await;
+    let faults: usize = results.iter().map(|it| it.0).sum();
+    let flaws: Vec<(Flaw, String)> = results.into_iter().flat_map(|it| it.1).collect();
+    let count = |kind| flaws.iter().filter(|it| it.0 == kind).count();
+    let (leaked, wedged, unclear) = (count(Flaw::Leaked), count(Flaw::Wedged), count(Flaw::Unclear));
+    eprintln!("fault matrix: {faults} faults, {leaked} leaked, {wedged} wedged, {unclear} unclear errors");
+    for (flaw, text) in flaws.iter() {
+        eprintln!("{flaw:?}: {text}");
+    }
+    assert!(flaws.is_empty());
+}

@@ -1,0 +1,164 @@
+//! What must hold, as plain data: who was promised what, who holds what, and how a call must be answered. Pure.
+
+use std::collections::BTreeSet;
+
+use kube_sim::kubelet::{Claim, PreparedDevice};
+
+/// Memory slices of a GPU.
+pub(crate) const WHOLE: u32 = 8;
+
+/// What a GPU can be cut into here: rest of the device's name, profile, first memory slice and number of them. The last
+/// one is the GPU itself.
+pub(crate) const CUTS: [(&str, &str, u32, u32); 12] = [
+    ("-mig-1g-10gb-0", "1g.10gb", 0, 1),
+    ("-mig-1g-10gb-1", "1g.10gb", 1, 1),
+    ("-mig-1g-10gb-2", "1g.10gb", 2, 1),
+    ("-mig-1g-10gb-5", "1g.10gb", 5, 1),
+    ("-mig-1g-10gb-6", "1g.10gb", 6, 1),
+    ("-mig-2g-20gb-0", "2g.20gb", 0, 2),
+    ("-mig-2g-20gb-2", "2g.20gb", 2, 2),
+    ("-mig-2g-20gb-4", "2g.20gb", 4, 2),
+    ("-mig-3g-40gb-4", "3g.40gb", 4, 4),
+    ("-mig-4g-40gb-0", "4g.40gb", 0, 4),
+    ("-mig-7g-80gb-0", "7g.80gb", 0, 8),
+    ("", "", 0, WHOLE),
+];
+
+/// A part of a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Part {
+    pub(crate) gpu: usize,
+    pub(crate) start: u32,
+    pub(crate) size: u32,
+    /// The GPU itself, not cut.
+    pub(crate) is_whole: bool,
+}
+
+impl Part {
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        self.gpu == other.gpu && self.start < other.start + other.size && other.start < self.start + self.size
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nothing was made for it, or nothing is left.
+    Free,
+    /// A pod may run with it.
+    Prepared,
+    /// Its unprepare was refused, or a failed prepare could not be taken back: whatever is left is on record.
+    Leaving,
+    /// It was prepared in an earlier boot.
+    Stale,
+}
+
+/// A ResourceClaim, as the node knows it.
+#[derive(Debug)]
+pub(crate) struct Tenant {
+    pub(crate) claim: Claim,
+    pub(crate) parts: Vec<Part>,
+    pub(crate) answer: Vec<PreparedDevice>,
+    pub(crate) state: State,
+    /// The ResourceClaim is still in the API server.
+    pub(crate) exists: bool,
+    /// A process that runs on one of its instances: GPU and process id.
+    pub(crate) process: Option<(usize, u32)>,
+}
+
+/// An instance that somebody else made.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    pub(crate) part: Part,
+    pub(crate) serial: u32,
+}
+
+/// How a call must be answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    Done,
+    /// With an error that has one of these words in it.
+    Refused(Vec<String>),
+}
+
+/// All that is known.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    pub(crate) tenants: Vec<Tenant>,
+    pub(crate) foreign: Vec<Foreign>,
+    pub(crate) api_is_down: bool,
+}
+
+impl Tenant {
+    /// Keeps others from what it was promised.
+    pub(crate) fn holds(&self) -> bool {
+        matches!(self.state, State::Prepared | State::Leaving)
+    }
+
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.state != State::Free
+    }
+
+    /// Nobody will ask for it: its pod was deleted by force, and its ResourceClaim with it.
+    pub(crate) fn is_orphan(&self) -> bool {
+        self.is_recorded() && !self.exists
+    }
+
+    pub(crate) fn needs(&self, part: &Part) -> bool {
+        self.parts.iter().any(|it| it.overlaps(part))
+    }
+
+    /// The kubelet asks for it: with a pod that is there, or after a restart.
+    pub(crate) fn may_be_prepared(&self) -> bool {
+        self.exists || self.state == State::Prepared
+    }
+}
+
+impl Model {
+    /// How a prepare must be answered while the claims of `leaving` are unprepared.
+    pub(crate) fn prepare(&self, number: usize, leaving: &BTreeSet<usize>) -> Expected {
+        let tenant = &self.tenants[number];
+        if tenant.state == State::Prepared {
+            return Expected::Done;
+        }
+        let mut words = Vec::new();
+        if tenant.state == State::Free && self.api_is_down {
+            words.push("the API server did not show".to_owned());
+        }
+        for (other, it) in self.tenants.iter().enumerate() {
+            let is_in_the_way =
+                other != number && it.holds() && it.parts.iter().any(|part| tenant.needs(part));
+            if is_in_the_way && !leaving.contains(&other) {
+                words.push(it.claim.name.clone());
+            }
+        }
+        for part in self.foreign.iter().map(|it| &it.part).filter(|it| tenant.needs(it)) {
+            let is_whole = tenant.parts.iter().any(|it| it.is_whole && it.gpu == part.gpu);
+            words.push(if is_whole { "still has" } else { "is occupied" }.to_owned());
+        }
+        if words.is_empty() { Expected::Done } else { Expected::Refused(words) }
+    }
+
+    /// How an unprepare must be answered.
+    pub(crate) fn unprepare(&self, number: usize) -> Expected {
+        let tenant = &self.tenants[number];
+        match tenant.process {
+            Some((_, pid)) if tenant.holds() => Expected::Refused(vec![format!("process {pid}")]),
+            _ => Expected::Done,
+        }
+    }
+
+    /// A part that the scheduler thinks to be free.
+    pub(crate) fn is_unallocated(&self, part: &Part) -> bool {
+        !self.tenants.iter().any(|it| it.exists && it.needs(part))
+    }
+
+    /// A part in which somebody else may make an instance. Not where an unprepare has begun: what is gone there cannot be
+    /// told from what came after it.
+    pub(crate) fn is_open_to_others(&self, part: &Part) -> bool {
+        let is_closed = |it: &Tenant| {
+            let has_whole = it.parts.iter().any(|own| own.is_whole && own.gpu == part.gpu);
+            it.holds() && (it.needs(part) || has_whole)
+        };
+        !self.tenants.iter().any(is_closed) && !self.foreign.iter().any(|it| it.part.overlaps(part))
+    }
+}
