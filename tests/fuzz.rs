@@ -17,6 +17,7 @@ use dra_driver_mig::checkpoint::{
 use dra_driver_mig::claim::{AllocationError, ClaimRef, ClaimUid, Ground, allocated_devices, plan};
 use dra_driver_mig::inventory::{Attachment, Gpu, GpuState, Inventory, MigSpec, inventory};
 use dra_driver_mig::nvml::facts::{GpuFacts, MediaEngines, MigFacts, MigMode, NodeFacts, Placement, Profile};
+use dra_driver_mig::placement::{Policy, Ranking};
 use dra_driver_mig::slices::{Owner, render};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use proptest::collection::{btree_set, vec};
@@ -242,7 +243,7 @@ fn facts(name: &str, placements: Vec<Placement>, numbers: [u32; 8], texts: &[Str
 fn offers(node: &NodeFacts, gpu: Gpu) -> Result<Inventory, TestCaseError> {
     let offered = inventory(node, &[gpu], &BTreeSet::new());
     let owner = Owner { driver: DRIVER.into(), node: "node".into(), node_uid: UID.into() };
-    for slice in render(&offered, &owner) {
+    for slice in render(&offered, &Ranking::of(&offered, &BTreeSet::new(), Policy::Pack), &owner) {
         let errors = kube_sim::validate::slice(&serde_json::to_value(&slice).unwrap(), None);
         prop_assert!(errors.is_empty(), "{:?}", errors);
     }
