@@ -111,7 +111,7 @@ async fn whoever_insists_on_counters_gets_whole_gpus_where_they_are_dropped() {
         let mut lab = Lab::new(plane, "2xH100-80GB,1xL4").await.with_args(&["--mode", "partitionable"]);
         lab.start();
         let slices = lab.slices_when(is_complete).await;
-        assert_eq!(device_names(&slices), ["gpu-0000-1a-00", "gpu-0000-1b-00", "gpu-0000-3b-00"]);
+        assert_eq!(device_names(&slices), ["gpu-0000-3b-00", "gpu-0000-1a-00", "gpu-0000-1b-00"]);
         lab.stop().await;
     })
     .await;
