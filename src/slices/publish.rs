@@ -9,12 +9,13 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::resource::v1::{Counter, CounterSet, ResourceSlice};
+use k8s_openapi::api::resource::v1::ResourceSlice;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::{Change, Owner, Transition, diff, lost_counters, names, quantity, render};
+use super::probe::probe;
+use super::{Change, Owner, Transition, diff, lost_counters, names, render};
 use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
 use crate::hardware::NodeState;
@@ -390,17 +391,4 @@ impl Publisher {
             }
         }
     }
-}
-
-/// A slice that is never stored: it asks whether counters survive.
-fn probe(owner: &Owner) -> ResourceSlice {
-    let mut slices = render(&Inventory::default(), owner);
-    let mut probe = slices.swap_remove(0);
-    probe.metadata.name = Some(format!("probe-{}", probe.metadata.name.unwrap_or_default()));
-    probe.spec.pool.name.push_str("/probe");
-    probe.spec.pool.generation = 1;
-    probe.spec.devices = None;
-    let counters = [("probe".to_owned(), Counter { value: quantity::count(1) })].into();
-    probe.spec.shared_counters = Some(vec![CounterSet { name: "probe".to_owned(), counters }]);
-    probe
 }
