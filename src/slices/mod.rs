@@ -4,6 +4,7 @@
 //! nothing is published that the API server would strip of its counters.
 
 mod diff;
+mod probe;
 mod publish;
 mod quantity;
 mod render;

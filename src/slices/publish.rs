@@ -13,14 +13,15 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::resource::v1::{Counter, CounterSet, ResourceSlice};
+use k8s_openapi::api::resource::v1::ResourceSlice;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::probe::probe;
 use super::render::names as names_in;
 use super::shelves::shelves;
-use super::{Change, Owner, Transition, diff, keep_order, lost_counters, names, quantity, render};
+use super::{Change, Owner, Transition, diff, keep_order, lost_counters, names, render};
 use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
 use crate::hardware::NodeState;
@@ -467,18 +468,4 @@ impl Publisher {
 pub async fn keeps_counters(api: &NodeSlices, owner: &Owner) -> Result<bool, SliceError> {
     let probe = probe(owner);
     Ok(!lost_counters(&probe, &api.try_create(&probe).await?))
-}
-
-/// A slice that is never stored: it asks whether counters survive.
-fn probe(owner: &Owner) -> ResourceSlice {
-    let nothing = Inventory::default();
-    let mut slices = render(&nothing, &Ranking::of(&nothing, &BTreeSet::new(), Policy::Static), owner);
-    let mut probe = slices.swap_remove(0);
-    probe.metadata.name = Some(format!("probe-{}", probe.metadata.name.unwrap_or_default()));
-    probe.spec.pool.name.push_str("/probe");
-    probe.spec.pool.generation = 1;
-    probe.spec.devices = None;
-    let counters = [("probe".to_owned(), Counter { value: quantity::count(1) })].into();
-    probe.spec.shared_counters = Some(vec![CounterSet { name: "probe".to_owned(), counters }]);
-    probe
 }
