@@ -133,8 +133,11 @@ async fn a_real_api_server_takes_the_objects_and_keeps_a_node_to_its_own_slices(
     let here = token(&admin, Some(&lab.node_name)).await;
     let there = client(&plane, &token(&admin, Some("other-node")).await).await;
 
-    std::fs::write(lab.path("kubeconfig"), plane.kubeconfig().replace("token: sandbox", &format!("token: {here}")))
-        .unwrap();
+    std::fs::write(
+        lab.path("kubeconfig"),
+        plane.kubeconfig().replace("token: sandbox", &format!("token: {here}")),
+    )
+    .unwrap();
     work(&mut lab).await;
     let here = client(&plane, &here).await;
 

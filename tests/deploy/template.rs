@@ -379,7 +379,10 @@ mod tests {
             "{{ .Values.a",
             "{{ .Values.large }}",
         ] {
-            assert!(rendered(template, json!({"a": "x", "list": [1], "large": 1_000_000})).is_err(), "{template}");
+            assert!(
+                rendered(template, json!({"a": "x", "list": [1], "large": 1_000_000})).is_err(),
+                "{template}"
+            );
         }
     }
 }
