@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -72,7 +73,9 @@ fn a_file_can_be_converted_in_place_and_only_once() {
     let path = directory.path().join("it.yaml");
     std::fs::write(&path, data()).unwrap();
     let name = path.to_str().unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
     assert_eq!(convert(&["-f", name, "-o", name], "").status.code(), Some(0));
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
     let once = std::fs::read_to_string(&path).unwrap();
     assert_eq!(convert(&["-f", name, "-o", name], "").status.code(), Some(0));
     assert_eq!(std::fs::read_to_string(&path).unwrap(), once);
@@ -84,6 +87,7 @@ fn a_file_can_be_converted_in_place_and_only_once() {
         "a: [",
         "nothing is written over a file that cannot be used"
     );
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "no other file is left");
 }
 
 /// Creates the objects; of kinds whose controllers are not simulated, the pod that they would make.
