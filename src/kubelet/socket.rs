@@ -63,7 +63,7 @@ impl SocketPaths {
     }
 
     /// Removes the sockets of other pods of the driver that nobody listens on, and returns their paths. Never removes one
-    /// that somebody answers on, or that is younger than [`YOUNG`]: it may be about to be listened on.
+    /// that somebody answers on, or that is younger than ten seconds: it may be about to be listened on.
     pub async fn sweep(&self, driver: &str) -> Vec<PathBuf> {
         let mut removed = Vec::new();
         for (own, start, end) in
