@@ -131,7 +131,7 @@ impl LayoutFollower {
         let before = self.decision.borrow().clone();
         let (layouts, refusal) = match chosen {
             Ok(layouts) => {
-                if layouts != before.layouts {
+                if layouts != before.layouts && self.memory.read().as_ref() != Some(&layouts) {
                     self.memory.write(&layouts);
                 }
                 (layouts, None)

@@ -40,7 +40,9 @@ impl Shim {
     pub(crate) fn new(lab: &Lab) -> Self {
         let directory = lab.path("fault-shim");
         fs::create_dir_all(&directory).unwrap();
-        let watched = vec![lab.path(&format!("plugins/{DRIVER}")), lab.path("cdi")];
+        // Not the rest of the driver's directory: when it notes the layouts in force has nothing to do with claims.
+        let own = lab.path(&format!("plugins/{DRIVER}"));
+        let watched = vec![own.join("claims"), own.join("dra.sock"), lab.path("cdi")];
         Self { directory, watched, hardware: lab.path("host/nvml-sim/lock"), plans: AtomicU64::new(0) }
     }
 
