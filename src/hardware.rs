@@ -100,12 +100,9 @@ impl Hardware {
         Ok(opened)
     }
 
-    /// The same node looked at once more, if a GPU was skipped that may have come back: otherwise nothing. GPUs that are
-    /// known keep their threads. Blocks for as long as NVML takes.
+    /// The same node looked at once more, for GPUs that were skipped; nothing where all is as it was. GPUs that are known
+    /// keep their threads. Blocks for as long as NVML takes.
     pub fn again(&self) -> Result<Option<Self>, HardwareError> {
-        if self.is_complete() {
-            return Ok(None);
-        }
         let found = Self::discover(Arc::clone(&self.session), self.boot_id.clone(), &self.gpus)?;
         Ok((found.facts != self.facts).then_some(found))
     }

@@ -65,9 +65,11 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         looked = watch.look() => looked?,
     }
 
-    let events = Events::new(client.clone(), &args.node_name, &args.driver.driver_name);
+    let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
+    let pool = pool_name(&name, &driver);
+    let events = Events::new(client.clone(), &name, &driver);
     let claims = Claims::new(ClaimsParts {
-        pool: pool_name(&args.node_name, &args.driver.driver_name),
+        pool: pool.clone(),
         proc_root: args.hardware.proc_root.clone(),
         reader: ClaimReader::new(client.clone()),
         node: node.clone(),
@@ -82,14 +84,13 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         mode_policy: args.mig_mode,
         events: events.clone(),
     });
-    let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
     let pending = Publication::Pending { reason: "not published yet".to_owned() };
     let (publication_report, publication) = watch::channel(pending);
     let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
     let (decision, layouts) = watch::channel(Decision::default());
     let publisher = Publisher::new(PublisherParts {
         api: NodeSlices::new(client.clone(), &name, &driver),
-        allocations: Allocations::new(client.clone(), &driver, pool_name(&name, &driver)),
+        allocations: Allocations::new(client.clone(), &driver, pool),
         mode: args.mode,
         offer: Offer { policy: args.placement, profiles: args.profiles.clone() },
         settle_time: args.settle_time,
@@ -98,7 +99,8 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         node: name.clone(),
         driver: driver.clone(),
     });
-    let memory = LayoutMemory::new(args.driver.plugin_directory().join("layout.json"));
+    let directory = args.driver.plugin_directory();
+    let memory = LayoutMemory::new(directory.join("layout.json"));
     let follower = LayoutFollower::new(
         OwnNode::new(client.clone(), &name),
         events,
@@ -109,14 +111,13 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let layouts = follower.run(node.clone(), publication.clone());
     let health = Health { registration: registration.clone(), publication, node: node.clone() };
 
-    let directory = args.driver.plugin_directory();
     let pod = args.pod_uid.as_deref();
-    let paths = SocketPaths::new(&directory, &args.host.registry_dir, &args.driver.driver_name, pod);
+    let paths = SocketPaths::new(&directory, &args.host.registry_dir, &driver, pod);
     // The work socket first: the kubelet dials it as soon as it sees the other one.
     let plugin_socket = Socket::listen(&paths.plugin)?;
     let registration_socket = Socket::listen(&paths.registration)?;
-    let service = Registration::new(&args.driver.driver_name, paths.plugin.clone(), registration_report);
-    let sweep = paths.keep_clean(args.driver.driver_name.clone(), args.rescan_interval, stop.clone());
+    let service = Registration::new(&driver, paths.plugin.clone(), registration_report);
+    let sweep = paths.keep_clean(driver, args.rescan_interval, stop.clone());
 
     // What is missing on the host is told while the rest starts; nothing waits for it.
     tokio::spawn(check::at_start(args.clone(), client, node.clone()));
@@ -128,21 +129,12 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let plugin = Arc::new(DraPlugin::new(claims));
     parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
-    parts.add("sockets", async {
-        sweep.await;
-        anyhow::Ok(())
-    });
+    parts.add_endless("sockets", sweep);
     parts.add("health", serve_health(health_listener, health, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
-    parts.add("layouts", async {
-        layouts.await;
-        anyhow::Ok(())
-    });
-    parts.add("publisher", async {
-        publisher.run(node).await;
-        anyhow::Ok(())
-    });
+    parts.add_endless("layouts", layouts);
+    parts.add_endless("publisher", publisher.run(node));
     parts.watch(stop).await
 }
 
@@ -169,6 +161,14 @@ impl Parts {
         self.running.spawn(async move { (name, part.await.map_err(Into::into)) });
     }
 
+    /// Adds a part that cannot fail, only end.
+    fn add_endless(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+        self.add(name, async {
+            part.await;
+            anyhow::Ok(())
+        });
+    }
+
     async fn watch(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let failure = tokio::select! {
             biased;
@@ -190,6 +190,23 @@ impl Parts {
         }
         info!("stopped");
         failure.map_or(Ok(()), Err)
+    }
+}
+
+/// The same hardware with those of the GPUs that were skipped and have come back.
+async fn completed(open: Arc<Hardware>) -> anyhow::Result<Arc<Hardware>> {
+    let known = Arc::clone(&open);
+    match tokio::task::spawn_blocking(move || known.again()).await? {
+        Ok(Some(more)) => {
+            let (gpus, skipped) = (more.facts.gpus.len(), more.facts.skipped.len());
+            info!(gpus, skipped, "GPUs have come back");
+            Ok(Arc::new(more))
+        }
+        Ok(None) => Ok(open),
+        Err(error) => {
+            warn!(%error, "cannot look for GPUs that were skipped");
+            Ok(open)
+        }
     }
 }
 
@@ -239,50 +256,34 @@ impl HardwareWatch {
     /// Opens the hardware if it is not open, reads what may have changed, and tells everybody.
     async fn look(&mut self) -> anyhow::Result<()> {
         let known = self.state.borrow().hardware.clone();
-        let known = match known {
-            Ok(open) if open.is_stale() => {
-                warn!("the NVIDIA driver was unloaded or replaced: opening it again");
-                Err("the NVIDIA driver was unloaded or replaced".to_owned())
-            }
-            Ok(open) => {
-                let known = Arc::clone(&open);
-                match tokio::task::spawn_blocking(move || known.again()).await? {
-                    Ok(Some(more)) => {
-                        info!(
-                            gpus = more.facts.gpus.len(),
-                            skipped = more.facts.skipped.len(),
-                            "GPUs have come back"
-                        );
-                        Ok(Arc::new(more))
-                    }
-                    Ok(None) => Ok(open),
-                    Err(error) => {
-                        warn!(%error, "cannot look for GPUs that were skipped");
-                        Ok(open)
-                    }
-                }
-            }
-            known => known,
-        };
         let hardware = match known {
-            Ok(open) => Ok(open),
-            Err(before) => {
-                let args = self.args.clone();
-                let opened = tokio::task::spawn_blocking(move || Hardware::open(&args)).await?;
-                opened.map(Arc::new).map_err(|error| {
-                    let reason = error.to_string();
-                    if reason != before {
-                        warn!(reason, "no GPUs to offer; looking again from time to time");
-                    }
-                    reason
-                })
+            Ok(open) if open.is_stale() => {
+                let reason = "the NVIDIA driver was unloaded or replaced";
+                warn!("{reason}: opening it again");
+                self.opened(reason).await?
             }
+            Ok(open) if open.is_complete() => Ok(open),
+            Ok(open) => Ok(completed(open).await?),
+            Err(before) => self.opened(&before).await?,
         };
         self.gpus = match &hardware {
             Ok(hardware) => self.scan(hardware).await?,
             Err(_) => Vec::new(),
         };
         self.publish(hardware)
+    }
+
+    /// Opens the hardware; a reason why it cannot be is logged where it is another one than before.
+    async fn opened(&self, before: &str) -> anyhow::Result<Result<Arc<Hardware>, String>> {
+        let args = self.args.clone();
+        let opened = tokio::task::spawn_blocking(move || Hardware::open(&args)).await?;
+        Ok(opened.map(Arc::new).map_err(|error| {
+            let reason = error.to_string();
+            if reason != before {
+                warn!(reason, "no GPUs to offer; looking again from time to time");
+            }
+            reason
+        }))
     }
 
     /// Reads every GPU and leaves only those instances that no record means. Records are read before and after, because

@@ -11,7 +11,7 @@ mod common;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use common::{ControlPlane, DRIVER, Lab, is_soak, prepare, promised, unprepare};
+use common::{ControlPlane, DRIVER, Lab, is_soak, promised, try_prepare, try_unprepare};
 use futures::future::join_all;
 use kube_sim::kubelet::{Claim, Plugin, PreparedDevice};
 use nvml_sim::{Action, Fault};
@@ -157,9 +157,9 @@ impl<'a> Lane<'a> {
 
     async fn take(&self, step: Step) -> Result<(), String> {
         match step {
-            Step::Unprepare => unprepare(self.kubelet, &self.claim).await,
+            Step::Unprepare => try_unprepare(self.kubelet, &self.claim).await,
             Step::Prepare | Step::Repeat => {
-                let answer = prepare(self.kubelet, &self.claim).await?;
+                let answer = try_prepare(self.kubelet, &self.claim).await?;
                 assert_eq!(answer, self.answer, "the answer for a claim never changes");
                 Ok(())
             }

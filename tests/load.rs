@@ -8,7 +8,7 @@ mod common;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
-use common::{ControlPlane, DRIVER, Lab, Random, is_soak, prepare, promised, unprepare};
+use common::{ControlPlane, DRIVER, Lab, Random, is_soak, promised, try_prepare, try_unprepare};
 use futures::future::{join, join_all};
 use kube_sim::kubelet::{Claim, Plugin, PreparedDevice};
 use nvml_sim::HARDWARE_LATENCY_MS;
@@ -63,9 +63,9 @@ impl Caller<'_> {
         self.most.set(self.most.get().max(self.running.get()));
         let claim = &tenant.claim;
         if is_prepare {
-            assert_eq!(prepare(self.kubelet, claim).await.as_ref(), Ok(&tenant.answer), "{}", claim.name);
+            assert_eq!(try_prepare(self.kubelet, claim).await.as_ref(), Ok(&tenant.answer), "{}", claim.name);
         } else {
-            assert_eq!(unprepare(self.kubelet, claim).await, Ok(()), "{}", claim.name);
+            assert_eq!(try_unprepare(self.kubelet, claim).await, Ok(()), "{}", claim.name);
         }
         self.running.set(self.running.get() - 1);
     }

@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::{ControlPlane, DRIVER, Lab, each_control_plane, eventually, read_json};
+use common::{ControlPlane, DRIVER, Lab, each_control_plane, eventually, prepare, read_json, unprepare};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
 use kube::api::DeleteParams;
-use kube_sim::kubelet::{Claim, Plugin, PreparedDevice, Version};
+use kube_sim::kubelet::{Claim, Plugin, Version};
 use nvml_sim::{Action, Code, Fault, SimNode};
 use serde_json::json;
 
@@ -21,26 +21,13 @@ async fn started(gpus: &str) -> (Lab, Plugin) {
     (lab, kubelet)
 }
 
-async fn prepare(kubelet: &Plugin, claim: &Claim) -> Result<Vec<PreparedDevice>, String> {
-    let mut answers = kubelet.prepare(std::slice::from_ref(claim)).await.unwrap();
-    assert_eq!(answers.len(), 1, "one answer for one claim");
-    answers.remove(&claim.uid).unwrap()
-}
-
-async fn unprepare(kubelet: &Plugin, claim: &Claim) -> Result<(), String> {
-    kubelet.unprepare(std::slice::from_ref(claim)).await.unwrap().remove(&claim.uid).unwrap()
-}
-
 fn fault(call: &str, times: Option<u32>, action: Action) -> Fault {
     Fault { call: call.to_owned(), gpu: None, skip: 0, times, action }
 }
 
 /// Nothing is left of any claim.
 fn assert_clean(lab: &Lab) {
-    assert_eq!(lab.instances(), []);
-    assert_eq!(lab.files("cdi"), Vec::<String>::new());
-    let claims = lab.files("plugins/mig.dra-driver.dev/claims");
-    assert!(claims.iter().all(|it| it == "reserve.lock"), "{claims:?}");
+    assert_eq!(lab.left(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

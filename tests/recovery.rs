@@ -5,13 +5,13 @@ mod common;
 
 use std::process::Child;
 
-use common::{ControlPlane, DRIVER, Lab, eventually, read_json};
+use common::{ControlPlane, DRIVER, Lab, eventually, prepare, read_json, unprepare};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
 use kube_sim::Fault as ApiFault;
-use kube_sim::kubelet::{Claim, Plugin, PreparedDevice};
+use kube_sim::kubelet::Claim;
 use nvml_sim::{Action, Code, Fault, Process};
 
 const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
@@ -21,22 +21,13 @@ async fn lab(gpus: &str) -> Lab {
     Lab::new(ControlPlane::simulated(true).await, gpus).await
 }
 
-async fn prepare(kubelet: &Plugin, claim: &Claim) -> Result<Vec<PreparedDevice>, String> {
-    kubelet.prepare(std::slice::from_ref(claim)).await.unwrap().remove(&claim.uid).unwrap()
-}
-
-async fn unprepare(kubelet: &Plugin, claim: &Claim) -> Result<(), String> {
-    kubelet.unprepare(std::slice::from_ref(claim)).await.unwrap().remove(&claim.uid).unwrap()
-}
-
 async fn delete(lab: &Lab, claim: &Claim) {
     let api: Api<ResourceClaim> = Api::namespaced(lab.client.clone(), "default");
     api.delete(&claim.name, &DeleteParams::default()).await.unwrap();
 }
 
 fn is_clean(lab: &Lab) -> bool {
-    let claims = lab.files(CLAIMS);
-    lab.instances().is_empty() && lab.files("cdi").is_empty() && claims.iter().all(|it| it == "reserve.lock")
+    lab.left().is_empty()
 }
 
 async fn becomes_clean(lab: &Lab) {
@@ -48,16 +39,31 @@ fn terminate(process: &Child) {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_half_prepared_claim_that_nobody_asks_for_again_is_undone_at_the_next_start() {
+/// What the driver was doing when it died.
+#[derive(Clone, Copy, PartialEq)]
+enum Half {
+    Prepared,
+    Unprepared,
+}
+
+/// The driver dies in the middle, before and after each of these calls of NVML, and nobody asks again.
+async fn is_tidied_up_at_the_next_start(half: Half, calls: [&str; 2]) {
     let mut lab = lab("1xH100-80GB").await;
     let claim = lab.claim_of("one", FIRST_1G).await;
-    for call in ["nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlGpuInstanceCreateComputeInstance"] {
+    let asked = std::slice::from_ref(&claim);
+    for call in calls {
         for action in [Action::CrashBefore, Action::CrashAfter] {
             let mut process = lab.spawn();
             let kubelet = lab.kubelet().await;
+            if half == Half::Unprepared {
+                prepare(&kubelet, &claim).await.unwrap();
+            }
             lab.sim.inject(Fault::new(call, action).times(1)).unwrap();
-            assert!(kubelet.prepare(std::slice::from_ref(&claim)).await.is_err(), "the process died");
+            let is_answered = match half {
+                Half::Prepared => kubelet.prepare(asked).await.is_ok(),
+                Half::Unprepared => kubelet.unprepare(asked).await.is_ok(),
+            };
+            assert!(!is_answered, "the process died");
             process.wait().unwrap();
             assert!(!is_clean(&lab));
             lab.start();
@@ -68,23 +74,15 @@ async fn a_half_prepared_claim_that_nobody_asks_for_again_is_undone_at_the_next_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_half_prepared_claim_that_nobody_asks_for_again_is_undone_at_the_next_start() {
+    let calls = ["nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlGpuInstanceCreateComputeInstance"];
+    is_tidied_up_at_the_next_start(Half::Prepared, calls).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_half_unprepared_claim_is_finished_at_the_next_start() {
-    let mut lab = lab("1xH100-80GB").await;
-    let claim = lab.claim_of("one", FIRST_1G).await;
-    for call in ["nvmlComputeInstanceDestroy", "nvmlGpuInstanceDestroy"] {
-        for action in [Action::CrashBefore, Action::CrashAfter] {
-            let mut process = lab.spawn();
-            let kubelet = lab.kubelet().await;
-            prepare(&kubelet, &claim).await.unwrap();
-            lab.sim.inject(Fault::new(call, action).times(1)).unwrap();
-            assert!(kubelet.unprepare(std::slice::from_ref(&claim)).await.is_err(), "the process died");
-            process.wait().unwrap();
-            assert!(!is_clean(&lab));
-            lab.start();
-            becomes_clean(&lab).await;
-            lab.stop().await;
-        }
-    }
+    let calls = ["nvmlComputeInstanceDestroy", "nvmlGpuInstanceDestroy"];
+    is_tidied_up_at_the_next_start(Half::Unprepared, calls).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -109,11 +109,11 @@ impl ClaimFiles {
     /// The UIDs of the claims that have a file, finished or not, sorted.
     pub fn list(&self) -> Result<Vec<String>, FilesError> {
         let names = self.names()?;
-        let finished = |name: &'_ str| -> Option<String> {
+        let claim_of = |name: &String| {
             let unfinished = name.strip_prefix('.').and_then(|it| it.strip_suffix(UNFINISHED));
             self.kind.claim_of_file(unfinished.unwrap_or(name)).map(str::to_owned)
         };
-        let mut uids: Vec<String> = names.iter().filter_map(|name| finished(name)).collect();
+        let mut uids: Vec<String> = names.iter().filter_map(claim_of).collect();
         uids.sort();
         uids.dedup();
         Ok(uids)

@@ -3,8 +3,8 @@
 //! A line for each step, and each line is the whole record: the last one counts. A line is written by one call and ends
 //! with its newline, so what an interrupted write leaves is a tail without one, which nobody reads and the next line
 //! replaces. A last line that cannot be understood makes the file unreadable: the lines before it tell what was, and
-//! acting on that could take a running pod its instance. The file is locked while it is open here, against other calls and other processes alike,
-//! and the kernel gives the lock back however its holder ends.
+//! acting on that could take a running pod its instance. The file is locked while it is open here, against other calls
+//! and other processes alike, and the kernel gives the lock back however its holder ends.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
@@ -242,14 +242,8 @@ fn parse(bytes: &[u8], uid: &ClaimUid) -> (Stored, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::fixture::taken;
     use crate::checkpoint::{Checkpoint, Stage, fixture};
-
-    fn taken(checkpoint: &Checkpoint, uid: &str) -> Journal {
-        match checkpoint.take(&uid.parse().unwrap(), true).unwrap() {
-            Taken::Journal(journal) => journal,
-            other => panic!("{other:?}"),
-        }
-    }
 
     #[test]
     fn only_one_at_a_time_has_the_journal_of_a_claim() {

@@ -43,7 +43,8 @@ pub struct Reservation {
 /// A file that was read, and by what one knows that it still says the same.
 #[derive(Debug)]
 struct Known {
-    version: FileVersion,
+    /// Nothing where it has to be read again in any case.
+    version: Option<FileVersion>,
     stored: Arc<Stored>,
 }
 
@@ -140,21 +141,24 @@ impl Checkpoint {
 
 /// What a file says, read only if it is not the one that is known; nothing if it has just gone.
 fn look(path: &Path, uid: &ClaimUid, known: Option<Known>) -> Option<Known> {
-    let metadata = fs::symlink_metadata(path);
-    let version =
-        metadata.as_ref().map_or((0, 0, 0, 0), |it| (it.ino(), it.len(), it.ctime(), it.ctime_nsec()));
-    if let Some(known) = known.filter(|it| it.version == version && metadata.is_ok()) {
-        return Some(known);
-    }
-    let read = || Ok(journal::read(&File::open(path)?, uid).0);
-    let stored = match read() {
-        Ok(stored) => stored,
-        Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => return None,
-        Err(error) => Stored::Unreadable(error.to_string()),
+    let read = || {
+        let it = fs::symlink_metadata(path)?;
+        let version = (it.ino(), it.len(), it.ctime(), it.ctime_nsec());
+        match known {
+            Some(known) if known.version == Some(version) => Ok(known),
+            _ => {
+                let stored = journal::read(&File::open(path)?, uid).0;
+                // A failure to read may pass.
+                let is_readable = !matches!(stored, Stored::Unreadable(_));
+                Ok(Known { version: is_readable.then_some(version), stored: Arc::new(stored) })
+            }
+        }
     };
-    // A failure to read may pass.
-    let version = if matches!(stored, Stored::Unreadable(_)) { (0, 0, 0, 0) } else { version };
-    Some(Known { version, stored: Arc::new(stored) })
+    match read() {
+        Ok(now) => Some(now),
+        Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => None,
+        Err(error) => Some(Known { version: None, stored: Arc::new(Stored::Unreadable(error.to_string())) }),
+    }
 }
 
 /// Forces the names in a directory to the disk.
@@ -172,6 +176,14 @@ pub(crate) mod fixture {
     use super::*;
     use crate::claim::ClaimRef;
 
+    /// The journal of this claim, which nobody has.
+    pub(crate) fn taken(checkpoint: &Checkpoint, uid: &str) -> Journal {
+        match checkpoint.take(&uid.parse().unwrap(), true).unwrap() {
+            Taken::Journal(journal) => journal,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// The intent of a claim without devices.
     pub(crate) fn record(uid: &str) -> Record {
         let claim = ClaimRef { namespace: "ns".to_owned(), name: "c".to_owned(), uid: uid.parse().unwrap() };
@@ -188,15 +200,8 @@ pub(crate) mod fixture {
 
 #[cfg(test)]
 mod tests {
-    use super::fixture::record;
+    use super::fixture::{record, taken};
     use super::*;
-
-    fn taken(checkpoint: &Checkpoint, uid: &str) -> Journal {
-        match checkpoint.take(&uid.parse().unwrap(), true).unwrap() {
-            Taken::Journal(journal) => journal,
-            other => panic!("{other:?}"),
-        }
-    }
 
     fn reserved(checkpoint: &Checkpoint, record: &Record) -> Journal {
         let mut journal = taken(checkpoint, record.claim.uid.as_str());

@@ -158,9 +158,6 @@ pub struct PreparedDevice {
     pub cdi_device_id: String,
 }
 
-/// How often something that another process has is asked for. Far below what making or destroying an instance takes.
-const PAUSE: Duration = Duration::from_millis(10);
-
 /// Everything that preparing and unpreparing need.
 #[derive(Debug)]
 pub struct Claims {
@@ -270,16 +267,16 @@ impl Claims {
         or_new: bool,
         deadline: Instant,
     ) -> Result<Option<Opened>, E> {
-        let busy = || Busy(claim.clone());
-        let turn = timeout_at(deadline, self.turns.wait(&claim.uid)).await.map_err(|_| busy())?;
-        loop {
-            match self.checkpoint.take(&claim.uid, or_new)? {
-                Taken::Journal(journal) => return Ok(Some(Opened { journal, _turn: Some(turn) })),
-                Taken::Nothing => return Ok(None),
-                Taken::Busy if deadline < Instant::now() + PAUSE => return Err(busy().into()),
-                Taken::Busy => sleep(PAUSE).await,
-            }
-        }
+        let turn =
+            timeout_at(deadline, self.turns.wait(&claim.uid)).await.map_err(|_| Busy(claim.clone()))?;
+        let taken = until_free(claim, deadline, || {
+            Ok::<_, E>(match self.checkpoint.take(&claim.uid, or_new)? {
+                Taken::Journal(journal) => Some(Some(journal)),
+                Taken::Nothing => Some(None),
+                Taken::Busy => None,
+            })
+        });
+        Ok(taken.await?.map(|journal| Opened { journal, _turn: Some(turn) }))
     }
 
     /// Begins a claim's journal with a record that is made in view of all others, while nobody else makes one.
@@ -290,15 +287,9 @@ impl Claims {
         deadline: Instant,
         make: impl FnOnce(&[Arc<Record>]) -> Result<Record, E>,
     ) -> Result<Record, E> {
-        let busy = || Busy(claim.clone());
-        let _first_here = timeout_at(deadline, self.reserving.lock()).await.map_err(|_| busy())?;
-        let reservation = loop {
-            match self.checkpoint.try_reserve()? {
-                Some(reservation) => break reservation,
-                None if deadline < Instant::now() + PAUSE => return Err(busy().into()),
-                None => sleep(PAUSE).await,
-            }
-        };
+        let _first_here =
+            timeout_at(deadline, self.reserving.lock()).await.map_err(|_| Busy(claim.clone()))?;
+        let reservation = until_free(claim, deadline, || Ok::<_, E>(self.checkpoint.try_reserve()?)).await?;
         let (record, aside) = blocking(|| {
             let mut others = self.checkpoint.records()?;
             others.extend(self.shadows::<E>()?);
@@ -320,7 +311,7 @@ impl Claims {
                 let names = self.cdi.devices(uid.as_str())?;
                 let claim = ClaimRef { namespace: "?".to_owned(), name: format!("(UID {uid})"), uid };
                 let known =
-                    self.promised(names).into_iter().filter_map(|it| self.planned(&claim, &[it], &[]).ok());
+                    self.named(names).into_iter().filter_map(|it| self.planned(&claim, &[it], &[]).ok());
                 shadows.extend(known.map(|it| Arc::new(it.made(Stage::Prepared))));
             }
         }
@@ -328,7 +319,7 @@ impl Claims {
     }
 
     /// Devices of this node as an allocation of which no more is known than their names.
-    fn promised(&self, names: Vec<String>) -> Vec<AllocatedDevice> {
+    fn named(&self, names: Vec<String>) -> Vec<AllocatedDevice> {
         let device = |device| AllocatedDevice { device, pool: self.pool.clone(), requests: Vec::new() };
         names.into_iter().map(device).collect()
     }
@@ -350,6 +341,23 @@ impl Claims {
 
     fn inventory(&self) -> Arc<Inventory> {
         Arc::clone(&self.node.borrow().inventory)
+    }
+}
+
+/// Asks for what another process may have until it is free; `None` says that it is not.
+async fn until_free<T, E: From<Busy>>(
+    claim: &ClaimRef,
+    deadline: Instant,
+    mut ask: impl FnMut() -> Result<Option<T>, E>,
+) -> Result<T, E> {
+    /// Far below what making or destroying an instance takes.
+    const PAUSE: Duration = Duration::from_millis(10);
+    loop {
+        match ask()? {
+            Some(free) => return Ok(free),
+            None if deadline < Instant::now() + PAUSE => return Err(Busy(claim.clone()).into()),
+            None => sleep(PAUSE).await,
+        }
     }
 }
 

@@ -243,8 +243,7 @@ impl Claims {
         /// What a call that has used up its time may take beyond it: the kubelet waits five seconds longer.
         const LEAST: Duration = Duration::from_secs(4);
         let deadline = deadline.max(Instant::now() + LEAST);
-        let record = held(draft).record.clone();
-        let undone = self.take_down(draft, &record, deadline).await;
+        let undone = self.take_down(draft, deadline).await;
         if let Err(error) = undone {
             warn!(%error, "cannot take back what a failed prepare made; it stays recorded");
         }

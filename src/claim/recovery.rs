@@ -117,7 +117,7 @@ impl Claims {
                     let ClaimRef { namespace, name, .. } = &record.claim;
                     info!(namespace, name, stage = ?record.stage, "nobody works on the claim any more: taking it down");
                     let draft = Draft::shared(Opened { journal, _turn: None }, Record::clone(&record), None);
-                    self.take_down(&draft, &record, deadline).await.inspect(|()| info!("claim taken down"))
+                    self.take_down(&draft, deadline).await.inspect(|()| info!("claim taken down"))
                 }
                 Rest::Nothing => self.mend_cdi(journal, &record, deadline).await,
             },

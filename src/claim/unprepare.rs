@@ -71,17 +71,17 @@ impl Claims {
         if let Err(error) = blocking(|| held(&draft).enter(Stage::Unpreparing)) {
             warn!(%error, "cannot note that the claim is being taken down; taking it down all the same");
         }
-        let record = held(&draft).record.clone();
-        self.take_down(&draft, &record, deadline).await
+        self.take_down(&draft, deadline).await
     }
 
-    /// Destroys the devices of a record, removes its CDI file, and forgets it if all that succeeded.
+    /// Destroys the devices of a claim, removes its CDI file, and forgets it if all that succeeded.
     pub(super) async fn take_down(
         &self,
         draft: &SharedDraft,
-        record: &Record,
         deadline: Instant,
     ) -> Result<(), UnprepareError> {
+        // As far as it is known, which may be farther than what could be noted.
+        let record = &held(draft).record.clone();
         if record.boot_id != self.boot_id {
             info!("the node was rebooted since: the devices of the claim are gone already");
         } else if mig_devices(record).next().is_some() {
@@ -148,7 +148,7 @@ impl Claims {
         journal: &mut Journal,
         deadline: Instant,
     ) -> Result<Option<Record>, UnprepareError> {
-        let named = self.promised(blocking(|| self.cdi.devices(claim.uid.as_str()))?);
+        let named = self.named(blocking(|| self.cdi.devices(claim.uid.as_str()))?);
         let allocated = match journal.stored() {
             Stored::Unreadable(_) if named.is_empty() => match self.reader.read(claim, deadline).await {
                 Ok(object) => allocated_devices(claim, &object, &self.driver).unwrap_or_default(),

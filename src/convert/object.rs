@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::alias::Aliases;
 use super::change::Changes;
 use super::remark::{Remark, Severity};
-use super::resource::is_device;
+use super::resource::{device_class, is_device};
 use super::template::{Shape, Templates};
 use super::tree::{Content, Node};
 use super::{pod, quota};
@@ -54,6 +54,15 @@ impl Findings {
     pub(super) fn refuse(&mut self, node: &Node<'_>, place: &Place<'_>, text: String) {
         self.refused = true;
         self.left(node, place, text);
+    }
+
+    /// The device class for a name that stands for devices of the device plugin; that there is none is refused.
+    pub(super) fn class_of(&mut self, name: &str, key: &Node<'_>, place: &Place<'_>) -> Option<String> {
+        self.seen(key);
+        device_class(name).unwrap_or_else(|why| {
+            self.refuse(key, place, why);
+            None
+        })
     }
 
     pub(super) fn left(&mut self, node: &Node<'_>, place: &Place<'_>, text: String) {

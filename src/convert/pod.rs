@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::change::{Change, Changes};
 use super::object::{Findings, Place};
 use super::placement;
-use super::resource::{DOMAIN, WHOLE_GPU, device_class, is_device};
+use super::resource::{DOMAIN, WHOLE_GPU, is_device};
 use super::template::{MAX_DEVICES, Shape, Templates};
 use super::tree::{Content, Node};
 
@@ -163,15 +163,7 @@ fn amounts(
     for (index, (key, value)) in node.entries().iter().enumerate() {
         let Some(name) = key.text().filter(|it| is_device(it)) else { continue };
         let place = place.field(name);
-        findings.seen(key);
-        let class = match device_class(name) {
-            Ok(Some(class)) => class,
-            Ok(None) => continue,
-            Err(why) => {
-                findings.refuse(key, &place, why);
-                continue;
-            }
-        };
+        let Some(class) = findings.class_of(name, key, &place) else { continue };
         let number = value.text().and_then(|it| it.parse::<u32>().ok());
         match number {
             _ if key.anchor.is_some() || value.anchor.is_some() || value.tagged => {

@@ -3,7 +3,7 @@
 use super::change::Change;
 use super::object::{Findings, Place};
 use super::pod;
-use super::resource::{device_class, is_device};
+use super::resource::is_device;
 use super::tree::Node;
 
 /// Converts `spec.hard` of a ResourceQuota.
@@ -25,15 +25,7 @@ pub(super) fn convert(root: &Node<'_>, place: &Place<'_>, findings: &mut Finding
         if !is_device(name) {
             continue;
         }
-        findings.seen(key);
-        let class = match device_class(name) {
-            Ok(Some(class)) => class,
-            Ok(None) => continue,
-            Err(why) => {
-                findings.refuse(key, &place, why);
-                continue;
-            }
-        };
+        let Some(class) = findings.class_of(name, key, &place) else { continue };
         let to = format!("{class}.deviceclass.resource.k8s.io/devices");
         if prefix != "requests" {
             let why = format!(

@@ -3,8 +3,10 @@
 //! `render`, `diff` and `transition` are pure, `publish` is the loop around them. A slice is only ever written as a whole;
 //! nothing is published that the API server would strip of its counters.
 
+mod by_layout;
 mod diff;
 mod probe;
+mod publication;
 mod publish;
 mod quantity;
 mod render;
@@ -12,6 +14,8 @@ mod shelves;
 mod transition;
 
 pub use diff::{Change, diff, is_same, lost_counters};
-pub use publish::{Offer, Publication, Publisher, PublisherParts, keeps_counters};
+pub use probe::keeps_counters;
+pub use publication::Publication;
+pub use publish::{Offer, Publisher, PublisherParts};
 pub use render::{Owner, keep_order, pool_name, render};
 pub use transition::{Transition, names};

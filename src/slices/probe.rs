@@ -1,15 +1,22 @@
-//! The question whether the API server keeps counters, as a slice. Pure.
+//! The question whether the API server keeps counters, asked with a slice that is never stored.
 
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::resource::v1::{Counter, CounterSet, ResourceSlice};
 
-use super::{Owner, quantity, render};
+use super::{Owner, lost_counters, quantity, render};
+use crate::api::{NodeSlices, SliceError};
 use crate::inventory::Inventory;
 use crate::placement::{Policy, Ranking};
 
+/// Asks the API server whether it keeps the counters of slices (feature gate `DRAPartitionableDevices`). Stores nothing.
+pub async fn keeps_counters(api: &NodeSlices, owner: &Owner) -> Result<bool, SliceError> {
+    let probe = probe(owner);
+    Ok(!lost_counters(&probe, &api.try_create(&probe).await?))
+}
+
 /// A slice that is never stored: it asks whether counters survive.
-pub(super) fn probe(owner: &Owner) -> ResourceSlice {
+fn probe(owner: &Owner) -> ResourceSlice {
     let nothing = Inventory::default();
     let ranking = Ranking::of(&nothing, &BTreeSet::new(), Policy::Static);
     let mut slices = render(&nothing, &ranking, owner);

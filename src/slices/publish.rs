@@ -18,15 +18,15 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::probe::probe;
+use super::probe::keeps_counters;
 use super::render::names as names_in;
 use super::shelves::shelves;
-use super::{Change, Owner, Transition, diff, keep_order, lost_counters, names, render};
+use super::{Change, Owner, Publication, Transition, diff, keep_order, lost_counters, names, render};
 use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
 use crate::hardware::NodeState;
 use crate::inventory::{DeviceKind, Inventory, ProfileFilter};
-use crate::layout::{Decision, GpuLayout, Layouts, apply};
+use crate::layout::Decision;
 use crate::placement::{Policy, Ranking};
 
 /// How long changes made by others are collected before they are looked at.
@@ -36,49 +36,9 @@ const LONGEST_BURST: Duration = Duration::from_secs(5);
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(2);
 /// Full comparison even if nothing was heard: a watch may lose a deletion.
-const RESYNC: Duration = Duration::from_secs(300);
+pub(super) const RESYNC: Duration = Duration::from_secs(300);
 /// How often a gate is asked for again.
-const GATE_RETRY: Duration = Duration::from_secs(30);
-
-/// Why nothing is published while the node's label is not known: free space must not be cut twice.
-const NO_LABELS: &str = "the node's labels are not read yet; the driver's service account must be allowed to list and watch nodes";
-
-/// What is published, for readiness and people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Publication {
-    /// Nothing was accepted yet.
-    Pending {
-        /// Why not, or what is awaited.
-        reason: String,
-    },
-    /// The API server has what is wanted.
-    Complete {
-        /// Slices.
-        slices: usize,
-        /// Devices in them.
-        devices: usize,
-    },
-    /// The API server has what the layouts allow at the moment; devices that don't overlap.
-    Layout {
-        /// Which decision on layouts it is.
-        revision: u64,
-        /// Slices.
-        slices: usize,
-        /// Devices in them.
-        devices: usize,
-        /// What is not yet as its layout says, and why.
-        waiting: Vec<String>,
-        /// True while devices that were withdrawn still keep others away.
-        settling: bool,
-    },
-    /// The API server drops counters although they are insisted on, so only whole GPUs are published.
-    WithoutCounters {
-        /// Devices published all the same.
-        devices: usize,
-        /// Devices held back.
-        withheld: usize,
-    },
-}
+pub(super) const GATE_RETRY: Duration = Duration::from_secs(30);
 
 /// What a publisher is made of.
 #[derive(Debug)]
@@ -115,14 +75,14 @@ pub struct Offer {
 /// Keeps the slices of one node and driver.
 #[derive(Debug)]
 pub struct Publisher {
-    parts: PublisherParts,
+    pub(super) parts: PublisherParts,
     /// Whether the API server keeps counters; `None` before it was asked.
     keeps_counters: Option<bool>,
     /// When it was asked last; `None` where it has to be asked again.
     asked: Option<Instant>,
     /// What claims were found to have when the layout last changed, prepared or not.
-    taken: BTreeSet<String>,
-    transition: Transition,
+    pub(super) taken: BTreeSet<String>,
+    pub(super) transition: Transition,
     /// Resource versions of our own last writes, to tell them from those of others.
     written: BTreeMap<String, Option<String>>,
     /// Names of the devices in each slice of devices, as they stood after the last round.
@@ -247,14 +207,6 @@ impl Publisher {
         }
     }
 
-    /// Whether other devices are to be published because of what claims hold now.
-    fn makes_room(&self, now: &NodeState) -> bool {
-        let layouts = self.layouts(&now.inventory).layouts;
-        let held = &now.held | &self.taken;
-        !self.counts()
-            && names(&apply(&now.inventory, &layouts, &held).inventory) != *self.transition.published()
-    }
-
     /// Returns after somebody else changed our slices, and after the burst that often follows has ended. True where the watch
     /// began anew.
     async fn foreign_change(
@@ -274,7 +226,7 @@ impl Publisher {
     }
 
     /// Whether counters keep devices apart.
-    fn counts(&self) -> bool {
+    pub(super) fn counts(&self) -> bool {
         self.parts.mode != Mode::Layout && self.keeps_counters != Some(false)
     }
 
@@ -288,11 +240,13 @@ impl Publisher {
             .flat_map(|it| it.devices.iter().chain(&it.withheld))
             .any(|it| it.kind != DeviceKind::Gpu);
         let offered = self.offered(inventory, held);
+        let ranking = Ranking::of(&offered, held, self.parts.offer.policy);
+        let slices = render(&offered, &ranking, &owner);
         if self.parts.mode != Mode::Layout && can_be_cut {
-            self.ask_for_the_gate(&offered, &published, &owner).await?;
+            self.ask_for_the_gate(published.len() < slices.len(), &owner).await?;
         }
         if self.counts() {
-            let slices = self.publish(&offered, held, &published, &owner).await?;
+            let slices = self.publish(slices, &ranking, &published).await?;
             self.transition.counted(names(&offered));
             self.tell(Publication::Complete { slices, devices: offered.devices().count() });
             return Ok(RESYNC);
@@ -301,118 +255,30 @@ impl Publisher {
     }
 
     /// An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
-    async fn ask_for_the_gate(
-        &mut self,
-        inventory: &Inventory,
-        published: &[ResourceSlice],
-        owner: &Owner,
-    ) -> Result<(), SliceError> {
-        let creates = || published.len() < self.render(inventory, &BTreeSet::new(), owner).len();
+    async fn ask_for_the_gate(&mut self, creates: bool, owner: &Owner) -> Result<(), SliceError> {
         let is_known = self.asked.is_some_and(|it| it.elapsed() < GATE_RETRY);
-        if !is_known || self.keeps_counters == Some(true) && creates() {
+        if !is_known || self.keeps_counters == Some(true) && creates {
             let keeps = keeps_counters(&self.parts.api, owner).await?;
             self.set_gate(keeps);
         }
         Ok(())
     }
 
-    /// How GPUs are to be cut. Whoever insists on counters that are dropped gets whole ones.
-    fn layouts(&self, inventory: &Inventory) -> Decision {
-        match self.parts.mode {
-            Mode::Partitionable => {
-                let whole = inventory.gpus.iter().map(|it| (it.counter_set.clone(), GpuLayout::Whole));
-                Decision { layouts: whole.collect(), ..Decision::default() }
-            }
-            Mode::Auto | Mode::Layout => self.parts.layouts.borrow().clone(),
-        }
-    }
-
-    /// Publishes what the layouts allow at the moment, and says when to look again.
-    async fn publish_layout(
+    /// Brings the API server's slices to what is rendered, and answers with their number.
+    pub(super) async fn publish(
         &mut self,
-        inventory: &Inventory,
-        held: &BTreeSet<String>,
+        mut slices: Vec<ResourceSlice>,
+        ranking: &Ranking,
         published: &[ResourceSlice],
-        owner: &Owner,
-    ) -> Result<Duration, SliceError> {
-        let insists = self.parts.mode == Mode::Partitionable;
-        let decision = self.layouts(inventory);
-        if decision.revision == 0 && !insists && !inventory.gpus.is_empty() {
-            self.tell(Publication::Pending { reason: NO_LABELS.to_owned() });
-            return Ok(RESYNC);
-        }
-        let before: BTreeSet<String> = published
-            .iter()
-            .flat_map(|it| it.spec.devices.iter().flatten())
-            .map(|it| it.name.clone())
-            .collect();
-        let (read_at, is_held_up) = self.read_claims(inventory, &decision.layouts, held, &before).await?;
-        let held: BTreeSet<String> = held | &self.taken;
-        let target = apply(inventory, &decision.layouts, &held);
-        let pool = (!published.is_empty()).then_some(&before);
-        let next = self.transition.step(inventory, &target.inventory, pool, &held, read_at);
-        let slices = self.publish(&next, &held, published, owner).await?;
-        self.transition.written(Instant::now());
-
-        let devices = next.devices().count();
-        // Also where nothing waits for it: what was taken in the meantime has to come back.
-        let due = self.transition.next();
-        let settling = due.is_some() && next != target.inventory;
-        self.tell(if insists {
-            let withheld = inventory.devices().count().saturating_sub(devices);
-            Publication::WithoutCounters { devices, withheld }
-        } else {
-            let (revision, waiting) = (decision.revision, target.waiting);
-            Publication::Layout { revision, slices, devices, waiting, settling }
-        });
-        let gate = if self.parts.mode == Mode::Layout { RESYNC } else { GATE_RETRY };
-        // Claims that are allocated, but not prepared, are not heard of when they are released.
-        let claims = if is_held_up { self.parts.settle_time } else { RESYNC };
-        let due = due.map_or(RESYNC, |it| it.saturating_duration_since(Instant::now()));
-        Ok(gate.min(claims).min(due))
-    }
-
-    /// Asks which devices are allocated, if something is to change. Returns from when the answer is, and whether allocations
-    /// that are not prepared stand in the way of a layout.
-    async fn read_claims(
-        &mut self,
-        inventory: &Inventory,
-        layouts: &Layouts,
-        held: &BTreeSet<String>,
-        published: &BTreeSet<String>,
-    ) -> Result<(Instant, bool), SliceError> {
-        let now = Instant::now();
-        let wanted = names(&apply(inventory, layouts, held).inventory);
-        if wanted == *published && self.transition.next().is_none() {
-            self.taken.clear();
-            return Ok((now, false));
-        }
-        self.taken = self.parts.allocations.read().await?;
-        let possible = names(&apply(inventory, layouts, &(held | &self.taken)).inventory);
-        Ok((now, possible != wanted))
-    }
-
-    /// Brings the API server's slices to what is offered, and answers with their number.
-    async fn publish(
-        &mut self,
-        offered: &Inventory,
-        held: &BTreeSet<String>,
-        published: &[ResourceSlice],
-        owner: &Owner,
     ) -> Result<usize, SliceError> {
-        let mut slices = self.render(offered, held, owner);
-        keep_order(&mut slices, published, &Ranking::of(offered, held, self.parts.offer.policy));
+        keep_order(&mut slices, published, ranking);
         self.write(&slices, published).await?;
         let shown = slices.iter().map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
         self.published = shown.filter(|it| !it.is_empty()).collect();
         Ok(slices.len())
     }
 
-    fn render(&self, offered: &Inventory, held: &BTreeSet<String>, owner: &Owner) -> Vec<ResourceSlice> {
-        render(offered, &Ranking::of(offered, held, self.parts.offer.policy), owner)
-    }
-
-    fn tell(&self, publication: Publication) {
+    pub(super) fn tell(&self, publication: Publication) {
         self.parts.report.send_if_modified(|it| {
             let changed = *it != publication;
             if changed {
@@ -462,10 +328,4 @@ impl Publisher {
             }
         }
     }
-}
-
-/// Asks the API server whether it keeps the counters of slices (feature gate `DRAPartitionableDevices`). Stores nothing.
-pub async fn keeps_counters(api: &NodeSlices, owner: &Owner) -> Result<bool, SliceError> {
-    let probe = probe(owner);
-    Ok(!lost_counters(&probe, &api.try_create(&probe).await?))
 }

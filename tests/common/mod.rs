@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use control_plane::{ControlPlane, each_control_plane};
-pub(crate) use kubelet::{is_soak, prepare, promised, unprepare};
+pub(crate) use kubelet::{is_soak, prepare, promised, try_prepare, try_unprepare, unprepare};
 pub(crate) use random::Random;
 
 pub(crate) const DRIVER: &str = "mig.dra-driver.dev";
@@ -250,6 +250,23 @@ impl Lab {
         let prefix = format!("{DRIVER}-claim_");
         let uid = |it: &String| Some(it.strip_prefix(&prefix)?.strip_suffix(".json")?.to_owned());
         self.files("cdi").iter().filter_map(uid).collect()
+    }
+
+    /// What there is of claims on the node: instances, CDI files, state files.
+    pub(crate) fn left(&self) -> Vec<String> {
+        let instances = self.instances();
+        let instances =
+            instances.iter().map(|(gpu, profile, start)| format!("{profile} at {start} of GPU {gpu}"));
+        let mut left: Vec<String> = instances.chain(self.files("cdi")).chain(self.state_files()).collect();
+        left.sort();
+        left
+    }
+
+    /// Names of the state files of claims, whatever they are; the lock that all share is not one.
+    pub(crate) fn state_files(&self) -> Vec<String> {
+        let mut files = self.files(&format!("plugins/{DRIVER}/claims"));
+        files.retain(|it| it != "reserve.lock");
+        files
     }
 
     /// Names of the files in a directory of this lab.

@@ -252,8 +252,7 @@ impl Victim {
 
     /// Everything there is on the node.
     pub(crate) fn left(&self) -> Left {
-        let mut records = self.lab.files(&format!("plugins/{DRIVER}/claims"));
-        records.retain(|it| it != "reserve.lock");
+        let records = self.lab.state_files();
         let mut instances = self.lab.instances();
         instances.sort();
         let gpus = self.lab.sim.snapshot().unwrap().gpus;

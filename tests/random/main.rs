@@ -12,7 +12,7 @@ mod model;
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::{ControlPlane, DRIVER, Lab, Random, eventually, is_soak, prepare, promised, unprepare};
+use common::{ControlPlane, DRIVER, Lab, Random, eventually, is_soak, promised, try_prepare, try_unprepare};
 use futures::future::join_all;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
@@ -397,7 +397,7 @@ async fn call(
 ) -> Result<(), String> {
     let tenant = &model.tenants[number];
     let (expected, result) = if is_prepare {
-        let answer = prepare(kubelet, &tenant.claim).await;
+        let answer = try_prepare(kubelet, &tenant.claim).await;
         if let Ok(devices) = &answer
             && *devices != tenant.answer
         {
@@ -405,7 +405,7 @@ async fn call(
         }
         (model.prepare(number, leaving), answer.map(|_| ()))
     } else {
-        (model.unprepare(number), unprepare(kubelet, &tenant.claim).await)
+        (model.unprepare(number), try_unprepare(kubelet, &tenant.claim).await)
     };
     match (&expected, &result) {
         (Expected::Done, Ok(())) => Ok(()),
@@ -431,7 +431,7 @@ async fn live(seed: u64) -> usize {
     world.end_processes(|_| true);
     world.set_api(false);
     for number in 0..world.model.tenants.len() {
-        if let Err(error) = unprepare(&world.kubelet, &world.model.tenants[number].claim).await {
+        if let Err(error) = try_unprepare(&world.kubelet, &world.model.tenants[number].claim).await {
             world.fail(&error);
         }
         world.model.tenants[number].state = State::Free;

@@ -1,0 +1,38 @@
+//! How the slices stand. Pure.
+
+/// What is published, for readiness and people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Publication {
+    /// Nothing was accepted yet.
+    Pending {
+        /// Why not, or what is awaited.
+        reason: String,
+    },
+    /// The API server has what is wanted.
+    Complete {
+        /// Slices.
+        slices: usize,
+        /// Devices in them.
+        devices: usize,
+    },
+    /// The API server has what the layouts allow at the moment; devices that don't overlap.
+    Layout {
+        /// Which decision on layouts it is.
+        revision: u64,
+        /// Slices.
+        slices: usize,
+        /// Devices in them.
+        devices: usize,
+        /// What is not yet as its layout says, and why.
+        waiting: Vec<String>,
+        /// True while devices that were withdrawn still keep others away.
+        settling: bool,
+    },
+    /// The API server drops counters although they are insisted on, so only whole GPUs are published.
+    WithoutCounters {
+        /// Devices published all the same.
+        devices: usize,
+        /// Devices held back.
+        withheld: usize,
+    },
+}
