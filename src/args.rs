@@ -8,10 +8,12 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cdi::{DEFAULT_LDCONFIG, DriverRoot, HookSettings, Root};
+use crate::health::IgnoredXids;
 use crate::inventory::ProfileFilter;
 use crate::kubelet::is_pod_uid;
 use crate::mig::ModePolicy;
 use crate::placement::Policy;
+use crate::slices::TaintEffect;
 use crate::telemetry::LogFormat;
 
 /// Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand.
@@ -183,6 +185,12 @@ pub struct NodeArgs {
     /// What becomes of a GPU's MIG mode when its last MIG device goes. Only GPUs that switch without a reset are switched.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "keep")]
     pub mig_mode: ModePolicy,
+    /// XIDs that make no GPU or instance unhealthy, separated by commas, besides those of applications: 13, 31, 43, 45, 68, 109.
+    #[arg(long, env, value_name = "XIDS", default_value = "", hide_default_value = true)]
+    pub ignore_xids: IgnoredXids,
+    /// What the taint of an unhealthy GPU does, where kube-apiserver keeps device taints (feature gate DRADeviceTaints).
+    #[arg(long, env, value_enum, value_name = "EFFECT", default_value = "NoSchedule")]
+    pub taint_effect: TaintEffect,
     /// Time for one call of the kubelet, which itself gives up after 45 s (pkg/kubelet/cm/dra/plugin/dra_plugin.go).
     /// Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "40", value_parser = seconds, hide = true)]

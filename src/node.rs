@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -19,12 +19,14 @@ use crate::check;
 use crate::checkpoint::{Checkpoint, Record, Stored};
 use crate::claim::{Claims, ClaimsParts, CommonSource};
 use crate::hardware::{Hardware, NodeState};
+use crate::health::{Follower, Keeper, Scan};
 use crate::host;
 use crate::inventory::{Gpu, Inventory, inventory};
 use crate::kubelet::{
-    DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
+    DeviceHealth, DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
+use crate::nvml::Heard;
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
 use crate::telemetry::{Health, bind_health, serve_health};
 
@@ -33,6 +35,9 @@ const DRAIN: Duration = Duration::from_secs(25);
 
 /// How long changes of what claims hold are collected before they are looked at.
 const BURST: Duration = Duration::from_millis(50);
+
+/// Events of GPUs that wait to be looked at; the kernel keeps more.
+const MOST_HEARD: usize = 64;
 
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
 pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
@@ -45,11 +50,15 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let cdi = ClaimFiles::open(&args.host.cdi_root, kind.clone())?;
     let (changed, changes) = watch::channel(());
     let surprised = Arc::new(Notify::new());
+    let directory = args.driver.plugin_directory();
+    let (heard, to_be_heard) = mpsc::channel(MOST_HEARD);
+    let keeper = Keeper::new(directory.join("health.json"), &boot_id, args.ignore_xids.clone());
     let (state, node) = watch::channel(NodeState {
         hardware: Err("NVML was not opened yet".to_owned()),
         inventory: Arc::default(),
         held: BTreeSet::new(),
         problems: Vec::new(),
+        health: keeper.report(),
     });
 
     // The first look comes before the kubelet may call, so that no pod fails only because we have just started.
@@ -59,6 +68,8 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         cdi: cdi.clone(),
         state,
         gpus: Vec::new(),
+        health: keeper.clone(),
+        heard,
     };
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
@@ -68,6 +79,16 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
     let pool = pool_name(&name, &driver);
     let events = Events::new(client.clone(), &name, &driver);
+    let health_follower = Follower {
+        heard: to_be_heard,
+        node: node.clone(),
+        keeper,
+        checkpoint: checkpoint.clone(),
+        boot_id: boot_id.clone(),
+        events: events.clone(),
+        surprised: Arc::clone(&surprised),
+    };
+    let device_health = DeviceHealth { pool: pool.clone(), node: node.clone(), stop: stop.clone() };
     let claims = Claims::new(ClaimsParts {
         pool: pool.clone(),
         proc_root: args.hardware.proc_root.clone(),
@@ -95,11 +116,11 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         offer: Offer { policy: args.placement, profiles: args.profiles.clone() },
         settle_time: args.settle_time,
         layouts,
+        taint_effect: args.taint_effect,
         report: publication_report,
         node: name.clone(),
         driver: driver.clone(),
     });
-    let directory = args.driver.plugin_directory();
     let memory = LayoutMemory::new(directory.join("layout.json"));
     let follower = LayoutFollower::new(
         OwnNode::new(client.clone(), &name),
@@ -127,12 +148,13 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
     parts.add("following claims", Arc::clone(&claims).follow_objects(args.rescan_interval, stop.clone()));
     let plugin = Arc::new(DraPlugin::new(claims));
-    parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, stop.clone()));
+    parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, device_health, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add_endless("sockets", sweep);
     parts.add("health", serve_health(health_listener, health, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
+    parts.add_endless("health of GPUs", health_follower.run());
     parts.add_endless("layouts", layouts);
     parts.add_endless("publisher", publisher.run(node));
     parts.watch(stop).await
@@ -210,6 +232,18 @@ async fn completed(open: Arc<Hardware>) -> anyhow::Result<Arc<Hardware>> {
     }
 }
 
+/// What a scan found of a GPU, for its health.
+fn found(hardware: &Hardware, gpu: &Gpu) -> (String, Scan) {
+    let uuid = &gpu.facts.uuid;
+    let is_lost = hardware.gpu(uuid).is_some_and(|it| it.is_lost());
+    let scan = match &gpu.state.problem {
+        None => Scan::Well,
+        Some(problem) if is_lost => Scan::Lost(problem.clone()),
+        Some(problem) => Scan::Unread(problem.clone()),
+    };
+    (uuid.clone(), scan)
+}
+
 /// Keeps the node's state up to date.
 struct HardwareWatch {
     args: HardwareArgs,
@@ -217,6 +251,9 @@ struct HardwareWatch {
     cdi: ClaimFiles,
     state: watch::Sender<NodeState>,
     gpus: Vec<Gpu>,
+    health: Keeper,
+    /// Where the thread that listens to GPUs sends what it hears.
+    heard: mpsc::Sender<Heard>,
 }
 
 impl HardwareWatch {
@@ -229,6 +266,7 @@ impl HardwareWatch {
     ) -> anyhow::Result<()> {
         // A clock of its own: a busy node must not put the next look off for ever.
         let mut clock = interval_at(Instant::now() + interval, interval);
+        let mut reports = self.health.reports();
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -240,6 +278,13 @@ impl HardwareWatch {
                     changes.borrow_and_update();
                     if let Err(error) = self.note_held() {
                         warn!(%error, "cannot tell what claims hold now");
+                    }
+                    continue;
+                }
+                _ = reports.changed() => {
+                    let hardware = self.state.borrow().hardware.clone();
+                    if let Err(error) = self.publish(hardware) {
+                        warn!(%error, "cannot follow the health of GPUs now");
                     }
                     continue;
                 }
@@ -260,14 +305,22 @@ impl HardwareWatch {
             Ok(open) if open.is_stale() => {
                 let reason = "the NVIDIA driver was unloaded or replaced";
                 warn!("{reason}: opening it again");
-                self.opened(reason).await?
+                let opened = self.opened(reason).await?;
+                if opened.is_ok() {
+                    // Loading the driver resets the GPUs.
+                    self.health.change(|it, _, _| it.forget());
+                }
+                opened
             }
             Ok(open) if open.is_complete() => Ok(open),
             Ok(open) => Ok(completed(open).await?),
             Err(before) => self.opened(&before).await?,
         };
         self.gpus = match &hardware {
-            Ok(hardware) => self.scan(hardware).await?,
+            Ok(hardware) => {
+                hardware.listen(&self.heard)?;
+                self.scan(hardware).await?
+            }
             Err(_) => Vec::new(),
         };
         self.publish(hardware)
@@ -299,6 +352,12 @@ impl HardwareWatch {
                 .retain(|it| !records.iter().any(|record| hardware.is_recorded(parent, it, record)));
             self.report(gpu);
         }
+        self.health.obey();
+        let scans = gpus.iter().map(|it| found(hardware, it));
+        self.health.change(|health, at, now| {
+            health.scanned(scans, at, now);
+            health.live(&records);
+        });
         Ok(gpus)
     }
 
@@ -333,6 +392,10 @@ impl HardwareWatch {
     /// Follows what claims hold. The inventory depends on it only where something is withheld, and is not built anew
     /// elsewhere; the order in which devices are offered always does.
     fn note_held(&self) -> anyhow::Result<()> {
+        if !self.health.report().instances.is_empty() {
+            let records = self.checkpoint.records()?;
+            self.health.change(|it, _, _| it.live(&records));
+        }
         let (hardware, is_independent) = {
             let state = self.state.borrow();
             let is_independent = state.inventory.gpus.iter().all(|it| it.withheld.is_empty());
@@ -364,15 +427,18 @@ impl HardwareWatch {
     }
 
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
-        let held = self.held()?;
+        let (held, health) = (self.held()?, self.health.report());
         let inventory = match &hardware {
-            Ok(hardware) => inventory(&hardware.facts, &self.gpus, &held),
+            Ok(hardware) => inventory(&hardware.facts, &health.withhold(&self.gpus), &held),
             Err(_) => Inventory::default(),
         };
         let unreadable = self.gpus.iter().filter_map(|it| Some((&it.facts.uuid, it.state.problem.as_ref()?)));
         let skipped = hardware.iter().flat_map(|it| &it.facts.skipped);
+        let sick = self.gpus.iter().filter(|it| it.state.problem.is_none()).map(|it| &it.facts.uuid);
+        let sick = sick.filter(|it| health.gpu(it).is_bad()).map(|it| format!("{it}: {}", health.gpu(it).text()));
         let problems: Vec<String> = unreadable
             .map(|(uuid, problem)| format!("{uuid}: {problem}"))
+            .chain(sick)
             .chain(skipped.map(|it| format!("GPU {}: {}", it.index, it.reason)))
             .collect();
         // Dropped after the lock: closing NVML takes its time.
@@ -381,9 +447,10 @@ impl HardwareWatch {
             let is_same = *state.inventory == inventory
                 && state.held == held
                 && state.problems == problems
+                && state.health == health
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();
-            let now = NodeState { hardware, inventory: Arc::new(inventory), held, problems };
+            let now = NodeState { hardware, inventory: Arc::new(inventory), held, problems, health };
             before = Some(std::mem::replace(state, now));
             !is_same
         });

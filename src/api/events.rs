@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tracing::{Instrument, warn};
 
 use super::{CALL_TIMEOUT, with_causes};
+use crate::claim::ClaimRef;
 
 /// Why there is an event. A closed set, so that alerts can name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,18 @@ pub enum EventReason {
     CountersDropped,
     /// The API server keeps counters again, so everything is published.
     CountersKept,
+    /// A GPU has had an error that no application causes.
+    GpuUnhealthy,
+    /// A GPU does not answer.
+    GpuLost,
+    /// What happens to a GPU is not noticed.
+    GpuUnmonitored,
+    /// None of these any more.
+    GpuRecovered,
+    /// What a claim has, has had an error that no application causes.
+    DeviceUnhealthy,
+    /// A program on what a claim has, has made an error.
+    DeviceError,
 }
 
 impl EventReason {
@@ -38,6 +51,12 @@ impl EventReason {
             Self::LayoutApplied => "LayoutApplied",
             Self::CountersDropped => "CountersDropped",
             Self::CountersKept => "CountersKept",
+            Self::GpuUnhealthy => "GpuUnhealthy",
+            Self::GpuLost => "GpuLost",
+            Self::GpuUnmonitored => "GpuUnmonitored",
+            Self::GpuRecovered => "GpuRecovered",
+            Self::DeviceUnhealthy => "DeviceUnhealthy",
+            Self::DeviceError => "DeviceError",
         }
     }
 }
@@ -73,6 +92,34 @@ impl Events {
         let tell = async move {
             publish(&events.recorder, &events.node, EventType::Warning, reason, "Recover", note).await;
         };
+        tokio::spawn(tell.in_current_span());
+    }
+
+    /// Tells something of the node's health, without waiting. Each call is an event of its own.
+    pub fn tell(&self, reason: EventReason, note: String) {
+        self.send(reason, self.node.clone(), note);
+    }
+
+    /// Tells something of a claim, without waiting.
+    pub fn tell_claim(&self, reason: EventReason, claim: &ClaimRef, note: String) {
+        let about = ObjectReference {
+            api_version: Some("resource.k8s.io/v1".to_owned()),
+            kind: Some("ResourceClaim".to_owned()),
+            namespace: Some(claim.namespace.clone()),
+            name: Some(claim.name.clone()),
+            uid: Some(claim.uid.to_string()),
+            ..ObjectReference::default()
+        };
+        self.send(reason, about, note);
+    }
+
+    fn send(&self, reason: EventReason, about: ObjectReference, note: String) {
+        let kind = match reason {
+            EventReason::GpuRecovered | EventReason::DeviceError => EventType::Normal,
+            _ => EventType::Warning,
+        };
+        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+        let tell = async move { publish(&recorder, &about, kind, reason, "Watch", note).await };
         tokio::spawn(tell.in_current_span());
     }
 

@@ -28,7 +28,13 @@ pub(super) async fn on_gpu<T: Send + 'static>(
     work: impl FnOnce(&DeviceHandle<'_>) -> Result<T, MigError> + Send + 'static,
 ) -> Result<T, WorkError> {
     match timeout_at(deadline, gpu.queue.run(work)).await {
-        Ok(Ok(result)) => result.map_err(WorkError::Mig),
+        Ok(Ok(result)) => result.map_err(|error| {
+            // Listening to the GPU's events may count as using it.
+            if error.is_transient() {
+                gpu.step_aside();
+            }
+            WorkError::Mig(error)
+        }),
         Ok(Err(closed)) => Err(WorkError::Closed(closed)),
         Err(_) => Err(WorkError::Silent),
     }

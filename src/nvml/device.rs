@@ -1,9 +1,9 @@
 //! The NVML calls that nvml-wrapper lacks or gets wrong: GPU instances, compute instances, profiles, placements.
 //!
-//! All `unsafe` of the driver is in this file. Calls block; they are made on a GPU's own thread (`queue`). A function
+//! All `unsafe` of the driver is in this file and in `event`. Calls block; they are made on a GPU's own thread (`queue`). A function
 //! that the installed driver does not have is an error, never a panic: nvml-wrapper-sys' methods would panic, its
 //! function fields do not, so only the fields are used.
-#![expect(unsafe_code, reason = "the one file that talks to the C library directly")]
+#![expect(unsafe_code, reason = "with `event` the one file that talks to the C library directly")]
 
 use std::ffi::{CStr, c_char, c_uint};
 use std::mem::MaybeUninit;
@@ -45,6 +45,8 @@ macro_rules! function {
     };
 }
 
+pub(super) use function;
+
 impl<'nvml> DeviceHandle<'nvml> {
     /// The GPU with this UUID.
     pub fn by_uuid(nvml: &'nvml Nvml, uuid: &str) -> Result<Self, CallError> {
@@ -65,6 +67,10 @@ impl<'nvml> DeviceHandle<'nvml> {
     pub fn wrapper(&self) -> Device<'nvml> {
         // SAFETY: `raw` came from this `Nvml`, and the result cannot outlive it.
         unsafe { Device::new(self.raw, self.nvml) }
+    }
+
+    pub(super) fn raw(&self) -> sys::nvmlDevice_t {
+        self.raw
     }
 
     /// MIG mode now and after the next reset. NOT_SUPPORTED on a GPU without MIG.

@@ -11,6 +11,7 @@ mod publish;
 mod quantity;
 mod render;
 mod shelves;
+mod taint;
 mod transition;
 
 pub use diff::{Change, diff, is_same, lost_counters};
@@ -18,4 +19,5 @@ pub use probe::keeps_counters;
 pub use publication::Publication;
 pub use publish::{Offer, Publisher, PublisherParts};
 pub use render::{Owner, keep_order, pool_name, render};
+pub use taint::TaintEffect;
 pub use transition::{Transition, names};

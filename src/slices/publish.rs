@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use super::probe::keeps_counters;
 use super::render::names as names_in;
 use super::shelves::shelves;
+use super::taint::{TaintEffect, Taints};
 use super::{Change, Owner, Publication, Transition, diff, keep_order, lost_counters, names, render};
 use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
@@ -59,6 +60,8 @@ pub struct PublisherParts {
     pub settle_time: Duration,
     /// How GPUs are cut where there are no counters.
     pub layouts: watch::Receiver<Decision>,
+    /// What the taint of an unhealthy GPU does.
+    pub taint_effect: TaintEffect,
     /// Where to report.
     pub report: watch::Sender<Publication>,
 }
@@ -83,6 +86,7 @@ pub struct Publisher {
     /// What claims were found to have when the layout last changed, prepared or not.
     pub(super) taken: BTreeSet<String>,
     pub(super) transition: Transition,
+    taints: Taints,
     /// Resource versions of our own last writes, to tell them from those of others.
     written: BTreeMap<String, Option<String>>,
     /// Names of the devices in each slice of devices, as they stood after the last round.
@@ -94,12 +98,14 @@ impl Publisher {
     #[must_use]
     pub fn new(parts: PublisherParts) -> Self {
         let transition = Transition::new(parts.settle_time);
+        let taints = Taints::new(&parts.driver, parts.taint_effect);
         Self {
             parts,
             keeps_counters: None,
             asked: None,
             taken: BTreeSet::new(),
             transition,
+            taints,
             written: BTreeMap::new(),
             published: Vec::new(),
         }
@@ -134,6 +140,7 @@ impl Publisher {
 
     /// One round, and how long to wait before the next.
     async fn sync_or_report(&mut self, state: &NodeState) -> Duration {
+        self.taints.follow(&state.health);
         match self.sync(&state.inventory, &state.held).await {
             Ok(pause) => pause,
             Err(error) if error.is_conflict => {
@@ -177,6 +184,7 @@ impl Publisher {
     /// a layout where it makes room for more of it.
     fn is_news(&self, now: &NodeState, seen: &NodeState) -> bool {
         now.inventory != seen.inventory
+            || now.health != seen.health
             || now.hardware.as_ref().err() != seen.hardware.as_ref().err()
             || now.held != seen.held && (now.hardware.is_err() || self.makes_room(now))
     }
@@ -272,6 +280,7 @@ impl Publisher {
         published: &[ResourceSlice],
     ) -> Result<usize, SliceError> {
         keep_order(&mut slices, published, ranking);
+        self.taints.apply(&mut slices, published, &self.parts.api).await?;
         self.write(&slices, published).await?;
         let shown = slices.iter().map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
         self.published = shown.filter(|it| !it.is_empty()).collect();
@@ -302,6 +311,7 @@ impl Publisher {
             if let Some(name) = &sent.metadata.name {
                 self.written.insert(name.clone(), stored.metadata.resource_version.clone());
             }
+            self.taints.check(sent, &stored);
             if lost_counters(sent, &stored) {
                 self.set_gate(false);
                 // Whatever was written is withdrawn by the next round, which starts at once.

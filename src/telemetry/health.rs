@@ -124,7 +124,7 @@ mod tests {
     fn report(registration: RegistrationState, publication: Publication) -> (bool, String) {
         let hardware = Err("no libnvidia-ml.so.1".to_owned());
         let problems = vec!["GPU 3: it is lost".to_owned()];
-        let node = NodeState { hardware, inventory: Arc::default(), held: BTreeSet::new(), problems };
+        let node = NodeState { hardware, inventory: Arc::default(), held: BTreeSet::new(), problems, health: Arc::default() };
         let health = Health {
             registration: watch::channel(registration).1,
             publication: watch::channel(publication).1,
