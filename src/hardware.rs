@@ -152,6 +152,11 @@ impl Hardware {
         self.session.is_stale.load(Ordering::Relaxed)
     }
 
+    /// The GPUs whose threads are in a call now, and for how long.
+    pub fn busy(&self) -> impl Iterator<Item = (&str, Duration)> {
+        self.gpus.iter().filter_map(|(uuid, gpu)| Some((uuid.as_str(), gpu.queue.busy_for()?)))
+    }
+
     /// Reads what may have changed: MIG mode, and every live instance, whoever made it.
     pub async fn scan(&self) -> Result<Vec<Gpu>, QueueClosed> {
         let scans = self.gpus.values().map(|it| it.scan());

@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::api::{self, Allocations, ClaimReader, Events, NodeSlices, OwnNode};
+use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, EventReason, Events, NodeSlices, OwnNode};
 use crate::args::{HardwareArgs, NodeArgs};
 use crate::cdi::{ClaimFiles, Kind};
 use crate::check;
@@ -25,8 +25,9 @@ use crate::kubelet::{
     DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
+use crate::nvml::Pulse;
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
-use crate::telemetry::{Health, bind_health, serve_health};
+use crate::telemetry::{Health, Silent, Watchdog, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
 const DRAIN: Duration = Duration::from_secs(25);
@@ -36,7 +37,6 @@ const BURST: Duration = Duration::from_millis(50);
 
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
 pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
-    info!(version = env!("CARGO_PKG_VERSION"), ?args, "starting");
     let health_listener = bind_health(args.http_address).await?;
     let kind = Kind::of_driver(&args.driver.driver_name)?;
     let client = api::client(args.kubeconfig.as_deref()).await?;
@@ -52,28 +52,52 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         problems: Vec::new(),
     });
 
-    // The first look comes before the kubelet may call, so that no pod fails only because we have just started.
+    let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
+    let pool = pool_name(&name, &driver);
+    let events = Events::new(client.clone(), &name, &driver);
+    let pending = Publication::Pending { reason: "not published yet".to_owned() };
+    let (publication_report, publication) = watch::channel(pending);
+    let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
+    let (silence_report, silent) = watch::channel(Silent::new());
+    let health = Health {
+        registration: registration.clone(),
+        publication: publication.clone(),
+        node: node.clone(),
+        silent,
+    };
     let mut watch = HardwareWatch {
         args: args.hardware.clone(),
         checkpoint: checkpoint.clone(),
         cdi: cdi.clone(),
         state,
         gpus: Vec::new(),
+        opening: Pulse::default(),
+        events: events.clone(),
     };
+    let watchdog = Watchdog {
+        node: node.clone(),
+        opening: watch.opening.clone(),
+        patience: args.nvml_patience,
+        events: events.clone(),
+        report: silence_report,
+    };
+
+    // Health comes first, because NVML may hang before anything else works. The first look comes before the kubelet may
+    // call, so that no pod fails only because we have just started.
+    let mut parts = Parts { running: JoinSet::new() };
+    parts.add("health", serve_health(health_listener, health.clone(), stop.clone()));
+    parts.add_endless("watchdog", watchdog.run(stop.clone()));
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
         looked = watch.look() => looked?,
     }
 
-    let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
-    let pool = pool_name(&name, &driver);
-    let events = Events::new(client.clone(), &name, &driver);
     let claims = Claims::new(ClaimsParts {
         pool: pool.clone(),
         proc_root: args.hardware.proc_root.clone(),
         reader: ClaimReader::new(client.clone()),
         node: node.clone(),
-        checkpoint,
+        checkpoint: checkpoint.clone(),
         common: CommonSource::new(args.host.driver_root(&args.hardware), args.host.common_edits.clone()),
         cdi,
         changed,
@@ -84,9 +108,6 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         mode_policy: args.mig_mode,
         events: events.clone(),
     });
-    let pending = Publication::Pending { reason: "not published yet".to_owned() };
-    let (publication_report, publication) = watch::channel(pending);
-    let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
     let (decision, layouts) = watch::channel(Decision::default());
     let publisher = Publisher::new(PublisherParts {
         api: NodeSlices::new(client.clone(), &name, &driver),
@@ -108,8 +129,8 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         memory,
         decision,
     );
-    let layouts = follower.run(node.clone(), publication.clone());
-    let health = Health { registration: registration.clone(), publication, node: node.clone() };
+    let layouts = follower.run(node.clone(), publication);
+    let statuses = ClaimStatuses::new(client.clone(), checkpoint, &name, &driver);
 
     let pod = args.pod_uid.as_deref();
     let paths = SocketPaths::new(&directory, &args.host.registry_dir, &driver, pod);
@@ -122,15 +143,14 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     // What is missing on the host is told while the rest starts; nothing waits for it.
     tokio::spawn(check::at_start(args.clone(), client, node.clone()));
     claims.warm_up();
-    let mut parts = Parts { running: JoinSet::new() };
     let claims = Arc::new(claims);
     parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
     parts.add("following claims", Arc::clone(&claims).follow_objects(args.rescan_interval, stop.clone()));
     let plugin = Arc::new(DraPlugin::new(claims));
-    parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, stop.clone()));
+    parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, health, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add_endless("sockets", sweep);
-    parts.add("health", serve_health(health_listener, health, stop.clone()));
+    parts.add_endless("device status of claims", statuses.run(changes.clone(), stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
     parts.add_endless("layouts", layouts);
@@ -217,6 +237,9 @@ struct HardwareWatch {
     cdi: ClaimFiles,
     state: watch::Sender<NodeState>,
     gpus: Vec<Gpu>,
+    /// While NVML is opened, or asked for GPUs.
+    opening: Pulse,
+    events: Events,
 }
 
 impl HardwareWatch {
@@ -263,7 +286,10 @@ impl HardwareWatch {
                 self.opened(reason).await?
             }
             Ok(open) if open.is_complete() => Ok(open),
-            Ok(open) => Ok(completed(open).await?),
+            Ok(open) => {
+                let _busy = self.opening.begin();
+                Ok(completed(open).await?)
+            }
             Err(before) => self.opened(&before).await?,
         };
         self.gpus = match &hardware {
@@ -276,6 +302,7 @@ impl HardwareWatch {
     /// Opens the hardware; a reason why it cannot be is logged where it is another one than before.
     async fn opened(&self, before: &str) -> anyhow::Result<Result<Arc<Hardware>, String>> {
         let args = self.args.clone();
+        let _busy = self.opening.begin();
         let opened = tokio::task::spawn_blocking(move || Hardware::open(&args)).await?;
         Ok(opened.map(Arc::new).map_err(|error| {
             let reason = error.to_string();
@@ -310,6 +337,11 @@ impl HardwareWatch {
             if !before.is_some_and(|it| it.instances.contains(instance)) {
                 let (gi, placement) = (instance.id, instance.placement);
                 warn!(uuid, gi, %placement, "GPU instance of somebody else: what it occupies is not offered");
+                let note = format!(
+                    "GPU instance {gi} at {placement} of GPU {uuid} was not made for a claim of this driver: what it \
+                     occupies is not offered. `dra-driver-mig inspect` shows it; once it is destroyed, its place is offered."
+                );
+                self.events.tell(EventReason::ForeignInstance, note);
             }
         }
         if let Some(problem) = &gpu.state.problem
@@ -363,6 +395,18 @@ impl HardwareWatch {
         Ok(held)
     }
 
+    /// Tells which GPUs are no longer offered, and which are again. What comes before the colon is the GPU.
+    fn tell_problems(&self, before: &[String], now: &[String]) {
+        for problem in now.iter().filter(|it| !before.contains(it)) {
+            let note = format!("Not offered, but for what claims hold of it: {problem}");
+            self.events.tell(EventReason::GpuNotOffered, note);
+        }
+        let gpu = |problem: &String| problem.split(": ").next().unwrap_or_default().to_owned();
+        for gpu in before.iter().map(gpu).filter(|it| !now.iter().any(|problem| gpu(problem) == *it)) {
+            self.events.tell(EventReason::GpuOffered, format!("{gpu}: is offered again."));
+        }
+    }
+
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
         let held = self.held()?;
         let inventory = match &hardware {
@@ -372,9 +416,12 @@ impl HardwareWatch {
         let unreadable = self.gpus.iter().filter_map(|it| Some((&it.facts.uuid, it.state.problem.as_ref()?)));
         let skipped = hardware.iter().flat_map(|it| &it.facts.skipped);
         let problems: Vec<String> = unreadable
-            .map(|(uuid, problem)| format!("{uuid}: {problem}"))
+            .map(|(uuid, problem)| format!("GPU {uuid}: {problem}"))
             .chain(skipped.map(|it| format!("GPU {}: {}", it.index, it.reason)))
             .collect();
+        if hardware.is_ok() {
+            self.tell_problems(&self.state.borrow().problems, &problems);
+        }
         // Dropped after the lock: closing NVML takes its time.
         let mut before = None;
         self.state.send_if_modified(|state| {

@@ -13,6 +13,7 @@ use super::{
     AllocatedDevice, Busy, ClaimRef, Claims, CommonError, PlanError, PrepareError, PreparedDevice,
     allocated_devices,
 };
+use crate::api::EventReason;
 use crate::cdi::{ClaimDevice, DeviceNodes, MigCaps, claim_spec};
 use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
 use crate::hardware::{Hardware, LiveGpu};
@@ -36,6 +37,11 @@ impl Claims {
             && source.is_surprise()
         {
             self.surprised.notify_one();
+        }
+        if let Err(error) = &result
+            && error.is_final()
+        {
+            self.events.tell_claim(EventReason::PrepareImpossible, claim, error.to_string());
         }
         result
     }
@@ -107,6 +113,10 @@ impl Claims {
         deadline: Instant,
     ) -> Result<Record, PrepareError> {
         const PAUSE: Duration = Duration::from_millis(500);
+        /// A pod that ends has its claim unprepared within a moment, and nobody needs to know of that.
+        const WORTH_TELLING: Duration = Duration::from_secs(2);
+        let begun = Instant::now();
+        let mut is_told = false;
         loop {
             let reserved = self.reserve(claim, journal, deadline, |others| {
                 let record = self.planned(claim, allocated, others)?;
@@ -118,6 +128,11 @@ impl Claims {
             match reserved.await {
                 Err(PrepareError::Plan(PlanError::Held(conflict))) if Instant::now() + PAUSE < deadline => {
                     debug!(%conflict, "waiting for the other claim");
+                    if !is_told && WORTH_TELLING <= begun.elapsed() {
+                        is_told = true;
+                        let note = format!("Waits: {conflict}.");
+                        self.events.tell_claim(EventReason::PrepareWaits, claim, note);
+                    }
                     sleep(PAUSE).await;
                 }
                 result => return result,

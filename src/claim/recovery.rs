@@ -117,7 +117,10 @@ impl Claims {
                     let ClaimRef { namespace, name, .. } = &record.claim;
                     info!(namespace, name, stage = ?record.stage, "nobody works on the claim any more: taking it down");
                     let draft = Draft::shared(Opened { journal, _turn: None }, Record::clone(&record), None);
-                    self.take_down(&draft, deadline).await.inspect(|()| info!("claim taken down"))
+                    self.take_down(&draft, deadline).await?;
+                    info!("claim taken down");
+                    self.tell_recovered(&record);
+                    Ok(())
                 }
                 Rest::Nothing => self.mend_cdi(journal, &record, deadline).await,
             },
@@ -267,12 +270,28 @@ impl Claims {
         record.stage == Stage::Prepared
     }
 
+    /// Tells, as an event of the claim, what was taken down without a call for it.
+    fn tell_recovered(&self, record: &Record) {
+        let (reason, note) = match record.stage {
+            Stage::Unpreparing => (
+                EventReason::UnprepareFinished,
+                "The driver ended while the claim was being unprepared; its devices are gone now.",
+            ),
+            Stage::Preparing | Stage::Prepared => (
+                EventReason::PrepareUndone,
+                "The driver ended while the claim was being prepared; what was made for it is gone, and the kubelet's next \
+                 call makes it anew.",
+            ),
+        };
+        self.events.tell_claim(reason, &record.claim, note.to_owned());
+    }
+
     /// Tells once, in the log and as an event of the node, that a claim's state file cannot be read.
     pub(super) fn report_unreadable(&self, uid: &ClaimUid, reason: &str) {
         let is_new = self.reported.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone());
         if is_new {
             warn!(reason, "the state file of a claim cannot be read");
-            self.events.warn(
+            self.events.tell(
                 EventReason::UnreadableState,
                 format!(
                     "The state file of the ResourceClaim with UID {uid} cannot be read ({reason}). It is rebuilt from the \

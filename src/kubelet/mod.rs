@@ -24,6 +24,7 @@ pub use registration::{Registration, RegistrationState};
 pub use socket::{Socket, SocketError, SocketPaths, is_pod_uid};
 
 use crate::api::with_causes;
+use crate::telemetry::{Health, health_service};
 use pb::dra_v1::dra_plugin_server::DraPluginServer as V1Server;
 use pb::dra_v1beta1::dra_plugin_server::DraPluginServer as V1Beta1Server;
 use pb::registration::registration_server::RegistrationServer;
@@ -43,10 +44,11 @@ pub struct ServeError {
     message: String,
 }
 
-/// Serves the plugin until `stop`; calls that run are finished first.
+/// Serves the plugin, and its health, until `stop`; calls that run are finished first.
 pub async fn serve_plugin(
     socket: Socket,
     plugin: Arc<DraPlugin>,
+    health: Health,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
     let path = socket.path().to_owned();
@@ -54,6 +56,7 @@ pub async fn serve_plugin(
     Server::builder()
         .add_service(V1Server::from_arc(Arc::clone(&plugin)).max_decoding_message_size(LONGEST_REQUEST))
         .add_service(V1Beta1Server::from_arc(plugin).max_decoding_message_size(LONGEST_REQUEST))
+        .add_service(health_service(health))
         .serve_with_incoming_shutdown(socket.into_incoming(), stop.cancelled_owned())
         .await
         .map_err(|error| ServeError { path, message: with_causes(&error) })

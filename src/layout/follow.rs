@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::{Stream, StreamExt};
-use kube::runtime::events::EventType;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
@@ -174,7 +173,7 @@ impl LayoutFollower {
             }
         };
         self.label(&labels, stage, decision.label.is_some()).await;
-        self.report(stage, &decision, waiting).await;
+        self.report(stage, &decision, waiting);
     }
 
     async fn label(&mut self, labels: &LayoutLabels, stage: Stage, is_asked: bool) {
@@ -200,7 +199,7 @@ impl LayoutFollower {
         }
     }
 
-    async fn report(&mut self, stage: Stage, decision: &Decision, waiting: &[String]) {
+    fn report(&mut self, stage: Stage, decision: &Decision, waiting: &[String]) {
         let report = Report { revision: decision.revision, stage, has_reasons: !waiting.is_empty() };
         let before = self.reported.replace(report.clone());
         if before.as_ref() == Some(&report) {
@@ -211,11 +210,11 @@ impl LayoutFollower {
             (Some(true), false) => {
                 let note = "kube-apiserver drops shared counters (feature gate DRAPartitionableDevices): devices that \
                             don't overlap are published, by layout";
-                self.warn(EventReason::CountersDropped, note.to_owned()).await;
+                self.events.tell(EventReason::CountersDropped, note.to_owned());
             }
             (Some(false), true) => {
                 let note = "kube-apiserver keeps shared counters: every placement is published, layouts play no part";
-                self.note(EventReason::CountersKept, note.to_owned()).await;
+                self.events.tell(EventReason::CountersKept, note.to_owned());
             }
             _ => {}
         }
@@ -223,25 +222,17 @@ impl LayoutFollower {
         match (stage, &decision.refusal) {
             (Stage::Failed, Some(refusal)) => {
                 let note = format!("layout `{label}` refused, the one before stays in force: {refusal}");
-                self.warn(EventReason::LayoutRefused, note).await;
+                self.events.tell(EventReason::LayoutRefused, note);
             }
             (Stage::Pending, _) if !waiting.is_empty() => {
                 let note = format!("layout `{label}` is in force as far as possible; {}", waiting.join("; "));
-                self.note(EventReason::LayoutPending, note).await;
+                self.events.tell(EventReason::LayoutPending, note);
             }
             (Stage::Success, _) => {
-                self.note(EventReason::LayoutApplied, format!("layout `{label}` is in force")).await;
+                self.events.tell(EventReason::LayoutApplied, format!("layout `{label}` is in force"));
             }
             _ => {}
         }
-    }
-
-    async fn note(&self, reason: EventReason, note: String) {
-        self.events.tell_layout(EventType::Normal, reason, note).await;
-    }
-
-    async fn warn(&self, reason: EventReason, note: String) {
-        self.events.tell_layout(EventType::Warning, reason, note).await;
     }
 }
 

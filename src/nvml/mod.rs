@@ -8,6 +8,7 @@ mod device;
 mod discover;
 mod error;
 pub mod facts;
+mod pulse;
 mod queue;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use nvml_wrapper::error::NvmlError;
 pub use device::{DeviceHandle, GpuInstanceHandle};
 pub use discover::{discover, live_instances};
 pub use error::{CallError, Code};
+pub use pulse::{Beat, Pulse};
 pub use queue::{GpuQueue, QueueClosed};
 
 /// Upper bound for enumerating profiles, far above `NVML_GPU_INSTANCE_PROFILE_COUNT` (18 in CUDA 13.3): a library that

@@ -1,7 +1,11 @@
 //! What the process says of itself: its log, and whether it is ready.
 
+mod grpc;
 mod health;
 mod logging;
+mod watchdog;
 
+pub(crate) use grpc::health_service;
 pub use health::{Health, HealthError, bind_health, serve_health};
 pub use logging::{LogFormat, init_logging};
+pub use watchdog::{Silent, Watchdog};
