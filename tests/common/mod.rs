@@ -131,8 +131,10 @@ impl Lab {
         let host = self.directory.path().join("host");
         let path = |it: &str| self.directory.path().join(it).display().to_string();
         let in_host = |it: &str| host.join(it).display().to_string();
-        let mut line: Vec<String> =
-            ["dra-driver-mig", "node", "--http-address", "127.0.0.1:0"].map(str::to_owned).into();
+        let mut line: Vec<String> = ["dra-driver-mig", "node"].map(str::to_owned).into();
+        if !self.extra.iter().any(|it| it == "--http-address") {
+            line.extend(["--http-address", "127.0.0.1:0"].map(str::to_owned));
+        }
         let paths = [
             ("--node-name", self.node_name.clone()),
             ("--kubeconfig", path("kubeconfig")),

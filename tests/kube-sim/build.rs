@@ -2,8 +2,12 @@
 
 use std::error::Error;
 
-const PROTOS: [&str; 3] =
-    ["../../proto/dra-v1.proto", "../../proto/dra-v1beta1.proto", "../../proto/pluginregistration-v1.proto"];
+const PROTOS: [&str; 4] = [
+    "../../proto/dra-v1.proto",
+    "../../proto/dra-v1beta1.proto",
+    "../../proto/health-v1.proto",
+    "../../proto/pluginregistration-v1.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=../../proto");

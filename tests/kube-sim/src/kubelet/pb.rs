@@ -12,6 +12,12 @@ pub(super) mod v1beta1 {
     tonic::include_proto!("k8s.io.kubelet.pkg.apis.dra.v1beta1");
 }
 
+/// `grpc.health.v1`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
+pub(super) mod health {
+    tonic::include_proto!("grpc.health.v1");
+}
+
 /// `pluginregistration/v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
 pub(super) mod registration {
