@@ -5,7 +5,7 @@ use std::path::Path;
 
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
-use k8s_openapi::api::resource::v1::ResourceSlice;
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
     ValidationDirective,
@@ -111,8 +111,14 @@ async fn work(lab: &mut Lab) {
     let published = lab.slices_when(is_complete).await;
     let claim = lab.claim_of("one", "gpu-0000-1a-00-mig-1g-10gb-6").await;
     let asked = std::slice::from_ref(&claim);
+    let devices = async || {
+        let claims = Api::<ResourceClaim>::namespaced(lab.client.clone(), "default");
+        claims.get(&claim.name).await.unwrap().status.and_then(|it| it.devices).unwrap_or_default().len()
+    };
     kubelet.prepare(asked).await.unwrap().remove(&claim.uid).unwrap().unwrap();
+    eventually("the device has a status", async || (devices().await == 1).then_some(())).await;
     kubelet.unprepare(asked).await.unwrap().remove(&claim.uid).unwrap().unwrap();
+    eventually("the status is taken back", async || (devices().await == 0).then_some(())).await;
     let name = published[0].metadata.name.clone().unwrap();
     lab.slices_api().delete(&name, &DeleteParams::default()).await.unwrap();
     lab.slices_when(|it| it.len() == published.len()).await;
@@ -166,6 +172,26 @@ async fn a_real_api_server_takes_the_objects_and_keeps_a_node_to_its_own_slices(
     assert!(message.contains("resourceslices of the driver"), "{message}");
     let unbound = client(&plane, &token(&admin, None).await).await;
     let message = refused(slices(&unbound).create(&params, &more).await);
+    assert!(message.contains("not bound to a pod"), "{message}");
+
+    // Of a claim's status it writes that of its own node's devices, whoever holds them, and nothing else.
+    let claims = |client: &Client| Api::<ResourceClaim>::namespaced(client.clone(), "default");
+    let claim = lab.claim_of("two", "gpu-0000-1a-00-mig-1g-10gb-6").await.name;
+    let pool = format!("{}/{DRIVER}", lab.node_name);
+    let devices = json!([{"driver": DRIVER, "pool": pool, "device": "gpu-0000-1a-00-mig-1g-10gb-6", "data": {"x": 1}}]);
+    let write = async |client: &Client, status: Value| {
+        let status = Patch::Merge(json!({"status": status}));
+        claims(client).patch_status(&claim, &PatchParams::default(), &status).await
+    };
+    let is_refused = async || write(&there, json!({"devices": devices})).await.is_err().then_some(());
+    eventually("the other policy is in force", is_refused).await;
+    let message = refused(write(&there, json!({"devices": devices})).await);
+    assert!(message.contains("its own node's devices only"), "{message}");
+    write(&here, json!({"devices": devices})).await.unwrap();
+    let message = refused(write(&here, json!({"allocation": null, "devices": null})).await);
+    assert!(message.contains("not the allocation of a claim"), "{message}");
+    write(&here, json!({"devices": null})).await.unwrap();
+    let message = refused(write(&unbound, json!({"devices": devices})).await);
     assert!(message.contains("not bound to a pod"), "{message}");
 
     // Its own it may; and what nobody granted it may not.
