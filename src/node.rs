@@ -22,8 +22,7 @@ use crate::hardware::{Hardware, NodeState};
 use crate::host;
 use crate::inventory::{Gpu, Inventory, inventory};
 use crate::kubelet::{
-    DraPlugin, Registration, RegistrationState, Socket, SocketPaths, Turn, serve_plugin,
-    serve_registration,
+    DraPlugin, Registration, RegistrationState, Socket, SocketPaths, Turn, serve_plugin, serve_registration,
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};

@@ -42,7 +42,9 @@ impl Turn {
             (false, Some(socket)) => {
                 info!(socket = %socket.display(), "a newer pod of the driver publishes for this node now");
             }
-            (true, None) => info!("the newer pod of the driver is gone: this one publishes for the node again"),
+            (true, None) => {
+                info!("the newer pod of the driver is gone: this one publishes for the node again")
+            }
             _ => {}
         }
         newer.is_none()

@@ -70,6 +70,11 @@ impl Lab {
         self
     }
 
+    /// Further arguments from the next start on.
+    pub(crate) fn set_args(&mut self, extra: &[&str]) {
+        self.extra = extra.iter().map(|it| (*it).to_owned()).collect();
+    }
+
     /// Starts the driver.
     pub(crate) fn start(&mut self) {
         let stop = CancellationToken::new();

@@ -160,7 +160,8 @@ fn is_small(slices: &[ResourceSlice]) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_two_pods_would_publish_different_slices_the_newer_one_does_and_the_older_again_when_it_is_gone() {
+async fn where_two_pods_would_publish_different_slices_the_newer_one_does_and_the_older_again_when_it_is_gone()
+ {
     let lab = Lab::new(ControlPlane::simulated(true).await, "2xH100-80GB").await;
     let (mut old, old_address) = lab.spawn_pod(OLD);
     register(&lab, OLD).await;
@@ -176,7 +177,8 @@ async fn where_two_pods_would_publish_different_slices_the_newer_one_does_and_th
 
     // Every state of every slice from here on, while things happen that make both pods look at the slices again.
     let watched = watcher(lab.slices_api(), watcher::Config::default()).applied_objects();
-    let (seen, collected) = (Arc::new(AtomicUsize::new(0)), Arc::<std::sync::Mutex<Vec<ResourceSlice>>>::default());
+    let (seen, collected) =
+        (Arc::new(AtomicUsize::new(0)), Arc::<std::sync::Mutex<Vec<ResourceSlice>>>::default());
     let (counted, kept) = (Arc::clone(&seen), Arc::clone(&collected));
     let watching = tokio::spawn(async move {
         let mut watched = std::pin::pin!(watched);
@@ -189,11 +191,16 @@ async fn where_two_pods_would_publish_different_slices_the_newer_one_does_and_th
         let before = seen.load(Ordering::Relaxed);
         let name = lab.slices_when(is_small_pool).await[0].metadata.name.clone().unwrap();
         lab.slices_api().delete(&name, &DeleteParams::default()).await.unwrap();
-        eventually("it is written again", async || (before < seen.load(Ordering::Relaxed)).then_some(())).await;
+        eventually("it is written again", async || (before < seen.load(Ordering::Relaxed)).then_some(()))
+            .await;
         lab.slices_when(is_small_pool).await;
     }
     let collected = std::mem::take(&mut *collected.lock().unwrap());
-    let large: Vec<_> = collected.iter().filter(|it| it.spec.devices.is_some()).filter(|it| !is_small(std::slice::from_ref(it))).collect();
+    let large: Vec<_> = collected
+        .iter()
+        .filter(|it| it.spec.devices.is_some())
+        .filter(|it| !is_small(std::slice::from_ref(it)))
+        .collect();
     assert!(large.is_empty(), "the old pod wrote {} slices", large.len());
     watching.abort();
     eventually("the old pod stays ready", async || is_ready(old_address).await).await;
