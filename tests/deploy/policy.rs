@@ -23,7 +23,7 @@ use crate::common::{ControlPlane, DRIVER, Lab, eventually, is_complete};
 const NAMESPACE: &str = "dra-driver-mig";
 
 /// Server-side apply, with every unknown field refused.
-async fn apply(client: &Client, object: &Value, dry_run: bool) -> Result<(), kube::Error> {
+pub(crate) async fn apply(client: &Client, object: &Value, dry_run: bool) -> Result<(), kube::Error> {
     let text = |it: &Value| it.as_str().unwrap_or_default().to_owned();
     let (group, version) = match text(&object["apiVersion"]).split_once('/') {
         Some((group, version)) => (group.to_owned(), version.to_owned()),
@@ -87,7 +87,7 @@ fn slice(node: &str, driver: &str) -> ResourceSlice {
 }
 
 /// The API server's message for a refusal.
-fn refused<T: std::fmt::Debug>(answer: Result<T, kube::Error>) -> String {
+pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, kube::Error>) -> String {
     match answer.unwrap_err() {
         kube::Error::Api(status) if status.code == 403 || status.code == 422 => status.message,
         other => panic!("not refused, but {other}"),
