@@ -22,7 +22,7 @@ use crate::hardware::{Hardware, NodeState};
 use crate::host;
 use crate::inventory::{Gpu, Inventory, inventory};
 use crate::kubelet::{
-    DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
+    DraPlugin, Registration, RegistrationState, Socket, SocketPaths, Turn, serve_plugin, serve_registration,
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
@@ -88,6 +88,10 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let (publication_report, publication) = watch::channel(pending);
     let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
     let (decision, layouts) = watch::channel(Decision::default());
+    let directory = args.driver.plugin_directory();
+    let pod = args.pod_uid.as_deref();
+    let paths = SocketPaths::new(&directory, &args.host.registry_dir, &driver, pod);
+    let turn = Turn::new(&paths);
     let publisher = Publisher::new(PublisherParts {
         api: NodeSlices::new(client.clone(), &name, &driver),
         allocations: Allocations::new(client.clone(), &driver, pool),
@@ -95,11 +99,11 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         offer: Offer { policy: args.placement, profiles: args.profiles.clone() },
         settle_time: args.settle_time,
         layouts,
+        turn: turn.clone(),
         report: publication_report,
         node: name.clone(),
         driver: driver.clone(),
     });
-    let directory = args.driver.plugin_directory();
     let memory = LayoutMemory::new(directory.join("layout.json"));
     let follower = LayoutFollower::new(
         OwnNode::new(client.clone(), &name),
@@ -107,12 +111,10 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         args.layouts.clone(),
         memory,
         decision,
+        turn,
     );
     let layouts = follower.run(node.clone(), publication.clone());
     let health = Health { registration: registration.clone(), publication, node: node.clone() };
-
-    let pod = args.pod_uid.as_deref();
-    let paths = SocketPaths::new(&directory, &args.host.registry_dir, &driver, pod);
     // The work socket first: the kubelet dials it as soon as it sees the other one.
     let plugin_socket = Socket::listen(&paths.plugin)?;
     let registration_socket = Socket::listen(&paths.registration)?;

@@ -18,6 +18,7 @@ use super::file::{LayoutFile, MAX_FILE};
 use super::memory::LayoutMemory;
 use crate::api::{EventReason, Events, LayoutLabels, OwnNode};
 use crate::hardware::{Hardware, NodeState};
+use crate::kubelet::Turn;
 use crate::slices::Publication;
 
 /// How often the file is looked at, and a label that could not be written is tried again. The kubelet needs about a
@@ -45,6 +46,7 @@ pub struct LayoutFollower {
     file: Option<LayoutSource>,
     memory: LayoutMemory,
     decision: watch::Sender<Decision>,
+    turn: Turn,
     labels: Option<LayoutLabels>,
     /// Whether the state label on the node is ours.
     wrote_state: bool,
@@ -71,7 +73,7 @@ struct Report {
 }
 
 impl LayoutFollower {
-    /// Follows the labels of `node` and, where there is one, `file`.
+    /// Follows the labels of `node` and, where there is one, `file`; what comes of it is told while it is `turn`.
     #[must_use]
     pub fn new(
         node: OwnNode,
@@ -79,9 +81,10 @@ impl LayoutFollower {
         file: Option<PathBuf>,
         memory: LayoutMemory,
         decision: watch::Sender<Decision>,
+        turn: Turn,
     ) -> Self {
         let file = file.map(LayoutSource::new);
-        Self { node, events, file, memory, decision, labels: None, wrote_state: false, reported: None }
+        Self { node, events, file, memory, decision, turn, labels: None, wrote_state: false, reported: None }
     }
 
     /// Runs until the senders of the hardware's state and of the publication are gone.
@@ -173,6 +176,9 @@ impl LayoutFollower {
                 }
             }
         };
+        if !self.turn.is_ours().await {
+            return;
+        }
         self.label(&labels, stage, decision.label.is_some()).await;
         self.report(stage, &decision, waiting).await;
     }

@@ -26,6 +26,7 @@ use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
 use crate::hardware::NodeState;
 use crate::inventory::{DeviceKind, Inventory, ProfileFilter};
+use crate::kubelet::Turn;
 use crate::layout::Decision;
 use crate::placement::{Policy, Ranking};
 
@@ -37,6 +38,8 @@ const LONGEST_BURST: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(2);
 /// Full comparison even if nothing was heard: a watch may lose a deletion.
 pub(super) const RESYNC: Duration = Duration::from_secs(300);
+/// How soon a process that left the slices to a newer one sees that it is gone.
+const TURN_RETRY: Duration = Duration::from_secs(5);
 /// How often a gate is asked for again.
 pub(super) const GATE_RETRY: Duration = Duration::from_secs(30);
 
@@ -59,6 +62,8 @@ pub struct PublisherParts {
     pub settle_time: Duration,
     /// How GPUs are cut where there are no counters.
     pub layouts: watch::Receiver<Decision>,
+    /// Whether this process or a newer one writes them.
+    pub turn: Turn,
     /// Where to report.
     pub report: watch::Sender<Publication>,
 }
@@ -134,6 +139,10 @@ impl Publisher {
 
     /// One round, and how long to wait before the next.
     async fn sync_or_report(&mut self, state: &NodeState) -> Duration {
+        // What was published once stays reported, so that a pod which leaves the slices to a newer one is still ready.
+        if self.has_published() && !self.parts.turn.is_ours().await {
+            return TURN_RETRY;
+        }
         match self.sync(&state.inventory, &state.held).await {
             Ok(pause) => pause,
             Err(error) if error.is_conflict => {
@@ -149,6 +158,10 @@ impl Publisher {
                 RETRY
             }
         }
+    }
+
+    fn has_published(&self) -> bool {
+        !matches!(*self.parts.report.borrow(), Publication::Pending { .. })
     }
 
     /// Returns once what is published has to change; false when nobody tells the state any more.

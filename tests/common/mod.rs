@@ -70,6 +70,11 @@ impl Lab {
         self
     }
 
+    /// Further arguments from the next start on.
+    pub(crate) fn set_args(&mut self, extra: &[&str]) {
+        self.extra = extra.iter().map(|it| (*it).to_owned()).collect();
+    }
+
     /// Starts the driver.
     pub(crate) fn start(&mut self) {
         let stop = CancellationToken::new();
@@ -91,14 +96,19 @@ impl Lab {
 
     /// Starts the driver as a pod of a DaemonSet: with a UID, and an address of its own, which is returned.
     pub(crate) fn spawn_pod(&self, uid: &str) -> (Child, SocketAddr) {
+        self.spawn_pod_with(uid, &[])
+    }
+
+    /// The same with further arguments for this pod.
+    pub(crate) fn spawn_pod_with(&self, uid: &str, extra: &[&str]) -> (Child, SocketAddr) {
         // Free a moment ago: the driver cannot be handed a listener.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut line = self.command_line().split_off(1);
         let http = line.iter().position(|it| it == "--http-address").unwrap();
         line[http + 1] = address.to_string();
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dra-driver-mig"));
-        let child = command.args(line).args(["--pod-uid", uid]).stderr(Stdio::null()).spawn().unwrap();
-        (child, address)
+        command.args(line).args(["--pod-uid", uid]).args(extra);
+        (command.stderr(Stdio::null()).spawn().unwrap(), address)
     }
 
     /// What `dra-driver-mig inspect -o json` says of this node.
