@@ -26,6 +26,7 @@ use crate::kubelet::{
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
+use crate::telemetry::metrics::{Exporter, Metrics, Recovery, bind_metrics, serve_metrics};
 use crate::telemetry::{Health, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
@@ -38,8 +39,10 @@ const BURST: Duration = Duration::from_millis(50);
 pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), ?args, "starting");
     let health_listener = bind_health(args.http_address).await?;
+    let metrics_listener = bind_metrics(args.metrics_address).await?;
+    let metrics = Metrics::default();
     let kind = Kind::of_driver(&args.driver.driver_name)?;
-    let client = api::client(args.kubeconfig.as_deref()).await?;
+    let client = api::counted(api::client(args.kubeconfig.as_deref()).await?, &metrics);
     let boot_id = host::boot_id(&args.hardware.proc_root)?;
     let checkpoint = Checkpoint::open(&args.driver.claims_directory())?;
     let cdi = ClaimFiles::open(&args.host.cdi_root, kind.clone())?;
@@ -59,6 +62,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         cdi: cdi.clone(),
         state,
         gpus: Vec::new(),
+        metrics: metrics.clone(),
     };
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
@@ -83,6 +87,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         budget: args.call_budget,
         mode_policy: args.mig_mode,
         events: events.clone(),
+        metrics: metrics.clone(),
     });
     let pending = Publication::Pending { reason: "not published yet".to_owned() };
     let (publication_report, publication) = watch::channel(pending);
@@ -103,6 +108,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         report: publication_report,
         node: name.clone(),
         driver: driver.clone(),
+        metrics: metrics.clone(),
     });
     let memory = LayoutMemory::new(directory.join("layout.json"));
     let follower = LayoutFollower::new(
@@ -128,11 +134,13 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let claims = Arc::new(claims);
     parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
     parts.add("following claims", Arc::clone(&claims).follow_objects(args.rescan_interval, stop.clone()));
-    let plugin = Arc::new(DraPlugin::new(claims));
+    let plugin = Arc::new(DraPlugin::new(claims, metrics.clone()));
     parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add_endless("sockets", sweep);
     parts.add("health", serve_health(health_listener, health, stop.clone()));
+    let exporter = Exporter::new(&metrics, Vec::new());
+    parts.add("metrics", serve_metrics(metrics_listener, exporter, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
     parts.add_endless("layouts", layouts);
@@ -219,6 +227,7 @@ struct HardwareWatch {
     cdi: ClaimFiles,
     state: watch::Sender<NodeState>,
     gpus: Vec<Gpu>,
+    metrics: Metrics,
 }
 
 impl HardwareWatch {
@@ -262,7 +271,9 @@ impl HardwareWatch {
             Ok(open) if open.is_stale() => {
                 let reason = "the NVIDIA driver was unloaded or replaced";
                 warn!("{reason}: opening it again");
-                self.opened(reason).await?
+                let opened = self.opened(reason).await?;
+                self.metrics.recovered(Recovery::ReopenNvml, opened.is_ok());
+                opened
             }
             Ok(open) if open.is_complete() => Ok(open),
             Ok(open) => Ok(completed(open).await?),
@@ -277,8 +288,8 @@ impl HardwareWatch {
 
     /// Opens the hardware; a reason why it cannot be is logged where it is another one than before.
     async fn opened(&self, before: &str) -> anyhow::Result<Result<Arc<Hardware>, String>> {
-        let args = self.args.clone();
-        let opened = tokio::task::spawn_blocking(move || Hardware::open(&args)).await?;
+        let (args, metrics) = (self.args.clone(), self.metrics.clone());
+        let opened = tokio::task::spawn_blocking(move || Hardware::open(&args, &metrics)).await?;
         Ok(opened.map(Arc::new).map_err(|error| {
             let reason = error.to_string();
             if reason != before {

@@ -5,6 +5,7 @@
 
 mod allocations;
 mod claims;
+mod counted;
 mod events;
 mod node;
 mod rights;
@@ -18,6 +19,7 @@ use kube::{Client, Config};
 
 pub use allocations::Allocations;
 pub use claims::{ClaimReader, ReadError};
+pub use counted::counted;
 pub use events::{EventReason, Events};
 pub use node::{CONFIG_LABEL, LayoutLabels, OwnNode, STATE_LABEL};
 pub use rights::{RIGHTS, Right, is_allowed};

@@ -29,6 +29,7 @@ use crate::inventory::{DeviceKind, Inventory, ProfileFilter};
 use crate::kubelet::Turn;
 use crate::layout::Decision;
 use crate::placement::{Policy, Ranking};
+use crate::telemetry::metrics::{Metrics, SliceWrite};
 
 /// How long changes made by others are collected before they are looked at.
 const DEBOUNCE: Duration = Duration::from_millis(500);
@@ -66,6 +67,8 @@ pub struct PublisherParts {
     pub turn: Turn,
     /// Where to report.
     pub report: watch::Sender<Publication>,
+    /// Where writes are counted.
+    pub metrics: Metrics,
 }
 
 /// What is offered, and in which order.
@@ -309,6 +312,11 @@ impl Publisher {
     ) -> Result<(), SliceError> {
         for change in diff(wanted, published) {
             let stored = self.parts.api.apply(&change).await?;
+            self.parts.metrics.slice_written(match &change {
+                Change::Create(_) => SliceWrite::Create,
+                Change::Update(_) => SliceWrite::Update,
+                Change::Delete(_) => SliceWrite::Delete,
+            });
             debug!(?change, "resourceslice written");
             let (Change::Create(sent) | Change::Update(sent)) = &change else { continue };
             let Some(stored) = stored else { continue };

@@ -1,7 +1,8 @@
-//! What the process says of itself: its log, and whether it is ready.
+//! What the process says of itself: its log, whether it is ready, and its numbers.
 
 mod health;
 mod logging;
+pub mod metrics;
 
 pub use health::{Health, HealthError, bind_health, serve_health};
 pub use logging::{LogFormat, init_logging};
