@@ -14,6 +14,7 @@ use crate::kubelet::is_pod_uid;
 use crate::mig::ModePolicy;
 use crate::placement::Policy;
 use crate::telemetry::LogFormat;
+use crate::telemetry::metrics::MetricsAddress;
 
 /// Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand.
 #[derive(Debug, Parser)]
@@ -225,6 +226,9 @@ pub struct NodeArgs {
     /// Address for /healthz and /readyz.
     #[arg(long, env, value_name = "ADDRESS", default_value = "0.0.0.0:8081")]
     pub http_address: SocketAddr,
+    /// Address for /metrics; `off`, or nothing, for none.
+    #[arg(long, env, value_name = "ADDRESS", default_value = "0.0.0.0:8082")]
+    pub metrics_address: MetricsAddress,
     /// What becomes of a GPU's MIG mode when its last MIG device goes. Only GPUs that switch without a reset are switched.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "keep")]
     pub mig_mode: ModePolicy,

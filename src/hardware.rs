@@ -18,6 +18,7 @@ use crate::host;
 use crate::inventory::{Attachment, Gpu, GpuState, Inventory};
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, SkippedGpu};
 use crate::nvml::{self, CallError, GpuQueue, OpenError, QueueClosed};
+use crate::telemetry::metrics::Metrics;
 
 /// What is known of the node at this moment.
 #[derive(Debug, Clone)]
@@ -52,6 +53,7 @@ struct Session {
     sys_root: PathBuf,
     /// Whether the library does not fit the driver any more.
     is_stale: Arc<AtomicBool>,
+    metrics: Metrics,
 }
 
 /// One GPU and its thread.
@@ -61,6 +63,8 @@ pub struct LiveGpu {
     pub facts: Arc<GpuFacts>,
     /// The way to it.
     pub queue: GpuQueue,
+    /// Where its errors and times are counted.
+    pub metrics: Metrics,
     attachment: Attachment,
     is_stale: Arc<AtomicBool>,
     /// Whether a scan has not been answered yet.
@@ -83,7 +87,7 @@ pub enum HardwareError {
 
 impl Hardware {
     /// Opens NVML and reads the node. Blocks for as long as NVML takes.
-    pub fn open(args: &HardwareArgs) -> Result<Self, HardwareError> {
+    pub fn open(args: &HardwareArgs, metrics: &Metrics) -> Result<Self, HardwareError> {
         let boot_id = host::boot_id(&args.proc_root)?;
         let library = match &args.driver_library {
             Some(path) => path.clone(),
@@ -91,8 +95,8 @@ impl Hardware {
         };
         let nvml = nvml::open(&library)?;
         let sys_root = args.sys_root.clone();
-        let session =
-            Session { nvml, threads: Mutex::default(), sys_root, is_stale: Arc::new(AtomicBool::new(false)) };
+        let (threads, is_stale) = (Mutex::default(), Arc::default());
+        let session = Session { nvml, threads, sys_root, is_stale, metrics: metrics.clone() };
         let opened = Self::discover(Arc::new(session), boot_id, &BTreeMap::new())?;
         let (facts, gpus) = (&opened.facts, opened.gpus.len());
         let driver = &facts.driver_version;
@@ -188,6 +192,7 @@ impl Session {
         Ok(LiveGpu {
             facts: Arc::new(gpu.clone()),
             queue,
+            metrics: self.metrics.clone(),
             attachment: host::attachment(&self.sys_root, gpu.pci),
             is_stale: Arc::clone(&self.is_stale),
             is_asked: Arc::default(),
@@ -248,6 +253,7 @@ impl LiveGpu {
         });
         match timeout(PATIENCE, read).await {
             Ok(read) => Ok(read?.map_err(|error: CallError| {
+                self.metrics.nvml_failed(&error);
                 if error.means_another_driver() {
                     self.is_stale.store(true, Ordering::Relaxed);
                 }

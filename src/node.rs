@@ -22,11 +22,12 @@ use crate::hardware::{Hardware, NodeState};
 use crate::host;
 use crate::inventory::{Gpu, Inventory, inventory};
 use crate::kubelet::{
-    DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
+    DraPlugin, Registration, RegistrationState, Socket, SocketPaths, Turn, serve_plugin, serve_registration,
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
 use crate::nvml::Pulse;
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
+use crate::telemetry::metrics::{Exporter, Metrics, Recovery, bind_metrics, serve_metrics};
 use crate::telemetry::{Health, Silent, Watchdog, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
@@ -38,8 +39,10 @@ const BURST: Duration = Duration::from_millis(50);
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
 pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
     let health_listener = bind_health(args.http_address).await?;
+    let metrics_listener = bind_metrics(args.metrics_address).await?;
+    let metrics = Metrics::default();
     let kind = Kind::of_driver(&args.driver.driver_name)?;
-    let client = api::client(args.kubeconfig.as_deref()).await?;
+    let client = api::counted(api::client(args.kubeconfig.as_deref()).await?, &metrics);
     let boot_id = host::boot_id(&args.hardware.proc_root)?;
     let checkpoint = Checkpoint::open(&args.driver.claims_directory())?;
     let cdi = ClaimFiles::open(&args.host.cdi_root, kind.clone())?;
@@ -73,6 +76,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         gpus: Vec::new(),
         opening: Pulse::default(),
         events: events.clone(),
+        metrics: metrics.clone(),
     };
     let watchdog = Watchdog {
         node: node.clone(),
@@ -107,8 +111,13 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         budget: args.call_budget,
         mode_policy: args.mig_mode,
         events: events.clone(),
+        metrics: metrics.clone(),
     });
     let (decision, layouts) = watch::channel(Decision::default());
+    let directory = args.driver.plugin_directory();
+    let pod = args.pod_uid.as_deref();
+    let paths = SocketPaths::new(&directory, &args.host.registry_dir, &driver, pod);
+    let turn = Turn::new(&paths);
     let publisher = Publisher::new(PublisherParts {
         api: NodeSlices::new(client.clone(), &name, &driver),
         allocations: Allocations::new(client.clone(), &driver, pool),
@@ -116,11 +125,12 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         offer: Offer { policy: args.placement, profiles: args.profiles.clone() },
         settle_time: args.settle_time,
         layouts,
+        turn: turn.clone(),
         report: publication_report,
         node: name.clone(),
         driver: driver.clone(),
+        metrics: metrics.clone(),
     });
-    let directory = args.driver.plugin_directory();
     let memory = LayoutMemory::new(directory.join("layout.json"));
     let follower = LayoutFollower::new(
         OwnNode::new(client.clone(), &name),
@@ -128,12 +138,11 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         args.layouts.clone(),
         memory,
         decision,
+        turn,
     );
     let layouts = follower.run(node.clone(), publication);
     let statuses = ClaimStatuses::new(client.clone(), checkpoint, &name, &driver);
 
-    let pod = args.pod_uid.as_deref();
-    let paths = SocketPaths::new(&directory, &args.host.registry_dir, &driver, pod);
     // The work socket first: the kubelet dials it as soon as it sees the other one.
     let plugin_socket = Socket::listen(&paths.plugin)?;
     let registration_socket = Socket::listen(&paths.registration)?;
@@ -146,11 +155,13 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let claims = Arc::new(claims);
     parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
     parts.add("following claims", Arc::clone(&claims).follow_objects(args.rescan_interval, stop.clone()));
-    let plugin = Arc::new(DraPlugin::new(claims));
+    let plugin = Arc::new(DraPlugin::new(claims, metrics.clone()));
     parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, health, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add_endless("sockets", sweep);
     parts.add_endless("device status of claims", statuses.run(changes.clone(), stop.clone()));
+    let exporter = Exporter::new(&metrics, Vec::new());
+    parts.add("metrics", serve_metrics(metrics_listener, exporter, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
     parts.add_endless("layouts", layouts);
@@ -240,6 +251,7 @@ struct HardwareWatch {
     /// While NVML is opened, or asked for GPUs.
     opening: Pulse,
     events: Events,
+    metrics: Metrics,
 }
 
 impl HardwareWatch {
@@ -283,7 +295,9 @@ impl HardwareWatch {
             Ok(open) if open.is_stale() => {
                 let reason = "the NVIDIA driver was unloaded or replaced";
                 warn!("{reason}: opening it again");
-                self.opened(reason).await?
+                let opened = self.opened(reason).await?;
+                self.metrics.recovered(Recovery::ReopenNvml, opened.is_ok());
+                opened
             }
             Ok(open) if open.is_complete() => Ok(open),
             Ok(open) => {
@@ -301,9 +315,9 @@ impl HardwareWatch {
 
     /// Opens the hardware; a reason why it cannot be is logged where it is another one than before.
     async fn opened(&self, before: &str) -> anyhow::Result<Result<Arc<Hardware>, String>> {
-        let args = self.args.clone();
+        let (args, metrics) = (self.args.clone(), self.metrics.clone());
         let _busy = self.opening.begin();
-        let opened = tokio::task::spawn_blocking(move || Hardware::open(&args)).await?;
+        let opened = tokio::task::spawn_blocking(move || Hardware::open(&args, &metrics)).await?;
         Ok(opened.map(Arc::new).map_err(|error| {
             let reason = error.to_string();
             if reason != before {

@@ -6,6 +6,7 @@
 mod allocations;
 mod claim_status;
 mod claims;
+mod counted;
 mod events;
 mod node;
 mod rights;
@@ -20,6 +21,7 @@ use kube::{Client, Config};
 pub use allocations::Allocations;
 pub use claim_status::{ClaimStatuses, DATA_VERSION, device_statuses};
 pub use claims::{ClaimReader, ReadError};
+pub use counted::counted;
 pub use events::{EventReason, Events, Subject};
 pub use node::{CONFIG_LABEL, LayoutLabels, OwnNode, STATE_LABEL};
 pub use rights::{RIGHTS, Right, is_allowed};

@@ -19,6 +19,7 @@ use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind,
 use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::MigSpec;
 use crate::mig;
+use crate::telemetry::metrics::{Recovery, Step};
 
 impl Claims {
     /// Prepares a claim and answers with its devices. Repeating it gives the same answer: what exists is checked, what
@@ -117,6 +118,7 @@ impl Claims {
         const WORTH_TELLING: Duration = Duration::from_secs(2);
         let begun = Instant::now();
         let mut is_told = false;
+        let mut waiting = None;
         loop {
             let reserved = self.reserve(claim, journal, deadline, |others| {
                 let record = self.planned(claim, allocated, others)?;
@@ -133,9 +135,15 @@ impl Claims {
                         let note = format!("Waits: {conflict}.");
                         self.events.tell_claim(EventReason::PrepareWaits, claim, note);
                     }
+                    waiting.get_or_insert_with(|| self.metrics.step(Step::HeldWait));
                     sleep(PAUSE).await;
                 }
-                result => return result,
+                result => {
+                    if let Some(waiting) = waiting {
+                        waiting.end(result.is_ok());
+                    }
+                    return result;
+                }
             }
         }
     }
@@ -145,7 +153,7 @@ impl Claims {
         claim: &ClaimRef,
         deadline: Instant,
     ) -> Result<Vec<AllocatedDevice>, PrepareError> {
-        let object = self.reader.read(claim, deadline).await?;
+        let object = self.metrics.awaited(Step::ApiGet, self.reader.read(claim, deadline)).await?;
         Ok(allocated_devices(claim, &object, &self.driver)?)
     }
 
@@ -167,7 +175,8 @@ impl Claims {
         // All are waited for, also after one has failed: no step of this call may be taken after its end.
         let nodes = join_all(makes).await.into_iter().collect::<Result<_, _>>()?;
         blocking(|| {
-            self.write_cdi(before, nodes, &hardware.facts.driver_version)?;
+            let driver_version = &hardware.facts.driver_version;
+            self.metrics.timed(Step::CdiWrite, || self.write_cdi(before, nodes, driver_version))?;
             let mut draft = held(draft);
             draft.enter(Stage::Prepared)?;
             if draft.record != *before {
@@ -214,11 +223,12 @@ impl Claims {
         deadline: Instant,
     ) -> Result<NodeNumbers, WorkError> {
         let (draft, spec, facts) = (Arc::clone(draft), spec.clone(), Arc::clone(&gpu.facts));
+        let metrics = gpu.metrics.clone();
         on_gpu(gpu, deadline, move |handle| {
             let Some(mig) = &facts.mig else { return Err(mig::no_mig()) };
             let Some(progress) = progress_of(&held(&draft).record, index) else { return Err(mig::no_mig()) };
             let mut note = |progress| held(&draft).note(index, progress);
-            let made = mig::ensure(handle, mig, &spec, &progress, &mut note)?;
+            let made = mig::ensure(handle, mig, &spec, &progress, &mut note, &metrics)?;
             Ok((made.parent_minor, Some((made.gpu_instance, made.compute_instance.id))))
         })
         .await
@@ -259,6 +269,7 @@ impl Claims {
         const LEAST: Duration = Duration::from_secs(4);
         let deadline = deadline.max(Instant::now() + LEAST);
         let undone = self.take_down(draft, deadline).await;
+        self.metrics.recovered(Recovery::Undo, undone.is_ok());
         if let Err(error) = undone {
             warn!(%error, "cannot take back what a failed prepare made; it stays recorded");
         }

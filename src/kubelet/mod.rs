@@ -11,6 +11,7 @@ mod pb;
 mod plugin;
 mod registration;
 mod socket;
+mod turn;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tracing::info;
 pub use plugin::DraPlugin;
 pub use registration::{Registration, RegistrationState};
 pub use socket::{Socket, SocketError, SocketPaths, is_pod_uid};
+pub use turn::Turn;
 
 use crate::api::with_causes;
 use crate::telemetry::{Health, health_service};

@@ -17,6 +17,7 @@ use super::file::{LayoutFile, MAX_FILE};
 use super::memory::LayoutMemory;
 use crate::api::{EventReason, Events, LayoutLabels, OwnNode};
 use crate::hardware::{Hardware, NodeState};
+use crate::kubelet::Turn;
 use crate::slices::Publication;
 
 /// How often the file is looked at, and a label that could not be written is tried again. The kubelet needs about a
@@ -44,6 +45,7 @@ pub struct LayoutFollower {
     file: Option<LayoutSource>,
     memory: LayoutMemory,
     decision: watch::Sender<Decision>,
+    turn: Turn,
     labels: Option<LayoutLabels>,
     /// Whether the state label on the node is ours.
     wrote_state: bool,
@@ -70,7 +72,7 @@ struct Report {
 }
 
 impl LayoutFollower {
-    /// Follows the labels of `node` and, where there is one, `file`.
+    /// Follows the labels of `node` and, where there is one, `file`; what comes of it is told while it is `turn`.
     #[must_use]
     pub fn new(
         node: OwnNode,
@@ -78,9 +80,10 @@ impl LayoutFollower {
         file: Option<PathBuf>,
         memory: LayoutMemory,
         decision: watch::Sender<Decision>,
+        turn: Turn,
     ) -> Self {
         let file = file.map(LayoutSource::new);
-        Self { node, events, file, memory, decision, labels: None, wrote_state: false, reported: None }
+        Self { node, events, file, memory, decision, turn, labels: None, wrote_state: false, reported: None }
     }
 
     /// Runs until the senders of the hardware's state and of the publication are gone.
@@ -172,6 +175,9 @@ impl LayoutFollower {
                 }
             }
         };
+        if !self.turn.is_ours().await {
+            return;
+        }
         self.label(&labels, stage, decision.label.is_some()).await;
         self.report(stage, &decision, waiting);
     }

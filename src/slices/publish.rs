@@ -26,8 +26,10 @@ use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
 use crate::hardware::NodeState;
 use crate::inventory::{DeviceKind, Inventory, ProfileFilter};
+use crate::kubelet::Turn;
 use crate::layout::Decision;
 use crate::placement::{Policy, Ranking};
+use crate::telemetry::metrics::{Metrics, SliceWrite};
 
 /// How long changes made by others are collected before they are looked at.
 const DEBOUNCE: Duration = Duration::from_millis(500);
@@ -37,6 +39,8 @@ const LONGEST_BURST: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(2);
 /// Full comparison even if nothing was heard: a watch may lose a deletion.
 pub(super) const RESYNC: Duration = Duration::from_secs(300);
+/// How soon a process that left the slices to a newer one sees that it is gone.
+const TURN_RETRY: Duration = Duration::from_secs(5);
 /// How often a gate is asked for again.
 pub(super) const GATE_RETRY: Duration = Duration::from_secs(30);
 
@@ -59,8 +63,12 @@ pub struct PublisherParts {
     pub settle_time: Duration,
     /// How GPUs are cut where there are no counters.
     pub layouts: watch::Receiver<Decision>,
+    /// Whether this process or a newer one writes them.
+    pub turn: Turn,
     /// Where to report.
     pub report: watch::Sender<Publication>,
+    /// Where writes are counted.
+    pub metrics: Metrics,
 }
 
 /// What is offered, and in which order.
@@ -134,6 +142,10 @@ impl Publisher {
 
     /// One round, and how long to wait before the next.
     async fn sync_or_report(&mut self, state: &NodeState) -> Duration {
+        // What was published once stays reported, so that a pod which leaves the slices to a newer one is still ready.
+        if self.has_published() && !self.parts.turn.is_ours().await {
+            return TURN_RETRY;
+        }
         match self.sync(&state.inventory, &state.held).await {
             Ok(pause) => pause,
             Err(error) if error.is_conflict => {
@@ -149,6 +161,10 @@ impl Publisher {
                 RETRY
             }
         }
+    }
+
+    fn has_published(&self) -> bool {
+        !matches!(*self.parts.report.borrow(), Publication::Pending { .. })
     }
 
     /// Returns once what is published has to change; false when nobody tells the state any more.
@@ -296,6 +312,11 @@ impl Publisher {
     ) -> Result<(), SliceError> {
         for change in diff(wanted, published) {
             let stored = self.parts.api.apply(&change).await?;
+            self.parts.metrics.slice_written(match &change {
+                Change::Create(_) => SliceWrite::Create,
+                Change::Update(_) => SliceWrite::Update,
+                Change::Delete(_) => SliceWrite::Delete,
+            });
             debug!(?change, "resourceslice written");
             let (Change::Create(sent) | Change::Update(sent)) = &change else { continue };
             let Some(stored) = stored else { continue };

@@ -1,8 +1,9 @@
-//! What the process says of itself: its log, and whether it is ready.
+//! What the process says of itself: its log, whether it is ready, and its numbers.
 
 mod grpc;
 mod health;
 mod logging;
+pub mod metrics;
 mod watchdog;
 
 pub(crate) use grpc::health_service;
