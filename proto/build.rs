@@ -1,12 +1,13 @@
-//! Compiles the kubelet's protocols with protox, so that building needs no protoc.
+//! Compiles the kubelet's protocols, and that of health checks, with protox, so that building needs no protoc.
 
 use std::error::Error;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "proto/dra-v1.proto",
     "proto/dra-v1beta1.proto",
     "proto/dra-health-v1.proto",
     "proto/dra-health-v1alpha1.proto",
+    "proto/health-v1.proto",
     "proto/pluginregistration-v1.proto",
 ];
 

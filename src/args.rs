@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::cdi::{DEFAULT_LDCONFIG, DriverRoot, HookSettings, Root};
 use crate::health::IgnoredXids;
@@ -15,6 +16,7 @@ use crate::mig::ModePolicy;
 use crate::placement::Policy;
 use crate::slices::TaintEffect;
 use crate::telemetry::LogFormat;
+use crate::telemetry::metrics::MetricsAddress;
 
 /// Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand.
 #[derive(Debug, Parser)]
@@ -23,6 +25,50 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// Every setting with its origin, for the log; only [`Cli::from_process`] fills it in.
+    #[arg(skip)]
+    pub configuration: String,
+}
+
+impl Cli {
+    /// The command line and environment of this process. Ends it with a message if they cannot be understood.
+    #[must_use]
+    pub fn from_process() -> Self {
+        let matches = Self::command().get_matches();
+        let parsed = Self::from_arg_matches(&matches);
+        let mut cli = parsed.unwrap_or_else(|error| error.format(&mut Self::command()).exit());
+        cli.configuration = configuration(&matches);
+        cli
+    }
+}
+
+/// Every flag of the subcommand, by where its value comes from. No flag takes a secret: kubeconfig files are named, not
+/// read here.
+fn configuration(matches: &ArgMatches) -> String {
+    let Some((name, given)) = matches.subcommand() else { return String::new() };
+    let command = Cli::command();
+    let Some(subcommand) = command.find_subcommand(name) else { return String::new() };
+    let mut origins = [("flags", Vec::new()), ("environment", Vec::new()), ("defaults", Vec::new()), ("unset", Vec::new())];
+    for argument in subcommand.get_arguments().filter(|it| it.get_long() != Some("help")) {
+        let id = argument.get_id().as_str();
+        let values: Vec<String> =
+            given.get_raw(id).into_iter().flatten().map(|it| it.to_string_lossy().into_owned()).collect();
+        let (origin, setting) = match given.value_source(id) {
+            _ if values.iter().all(String::is_empty) => (3, argument.get_long().unwrap_or(id).to_owned()),
+            source => {
+                let origin = match source {
+                    Some(ValueSource::CommandLine) => 0,
+                    Some(ValueSource::EnvVariable) => 1,
+                    _ => 2,
+                };
+                (origin, format!("{}={}", argument.get_long().unwrap_or(id), values.join(",")))
+            }
+        };
+        origins[origin].1.push(setting);
+    }
+    let told = origins.iter().filter(|(_, settings)| !settings.is_empty());
+    let told: Vec<String> = told.map(|(origin, settings)| format!("{origin}: {}", settings.join(" "))).collect();
+    told.join("; ")
 }
 
 /// Subcommands.
@@ -182,6 +228,9 @@ pub struct NodeArgs {
     /// Address for /healthz and /readyz.
     #[arg(long, env, value_name = "ADDRESS", default_value = "0.0.0.0:8081")]
     pub http_address: SocketAddr,
+    /// Address for /metrics; `off`, or nothing, for none.
+    #[arg(long, env, value_name = "ADDRESS", default_value = "0.0.0.0:8082")]
+    pub metrics_address: MetricsAddress,
     /// What becomes of a GPU's MIG mode when its last MIG device goes. Only GPUs that switch without a reset are switched.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "keep")]
     pub mig_mode: ModePolicy,
@@ -195,6 +244,9 @@ pub struct NodeArgs {
     /// Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "40", value_parser = seconds, hide = true)]
     pub call_budget: Duration,
+    /// A call into NVML that takes longer is told of: in the log, as an event of the node, and by /readyz. Shorter for tests.
+    #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds, hide = true)]
+    pub nvml_patience: Duration,
     /// How often GPUs are looked at for instances that somebody else made, a missing driver for having come, and state
     /// files for claims that nobody works on; at each tenth time the API server is asked whether the claims still exist.
     #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
@@ -285,8 +337,6 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -300,6 +350,16 @@ mod tests {
                 assert!(argument.get_help().is_some(), "{}", argument.get_id());
             }
         }
+    }
+
+    #[test]
+    fn the_configuration_tells_where_each_setting_is_from() {
+        let line = ["dra-driver-mig", "node", "--node-name", "n-1", "--mode=layout"];
+        let told = configuration(&Cli::command().get_matches_from(line));
+        let (flags, rest) = told.split_once("; ").unwrap();
+        assert_eq!(flags, "flags: node-name=n-1 mode=layout");
+        assert!(rest.contains("defaults: ") && rest.contains(" rescan-interval=60 "), "{rest}");
+        assert!(rest.contains("unset: ") && rest.contains(" driver-library"), "{rest}");
     }
 
     #[test]

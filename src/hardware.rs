@@ -20,6 +20,7 @@ use crate::host;
 use crate::inventory::{Attachment, Gpu, GpuState, Inventory};
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, SkippedGpu};
 use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
+use crate::telemetry::metrics::Metrics;
 
 /// What is known of the node at this moment.
 #[derive(Debug, Clone)]
@@ -57,6 +58,7 @@ struct Session {
     sys_root: PathBuf,
     /// Whether the library does not fit the driver any more.
     is_stale: Arc<AtomicBool>,
+    metrics: Metrics,
 }
 
 /// One GPU and its thread.
@@ -66,6 +68,8 @@ pub struct LiveGpu {
     pub facts: Arc<GpuFacts>,
     /// The way to it.
     pub queue: GpuQueue,
+    /// Where its errors and times are counted.
+    pub metrics: Metrics,
     attachment: Attachment,
     events: Arc<Monitor>,
     is_stale: Arc<AtomicBool>,
@@ -91,7 +95,7 @@ pub enum HardwareError {
 
 impl Hardware {
     /// Opens NVML and reads the node. Blocks for as long as NVML takes.
-    pub fn open(args: &HardwareArgs) -> Result<Self, HardwareError> {
+    pub fn open(args: &HardwareArgs, metrics: &Metrics) -> Result<Self, HardwareError> {
         let boot_id = host::boot_id(&args.proc_root)?;
         let library = match &args.driver_library {
             Some(path) => path.clone(),
@@ -99,8 +103,8 @@ impl Hardware {
         };
         let nvml = nvml::open(&library)?;
         let sys_root = args.sys_root.clone();
-        let is_stale = Arc::new(AtomicBool::new(false));
-        let session = Session { nvml, threads: Mutex::default(), events: Arc::default(), sys_root, is_stale };
+        let (threads, events, is_stale) = (Mutex::default(), Arc::default(), Arc::default());
+        let session = Session { nvml, threads, events, sys_root, is_stale, metrics: metrics.clone() };
         let opened = Self::discover(Arc::new(session), boot_id, &BTreeMap::new())?;
         let (facts, gpus) = (&opened.facts, opened.gpus.len());
         let driver = &facts.driver_version;
@@ -177,6 +181,11 @@ impl Hardware {
         self.session.is_stale.load(Ordering::Relaxed)
     }
 
+    /// The GPUs whose threads are in a call now, and for how long.
+    pub fn busy(&self) -> impl Iterator<Item = (&str, Duration)> {
+        self.gpus.iter().filter_map(|(uuid, gpu)| Some((uuid.as_str(), gpu.queue.busy_for()?)))
+    }
+
     /// Reads what may have changed: MIG mode, and every live instance, whoever made it.
     pub async fn scan(&self) -> Result<Vec<Gpu>, QueueClosed> {
         let scans = self.gpus.values().map(|it| it.scan());
@@ -208,6 +217,7 @@ impl Session {
         Ok(LiveGpu {
             facts: Arc::new(gpu.clone()),
             queue,
+            metrics: self.metrics.clone(),
             attachment: host::attachment(&self.sys_root, gpu.pci),
             events: Arc::clone(&self.events),
             is_lost: AtomicBool::new(false),
@@ -287,6 +297,7 @@ impl LiveGpu {
                 let is_lost = code.is_some_and(|it| [Code::GPU_IS_LOST, Code::RESET_REQUIRED].contains(&it));
                 self.is_lost.store(is_lost, Ordering::Relaxed);
                 Ok(read.map_err(|error| {
+                    self.metrics.nvml_failed(&error);
                     if error.means_another_driver() {
                         self.is_stale.store(true, Ordering::Relaxed);
                     }

@@ -10,6 +10,7 @@ use crate::checkpoint::{Checkpoint, Record, RecordedDevice, RecordedKind};
 use crate::hardware::Hardware;
 use crate::inventory::{CounterPlan, Gpu, fits_into, remaining};
 use crate::nvml::facts::{GpuInstance, MigMode, Placement, Profile, SkippedGpu};
+use crate::telemetry::metrics::Metrics;
 
 /// A node as `inspect -o json` prints it.
 #[derive(Debug, Serialize)]
@@ -95,7 +96,8 @@ pub struct InstanceReport {
 /// Prints the report.
 pub async fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let wanted = args.hardware.clone();
-    let hardware = tokio::task::spawn_blocking(move || Hardware::open(&wanted)).await??;
+    let hardware =
+        tokio::task::spawn_blocking(move || Hardware::open(&wanted, &Metrics::default())).await??;
     // On a node where the driver never ran there is no directory, and none is made.
     let directory = args.driver.claims_directory();
     let records = if directory.is_dir() { Checkpoint::reading(&directory).records()? } else { Vec::new() };

@@ -58,6 +58,7 @@ use telemetry::LogFormat;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 /// Runs a subcommand to its end. Answers the exit status of what ended well; only `convert` has others than 0.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -75,6 +76,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         match cli.command {
             Command::Node(args) => {
                 telemetry::init_logging(&args.log_level, args.log_format)?;
+                info!(version = env!("CARGO_PKG_VERSION"), configuration = cli.configuration, "starting");
                 node::run(*args, stop_on_signal()?).await?;
             }
             Command::Inspect(args) => {

@@ -4,14 +4,13 @@ use std::env;
 use std::os::unix::process::CommandExt;
 use std::process::{Command as Process, ExitCode};
 
-use clap::Parser;
 use dra_driver_mig::args::{Cli, Command};
 
 /// glibc's limit for heaps that threads have to themselves; read when the process starts.
 const HEAPS: &str = "MALLOC_ARENA_MAX";
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_process();
     if matches!(cli.command, Command::Node(_)) && env::var_os(HEAPS).is_none() {
         start_again_with_one_heap();
     }

@@ -12,23 +12,25 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::api::{self, Allocations, ClaimReader, Events, NodeSlices, OwnNode};
+use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, EventReason, Events, NodeSlices, OwnNode};
 use crate::args::{HardwareArgs, NodeArgs};
 use crate::cdi::{ClaimFiles, Kind};
 use crate::check;
 use crate::checkpoint::{Checkpoint, Record, Stored};
 use crate::claim::{Claims, ClaimsParts, CommonSource};
 use crate::hardware::{Hardware, NodeState};
-use crate::health::{Follower, Keeper, Scan};
+use crate::health::{Follower, Keeper, Report, Scan};
 use crate::host;
 use crate::inventory::{Gpu, Inventory, inventory};
 use crate::kubelet::{
-    DeviceHealth, DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
+    DeviceHealth, DraPlugin, Registration, RegistrationState, Socket, SocketPaths, Turn, serve_plugin,
+    serve_registration,
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
-use crate::nvml::Heard;
+use crate::nvml::{Heard, Pulse};
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
-use crate::telemetry::{Health, bind_health, serve_health};
+use crate::telemetry::metrics::{Exporter, Metrics, Recovery, bind_metrics, serve_metrics};
+use crate::telemetry::{Health, Silent, Watchdog, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
 const DRAIN: Duration = Duration::from_secs(25);
@@ -41,18 +43,19 @@ const MOST_HEARD: usize = 64;
 
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
 pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
-    info!(version = env!("CARGO_PKG_VERSION"), ?args, "starting");
     let health_listener = bind_health(args.http_address).await?;
+    let metrics_listener = bind_metrics(args.metrics_address).await?;
+    let metrics = Metrics::default();
     let kind = Kind::of_driver(&args.driver.driver_name)?;
-    let client = api::client(args.kubeconfig.as_deref()).await?;
+    let client = api::counted(api::client(args.kubeconfig.as_deref()).await?, &metrics);
     let boot_id = host::boot_id(&args.hardware.proc_root)?;
     let checkpoint = Checkpoint::open(&args.driver.claims_directory())?;
     let cdi = ClaimFiles::open(&args.host.cdi_root, kind.clone())?;
     let (changed, changes) = watch::channel(());
     let surprised = Arc::new(Notify::new());
-    let directory = args.driver.plugin_directory();
     let (heard, to_be_heard) = mpsc::channel(MOST_HEARD);
-    let keeper = Keeper::new(directory.join("health.json"), &boot_id, args.ignore_xids.clone());
+    let sick = args.driver.plugin_directory().join("health.json");
+    let keeper = Keeper::new(sick, &boot_id, args.ignore_xids.clone());
     let (state, node) = watch::channel(NodeState {
         hardware: Err("NVML was not opened yet".to_owned()),
         inventory: Arc::default(),
@@ -61,7 +64,19 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         health: keeper.report(),
     });
 
-    // The first look comes before the kubelet may call, so that no pod fails only because we have just started.
+    let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
+    let pool = pool_name(&name, &driver);
+    let events = Events::new(client.clone(), &name, &driver);
+    let pending = Publication::Pending { reason: "not published yet".to_owned() };
+    let (publication_report, publication) = watch::channel(pending);
+    let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
+    let (silence_report, silent) = watch::channel(Silent::new());
+    let health = Health {
+        registration: registration.clone(),
+        publication: publication.clone(),
+        node: node.clone(),
+        silent,
+    };
     let mut watch = HardwareWatch {
         args: args.hardware.clone(),
         checkpoint: checkpoint.clone(),
@@ -70,15 +85,29 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         gpus: Vec::new(),
         health: keeper.clone(),
         heard,
+        was_open: false,
+        opening: Pulse::default(),
+        events: events.clone(),
+        metrics: metrics.clone(),
     };
+    let watchdog = Watchdog {
+        node: node.clone(),
+        opening: watch.opening.clone(),
+        patience: args.nvml_patience,
+        events: events.clone(),
+        report: silence_report,
+    };
+
+    // Health comes first, because NVML may hang before anything else works. The first look comes before the kubelet may
+    // call, so that no pod fails only because we have just started.
+    let mut parts = Parts { running: JoinSet::new() };
+    parts.add("health", serve_health(health_listener, health.clone(), stop.clone()));
+    parts.add_endless("watchdog", watchdog.run(stop.clone()));
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
         looked = watch.look() => looked?,
     }
 
-    let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
-    let pool = pool_name(&name, &driver);
-    let events = Events::new(client.clone(), &name, &driver);
     let health_follower = Follower {
         heard: to_be_heard,
         node: node.clone(),
@@ -94,7 +123,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         proc_root: args.hardware.proc_root.clone(),
         reader: ClaimReader::new(client.clone()),
         node: node.clone(),
-        checkpoint,
+        checkpoint: checkpoint.clone(),
         common: CommonSource::new(args.host.driver_root(&args.hardware), args.host.common_edits.clone()),
         cdi,
         changed,
@@ -104,11 +133,13 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         budget: args.call_budget,
         mode_policy: args.mig_mode,
         events: events.clone(),
+        metrics: metrics.clone(),
     });
-    let pending = Publication::Pending { reason: "not published yet".to_owned() };
-    let (publication_report, publication) = watch::channel(pending);
-    let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
     let (decision, layouts) = watch::channel(Decision::default());
+    let directory = args.driver.plugin_directory();
+    let pod = args.pod_uid.as_deref();
+    let paths = SocketPaths::new(&directory, &args.host.registry_dir, &driver, pod);
+    let turn = Turn::new(&paths);
     let publisher = Publisher::new(PublisherParts {
         api: NodeSlices::new(client.clone(), &name, &driver),
         allocations: Allocations::new(client.clone(), &driver, pool),
@@ -117,9 +148,11 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         settle_time: args.settle_time,
         layouts,
         taint_effect: args.taint_effect,
+        turn: turn.clone(),
         report: publication_report,
         node: name.clone(),
         driver: driver.clone(),
+        metrics: metrics.clone(),
     });
     let memory = LayoutMemory::new(directory.join("layout.json"));
     let follower = LayoutFollower::new(
@@ -128,12 +161,11 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         args.layouts.clone(),
         memory,
         decision,
+        turn,
     );
-    let layouts = follower.run(node.clone(), publication.clone());
-    let health = Health { registration: registration.clone(), publication, node: node.clone() };
+    let layouts = follower.run(node.clone(), publication);
+    let statuses = ClaimStatuses::new(client.clone(), checkpoint, &name, &driver);
 
-    let pod = args.pod_uid.as_deref();
-    let paths = SocketPaths::new(&directory, &args.host.registry_dir, &driver, pod);
     // The work socket first: the kubelet dials it as soon as it sees the other one.
     let plugin_socket = Socket::listen(&paths.plugin)?;
     let registration_socket = Socket::listen(&paths.registration)?;
@@ -143,15 +175,16 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     // What is missing on the host is told while the rest starts; nothing waits for it.
     tokio::spawn(check::at_start(args.clone(), client, node.clone()));
     claims.warm_up();
-    let mut parts = Parts { running: JoinSet::new() };
     let claims = Arc::new(claims);
     parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
     parts.add("following claims", Arc::clone(&claims).follow_objects(args.rescan_interval, stop.clone()));
-    let plugin = Arc::new(DraPlugin::new(claims));
-    parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, device_health, stop.clone()));
+    let plugin = Arc::new(DraPlugin::new(claims, metrics.clone()));
+    parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, device_health, health, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add_endless("sockets", sweep);
-    parts.add("health", serve_health(health_listener, health, stop.clone()));
+    parts.add_endless("device status of claims", statuses.run(changes.clone(), stop.clone()));
+    let exporter = Exporter::new(&metrics, Vec::new());
+    parts.add("metrics", serve_metrics(metrics_listener, exporter, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
     parts.add_endless("health of GPUs", health_follower.run());
@@ -244,6 +277,12 @@ fn found(hardware: &Hardware, gpu: &Gpu) -> (String, Scan) {
     (uuid.clone(), scan)
 }
 
+/// The problems of which the health of GPUs does not tell.
+fn otherwise(problems: &[String], health: &Report) -> Vec<String> {
+    let gpu = |it: &str| it.strip_prefix("GPU ")?.split(": ").next().map(|it| health.gpu(it).is_bad());
+    problems.iter().filter(|it| gpu(it) != Some(true)).cloned().collect()
+}
+
 /// Keeps the node's state up to date.
 struct HardwareWatch {
     args: HardwareArgs,
@@ -254,6 +293,12 @@ struct HardwareWatch {
     health: Keeper,
     /// Where the thread that listens to GPUs sends what it hears.
     heard: mpsc::Sender<Heard>,
+    /// Whether the hardware was open before.
+    was_open: bool,
+    /// While NVML is opened, or asked for GPUs.
+    opening: Pulse,
+    events: Events,
+    metrics: Metrics,
 }
 
 impl HardwareWatch {
@@ -306,18 +351,19 @@ impl HardwareWatch {
                 let reason = "the NVIDIA driver was unloaded or replaced";
                 warn!("{reason}: opening it again");
                 let opened = self.opened(reason).await?;
-                if opened.is_ok() {
-                    // Loading the driver resets the GPUs.
-                    self.health.change(|it, _, _| it.forget());
-                }
+                self.metrics.recovered(Recovery::ReopenNvml, opened.is_ok());
                 opened
             }
             Ok(open) if open.is_complete() => Ok(open),
-            Ok(open) => Ok(completed(open).await?),
+            Ok(open) => {
+                let _busy = self.opening.begin();
+                Ok(completed(open).await?)
+            }
             Err(before) => self.opened(&before).await?,
         };
         self.gpus = match &hardware {
             Ok(hardware) => {
+                self.was_open = true;
                 hardware.listen(&self.heard)?;
                 self.scan(hardware).await?
             }
@@ -328,8 +374,13 @@ impl HardwareWatch {
 
     /// Opens the hardware; a reason why it cannot be is logged where it is another one than before.
     async fn opened(&self, before: &str) -> anyhow::Result<Result<Arc<Hardware>, String>> {
-        let args = self.args.clone();
-        let opened = tokio::task::spawn_blocking(move || Hardware::open(&args)).await?;
+        let (args, metrics) = (self.args.clone(), self.metrics.clone());
+        let _busy = self.opening.begin();
+        let opened = tokio::task::spawn_blocking(move || Hardware::open(&args, &metrics)).await?;
+        if opened.is_ok() && self.was_open {
+            // The driver was loaded anew, which resets the GPUs.
+            self.health.change(|it, _, _| it.forget());
+        }
         Ok(opened.map(Arc::new).map_err(|error| {
             let reason = error.to_string();
             if reason != before {
@@ -369,6 +420,11 @@ impl HardwareWatch {
             if !before.is_some_and(|it| it.instances.contains(instance)) {
                 let (gi, placement) = (instance.id, instance.placement);
                 warn!(uuid, gi, %placement, "GPU instance of somebody else: what it occupies is not offered");
+                let note = format!(
+                    "GPU instance {gi} at {placement} of GPU {uuid} was not made for a claim of this driver: what it \
+                     occupies is not offered. `dra-driver-mig inspect` shows it; once it is destroyed, its place is offered."
+                );
+                self.events.tell(EventReason::ForeignInstance, note);
             }
         }
         if let Some(problem) = &gpu.state.problem
@@ -426,6 +482,18 @@ impl HardwareWatch {
         Ok(held)
     }
 
+    /// Tells which GPUs are no longer offered, and which are again. What comes before the colon is the GPU.
+    fn tell_problems(&self, before: &[String], now: &[String]) {
+        for problem in now.iter().filter(|it| !before.contains(it)) {
+            let note = format!("Not offered, but for what claims hold of it: {problem}");
+            self.events.tell(EventReason::GpuNotOffered, note);
+        }
+        let gpu = |problem: &String| problem.split(": ").next().unwrap_or_default().to_owned();
+        for gpu in before.iter().map(gpu).filter(|it| !now.iter().any(|problem| gpu(problem) == *it)) {
+            self.events.tell(EventReason::GpuOffered, format!("{gpu}: is offered again."));
+        }
+    }
+
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
         let (held, health) = (self.held()?, self.health.report());
         let inventory = match &hardware {
@@ -435,12 +503,16 @@ impl HardwareWatch {
         let unreadable = self.gpus.iter().filter_map(|it| Some((&it.facts.uuid, it.state.problem.as_ref()?)));
         let skipped = hardware.iter().flat_map(|it| &it.facts.skipped);
         let sick = self.gpus.iter().filter(|it| it.state.problem.is_none()).map(|it| &it.facts.uuid);
-        let sick = sick.filter(|it| health.gpu(it).is_bad()).map(|it| format!("{it}: {}", health.gpu(it).text()));
+        let sick = sick.filter(|it| health.gpu(it).is_bad()).map(|it| format!("GPU {it}: {}", health.gpu(it).text()));
         let problems: Vec<String> = unreadable
-            .map(|(uuid, problem)| format!("{uuid}: {problem}"))
+            .map(|(uuid, problem)| format!("GPU {uuid}: {problem}"))
             .chain(sick)
             .chain(skipped.map(|it| format!("GPU {}: {}", it.index, it.reason)))
             .collect();
+        if hardware.is_ok() {
+            let before = self.state.borrow();
+            self.tell_problems(&otherwise(&before.problems, &before.health), &otherwise(&problems, &health));
+        }
         // Dropped after the lock: closing NVML takes its time.
         let mut before = None;
         self.state.send_if_modified(|state| {

@@ -113,7 +113,17 @@ fn node_args(
     ];
     let mut line: Vec<std::ffi::OsString> = vec!["dra-driver-mig".into(), "node".into()];
     line.extend(
-        ["--node-name", NODE, "--http-address", "127.0.0.1:0", "--rescan-interval", "5"].map(Into::into),
+        [
+            "--node-name",
+            NODE,
+            "--http-address",
+            "127.0.0.1:0",
+            "--metrics-address",
+            "127.0.0.1:0",
+            "--rescan-interval",
+            "5",
+        ]
+        .map(Into::into),
     );
     for (flag, value) in arguments {
         line.push(flag.into());

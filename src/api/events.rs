@@ -1,17 +1,39 @@
-//! Events of the Node: what no pod's event tells.
+//! Events of the Node and of ResourceClaims: what the kubelet's own events do not tell.
 //!
-//! Telling is best effort. Nobody waits for it, and what cannot be told is in the log.
+//! Telling is best effort: nobody waits for it, what is told again is counted and not written anew, and what is too much
+//! is left out and counted in the log. The kubelet makes an event of the pod out of every error that a Prepare answers
+//! with (FailedPrepareDynamicResources), so those are not repeated here; told are the ends that no further call will
+//! change, and what happens while nobody calls.
+
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use tokio::time::timeout;
-use tracing::{Instrument, warn};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client, Error};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
 
 use super::{CALL_TIMEOUT, with_causes};
 use crate::claim::ClaimRef;
 
-/// Why there is an event. A closed set, so that alerts can name them.
+/// Events that wait to be written; more are left out.
+const MOST_WAITING: usize = 64;
+/// Events that are remembered, to count what is told again.
+const MOST_REMEMBERED: usize = 64;
+/// What is told again within this time is the same event once more, as kubectl shows it: `x4 over 6m`.
+const SAME_WITHIN: Duration = Duration::from_secs(600);
+/// Events that may come at once, and the time after which one more may.
+const BUDGET: (u32, Duration) = (25, Duration::from_secs(6));
+/// Longest note: validation of events.k8s.io/v1 takes 1 kB.
+const LONGEST_NOTE: usize = 1024;
+
+/// Why there is an event. A closed set, so that alerts can name them; docs/troubleshooting.md has them all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventReason {
     /// The state file of a claim cannot be read.
@@ -38,9 +60,61 @@ pub enum EventReason {
     DeviceUnhealthy,
     /// A program on what a claim has, has made an error.
     DeviceError,
+    /// A GPU instance that no claim of this driver made: what it occupies is not offered.
+    ForeignInstance,
+    /// A GPU cannot be read or used: only what claims hold of it stays published.
+    GpuNotOffered,
+    /// It can be again.
+    GpuOffered,
+    /// A call into NVML has not come back for long.
+    NvmlSilent,
+    /// It has.
+    NvmlAnswers,
+    /// A claim cannot be prepared, and asking again will not change that.
+    PrepareImpossible,
+    /// A claim waits for a part of a GPU that another one still holds.
+    PrepareWaits,
+    /// What a process that ended had begun for a claim was taken back; the kubelet's next call makes it anew.
+    PrepareUndone,
+    /// What a process that ended had begun was brought to its end: the claim has nothing here any more.
+    UnprepareFinished,
+}
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// The node.
+    Node,
+    /// A ResourceClaim.
+    Claim,
 }
 
 impl EventReason {
+    /// All of them.
+    pub const ALL: [Self; 21] = [
+        Self::UnreadableState,
+        Self::LayoutRefused,
+        Self::LayoutPending,
+        Self::LayoutApplied,
+        Self::CountersDropped,
+        Self::CountersKept,
+        Self::GpuUnhealthy,
+        Self::GpuLost,
+        Self::GpuUnmonitored,
+        Self::GpuRecovered,
+        Self::DeviceUnhealthy,
+        Self::DeviceError,
+        Self::ForeignInstance,
+        Self::GpuNotOffered,
+        Self::GpuOffered,
+        Self::NvmlSilent,
+        Self::NvmlAnswers,
+        Self::PrepareImpossible,
+        Self::PrepareWaits,
+        Self::PrepareUndone,
+        Self::UnprepareFinished,
+    ];
+
     /// The event's `reason`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -57,24 +131,112 @@ impl EventReason {
             Self::GpuRecovered => "GpuRecovered",
             Self::DeviceUnhealthy => "DeviceUnhealthy",
             Self::DeviceError => "DeviceError",
+            Self::ForeignInstance => "ForeignInstance",
+            Self::GpuNotOffered => "GpuNotOffered",
+            Self::GpuOffered => "GpuOffered",
+            Self::NvmlSilent => "NvmlSilent",
+            Self::NvmlAnswers => "NvmlAnswers",
+            Self::PrepareImpossible => "PrepareImpossible",
+            Self::PrepareWaits => "PrepareWaits",
+            Self::PrepareUndone => "PrepareUndone",
+            Self::UnprepareFinished => "UnprepareFinished",
+        }
+    }
+
+    /// Whether somebody should look at it.
+    #[must_use]
+    pub fn is_warning(self) -> bool {
+        match self {
+            Self::UnreadableState
+            | Self::LayoutRefused
+            | Self::CountersDropped
+            | Self::ForeignInstance
+            | Self::GpuNotOffered
+            | Self::NvmlSilent
+            | Self::GpuUnhealthy
+            | Self::GpuLost
+            | Self::GpuUnmonitored
+            | Self::DeviceUnhealthy
+            | Self::PrepareImpossible => true,
+            Self::LayoutPending
+            | Self::LayoutApplied
+            | Self::CountersKept
+            | Self::GpuOffered
+            | Self::NvmlAnswers
+            | Self::GpuRecovered
+            | Self::DeviceError
+            | Self::PrepareWaits
+            | Self::PrepareUndone
+            | Self::UnprepareFinished => false,
+        }
+    }
+
+    /// What it is about.
+    #[must_use]
+    pub fn subject(self) -> Subject {
+        match self {
+            Self::PrepareImpossible
+            | Self::PrepareWaits
+            | Self::PrepareUndone
+            | Self::UnprepareFinished
+            | Self::DeviceUnhealthy
+            | Self::DeviceError => Subject::Claim,
+            _ => Subject::Node,
+        }
+    }
+
+    /// The event's `action`: what the driver was about.
+    fn action(self) -> &'static str {
+        match self {
+            Self::UnreadableState | Self::PrepareUndone | Self::UnprepareFinished => "Recover",
+            Self::LayoutRefused
+            | Self::LayoutPending
+            | Self::LayoutApplied
+            | Self::CountersDropped
+            | Self::CountersKept => "Layout",
+            Self::ForeignInstance | Self::GpuNotOffered | Self::GpuOffered => "Offer",
+            Self::NvmlSilent
+            | Self::NvmlAnswers
+            | Self::GpuUnhealthy
+            | Self::GpuLost
+            | Self::GpuUnmonitored
+            | Self::GpuRecovered
+            | Self::DeviceUnhealthy
+            | Self::DeviceError => "Watch",
+            Self::PrepareImpossible | Self::PrepareWaits => "Prepare",
         }
     }
 }
 
-/// Writes events about one Node. Needs the verbs `create` and `patch` for `events.k8s.io`.
-#[derive(Clone)]
+/// Writes events, in the order in which they are told. Needs the verbs `create` and `patch` for `events.k8s.io`.
+#[derive(Debug, Clone)]
 pub struct Events {
-    client: Client,
-    reporter: Reporter,
-    recorder: Recorder,
     node: ObjectReference,
+    waiting: mpsc::Sender<Told>,
+}
+
+/// An event to be written.
+#[derive(Debug, Clone, PartialEq)]
+struct Told {
+    reason: EventReason,
+    about: ObjectReference,
+    note: String,
 }
 
 impl Events {
-    /// Events about this node, by this driver.
+    /// Events of this node and its claims, by this driver. Starts the task that writes them; it ends with the last clone.
     #[must_use]
     pub fn new(client: Client, node: &str, driver: &str) -> Self {
-        let reporter = Reporter { controller: driver.to_owned(), instance: Some(node.to_owned()) };
+        let (waiting, told) = mpsc::channel(MOST_WAITING);
+        let writer = Writer {
+            client,
+            driver: driver.to_owned(),
+            node: node.to_owned(),
+            written: VecDeque::new(),
+            budget: Budget { left: BUDGET.0, since: Instant::now() },
+            left_out: 0,
+        };
+        tokio::spawn(writer.run(told));
         let node = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Node".to_owned()),
@@ -83,21 +245,12 @@ impl Events {
             uid: Some(node.to_owned()),
             ..ObjectReference::default()
         };
-        Self { recorder: Recorder::new(client.clone(), reporter.clone()), client, reporter, node }
+        Self { node, waiting }
     }
 
-    /// Sends a warning and does not wait for it. `note` is for people; the API server takes 1024 bytes of it.
-    pub fn warn(&self, reason: EventReason, note: String) {
-        let events = self.clone();
-        let tell = async move {
-            publish(&events.recorder, &events.node, EventType::Warning, reason, "Recover", note).await;
-        };
-        tokio::spawn(tell.in_current_span());
-    }
-
-    /// Tells something of the node's health, without waiting. Each call is an event of its own.
+    /// Tells something of the node, without waiting. `note` is for people; the API server takes 1024 bytes of it.
     pub fn tell(&self, reason: EventReason, note: String) {
-        self.send(reason, self.node.clone(), note);
+        self.queue(reason, self.node.clone(), note);
     }
 
     /// Tells something of a claim, without waiting.
@@ -110,64 +263,137 @@ impl Events {
             uid: Some(claim.uid.to_string()),
             ..ObjectReference::default()
         };
-        self.send(reason, about, note);
+        self.queue(reason, about, note);
     }
 
-    fn send(&self, reason: EventReason, about: ObjectReference, note: String) {
-        let kind = match reason {
-            EventReason::GpuRecovered | EventReason::DeviceError => EventType::Normal,
-            _ => EventType::Warning,
-        };
-        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
-        let tell = async move { publish(&recorder, &about, kind, reason, "Watch", note).await };
-        tokio::spawn(tell.in_current_span());
-    }
-
-    /// Sends what there is to say of a layout, and waits for it so that the order is kept. Each call is an event of its own:
-    /// a recorder joins those of one reason and keeps the first one's note.
-    pub async fn tell_layout(&self, kind: EventType, reason: EventReason, note: String) {
-        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
-        publish(&recorder, &self.node, kind, reason, "Layout", note).await;
+    fn queue(&self, reason: EventReason, about: ObjectReference, note: String) {
+        let told = Told { reason, about, note: shortened(note, LONGEST_NOTE) };
+        if let Err(left_out) = self.waiting.try_send(told) {
+            let told = left_out.into_inner();
+            warn!(reason = told.reason.as_str(), note = told.note, "too many events wait: one is left out");
+        }
     }
 }
 
-async fn publish(
-    recorder: &Recorder,
-    node: &ObjectReference,
-    kind: EventType,
-    reason: EventReason,
-    action: &str,
-    note: String,
-) {
-    let event = Event {
-        type_: kind,
-        reason: reason.as_str().to_owned(),
-        note: Some(shortened(note)),
-        action: action.to_owned(),
-        secondary: None,
-    };
-    let error = match timeout(CALL_TIMEOUT, recorder.publish(&event, node)).await {
-        Ok(Ok(())) => return,
-        Ok(Err(error)) => with_causes(&error),
-        Err(_) => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
-    };
-    warn!(reason = reason.as_str(), error, "cannot write an event of the node");
+/// The task that writes.
+struct Writer {
+    client: Client,
+    driver: String,
+    node: String,
+    /// What was written lately, oldest first.
+    written: VecDeque<Written>,
+    budget: Budget,
+    left_out: u32,
 }
 
-impl std::fmt::Debug for Events {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Events").field("node", &self.node.name).finish_non_exhaustive()
+struct Written {
+    told: Told,
+    name: String,
+    count: i32,
+    last: Instant,
+}
+
+/// How many more events may be written now.
+#[derive(Debug)]
+struct Budget {
+    left: u32,
+    since: Instant,
+}
+
+impl Budget {
+    /// Takes one, if there is one.
+    fn take(&mut self, now: Instant) -> bool {
+        let (most, each) = BUDGET;
+        while self.left < most && each <= now.saturating_duration_since(self.since) {
+            self.left += 1;
+            self.since += each;
+        }
+        if self.left == most {
+            self.since = now;
+        }
+        let is_left = 0 < self.left;
+        self.left = self.left.saturating_sub(1);
+        is_left
     }
 }
 
-/// At most as long as the API server takes it (validation of events.k8s.io/v1: 1 kB).
-fn shortened(mut note: String) -> String {
-    const LONGEST: usize = 1024;
-    if LONGEST < note.len() {
-        let end = (0..=LONGEST).rev().find(|it| note.is_char_boundary(*it)).unwrap_or_default();
-        note.truncate(end);
+impl Writer {
+    async fn run(mut self, mut told: mpsc::Receiver<Told>) {
+        while let Some(told) = told.recv().await {
+            if !self.budget.take(Instant::now()) {
+                self.left_out += 1;
+                warn!(reason = told.reason.as_str(), note = told.note, left_out = self.left_out, "too many events: one is left out");
+                continue;
+            }
+            let reason = told.reason.as_str();
+            let error = match timeout(CALL_TIMEOUT, self.write(told)).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => with_causes(&error),
+                Err(_) => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
+            };
+            warn!(reason, error, "cannot write an event");
+        }
     }
-    note
+
+    /// Counts an event that was written lately, and else writes a new one.
+    async fn write(&mut self, told: Told) -> Result<(), Error> {
+        let now = Instant::now();
+        self.written.retain(|it| now.saturating_duration_since(it.last) < SAME_WITHIN);
+        // Events of what has no namespace are kept in `default`.
+        let namespace = told.about.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        if let Some(before) = self.written.iter_mut().find(|it| it.told == told) {
+            (before.count, before.last) = (before.count.saturating_add(1), now);
+            let series = json!({"count": before.count, "lastObservedTime": MicroTime(Timestamp::now())});
+            let patch = Patch::Merge(json!({"series": series}));
+            match events.patch(&before.name, &PatchParams::default(), &patch).await {
+                Err(Error::Api(status)) if status.is_not_found() => {}
+                patched => return patched.map(drop),
+            }
+            self.written.retain(|it| it.told != told);
+        }
+        let event = self.event(&told, &namespace);
+        let name = event.metadata.name.clone().unwrap_or_default();
+        events.create(&PostParams::default(), &event).await?;
+        if self.written.len() == MOST_REMEMBERED {
+            self.written.pop_front();
+        }
+        self.written.push_back(Written { told, name, count: 1, last: now });
+        Ok(())
+    }
+
+    fn event(&self, told: &Told, namespace: &str) -> Event {
+        /// Room for a dot and the time within the 253 bytes of a name.
+        const LONGEST_NAME: usize = 230;
+        let now = Timestamp::now();
+        let about = shortened(told.about.name.clone().unwrap_or_default(), LONGEST_NAME);
+        let name = format!("{}.{:x}", about.trim_end_matches(['.', '-']), now.as_nanosecond());
+        Event {
+            action: Some(told.reason.action().to_owned()),
+            event_time: Some(MicroTime(now)),
+            metadata: ObjectMeta {
+                namespace: Some(namespace.to_owned()),
+                name: Some(name),
+                ..ObjectMeta::default()
+            },
+            note: Some(told.note.clone()),
+            reason: Some(told.reason.as_str().to_owned()),
+            regarding: Some(told.about.clone()),
+            reporting_controller: Some(self.driver.clone()),
+            reporting_instance: Some(shortened(self.node.clone(), 128)),
+            type_: Some(if told.reason.is_warning() { "Warning" } else { "Normal" }.to_owned()),
+            ..Event::default()
+        }
+    }
+}
+
+/// At most so many bytes, cut between characters.
+fn shortened(mut text: String, longest: usize) -> String {
+    if longest < text.len() {
+        let end = (0..=longest).rev().find(|it| text.is_char_boundary(*it)).unwrap_or_default();
+        text.truncate(end);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -176,7 +402,27 @@ mod tests {
 
     #[test]
     fn a_long_note_is_cut_between_characters() {
-        assert_eq!(shortened("short".to_owned()), "short");
-        assert_eq!(shortened(format!("a{}", "é".repeat(600))).len(), 1023);
+        assert_eq!(shortened("short".to_owned(), LONGEST_NOTE), "short");
+        assert_eq!(shortened(format!("a{}", "é".repeat(600)), LONGEST_NOTE).len(), 1023);
+    }
+
+    #[test]
+    fn a_burst_is_written_and_then_one_at_a_time() {
+        let start = Instant::now();
+        let mut budget = Budget { left: BUDGET.0, since: start };
+        let taken = |budget: &mut Budget, now| (0..100).filter(|_| budget.take(now)).count();
+        assert_eq!(taken(&mut budget, start), 25);
+        assert_eq!(taken(&mut budget, start + BUDGET.1), 1);
+        assert_eq!(taken(&mut budget, start + BUDGET.1 * 3), 2);
+        assert_eq!(taken(&mut budget, start + BUDGET.1 * 1000), 25);
+    }
+
+    #[test]
+    fn every_reason_is_listed_once() {
+        let names: std::collections::BTreeSet<&str> = EventReason::ALL.iter().map(|it| it.as_str()).collect();
+        assert_eq!(names.len(), EventReason::ALL.len());
+        for reason in EventReason::ALL {
+            assert_eq!(reason.as_str(), format!("{reason:?}"));
+        }
     }
 }

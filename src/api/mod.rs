@@ -1,10 +1,12 @@
-//! The API server, as this driver uses it: one claim read at a time, the slices of its own node, that node's labels, and
-//! events. [`RIGHTS`] is all that it asks for.
+//! The API server, as this driver uses it: one claim read at a time, the status of claims' devices, the slices of its own
+//! node, that node's labels, and events. [`RIGHTS`] is all that it asks for.
 //!
 //! Every call ends: kube's defaults (no read timeout, fifteen retries) could outlast the kubelet's patience.
 
 mod allocations;
+mod claim_status;
 mod claims;
+mod counted;
 mod events;
 mod node;
 mod rights;
@@ -17,8 +19,10 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 pub use allocations::Allocations;
+pub use claim_status::{ClaimStatuses, DATA_VERSION, device_statuses};
 pub use claims::{ClaimReader, ReadError};
-pub use events::{EventReason, Events};
+pub use counted::counted;
+pub use events::{EventReason, Events, Subject};
 pub use node::{CONFIG_LABEL, LayoutLabels, OwnNode, STATE_LABEL};
 pub use rights::{RIGHTS, Right, is_allowed};
 pub use slices::{NodeSlices, SliceError};

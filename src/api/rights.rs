@@ -14,24 +14,24 @@ use super::{CALL_TIMEOUT, with_causes};
 pub struct Right {
     /// API group; empty for the core group.
     pub group: &'static str,
-    /// Resource, plural.
+    /// Resource, plural, with its subresource if it is one: `resourceclaims/status`.
     pub resource: &'static str,
     /// Verb.
     pub verb: &'static str,
-    /// The namespace in which it is needed; `None` for all of them.
-    pub namespace: Option<&'static str>,
 }
 
 const fn right(group: &'static str, resource: &'static str, verb: &'static str) -> Right {
-    Right { group, resource, verb, namespace: None }
+    Right { group, resource, verb }
 }
 
 /// Every right that the driver makes use of. A test holds it against the requests that the driver makes and against the
 /// rules that are shipped.
-pub const RIGHTS: [Right; 13] = [
+pub const RIGHTS: [Right; 14] = [
     right("resource.k8s.io", "resourceclaims", "get"),
     // Before a layout changes: which devices are allocated, prepared or not.
     right("resource.k8s.io", "resourceclaims", "list"),
+    // What became of a claim's devices.
+    right("resource.k8s.io", "resourceclaims/status", "patch"),
     right("resource.k8s.io", "resourceslices", "list"),
     right("resource.k8s.io", "resourceslices", "watch"),
     right("resource.k8s.io", "resourceslices", "create"),
@@ -42,19 +42,23 @@ pub const RIGHTS: [Right; 13] = [
     right("", "nodes", "list"),
     right("", "nodes", "watch"),
     right("", "nodes", "patch"),
-    // Events of a Node, which has no namespace, are kept in `default`.
-    Right { namespace: Some("default"), ..right("events.k8s.io", "events", "create") },
-    Right { namespace: Some("default"), ..right("events.k8s.io", "events", "patch") },
+    // Events of a claim are kept in its namespace; those of a Node, which has none, in `default`.
+    right("events.k8s.io", "events", "create"),
+    right("events.k8s.io", "events", "patch"),
 ];
 
 /// Asks the API server whether this account has a right. Every account may ask that about itself. An error is the reason why
 /// it cannot be told.
 pub async fn is_allowed(client: &Client, right: &Right) -> Result<bool, String> {
+    let (resource, subresource) = match right.resource.split_once('/') {
+        Some((resource, subresource)) => (resource, Some(subresource.to_owned())),
+        None => (right.resource, None),
+    };
     let attributes = ResourceAttributes {
         group: Some(right.group.to_owned()),
-        resource: Some(right.resource.to_owned()),
+        resource: Some(resource.to_owned()),
+        subresource,
         verb: Some(right.verb.to_owned()),
-        namespace: right.namespace.map(str::to_owned),
         ..ResourceAttributes::default()
     };
     let review = SelfSubjectAccessReview {

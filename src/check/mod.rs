@@ -22,6 +22,7 @@ pub use runtime::{CdiSetting, cdi_setting};
 use crate::api::{self, ClientError};
 use crate::args::{CheckArgs, NodeArgs};
 use crate::hardware::{Hardware, NodeState};
+use crate::telemetry::metrics::Metrics;
 
 /// Prints the list. Fails if something is missing, with how much.
 pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
@@ -34,7 +35,7 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
         Err(error) => ClusterFacts::Unasked(error.to_string()),
     };
     let host = spawn_blocking(move || {
-        let hardware = Hardware::open(&args.hardware).map(|it| it.facts.clone());
+        let hardware = Hardware::open(&args.hardware, &Metrics::default()).map(|it| it.facts.clone());
         gather::host(&args.hardware, &args.host, &args.driver, hardware.map_err(|it| it.to_string()))
     })
     .await?;

@@ -75,6 +75,18 @@ pub enum PrepareError {
     Interrupted(ClaimRef),
 }
 
+impl PrepareError {
+    /// True where asking again does not help: the claim itself, or where it was sent, is wrong.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Allocation(error) => !matches!(error, AllocationError::NotAllocated(_)),
+            Self::Plan(error) => !matches!(error, PlanError::Held(_)),
+            _ => false,
+        }
+    }
+}
+
 /// Why a claim could not be unprepared.
 #[derive(Debug, thiserror::Error)]
 pub enum UnprepareError {

@@ -43,6 +43,7 @@ use crate::checkpoint::{Checkpoint, Journal, Record, Stage, StoreError, Stored, 
 use crate::hardware::{Hardware, NodeState};
 use crate::inventory::Inventory;
 use crate::mig::ModePolicy;
+use crate::telemetry::metrics::{Metrics, Step};
 use draft::{Opened, Turns};
 use work::blocking;
 
@@ -176,6 +177,7 @@ pub struct Claims {
     budget: Duration,
     mode_policy: ModePolicy,
     events: Events,
+    metrics: Metrics,
     turns: Turns,
     /// Within this process, whose turn it is to make a new record.
     reserving: tokio::sync::Mutex<()>,
@@ -214,6 +216,8 @@ pub struct ClaimsParts {
     pub mode_policy: ModePolicy,
     /// Where people are told of what no pod's event tells.
     pub events: Events,
+    /// Where it is counted.
+    pub metrics: Metrics,
 }
 
 impl Claims {
@@ -222,7 +226,8 @@ impl Claims {
     pub fn new(parts: ClaimsParts) -> Self {
         let driver = parts.kind.driver().to_owned();
         let ClaimsParts { kind, pool, proc_root, reader, node, checkpoint, common, .. } = parts;
-        let ClaimsParts { cdi, changed, surprised, boot_id, budget, mode_policy, events, .. } = parts;
+        let ClaimsParts { cdi, changed, surprised, boot_id, budget, mode_policy, events, metrics, .. } =
+            parts;
         Self {
             driver,
             pool,
@@ -239,6 +244,7 @@ impl Claims {
             budget,
             mode_policy,
             events,
+            metrics,
             turns: Turns::default(),
             reserving: tokio::sync::Mutex::default(),
             reported: Mutex::default(),
@@ -267,6 +273,7 @@ impl Claims {
         or_new: bool,
         deadline: Instant,
     ) -> Result<Option<Opened>, E> {
+        let waiting = self.metrics.step(Step::LockWait);
         let turn =
             timeout_at(deadline, self.turns.wait(&claim.uid)).await.map_err(|_| Busy(claim.clone()))?;
         let taken = until_free(claim, deadline, || {
@@ -276,7 +283,9 @@ impl Claims {
                 Taken::Busy => None,
             })
         });
-        Ok(taken.await?.map(|journal| Opened { journal, _turn: Some(turn) }))
+        let taken = taken.await?;
+        waiting.end(true);
+        Ok(taken.map(|journal| Opened { journal, _turn: Some(turn) }))
     }
 
     /// Begins a claim's journal with a record that is made in view of all others, while nobody else makes one.
@@ -287,14 +296,16 @@ impl Claims {
         deadline: Instant,
         make: impl FnOnce(&[Arc<Record>]) -> Result<Record, E>,
     ) -> Result<Record, E> {
+        let waiting = self.metrics.step(Step::LockWait);
         let _first_here =
             timeout_at(deadline, self.reserving.lock()).await.map_err(|_| Busy(claim.clone()))?;
         let reservation = until_free(claim, deadline, || Ok::<_, E>(self.checkpoint.try_reserve()?)).await?;
+        waiting.end(true);
         let (record, aside) = blocking(|| {
             let mut others = self.checkpoint.records()?;
             others.extend(self.shadows::<E>()?);
             let record = make(&others)?;
-            let aside = journal.begin(&record, &reservation)?;
+            let aside = self.metrics.timed(Step::RecordSync, || journal.begin(&record, &reservation))?;
             Ok::<_, E>((record, aside))
         })?;
         if let Some(aside) = aside {

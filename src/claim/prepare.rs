@@ -13,11 +13,13 @@ use super::{
     AllocatedDevice, Busy, ClaimRef, Claims, CommonError, PlanError, PrepareError, PreparedDevice,
     allocated_devices,
 };
+use crate::api::EventReason;
 use crate::cdi::{ClaimDevice, DeviceNodes, MigCaps, claim_spec};
 use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::MigSpec;
 use crate::mig;
+use crate::telemetry::metrics::{Recovery, Step};
 
 impl Claims {
     /// Prepares a claim and answers with its devices. Repeating it gives the same answer: what exists is checked, what
@@ -36,6 +38,11 @@ impl Claims {
             && source.is_surprise()
         {
             self.surprised.notify_one();
+        }
+        if let Err(error) = &result
+            && error.is_final()
+        {
+            self.events.tell_claim(EventReason::PrepareImpossible, claim, error.to_string());
         }
         result
     }
@@ -107,6 +114,11 @@ impl Claims {
         deadline: Instant,
     ) -> Result<Record, PrepareError> {
         const PAUSE: Duration = Duration::from_millis(500);
+        /// A pod that ends has its claim unprepared within a moment, and nobody needs to know of that.
+        const WORTH_TELLING: Duration = Duration::from_secs(2);
+        let begun = Instant::now();
+        let mut is_told = false;
+        let mut waiting = None;
         loop {
             let reserved = self.reserve(claim, journal, deadline, |others| {
                 let record = self.planned(claim, allocated, others)?;
@@ -118,9 +130,20 @@ impl Claims {
             match reserved.await {
                 Err(PrepareError::Plan(PlanError::Held(conflict))) if Instant::now() + PAUSE < deadline => {
                     debug!(%conflict, "waiting for the other claim");
+                    if !is_told && WORTH_TELLING <= begun.elapsed() {
+                        is_told = true;
+                        let note = format!("Waits: {conflict}.");
+                        self.events.tell_claim(EventReason::PrepareWaits, claim, note);
+                    }
+                    waiting.get_or_insert_with(|| self.metrics.step(Step::HeldWait));
                     sleep(PAUSE).await;
                 }
-                result => return result,
+                result => {
+                    if let Some(waiting) = waiting {
+                        waiting.end(result.is_ok());
+                    }
+                    return result;
+                }
             }
         }
     }
@@ -130,7 +153,7 @@ impl Claims {
         claim: &ClaimRef,
         deadline: Instant,
     ) -> Result<Vec<AllocatedDevice>, PrepareError> {
-        let object = self.reader.read(claim, deadline).await?;
+        let object = self.metrics.awaited(Step::ApiGet, self.reader.read(claim, deadline)).await?;
         Ok(allocated_devices(claim, &object, &self.driver)?)
     }
 
@@ -152,7 +175,8 @@ impl Claims {
         // All are waited for, also after one has failed: no step of this call may be taken after its end.
         let nodes = join_all(makes).await.into_iter().collect::<Result<_, _>>()?;
         blocking(|| {
-            self.write_cdi(before, nodes, &hardware.facts.driver_version)?;
+            let driver_version = &hardware.facts.driver_version;
+            self.metrics.timed(Step::CdiWrite, || self.write_cdi(before, nodes, driver_version))?;
             let mut draft = held(draft);
             draft.enter(Stage::Prepared)?;
             if draft.record != *before {
@@ -199,11 +223,12 @@ impl Claims {
         deadline: Instant,
     ) -> Result<NodeNumbers, WorkError> {
         let (draft, spec, facts) = (Arc::clone(draft), spec.clone(), Arc::clone(&gpu.facts));
+        let metrics = gpu.metrics.clone();
         on_gpu(gpu, deadline, move |handle| {
             let Some(mig) = &facts.mig else { return Err(mig::no_mig()) };
             let Some(progress) = progress_of(&held(&draft).record, index) else { return Err(mig::no_mig()) };
             let mut note = |progress| held(&draft).note(index, progress);
-            let made = mig::ensure(handle, mig, &spec, &progress, &mut note)?;
+            let made = mig::ensure(handle, mig, &spec, &progress, &mut note, &metrics)?;
             Ok((made.parent_minor, Some((made.gpu_instance, made.compute_instance.id))))
         })
         .await
@@ -244,6 +269,7 @@ impl Claims {
         const LEAST: Duration = Duration::from_secs(4);
         let deadline = deadline.max(Instant::now() + LEAST);
         let undone = self.take_down(draft, deadline).await;
+        self.metrics.recovered(Recovery::Undo, undone.is_ok());
         if let Err(error) = undone {
             warn!(%error, "cannot take back what a failed prepare made; it stays recorded");
         }

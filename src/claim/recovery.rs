@@ -25,6 +25,7 @@ use crate::checkpoint::{Journal, Record, RecordedDevice, Rest, Stage, Stored, Ta
 use crate::hardware::Hardware;
 use crate::inventory::DeviceKind;
 use crate::mig;
+use crate::telemetry::metrics::Recovery;
 
 /// Time for one claim. A call of the kubelet for the claim waits so long at most before its own work begins.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -117,7 +118,12 @@ impl Claims {
                     let ClaimRef { namespace, name, .. } = &record.claim;
                     info!(namespace, name, stage = ?record.stage, "nobody works on the claim any more: taking it down");
                     let draft = Draft::shared(Opened { journal, _turn: None }, Record::clone(&record), None);
-                    self.take_down(&draft, deadline).await.inspect(|()| info!("claim taken down"))
+                    let done = self.take_down(&draft, deadline).await;
+                    self.metrics.recovered(Recovery::TakeDown, done.is_ok());
+                    done?;
+                    info!("claim taken down");
+                    self.tell_recovered(&record);
+                    Ok(())
                 }
                 Rest::Nothing => self.mend_cdi(journal, &record, deadline).await,
             },
@@ -168,6 +174,7 @@ impl Claims {
         let span = info_span!("recover", %claim, claim.uid = claim.uid.as_str());
         let left = self.leave(opened, Record::clone(&now), Instant::now() + PATIENCE);
         let left = left.instrument(span.clone()).await;
+        self.metrics.recovered(Recovery::Orphan, left.is_ok());
         span.in_scope(|| match left {
             Ok(()) => info!("{why}: claim taken down"),
             Err(error) => warn!(%error, "{why}, but it cannot be taken down now"),
@@ -209,6 +216,7 @@ impl Claims {
         warn!(claim.name = record.claim.name, "the CDI file of a prepared claim was gone: writing it again");
         let draft = Draft::shared(Opened { journal, _turn: None }, record.clone(), None);
         let mended = self.carry_out(&draft, record, &hardware, deadline).await;
+        self.metrics.recovered(Recovery::MendCdi, mended.is_ok());
         mended.map(|_| ()).or_else(|error: PrepareError| {
             warn!(%error, "cannot write it");
             Ok(())
@@ -230,6 +238,7 @@ impl Claims {
             _ => {}
         }
         blocking(|| self.cdi.remove(uid.as_str()))?;
+        self.metrics.recovered(Recovery::RemoveCdi, true);
         info!("CDI file of no claim removed");
         Ok(())
     }
@@ -267,12 +276,29 @@ impl Claims {
         record.stage == Stage::Prepared
     }
 
+    /// Tells, as an event of the claim, what was taken down without a call for it.
+    fn tell_recovered(&self, record: &Record) {
+        let (reason, note) = match record.stage {
+            Stage::Unpreparing => (
+                EventReason::UnprepareFinished,
+                "The driver ended while the claim was being unprepared; its devices are gone now.",
+            ),
+            Stage::Preparing | Stage::Prepared => (
+                EventReason::PrepareUndone,
+                "The driver ended while the claim was being prepared; what was made for it is gone, and the kubelet's next \
+                 call makes it anew.",
+            ),
+        };
+        self.events.tell_claim(reason, &record.claim, note.to_owned());
+    }
+
     /// Tells once, in the log and as an event of the node, that a claim's state file cannot be read.
     pub(super) fn report_unreadable(&self, uid: &ClaimUid, reason: &str) {
         let is_new = self.reported.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone());
         if is_new {
             warn!(reason, "the state file of a claim cannot be read");
-            self.events.warn(
+            self.metrics.recovered(Recovery::UnreadableState, true);
+            self.events.tell(
                 EventReason::UnreadableState,
                 format!(
                     "The state file of the ResourceClaim with UID {uid} cannot be read ({reason}). It is rebuilt from the \

@@ -17,6 +17,7 @@ use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::MigSpec;
 use crate::mig::{self, MigError, ModePolicy};
 use crate::nvml::Code;
+use crate::telemetry::metrics::Step;
 
 impl Claims {
     /// Destroys what was made for a claim. An unknown claim is success: it was never prepared here, or is unprepared
@@ -207,9 +208,10 @@ async fn destroy_device(
 ) -> Result<(), UnprepareError> {
     let destroyed = retried(deadline, || {
         let (draft, spec, progress) = (Arc::clone(draft), spec.clone(), progress.clone());
+        let metrics = gpu.metrics.clone();
         on_gpu(gpu, deadline, move |handle| {
             let _claim_is_ours = draft;
-            mig::destroy(handle, &spec, &progress)
+            metrics.timed(Step::Destroy, || mig::destroy(handle, &spec, &progress))
         })
     });
     match destroyed.await {

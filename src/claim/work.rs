@@ -9,6 +9,7 @@ use tracing::warn;
 use crate::hardware::LiveGpu;
 use crate::mig::MigError;
 use crate::nvml::{DeviceHandle, QueueClosed};
+use crate::telemetry::metrics::Step;
 
 /// Why work on a GPU has no result.
 #[derive(Debug)]
@@ -27,11 +28,19 @@ pub(super) async fn on_gpu<T: Send + 'static>(
     deadline: Instant,
     work: impl FnOnce(&DeviceHandle<'_>) -> Result<T, MigError> + Send + 'static,
 ) -> Result<T, WorkError> {
+    let waiting = gpu.metrics.step(Step::QueueWait);
+    let work = |handle: &DeviceHandle<'_>| {
+        waiting.end(true);
+        work(handle)
+    };
     match timeout_at(deadline, gpu.queue.run(work)).await {
         Ok(Ok(result)) => result.map_err(|error| {
             // Listening to the GPU's events may count as using it.
             if error.is_transient() {
                 gpu.step_aside();
+            }
+            if let Some(failed) = error.call_error() {
+                gpu.metrics.nvml_failed(&failed);
             }
             WorkError::Mig(error)
         }),

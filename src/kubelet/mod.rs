@@ -13,6 +13,7 @@ mod pb;
 mod plugin;
 mod registration;
 mod socket;
+mod turn;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,8 +26,10 @@ pub use health::DeviceHealth;
 pub use plugin::DraPlugin;
 pub use registration::{Registration, RegistrationState};
 pub use socket::{Socket, SocketError, SocketPaths, is_pod_uid};
+pub use turn::Turn;
 
 use crate::api::with_causes;
+use crate::telemetry::{Health, health_service};
 use pb::dra_v1::dra_plugin_server::DraPluginServer as V1Server;
 use pb::dra_v1beta1::dra_plugin_server::DraPluginServer as V1Beta1Server;
 use pb::health_v1::dra_resource_health_server::DraResourceHealthServer as HealthV1Server;
@@ -49,11 +52,12 @@ pub struct ServeError {
     message: String,
 }
 
-/// Serves the plugin until `stop`; calls that run are finished first.
+/// Serves the plugin, and its health, until `stop`; calls that run are finished first.
 pub async fn serve_plugin(
     socket: Socket,
     plugin: Arc<DraPlugin>,
-    health: DeviceHealth,
+    devices: DeviceHealth,
+    health: Health,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
     let path = socket.path().to_owned();
@@ -61,8 +65,9 @@ pub async fn serve_plugin(
     Server::builder()
         .add_service(V1Server::from_arc(Arc::clone(&plugin)).max_decoding_message_size(LONGEST_REQUEST))
         .add_service(V1Beta1Server::from_arc(plugin).max_decoding_message_size(LONGEST_REQUEST))
-        .add_service(HealthV1Server::new(health.clone()).max_decoding_message_size(LONGEST_REQUEST))
-        .add_service(HealthV1Alpha1Server::new(health).max_decoding_message_size(LONGEST_REQUEST))
+        .add_service(HealthV1Server::new(devices.clone()).max_decoding_message_size(LONGEST_REQUEST))
+        .add_service(HealthV1Alpha1Server::new(devices).max_decoding_message_size(LONGEST_REQUEST))
+        .add_service(health_service(health))
         .serve_with_incoming_shutdown(socket.into_incoming(), stop.cancelled_owned())
         .await
         .map_err(|error| ServeError { path, message: with_causes(&error) })

@@ -10,6 +10,7 @@ use tracing::{Instrument, error, info_span};
 
 use super::pb::{dra_v1 as v1, dra_v1beta1 as v1beta1};
 use crate::claim::{ClaimRef, Claims, PreparedDevice};
+use crate::telemetry::metrics::{Method, Metrics, Reason};
 
 /// Most claims in one call. The kubelet sends those of one pod, which has far fewer; a limit keeps a confused client
 /// from starting any number of tasks.
@@ -19,6 +20,7 @@ const MOST_CLAIMS: usize = 1024;
 #[derive(Debug)]
 pub struct DraPlugin {
     claims: Arc<Claims>,
+    metrics: Metrics,
 }
 
 /// A claim as both versions of the protocol name it: namespace, name, UID.
@@ -27,8 +29,8 @@ type WireClaim = (String, String, String);
 impl DraPlugin {
     /// Serves these claims.
     #[must_use]
-    pub fn new(claims: Arc<Claims>) -> Self {
-        Self { claims }
+    pub fn new(claims: Arc<Claims>, metrics: Metrics) -> Self {
+        Self { claims, metrics }
     }
 
     /// Prepares the claims of one call, in parallel; one that fails does not hold up the others.
@@ -38,54 +40,70 @@ impl DraPlugin {
     ) -> Result<HashMap<String, Result<Vec<PreparedDevice>, String>>, Status> {
         let prepare = |claim| {
             let claims = Arc::clone(&self.claims);
-            async move { claims.prepare(&claim).await.map_err(|error| told(&error, "claim not prepared")) }
+            async move { claims.prepare(&claim).await.map_err(|error| Failed::of(&error, "claim not prepared")) }
         };
-        each(claims, "prepare", prepare).await
+        self.each(claims, Method::Prepare, prepare).await
     }
 
     async fn unprepare(&self, claims: Vec<WireClaim>) -> Result<HashMap<String, Result<(), String>>, Status> {
         let unprepare = |claim| {
             let claims = Arc::clone(&self.claims);
-            async move { claims.unprepare(&claim).await.map_err(|error| told(&error, "claim not unprepared")) }
-        };
-        each(claims, "unprepare", unprepare).await
-    }
-}
-
-/// Logs an error and returns the text that the kubelet shows.
-fn told(error: &dyn Display, what: &'static str) -> String {
-    error!(%error, "{what}");
-    error.to_string()
-}
-
-/// Does the same for every claim of a call, each in a span of its own. A claim that cannot be one gets its own error.
-async fn each<T, F>(
-    claims: Vec<WireClaim>,
-    operation: &'static str,
-    work: impl Fn(ClaimRef) -> F,
-) -> Result<HashMap<String, Result<T, String>>, Status>
-where
-    F: Future<Output = Result<T, String>>,
-{
-    if MOST_CLAIMS < claims.len() {
-        return Err(Status::invalid_argument(format!("more than {MOST_CLAIMS} claims in one call")));
-    }
-    let call = info_span!("call", operation, claims = claims.len());
-    let answers = claims.into_iter().map(|(namespace, name, uid)| {
-        let span = info_span!(
-            parent: &call, "claim", claim.namespace = namespace, claim.name = name, claim.uid = uid
-        );
-        let answer =
-            ClaimRef::new(namespace, name, uid.clone()).map(&work).map_err(|error| error.to_string());
-        async move {
-            match answer {
-                Ok(running) => (uid, running.await),
-                Err(error) => (uid, Err(error)),
+            async move {
+                claims.unprepare(&claim).await.map_err(|error| Failed::of(&error, "claim not unprepared"))
             }
+        };
+        self.each(claims, Method::Unprepare, unprepare).await
+    }
+
+    /// Does the same for every claim of a call, each in a span of its own. A claim that cannot be one gets its own error.
+    async fn each<T, F>(
+        &self,
+        claims: Vec<WireClaim>,
+        method: Method,
+        work: impl Fn(ClaimRef) -> F,
+    ) -> Result<HashMap<String, Result<T, String>>, Status>
+    where
+        F: Future<Output = Result<T, Failed>>,
+    {
+        if MOST_CLAIMS < claims.len() {
+            return Err(Status::invalid_argument(format!("more than {MOST_CLAIMS} claims in one call")));
         }
-        .instrument(span)
-    });
-    Ok(join_all(answers).await.into_iter().collect())
+        let call = info_span!("call", operation = method.as_str(), claims = claims.len());
+        let answers = claims.into_iter().map(|(namespace, name, uid)| {
+            let span = info_span!(
+                parent: &call, "claim", claim.namespace = namespace, claim.name = name, claim.uid = uid
+            );
+            let running = ClaimRef::new(namespace, name, uid.clone()).map(&work);
+            async move {
+                let clock = self.metrics.call(method);
+                let answer = match running {
+                    Ok(running) => running.await,
+                    Err(error) => Err(Failed { reason: Reason::InvalidClaim, text: error.to_string() }),
+                };
+                clock.end(answer.as_ref().map_or_else(|it| it.reason, |_| Reason::Ok));
+                (uid, answer.map_err(|it| it.text))
+            }
+            .instrument(span)
+        });
+        Ok(join_all(answers).await.into_iter().collect())
+    }
+}
+
+/// Why a claim was not served: in a word, and as the kubelet shows it.
+struct Failed {
+    reason: Reason,
+    text: String,
+}
+
+impl Failed {
+    /// Logs the error, too.
+    fn of<E: Display>(error: &E, what: &'static str) -> Self
+    where
+        Reason: for<'e> From<&'e E>,
+    {
+        error!(%error, "{what}");
+        Self { reason: error.into(), text: error.to_string() }
+    }
 }
 
 /// The two versions have the same messages but for `share_id`, which only v1 has and this driver does not use.

@@ -26,8 +26,8 @@ const LONGEST_PATH: usize = 107;
 const YOUNG: Duration = Duration::from_secs(10);
 
 /// How the names of the sockets begin and end; the registration socket's begins with the driver's name.
-const PLUGIN: &str = "dra";
-const PLUGIN_END: &str = ".sock";
+pub(super) const PLUGIN: &str = "dra";
+pub(super) const PLUGIN_END: &str = ".sock";
 const REGISTRATION_END: &str = "@reg.sock";
 
 /// Where the two sockets go.
@@ -95,7 +95,7 @@ impl SocketPaths {
 
 /// The sockets in a directory that are named `<start><end>` or `<start>-<pod><end>`. Another driver's name may begin with
 /// ours, but what follows then is no UID.
-fn siblings(directory: &Path, start: &str, end: &str) -> Vec<PathBuf> {
+pub(super) fn siblings(directory: &Path, start: &str, end: &str) -> Vec<PathBuf> {
     let is_ours = |name: &str| {
         let Some(middle) = name.strip_prefix(start).and_then(|it| it.strip_suffix(end)) else { return false };
         middle.is_empty() || middle.strip_prefix('-').is_some_and(is_pod_uid)

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::{Stream, StreamExt};
-use kube::runtime::events::EventType;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
@@ -18,6 +17,7 @@ use super::file::{LayoutFile, MAX_FILE};
 use super::memory::LayoutMemory;
 use crate::api::{EventReason, Events, LayoutLabels, OwnNode};
 use crate::hardware::{Hardware, NodeState};
+use crate::kubelet::Turn;
 use crate::slices::Publication;
 
 /// How often the file is looked at, and a label that could not be written is tried again. The kubelet needs about a
@@ -45,6 +45,7 @@ pub struct LayoutFollower {
     file: Option<LayoutSource>,
     memory: LayoutMemory,
     decision: watch::Sender<Decision>,
+    turn: Turn,
     labels: Option<LayoutLabels>,
     /// Whether the state label on the node is ours.
     wrote_state: bool,
@@ -71,7 +72,7 @@ struct Report {
 }
 
 impl LayoutFollower {
-    /// Follows the labels of `node` and, where there is one, `file`.
+    /// Follows the labels of `node` and, where there is one, `file`; what comes of it is told while it is `turn`.
     #[must_use]
     pub fn new(
         node: OwnNode,
@@ -79,9 +80,10 @@ impl LayoutFollower {
         file: Option<PathBuf>,
         memory: LayoutMemory,
         decision: watch::Sender<Decision>,
+        turn: Turn,
     ) -> Self {
         let file = file.map(LayoutSource::new);
-        Self { node, events, file, memory, decision, labels: None, wrote_state: false, reported: None }
+        Self { node, events, file, memory, decision, turn, labels: None, wrote_state: false, reported: None }
     }
 
     /// Runs until the senders of the hardware's state and of the publication are gone.
@@ -173,8 +175,11 @@ impl LayoutFollower {
                 }
             }
         };
+        if !self.turn.is_ours().await {
+            return;
+        }
         self.label(&labels, stage, decision.label.is_some()).await;
-        self.report(stage, &decision, waiting).await;
+        self.report(stage, &decision, waiting);
     }
 
     async fn label(&mut self, labels: &LayoutLabels, stage: Stage, is_asked: bool) {
@@ -200,7 +205,7 @@ impl LayoutFollower {
         }
     }
 
-    async fn report(&mut self, stage: Stage, decision: &Decision, waiting: &[String]) {
+    fn report(&mut self, stage: Stage, decision: &Decision, waiting: &[String]) {
         let report = Report { revision: decision.revision, stage, has_reasons: !waiting.is_empty() };
         let before = self.reported.replace(report.clone());
         if before.as_ref() == Some(&report) {
@@ -211,11 +216,11 @@ impl LayoutFollower {
             (Some(true), false) => {
                 let note = "kube-apiserver drops shared counters (feature gate DRAPartitionableDevices): devices that \
                             don't overlap are published, by layout";
-                self.warn(EventReason::CountersDropped, note.to_owned()).await;
+                self.events.tell(EventReason::CountersDropped, note.to_owned());
             }
             (Some(false), true) => {
                 let note = "kube-apiserver keeps shared counters: every placement is published, layouts play no part";
-                self.note(EventReason::CountersKept, note.to_owned()).await;
+                self.events.tell(EventReason::CountersKept, note.to_owned());
             }
             _ => {}
         }
@@ -223,25 +228,17 @@ impl LayoutFollower {
         match (stage, &decision.refusal) {
             (Stage::Failed, Some(refusal)) => {
                 let note = format!("layout `{label}` refused, the one before stays in force: {refusal}");
-                self.warn(EventReason::LayoutRefused, note).await;
+                self.events.tell(EventReason::LayoutRefused, note);
             }
             (Stage::Pending, _) if !waiting.is_empty() => {
                 let note = format!("layout `{label}` is in force as far as possible; {}", waiting.join("; "));
-                self.note(EventReason::LayoutPending, note).await;
+                self.events.tell(EventReason::LayoutPending, note);
             }
             (Stage::Success, _) => {
-                self.note(EventReason::LayoutApplied, format!("layout `{label}` is in force")).await;
+                self.events.tell(EventReason::LayoutApplied, format!("layout `{label}` is in force"));
             }
             _ => {}
         }
-    }
-
-    async fn note(&self, reason: EventReason, note: String) {
-        self.events.tell_layout(EventType::Normal, reason, note).await;
-    }
-
-    async fn warn(&self, reason: EventReason, note: String) {
-        self.events.tell_layout(EventType::Warning, reason, note).await;
     }
 }
 

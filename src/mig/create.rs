@@ -7,6 +7,7 @@ use crate::checkpoint::{Progress, StoreError};
 use crate::inventory::MigSpec;
 use crate::nvml::facts::{ComputeInstance, MigFacts};
 use crate::nvml::{CallError, Code, DeviceHandle, GpuInstanceHandle};
+use crate::telemetry::metrics::{Metrics, Step};
 
 /// True where no instance of this very profile and placement exists.
 pub fn is_free(device: &DeviceHandle<'_>, spec: &MigSpec) -> Result<bool, MigError> {
@@ -23,6 +24,7 @@ pub fn ensure(
     spec: &MigSpec,
     progress: &Progress,
     record: &mut dyn FnMut(Progress) -> Result<(), StoreError>,
+    metrics: &Metrics,
 ) -> Result<MigDevice, MigError> {
     switch_mode(device, mig, true)?;
     let existing = recorded(device, spec, progress)?;
@@ -38,13 +40,13 @@ pub fn ensure(
             if *progress != Progress::Creating {
                 record(Progress::Creating)?;
             }
-            create_gpu_instance(device, spec)?
+            metrics.timed(Step::CreateGpuInstance, || create_gpu_instance(device, spec))?
         }
     };
     if progress.gpu_instance() != Some(instance.id) {
         record(Progress::GpuInstance { gpu_instance: instance.id })?;
     }
-    let compute_instance = ensure_compute_instance(device, instance, spec, is_new)?;
+    let compute_instance = ensure_compute_instance(device, instance, spec, is_new, metrics)?;
     let complete = Progress::Complete {
         gpu_instance: instance.id,
         compute_instance: compute_instance.id,
@@ -73,11 +75,13 @@ fn ensure_compute_instance(
     instance: GpuInstanceHandle,
     spec: &MigSpec,
     is_new: bool,
+    metrics: &Metrics,
 ) -> Result<ComputeInstance, CallError> {
     // A new GPU instance has none; asking takes two dozen calls.
     let existing = if is_new { None } else { device.compute_instances(instance)?.into_iter().next() };
     match existing {
         Some(existing) => Ok(existing),
-        None => device.create_compute_instance(instance, spec.slices),
+        None => metrics
+            .timed(Step::CreateComputeInstance, || device.create_compute_instance(instance, spec.slices)),
     }
 }

@@ -123,6 +123,19 @@ impl MigError {
         matches!(self, Self::Occupied { .. } | Self::StillCut { .. })
     }
 
+    /// The call into NVML that failed, if that was it.
+    #[must_use]
+    pub fn call_error(&self) -> Option<CallError> {
+        match self {
+            Self::Nvml(error) => Some(error.clone()),
+            Self::InUse { call, .. } => Some(CallError { call, code: Code::IN_USE }),
+            Self::ModeNotSwitched { activation, .. } => {
+                Some(CallError { call: "nvmlDeviceSetMigMode", code: *activation })
+            }
+            _ => None,
+        }
+    }
+
     /// True where the same call may succeed in a moment.
     #[must_use]
     pub fn is_transient(&self) -> bool {

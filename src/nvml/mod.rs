@@ -10,6 +10,7 @@ mod error;
 mod event;
 pub mod facts;
 mod monitor;
+mod pulse;
 mod queue;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ pub use error::{CallError, Code};
 pub use event::{EventKind, EventSet, GpuEvent};
 pub(crate) use monitor::is_unsupported;
 pub use monitor::{Heard, Listening, Monitor};
+pub use pulse::{Beat, Pulse};
 pub use queue::{GpuQueue, QueueClosed};
 
 /// Upper bound for enumerating profiles, far above `NVML_GPU_INSTANCE_PROFILE_COUNT` (18 in CUDA 13.3): a library that

@@ -3,12 +3,13 @@
 use std::io;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use nvml_wrapper::Nvml;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::{CallError, DeviceHandle};
+use super::{CallError, DeviceHandle, Pulse};
 
 type Job = Box<dyn FnOnce(Result<&DeviceHandle<'_>, CallError>) + Send>;
 
@@ -16,6 +17,7 @@ type Job = Box<dyn FnOnce(Result<&DeviceHandle<'_>, CallError>) + Send>;
 #[derive(Debug, Clone)]
 pub struct GpuQueue {
     jobs: mpsc::Sender<Job>,
+    pulse: Pulse,
 }
 
 /// The GPU's thread is gone, which happens only while the process ends.
@@ -27,10 +29,13 @@ impl GpuQueue {
     /// Starts the thread of the GPU with this UUID. The second value is for whoever waits for its end.
     pub fn start(nvml: Arc<Nvml>, uuid: String, name: &str) -> io::Result<(Self, JoinHandle<()>)> {
         let (jobs, inbox) = mpsc::channel::<Job>();
+        let pulse = Pulse::default();
+        let beats = pulse.clone();
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             // Kept once it was found: looking one up by UUID can take seconds while others do (mig-nvml-cdi.md 3.2).
             let mut device = None;
             for job in inbox {
+                let _busy = beats.begin();
                 if device.is_none() {
                     match DeviceHandle::by_uuid(&nvml, &uuid) {
                         Ok(found) => device = Some(found),
@@ -45,7 +50,13 @@ impl GpuQueue {
                 }
             }
         })?;
-        Ok((Self { jobs }, thread))
+        Ok((Self { jobs, pulse }, thread))
+    }
+
+    /// How long the present piece of work takes already; nothing where there is none.
+    #[must_use]
+    pub fn busy_for(&self) -> Option<Duration> {
+        self.pulse.busy_for()
     }
 
     /// Runs a piece of work on the GPU's thread. Once begun it is done even if the caller stops waiting; if the caller has

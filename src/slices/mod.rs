@@ -18,6 +18,6 @@ pub use diff::{Change, diff, is_same, lost_counters};
 pub use probe::keeps_counters;
 pub use publication::Publication;
 pub use publish::{Offer, Publisher, PublisherParts};
-pub use render::{Owner, keep_order, pool_name, render};
+pub use render::{Owner, fnv1a, keep_order, pool_name, render};
 pub use taint::TaintEffect;
 pub use transition::{Transition, names};

@@ -27,8 +27,10 @@ use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
 use crate::hardware::NodeState;
 use crate::inventory::{DeviceKind, Inventory, ProfileFilter};
+use crate::kubelet::Turn;
 use crate::layout::Decision;
 use crate::placement::{Policy, Ranking};
+use crate::telemetry::metrics::{Metrics, SliceWrite};
 
 /// How long changes made by others are collected before they are looked at.
 const DEBOUNCE: Duration = Duration::from_millis(500);
@@ -38,6 +40,8 @@ const LONGEST_BURST: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(2);
 /// Full comparison even if nothing was heard: a watch may lose a deletion.
 pub(super) const RESYNC: Duration = Duration::from_secs(300);
+/// How soon a process that left the slices to a newer one sees that it is gone.
+const TURN_RETRY: Duration = Duration::from_secs(5);
 /// How often a gate is asked for again.
 pub(super) const GATE_RETRY: Duration = Duration::from_secs(30);
 
@@ -62,8 +66,12 @@ pub struct PublisherParts {
     pub layouts: watch::Receiver<Decision>,
     /// What the taint of an unhealthy GPU does.
     pub taint_effect: TaintEffect,
+    /// Whether this process or a newer one writes them.
+    pub turn: Turn,
     /// Where to report.
     pub report: watch::Sender<Publication>,
+    /// Where writes are counted.
+    pub metrics: Metrics,
 }
 
 /// What is offered, and in which order.
@@ -140,6 +148,10 @@ impl Publisher {
 
     /// One round, and how long to wait before the next.
     async fn sync_or_report(&mut self, state: &NodeState) -> Duration {
+        // What was published once stays reported, so that a pod which leaves the slices to a newer one is still ready.
+        if self.has_published() && !self.parts.turn.is_ours().await {
+            return TURN_RETRY;
+        }
         self.taints.follow(&state.health);
         match self.sync(&state.inventory, &state.held).await {
             Ok(pause) => pause,
@@ -156,6 +168,10 @@ impl Publisher {
                 RETRY
             }
         }
+    }
+
+    fn has_published(&self) -> bool {
+        !matches!(*self.parts.report.borrow(), Publication::Pending { .. })
     }
 
     /// Returns once what is published has to change; false when nobody tells the state any more.
@@ -305,6 +321,11 @@ impl Publisher {
     ) -> Result<(), SliceError> {
         for change in diff(wanted, published) {
             let stored = self.parts.api.apply(&change).await?;
+            self.parts.metrics.slice_written(match &change {
+                Change::Create(_) => SliceWrite::Create,
+                Change::Update(_) => SliceWrite::Update,
+                Change::Delete(_) => SliceWrite::Delete,
+            });
             debug!(?change, "resourceslice written");
             let (Change::Create(sent) | Change::Update(sent)) = &change else { continue };
             let Some(stored) = stored else { continue };

@@ -1,4 +1,5 @@
-//! `/healthz` and `/readyz`: whether the process lives, and whether a pod could be served now, with the reasons.
+//! `/healthz` and `/readyz`: whether the process lives, and whether a pod could be served now, with the reasons. The gRPC
+//! health service is on the same port, so that any kind of probe does.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,8 +11,10 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tracing::info;
 
+use super::{Silent, health_service};
 use crate::hardware::NodeState;
 use crate::kubelet::RegistrationState;
 use crate::slices::Publication;
@@ -25,6 +28,8 @@ pub struct Health {
     pub publication: watch::Receiver<Publication>,
     /// Whether there are GPUs.
     pub node: watch::Receiver<NodeState>,
+    /// Whether NVML answers.
+    pub silent: watch::Receiver<Silent>,
 }
 
 /// The address cannot be served.
@@ -82,7 +87,42 @@ impl Health {
             mark(is_registered),
             mark(is_published)
         );
-        (is_registered && is_published, text)
+        let (is_answering, nvml) = self.nvml();
+        (is_registered && is_published && is_answering, format!("{text}[{}] nvml: {nvml}\n", mark(is_answering)))
+    }
+
+    fn nvml(&self) -> (bool, String) {
+        let silent = self.silent.borrow();
+        if silent.is_empty() {
+            return (true, "no call hangs".to_owned());
+        }
+        let list: Vec<String> =
+            silent.iter().map(|(what, time)| format!("{what} for {} s", time.as_secs())).collect();
+        let text = format!(
+            "a call does not come back: {}; see `nvidia-smi` and the kernel log of the node; a restart of this pod does \
+             not help",
+            list.join(", ")
+        );
+        (false, text)
+    }
+
+    /// Takes what is known now as seen, so that [`Self::changed`] waits for something else.
+    pub(super) fn mark_seen(&mut self) {
+        self.registration.mark_unchanged();
+        self.publication.mark_unchanged();
+        self.node.mark_unchanged();
+        self.silent.mark_unchanged();
+    }
+
+    /// Waits until any part of it changes; nothing once the driver ends.
+    pub(super) async fn changed(&mut self) -> Option<()> {
+        let changed = tokio::select! {
+            changed = self.registration.changed() => changed,
+            changed = self.publication.changed() => changed,
+            changed = self.node.changed() => changed,
+            changed = self.silent.changed() => changed,
+        };
+        changed.ok()
     }
 }
 
@@ -95,7 +135,10 @@ pub async fn bind_health(address: SocketAddr) -> Result<TcpListener, HealthError
     Ok(listener)
 }
 
-/// Serves until `stop`.
+/// Serves `/healthz`, `/readyz`, and the same over gRPC, until `stop`.
+///
+/// Alive is a process that answers. That a GPU hangs is not a matter of life: a restart does not end it, and the other
+/// GPUs are served; readiness tells it.
 pub async fn serve_health(
     listener: TcpListener,
     health: Health,
@@ -104,7 +147,8 @@ pub async fn serve_health(
     let routes = Router::new()
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(ready))
-        .with_state(health);
+        .with_state(health.clone())
+        .merge(Routes::new(health_service(health)).into_axum_router());
     axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
@@ -117,20 +161,33 @@ async fn ready(State(health): State<Health>) -> (StatusCode, String) {
 mod tests {
     use std::collections::BTreeSet;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
 
     /// The report for a node whose driver is not loaded.
     fn report(registration: RegistrationState, publication: Publication) -> (bool, String) {
+        health(registration, publication, Silent::new()).report()
+    }
+
+    fn health(registration: RegistrationState, publication: Publication, silent: Silent) -> Health {
         let hardware = Err("no libnvidia-ml.so.1".to_owned());
         let problems = vec!["GPU 3: it is lost".to_owned()];
         let node = NodeState { hardware, inventory: Arc::default(), held: BTreeSet::new(), problems, health: Arc::default() };
-        let health = Health {
+        Health {
             registration: watch::channel(registration).1,
             publication: watch::channel(publication).1,
             node: watch::channel(node).1,
-        };
-        health.report()
+            silent: watch::channel(silent).1,
+        }
+    }
+
+    #[test]
+    fn a_call_that_hangs_is_not_ready_and_named() {
+        let silent = Silent::from([("GPU GPU-7".to_owned(), Duration::from_secs(75))]);
+        let published = Publication::Complete { slices: 1, devices: 0 };
+        let (is_ready, text) = health(RegistrationState::Registered, published, silent).report();
+        assert!(!is_ready && text.contains("[-] nvml: a call does not come back: GPU GPU-7 for 75 s"), "{text}");
     }
 
     #[test]

@@ -99,6 +99,8 @@ impl Node {
             NODE,
             "--http-address",
             "127.0.0.1:0",
+            "--metrics-address",
+            "127.0.0.1:0",
             "--rescan-interval",
             "3600",
         ]);

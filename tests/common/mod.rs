@@ -8,6 +8,7 @@ mod control_plane;
 mod kubelet;
 pub(crate) mod points;
 mod random;
+mod scrape;
 pub(crate) mod shim;
 pub(crate) mod victim;
 
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use control_plane::{ControlPlane, each_control_plane};
 pub(crate) use kubelet::{is_soak, prepare, promised, try_prepare, try_unprepare, unprepare};
 pub(crate) use random::Random;
+pub(crate) use scrape::{Scrape, scrape};
 
 pub(crate) const DRIVER: &str = "mig.dra-driver.dev";
 
@@ -48,6 +50,7 @@ pub(crate) struct Lab {
     pub(crate) client: Client,
     pub(crate) node_name: String,
     extra: Vec<String>,
+    metrics: String,
     running: Option<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
 }
 
@@ -61,13 +64,34 @@ impl Lab {
         std::fs::write(&kubeconfig, plane.kubeconfig()).unwrap();
         let client = plane.client().await;
         let node_name = plane.create_node(&client).await;
-        Self { directory, sim, plane, client, node_name, extra: Vec::new(), running: None }
+        Self {
+            directory,
+            sim,
+            plane,
+            client,
+            node_name,
+            extra: Vec::new(),
+            metrics: "127.0.0.1:0".to_owned(),
+            running: None,
+        }
     }
 
     /// The same with further arguments for the driver.
     pub(crate) fn with_args(mut self, extra: &[&str]) -> Self {
         self.extra = extra.iter().map(|it| (*it).to_owned()).collect();
         self
+    }
+
+    /// Further arguments from the next start on.
+    pub(crate) fn set_args(&mut self, extra: &[&str]) {
+        self.extra = extra.iter().map(|it| (*it).to_owned()).collect();
+    }
+
+    /// The same with metrics at an address that is known, and further arguments for the driver.
+    pub(crate) fn with_metrics(mut self, extra: &[&str]) -> (Self, SocketAddr) {
+        let address = free_address();
+        self.metrics = address.to_string();
+        (self.with_args(extra), address)
     }
 
     /// Starts the driver.
@@ -91,14 +115,18 @@ impl Lab {
 
     /// Starts the driver as a pod of a DaemonSet: with a UID, and an address of its own, which is returned.
     pub(crate) fn spawn_pod(&self, uid: &str) -> (Child, SocketAddr) {
-        // Free a moment ago: the driver cannot be handed a listener.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        self.spawn_pod_with(uid, &[])
+    }
+
+    /// The same with further arguments for this pod.
+    pub(crate) fn spawn_pod_with(&self, uid: &str, extra: &[&str]) -> (Child, SocketAddr) {
+        let address = free_address();
         let mut line = self.command_line().split_off(1);
         let http = line.iter().position(|it| it == "--http-address").unwrap();
         line[http + 1] = address.to_string();
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dra-driver-mig"));
-        let child = command.args(line).args(["--pod-uid", uid]).stderr(Stdio::null()).spawn().unwrap();
-        (child, address)
+        command.args(line).args(["--pod-uid", uid]).args(extra);
+        (command.stderr(Stdio::null()).spawn().unwrap(), address)
     }
 
     /// What `dra-driver-mig inspect -o json` says of this node.
@@ -131,8 +159,10 @@ impl Lab {
         let host = self.directory.path().join("host");
         let path = |it: &str| self.directory.path().join(it).display().to_string();
         let in_host = |it: &str| host.join(it).display().to_string();
-        let mut line: Vec<String> =
-            ["dra-driver-mig", "node", "--http-address", "127.0.0.1:0"].map(str::to_owned).into();
+        let mut line: Vec<String> = ["dra-driver-mig", "node"].map(str::to_owned).into();
+        if !self.extra.iter().any(|it| it == "--http-address") {
+            line.extend(["--http-address", "127.0.0.1:0"].map(str::to_owned));
+        }
         let paths = [
             ("--node-name", self.node_name.clone()),
             ("--kubeconfig", path("kubeconfig")),
@@ -144,6 +174,7 @@ impl Lab {
             ("--cdi-root", path("cdi")),
             ("--plugins-dir", path("plugins")),
             ("--registry-dir", path("registry")),
+            ("--metrics-address", self.metrics.clone()),
         ];
         line.extend(paths.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
         line.extend(self.extra.iter().cloned());
@@ -277,6 +308,11 @@ impl Lab {
         names.sort();
         names
     }
+}
+
+/// An address that was free a moment ago: the driver cannot be handed a listener.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// Names of all devices in slices.

@@ -1,6 +1,8 @@
-//! What is in `deploy/`: the chart, the manifests that are rendered from it, and whether the driver does its work with them.
+//! What is in `deploy/`: the chart, the manifests that are rendered from it, whether an API server takes them as it takes the
+//! examples, and whether the driver does its work with them.
 #![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
+mod accepted;
 mod chart;
 mod classes;
 #[path = "../common/mod.rs"]

@@ -1,11 +1,13 @@
 //! The shipped objects on a real API server, where `KUBEBUILDER_ASSETS` has one: it takes them, the driver does its work with
-//! the account that they give it, and that account cannot touch the slices of another node.
+//! the account that they give it, and that account cannot touch what belongs to another node.
 
 use std::path::Path;
 
+use dra_driver_mig::api::{CONFIG_LABEL, STATE_LABEL};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
-use k8s_openapi::api::resource::v1::ResourceSlice;
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, ServiceAccount};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
     ValidationDirective,
@@ -21,7 +23,7 @@ use crate::common::{ControlPlane, DRIVER, Lab, eventually, is_complete};
 const NAMESPACE: &str = "dra-driver-mig";
 
 /// Server-side apply, with every unknown field refused.
-async fn apply(client: &Client, object: &Value, dry_run: bool) -> Result<(), kube::Error> {
+pub(crate) async fn apply(client: &Client, object: &Value, dry_run: bool) -> Result<(), kube::Error> {
     let text = |it: &Value| it.as_str().unwrap_or_default().to_owned();
     let (group, version) = match text(&object["apiVersion"]).split_once('/') {
         Some((group, version)) => (group.to_owned(), version.to_owned()),
@@ -85,7 +87,7 @@ fn slice(node: &str, driver: &str) -> ResourceSlice {
 }
 
 /// The API server's message for a refusal.
-fn refused<T: std::fmt::Debug>(answer: Result<T, kube::Error>) -> String {
+pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, kube::Error>) -> String {
     match answer.unwrap_err() {
         kube::Error::Api(status) if status.code == 403 || status.code == 422 => status.message,
         other => panic!("not refused, but {other}"),
@@ -104,51 +106,129 @@ async fn install(admin: &Client) {
     }
 }
 
-/// The driver's whole work: publish, prepare, unprepare, and publish again what somebody deleted.
+/// The driver's whole work: publish, prepare, unprepare, publish again what somebody deleted, follow the node's label and tell
+/// how the layout fares.
 async fn work(lab: &mut Lab) {
     lab.start();
     let kubelet = lab.kubelet().await;
     let published = lab.slices_when(is_complete).await;
     let claim = lab.claim_of("one", "gpu-0000-1a-00-mig-1g-10gb-6").await;
     let asked = std::slice::from_ref(&claim);
+    let devices = async || {
+        let claims = Api::<ResourceClaim>::namespaced(lab.client.clone(), "default");
+        claims.get(&claim.name).await.unwrap().status.and_then(|it| it.devices).unwrap_or_default().len()
+    };
     kubelet.prepare(asked).await.unwrap().remove(&claim.uid).unwrap().unwrap();
+    eventually("the device has a status", async || (devices().await == 1).then_some(())).await;
     kubelet.unprepare(asked).await.unwrap().remove(&claim.uid).unwrap().unwrap();
+    eventually("the status is taken back", async || (devices().await == 0).then_some(())).await;
     let name = published[0].metadata.name.clone().unwrap();
     lab.slices_api().delete(&name, &DeleteParams::default()).await.unwrap();
     lab.slices_when(|it| it.len() == published.len()).await;
     lab.stop().await;
+
+    let nodes: Api<Node> = Api::all(lab.client.clone());
+    let layout = json!({"metadata": {"labels": {CONFIG_LABEL: "all-1g.10gb"}}});
+    nodes.patch(&lab.node_name, &PatchParams::default(), &Patch::Merge(layout)).await.unwrap();
+    lab.set_args(&["--mode", "layout", "--settle-time", "1"]);
+    lab.start();
+    eventually("the label tells that the layout is in force", async || {
+        let labels = nodes.get(&lab.node_name).await.unwrap().metadata.labels?;
+        (labels.get(STATE_LABEL)? == "success").then_some(())
+    })
+    .await;
+    let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
+    eventually("an event tells it, too", async || {
+        let events = events.list(&ListParams::default()).await.unwrap().items;
+        events.iter().any(|it| it.reason.as_deref() == Some("LayoutApplied")).then_some(())
+    })
+    .await;
+    lab.stop().await;
+}
+
+/// A real API server with the shipped objects, and what has the driver's account on two nodes.
+struct Installed {
+    lab: Lab,
+    /// With the token of the pod on the lab's node, which is also what the driver itself uses.
+    here: Client,
+    /// With that of a pod on `other-node`.
+    there: Client,
+    /// With a token that is bound to no pod.
+    unbound: Client,
+}
+
+impl Installed {
+    /// Where there is an API server. The policies are in force.
+    async fn new() -> Option<Self> {
+        let plane = ControlPlane::real(true).await?;
+        let lab = Lab::new(plane.clone(), "1xH100-80GB").await;
+        let admin = lab.client.clone();
+        install(&admin).await;
+        let mut other = Node::default();
+        other.metadata.name = Some("other-node".to_owned());
+        Api::<Node>::all(admin.clone()).create(&PostParams::default(), &other).await.unwrap();
+        let here = token(&admin, Some(&lab.node_name)).await;
+        let mine = plane.kubeconfig().replace("token: sandbox", &format!("token: {here}"));
+        std::fs::write(lab.path("kubeconfig"), mine).unwrap();
+        let here = client(&plane, &here).await;
+        let there = client(&plane, &token(&admin, Some("other-node")).await).await;
+        let unbound = client(&plane, &token(&admin, None).await).await;
+
+        // A policy is in force some moments after it was made.
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        let more = slice(&lab.node_name, DRIVER);
+        let slices = Api::<ResourceSlice>::all(there.clone());
+        eventually("the slices are kept", async || slices.create(&dry, &more).await.is_err().then_some(()))
+            .await;
+        let patch = PatchParams { dry_run: true, ..PatchParams::default() };
+        let label = Patch::Merge(json!({"metadata": {"labels": {STATE_LABEL: "failed"}}}));
+        let nodes = Api::<Node>::all(there.clone());
+        eventually("the nodes are kept", async || {
+            nodes.patch(&lab.node_name, &patch, &label).await.is_err().then_some(())
+        })
+        .await;
+        let events = Api::<Event>::namespaced(there.clone(), "default");
+        let forged = event("kept", DRIVER, &lab.node_name);
+        eventually("the events are kept", async || events.create(&dry, &forged).await.is_err().then_some(()))
+            .await;
+        Some(Self { lab, here, there, unbound })
+    }
+}
+
+fn event(name: &str, controller: &str, node: &str) -> Event {
+    let event = json!({
+        "metadata": {"name": name, "namespace": "default"},
+        "eventTime": "2026-01-01T00:00:00.000000Z", "type": "Normal", "reason": "Test", "action": "Test",
+        "reportingController": controller, "reportingInstance": node, "note": "x",
+        "regarding": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
+    });
+    serde_json::from_value(event).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_real_api_server_takes_the_objects_and_keeps_a_node_to_its_own_slices() {
-    let Some(plane) = ControlPlane::real(true).await else {
+async fn with_the_shipped_account_alone_the_driver_does_its_whole_work() {
+    let Some(mut installed) = Installed::new().await else {
         return eprintln!("skipped: no KUBEBUILDER_ASSETS");
     };
-    let mut lab = Lab::new(plane.clone(), "1xH100-80GB").await;
-    let admin = lab.client.clone();
-    install(&admin).await;
-    let mut other = Node::default();
-    other.metadata.name = Some("other-node".to_owned());
-    Api::<Node>::all(admin.clone()).create(&PostParams::default(), &other).await.unwrap();
-    let here = token(&admin, Some(&lab.node_name)).await;
-    let there = client(&plane, &token(&admin, Some("other-node")).await).await;
+    work(&mut installed.lab).await;
+    // What nobody granted it may not.
+    let pods = Api::<Pod>::namespaced(installed.here, NAMESPACE);
+    assert!(refused(pods.list(&ListParams::default()).await).contains("cannot list"));
+}
 
-    std::fs::write(
-        lab.path("kubeconfig"),
-        plane.kubeconfig().replace("token: sandbox", &format!("token: {here}")),
-    )
-    .unwrap();
-    work(&mut lab).await;
-    let here = client(&plane, &here).await;
-
-    // Another node's pod must not touch the slices: neither make more of them, nor change, nor delete them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_the_driver_writes_the_slices_of_its_own_node_and_driver_only() {
+    let Some(Installed { mut lab, here, there, unbound }) = Installed::new().await else {
+        return eprintln!("skipped: no KUBEBUILDER_ASSETS");
+    };
+    lab.start();
+    let own = lab.slices_when(is_complete).await.swap_remove(0);
+    lab.stop().await;
     let slices = |client: &Client| Api::<ResourceSlice>::all(client.clone());
     let (params, delete) = (PostParams::default(), DeleteParams::default());
     let more = slice(&lab.node_name, DRIVER);
-    // The policy is in force some moments after it was made.
-    let is_refused = async || slices(&there).create(&params, &more).await.is_err().then_some(());
-    eventually("the policy is in force", is_refused).await;
-    let own = lab.slices().await.swap_remove(0);
+
+    // Those of another node it can neither make, nor change, nor delete.
     let name = own.metadata.name.clone().unwrap();
     let mut changed = own;
     changed.spec.pool.generation += 1;
@@ -161,17 +241,126 @@ async fn a_real_api_server_takes_the_objects_and_keeps_a_node_to_its_own_slices(
         assert!(message.contains(&told), "{message}");
     }
 
-    // Nor may a pod write those of another driver, and a token that is bound to no pod writes none at all.
+    // Nor those of another driver; and with a token that is bound to no pod, none at all.
     let message = refused(slices(&here).create(&params, &slice(&lab.node_name, "gpu.example.com")).await);
     assert!(message.contains("resourceslices of the driver"), "{message}");
-    let unbound = client(&plane, &token(&admin, None).await).await;
     let message = refused(slices(&unbound).create(&params, &more).await);
     assert!(message.contains("not bound to a pod"), "{message}");
 
-    // Its own it may; and what nobody granted it may not.
+    // Its own it may.
     slices(&there).create(&params, &slice("other-node", DRIVER)).await.unwrap();
     slices(&there).delete(&format!("other-node-{DRIVER}"), &delete).await.unwrap();
+    slices(&here).replace(&name, &params, &changed).await.unwrap();
     slices(&here).delete(&name, &delete).await.unwrap();
-    let pods = Api::<Pod>::namespaced(here, NAMESPACE);
-    assert!(refused(pods.list(&ListParams::default()).await).contains("cannot list"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_the_driver_writes_one_label_of_its_own_node_only() {
+    let Some(Installed { lab, here, there, unbound }) = Installed::new().await else {
+        return eprintln!("skipped: no KUBEBUILDER_ASSETS");
+    };
+    let nodes = |client: &Client| Api::<Node>::all(client.clone());
+    let labels = json!({"metadata": {"labels": {CONFIG_LABEL: "all-1g.10gb"}}});
+    nodes(&lab.client).patch(&lab.node_name, &PatchParams::default(), &Patch::Merge(labels)).await.unwrap();
+    let patch = async |client: &Client, change: Value| {
+        nodes(client).patch(&lab.node_name, &PatchParams::default(), &Patch::Merge(change)).await
+    };
+    let state = |value: &str| json!({"metadata": {"labels": {STATE_LABEL: value}}});
+
+    let told = format!("a pod on node other-node may not write node {}", lab.node_name);
+    let message = refused(patch(&there, state("failed")).await);
+    assert!(message.contains(&told), "{message}");
+    let message = refused(patch(&unbound, state("failed")).await);
+    assert!(message.contains("a pod on node (unknown) may not write node"), "{message}");
+
+    for other in [
+        json!({"metadata": {"labels": {CONFIG_LABEL: "all-7g.80gb"}}}),
+        json!({"metadata": {"labels": {CONFIG_LABEL: null}}}),
+        json!({"metadata": {"labels": {"pool": "gpu", STATE_LABEL: "success"}}}),
+    ] {
+        let message = refused(patch(&here, other).await);
+        assert!(message.contains("no label of a node but nvidia.com/mig.config.state"), "{message}");
+    }
+    for other in [
+        json!({"spec": {"unschedulable": true}}),
+        json!({"spec": {"taints": [{"key": "x", "effect": "NoSchedule"}]}}),
+        json!({"metadata": {"annotations": {"x": "y"}}}),
+        json!({"metadata": {"finalizers": ["example.com/x"]}}),
+        json!({"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "x", "uid": "y"}]}}),
+    ] {
+        let message = refused(patch(&here, other).await);
+        assert!(message.contains("nothing of a node but one label"), "{message}");
+    }
+    let status = Patch::Merge(json!({"status": {"allocatable": {"nvidia.com/gpu": "8"}}}));
+    refused(nodes(&here).patch_status(&lab.node_name, &PatchParams::default(), &status).await);
+    refused(nodes(&here).delete(&lab.node_name, &DeleteParams::default()).await);
+
+    for value in [json!("pending"), json!("success"), json!(null)] {
+        patch(&here, json!({"metadata": {"labels": {STATE_LABEL: value}}})).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_the_driver_writes_its_own_events_only() {
+    let Some(Installed { lab, here, there, unbound }) = Installed::new().await else {
+        return eprintln!("skipped: no KUBEBUILDER_ASSETS");
+    };
+    let events = |client: &Client| Api::<Event>::namespaced(client.clone(), "default");
+    let params = PostParams::default();
+    let own = event("own", DRIVER, &lab.node_name);
+    let again =
+        Patch::Merge(json!({"series": {"count": 2, "lastObservedTime": "2026-01-01T00:00:01.000000Z"}}));
+    let patch =
+        async |client: &Client, name: &str| events(client).patch(name, &PatchParams::default(), &again).await;
+
+    events(&here).create(&params, &own).await.unwrap();
+    events(&lab.client).create(&params, &event("kubelets", "kubelet", &lab.node_name)).await.unwrap();
+    for message in [
+        refused(events(&there).create(&params, &event("forged", DRIVER, &lab.node_name)).await),
+        refused(events(&here).create(&params, &event("forged", "kubelet", &lab.node_name)).await),
+        refused(events(&unbound).create(&params, &event("forged", DRIVER, &lab.node_name)).await),
+        refused(patch(&there, "own").await),
+        refused(patch(&here, "kubelets").await),
+    ] {
+        assert!(message.contains("may write the events that it reports itself only"), "{message}");
+    }
+    patch(&here, "own").await.unwrap();
+    // Those of a claim are in the claim's namespace.
+    let mut of_a_claim = event("of-a-claim", DRIVER, &lab.node_name);
+    of_a_claim.metadata.namespace = Some(NAMESPACE.to_owned());
+    of_a_claim.regarding = Some(ObjectReference {
+        api_version: Some("resource.k8s.io/v1".to_owned()),
+        kind: Some("ResourceClaim".to_owned()),
+        name: Some("claim".to_owned()),
+        namespace: Some(NAMESPACE.to_owned()),
+        ..ObjectReference::default()
+    });
+    Api::<Event>::namespaced(here, NAMESPACE).create(&params, &of_a_claim).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_the_driver_writes_of_a_claim_what_became_of_its_own_nodes_devices_only() {
+    let Some(Installed { lab, here, there, unbound }) = Installed::new().await else {
+        return eprintln!("skipped: no KUBEBUILDER_ASSETS");
+    };
+    let claims = |client: &Client| Api::<ResourceClaim>::namespaced(client.clone(), "default");
+    let claim = lab.claim_of("one", "gpu-0000-1a-00-mig-1g-10gb-6").await.name;
+    let pool = format!("{}/{DRIVER}", lab.node_name);
+    let devices =
+        json!([{"driver": DRIVER, "pool": pool, "device": "gpu-0000-1a-00-mig-1g-10gb-6", "data": {"x": 1}}]);
+    let write = async |client: &Client, status: Value| {
+        let status = Patch::Merge(json!({"status": status}));
+        claims(client).patch_status(&claim, &PatchParams::default(), &status).await
+    };
+    let is_refused = async || write(&there, json!({"devices": devices})).await.is_err().then_some(());
+    eventually("the policy is in force", is_refused).await;
+    let message = refused(write(&there, json!({"devices": devices})).await);
+    assert!(message.contains("its own node's devices only"), "{message}");
+    let message = refused(write(&unbound, json!({"devices": devices})).await);
+    assert!(message.contains("not bound to a pod"), "{message}");
+
+    write(&here, json!({"devices": devices})).await.unwrap();
+    let message = refused(write(&here, json!({"allocation": null, "devices": null})).await);
+    assert!(message.contains("not the allocation of a claim"), "{message}");
+    write(&here, json!({"devices": null})).await.unwrap();
 }

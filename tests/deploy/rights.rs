@@ -158,14 +158,18 @@ async fn the_shipped_rights_are_what_the_driver_uses_and_nothing_more() {
         .await;
     kubelet.unprepare(std::slice::from_ref(&one)).await.unwrap().remove(&one.uid).unwrap().unwrap();
 
-    // Somebody else cuts, so that the slices change; and two state files cannot be read, which are two events.
+    // Somebody else cuts, so that the slices change; a state file cannot be read, which is an event of the node; and a claim
+    // that nobody can prepare is one of the claim, which is counted when it comes again.
     lab.sim.plant_instance(0, "1g.10gb", 0).unwrap();
     happens("update resourceslices").await;
     let claims = lab.path("plugins").join(DRIVER).join("claims");
-    for (uid, right) in [("11111111-0000", "create events"), ("22222222-0000", "patch events")] {
-        std::fs::write(claims.join(format!("{uid}.jsonl")), "not a journal\n").unwrap();
-        happens(right).await;
+    std::fs::write(claims.join("11111111-0000.jsonl"), "not a journal\n").unwrap();
+    happens("create events").await;
+    let unknown = claim(&server, &lab.node_name, "unknown", "gpu-0000-ff-00");
+    for _ in 0..2 {
+        kubelet.prepare(std::slice::from_ref(&unknown)).await.unwrap().remove(&unknown.uid).unwrap().unwrap_err();
     }
+    happens("patch events").await;
     lab.stop().await;
 
     // A layout, which a label of the node chooses.
@@ -180,9 +184,7 @@ async fn the_shipped_rights_are_what_the_driver_uses_and_nothing_more() {
 
     let used: BTreeSet<Used> = server.requests().split_off(before).iter().filter_map(asked).collect();
     // A claim is read in its own namespace; the right to it is one for all namespaces.
-    let everywhere = |(namespace, group, resource, verb): Used| {
-        (namespace.filter(|it| it == "default"), group, resource, verb)
-    };
+    let everywhere = |(_, group, resource, verb): Used| (None, group, resource, verb);
     let used: BTreeSet<Used> = used.into_iter().map(everywhere).collect();
     let mut expected = shipped();
     for right in granted_ahead().keys() {
@@ -197,7 +199,7 @@ fn the_check_asks_for_the_rights_that_are_shipped() {
     let own = |text: &str| text.to_owned();
     let mut checked: BTreeSet<Used> = RIGHTS
         .iter()
-        .map(|it| (it.namespace.map(own), own(it.group), own(it.resource), own(it.verb)))
+        .map(|it| (None, own(it.group), own(it.resource), own(it.verb)))
         .collect();
     checked.extend(granted_ahead().into_keys());
     assert_eq!(checked, shipped());

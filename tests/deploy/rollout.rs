@@ -6,13 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dra_driver_mig::kubelet::SocketPaths;
+use futures::StreamExt;
+use k8s_openapi::api::resource::v1::ResourceSlice;
+use kube::api::DeleteParams;
+use kube::runtime::{WatchStreamExt, watcher};
 use kube_sim::kubelet::{Claim, KubeletClient, Plugin};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::common::{ControlPlane, DRIVER, Lab, eventually, is_complete};
+use crate::common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete};
 
 const OLD: &str = "0a0a0a0a-1111-4222-8333-444444444444";
 const NEW: &str = "0b0b0b0b-1111-4222-8333-444444444444";
@@ -140,13 +144,73 @@ async fn in_a_rolling_update_calls_succeed_throughout_and_slices_are_not_touched
     for claim in [&running, &last] {
         to_new.unprepare(std::slice::from_ref(claim)).await.unwrap().remove(&claim.uid).unwrap().unwrap();
     }
-    let uids = |slices: &[k8s_openapi::api::resource::v1::ResourceSlice]| {
+    let uids = |slices: &[ResourceSlice]| {
         slices.iter().map(|it| it.metadata.uid.clone().unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(uids(&lab.slices().await), uids(&before), "no slice was deleted and made again");
     assert!(lab.instances().is_empty());
     terminate(&new);
     assert!(new.wait().unwrap().success());
+}
+
+/// True where slices are what a pod publishes that was told to offer `1g.10gb` and no other profile.
+fn is_small(slices: &[ResourceSlice]) -> bool {
+    let names = device_names(slices);
+    !names.is_empty() && names.iter().all(|it| !it.contains("-mig-") || it.contains("-mig-1g-10gb-"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_two_pods_would_publish_different_slices_the_newer_one_does_and_the_older_again_when_it_is_gone()
+ {
+    let lab = Lab::new(ControlPlane::simulated(true).await, "2xH100-80GB").await;
+    let (mut old, old_address) = lab.spawn_pod(OLD);
+    register(&lab, OLD).await;
+    eventually("the old pod is ready", async || is_ready(old_address).await).await;
+    let is_large = |it: &[ResourceSlice]| is_complete(it) && !is_small(it);
+    lab.slices_when(is_large).await;
+
+    let (mut new, new_address) = lab.spawn_pod_with(NEW, &["--profiles", "1g.10gb"]);
+    register(&lab, NEW).await;
+    eventually("the new pod is ready", async || is_ready(new_address).await).await;
+    let is_small_pool = |it: &[ResourceSlice]| is_complete(it) && is_small(it);
+    lab.slices_when(is_small_pool).await;
+
+    // Every state of every slice from here on, while things happen that make both pods look at the slices again.
+    let watched = watcher(lab.slices_api(), watcher::Config::default()).applied_objects();
+    let (seen, collected) =
+        (Arc::new(AtomicUsize::new(0)), Arc::<std::sync::Mutex<Vec<ResourceSlice>>>::default());
+    let (counted, kept) = (Arc::clone(&seen), Arc::clone(&collected));
+    let watching = tokio::spawn(async move {
+        let mut watched = std::pin::pin!(watched);
+        while let Some(Ok(slice)) = watched.next().await {
+            kept.lock().unwrap().push(slice);
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    for _ in 0..3 {
+        let before = seen.load(Ordering::Relaxed);
+        let name = lab.slices_when(is_small_pool).await[0].metadata.name.clone().unwrap();
+        lab.slices_api().delete(&name, &DeleteParams::default()).await.unwrap();
+        eventually("it is written again", async || (before < seen.load(Ordering::Relaxed)).then_some(()))
+            .await;
+        lab.slices_when(is_small_pool).await;
+    }
+    let collected = std::mem::take(&mut *collected.lock().unwrap());
+    let large: Vec<_> = collected
+        .iter()
+        .filter(|it| it.spec.devices.is_some())
+        .filter(|it| !is_small(std::slice::from_ref(it)))
+        .collect();
+    assert!(large.is_empty(), "the old pod wrote {} slices", large.len());
+    watching.abort();
+    eventually("the old pod stays ready", async || is_ready(old_address).await).await;
+
+    // The new one was no good. Killed, it leaves its socket behind, on which nobody answers.
+    new.kill().unwrap();
+    new.wait().unwrap();
+    lab.slices_when(is_large).await;
+    terminate(&old);
+    assert!(old.wait().unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

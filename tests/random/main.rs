@@ -18,7 +18,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
 use kube::api::DeleteParams;
 use kube_sim::kubelet::Plugin;
-use kube_sim::{Fault, RequestInfo};
+use kube_sim::{ApiServer, Fault, RequestInfo};
 use model::{CUTS, Expected, Foreign, Model, Part, State, Tenant};
 use nvml_sim::{GiSnapshot, GpuSnapshot, Process};
 use tokio::time::timeout;
@@ -41,6 +41,8 @@ struct World {
     model: Model,
     operations: usize,
     named: usize,
+    /// The driver has asked once whether its claims exist and asks no more: what is deleted now it cannot notice.
+    is_blind: bool,
     history: Vec<String>,
 }
 
@@ -60,7 +62,8 @@ impl World {
         lab.start();
         let kubelet = lab.kubelet().await;
         let (random, model) = (Random::of(seed), Model::default());
-        Self { lab, kubelet, random, seed, model, operations: 0, named: 0, history: Vec::new() }
+        let (operations, named, history) = (0, 0, Vec::new());
+        Self { lab, kubelet, random, seed, model, operations, named, is_blind: false, history }
     }
 
     fn note(&mut self, what: String) {
@@ -213,6 +216,7 @@ impl World {
             }
         }
         self.note(if with_machine { "reboot".to_owned() } else { "restart".to_owned() });
+        let asked = self.server().requests().len();
         self.lab.start();
         self.kubelet = self.lab.kubelet().await;
         for tenant in self.model.tenants.iter_mut() {
@@ -225,6 +229,30 @@ impl World {
         if timeout(PATIENCE, eventually("recovery settles", settled)).await.is_err() {
             self.fail(&format!("recovery has left {:?} and not {wanted:?}", self.lab.recorded()));
         }
+        self.is_blind = !self.model.api_is_down;
+        if self.is_blind {
+            self.wait_for_the_questions_after(asked).await;
+        }
+    }
+
+    /// Returns once the driver has asked for every claim that it has, which it does once after its start.
+    async fn wait_for_the_questions_after(&self, start: usize) {
+        let has_asked = async || {
+            let requests = self.server().requests().split_off(start);
+            let is_asked = |it: &Tenant| {
+                let path = format!("/resourceclaims/{}", it.claim.name);
+                requests.iter().any(|it| it.method == "GET" && it.path.ends_with(&path))
+            };
+            self.model.tenants.iter().filter(|it| it.is_recorded()).all(is_asked).then_some(())
+        };
+        if timeout(PATIENCE, eventually("claims are asked for", has_asked)).await.is_err() {
+            self.fail("the driver does not ask whether its claims exist");
+        }
+    }
+
+    fn server(&self) -> &ApiServer {
+        let ControlPlane::Simulated(server) = &self.lab.plane else { unreachable!("it is simulated") };
+        server
     }
 
     /// Somebody else makes an instance.
@@ -284,12 +312,11 @@ impl World {
 
     /// The API server fails for claims, in one way or another, or works again.
     fn set_api(&mut self, is_down: bool) {
-        let ControlPlane::Simulated(server) = &self.lab.plane else { unreachable!("it is simulated") };
-        server.clear_faults();
+        self.server().clear_faults();
         if is_down {
             let fault = *self.random.pick(&[Fault::Status(503), Fault::Status(404), Fault::Garbage]);
             let is_claim = |it: &RequestInfo| it.method == "GET" && it.path.contains("/resourceclaims/");
-            server.inject(usize::MAX, is_claim, fault);
+            self.server().inject(usize::MAX, is_claim, fault);
         }
         self.model.api_is_down = is_down;
         self.note(format!("API server is down: {is_down}"));
@@ -297,7 +324,7 @@ impl World {
 
     /// A pod is deleted by force and its claim goes, while the node still has what it was promised.
     async fn delete_by_force(&mut self) {
-        let with_pod = |it: &Tenant| it.exists && it.is_recorded();
+        let with_pod = |it: &Tenant| self.is_blind && it.exists && it.is_recorded();
         let Some(number) = self.model.tenants.iter().position(with_pod) else { return };
         self.delete(number).await;
     }

@@ -149,6 +149,12 @@ pub fn apply(kind: &Kind, current: &mut Value, previous: &Value, wanted: &Value,
     if let Value::Object(previous) = previous {
         for key in previous.keys().filter(|key| !wanted.contains_key(*key)) {
             let emptied = match (current.get_mut(key), &previous[key]) {
+                // Of a keyed list only the own entries go.
+                (Some(value @ Value::Array(_)), before @ Value::Array(_)) if list_keys(kind, parent, key).is_some() => {
+                    let keys = list_keys(kind, parent, key).unwrap_or_default();
+                    apply_entries(kind, keys, key, value, before, &[]);
+                    value.as_array().is_some_and(Vec::is_empty)
+                }
                 (Some(value @ Value::Object(_)), before @ Value::Object(_)) => {
                     apply(kind, value, before, &Value::Object(Map::new()), key);
                     value.as_object().is_some_and(Map::is_empty)
@@ -349,6 +355,10 @@ mod tests {
         apply(&RESOURCE_CLAIM, &mut claim, &Value::Null, &mine, "");
         assert_eq!(claim["status"]["devices"].as_array().unwrap().len(), 2);
         apply(&RESOURCE_CLAIM, &mut claim, &mine, &json!({"status": {"devices": []}}), "");
-        assert_eq!(claim["status"]["devices"], json!([{"driver": "o", "pool": "p", "device": "d"}]));
+        let others = json!([{"driver": "o", "pool": "p", "device": "d"}]);
+        assert_eq!(claim["status"]["devices"], others);
+        apply(&RESOURCE_CLAIM, &mut claim, &Value::Null, &mine, "");
+        apply(&RESOURCE_CLAIM, &mut claim, &mine, &json!({}), "");
+        assert_eq!(claim["status"]["devices"], others);
     }
 }

@@ -25,6 +25,8 @@ pub struct Options {
     pub partitionable_devices: bool,
     /// `DRADeviceTaints`; likewise.
     pub device_taints: bool,
+    /// `DRAResourceClaimDeviceStatus` off; it is on by default since 1.33.
+    pub without_device_status: bool,
     /// TCP port; any free one by default.
     pub port: Option<u16>,
 }
@@ -50,6 +52,7 @@ impl ApiServer {
         let gates = Gates {
             partitionable_devices: options.partitionable_devices,
             device_taints: options.device_taints,
+            without_device_status: options.without_device_status,
         };
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {

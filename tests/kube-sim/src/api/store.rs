@@ -26,6 +26,8 @@ pub struct Gates {
     pub partitionable_devices: bool,
     /// `DRADeviceTaints`: off in 1.35. Off, device taints are silently dropped.
     pub device_taints: bool,
+    /// `DRAResourceClaimDeviceStatus` is off, which it is not by default: `status.devices` of claims is silently dropped.
+    pub without_device_status: bool,
 }
 
 /// Where an object stands.

@@ -49,14 +49,22 @@ pub(super) fn before_update(kind: &Kind, old: &Value, new: &mut Value, part: Par
     match kind.kind {
         "ResourceSlice" => drop_disabled(new, Some(old), gates),
         "DeviceClass" => remove(&mut new["spec"], "extendedResourceName"),
-        "ResourceClaim" if part == Part::Status && new["status"]["allocation"].is_null() => {
-            // The devices' status belongs to the allocation and goes with it.
-            if let Some(status) = new["status"].as_object_mut() {
-                status.remove("devices");
-                status.remove("allocation");
-            }
-        }
+        "ResourceClaim" if part == Part::Status => claim_status(old, &mut new["status"], gates),
         _ => {}
+    }
+}
+
+/// The devices' status belongs to the allocation and goes with it; with its gate off it is kept only where it is in use.
+fn claim_status(old: &Value, status: &mut Value, gates: Gates) {
+    let old = &old["status"];
+    if status["allocation"].is_null() {
+        remove(status, "allocation");
+        if !old["allocation"].is_null() {
+            remove(status, "devices");
+        }
+    }
+    if gates.without_device_status && old["devices"].is_null() {
+        remove(status, "devices");
     }
 }
 

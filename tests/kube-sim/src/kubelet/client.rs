@@ -40,7 +40,7 @@ pub enum KubeletError {
     Unsuitable(String),
 }
 
-fn failed(call: &'static str) -> impl Fn(tonic::Status) -> KubeletError {
+pub(super) fn failed(call: &'static str) -> impl Fn(tonic::Status) -> KubeletError {
     move |status| KubeletError::Call { call, text: format!("{:?}: {}", status.code(), status.message()) }
 }
 
@@ -175,7 +175,7 @@ async fn dial_registration(socket: &Path) -> Result<Channel, KubeletError> {
     dial(&path, Some(origin)).await
 }
 
-async fn dial(path: &str, origin: Option<Uri>) -> Result<Channel, KubeletError> {
+pub(super) async fn dial(path: &str, origin: Option<Uri>) -> Result<Channel, KubeletError> {
     let failed = |e: &dyn std::error::Error| {
         let source = e.source().map(|s| format!(": {s}")).unwrap_or_default();
         KubeletError::Call { call: "dial", text: format!("{path}: {e}{source}") }

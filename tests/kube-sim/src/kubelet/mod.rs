@@ -7,6 +7,7 @@ mod client;
 mod node;
 mod pb;
 mod pod;
+mod probe;
 
 pub use authority::encode_authority;
 pub use cdi::{CdiDevice, find as find_cdi_device};
@@ -14,3 +15,4 @@ pub use client::{
     Claim, KubeletClient, KubeletError, Plugin, PrepareAnswer, PreparedDevice, UnprepareAnswer, Version,
 };
 pub use node::{ContainerDevice, Counts, Kubelet, KubeletOptions, PreparedClaim};
+pub use probe::HealthProbe;

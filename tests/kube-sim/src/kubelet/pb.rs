@@ -24,6 +24,12 @@ pub(super) mod health_v1alpha1 {
     tonic::include_proto!("v1alpha1");
 }
 
+/// `grpc.health.v1`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
+pub(super) mod health {
+    tonic::include_proto!("grpc.health.v1");
+}
+
 /// `pluginregistration/v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
 pub(super) mod registration {

@@ -1,0 +1,552 @@
+//! `status.devices` of the ResourceClaims that are prepared here: which instance each allocated device has become.
+//!
+//! Follows the state files, not the calls: whoever changes one says so, and what the API server was told is then compared
+//! with what is on disk. So no call of the kubelet waits for it or fails by it, nothing is queued beyond the claims that
+//! there are, and a failure is made good by the next comparison. Refuses to touch entries of other drivers, and anything
+//! else in a claim's status: server-side apply as a manager of its own, which also takes back what it wrote.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, Error};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{CALL_TIMEOUT, with_causes};
+use crate::checkpoint::{Checkpoint, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
+use crate::claim::{ClaimRef, ClaimUid};
+use crate::slices::fnv1a;
+
+/// Version of the object in an entry's `data`.
+pub const DATA_VERSION: &str = "status.mig.dra-driver.dev/v1";
+
+/// Claims that are written at once.
+const AT_ONCE: usize = 4;
+/// How long changes are collected: a claim that is prepared and unprepared within it is not written at all.
+const BURST: Duration = Duration::from_millis(50);
+/// First and longest pause after a failure.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Pause where the driver's account may not write: somebody may grant it the right.
+const UNTIL_GRANTED: Duration = Duration::from_secs(600);
+/// Taking back is given up after so many failures: the entries vanish with the allocation in any case.
+const MOST_ATTEMPTS: u32 = 8;
+
+/// What `status.devices` says of a claim, in the order of its devices: nothing unless it is prepared. `since` is when its
+/// devices became ready, as RFC 3339. Entries name driver, pool and device of the allocation.
+#[must_use]
+pub fn device_statuses(record: &Record, driver: &str, since: &str) -> Vec<Value> {
+    if record.stage != Stage::Prepared {
+        return Vec::new();
+    }
+    record.devices.iter().map(|it| device_status(it, driver, since)).collect()
+}
+
+fn device_status(device: &RecordedDevice, driver: &str, since: &str) -> Value {
+    let parent = &device.parent_uuid;
+    let (message, data) = match &device.kind {
+        RecordedKind::Gpu => {
+            let data = json!({"kind": "Gpu", "parentUUID": parent, "profile": "full"});
+            (format!("GPU {parent} as a whole"), data)
+        }
+        RecordedKind::Mig { spec, progress } => {
+            let mut data = json!({
+                "kind": "MigDevice",
+                "parentUUID": parent,
+                "profile": spec.profile,
+                "placement": {"start": spec.placement.start, "size": spec.placement.size},
+            });
+            if let Progress::Complete { gpu_instance, compute_instance, uuid } = progress {
+                data["gpuInstance"] = json!(gpu_instance);
+                data["computeInstance"] = json!(compute_instance);
+                data["migUUID"] = json!(uuid);
+            }
+            (format!("{} at {} of GPU {parent}", spec.profile, spec.placement), data)
+        }
+    };
+    let mut data = data;
+    data["apiVersion"] = json!(DATA_VERSION);
+    json!({
+        "driver": driver,
+        "pool": device.pool,
+        "device": device.name,
+        "conditions": [{
+            "type": "Ready",
+            "status": "True",
+            "reason": "Prepared",
+            "message": message,
+            "lastTransitionTime": since,
+        }],
+        "data": data,
+    })
+}
+
+/// Keeps `status.devices` of this node's claims as the state files say. Needs the verb `patch` on `resourceclaims/status`.
+#[derive(Debug)]
+pub struct ClaimStatuses {
+    api: Api<ResourceClaim>,
+    driver: String,
+    manager: String,
+    checkpoint: Checkpoint,
+    known: BTreeMap<ClaimUid, Entry>,
+    /// Nothing is written before then.
+    not_before: Option<Instant>,
+    /// Whether it was said that the right is missing.
+    is_refusal_told: bool,
+}
+
+/// What is known of a claim at the API server.
+#[derive(Debug)]
+struct Entry {
+    claim: ClaimRef,
+    told: Told,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Told {
+    /// It was prepared before this process began: what the API server has is not known.
+    Unseen,
+    /// Nothing yet.
+    Nothing,
+    /// What this record says.
+    Record { record: Arc<Record>, since: String },
+    /// The API server does not take what this record says.
+    Refused(Arc<Record>),
+}
+
+/// A call to the API server that brings it nearer to what is on disk.
+#[derive(Debug, Clone, PartialEq)]
+enum Step {
+    /// Compare, and write if it differs.
+    Compare(Arc<Record>),
+    /// Write what the record says, ready since the given time.
+    Write(Arc<Record>, String),
+    /// Take back what was written.
+    Withdraw(ClaimRef),
+}
+
+/// What came of a step.
+#[derive(Debug)]
+enum Outcome {
+    /// The claim says what the record says, ready since then.
+    Told(String),
+    /// There is no such claim any more, or nothing of ours in it.
+    Gone,
+    /// The API server does not take it; saying it again would not help.
+    Refused(String),
+    /// The account may not do it.
+    Forbidden(String),
+    /// The field was dropped without a word: the feature gate is off.
+    Dropped,
+    /// What came of it cannot be told.
+    Failed(String),
+}
+
+impl ClaimStatuses {
+    /// Statuses of the claims in this directory, by this driver on this node.
+    #[must_use]
+    pub fn new(client: Client, checkpoint: Checkpoint, node: &str, driver: &str) -> Self {
+        Self {
+            api: Api::all(client),
+            driver: driver.to_owned(),
+            manager: manager(driver, node),
+            checkpoint,
+            known: BTreeMap::new(),
+            not_before: None,
+            is_refusal_told: false,
+        }
+    }
+
+    /// Runs until `stop`. `changes` tells of every change of what claims hold.
+    pub async fn run(mut self, mut changes: watch::Receiver<()>, stop: CancellationToken) {
+        for (uid, stored) in self.listed() {
+            if let Stored::Record(record) = &*stored
+                && is_told_of(record)
+            {
+                self.known.insert(uid, Entry::new(record.claim.clone(), Told::Unseen));
+            }
+        }
+        let kept = tokio::select! {
+            () = stop.cancelled() => return,
+            kept = self.keep(&mut changes) => kept,
+        };
+        if kept == Kept::NotKept {
+            info!(
+                "kube-apiserver drops the device status of claims (feature gate DRAResourceClaimDeviceStatus is off): it \
+                 is not written until the driver starts again"
+            );
+        }
+        stop.cancelled().await;
+    }
+
+    /// Brings the API server up to date again and again. Ends where it keeps no device status, or nothing can change.
+    async fn keep(&mut self, changes: &mut watch::Receiver<()>) -> Kept {
+        loop {
+            changes.borrow_and_update();
+            let now = Instant::now();
+            let is_paused = self.not_before.is_some_and(|it| now < it);
+            let steps = if is_paused { Vec::new() } else { self.steps(&self.listed(), now) };
+            let this = &*self;
+            let taken = steps.into_iter().map(|(uid, step)| async move {
+                let outcome = this.take(&step).await;
+                (uid, step, outcome)
+            });
+            let outcomes: Vec<_> = stream::iter(taken).buffer_unordered(AT_ONCE).collect().await;
+            for (uid, step, outcome) in outcomes {
+                if matches!(outcome, Outcome::Dropped) {
+                    return Kept::NotKept;
+                }
+                self.note(&uid, step, outcome);
+            }
+            let again = self.next_attempt();
+            tokio::select! {
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return Kept::Ended;
+                    }
+                    sleep(BURST).await;
+                }
+                () = at(again) => {}
+            }
+        }
+    }
+
+    fn listed(&self) -> Vec<(ClaimUid, Arc<Stored>)> {
+        tokio::task::block_in_place(|| self.checkpoint.list()).unwrap_or_else(|error| {
+            debug!(%error, "cannot tell which claims have a device status");
+            Vec::new()
+        })
+    }
+
+    /// What has to be done now, by what is on disk and what was told.
+    fn steps(&mut self, listed: &[(ClaimUid, Arc<Stored>)], now: Instant) -> Vec<(ClaimUid, Step)> {
+        for entry in self.known.values_mut() {
+            entry.not_before = entry.not_before.filter(|it| now < *it);
+        }
+        let mut steps = Vec::new();
+        for (uid, stored) in listed {
+            if let Stored::Record(record) = &**stored
+                && is_told_of(record)
+            {
+                let new = || Entry::new(record.claim.clone(), Told::Nothing);
+                let entry = self.known.entry(uid.clone()).or_insert_with(new);
+                if entry.not_before.is_none()
+                    && let Some(step) = entry.told.step_to(record, &self.driver)
+                {
+                    steps.push((uid.clone(), step));
+                }
+            }
+        }
+        // A file that cannot be read says nothing against what was told.
+        let stays = |stored: &Stored| match stored {
+            Stored::Record(record) => is_told_of(record),
+            Stored::Unreadable(_) => true,
+            Stored::Nothing => false,
+        };
+        let is_over = |uid: &ClaimUid| !listed.iter().any(|(listed, stored)| listed == uid && stays(stored));
+        self.known.retain(|uid, entry| entry.told.is_something() || !is_over(uid));
+        let over = self.known.iter().filter(|(uid, entry)| is_over(uid) && entry.not_before.is_none());
+        steps.extend(over.map(|(uid, entry)| (uid.clone(), Step::Withdraw(entry.claim.clone()))));
+        steps
+    }
+
+    async fn take(&self, step: &Step) -> Outcome {
+        match step {
+            Step::Compare(record) => self.compare(record).await,
+            Step::Write(record, since) => self.write(record, since.clone()).await,
+            Step::Withdraw(claim) => match self.apply(claim, None).await {
+                Ok(_) | Err(Outcome::Refused(_)) => Outcome::Gone,
+                Err(outcome) => outcome,
+            },
+        }
+    }
+
+    /// Reads the claim and writes only what is missing or another.
+    async fn compare(&self, record: &Record) -> Outcome {
+        let claim = &record.claim;
+        let api = self.api.clone().constrain(&claim.namespace);
+        let object = match timeout(CALL_TIMEOUT, api.get(&claim.name)).await {
+            Ok(Ok(object)) if object.metadata.uid.as_deref() == Some(claim.uid.as_str()) => object,
+            Ok(Ok(_)) => return Outcome::Gone,
+            Ok(Err(error)) => return outcome_of(&error),
+            Err(_) => return no_answer(),
+        };
+        let (there, since) = self.ours(&object);
+        let since = since.unwrap_or_else(now);
+        let mut wanted = device_statuses(record, &self.driver, &since);
+        wanted.sort_by_key(name_of);
+        if there == wanted { Outcome::Told(since) } else { self.write(record, since).await }
+    }
+
+    async fn write(&self, record: &Record, since: String) -> Outcome {
+        let statuses = device_statuses(record, &self.driver, &since);
+        match self.apply(&record.claim, Some(&statuses)).await {
+            Ok(stored) => {
+                let is_allocated = stored.status.as_ref().is_some_and(|it| it.allocation.is_some());
+                let is_dropped = self.ours(&stored).0.is_empty();
+                if is_allocated && is_dropped { Outcome::Dropped } else { Outcome::Told(since) }
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// Applies our part of the status: these entries, or none.
+    async fn apply(&self, claim: &ClaimRef, statuses: Option<&[Value]>) -> Result<ResourceClaim, Outcome> {
+        let mut object = json!({
+            "apiVersion": "resource.k8s.io/v1",
+            "kind": "ResourceClaim",
+            // The UID is a precondition: another claim may have this name by now.
+            "metadata": {"namespace": claim.namespace, "name": claim.name, "uid": claim.uid.as_str()},
+        });
+        if let Some(statuses) = statuses {
+            object["status"] = json!({"devices": statuses});
+        }
+        let api = self.api.clone().constrain(&claim.namespace);
+        // Nobody else has anything to say of these devices.
+        let params = PatchParams::apply(&self.manager).force();
+        match timeout(CALL_TIMEOUT, api.patch_status(&claim.name, &params, &Patch::Apply(&object))).await {
+            Ok(Ok(stored)) => Ok(stored),
+            Ok(Err(error)) => Err(outcome_of(&error)),
+            Err(_) => Err(no_answer()),
+        }
+    }
+
+    /// The entries of this driver in a claim, by device, and since when the first is ready.
+    fn ours(&self, object: &ResourceClaim) -> (Vec<Value>, Option<String>) {
+        let devices = object.status.iter().flat_map(|it| it.devices.iter().flatten());
+        let ours = devices.filter(|it| it.driver == self.driver);
+        let mut entries: Vec<Value> = ours.filter_map(|it| serde_json::to_value(it).ok()).collect();
+        entries.sort_by_key(name_of);
+        let since = entries.first().and_then(|it| it.pointer("/conditions/0/lastTransitionTime")?.as_str());
+        let since = since.map(str::to_owned);
+        (entries, since)
+    }
+
+    fn note(&mut self, uid: &ClaimUid, step: Step, outcome: Outcome) {
+        let Some(entry) = self.known.get_mut(uid) else { return };
+        let claim = &entry.claim;
+        match (outcome, step) {
+            (Outcome::Told(since), Step::Compare(record) | Step::Write(record, _)) => {
+                debug!(%claim, "device status written");
+                *entry = Entry::new(record.claim.clone(), Told::Record { record, since });
+            }
+            (Outcome::Refused(message), Step::Compare(record) | Step::Write(record, _)) => {
+                debug!(%claim, message, "the API server does not take the device status of the claim");
+                entry.told = Told::Refused(record);
+            }
+            (Outcome::Gone, Step::Compare(record) | Step::Write(record, _)) => {
+                debug!(%claim, "the claim has no device status: it is gone");
+                entry.told = Told::Refused(record);
+            }
+            (Outcome::Forbidden(message), _) => {
+                if !std::mem::replace(&mut self.is_refusal_told, true) {
+                    warn!(message, "the account may not write the device status of claims (resourceclaims/status)");
+                }
+                self.not_before = Some(Instant::now() + UNTIL_GRANTED);
+            }
+            (Outcome::Failed(message), step) => {
+                if entry.failures == 0 {
+                    warn!(%claim, message, "cannot write the device status of a claim, trying again");
+                }
+                // It may be there all the same.
+                if entry.told == Told::Nothing {
+                    entry.told = Told::Unseen;
+                }
+                entry.failed();
+                if matches!(step, Step::Withdraw(_)) && MOST_ATTEMPTS <= entry.failures {
+                    self.known.remove(uid);
+                }
+            }
+            (_, Step::Withdraw(_)) => drop(self.known.remove(uid)),
+            // The end of it all; see `keep`.
+            (Outcome::Dropped, _) => {}
+        }
+    }
+
+    /// When something that failed is to be tried again.
+    fn next_attempt(&self) -> Option<Instant> {
+        self.not_before
+            .filter(|it| Instant::now() < *it)
+            .or_else(|| self.known.values().filter_map(|it| it.not_before).min())
+    }
+}
+
+/// Whether the API server keeps device statuses.
+#[derive(Debug, PartialEq, Eq)]
+enum Kept {
+    NotKept,
+    Ended,
+}
+
+impl Entry {
+    fn new(claim: ClaimRef, told: Told) -> Self {
+        Self { claim, told, failures: 0, not_before: None }
+    }
+
+    fn failed(&mut self) {
+        let (first, longest) = PAUSES;
+        let pause = longest.min(first * 2_u32.saturating_pow(self.failures.min(10)));
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = Some(Instant::now() + pause);
+    }
+}
+
+impl Told {
+    /// True where there may be something to take back.
+    fn is_something(&self) -> bool {
+        matches!(self, Self::Unseen | Self::Record { .. })
+    }
+
+    /// What brings the API server from here to this record; nothing where it is there.
+    fn step_to(&self, record: &Arc<Record>, driver: &str) -> Option<Step> {
+        let says_the_same = |told: &Arc<Record>| {
+            Arc::ptr_eq(told, record) || device_statuses(told, driver, "") == device_statuses(record, driver, "")
+        };
+        match self {
+            Self::Unseen => Some(Step::Compare(Arc::clone(record))),
+            Self::Nothing => Some(Step::Write(Arc::clone(record), now())),
+            Self::Record { record: told, .. } | Self::Refused(told) if says_the_same(told) => None,
+            // Ready it was before.
+            Self::Record { since, .. } => Some(Step::Write(Arc::clone(record), since.clone())),
+            Self::Refused(_) => Some(Step::Write(Arc::clone(record), now())),
+        }
+    }
+}
+
+fn is_told_of(record: &Record) -> bool {
+    record.stage == Stage::Prepared && !record.devices.is_empty()
+}
+
+fn outcome_of(error: &Error) -> Outcome {
+    match error {
+        Error::Api(status) => match status.code {
+            404 => Outcome::Gone,
+            // Of conflicts there is but one for whoever forces: the precondition. The other is a race that passes.
+            409 if status.message.to_lowercase().contains("uid") => Outcome::Gone,
+            // Not allocated any more, or other devices.
+            400 | 422 => Outcome::Refused(status.message.clone()),
+            401 | 403 => Outcome::Forbidden(status.message.clone()),
+            _ => Outcome::Failed(status.message.clone()),
+        },
+        error => Outcome::Failed(with_causes(error)),
+    }
+}
+
+fn no_answer() -> Outcome {
+    Outcome::Failed(format!("no answer within {} s", CALL_TIMEOUT.as_secs()))
+}
+
+/// By what entries are put in order; equal only for entries of one device.
+fn name_of(entry: &Value) -> (String, String) {
+    let text = |field: &str| entry[field].as_str().unwrap_or_default().to_owned();
+    (text("pool"), text("device"))
+}
+
+/// The present time as the API server writes it.
+fn now() -> String {
+    let now = serde_json::to_value(Time(Timestamp::now())).ok();
+    now.and_then(|it| it.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Name under which the entries are applied. One for each node: a claim may have gone to another node, whose entries are
+/// not ours to take back. The API server takes 128 bytes.
+fn manager(driver: &str, node: &str) -> String {
+    const LONGEST: usize = 128;
+    let name = format!("{driver}/{node}");
+    if name.len() <= LONGEST { name } else { format!("{driver}/{:016x}", fnv1a(node.as_bytes())) }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::VERSION;
+    use crate::inventory::MigSpec;
+    use crate::nvml::facts::Placement;
+
+    const SINCE: &str = "2026-01-02T03:04:05Z";
+
+    fn record(kind: RecordedKind, stage: Stage) -> Arc<Record> {
+        let device = RecordedDevice {
+            name: "d-1".to_owned(),
+            pool: "n/x".to_owned(),
+            requests: vec!["gpu".to_owned()],
+            parent_uuid: "GPU-1".to_owned(),
+            kind,
+            unknown: serde_json::Map::new(),
+        };
+        Arc::new(Record {
+            version: VERSION,
+            boot_id: "boot".to_owned(),
+            claim: ClaimRef::new("ns".to_owned(), "c".to_owned(), "u-1".to_owned()).unwrap(),
+            devices: vec![device],
+            stage,
+            unknown: serde_json::Map::new(),
+        })
+    }
+
+    fn mig(uuid: &str) -> RecordedKind {
+        let placement = Placement { start: 6, size: 1 };
+        let spec = MigSpec { profile: "1g.10gb".to_owned(), profile_id: 19, slices: 1, placement };
+        let progress = Progress::Complete { gpu_instance: 9, compute_instance: 0, uuid: uuid.to_owned() };
+        RecordedKind::Mig { spec, progress }
+    }
+
+    #[test]
+    fn a_prepared_device_says_which_instance_it_is() {
+        let statuses = device_statuses(&record(mig("MIG-7"), Stage::Prepared), "mig.example.com", SINCE);
+        let expected = json!([{
+            "driver": "mig.example.com", "pool": "n/x", "device": "d-1",
+            "conditions": [{
+                "type": "Ready", "status": "True", "reason": "Prepared", "lastTransitionTime": SINCE,
+                "message": "1g.10gb at 6:1 of GPU GPU-1",
+            }],
+            "data": {
+                "apiVersion": "status.mig.dra-driver.dev/v1", "kind": "MigDevice", "parentUUID": "GPU-1",
+                "profile": "1g.10gb", "placement": {"start": 6, "size": 1}, "gpuInstance": 9, "computeInstance": 0,
+                "migUUID": "MIG-7",
+            },
+        }]);
+        assert_eq!(json!(statuses), expected);
+        let whole = device_statuses(&record(RecordedKind::Gpu, Stage::Prepared), "d", SINCE);
+        assert_eq!((&whole[0]["data"]["kind"], &whole[0]["data"]["profile"]), (&json!("Gpu"), &json!("full")));
+        for stage in [Stage::Preparing, Stage::Unpreparing] {
+            assert!(device_statuses(&record(mig("MIG-7"), stage), "d", SINCE).is_empty());
+        }
+    }
+
+    #[test]
+    fn only_what_says_something_else_is_written_and_ready_it_was_before() {
+        let told = |uuid: &str| Told::Record { record: record(mig(uuid), Stage::Prepared), since: SINCE.to_owned() };
+        let now = record(mig("MIG-7"), Stage::Prepared);
+        assert_eq!(told("MIG-7").step_to(&now, "d"), None);
+        assert_eq!(told("MIG-6").step_to(&now, "d"), Some(Step::Write(Arc::clone(&now), SINCE.to_owned())));
+        assert_eq!(Told::Refused(Arc::clone(&now)).step_to(&now, "d"), None);
+        assert_eq!(Told::Unseen.step_to(&now, "d"), Some(Step::Compare(Arc::clone(&now))));
+        assert!(matches!(Told::Nothing.step_to(&now, "d"), Some(Step::Write(..))));
+    }
+
+    #[test]
+    fn a_manager_is_known_by_driver_and_node_and_never_too_long() {
+        assert_eq!(manager("mig.dra-driver.dev", "node-1"), "mig.dra-driver.dev/node-1");
+        let long = manager("mig.dra-driver.dev", &"n".repeat(253));
+        assert!(long.len() < 128 && long.starts_with("mig.dra-driver.dev/"), "{long}");
+        assert_ne!(long, manager("mig.dra-driver.dev", &"m".repeat(253)));
+    }
+}

@@ -1,0 +1,64 @@
+//! Since when somebody is inside a call that may hang.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// Tells from outside whether a thread is in a call, and for how long. Clones tell the same.
+#[derive(Debug, Clone, Default)]
+pub struct Pulse {
+    /// Milliseconds on the clock of this process at which the call began; 0 where there is none.
+    since: Arc<AtomicU64>,
+}
+
+/// The time until it is dropped is one call.
+#[derive(Debug)]
+pub struct Beat {
+    since: Arc<AtomicU64>,
+}
+
+impl Pulse {
+    /// A call begins. One at a time.
+    #[must_use]
+    pub fn begin(&self) -> Beat {
+        self.since.store(clock(), Ordering::Relaxed);
+        Beat { since: Arc::clone(&self.since) }
+    }
+
+    /// How long the present call takes already; nothing where there is none.
+    #[must_use]
+    pub fn busy_for(&self) -> Option<Duration> {
+        match self.since.load(Ordering::Relaxed) {
+            0 => None,
+            since => Some(Duration::from_millis(clock().saturating_sub(since))),
+        }
+    }
+}
+
+impl Drop for Beat {
+    fn drop(&mut self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Milliseconds since the first call of this function, and one more: never 0.
+fn clock() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = START.get_or_init(Instant::now);
+    u64::try_from(start.elapsed().as_millis()).map_or(u64::MAX, |it| it.saturating_add(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_seen_from_outside_until_it_ends() {
+        let pulse = Pulse::default();
+        assert_eq!(pulse.busy_for(), None);
+        let beat = pulse.begin();
+        assert!(pulse.clone().busy_for().is_some());
+        drop(beat);
+        assert_eq!(pulse.busy_for(), None);
+    }
+}

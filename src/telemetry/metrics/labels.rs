@@ -1,0 +1,112 @@
+//! Values of labels that are known beforehand. Each set is closed, so that the number of series is.
+
+/// Declares a closed set of label values: the enum, all of it, and how each is written.
+macro_rules! label_values {
+    ($(#[$doc:meta])* $name:ident { $($(#[$of:meta])* $value:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name {
+            $($(#[$of])* $value,)*
+        }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &'static [Self] = &[$(Self::$value,)*];
+
+            /// The value as the label has it.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$value => $text,)*
+                }
+            }
+        }
+
+        impl ::prometheus_client::encoding::EncodeLabelValue for $name {
+            fn encode(
+                &self,
+                encoder: &mut ::prometheus_client::encoding::LabelValueEncoder<'_>,
+            ) -> ::std::fmt::Result {
+                ::prometheus_client::encoding::EncodeLabelValue::encode(&self.as_str(), encoder)
+            }
+        }
+    };
+}
+
+label_values! {
+    /// What the kubelet asks for.
+    Method {
+        /// NodePrepareResources, for one claim.
+        Prepare = "prepare",
+        /// NodeUnprepareResources, for one claim.
+        Unprepare = "unprepare",
+    }
+}
+
+label_values! {
+    /// How something ended.
+    Outcome {
+        /// As it should.
+        Success = "success",
+        /// With an error.
+        Failure = "failure",
+        /// Whoever asked has stopped waiting.
+        Abandoned = "abandoned",
+    }
+}
+
+label_values! {
+    /// Where the time of a call goes.
+    Step {
+        /// Reading the claim from the API server, tries again included.
+        ApiGet = "api_get",
+        /// Waiting for other calls for the claim, and for the right to make a record.
+        LockWait = "lock_wait",
+        /// Waiting for another claim that still holds the same part of a GPU.
+        HeldWait = "held_wait",
+        /// Waiting for the GPU's thread.
+        QueueWait = "queue_wait",
+        /// Making a GPU instance.
+        CreateGpuInstance = "gi_create",
+        /// Making a compute instance.
+        CreateComputeInstance = "ci_create",
+        /// Destroying compute instance and GPU instance.
+        Destroy = "destroy",
+        /// Writing the CDI file.
+        CdiWrite = "cdi_write",
+        /// Writing the intent to the claim's journal and forcing it to the disk.
+        RecordSync = "record_sync",
+    }
+}
+
+label_values! {
+    /// What was done for a claim, or for the node, without being asked for it.
+    Recovery {
+        /// What a failed prepare had made was taken back.
+        Undo = "undo",
+        /// A claim that was left half prepared or half unprepared was taken down.
+        TakeDown = "take_down",
+        /// A claim whose ResourceClaim is gone, or has other devices, was taken down.
+        Orphan = "orphan",
+        /// A CDI file that had vanished was written again.
+        MendCdi = "mend_cdi",
+        /// A CDI file of no claim was removed.
+        RemoveCdi = "remove_cdi",
+        /// A state file that cannot be read was found.
+        UnreadableState = "unreadable_state",
+        /// NVML was opened again, because its driver was unloaded or replaced.
+        ReopenNvml = "reopen_nvml",
+    }
+}
+
+label_values! {
+    /// What was done to a ResourceSlice.
+    SliceWrite {
+        /// A new one.
+        Create = "create",
+        /// One that was there was written anew.
+        Update = "update",
+        /// Removed.
+        Delete = "delete",
+    }
+}

@@ -1,0 +1,187 @@
+//! What there is to be counted, and how long it took: numbers for Prometheus, on a port of their own.
+//!
+//! Two kinds, and no third:
+//!
+//! * What *happens* is counted where it happens, through [`Metrics`], a handle that costs nothing to clone and that every
+//!   part of the driver which counts has in its `…Parts`. Times are taken by clocks that also count when they are
+//!   dropped, so that failures, refusals and callers who gave up are in the numbers.
+//! * What *is* (instances, free placements, claims, what was published) is computed from the driver's state whenever
+//!   somebody asks, by a [`Collector`]. Nothing is kept in step by hand.
+//!
+//! # To add a number
+//!
+//! 1. A counter: in `families.rs` a field in `Families` with its label set (a struct that derives `EncodeLabelSet`; a label
+//!    whose values are known gets a set of `label_values!`, so that the number of series is bounded), a line in `register`
+//!    with name and help, and here a method of [`Metrics`] that counts. A closed set of labels is put at zero in
+//!    `at_zero`: a rate needs a number to begin at.
+//! 2. Something of the state: a [`Collector`] handed to [`Exporter::new`].
+//! 3. A row in the README's table; a test holds that table against what a node really answers.
+//!
+//! Names begin with `dra_mig_` (the registry adds it) and end with their unit; counters get `_total` by themselves.
+
+#[macro_use]
+mod labels;
+mod families;
+mod reason;
+mod serve;
+mod timer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+pub use labels::{Method, Outcome, Recovery, SliceWrite, Step};
+pub use reason::Reason;
+pub use serve::{MetricsAddress, MetricsError, bind_metrics, serve_metrics};
+pub use timer::{CallClock, StepClock};
+
+use crate::nvml::CallError;
+use families::{
+    ApiLabels, CallLabels, CallTimeLabels, Families, NvmlLabels, RecoveryLabels, SliceLabels, StepLabels,
+};
+
+/// The way to count. Clones count into the same numbers.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics(Arc<Families>);
+
+impl Metrics {
+    /// Starts the clock of a call of the kubelet for one claim.
+    pub fn call(&self, method: Method) -> CallClock {
+        CallClock::start(self.clone(), method)
+    }
+
+    /// Starts the clock of a step.
+    pub fn step(&self, step: Step) -> StepClock {
+        StepClock::start(self.clone(), step)
+    }
+
+    /// Does a step and counts it by its result.
+    pub fn timed<T, E>(&self, step: Step, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let clock = self.step(step);
+        let result = work();
+        clock.end(result.is_ok());
+        result
+    }
+
+    /// Waits for a step and counts it by its result; as failed if nobody waits to the end.
+    pub async fn awaited<T, E>(&self, step: Step, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let clock = self.step(step);
+        let result = work.await;
+        clock.end(result.is_ok());
+        result
+    }
+
+    /// A ResourceSlice was written.
+    pub fn slice_written(&self, operation: SliceWrite) {
+        self.0.slice_writes.get_or_create(&SliceLabels { operation }).inc();
+    }
+
+    /// The API server has answered, or has not: `code` is a status, or a word for what came instead.
+    pub fn api_answered(&self, verb: &'static str, resource: &'static str, code: String) {
+        self.0.api_requests.get_or_create(&ApiLabels { verb, resource, code }).inc();
+    }
+
+    /// Something was done without being asked for, or was tried.
+    pub fn recovered(&self, action: Recovery, is_success: bool) {
+        let outcome = if is_success { Outcome::Success } else { Outcome::Failure };
+        self.0.recoveries.get_or_create(&RecoveryLabels { action, outcome }).inc();
+    }
+
+    /// A call into NVML failed where it should not have.
+    pub fn nvml_failed(&self, error: &CallError) {
+        let labels = NvmlLabels { call: error.call, code: error.code.to_string() };
+        self.0.nvml_errors.get_or_create(&labels).inc();
+    }
+
+    fn note_call(&self, method: Method, reason: Reason, took: Duration) {
+        let outcome = reason.outcome();
+        self.0.calls.get_or_create(&CallLabels { method, outcome, reason }).inc();
+        self.0.call_seconds.get_or_create(&CallTimeLabels { method, outcome }).observe(took.as_secs_f64());
+    }
+
+    fn note_step(&self, step: Step, outcome: Outcome, took: Duration) {
+        self.0.step_seconds.get_or_create(&StepLabels { step, outcome }).observe(took.as_secs_f64());
+    }
+}
+
+/// All that `/metrics` shows.
+#[derive(Debug)]
+pub struct Exporter {
+    registry: Registry,
+}
+
+impl Exporter {
+    /// Shows what is counted through `metrics`, and what `state` collects; the names of the latter get the prefix, too.
+    #[must_use]
+    pub fn new(metrics: &Metrics, state: Vec<Box<dyn Collector>>) -> Self {
+        let mut registry = Registry::default();
+        let ours = registry.sub_registry_with_prefix("dra_mig");
+        ours.register("build", "The driver", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+        metrics.0.register(ours);
+        for collector in state {
+            ours.register_collector(collector);
+        }
+        Self { registry }
+    }
+
+    /// The numbers of this moment, as OpenMetrics text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail, and what is half written would be refused for its missing end.
+        let _ = text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(metrics: &Metrics) -> String {
+        Exporter::new(metrics, Vec::new()).text()
+    }
+
+    #[test]
+    fn a_call_that_nobody_waits_for_is_counted() {
+        let metrics = Metrics::default();
+        drop(metrics.call(Method::Prepare));
+        metrics.call(Method::Prepare).end(Reason::Ok);
+        let text = text(&metrics);
+        for line in [
+            r#"dra_mig_calls_total{method="prepare",outcome="abandoned",reason="abandoned"} 1"#,
+            r#"dra_mig_calls_total{method="prepare",outcome="success",reason="ok"} 1"#,
+            r#"dra_mig_calls_total{method="unprepare",outcome="failure",reason="in_use"} 0"#,
+            r#"dra_mig_call_duration_seconds_count{method="prepare",outcome="abandoned"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_step_that_fails_or_is_dropped_is_counted_as_a_failure() {
+        let metrics = Metrics::default();
+        let _ = metrics.timed(Step::CdiWrite, || Err::<(), _>(()));
+        drop(metrics.step(Step::CdiWrite));
+        let _ = metrics.timed(Step::CdiWrite, || Ok::<_, ()>(()));
+        let text = text(&metrics);
+        for line in [
+            r#"dra_mig_step_duration_seconds_count{step="cdi_write",outcome="failure"} 2"#,
+            r#"dra_mig_step_duration_seconds_count{step="cdi_write",outcome="success"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+
+    #[test]
+    fn the_text_is_complete_openmetrics() {
+        let text = text(&Metrics::default());
+        assert!(text.contains("# TYPE dra_mig_calls counter\n") && text.contains("# HELP dra_mig_calls "));
+        assert!(text.contains("dra_mig_build_info{version=\""), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

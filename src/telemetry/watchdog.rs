@@ -1,0 +1,77 @@
+//! Tells when a call into NVML does not come back: log, event of the node, readiness.
+//!
+//! It does no more. A call that hangs, hangs in the kernel module; a thread there cannot be killed, the container with it
+//! cannot end, and a new process would hang in the same place. Other GPUs go on being served, and so does this one once
+//! it answers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::api::{EventReason, Events};
+use crate::hardware::NodeState;
+use crate::nvml::Pulse;
+
+/// What does not answer (`NVML`, or `GPU <uuid>`), and for how long when that was looked at.
+pub type Silent = BTreeMap<String, Duration>;
+
+/// Looks from time to time whether calls into NVML come back.
+#[derive(Debug)]
+pub struct Watchdog {
+    /// The GPUs, each with a thread of its own.
+    pub node: watch::Receiver<NodeState>,
+    /// Opening NVML and looking for GPUs.
+    pub opening: Pulse,
+    /// A call that takes longer is told of.
+    pub patience: Duration,
+    /// Where people are told.
+    pub events: Events,
+    /// What is silent now.
+    pub report: watch::Sender<Silent>,
+}
+
+impl Watchdog {
+    /// Looks until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+        let mut clock = interval(LONGEST_PAUSE.min(self.patience / 4));
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = clock.tick() => {}
+            }
+            let now = self.silent();
+            let before = self.report.send_replace(now.clone());
+            self.tell(&before, &now);
+        }
+    }
+
+    fn silent(&self) -> Silent {
+        let hardware = self.node.borrow().hardware.clone();
+        let gpus = hardware.iter().flat_map(|it| it.busy());
+        let gpus = gpus.map(|(uuid, time)| (format!("GPU {uuid}"), time));
+        let opening = self.opening.busy_for().map(|time| ("NVML".to_owned(), time));
+        gpus.chain(opening).filter(|(_, time)| self.patience <= *time).collect()
+    }
+
+    fn tell(&self, before: &Silent, now: &Silent) {
+        for (what, time) in now.iter().filter(|(it, _)| !before.contains_key(*it)) {
+            let seconds = time.as_secs();
+            warn!(what, seconds, "a call into NVML does not come back");
+            let note = format!(
+                "{what}: a call into NVML has not come back for {seconds} s. Claims on it fail until it does; others are \
+                 served. `nvidia-smi` and the kernel log of the node tell more; a restart of the driver's pod does not help."
+            );
+            self.events.tell(EventReason::NvmlSilent, note);
+        }
+        for what in before.keys().filter(|it| !now.contains_key(*it)) {
+            info!(what, "the call into NVML came back");
+            self.events.tell(EventReason::NvmlAnswers, format!("{what}: the call into NVML came back."));
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Every manifest in `deploy/manifests/` and `examples/` on a real API server, where `KUBEBUILDER_ASSETS` has one. `tests/manifests.rs`
+//! asks the types of the API where there is none.
+
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::ResourceQuota;
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use kube_sim::manifest;
+use serde_json::{Value, json};
+
+use crate::common::{ControlPlane, eventually};
+use crate::policy::{apply, refused};
+
+/// Kinds without a namespace.
+const CLUSTER_WIDE: [&str; 7] = [
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "DeviceClass",
+    "Namespace",
+    "PriorityClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The objects of a file or folder that are Kubernetes' own, each with its namespace.
+fn objects(path: &Path) -> Vec<Value> {
+    let mut objects = manifest::load(path).unwrap();
+    objects.retain(|it| {
+        let version = it["apiVersion"].as_str().unwrap();
+        !version.contains("kustomize.config.k8s.io") && !version.contains("monitoring.coreos.com")
+    });
+    for object in &mut objects {
+        let is_cluster_wide = CLUSTER_WIDE.contains(&object["kind"].as_str().unwrap());
+        if !is_cluster_wide && object["metadata"]["namespace"].is_null() {
+            object["metadata"]["namespace"] = json!("default");
+        }
+    }
+    objects
+}
+
+async fn make_namespace(client: &Client, name: &str) {
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    apply(client, &namespace, false).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_api_server_takes_every_manifest() {
+    let Some(plane) = ControlPlane::real(true).await else {
+        return eprintln!("skipped: no KUBEBUILDER_ASSETS");
+    };
+    let client = plane.client().await;
+    let examples = std::fs::read_dir(root().join("examples")).unwrap().map(|it| it.unwrap().path());
+    let mut folders: Vec<PathBuf> = examples.filter(|it| it.is_dir() && !it.ends_with("sandbox")).collect();
+    folders.push(root().join("deploy/manifests"));
+    let mut count = 0;
+    for folder in folders {
+        let objects = objects(&folder);
+        // What others in the folder refer to must be there before they are asked for.
+        for namespace in objects.iter().filter_map(|it| it["metadata"]["namespace"].as_str()) {
+            make_namespace(&client, namespace).await;
+        }
+        for class in objects.iter().filter(|it| it["kind"] == "PriorityClass") {
+            apply(&client, class, false).await.unwrap();
+        }
+        for object in &objects {
+            let answer = apply(&client, object, true).await;
+            assert!(answer.is_ok(), "{}: {answer:?}\n{object:#}", folder.display());
+            count += 1;
+        }
+    }
+    assert!(100 < count, "{count}");
+}
+
+/// What the quota controller does, which is no part of an API server: it puts the limits into the status.
+async fn put_into_force(client: &Client, namespace: &str) {
+    let quotas: Api<ResourceQuota> = Api::namespaced(client.clone(), namespace);
+    for quota in quotas.list(&ListParams::default()).await.unwrap() {
+        let hard = quota.spec.unwrap().hard.unwrap();
+        let used: serde_json::Map<String, Value> = hard.keys().map(|it| (it.clone(), json!("0"))).collect();
+        let status = Patch::Merge(json!({"status": {"hard": hard, "used": used}}));
+        let name = quota.metadata.name.unwrap();
+        quotas.patch_status(&name, &PatchParams::default(), &status).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_quota_example_gives_each_team_what_it_says_and_refuses_the_rest() {
+    let Some(plane) = ControlPlane::real(true).await else {
+        return eprintln!("skipped: no KUBEBUILDER_ASSETS");
+    };
+    let client = plane.client().await;
+    let example = root().join("examples/team-quotas");
+    for object in objects(&example.join("team-quotas.yaml")) {
+        apply(&client, &object, false).await.unwrap();
+    }
+    let claim = |namespace: &str, class: &str| {
+        let claims: Api<ResourceClaim> = Api::namespaced(client.clone(), namespace);
+        let claim = json!({
+            "metadata": {"generateName": "x-"},
+            "spec": {"devices": {"requests": [{"name": "gpu", "exactly": {"deviceClassName": class}}]}},
+        });
+        let claim = serde_json::from_value(claim).unwrap();
+        async move { claims.create(&PostParams::default(), &claim).await }
+    };
+    for team in ["team-alpha", "team-beta"] {
+        put_into_force(&client, team).await;
+        // The admission plugin has its own view of quotas, which follows.
+        eventually("the quota holds", async || {
+            claim(team, "gpu.dra-driver.dev").await.is_err().then_some(())
+        })
+        .await;
+    }
+    for (team, class, number) in [
+        ("team-alpha", "mig-1g.5gb", 4),
+        ("team-alpha", "mig-3g.20gb", 0),
+        ("team-alpha", "mig-7g.40gb", 0),
+        ("team-alpha", "mig.dra-driver.dev", 0),
+        ("team-beta", "mig-1g.5gb", 2),
+        ("team-beta", "mig-3g.20gb", 2),
+        ("team-beta", "gpu.dra-driver.dev", 0),
+    ] {
+        for _ in 0..number {
+            claim(team, class).await.unwrap_or_else(|error| panic!("{team} {class}: {error}"));
+        }
+        let message = refused(claim(team, class).await);
+        assert!(message.contains("exceeded quota: gpus"), "{team} {class}: {message}");
+    }
+    let too_large = &objects(&example.join("too-large.yaml"))[0];
+    assert!(refused(apply(&client, too_large, false).await).contains("exceeded quota: gpus"));
+}

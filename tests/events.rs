@@ -1,0 +1,286 @@
+//! Events of claims and of the node, and what health says when NVML hangs.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
+
+mod common;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use common::{ControlPlane, DRIVER, Lab, each_control_plane, eventually, prepare, unprepare};
+use dra_driver_mig::api::{EventReason, Subject};
+use futures::StreamExt;
+use k8s_openapi::api::events::v1::Event;
+use kube::Api;
+use kube::api::ListParams;
+use kube_sim::kubelet::{Claim, HealthProbe};
+use kube_sim::{ApiServer, Fault, Options};
+use nvml_sim::{Action, Code};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
+const SECOND_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-5";
+
+async fn lab(gpus: &str) -> Lab {
+    Lab::new(ControlPlane::simulated(true).await, gpus).await
+}
+
+/// Events about an object of this name with this reason, oldest first.
+async fn events(lab: &Lab, about: &str, reason: EventReason) -> Vec<Event> {
+    let api: Api<Event> = Api::namespaced(lab.client.clone(), "default");
+    let mut found: Vec<Event> = api.list(&ListParams::default()).await.unwrap().items;
+    found.retain(|it| {
+        it.regarding.as_ref().and_then(|it| it.name.as_deref()) == Some(about)
+            && it.reason.as_deref() == Some(reason.as_str())
+    });
+    found.sort_by_key(|it| it.event_time.as_ref().map(|it| it.0));
+    found
+}
+
+/// The same once there are so many.
+async fn events_when(lab: &Lab, about: &str, reason: EventReason, count: usize) -> Vec<Event> {
+    eventually(&format!("there are {count} events {}", reason.as_str()), async || {
+        let found = events(lab, about, reason).await;
+        (found.len() == count).then_some(found)
+    })
+    .await
+}
+
+fn note(event: &Event) -> &str {
+    event.note.as_deref().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_unreadable_state_file_is_an_event_with_its_own_text() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "1"]);
+    lab.start();
+    lab.kubelet().await;
+    for uid in ["11111111-0000", "22222222-0000"] {
+        let file = lab.path("plugins").join(DRIVER).join("claims").join(format!("{uid}.jsonl"));
+        std::fs::write(file, format!("rubbish about {uid}\n")).unwrap();
+    }
+    let found = events_when(&lab, &lab.node_name, EventReason::UnreadableState, 2).await;
+    for uid in ["11111111-0000", "22222222-0000"] {
+        assert!(found.iter().any(|it| note(it).contains(uid)), "{found:#?}");
+    }
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_nobody_can_prepare_is_one_event_that_is_counted() {
+    each_control_plane(true, async |plane| {
+        let mut lab = Lab::new(plane, "1xH100-80GB").await;
+        lab.start();
+        let kubelet = lab.kubelet().await;
+        let claim = lab.claim_of("unknown", "gpu-0000-ff-00").await;
+        for _ in 0..3 {
+            prepare(&kubelet, &claim).await.unwrap_err();
+        }
+        let event = eventually("the event was counted", async || {
+            let found = events(&lab, &claim.name, EventReason::PrepareImpossible).await;
+            let count = found.first()?.series.as_ref()?.count;
+            (count == 3).then(|| found[0].clone())
+        })
+        .await;
+        assert!(note(&event).contains("gpu-0000-ff-00"), "{event:#?}");
+        assert_eq!(event.type_.as_deref(), Some("Warning"));
+        let about = event.regarding.unwrap();
+        assert_eq!((about.kind.as_deref(), about.uid.as_deref()), (Some("ResourceClaim"), Some(claim.uid.as_str())));
+        assert_eq!(events(&lab, &claim.name, EventReason::PrepareImpossible).await.len(), 1);
+        lab.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_waits_says_for_which_other_one() {
+    let mut lab = lab("1xH100-80GB").await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let holder = lab.claim_of("holder", "gpu-0000-1a-00-mig-2g-20gb-4").await;
+    let late = lab.claim_of("late", SECOND_1G).await;
+    prepare(&kubelet, &holder).await.unwrap();
+    let waiting = prepare(&kubelet, &late);
+    let freed = async {
+        let found = events_when(&lab, &late.name, EventReason::PrepareWaits, 1).await;
+        assert!(note(&found[0]).contains(&format!("default/{}", holder.name)), "{found:#?}");
+        unprepare(&kubelet, &holder).await.unwrap();
+    };
+    let (prepared, ()) = tokio::join!(waiting, freed);
+    prepared.unwrap();
+    unprepare(&kubelet, &late).await.unwrap();
+    assert_eq!(events(&lab, &late.name, EventReason::PrepareImpossible).await, []);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_crash_left_is_told_when_it_is_undone_or_finished() {
+    for (call, reason) in [
+        ("nvmlGpuInstanceCreateComputeInstance", EventReason::PrepareUndone),
+        ("nvmlGpuInstanceDestroy", EventReason::UnprepareFinished),
+    ] {
+        let mut lab = lab("1xH100-80GB").await;
+        let claim = lab.claim_of("one", FIRST_1G).await;
+        let mut process = lab.spawn();
+        let kubelet = lab.kubelet().await;
+        let crash = nvml_sim::Fault {
+            call: call.to_owned(),
+            gpu: None,
+            skip: 0,
+            times: Some(1),
+            action: Action::CrashBefore,
+        };
+        lab.sim.inject(crash).unwrap();
+        let one: &[Claim] = std::slice::from_ref(&claim);
+        if reason == EventReason::UnprepareFinished {
+            prepare(&kubelet, &claim).await.unwrap();
+            assert!(kubelet.unprepare(one).await.is_err(), "the process died");
+        } else {
+            assert!(kubelet.prepare(one).await.is_err(), "the process died");
+        }
+        process.wait().unwrap();
+        lab.start();
+        events_when(&lab, &claim.name, reason, 1).await;
+        assert_eq!(lab.instances(), []);
+        lab.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_offered_is_told_and_when_it_is_again() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "1"]);
+    lab.start();
+    lab.kubelet().await;
+    lab.sim.plant_instance(0, "1g.10gb", 0).unwrap();
+    let found = events_when(&lab, &lab.node_name, EventReason::ForeignInstance, 1).await;
+    assert!(note(&found[0]).contains("0:1"), "{found:#?}");
+
+    let broken = nvml_sim::Fault {
+        call: "nvmlDeviceGetMigMode".to_owned(),
+        gpu: None,
+        skip: 0,
+        times: None,
+        action: Action::Return(Code::UNKNOWN.0),
+    };
+    lab.sim.inject(broken).unwrap();
+    let uuid = lab.sim.snapshot().unwrap().gpus[0].uuid.clone();
+    let found = events_when(&lab, &lab.node_name, EventReason::GpuNotOffered, 1).await;
+    assert!(note(&found[0]).contains(&uuid) && note(&found[0]).contains("nvmlDeviceGetMigMode"), "{found:#?}");
+    lab.sim.clear_faults().unwrap();
+    let found = events_when(&lab, &lab.node_name, EventReason::GpuOffered, 1).await;
+    assert!(note(&found[0]).contains(&uuid), "{found:#?}");
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_cannot_be_written_hold_nothing_up() {
+    let server = Arc::new(ApiServer::start(Options { partitionable_devices: true, ..Options::default() }).await.unwrap());
+    server.inject(usize::MAX, |it| it.path.ends_with("/events"), Fault::Hang);
+    let mut lab = Lab::new(ControlPlane::Simulated(server), "1xH100-80GB").await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let unknown = lab.claim_of("unknown", "gpu-0000-ff-00").await;
+    // More than may wait to be written.
+    for _ in 0..100 {
+        prepare(&kubelet, &unknown).await.unwrap_err();
+    }
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    unprepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+}
+
+/// The answer to a GET.
+async fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    Some(answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_hangs_is_told_by_event_and_readiness_and_alive_it_is() {
+    // Free a moment ago: the driver cannot be handed a listener.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let http = address.to_string();
+    let mut lab = lab("2xH100-80GB").await.with_args(&["--http-address", &http, "--nvml-patience", "1"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let is_ready = async || {
+        let answer = get(address, "/readyz").await?;
+        answer.starts_with("HTTP/1.1 200").then_some(answer)
+    };
+    eventually("it is ready", is_ready).await;
+    let (on_port, on_socket) = (
+        HealthProbe::on_port(address).await.unwrap(),
+        HealthProbe::on_socket(&lab.path("plugins").join(DRIVER).join("dra.sock")).await.unwrap(),
+    );
+    for probe in [&on_port, &on_socket] {
+        for service in ["", "liveness", "readiness", "v1.DRAPlugin"] {
+            assert_eq!(probe.check(service).await, Ok(true), "{service}");
+        }
+        assert!(probe.check("nobody").await.unwrap_err().to_string().contains("NotFound"));
+    }
+    let mut told = on_socket.watch("").await.unwrap();
+    assert_eq!(told.next().await, Some(true));
+
+    let slow = nvml_sim::Fault {
+        call: "nvmlDeviceCreateGpuInstanceWithPlacement".to_owned(),
+        gpu: None,
+        skip: 0,
+        times: Some(1),
+        action: Action::Latency(5000.0),
+    };
+    lab.sim.inject(slow).unwrap();
+    let claim = lab.claim_of("slow", FIRST_1G).await;
+    let prepared = prepare(&kubelet, &claim);
+    let uuid = lab.sim.snapshot().unwrap().gpus[0].uuid.clone();
+    let watched = async {
+        let answer = eventually("it is not ready", async || {
+            let answer = get(address, "/readyz").await?;
+            answer.starts_with("HTTP/1.1 503").then_some(answer)
+        })
+        .await;
+        assert!(answer.contains(&format!("[-] nvml: a call does not come back: GPU {uuid}")), "{answer}");
+        assert!(get(address, "/healthz").await.unwrap().starts_with("HTTP/1.1 200"));
+        assert_eq!((on_port.check("").await, on_port.check("liveness").await), (Ok(false), Ok(true)));
+        // The other GPU is served meanwhile.
+        let other = lab.claim_of("other", "gpu-0000-1b-00-mig-1g-10gb-6").await;
+        prepare(&kubelet, &other).await.unwrap();
+        unprepare(&kubelet, &other).await.unwrap();
+    };
+    let (prepared, ()) = tokio::join!(prepared, watched);
+    prepared.unwrap();
+    assert_eq!((told.next().await, told.next().await), (Some(false), Some(true)));
+    eventually("it is ready again", is_ready).await;
+    let silent = events_when(&lab, &lab.node_name, EventReason::NvmlSilent, 1).await;
+    assert!(note(&silent[0]).contains(&uuid), "{silent:#?}");
+    events_when(&lab, &lab.node_name, EventReason::NvmlAnswers, 1).await;
+    unprepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+}
+
+#[test]
+fn the_documentation_has_a_row_for_each_reason_and_no_other() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/troubleshooting.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let section = page.split("\n## ").find(|it| it.starts_with("Events of the driver")).expect("the section");
+    let rows: Vec<Vec<&str>> = section
+        .lines()
+        .filter(|it| it.starts_with("| `"))
+        .map(|it| it.trim_matches('|').split('|').map(|it| it.trim().trim_matches('`')).collect())
+        .collect();
+    let documented: Vec<_> = rows.iter().map(|it| json!([it[0], it[1], it[2]])).collect();
+    let made = EventReason::ALL.map(|it| {
+        let about = match it.subject() {
+            Subject::Node => "Node",
+            Subject::Claim => "ResourceClaim",
+        };
+        json!([it.as_str(), about, if it.is_warning() { "Warning" } else { "Normal" }])
+    });
+    assert_eq!(documented, made);
+    assert!(rows.iter().all(|it| it.len() == 4 && !it[3].is_empty()), "each says what to do");
+}
