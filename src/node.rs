@@ -29,7 +29,7 @@ use crate::kubelet::{
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
 use crate::nvml::{Heard, Pulse};
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
-use crate::telemetry::metrics::{Exporter, Metrics, Recovery, bind_metrics, serve_metrics};
+use crate::telemetry::metrics::{Exporter, GpuHealth, Metrics, Recovery, bind_metrics, serve_metrics};
 use crate::telemetry::{Health, Silent, Watchdog, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
@@ -115,6 +115,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         checkpoint: checkpoint.clone(),
         boot_id: boot_id.clone(),
         events: events.clone(),
+        metrics: metrics.clone(),
         surprised: Arc::clone(&surprised),
     };
     let device_health = DeviceHealth { pool: pool.clone(), node: node.clone(), stop: stop.clone() };
@@ -183,7 +184,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add_endless("sockets", sweep);
     parts.add_endless("device status of claims", statuses.run(changes.clone(), stop.clone()));
-    let exporter = Exporter::new(&metrics, Vec::new());
+    let exporter = Exporter::new(&metrics, vec![Box::new(GpuHealth(node.clone()))]);
     parts.add("metrics", serve_metrics(metrics_listener, exporter, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));

@@ -12,7 +12,8 @@ use super::{Cause, Change, Condition, Holder, Keeper, Owner, Report, Verdict, ch
 use crate::api::{EventReason, Events};
 use crate::checkpoint::Checkpoint;
 use crate::hardware::NodeState;
-use crate::nvml::{EventKind, GpuEvent, Heard};
+use crate::nvml::{EventKind, GpuEvent, Heard, is_unsupported};
+use crate::telemetry::metrics::Metrics;
 
 /// How often the clock is looked at: a gap is told of that much later.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -36,6 +37,8 @@ pub struct Follower {
     pub boot_id: String,
     /// Where people are told.
     pub events: Events,
+    /// Where what is heard is counted.
+    pub metrics: Metrics,
     /// Told when the hardware should be looked at at once.
     pub surprised: Arc<Notify>,
 }
@@ -79,7 +82,8 @@ impl Follower {
             Heard::Event(event) => self.happened(&event, told),
             Heard::Listening(listening) => {
                 // Where it cannot be listened to, it may have gone.
-                if listening.values().any(Result::is_err) {
+                if listening.values().filter_map(|it| it.as_ref().err()).any(|it| !is_unsupported(it)) {
+                    self.metrics.event_gap();
                     self.surprised.notify_one();
                 }
                 self.keeper.change(|machine, at, _| machine.listening(&listening, at));
@@ -92,6 +96,7 @@ impl Follower {
             warn!(%error, "cannot tell whose instance an event is about");
             Vec::new()
         });
+        self.metrics.gpu_event(event);
         let owner = owner(event, &records, &self.boot_id);
         let verdict = self.keeper.change(|machine, _, now| machine.event(event, &owner, now));
         if is_told(told, event, Instant::now()) {

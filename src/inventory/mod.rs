@@ -158,7 +158,9 @@ fn offers(node: &NodeFacts, gpu: &Gpu, held: &BTreeSet<String>) -> GpuInventory 
         can_be_had || held.contains(device.name.as_str())
     };
     let (mut devices, withheld): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_offered);
-    if devices.len() <= 1 {
+    // What a claim holds of a GPU with a problem keeps its cost: the rest comes back beside it.
+    let is_kept = gpu.state.problem.is_some() && !devices.is_empty();
+    if devices.len() <= 1 && !is_kept {
         // Nothing overlaps, so nothing is counted.
         devices.iter_mut().for_each(|it| it.consumes.clear());
         counters.clear();
