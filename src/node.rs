@@ -88,19 +88,20 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let (publication_report, publication) = watch::channel(pending);
     let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
     let (decision, layouts) = watch::channel(Decision::default());
+    let directory = args.driver.plugin_directory();
+    let memory = LayoutMemory::new(directory.join("layout.json"));
     let publisher = Publisher::new(PublisherParts {
         api: NodeSlices::new(client.clone(), &name, &driver),
         allocations: Allocations::new(client.clone(), &driver, pool),
         mode: args.mode,
         offer: Offer { policy: args.placement, profiles: args.profiles.clone() },
         settle_time: args.settle_time,
+        has_past: memory.exists(),
         layouts,
         report: publication_report,
         node: name.clone(),
         driver: driver.clone(),
     });
-    let directory = args.driver.plugin_directory();
-    let memory = LayoutMemory::new(directory.join("layout.json"));
     let follower = LayoutFollower::new(
         OwnNode::new(client.clone(), &name),
         events,

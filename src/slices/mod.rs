@@ -18,4 +18,4 @@ pub use probe::keeps_counters;
 pub use publication::Publication;
 pub use publish::{Offer, Publisher, PublisherParts};
 pub use render::{Owner, keep_order, pool_name, render};
-pub use transition::{Transition, names};
+pub use transition::{Held, Pool, Transition, names};

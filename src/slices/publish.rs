@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use super::probe::keeps_counters;
 use super::render::names as names_in;
 use super::shelves::shelves;
-use super::{Change, Owner, Publication, Transition, diff, keep_order, lost_counters, names, render};
+use super::{Change, Owner, Pool, Publication, Transition, diff, keep_order, lost_counters, render};
 use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
 use crate::hardware::NodeState;
@@ -39,6 +39,11 @@ const RETRY: Duration = Duration::from_secs(2);
 pub(super) const RESYNC: Duration = Duration::from_secs(300);
 /// How often a gate is asked for again.
 pub(super) const GATE_RETRY: Duration = Duration::from_secs(30);
+/// Why nobody is given anything for a while.
+const CLOSED: &str = "kube-apiserver keeps shared counters now; every placement is published once no scheduler can act on what \
+                      was published without them, see --settle-time";
+/// How long one API server after the other may be started anew, with another gate, without breaking off our watch again.
+const ROLLING_RESTART: Duration = Duration::from_secs(600);
 
 /// What a publisher is made of.
 #[derive(Debug)]
@@ -57,6 +62,8 @@ pub struct PublisherParts {
     pub offer: Offer,
     /// How long a withdrawn device keeps others away.
     pub settle_time: Duration,
+    /// Whether a driver was on this node before this process.
+    pub has_past: bool,
     /// How GPUs are cut where there are no counters.
     pub layouts: watch::Receiver<Decision>,
     /// Where to report.
@@ -80,6 +87,8 @@ pub struct Publisher {
     keeps_counters: Option<bool>,
     /// When it was asked last; `None` where it has to be asked again.
     asked: Option<Instant>,
+    /// When a watch broke off last, as it does when an API server is started anew.
+    restarted: Option<Instant>,
     /// What claims were found to have when the layout last changed, prepared or not.
     pub(super) taken: BTreeSet<String>,
     pub(super) transition: Transition,
@@ -93,11 +102,12 @@ impl Publisher {
     /// Publishes for this node and driver, and reports how that stands.
     #[must_use]
     pub fn new(parts: PublisherParts) -> Self {
-        let transition = Transition::new(parts.settle_time);
+        let transition = Transition::new(parts.settle_time, parts.has_past);
         Self {
             parts,
             keeps_counters: None,
             asked: None,
+            restarted: None,
             taken: BTreeSet::new(),
             transition,
             written: BTreeMap::new(),
@@ -126,6 +136,7 @@ impl Publisher {
                 is_restart = self.foreign_change(&mut changes) => if is_restart {
                     // The API server may have come back with another gate.
                     self.asked = None;
+                    self.restarted = Some(Instant::now());
                 },
                 () = sleep(pause) => {}
             }
@@ -215,11 +226,15 @@ impl Publisher {
     ) -> bool {
         while let Some((name, version)) = changes.next().await {
             if version.is_none() || self.written.get(&name) != Some(&version) {
-                let burst =
-                    async { while timeout(DEBOUNCE, changes.next()).await.is_ok_and(|it| it.is_some()) {} };
+                let mut is_restart = name.is_empty();
+                let burst = async {
+                    while let Ok(Some((name, _))) = timeout(DEBOUNCE, changes.next()).await {
+                        is_restart |= name.is_empty();
+                    }
+                };
                 // A burst that does not end is no reason to wait for ever.
                 let _ = timeout(LONGEST_BURST, burst).await;
-                return name.is_empty();
+                return is_restart;
             }
         }
         std::future::pending().await
@@ -246,10 +261,18 @@ impl Publisher {
             self.ask_for_the_gate(published.len() < slices.len(), &owner).await?;
         }
         if self.counts() {
+            let pool = Pool::of(&published);
+            let part = self.transition.count(&offered, pool.as_ref(), held, Instant::now());
+            let slices = part.as_ref().map_or(slices, |it| render(it, &ranking, &owner));
             let slices = self.publish(slices, &ranking, &published).await?;
-            self.transition.counted(names(&offered));
-            self.tell(Publication::Complete { slices, devices: offered.devices().count() });
-            return Ok(RESYNC);
+            self.transition.written(Instant::now());
+            self.tell(if self.transition.is_open() {
+                Publication::Complete { slices, devices: offered.devices().count() }
+            } else {
+                Publication::Pending { reason: CLOSED.to_owned() }
+            });
+            let is_rolling = self.restarted.is_some_and(|it| it.elapsed() < ROLLING_RESTART);
+            return Ok(self.due().min(if is_rolling { GATE_RETRY } else { RESYNC }));
         }
         self.publish_layout(inventory, held, &published, &owner).await
     }
@@ -264,6 +287,11 @@ impl Publisher {
         Ok(())
     }
 
+    /// How long until what was withdrawn no longer keeps anything away.
+    pub(super) fn due(&self) -> Duration {
+        self.transition.next().map_or(RESYNC, |it| it.saturating_duration_since(Instant::now()))
+    }
+
     /// Brings the API server's slices to what is rendered, and answers with their number.
     pub(super) async fn publish(
         &mut self,
@@ -271,6 +299,9 @@ impl Publisher {
         ranking: &Ranking,
         published: &[ResourceSlice],
     ) -> Result<usize, SliceError> {
+        if !self.transition.is_open() {
+            close(&mut slices);
+        }
         keep_order(&mut slices, published, ranking);
         self.write(&slices, published).await?;
         let shown = slices.iter().map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
@@ -327,5 +358,12 @@ impl Publisher {
                 );
             }
         }
+    }
+}
+
+/// Makes the pool one of which a slice seems to be missing: schedulers give nothing away from it.
+fn close(slices: &mut [ResourceSlice]) {
+    for slice in slices {
+        slice.spec.pool.resource_slice_count += 1;
     }
 }

@@ -7,7 +7,8 @@ use nvml_sim::Model;
 
 use super::*;
 use crate::inventory::{
-    AllocatableDevice, Attachment, CounterPlan, DeviceKind, DeviceName, Gpu, GpuState, Inventory, inventory,
+    AllocatableDevice, Attachment, CounterPlan, DeviceKind, DeviceName, Gpu, GpuState, Inventory, MigSpec,
+    inventory,
 };
 use crate::nvml::facts::{
     GpuFacts, GpuInstance, MediaEngines, MigFacts, MigMode, NodeFacts, PciAddress, Placement, Profile,
