@@ -96,6 +96,8 @@ pub struct Publisher {
     written: BTreeMap<String, Option<String>>,
     /// Names of the devices in each slice of devices, as they stood after the last round.
     published: Vec<Vec<String>>,
+    /// Whether it was told which of `--profiles` have no effect on this node.
+    has_told_profiles: bool,
 }
 
 impl Publisher {
@@ -112,6 +114,7 @@ impl Publisher {
             transition,
             written: BTreeMap::new(),
             published: Vec::new(),
+            has_told_profiles: false,
         }
     }
 
@@ -240,6 +243,24 @@ impl Publisher {
         std::future::pending().await
     }
 
+    /// Warns once, when there are GPUs, of patterns that mean none of their profiles, and of all of them in a mode in which
+    /// they mean nothing.
+    fn tell_of_profiles(&mut self, inventory: &Inventory) {
+        if self.has_told_profiles || inventory.gpus.is_empty() {
+            return;
+        }
+        self.has_told_profiles = true;
+        let filter = &self.parts.offer.profiles;
+        if self.parts.mode == Mode::Layout && !filter.is_everything() {
+            warn!("--profiles has no effect with --mode=layout: a layout names its profiles");
+        }
+        let devices = inventory.gpus.iter().flat_map(|it| it.devices.iter().chain(&it.withheld));
+        let profiles = devices.map(|it| it.mig().map_or("full", |it| &it.profile)).collect();
+        for pattern in filter.without_effect(&profiles) {
+            warn!(pattern, "a pattern of --profiles means no profile of this node's GPUs; `inspect` lists them");
+        }
+    }
+
     /// Whether counters keep devices apart.
     pub(super) fn counts(&self) -> bool {
         self.parts.mode != Mode::Layout && self.keeps_counters != Some(false)
@@ -249,6 +270,7 @@ impl Publisher {
         let node_uid = self.parts.api.node_uid().await?;
         let owner = Owner { driver: self.parts.driver.clone(), node: self.parts.node.clone(), node_uid };
         let published = self.parts.api.list().await?;
+        self.tell_of_profiles(inventory);
         let can_be_cut = inventory
             .gpus
             .iter()

@@ -14,6 +14,7 @@ use crate::nvml::facts::{
     GpuFacts, GpuInstance, MediaEngines, MigFacts, MigMode, NodeFacts, PciAddress, Placement, Profile,
 };
 
+mod files;
 mod search;
 mod transition;
 
