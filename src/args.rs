@@ -210,7 +210,7 @@ pub struct NodeArgs {
     pub placement: Policy,
     /// Profiles to offer, as patterns separated by commas: `1g.*,3g.40gb,full` offers these, `!*+me*,!1g.20gb` all but
     /// these; `full` is the whole GPU [default: all]. The fewer there are, the more GPUs share a slice, and the better
-    /// requests are packed. What claims hold stays published.
+    /// requests are packed. What claims hold stays published. A layout names its profiles itself.
     #[arg(long, env, value_name = "PATTERNS", default_value = "", hide_default_value = true)]
     pub profiles: ProfileFilter,
     /// What is published: every placement, kept apart by counters (needs the feature gate DRAPartitionableDevices in

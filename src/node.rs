@@ -141,12 +141,14 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let pod = args.pod_uid.as_deref();
     let paths = SocketPaths::new(&directory, &args.host.registry_dir, &driver, pod);
     let turn = Turn::new(&paths);
+    let memory = LayoutMemory::new(directory.join("layout.json"));
     let publisher = Publisher::new(PublisherParts {
         api: NodeSlices::new(client.clone(), &name, &driver),
         allocations: Allocations::new(client.clone(), &driver, pool),
         mode: args.mode,
         offer: Offer { policy: args.placement, profiles: args.profiles.clone() },
         settle_time: args.settle_time,
+        has_past: memory.exists(),
         layouts,
         taint_effect: args.taint_effect,
         turn: turn.clone(),
@@ -155,7 +157,6 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         driver: driver.clone(),
         metrics: metrics.clone(),
     });
-    let memory = LayoutMemory::new(directory.join("layout.json"));
     let follower = LayoutFollower::new(
         OwnNode::new(client.clone(), &name),
         events,

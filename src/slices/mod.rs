@@ -20,4 +20,4 @@ pub use publication::Publication;
 pub use publish::{Offer, Publisher, PublisherParts};
 pub use render::{Owner, fnv1a, keep_order, pool_name, render};
 pub use taint::TaintEffect;
-pub use transition::{Transition, names};
+pub use transition::{Held, Pool, Transition, names};

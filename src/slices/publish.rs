@@ -22,7 +22,7 @@ use super::probe::keeps_counters;
 use super::render::names as names_in;
 use super::shelves::shelves;
 use super::taint::{TaintEffect, Taints};
-use super::{Change, Owner, Publication, Transition, diff, keep_order, lost_counters, names, render};
+use super::{Change, Owner, Pool, Publication, Transition, diff, keep_order, lost_counters, render};
 use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
 use crate::hardware::NodeState;
@@ -44,6 +44,11 @@ pub(super) const RESYNC: Duration = Duration::from_secs(300);
 const TURN_RETRY: Duration = Duration::from_secs(5);
 /// How often a gate is asked for again.
 pub(super) const GATE_RETRY: Duration = Duration::from_secs(30);
+/// Why nobody is given anything for a while.
+const CLOSED: &str = "kube-apiserver keeps shared counters now; every placement is published once no scheduler can act on what \
+                      was published without them, see --settle-time";
+/// How long one API server after the other may be started anew, with another gate, without breaking off our watch again.
+const ROLLING_RESTART: Duration = Duration::from_secs(600);
 
 /// What a publisher is made of.
 #[derive(Debug)]
@@ -62,6 +67,8 @@ pub struct PublisherParts {
     pub offer: Offer,
     /// How long a withdrawn device keeps others away.
     pub settle_time: Duration,
+    /// Whether a driver was on this node before this process.
+    pub has_past: bool,
     /// How GPUs are cut where there are no counters.
     pub layouts: watch::Receiver<Decision>,
     /// What the taint of an unhealthy GPU does.
@@ -91,6 +98,8 @@ pub struct Publisher {
     keeps_counters: Option<bool>,
     /// When it was asked last; `None` where it has to be asked again.
     asked: Option<Instant>,
+    /// When a watch broke off last, as it does when an API server is started anew.
+    restarted: Option<Instant>,
     /// What claims were found to have when the layout last changed, prepared or not.
     pub(super) taken: BTreeSet<String>,
     pub(super) transition: Transition,
@@ -99,23 +108,27 @@ pub struct Publisher {
     written: BTreeMap<String, Option<String>>,
     /// Names of the devices in each slice of devices, as they stood after the last round.
     published: Vec<Vec<String>>,
+    /// Whether it was told which of `--profiles` have no effect on this node.
+    has_told_profiles: bool,
 }
 
 impl Publisher {
     /// Publishes for this node and driver, and reports how that stands.
     #[must_use]
     pub fn new(parts: PublisherParts) -> Self {
-        let transition = Transition::new(parts.settle_time);
+        let transition = Transition::new(parts.settle_time, parts.has_past);
         let taints = Taints::new(&parts.driver, parts.taint_effect);
         Self {
             parts,
             keeps_counters: None,
             asked: None,
+            restarted: None,
             taken: BTreeSet::new(),
             transition,
             taints,
             written: BTreeMap::new(),
             published: Vec::new(),
+            has_told_profiles: false,
         }
     }
 
@@ -140,6 +153,7 @@ impl Publisher {
                 is_restart = self.foreign_change(&mut changes) => if is_restart {
                     // The API server may have come back with another gate.
                     self.asked = None;
+                    self.restarted = Some(Instant::now());
                 },
                 () = sleep(pause) => {}
             }
@@ -239,14 +253,36 @@ impl Publisher {
     ) -> bool {
         while let Some((name, version)) = changes.next().await {
             if version.is_none() || self.written.get(&name) != Some(&version) {
-                let burst =
-                    async { while timeout(DEBOUNCE, changes.next()).await.is_ok_and(|it| it.is_some()) {} };
+                let mut is_restart = name.is_empty();
+                let burst = async {
+                    while let Ok(Some((name, _))) = timeout(DEBOUNCE, changes.next()).await {
+                        is_restart |= name.is_empty();
+                    }
+                };
                 // A burst that does not end is no reason to wait for ever.
                 let _ = timeout(LONGEST_BURST, burst).await;
-                return name.is_empty();
+                return is_restart;
             }
         }
         std::future::pending().await
+    }
+
+    /// Warns once, when there are GPUs, of patterns that mean none of their profiles, and of all of them in a mode in which
+    /// they mean nothing.
+    fn tell_of_profiles(&mut self, inventory: &Inventory) {
+        if self.has_told_profiles || inventory.gpus.is_empty() {
+            return;
+        }
+        self.has_told_profiles = true;
+        let filter = &self.parts.offer.profiles;
+        if self.parts.mode == Mode::Layout && !filter.is_everything() {
+            warn!("--profiles has no effect with --mode=layout: a layout names its profiles");
+        }
+        let devices = inventory.gpus.iter().flat_map(|it| it.devices.iter().chain(&it.withheld));
+        let profiles = devices.map(|it| it.mig().map_or("full", |it| &it.profile)).collect();
+        for pattern in filter.without_effect(&profiles) {
+            warn!(pattern, "a pattern of --profiles means no profile of this node's GPUs; `inspect` lists them");
+        }
     }
 
     /// Whether counters keep devices apart.
@@ -258,6 +294,7 @@ impl Publisher {
         let node_uid = self.parts.api.node_uid().await?;
         let owner = Owner { driver: self.parts.driver.clone(), node: self.parts.node.clone(), node_uid };
         let published = self.parts.api.list().await?;
+        self.tell_of_profiles(inventory);
         let can_be_cut = inventory
             .gpus
             .iter()
@@ -270,10 +307,18 @@ impl Publisher {
             self.ask_for_the_gate(published.len() < slices.len(), &owner).await?;
         }
         if self.counts() {
+            let pool = Pool::of(&published);
+            let part = self.transition.count(&offered, pool.as_ref(), held, Instant::now());
+            let slices = part.as_ref().map_or(slices, |it| render(it, &ranking, &owner));
             let slices = self.publish(slices, &ranking, &published).await?;
-            self.transition.counted(names(&offered));
-            self.tell(Publication::Complete { slices, devices: offered.devices().count() });
-            return Ok(RESYNC);
+            self.transition.written(Instant::now());
+            self.tell(if self.transition.is_open() {
+                Publication::Complete { slices, devices: offered.devices().count() }
+            } else {
+                Publication::Pending { reason: CLOSED.to_owned() }
+            });
+            let is_rolling = self.restarted.is_some_and(|it| it.elapsed() < ROLLING_RESTART);
+            return Ok(self.due().min(if is_rolling { GATE_RETRY } else { RESYNC }));
         }
         self.publish_layout(inventory, held, &published, &owner).await
     }
@@ -288,6 +333,11 @@ impl Publisher {
         Ok(())
     }
 
+    /// How long until what was withdrawn no longer keeps anything away.
+    pub(super) fn due(&self) -> Duration {
+        self.transition.next().map_or(RESYNC, |it| it.saturating_duration_since(Instant::now()))
+    }
+
     /// Brings the API server's slices to what is rendered, and answers with their number.
     pub(super) async fn publish(
         &mut self,
@@ -295,6 +345,9 @@ impl Publisher {
         ranking: &Ranking,
         published: &[ResourceSlice],
     ) -> Result<usize, SliceError> {
+        if !self.transition.is_open() {
+            close(&mut slices);
+        }
         keep_order(&mut slices, published, ranking);
         self.taints.apply(&mut slices, published, &self.parts.api).await?;
         self.write(&slices, published).await?;
@@ -358,5 +411,12 @@ impl Publisher {
                 );
             }
         }
+    }
+}
+
+/// Makes the pool one of which a slice seems to be missing: schedulers give nothing away from it.
+fn close(slices: &mut [ResourceSlice]) {
+    for slice in slices {
+        slice.spec.pool.resource_slice_count += 1;
     }
 }

@@ -7,12 +7,14 @@ use nvml_sim::Model;
 
 use super::*;
 use crate::inventory::{
-    AllocatableDevice, Attachment, CounterPlan, DeviceKind, DeviceName, Gpu, GpuState, Inventory, inventory,
+    AllocatableDevice, Attachment, CounterPlan, DeviceKind, DeviceName, Gpu, GpuState, Inventory, MigSpec,
+    inventory,
 };
 use crate::nvml::facts::{
     GpuFacts, GpuInstance, MediaEngines, MigFacts, MigMode, NodeFacts, PciAddress, Placement, Profile,
 };
 
+mod files;
 mod search;
 mod transition;
 
