@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cdi::{DEFAULT_LDCONFIG, DriverRoot, HookSettings, Root};
-use crate::inventory::ProfileFilter;
+use crate::inventory::{ExistingInstances, MOST_SHARES, ProfileFilter};
 use crate::kubelet::is_pod_uid;
 use crate::mig::ModePolicy;
 use crate::placement::Policy;
@@ -183,6 +183,14 @@ pub struct NodeArgs {
     /// What becomes of a GPU's MIG mode when its last MIG device goes. Only GPUs that switch without a reset are switched.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "keep")]
     pub mig_mode: ModePolicy,
+    /// What becomes of MIG instances that the driver did not make: they are left alone, or each that has one compute instance
+    /// spanning it is offered as a device of its own, which is neither made nor destroyed for a claim.
+    #[arg(long, env, value_enum, value_name = "POLICY", default_value = "withhold")]
+    pub existing_instances: ExistingInstances,
+    /// Number of time-shared devices as which each GPU without MIG is offered, 1 to 48; 1 offers it whole. Nothing
+    /// separates the users of such devices: neither memory nor faults.
+    #[arg(long, env, value_name = "N", default_value = "1", value_parser = time_slices)]
+    pub time_slices: u32,
     /// Time for one call of the kubelet, which itself gives up after 45 s (pkg/kubelet/cm/dra/plugin/dra_plugin.go).
     /// Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "40", value_parser = seconds, hide = true)]
@@ -268,6 +276,13 @@ fn pod_uid(text: &str) -> Result<String, String> {
     if is_pod_uid(text) { Ok(text.to_owned()) } else { Err("a pod's UID, as in metadata.uid".to_owned()) }
 }
 
+fn time_slices(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(count) if (1..=MOST_SHARES).contains(&count) => Ok(count),
+        _ => Err(format!("a number from 1 to {MOST_SHARES}")),
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<u32>() {
         Ok(seconds) if 0 < seconds => Ok(Duration::from_secs(seconds.into())),
@@ -291,6 +306,14 @@ mod tests {
                 assert!(argument.get_env().is_some(), "{}", argument.get_id());
                 assert!(argument.get_help().is_some(), "{}", argument.get_id());
             }
+        }
+    }
+
+    #[test]
+    fn a_gpu_has_at_least_one_user_and_not_too_many() {
+        assert_eq!((time_slices("1"), time_slices("48")), (Ok(1), Ok(48)));
+        for text in ["0", "49", "-1", "two", ""] {
+            assert!(time_slices(text).is_err(), "{text}");
         }
     }
 

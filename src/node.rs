@@ -16,15 +16,16 @@ use crate::api::{self, Allocations, ClaimReader, Events, NodeSlices, OwnNode};
 use crate::args::{HardwareArgs, NodeArgs};
 use crate::cdi::{ClaimFiles, Kind};
 use crate::check;
-use crate::checkpoint::{Checkpoint, Record, Stored};
+use crate::checkpoint::{Checkpoint, Record, RecordedKind, Stored};
 use crate::claim::{Claims, ClaimsParts, CommonSource};
 use crate::hardware::{Hardware, NodeState};
 use crate::host;
-use crate::inventory::{Gpu, Inventory, inventory};
+use crate::inventory::{ExistingInstances, Gpu, Inventory, Terms, inventory_on, not_adopted};
 use crate::kubelet::{
     DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
+use crate::nvml::facts::GpuInstance;
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
 use crate::telemetry::{Health, bind_health, serve_health};
 
@@ -55,6 +56,8 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     // The first look comes before the kubelet may call, so that no pod fails only because we have just started.
     let mut watch = HardwareWatch {
         args: args.hardware.clone(),
+        existing: args.existing_instances,
+        time_slices: args.time_slices,
         checkpoint: checkpoint.clone(),
         cdi: cdi.clone(),
         state,
@@ -213,6 +216,8 @@ async fn completed(open: Arc<Hardware>) -> anyhow::Result<Arc<Hardware>> {
 /// Keeps the node's state up to date.
 struct HardwareWatch {
     args: HardwareArgs,
+    existing: ExistingInstances,
+    time_slices: u32,
     checkpoint: Checkpoint,
     cdi: ClaimFiles,
     state: watch::Sender<NodeState>,
@@ -309,7 +314,7 @@ impl HardwareWatch {
         for instance in &gpu.state.instances {
             if !before.is_some_and(|it| it.instances.contains(instance)) {
                 let (gi, placement) = (instance.id, instance.placement);
-                warn!(uuid, gi, %placement, "GPU instance of somebody else: what it occupies is not offered");
+                warn!(uuid, gi, %placement, "GPU instance of somebody else: nothing else is offered in its place");
             }
         }
         if let Some(problem) = &gpu.state.problem
@@ -333,15 +338,16 @@ impl HardwareWatch {
     /// Follows what claims hold. The inventory depends on it only where something is withheld, and is not built anew
     /// elsewhere; the order in which devices are offered always does.
     fn note_held(&self) -> anyhow::Result<()> {
+        let held = self.terms()?.held;
         let (hardware, is_independent) = {
             let state = self.state.borrow();
-            let is_independent = state.inventory.gpus.iter().all(|it| it.withheld.is_empty());
+            let offers_all = held.iter().all(|name| state.inventory.devices().any(|it| it.name.as_str() == name));
+            let is_independent = offers_all && state.inventory.gpus.iter().all(|it| it.withheld.is_empty());
             (state.hardware.clone(), is_independent)
         };
         if !is_independent {
             return self.publish(hardware);
         }
-        let held = self.held()?;
         self.state.send_if_modified(|state| {
             let is_same = state.held == held;
             state.held = held;
@@ -350,31 +356,59 @@ impl HardwareWatch {
         Ok(())
     }
 
-    /// Names of the devices that claims hold. Of a claim whose record cannot be read its CDI file tells.
-    fn held(&self) -> anyhow::Result<BTreeSet<String>> {
-        let mut held = BTreeSet::new();
+    /// What is wanted, and what claims hold. Of a claim whose record cannot be read its CDI file tells.
+    fn terms(&self) -> anyhow::Result<Terms> {
+        let (existing, time_slices) = (self.existing, self.time_slices);
+        let mut terms = Terms { existing, time_slices, ..Terms::default() };
+        let mut unrecorded = BTreeSet::new();
+        // Only an instance of somebody else may be what was made for a claim of which no record tells.
+        if existing == ExistingInstances::Adopt && self.gpus.iter().any(|it| !it.state.instances.is_empty()) {
+            unrecorded.extend(self.cdi.list()?);
+        }
         for (uid, stored) in self.checkpoint.list()? {
             match &*stored {
-                Stored::Nothing => {}
-                Stored::Record(record) => held.extend(record.devices.iter().map(|it| it.name.clone())),
-                Stored::Unreadable(_) => held.extend(self.cdi.devices(uid.as_str())?),
+                Stored::Nothing => continue,
+                Stored::Record(record) => {
+                    for device in &record.devices {
+                        terms.held.insert(device.name.clone());
+                        if let RecordedKind::Adopted(adopted) = &device.kind {
+                            terms.adopted.push((device.parent_uuid.clone(), adopted.clone()));
+                        }
+                    }
+                }
+                Stored::Unreadable(_) => terms.held.extend(self.cdi.devices(uid.as_str())?),
             }
+            unrecorded.remove(uid.as_str());
         }
-        Ok(held)
+        for uid in unrecorded {
+            terms.named.extend(self.cdi.devices(&uid)?);
+        }
+        Ok(terms)
+    }
+
+    /// What of the hardware is not offered, and why.
+    fn problems(&self, hardware: &Result<Arc<Hardware>, String>, terms: &Terms) -> Vec<String> {
+        let unreadable = self.gpus.iter().filter_map(|it| Some((&it.facts.uuid, it.state.problem.as_ref()?)));
+        let unreadable = unreadable.map(|(uuid, problem)| format!("{uuid}: {problem}"));
+        let skipped = hardware.iter().flat_map(|it| &it.facts.skipped);
+        let skipped = skipped.map(|it| format!("GPU {}: {}", it.index, it.reason));
+        let instances = self.gpus.iter().flat_map(|gpu| gpu.state.instances.iter().map(move |it| (gpu, it)));
+        let foreign = instances.filter_map(|(gpu, it)| {
+            let (uuid, GpuInstance { id, placement, .. }) = (&gpu.facts.uuid, it);
+            let reason = not_adopted(gpu, it, terms)?;
+            Some(format!("GPU instance {id} at {placement} of {uuid}, which somebody else made: {reason}"))
+        });
+        unreadable.chain(skipped).chain(foreign).collect()
     }
 
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
-        let held = self.held()?;
+        let terms = self.terms()?;
         let inventory = match &hardware {
-            Ok(hardware) => inventory(&hardware.facts, &self.gpus, &held),
+            Ok(hardware) => inventory_on(&hardware.facts, &self.gpus, &terms),
             Err(_) => Inventory::default(),
         };
-        let unreadable = self.gpus.iter().filter_map(|it| Some((&it.facts.uuid, it.state.problem.as_ref()?)));
-        let skipped = hardware.iter().flat_map(|it| &it.facts.skipped);
-        let problems: Vec<String> = unreadable
-            .map(|(uuid, problem)| format!("{uuid}: {problem}"))
-            .chain(skipped.map(|it| format!("GPU {}: {}", it.index, it.reason)))
-            .collect();
+        let problems = self.problems(&hardware, &terms);
+        let held = terms.held;
         // Dropped after the lock: closing NVML takes its time.
         let mut before = None;
         self.state.send_if_modified(|state| {

@@ -25,7 +25,7 @@ use super::{Change, Owner, Publication, Transition, diff, keep_order, lost_count
 use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
 use crate::hardware::NodeState;
-use crate::inventory::{DeviceKind, Inventory, ProfileFilter};
+use crate::inventory::{GpuInventory, Inventory, ProfileFilter};
 use crate::layout::Decision;
 use crate::placement::{Policy, Ranking};
 
@@ -83,6 +83,8 @@ pub struct Publisher {
     /// What claims were found to have when the layout last changed, prepared or not.
     pub(super) taken: BTreeSet<String>,
     pub(super) transition: Transition,
+    /// The same for whole and time-shared GPUs, which no counters keep apart.
+    pub(super) sharing: Transition,
     /// Resource versions of our own last writes, to tell them from those of others.
     written: BTreeMap<String, Option<String>>,
     /// Names of the devices in each slice of devices, as they stood after the last round.
@@ -94,12 +96,14 @@ impl Publisher {
     #[must_use]
     pub fn new(parts: PublisherParts) -> Self {
         let transition = Transition::new(parts.settle_time);
+        let sharing = Transition::new(parts.settle_time);
         Self {
             parts,
             keeps_counters: None,
             asked: None,
             taken: BTreeSet::new(),
             transition,
+            sharing,
             written: BTreeMap::new(),
             published: Vec::new(),
         }
@@ -234,11 +238,10 @@ impl Publisher {
         let node_uid = self.parts.api.node_uid().await?;
         let owner = Owner { driver: self.parts.driver.clone(), node: self.parts.node.clone(), node_uid };
         let published = self.parts.api.list().await?;
-        let can_be_cut = inventory
-            .gpus
-            .iter()
-            .flat_map(|it| it.devices.iter().chain(&it.withheld))
-            .any(|it| it.kind != DeviceKind::Gpu);
+        let before = published.iter().flat_map(names_in).map(str::to_owned).collect();
+        let (inventory, soon) = self.settle_shares(inventory, held, &before).await?;
+        let inventory = &*inventory;
+        let can_be_cut = inventory.gpus.iter().any(GpuInventory::can_be_cut);
         let offered = self.offered(inventory, held);
         let ranking = Ranking::of(&offered, held, self.parts.offer.policy);
         let slices = render(&offered, &ranking, &owner);
@@ -249,9 +252,9 @@ impl Publisher {
             let slices = self.publish(slices, &ranking, &published).await?;
             self.transition.counted(names(&offered));
             self.tell(Publication::Complete { slices, devices: offered.devices().count() });
-            return Ok(RESYNC);
+            return Ok(RESYNC.min(soon));
         }
-        self.publish_layout(inventory, held, &published, &owner).await
+        Ok(self.publish_layout(inventory, held, &published, &owner).await?.min(soon))
     }
 
     /// An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
@@ -273,6 +276,7 @@ impl Publisher {
     ) -> Result<usize, SliceError> {
         keep_order(&mut slices, published, ranking);
         self.write(&slices, published).await?;
+        self.sharing.written(Instant::now());
         let shown = slices.iter().map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
         self.published = shown.filter(|it| !it.is_empty()).collect();
         Ok(slices.len())

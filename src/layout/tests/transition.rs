@@ -104,7 +104,7 @@ impl World {
             .iter()
             .filter_map(|it| match it {
                 DeviceKind::Mig(spec) => Some((self.facts[0].profile(spec.profile_id)?, spec.placement)),
-                DeviceKind::Gpu => None,
+                _ => None,
             })
             .collect();
         let whole = kinds.len() - parts.len();
