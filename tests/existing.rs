@@ -290,9 +290,11 @@ async fn what_is_not_one_whole_mig_device_is_not_adopted() {
             (second.id, second.serial, second.start, second.size) = (1, 1000, 1, 1);
             second.uuid = "MIG-another".to_owned();
             gpu.instances[0].compute_instances.clear();
-            gpu.instances[1].compute_instances[0].size = 1;
             gpu.instances[1].compute_instances.push(second);
-            gpu.instances[2].compute_instances[0].size = 1;
+            // The compute profile of one slice has the id 0.
+            for it in gpu.instances.iter_mut().flat_map(|it| &mut it.compute_instances) {
+                (it.profile_id, it.size) = (0, 1);
+            }
         })
         .unwrap();
     lab.start();

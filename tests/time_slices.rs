@@ -17,6 +17,7 @@ use dra_driver_mig::nvml::facts::MigMode;
 use k8s_openapi::api::resource::v1::{Device, ResourceClaim};
 use kube::Api;
 use kube::api::DeleteParams;
+use kube_sim::kubelet::Claim;
 use nvml_sim::{Model, SimNode};
 use serde_json::json;
 
@@ -56,12 +57,13 @@ fn offers(gpus: &str, time_slices: u32, held: &[&str], problem: Option<&str>) ->
 fn every_gpu_without_mig_is_whole_by_default_and_shared_where_that_is_wanted() {
     for model in Model::all() {
         let gpus = format!("1x{}", model.name());
-        let alone = offers(&gpus, 1, &[], None);
-        assert_eq!(alone, offers(&gpus, 0, &[], None));
+        let alone = names(&offers(&gpus, 1, &[], None));
+        assert!(alone.contains(&L4.to_owned()), "{gpus}");
         if model.has_mig() {
-            assert_eq!(alone, offers(&gpus, 8, &[], None), "{gpus}: a GPU with MIG is never time-sliced");
+            let asked = names(&offers(&gpus, 8, &[], None));
+            assert_eq!(asked, alone, "{gpus}: a GPU with MIG is never time-sliced");
         } else {
-            assert_eq!(names(&alone), [L4], "{gpus}");
+            assert_eq!(alone, [L4], "{gpus}");
             let shared: Vec<String> = (0..8).map(share).collect();
             assert_eq!(names(&offers(&gpus, 8, &[], None)), shared, "{gpus}");
         }
@@ -137,6 +139,11 @@ async fn lab(plane: ControlPlane, gpus: &str, time_slices: &str) -> Lab {
     lab.with_args(&["--time-slices", time_slices, "--settle-time", "1", "--call-budget", "2"])
 }
 
+async fn delete(lab: &Lab, claim: &Claim) {
+    let api: Api<ResourceClaim> = Api::namespaced(lab.client.clone(), "default");
+    api.delete(&claim.name, &DeleteParams::default()).await.unwrap();
+}
+
 async fn published_when(lab: &Lab, wanted: &[&str]) {
     let wanted = set(wanted);
     eventually(&format!("{wanted:?} are published"), async || {
@@ -169,12 +176,12 @@ async fn two_claims_share_a_gpu_at_the_same_time() {
         prepare(&kubelet, &second).await.unwrap();
         assert_eq!(lab.files("cdi").len(), 2);
         let shares = lab.inspect()["gpus"][0]["shares"].clone();
-        let owner = |claim: &kube_sim::kubelet::Claim| format!("default/{}", claim.name);
+        let owner = |claim: &Claim| format!("default/{}", claim.name);
         assert_eq!(shares, json!({"0": owner(&first), "1": owner(&second)}));
-        for (late, holder) in [(&same, &second), (&whole, &first)] {
-            let refused = prepare(&kubelet, late).await.unwrap_err();
-            assert!(refused.contains("overlaps") && refused.contains(&holder.name), "{refused}");
-        }
+        let refused = prepare(&kubelet, &same).await.unwrap_err();
+        assert!(refused.contains("overlaps") && refused.contains(&second.name), "{refused}");
+        let refused = prepare(&kubelet, &whole).await.unwrap_err();
+        assert!(refused.contains("overlaps") && refused.contains(&format!("{L4}-share-")), "{refused}");
         unprepare(&kubelet, &second).await.unwrap();
         prepare(&kubelet, &same).await.unwrap();
         for claim in [&first, &same] {
@@ -182,9 +189,13 @@ async fn two_claims_share_a_gpu_at_the_same_time() {
         }
         // And the other way round: what has the whole GPU keeps its shares away.
         prepare(&kubelet, &whole).await.unwrap();
-        published_when(&lab, &[L4]).await;
         assert!(prepare(&kubelet, &first).await.unwrap_err().contains("overlaps"));
+        for claim in [&first, &second, &same] {
+            delete(&lab, claim).await;
+        }
+        published_when(&lab, &[L4]).await;
         unprepare(&kubelet, &whole).await.unwrap();
+        delete(&lab, &whole).await;
         published_when(&lab, &[&share(0), &share(1)]).await;
         assert_eq!(lab.left(), Vec::<String>::new());
         lab.stop().await;
@@ -224,8 +235,7 @@ async fn another_number_of_shares_waits_for_what_claims_have() {
             prepare(&kubelet, &allocated).await.unwrap();
             for claim in [&held, &allocated] {
                 unprepare(&kubelet, claim).await.unwrap();
-                let api: Api<ResourceClaim> = Api::namespaced(lab.client.clone(), "default");
-                api.delete(&claim.name, &DeleteParams::default()).await.unwrap();
+                delete(&lab, claim).await;
             }
             shares_of(&lab, &[L4]).await;
             lab.stop().await;
@@ -237,8 +247,7 @@ async fn another_number_of_shares_waits_for_what_claims_have() {
             prepare(&kubelet, &whole).await.unwrap();
             shares_of(&lab, &[L4]).await;
             unprepare(&kubelet, &whole).await.unwrap();
-            let api: Api<ResourceClaim> = Api::namespaced(lab.client.clone(), "default");
-            api.delete(&whole.name, &DeleteParams::default()).await.unwrap();
+            delete(&lab, &whole).await;
             shares_of(&lab, &[&share(0), &share(1)]).await;
             lab.stop().await;
         })

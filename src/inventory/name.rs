@@ -147,7 +147,7 @@ mod tests {
         );
         assert_eq!(name("ffffffff:3b:00.0", uuid).len(), 63);
         let old = "MIG-GPU-5c8a1f0e-93b7-5a52-8a5f-0123456789ab/1/0";
-        assert_eq!(name("0000:3b:00.0", old), "gpu-0000-3b-00-adopted-x0b8f0f4a0b8f0f4a");
+        assert_eq!(name("0000:3b:00.0", old), "gpu-0000-3b-00-adopted-xf7a65888dc4c23fe");
         assert!(DeviceName::is_adopted(&name("0000:3b:00.0", old)));
         assert!(!DeviceName::is_adopted("gpu-0000-3b-00-mig-1g-10gb-6"));
     }
