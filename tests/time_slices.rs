@@ -58,8 +58,8 @@ fn every_gpu_without_mig_is_whole_by_default_and_shared_where_that_is_wanted() {
     for model in Model::all() {
         let gpus = format!("1x{}", model.name());
         let alone = names(&offers(&gpus, 1, &[], None));
-        assert!(alone.contains(&L4.to_owned()), "{gpus}");
         if model.has_mig() {
+            assert!(1 < alone.len(), "{gpus}");
             let asked = names(&offers(&gpus, 8, &[], None));
             assert_eq!(asked, alone, "{gpus}: a GPU with MIG is never time-sliced");
         } else {

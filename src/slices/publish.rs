@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::by_sharing::Withdrawn;
 use super::probe::keeps_counters;
 use super::render::names as names_in;
 use super::shelves::shelves;
@@ -83,8 +84,8 @@ pub struct Publisher {
     /// What claims were found to have when the layout last changed, prepared or not.
     pub(super) taken: BTreeSet<String>,
     pub(super) transition: Transition,
-    /// The same for whole and time-shared GPUs, which no counters keep apart.
-    pub(super) sharing: Transition,
+    /// Whole and time-shared GPUs that are not offered any more.
+    pub(super) withdrawn: Withdrawn,
     /// Resource versions of our own last writes, to tell them from those of others.
     written: BTreeMap<String, Option<String>>,
     /// Names of the devices in each slice of devices, as they stood after the last round.
@@ -96,14 +97,13 @@ impl Publisher {
     #[must_use]
     pub fn new(parts: PublisherParts) -> Self {
         let transition = Transition::new(parts.settle_time);
-        let sharing = Transition::new(parts.settle_time);
         Self {
             parts,
             keeps_counters: None,
             asked: None,
             taken: BTreeSet::new(),
             transition,
-            sharing,
+            withdrawn: Withdrawn::default(),
             written: BTreeMap::new(),
             published: Vec::new(),
         }
@@ -276,7 +276,7 @@ impl Publisher {
     ) -> Result<usize, SliceError> {
         keep_order(&mut slices, published, ranking);
         self.write(&slices, published).await?;
-        self.sharing.written(Instant::now());
+        self.withdrawn.written(Instant::now());
         let shown = slices.iter().map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
         self.published = shown.filter(|it| !it.is_empty()).collect();
         Ok(slices.len())
