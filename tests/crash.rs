@@ -1,12 +1,12 @@
 //! The crash matrix: whatever the driver is doing when it dies, nothing is lost and nothing stays.
 //!
-//! For one MIG device, for three on two GPUs, for a whole GPU and for an instance of somebody else beside one of ours, in prepare
-//! and in unprepare, a run without a crash
-//! tells which points there are: calls of NVML, and with `fault-shim` each creation, write, rename, sync and removal of
-//! a file and each write of an answer. Then the driver, a process of its own, is killed before and after each of them in
-//! turn and started again. Then the kubelet asks again, or the claim is deleted and nobody asks again: the driver must
-//! tidy up by itself. So that both happen everywhere, they alternate between a point's two sides. Last, the claim, or a
-//! new one for the same devices, is prepared and unprepared by the same process, which is the next victim.
+//! For one MIG device, for three on two GPUs, for a whole GPU and for an instance of somebody else beside one of ours, in
+//! prepare and in unprepare, a run without a crash tells which points there are: calls of NVML, and with `fault-shim` each
+//! creation, write, rename, sync and removal of a file and each write of an answer. Then the driver, a process of its own,
+//! is killed before and after each of them in turn and started again. Then the kubelet asks again, or the claim is deleted
+//! and nobody asks again: the driver must tidy up by itself. So that both happen everywhere, they alternate between a
+//! point's two sides. Last, the claim, or a new one for the same devices, is prepared and unprepared by the same process,
+//! which is the next victim.
 //!
 //! The start after a crash is killed at each of its points as well (`Start`), for three states that it has to tidy up.
 //!
