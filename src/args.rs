@@ -10,7 +10,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 
 use crate::cdi::{DEFAULT_LDCONFIG, DriverRoot, HookSettings, Root};
 use crate::health::IgnoredXids;
-use crate::inventory::ProfileFilter;
+use crate::inventory::{ExistingInstances, MOST_SHARES, ProfileFilter};
 use crate::kubelet::is_pod_uid;
 use crate::mig::ModePolicy;
 use crate::placement::Policy;
@@ -48,7 +48,8 @@ fn configuration(matches: &ArgMatches) -> String {
     let Some((name, given)) = matches.subcommand() else { return String::new() };
     let command = Cli::command();
     let Some(subcommand) = command.find_subcommand(name) else { return String::new() };
-    let mut origins = [("flags", Vec::new()), ("environment", Vec::new()), ("defaults", Vec::new()), ("unset", Vec::new())];
+    let mut origins =
+        [("flags", Vec::new()), ("environment", Vec::new()), ("defaults", Vec::new()), ("unset", Vec::new())];
     for argument in subcommand.get_arguments().filter(|it| it.get_long() != Some("help")) {
         let id = argument.get_id().as_str();
         let values: Vec<String> =
@@ -67,7 +68,8 @@ fn configuration(matches: &ArgMatches) -> String {
         origins[origin].1.push(setting);
     }
     let told = origins.iter().filter(|(_, settings)| !settings.is_empty());
-    let told: Vec<String> = told.map(|(origin, settings)| format!("{origin}: {}", settings.join(" "))).collect();
+    let told: Vec<String> =
+        told.map(|(origin, settings)| format!("{origin}: {}", settings.join(" "))).collect();
     told.join("; ")
 }
 
@@ -240,6 +242,14 @@ pub struct NodeArgs {
     /// What the taint of an unhealthy GPU does, where kube-apiserver keeps device taints (feature gate DRADeviceTaints).
     #[arg(long, env, value_enum, value_name = "EFFECT", default_value = "NoSchedule")]
     pub taint_effect: TaintEffect,
+    /// What becomes of MIG instances that the driver did not make: they are left alone, or each that has one compute instance
+    /// spanning it is offered as a device of its own, which is neither made nor destroyed for a claim.
+    #[arg(long, env, value_enum, value_name = "POLICY", default_value = "withhold")]
+    pub existing_instances: ExistingInstances,
+    /// Number of time-shared devices as which each GPU without MIG is offered, 1 to 48; 1 offers it whole. Nothing
+    /// separates the users of such devices: neither memory nor faults.
+    #[arg(long, env, value_name = "N", default_value = "1", value_parser = time_slices)]
+    pub time_slices: u32,
     /// Time for one call of the kubelet, which itself gives up after 45 s (pkg/kubelet/cm/dra/plugin/dra_plugin.go).
     /// Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "40", value_parser = seconds, hide = true)]
@@ -328,6 +338,13 @@ fn pod_uid(text: &str) -> Result<String, String> {
     if is_pod_uid(text) { Ok(text.to_owned()) } else { Err("a pod's UID, as in metadata.uid".to_owned()) }
 }
 
+fn time_slices(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(count) if (1..=MOST_SHARES).contains(&count) => Ok(count),
+        _ => Err(format!("a number from 1 to {MOST_SHARES}")),
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<u32>() {
         Ok(seconds) if 0 < seconds => Ok(Duration::from_secs(seconds.into())),
@@ -360,6 +377,14 @@ mod tests {
         assert_eq!(flags, "flags: node-name=n-1 mode=layout");
         assert!(rest.contains("defaults: ") && rest.contains(" rescan-interval=60 "), "{rest}");
         assert!(rest.contains("unset: ") && rest.contains(" driver-library"), "{rest}");
+    }
+
+    #[test]
+    fn a_gpu_has_at_least_one_user_and_not_too_many() {
+        assert_eq!((time_slices("1"), time_slices("48")), (Ok(1), Ok(48)));
+        for text in ["0", "49", "-1", "two", ""] {
+            assert!(time_slices(text).is_err(), "{text}");
+        }
     }
 
     #[test]

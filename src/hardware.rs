@@ -192,11 +192,12 @@ impl Hardware {
         futures::future::try_join_all(scans).await
     }
 
-    /// True where a record of this boot means this instance.
+    /// True where a record of this boot means this instance, which was made for it. One that somebody else made stays
+    /// somebody else's, also while a claim has it.
     #[must_use]
     pub fn is_recorded(&self, parent: &str, instance: &GpuInstance, record: &Record) -> bool {
         let is_it = |device: &RecordedDevice| match &device.kind {
-            RecordedKind::Gpu => false,
+            RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => false,
             RecordedKind::Mig { spec, progress } => {
                 device.parent_uuid == parent
                     && spec.profile_id == instance.profile_id

@@ -1,5 +1,6 @@
 //! `dra-driver-mig inspect`: this node's GPUs as they are now. Reads only.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use serde::Serialize;
 use crate::args::{InspectArgs, OutputFormat};
 use crate::checkpoint::{Checkpoint, Record, RecordedDevice, RecordedKind};
 use crate::hardware::Hardware;
-use crate::inventory::{CounterPlan, Gpu, fits_into, remaining};
+use crate::inventory::{CounterPlan, Gpu, adoptable, fits_into, remaining};
 use crate::nvml::facts::{GpuInstance, MigMode, Placement, Profile, SkippedGpu};
 use crate::telemetry::metrics::Metrics;
 
@@ -46,6 +47,8 @@ pub struct GpuReport {
     pub problem: Option<String>,
     /// `namespace/name` of the claim that holds the whole GPU, if one does.
     pub owner: Option<String>,
+    /// Claims that have a time-shared device of the GPU, by its number.
+    pub shares: BTreeMap<u32, String>,
     /// MIG; `null` on a GPU without it.
     pub mig: Option<MigReport>,
 }
@@ -91,6 +94,10 @@ pub struct InstanceReport {
     pub mig_devices: Vec<String>,
     /// `namespace/name` of the claim that holds it, or `foreign`.
     pub owner: String,
+    /// True where the driver did not make it, whether or not a claim has it.
+    pub foreign: bool,
+    /// Why `--existing-instances=adopt` does not offer it, if it does not.
+    pub not_adopted: Option<String>,
 }
 
 /// Prints the report.
@@ -123,10 +130,24 @@ fn report(hardware: &Hardware, gpus: &[Gpu], records: &[Arc<Record>]) -> NodeRep
 }
 
 fn gpu_report(hardware: &Hardware, gpu: &Gpu, records: &[Arc<Record>]) -> GpuReport {
-    let owner = |instance: &GpuInstance| {
-        let record = records.iter().find(|it| hardware.is_recorded(&gpu.facts.uuid, instance, it));
-        record.map_or_else(|| "foreign".to_owned(), |it| it.claim.to_string())
+    let maker = |instance: &GpuInstance| {
+        records.iter().find(|it| hardware.is_recorded(&gpu.facts.uuid, instance, it))
     };
+    let of_this_gpu = |record: &Record| {
+        let devices = record.devices.iter().filter(|it| it.parent_uuid == gpu.facts.uuid);
+        devices.map(|it| it.kind.clone()).collect::<Vec<_>>()
+    };
+    let now = || records.iter().filter(|it| it.boot_id == hardware.boot_id);
+    let adopter = |instance: &GpuInstance| {
+        let adopted = RecordedKind::Adopted(adoptable(&gpu.facts, instance).ok()?);
+        now().find(|it| of_this_gpu(it).contains(&adopted))
+    };
+    let share = |(kind, record): (RecordedKind, &Arc<Record>)| match kind {
+        RecordedKind::Share { index } => Some((index, record.claim.to_string())),
+        _ => None,
+    };
+    let shares = now().flat_map(|record| of_this_gpu(record).into_iter().map(move |it| (it, record)));
+    let shares = shares.filter_map(share).collect();
     let whole = |record: &&Arc<Record>| {
         let is_it = |it: &RecordedDevice| it.parent_uuid == gpu.facts.uuid && it.kind == RecordedKind::Gpu;
         record.boot_id == hardware.boot_id && record.devices.iter().any(is_it)
@@ -146,15 +167,20 @@ fn gpu_report(hardware: &Hardware, gpu: &Gpu, records: &[Arc<Record>]) -> GpuRep
             .state
             .instances
             .iter()
-            .map(|it| InstanceReport {
-                gpu_instance: it.id,
-                profile: gpu
-                    .facts
-                    .profile(it.profile_id)
-                    .map_or_else(|| it.profile_id.to_string(), |it| it.name.clone()),
-                placement: it.placement,
-                mig_devices: it.compute_instances.iter().map(|it| it.uuid.clone()).collect(),
-                owner: owner(it),
+            .map(|it| {
+                let owner = maker(it).or_else(|| adopter(it));
+                let foreign = maker(it).is_none();
+                let refusal = adoptable(&gpu.facts, it).err().filter(|_| foreign);
+                let profile = gpu.facts.profile(it.profile_id);
+                InstanceReport {
+                    gpu_instance: it.id,
+                    profile: profile.map_or_else(|| it.profile_id.to_string(), |it| it.name.clone()),
+                    placement: it.placement,
+                    mig_devices: it.compute_instances.iter().map(|it| it.uuid.clone()).collect(),
+                    owner: owner.map_or_else(|| "foreign".to_owned(), |it| it.claim.to_string()),
+                    foreign,
+                    not_adopted: refusal.map(|it| it.to_string()),
+                }
             })
             .collect();
         instances.sort_by_key(|it| it.placement);
@@ -179,6 +205,7 @@ fn gpu_report(hardware: &Hardware, gpu: &Gpu, records: &[Arc<Record>]) -> GpuRep
         memory_mib: gpu.facts.memory_bytes >> 20,
         problem: gpu.state.problem.clone(),
         owner: whole_owner,
+        shares,
         mig,
     }
 }
@@ -198,6 +225,9 @@ fn table(report: &NodeReport) -> String {
         }
         if let Some(owner) = &gpu.owner {
             text.push_str(&format!("  handed out whole to {owner}\n"));
+        }
+        for (index, owner) in &gpu.shares {
+            text.push_str(&format!("  share {index} handed out to {owner}\n"));
         }
         match &gpu.mig {
             None => text.push_str("  no MIG\n"),
@@ -247,11 +277,20 @@ fn mig_table(mig: &MigReport) -> String {
             it.gpu_instance.to_string(),
             it.profile.clone(),
             it.placement.to_string(),
-            it.owner.clone(),
+            if it.foreign && it.owner != "foreign" {
+                format!("{} (foreign)", it.owner)
+            } else {
+                it.owner.clone()
+            },
             if it.mig_devices.is_empty() { "none".to_owned() } else { it.mig_devices.join(" ") },
         ]
     }));
     text.push_str(&columns(&instances));
+    for instance in &mig.instances {
+        if let Some(reason) = &instance.not_adopted {
+            text.push_str(&format!("  instance {} cannot be adopted: {reason}\n", instance.gpu_instance));
+        }
+    }
     text
 }
 

@@ -16,17 +16,18 @@ use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, EventReason, Eve
 use crate::args::{HardwareArgs, NodeArgs};
 use crate::cdi::{ClaimFiles, Kind};
 use crate::check;
-use crate::checkpoint::{Checkpoint, Record, Stored};
+use crate::checkpoint::{Checkpoint, Record, RecordedKind, Stored};
 use crate::claim::{Claims, ClaimsParts, CommonSource};
 use crate::hardware::{Hardware, NodeState};
 use crate::health::{Follower, Keeper, Report, Scan};
 use crate::host;
-use crate::inventory::{Gpu, Inventory, inventory};
+use crate::inventory::{ExistingInstances, Gpu, Inventory, Terms, inventory_on, not_adopted};
 use crate::kubelet::{
     DeviceHealth, DraPlugin, Registration, RegistrationState, Socket, SocketPaths, Turn, serve_plugin,
     serve_registration,
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
+use crate::nvml::facts::GpuInstance;
 use crate::nvml::{Heard, Pulse};
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
 use crate::telemetry::metrics::{Exporter, GpuHealth, Metrics, Recovery, bind_metrics, serve_metrics};
@@ -79,6 +80,8 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     };
     let mut watch = HardwareWatch {
         args: args.hardware.clone(),
+        existing: args.existing_instances,
+        time_slices: args.time_slices,
         checkpoint: checkpoint.clone(),
         cdi: cdi.clone(),
         state,
@@ -279,15 +282,20 @@ fn found(hardware: &Hardware, gpu: &Gpu) -> (String, Scan) {
     (uuid.clone(), scan)
 }
 
-/// The problems of which the health of GPUs does not tell.
+/// How a problem begins that is not a GPU's but an instance's on it.
+const FOREIGN: &str = "GPU instance";
+
+/// The problems of GPUs of which neither their health nor the event of an instance tells.
 fn otherwise(problems: &[String], health: &Report) -> Vec<String> {
     let gpu = |it: &str| it.strip_prefix("GPU ")?.split(": ").next().map(|it| health.gpu(it).is_bad());
-    problems.iter().filter(|it| gpu(it) != Some(true)).cloned().collect()
+    problems.iter().filter(|it| !it.starts_with(FOREIGN) && gpu(it) != Some(true)).cloned().collect()
 }
 
 /// Keeps the node's state up to date.
 struct HardwareWatch {
     args: HardwareArgs,
+    existing: ExistingInstances,
+    time_slices: u32,
     checkpoint: Checkpoint,
     cdi: ClaimFiles,
     state: watch::Sender<NodeState>,
@@ -414,6 +422,19 @@ impl HardwareWatch {
         Ok(gpus)
     }
 
+    /// Tells of an instance that is not offered either; one that is adopted is no event.
+    fn tell_of_foreign(&self, gpu: &Gpu, instance: &GpuInstance) {
+        let (uuid, gi, placement) = (&gpu.facts.uuid, instance.id, instance.placement);
+        let is_offered = self.terms().is_ok_and(|terms| not_adopted(gpu, instance, &terms).is_none());
+        if !is_offered {
+            let note = format!(
+                "GPU instance {gi} at {placement} of GPU {uuid} was not made for a claim of this driver: what it occupies \
+                 is not offered. `dra-driver-mig inspect` shows it; once it is destroyed, its place is offered."
+            );
+            self.events.tell(EventReason::ForeignInstance, note);
+        }
+    }
+
     /// Logs what is new about a GPU.
     fn report(&self, gpu: &Gpu) {
         let before = self.gpus.iter().find(|it| it.facts.uuid == gpu.facts.uuid).map(|it| &it.state);
@@ -421,12 +442,8 @@ impl HardwareWatch {
         for instance in &gpu.state.instances {
             if !before.is_some_and(|it| it.instances.contains(instance)) {
                 let (gi, placement) = (instance.id, instance.placement);
-                warn!(uuid, gi, %placement, "GPU instance of somebody else: what it occupies is not offered");
-                let note = format!(
-                    "GPU instance {gi} at {placement} of GPU {uuid} was not made for a claim of this driver: what it \
-                     occupies is not offered. `dra-driver-mig inspect` shows it; once it is destroyed, its place is offered."
-                );
-                self.events.tell(EventReason::ForeignInstance, note);
+                warn!(uuid, gi, %placement, "GPU instance of somebody else: nothing else is offered in its place");
+                self.tell_of_foreign(gpu, instance);
             }
         }
         if let Some(problem) = &gpu.state.problem
@@ -454,15 +471,17 @@ impl HardwareWatch {
             let records = self.checkpoint.records()?;
             self.health.change(|it, _, _| it.live(&records));
         }
+        let held = self.terms()?.held;
         let (hardware, is_independent) = {
             let state = self.state.borrow();
-            let is_independent = state.inventory.gpus.iter().all(|it| it.withheld.is_empty());
+            let offers_all =
+                held.iter().all(|name| state.inventory.devices().any(|it| it.name.as_str() == name));
+            let is_independent = offers_all && state.inventory.gpus.iter().all(|it| it.withheld.is_empty());
             (state.hardware.clone(), is_independent)
         };
         if !is_independent {
             return self.publish(hardware);
         }
-        let held = self.held()?;
         self.state.send_if_modified(|state| {
             let is_same = state.held == held;
             state.held = held;
@@ -471,17 +490,58 @@ impl HardwareWatch {
         Ok(())
     }
 
-    /// Names of the devices that claims hold. Of a claim whose record cannot be read its CDI file tells.
-    fn held(&self) -> anyhow::Result<BTreeSet<String>> {
-        let mut held = BTreeSet::new();
+    /// What is wanted, and what claims hold. Of a claim whose record cannot be read its CDI file tells.
+    fn terms(&self) -> anyhow::Result<Terms> {
+        let (existing, time_slices) = (self.existing, self.time_slices);
+        let mut terms = Terms { existing, time_slices, ..Terms::default() };
+        let mut unrecorded = BTreeSet::new();
+        // Only an instance of somebody else may be what was made for a claim of which no record tells.
+        if existing == ExistingInstances::Adopt && self.gpus.iter().any(|it| !it.state.instances.is_empty()) {
+            unrecorded.extend(self.cdi.list()?);
+        }
         for (uid, stored) in self.checkpoint.list()? {
             match &*stored {
-                Stored::Nothing => {}
-                Stored::Record(record) => held.extend(record.devices.iter().map(|it| it.name.clone())),
-                Stored::Unreadable(_) => held.extend(self.cdi.devices(uid.as_str())?),
+                Stored::Nothing => continue,
+                Stored::Record(record) => {
+                    for device in &record.devices {
+                        terms.held.insert(device.name.clone());
+                        if let RecordedKind::Adopted(adopted) = &device.kind {
+                            terms.adopted.push((device.parent_uuid.clone(), adopted.clone()));
+                        }
+                    }
+                }
+                Stored::Unreadable(_) => terms.held.extend(self.cdi.devices(uid.as_str())?),
             }
+            unrecorded.remove(uid.as_str());
         }
-        Ok(held)
+        for uid in unrecorded {
+            terms.named.extend(self.cdi.devices(&uid)?);
+        }
+        Ok(terms)
+    }
+
+    /// What of the hardware is not offered, and why. What is said before the colon is the GPU, or an instance on it.
+    fn problems(
+        &self,
+        hardware: &Result<Arc<Hardware>, String>,
+        health: &Report,
+        terms: &Terms,
+    ) -> Vec<String> {
+        let unreadable = self.gpus.iter().filter_map(|it| Some((&it.facts.uuid, it.state.problem.as_ref()?)));
+        let unreadable = unreadable.map(|(uuid, problem)| format!("GPU {uuid}: {problem}"));
+        let sick = self.gpus.iter().filter(|it| it.state.problem.is_none()).map(|it| &it.facts.uuid);
+        let sick = sick
+            .filter(|it| health.gpu(it).is_bad())
+            .map(|it| format!("GPU {it}: {}", health.gpu(it).text()));
+        let skipped = hardware.iter().flat_map(|it| &it.facts.skipped);
+        let skipped = skipped.map(|it| format!("GPU {}: {}", it.index, it.reason));
+        let instances = self.gpus.iter().flat_map(|gpu| gpu.state.instances.iter().map(move |it| (gpu, it)));
+        let foreign = instances.filter_map(|(gpu, it)| {
+            let (uuid, GpuInstance { id, placement, .. }) = (&gpu.facts.uuid, it);
+            let reason = not_adopted(gpu, it, terms)?;
+            Some(format!("{FOREIGN} {id} at {placement} of {uuid}, which somebody else made: {reason}"))
+        });
+        unreadable.chain(sick).chain(skipped).chain(foreign).collect()
     }
 
     /// Tells which GPUs are no longer offered, and which are again. What comes before the colon is the GPU.
@@ -497,24 +557,17 @@ impl HardwareWatch {
     }
 
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
-        let (held, health) = (self.held()?, self.health.report());
+        let (terms, health) = (self.terms()?, self.health.report());
         let inventory = match &hardware {
-            Ok(hardware) => inventory(&hardware.facts, &health.withhold(&self.gpus), &held),
+            Ok(hardware) => inventory_on(&hardware.facts, &health.withhold(&self.gpus), &terms),
             Err(_) => Inventory::default(),
         };
-        let unreadable = self.gpus.iter().filter_map(|it| Some((&it.facts.uuid, it.state.problem.as_ref()?)));
-        let skipped = hardware.iter().flat_map(|it| &it.facts.skipped);
-        let sick = self.gpus.iter().filter(|it| it.state.problem.is_none()).map(|it| &it.facts.uuid);
-        let sick = sick.filter(|it| health.gpu(it).is_bad()).map(|it| format!("GPU {it}: {}", health.gpu(it).text()));
-        let problems: Vec<String> = unreadable
-            .map(|(uuid, problem)| format!("GPU {uuid}: {problem}"))
-            .chain(sick)
-            .chain(skipped.map(|it| format!("GPU {}: {}", it.index, it.reason)))
-            .collect();
+        let problems = self.problems(&hardware, &health, &terms);
         if hardware.is_ok() {
             let before = self.state.borrow();
             self.tell_problems(&otherwise(&before.problems, &before.health), &otherwise(&problems, &health));
         }
+        let held = terms.held;
         // Dropped after the lock: closing NVML takes its time.
         let mut before = None;
         self.state.send_if_modified(|state| {

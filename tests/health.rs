@@ -6,9 +6,7 @@ mod common;
 use std::future::Future;
 use std::net::SocketAddr;
 
-use common::{
-    ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, scrape, unprepare,
-};
+use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, scrape, unprepare};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceSlice};
 use kube::Api;
@@ -169,7 +167,10 @@ async fn an_xid_of_nobody_withdraws_what_is_free_and_taints_what_is_held() {
         assert_eq!((&is.attributes, &is.capacity), (&was.attributes, &was.capacity));
         assert_eq!(is.consumes_counters, was.consumes_counters, "an allocated device is never re-costed");
         let sick = heard(&mut stream, LAST, Health::Unhealthy, "XID").await;
-        assert_eq!((sick.message.as_str(), sick.timeout_seconds), ("unhealthy: XID 48 (a double-bit ECC error)", 30));
+        assert_eq!(
+            (sick.message.as_str(), sick.timeout_seconds),
+            ("unhealthy: XID 48 (a double-bit ECC error)", 30)
+        );
         let note = event(&lab, &lab.node_name, "GpuUnhealthy").await;
         assert!(note.contains("XID 48") && note.contains("health.json"), "{note}");
         is_condition(&lab, metrics, 0, "sick").await;
@@ -205,12 +206,14 @@ async fn a_published_taint_is_not_written_again() {
     for round in 1..=2 {
         let compared = || {
             let requests = server.requests().split_off(seen);
-            let lists = requests.iter().filter(|it| it.path.ends_with("/resourceslices") && it.method == "GET");
+            let lists =
+                requests.iter().filter(|it| it.path.ends_with("/resourceslices") && it.method == "GET");
             lists.filter(|it| !it.is_watch()).filter(|it| it.query.contains("fieldSelector")).count()
         };
         let before = compared();
         let name = slices[0].metadata.name.clone().unwrap();
-        let odd = Patch::Merge(json!({"metadata": {"annotations": {"example.com/round": round.to_string()}}}));
+        let odd =
+            Patch::Merge(json!({"metadata": {"annotations": {"example.com/round": round.to_string()}}}));
         lab.slices_api().patch(&name, &PatchParams::default(), &odd).await.unwrap();
         eventually("the driver compares", async || (before < compared()).then_some(())).await;
     }

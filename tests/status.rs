@@ -18,7 +18,8 @@ const SECOND_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-5";
 
 /// A running driver against a simulated API server, and the kubelet's connection to it.
 async fn started(options: Options) -> (Lab, Plugin, Arc<ApiServer>) {
-    let server = Arc::new(ApiServer::start(Options { partitionable_devices: true, ..options }).await.unwrap());
+    let server =
+        Arc::new(ApiServer::start(Options { partitionable_devices: true, ..options }).await.unwrap());
     let mut lab = Lab::new(ControlPlane::Simulated(Arc::clone(&server)), "1xH100-80GB").await;
     lab.start();
     let kubelet = lab.kubelet().await;
@@ -181,7 +182,8 @@ async fn a_restart_reads_and_does_not_write_what_is_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_gate_off_the_driver_notices_once_and_stops() {
-    let (mut lab, kubelet, server) = started(Options { without_device_status: true, ..Options::default() }).await;
+    let (mut lab, kubelet, server) =
+        started(Options { without_device_status: true, ..Options::default() }).await;
     let claim = lab.claim_of("one", FIRST_1G).await;
     prepare(&kubelet, &claim).await.unwrap();
     eventually("it was tried", async || (writes(&server) == 1).then_some(())).await;

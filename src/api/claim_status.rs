@@ -24,6 +24,8 @@ use tracing::{debug, info, warn};
 use super::{CALL_TIMEOUT, with_causes};
 use crate::checkpoint::{Checkpoint, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
 use crate::claim::{ClaimRef, ClaimUid};
+use crate::inventory::{Adopted, MigSpec};
+use crate::nvml::facts::Placement;
 use crate::slices::fnv1a;
 
 /// Version of the object in an entry's `data`.
@@ -57,13 +59,17 @@ fn device_status(device: &RecordedDevice, driver: &str, since: &str) -> Value {
             let data = json!({"kind": "Gpu", "parentUUID": parent, "profile": "full"});
             (format!("GPU {parent} as a whole"), data)
         }
+        RecordedKind::Share { index } => {
+            let data = json!({"kind": "GpuShare", "parentUUID": parent, "profile": "full", "share": index});
+            (format!("GPU {parent}, shared with others"), data)
+        }
+        RecordedKind::Adopted(Adopted { spec, uuid }) => {
+            let mut data = mig_data(parent, spec);
+            data["migUUID"] = json!(uuid);
+            (format!("{} at {} of GPU {parent}, not made by the driver", spec.profile, spec.placement), data)
+        }
         RecordedKind::Mig { spec, progress } => {
-            let mut data = json!({
-                "kind": "MigDevice",
-                "parentUUID": parent,
-                "profile": spec.profile,
-                "placement": {"start": spec.placement.start, "size": spec.placement.size},
-            });
+            let mut data = mig_data(parent, spec);
             if let Progress::Complete { gpu_instance, compute_instance, uuid } = progress {
                 data["gpuInstance"] = json!(gpu_instance);
                 data["computeInstance"] = json!(compute_instance);
@@ -87,6 +93,12 @@ fn device_status(device: &RecordedDevice, driver: &str, since: &str) -> Value {
         }],
         "data": data,
     })
+}
+
+fn mig_data(parent: &str, spec: &MigSpec) -> Value {
+    let Placement { start, size } = spec.placement;
+    let placement = json!({"start": start, "size": size});
+    json!({"kind": "MigDevice", "parentUUID": parent, "profile": spec.profile, "placement": placement})
 }
 
 /// Keeps `status.devices` of this node's claims as the state files say. Needs the verb `patch` on `resourceclaims/status`.
@@ -350,7 +362,10 @@ impl ClaimStatuses {
             }
             (Outcome::Forbidden(message), _) => {
                 if !std::mem::replace(&mut self.is_refusal_told, true) {
-                    warn!(message, "the account may not write the device status of claims (resourceclaims/status)");
+                    warn!(
+                        message,
+                        "the account may not write the device status of claims (resourceclaims/status)"
+                    );
                 }
                 self.not_before = Some(Instant::now() + UNTIL_GRANTED);
             }
@@ -410,7 +425,8 @@ impl Told {
     /// What brings the API server from here to this record; nothing where it is there.
     fn step_to(&self, record: &Arc<Record>, driver: &str) -> Option<Step> {
         let says_the_same = |told: &Arc<Record>| {
-            Arc::ptr_eq(told, record) || device_statuses(told, driver, "") == device_statuses(record, driver, "")
+            Arc::ptr_eq(told, record)
+                || device_statuses(told, driver, "") == device_statuses(record, driver, "")
         };
         match self {
             Self::Unseen => Some(Step::Compare(Arc::clone(record))),
@@ -525,7 +541,10 @@ mod tests {
         }]);
         assert_eq!(json!(statuses), expected);
         let whole = device_statuses(&record(RecordedKind::Gpu, Stage::Prepared), "d", SINCE);
-        assert_eq!((&whole[0]["data"]["kind"], &whole[0]["data"]["profile"]), (&json!("Gpu"), &json!("full")));
+        assert_eq!(
+            (&whole[0]["data"]["kind"], &whole[0]["data"]["profile"]),
+            (&json!("Gpu"), &json!("full"))
+        );
         for stage in [Stage::Preparing, Stage::Unpreparing] {
             assert!(device_statuses(&record(mig("MIG-7"), stage), "d", SINCE).is_empty());
         }
@@ -533,7 +552,8 @@ mod tests {
 
     #[test]
     fn only_what_says_something_else_is_written_and_ready_it_was_before() {
-        let told = |uuid: &str| Told::Record { record: record(mig(uuid), Stage::Prepared), since: SINCE.to_owned() };
+        let told =
+            |uuid: &str| Told::Record { record: record(mig(uuid), Stage::Prepared), since: SINCE.to_owned() };
         let now = record(mig("MIG-7"), Stage::Prepared);
         assert_eq!(told("MIG-7").step_to(&now, "d"), None);
         assert_eq!(told("MIG-6").step_to(&now, "d"), Some(Step::Write(Arc::clone(&now), SINCE.to_owned())));

@@ -43,7 +43,9 @@ pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str) -> Owner 
             {
                 Some((id, uuid.clone()))
             }
-            (RecordedKind::Mig { .. }, _) => return None,
+            // Nobody knows which of its users it was.
+            (RecordedKind::Share { .. }, _) => return None,
+            (RecordedKind::Mig { .. } | RecordedKind::Adopted(_), _) => return None,
         };
         Some(Holder { claim: record.claim.clone(), device: device.name.clone(), instance })
     };
@@ -112,7 +114,8 @@ mod tests {
 
     #[test]
     fn an_event_finds_its_claim_by_gpu_and_instance() {
-        let records = [record("a", "GPU-0", Some(7)), record("b", "GPU-1", Some(7)), record("c", "GPU-1", Some(8))];
+        let records =
+            [record("a", "GPU-0", Some(7)), record("b", "GPU-1", Some(7)), record("c", "GPU-1", Some(8))];
         let of = |event| name(&owner(&event, &records, "boot")).to_owned();
         assert_eq!(of(xid("GPU-1", 94, Some(7))), "b");
         assert_eq!(of(xid("GPU-1", 94, Some(8))), "c");

@@ -229,7 +229,7 @@ impl<'nvml> DeviceHandle<'nvml> {
     pub fn processes_on(&self, instance: GpuInstanceHandle) -> Result<Vec<u32>, CallError> {
         let mut pids = Vec::new();
         for raw in self.raw_compute_instances(instance)? {
-            let (_, device) = self.mig_device(raw)?;
+            let device = self.at(self.compute_info(raw)?.device);
             let running = device.wrapper().running_compute_processes();
             let running = running.map_err(CallError::wrapped("nvmlDeviceGetComputeRunningProcesses_v3"))?;
             pids.extend(running.iter().map(|it| it.pid));
@@ -365,20 +365,26 @@ impl<'nvml> DeviceHandle<'nvml> {
     }
 
     fn describe_compute(&self, raw: sys::nvmlComputeInstance_t) -> Result<ComputeInstance, CallError> {
-        let (id, device) = self.mig_device(raw)?;
-        Ok(ComputeInstance { id, uuid: device.uuid()? })
+        let info = self.compute_info(raw)?;
+        Ok(ComputeInstance { id: info.id, uuid: self.at(info.device).uuid()?, slices: info.placement.size })
     }
 
-    /// Id and MIG device of a compute instance. The header calls `device` the parent; it is the MIG device, and walking
-    /// all of them instead takes seconds under load (mig-nvml-cdi.md 2.2).
-    fn mig_device(&self, raw: sys::nvmlComputeInstance_t) -> Result<(u32, DeviceHandle<'nvml>), CallError> {
+    /// Id, placement and MIG device of a compute instance. The header calls `device` the parent; it is the MIG device, and
+    /// walking all of them instead takes seconds under load (mig-nvml-cdi.md 2.2).
+    fn compute_info(
+        &self,
+        raw: sys::nvmlComputeInstance_t,
+    ) -> Result<sys::nvmlComputeInstanceInfo_t, CallError> {
         let function = function!(self.nvml, nvmlComputeInstanceGetInfo_v2)?;
         let mut info = MaybeUninit::<sys::nvmlComputeInstanceInfo_t>::zeroed();
         // SAFETY: a compute instance handle of this library and a writable struct.
         check("nvmlComputeInstanceGetInfo_v2", unsafe { function(raw, info.as_mut_ptr()) })?;
         // SAFETY: zeroed before and filled by NVML; pointers and integers have no invalid values.
-        let info = unsafe { info.assume_init() };
-        Ok((info.id, DeviceHandle { nvml: self.nvml, raw: info.device }))
+        Ok(unsafe { info.assume_init() })
+    }
+
+    fn at(&self, raw: sys::nvmlDevice_t) -> DeviceHandle<'nvml> {
+        DeviceHandle { nvml: self.nvml, raw }
     }
 }
 

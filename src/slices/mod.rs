@@ -4,6 +4,7 @@
 //! nothing is published that the API server would strip of its counters.
 
 mod by_layout;
+mod by_sharing;
 mod diff;
 mod probe;
 mod publication;

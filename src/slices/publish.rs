@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::by_sharing::Withdrawn;
 use super::probe::keeps_counters;
 use super::render::names as names_in;
 use super::shelves::shelves;
@@ -26,7 +27,7 @@ use super::{Change, Owner, Pool, Publication, Transition, diff, keep_order, lost
 use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
 use crate::hardware::NodeState;
-use crate::inventory::{DeviceKind, Inventory, ProfileFilter};
+use crate::inventory::{GpuInventory, Inventory, ProfileFilter};
 use crate::kubelet::Turn;
 use crate::layout::Decision;
 use crate::placement::{Policy, Ranking};
@@ -104,6 +105,8 @@ pub struct Publisher {
     pub(super) taken: BTreeSet<String>,
     pub(super) transition: Transition,
     taints: Taints,
+    /// Whole and time-shared GPUs that are not offered any more.
+    pub(super) withdrawn: Withdrawn,
     /// Resource versions of our own last writes, to tell them from those of others.
     written: BTreeMap<String, Option<String>>,
     /// Names of the devices in each slice of devices, as they stood after the last round.
@@ -126,6 +129,7 @@ impl Publisher {
             taken: BTreeSet::new(),
             transition,
             taints,
+            withdrawn: Withdrawn::default(),
             written: BTreeMap::new(),
             published: Vec::new(),
             has_told_profiles: false,
@@ -281,7 +285,10 @@ impl Publisher {
         let devices = inventory.gpus.iter().flat_map(|it| it.devices.iter().chain(&it.withheld));
         let profiles = devices.map(|it| it.mig().map_or("full", |it| &it.profile)).collect();
         for pattern in filter.without_effect(&profiles) {
-            warn!(pattern, "a pattern of --profiles means no profile of this node's GPUs; `inspect` lists them");
+            warn!(
+                pattern,
+                "a pattern of --profiles means no profile of this node's GPUs; `inspect` lists them"
+            );
         }
     }
 
@@ -294,12 +301,11 @@ impl Publisher {
         let node_uid = self.parts.api.node_uid().await?;
         let owner = Owner { driver: self.parts.driver.clone(), node: self.parts.node.clone(), node_uid };
         let published = self.parts.api.list().await?;
+        let before = published.iter().flat_map(names_in).map(str::to_owned).collect();
+        let (inventory, soon) = self.settle_shares(inventory, held, &before).await?;
+        let inventory = &*inventory;
         self.tell_of_profiles(inventory);
-        let can_be_cut = inventory
-            .gpus
-            .iter()
-            .flat_map(|it| it.devices.iter().chain(&it.withheld))
-            .any(|it| it.kind != DeviceKind::Gpu);
+        let can_be_cut = inventory.gpus.iter().any(GpuInventory::can_be_cut);
         let offered = self.offered(inventory, held);
         let ranking = Ranking::of(&offered, held, self.parts.offer.policy);
         let slices = render(&offered, &ranking, &owner);
@@ -318,9 +324,9 @@ impl Publisher {
                 Publication::Pending { reason: CLOSED.to_owned() }
             });
             let is_rolling = self.restarted.is_some_and(|it| it.elapsed() < ROLLING_RESTART);
-            return Ok(self.due().min(if is_rolling { GATE_RETRY } else { RESYNC }));
+            return Ok(self.due().min(soon).min(if is_rolling { GATE_RETRY } else { RESYNC }));
         }
-        self.publish_layout(inventory, held, &published, &owner).await
+        Ok(self.publish_layout(inventory, held, &published, &owner).await?.min(soon))
     }
 
     /// An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
@@ -351,6 +357,7 @@ impl Publisher {
         keep_order(&mut slices, published, ranking);
         self.taints.apply(&mut slices, published, &self.parts.api).await?;
         self.write(&slices, published).await?;
+        self.withdrawn.written(Instant::now());
         let shown = slices.iter().map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
         self.published = shown.filter(|it| !it.is_empty()).collect();
         Ok(slices.len())

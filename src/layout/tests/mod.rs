@@ -97,6 +97,8 @@ fn set(names: &[&str]) -> BTreeSet<String> {
 fn shown(offer: &Offer) -> Vec<String> {
     let show = |it: &AllocatableDevice| match &it.kind {
         DeviceKind::Gpu => "whole".to_owned(),
+        DeviceKind::Share { index } => format!("share {index}"),
+        DeviceKind::Adopted(it) => format!("adopted {}@{}", it.spec.profile, it.spec.placement.start),
         DeviceKind::Mig(spec) => format!("{}@{}", spec.profile, spec.placement.start),
     };
     let mut shown: Vec<String> = offer.inventory.devices().map(show).collect();
