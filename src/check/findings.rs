@@ -309,7 +309,7 @@ fn server(subject: &'static str, version: &str) -> Finding {
     let mut parts = version.trim_start_matches('v').splitn(3, '.').map(number);
     let (major, minor, patch) = (parts.next().flatten(), parts.next().flatten(), parts.next().flatten());
     match (major, minor, patch) {
-        (Some(1), Some(..34), _) => missing(
+        (Some(1), Some(..=33), _) => missing(
             subject,
             format!("{version} is too old: it does not serve resource.k8s.io/v1"),
             "upgrade the cluster to Kubernetes 1.34 or later",
