@@ -78,7 +78,8 @@ fn configuration(matches: &ArgMatches) -> String {
 pub enum Command {
     /// Serve this node: publish ResourceSlices, prepare and unprepare claims for the kubelet.
     Node(Box<NodeArgs>),
-    /// Show this node's GPUs: MIG mode, profiles, free placements, live instances and their owners. Changes nothing.
+    /// Show this node's GPUs and claims: MIG mode, a map of each GPU, instances and their owners, memory in use, profiles and
+    /// where they still fit. Needs no running driver and changes nothing.
     Inspect(InspectArgs),
     /// List what the driver needs on this host and in the cluster, what of it is missing, and what to do. Changes nothing;
     /// exit status 1 if something is missing.
@@ -309,9 +310,18 @@ pub struct InspectArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
     pub driver: DriverArgs,
+    /// Kubeconfig file, to ask for the pods of claims [default: the service account of the pod, where this is one].
+    #[arg(long, env, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
     /// Output format.
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
     pub output: OutputFormat,
+    /// Show it again and again, until interrupted.
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Time between two pictures of --watch.
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
+    pub interval: Duration,
 }
 
 /// Arguments of `convert`.

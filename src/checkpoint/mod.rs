@@ -14,6 +14,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 pub use journal::{Journal, Taken};
 pub use record::{Progress, Record, RecordedDevice, RecordedKind, Rest, Stage, VERSION};
@@ -123,6 +124,12 @@ impl Checkpoint {
         let mut list: Vec<_> = known.iter().map(|(uid, it)| (uid.clone(), Arc::clone(&it.stored))).collect();
         list.sort_by(|left, right| left.0.cmp(&right.0));
         Ok(list)
+    }
+
+    /// Time since the last step of a claim; nothing where that cannot be told.
+    #[must_use]
+    pub fn age(&self, uid: &ClaimUid) -> Option<Duration> {
+        fs::metadata(self.path(uid)).and_then(|it| it.modified()).ok()?.elapsed().ok()
     }
 
     /// All records that can be read.

@@ -22,6 +22,15 @@ pub struct DeviceHandle<'nvml> {
     raw: sys::nvmlDevice_t,
 }
 
+/// Memory of a GPU or a MIG device, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// In use.
+    pub used: u64,
+    /// In all.
+    pub total: u64,
+}
+
 /// A live GPU instance: its id, profile and placement, and the handle that the other calls need.
 #[derive(Debug, Clone, Copy)]
 pub struct GpuInstanceHandle {
@@ -235,6 +244,21 @@ impl<'nvml> DeviceHandle<'nvml> {
             pids.extend(running.iter().map(|it| it.pid));
         }
         Ok(pids)
+    }
+
+    /// Memory of this device.
+    pub fn memory(&self) -> Result<Memory, CallError> {
+        let memory =
+            self.wrapper().memory_info().map_err(CallError::wrapped("nvmlDeviceGetMemoryInfo_v2"))?;
+        Ok(Memory { used: memory.used, total: memory.total })
+    }
+
+    /// Memory of the MIG device of a GPU instance, which is what its user sees. Nothing where there is none of that id.
+    pub fn instance_memory(&self, id: u32) -> Result<Option<Memory>, CallError> {
+        let Some(instance) = self.gpu_instance(id)? else { return Ok(None) };
+        let Some(raw) = self.raw_compute_instances(instance)?.into_iter().next() else { return Ok(None) };
+        let device = self.at(self.compute_info(raw)?.device);
+        device.memory().map(Some)
     }
 
     /// Minor number of the GPU's device node; may change with MIG mode.

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
-pub use device::{DeviceHandle, GpuInstanceHandle};
+pub use device::{DeviceHandle, GpuInstanceHandle, Memory};
 pub use discover::{answers, discover, live_instances};
 pub use error::{CallError, Code};
 pub use event::{EventKind, EventSet, GpuEvent};

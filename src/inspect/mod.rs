@@ -1,0 +1,163 @@
+//! `dra-driver-mig inspect`: this node's GPUs and claims as they are now. Reads only.
+//!
+//! From NVML and the driver's state files, so that it needs no running driver and no right but to read them. The one thing
+//! that only the API server knows, the pods of a claim, is asked of it where there is one; without an answer they are
+//! unknown, and the rest is the same.
+
+pub mod map;
+mod report;
+mod table;
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use kube::{Api, Client};
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+
+pub use report::{
+    ClaimReport, ClaimState, DeviceReport, GpuReport, InstanceReport, MigReport, NodeReport, ProfileReport,
+};
+
+use crate::api;
+use crate::args::{InspectArgs, OutputFormat};
+use crate::checkpoint::{Checkpoint, Stored};
+use crate::claim::{ClaimRef, ClaimUid};
+use crate::hardware::Hardware;
+use crate::inventory::Gpu;
+use crate::nvml::Memory;
+use crate::telemetry::metrics::Metrics;
+use report::Seen;
+
+/// The API server is asked for pods again after so many pictures, and at once for a claim that is new.
+const PICTURES_PER_QUESTION: u32 = 15;
+
+/// Prints the report; with `--watch` again and again, until the process is interrupted.
+pub async fn run(args: &InspectArgs) -> anyhow::Result<()> {
+    let wanted = args.hardware.clone();
+    let open = move || Hardware::open(&wanted, &Metrics::default());
+    let mut hardware = tokio::task::spawn_blocking(open.clone()).await??;
+    let claims = args.driver.claims_directory();
+    let mut pods = Pods::new(args.kubeconfig.as_deref()).await;
+    loop {
+        let report = look(&hardware, &claims, &mut pods).await?;
+        let text = match (args.output, args.watch) {
+            (OutputFormat::Table, _) => table::table(&report),
+            (OutputFormat::Json, false) => format!("{}\n", serde_json::to_string_pretty(&report)?),
+            // One line for each report, so that a program can tell where one ends.
+            (OutputFormat::Json, true) => format!("{}\n", serde_json::to_string(&report)?),
+        };
+        let mut out = io::stdout().lock();
+        if args.watch && args.output == OutputFormat::Table && out.is_terminal() {
+            out.write_all(b"\x1b[H\x1b[2J")?;
+        }
+        out.write_all(text.as_bytes())?;
+        out.flush()?;
+        drop(out);
+        if !args.watch {
+            return Ok(());
+        }
+        sleep(args.interval).await;
+        if hardware.is_stale() {
+            hardware = tokio::task::spawn_blocking(open.clone()).await??;
+        }
+    }
+}
+
+async fn look(hardware: &Hardware, claims: &Path, pods: &mut Pods) -> anyhow::Result<NodeReport> {
+    // Before the scan: an instance that is made meanwhile is better foreign for a moment than one that is gone held.
+    let claims = state_files(claims)?;
+    let gpus = hardware.scan().await?;
+    let memory = memory(hardware, &gpus).await;
+    pods.look(&claims).await;
+    let seen = Seen { hardware, gpus: &gpus, claims: &claims, pods: &pods.known, memory: &memory };
+    Ok(seen.report())
+}
+
+type StateFile = (ClaimUid, Arc<Stored>, Option<Duration>);
+
+/// The state files of the claims; none on a node where the driver never ran. No directory is made.
+fn state_files(directory: &Path) -> anyhow::Result<Vec<StateFile>> {
+    if !directory.is_dir() {
+        return Ok(Vec::new());
+    }
+    let checkpoint = Checkpoint::reading(directory);
+    let files = checkpoint.list()?.into_iter();
+    Ok(files.map(|(uid, stored)| (uid.clone(), stored, checkpoint.age(&uid))).collect())
+}
+
+/// How the memory of each GPU and each instance is used, where NVML tells.
+async fn memory(hardware: &Hardware, gpus: &[Gpu]) -> BTreeMap<(String, Option<u32>), Memory> {
+    /// A GPU that does not answer must not keep the others from being shown.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let reads = gpus.iter().filter(|it| it.state.problem.is_none()).filter_map(|it| {
+        let uuid = it.facts.uuid.clone();
+        let ids: Vec<u32> = it.state.instances.iter().map(|it| it.id).collect();
+        let queue = hardware.gpu(&uuid)?.queue.clone();
+        Some(async move {
+            let read = queue.run(move |device| {
+                let whole = device.memory().ok().map(|it| (None, it));
+                let of = |id: u32| Some((Some(id), device.instance_memory(id).ok()??));
+                Ok::<_, crate::nvml::CallError>(
+                    whole.into_iter().chain(ids.into_iter().filter_map(of)).collect::<Vec<_>>(),
+                )
+            });
+            let read = timeout(PATIENCE, read).await.ok()?.ok()?.ok()?;
+            Some(read.into_iter().map(|(id, memory)| ((uuid.clone(), id), memory)).collect::<Vec<_>>())
+        })
+    });
+    join_all(reads).await.into_iter().flatten().flatten().collect()
+}
+
+/// Which pods claims are reserved for, as the API server last said.
+struct Pods {
+    client: Option<Client>,
+    known: BTreeMap<ClaimUid, Vec<String>>,
+    pictures: u32,
+}
+
+impl Pods {
+    /// Asks through this kubeconfig, or as the pod that this runs in; nobody where there is neither.
+    async fn new(kubeconfig: Option<&Path>) -> Self {
+        let is_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+        let client = match kubeconfig.is_some() || is_pod {
+            true => api::client(kubeconfig).await.map_err(|error| warn!(%error, "pods are not known")).ok(),
+            false => None,
+        };
+        Self { client, known: BTreeMap::new(), pictures: 0 }
+    }
+
+    async fn look(&mut self, claims: &[StateFile]) {
+        /// For all together: the picture must not wait for an API server that is away.
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let Some(client) = &self.client else { return };
+        let is_due = self.pictures.is_multiple_of(PICTURES_PER_QUESTION);
+        self.pictures = self.pictures.wrapping_add(1);
+        self.known.retain(|uid, _| claims.iter().any(|(it, ..)| it == uid));
+        let asked = claims.iter().filter_map(|(uid, stored, _)| match &**stored {
+            Stored::Record(record) if is_due || !self.known.contains_key(uid) => Some(&record.claim),
+            _ => None,
+        });
+        let answers = asked.map(async |claim| Some((claim.uid.clone(), reserved_for(client, claim).await?)));
+        if let Ok(answers) = timeout(PATIENCE, join_all(answers)).await {
+            self.known.extend(answers.into_iter().flatten());
+        }
+    }
+}
+
+/// Names of the pods in a claim's reservations; the namespace is the claim's.
+async fn reserved_for(client: &Client, claim: &ClaimRef) -> Option<Vec<String>> {
+    let api: Api<ResourceClaim> = Api::namespaced(client.clone(), &claim.namespace);
+    let object = api.get(&claim.name).await.ok()?;
+    if object.metadata.uid.as_deref() != Some(claim.uid.as_str()) {
+        return Some(Vec::new());
+    }
+    let consumers = object.status.and_then(|it| it.reserved_for).unwrap_or_default();
+    // Others than pods may reserve a claim, too (KEP-5729: groups of pods).
+    Some(consumers.into_iter().filter(|it| it.resource == "pods").map(|it| it.name).collect())
+}

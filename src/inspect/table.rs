@@ -1,0 +1,191 @@
+//! The report for people. Pure.
+
+use super::map::{Block, letters, row};
+use super::report::{ClaimReport, ClaimState, GpuReport, MigReport, NodeReport, ProfileReport};
+use crate::nvml::facts::Placement;
+
+/// The whole report as text.
+pub(super) fn table(report: &NodeReport) -> String {
+    let mut text = format!("NVIDIA driver {}, CUDA {}\n", report.driver_version, report.cuda_version);
+    if report.gpus.is_empty() && report.skipped.is_empty() {
+        text.push_str("no GPUs\n");
+    }
+    for gpu in &report.gpus {
+        text.push_str(&gpu_table(gpu));
+    }
+    for skipped in &report.skipped {
+        let uuid = skipped.uuid.as_deref().unwrap_or("unknown UUID");
+        text.push_str(&format!("\nGPU {} ({uuid}) is skipped: {}\n", skipped.index, skipped.reason));
+    }
+    if !report.claims.is_empty() {
+        text.push_str("\nclaims\n");
+        text.push_str(&claims_table(&report.claims));
+    }
+    text
+}
+
+fn gpu_table(gpu: &GpuReport) -> String {
+    let memory = used_of(gpu.memory_used_mib, Some(gpu.memory_mib));
+    let mut text =
+        format!("\nGPU {}  {}  {}  {}  {memory}\n", gpu.index, gpu.pci, gpu.product_name, gpu.uuid);
+    if let Some(problem) = &gpu.problem {
+        text.push_str(&format!("  cannot be read: {problem}\n"));
+    }
+    if let Some(owner) = &gpu.owner {
+        text.push_str(&format!("  handed out whole to {owner}\n"));
+    }
+    for (index, owner) in &gpu.shares {
+        text.push_str(&format!("  share {index} handed out to {owner}\n"));
+    }
+    match &gpu.mig {
+        None => text.push_str("  no MIG\n"),
+        Some(mig) => text.push_str(&mig_table(mig, gpu.owner.is_some())),
+    }
+    text
+}
+
+fn mig_table(mig: &MigReport, is_whole: bool) -> String {
+    let on_off = |is_on| if is_on { "on" } else { "off" };
+    let mut text = format!("  MIG {}", on_off(mig.mode.current));
+    if mig.mode.current != mig.mode.pending {
+        text.push_str(&format!(", {} after a reset", on_off(mig.mode.pending)));
+    }
+    text.push_str(if mig.resetless { ", switched without a reset\n" } else { ", switching needs a reset\n" });
+    let blocks: Vec<Block> = match is_whole {
+        true => vec![Block { start: 0, size: mig.memory_slices, label: "whole".to_owned() }],
+        false => mig
+            .instances
+            .iter()
+            .zip(letters())
+            .map(|(it, letter)| Block {
+                start: it.placement.start,
+                size: it.placement.size,
+                label: format!("{letter} {}", it.profile),
+            })
+            .collect(),
+    };
+    text.push_str(&row(mig.memory_slices, &blocks));
+
+    let starts = |placements: &[Placement]| {
+        let all: Vec<String> = placements.iter().map(|it| it.start.to_string()).collect();
+        if all.is_empty() { "-".to_owned() } else { all.join(",") }
+    };
+    if !mig.instances.is_empty() {
+        let mut instances = vec![
+            ["", "INSTANCE", "PROFILE", "PLACEMENT", "MEMORY", "OWNER", "MIG DEVICE"].map(str::to_owned),
+        ];
+        instances.extend(mig.instances.iter().zip(letters()).map(|(it, letter)| {
+            [
+                letter.to_string(),
+                it.gpu_instance.to_string(),
+                it.profile.clone(),
+                it.placement.to_string(),
+                used_of(it.memory_used_mib, it.memory_mib),
+                match it.foreign && it.owner != "foreign" {
+                    true => format!("{} (foreign)", it.owner),
+                    false => it.owner.clone(),
+                },
+                if it.mig_devices.is_empty() { "none".to_owned() } else { it.mig_devices.join(" ") },
+            ]
+        }));
+        text.push_str(&columns(&instances));
+        for instance in &mig.instances {
+            if let Some(reason) = &instance.not_adopted {
+                text.push_str(&format!("  instance {} cannot be adopted: {reason}\n", instance.gpu_instance));
+            }
+        }
+    }
+    let mut profiles =
+        vec![["PROFILE", "ID", "SM", "MEMORY", "SLICES", "PLACEMENTS", "FREE"].map(str::to_owned)];
+    profiles.extend(mig.profiles.iter().map(|ProfileReport { profile, free }| {
+        [
+            profile.name.clone(),
+            profile.id.to_string(),
+            profile.multiprocessors.to_string(),
+            format!("{} MiB", profile.memory_mib),
+            profile.placements.first().map_or(0, |it| it.size).to_string(),
+            starts(&profile.placements),
+            starts(free),
+        ]
+    }));
+    text.push_str(&columns(&profiles));
+    text
+}
+
+fn claims_table(claims: &[ClaimReport]) -> String {
+    let mut rows = vec![["CLAIM", "STATE", "AGE", "PODS", "DEVICES"].map(str::to_owned)];
+    rows.extend(claims.iter().map(|it| {
+        let devices: Vec<&str> = it.devices.iter().map(|it| it.name.as_str()).collect();
+        let state = match it.state {
+            ClaimState::Preparing => "preparing",
+            ClaimState::Prepared => "prepared",
+            ClaimState::Unpreparing => "unpreparing",
+            ClaimState::BeforeReboot => "before the reboot",
+            ClaimState::Unreadable => "unreadable",
+        };
+        [
+            if it.name.is_empty() {
+                format!("UID {}", it.uid)
+            } else {
+                format!("{}/{}", it.namespace, it.name)
+            },
+            state.to_owned(),
+            it.age_seconds.map_or_else(|| "?".to_owned(), age),
+            match it.pods.as_deref() {
+                None => "?".to_owned(),
+                Some([]) => "none".to_owned(),
+                Some(pods) => pods.join(" "),
+            },
+            if devices.is_empty() { "none".to_owned() } else { devices.join(" ") },
+        ]
+    }));
+    columns(&rows)
+}
+
+/// `123 of 9856 MiB`, as far as it is known.
+fn used_of(used: Option<u64>, total: Option<u64>) -> String {
+    match (used, total) {
+        (Some(used), Some(total)) => format!("{used} of {total} MiB"),
+        (None, Some(total)) => format!("{total} MiB"),
+        (_, None) => "?".to_owned(),
+    }
+}
+
+/// An age as kubectl shows it: its largest unit only.
+fn age(seconds: u64) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    match seconds {
+        0..MINUTE => format!("{seconds}s"),
+        MINUTE..HOUR => format!("{}m", seconds / MINUTE),
+        HOUR..DAY => format!("{}h", seconds / HOUR),
+        DAY.. => format!("{}d", seconds / DAY),
+    }
+}
+
+/// Left-aligned columns, two spaces apart and two from the margin.
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths: [usize; N] =
+        std::array::from_fn(|column| rows.iter().map(|it| it[column].chars().count()).max().unwrap_or(0));
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("  {cell:<width$}"));
+        text.push_str(cells.collect::<String>().trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_has_its_largest_unit_only() {
+        assert_eq!(
+            [0, 59, 60, 3599, 3600, 86_399, 86_400].map(age),
+            ["0s", "59s", "1m", "59m", "1h", "23h", "1d"]
+        );
+    }
+}
