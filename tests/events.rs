@@ -86,7 +86,10 @@ async fn a_claim_that_nobody_can_prepare_is_one_event_that_is_counted() {
         assert!(note(&event).contains("gpu-0000-ff-00"), "{event:#?}");
         assert_eq!(event.type_.as_deref(), Some("Warning"));
         let about = event.regarding.unwrap();
-        assert_eq!((about.kind.as_deref(), about.uid.as_deref()), (Some("ResourceClaim"), Some(claim.uid.as_str())));
+        assert_eq!(
+            (about.kind.as_deref(), about.uid.as_deref()),
+            (Some("ResourceClaim"), Some(claim.uid.as_str()))
+        );
         assert_eq!(events(&lab, &claim.name, EventReason::PrepareImpossible).await.len(), 1);
         lab.stop().await;
     })
@@ -166,7 +169,10 @@ async fn what_is_not_offered_is_told_and_when_it_is_again() {
     lab.sim.inject(broken).unwrap();
     let uuid = lab.sim.snapshot().unwrap().gpus[0].uuid.clone();
     let found = events_when(&lab, &lab.node_name, EventReason::GpuNotOffered, 1).await;
-    assert!(note(&found[0]).contains(&uuid) && note(&found[0]).contains("nvmlDeviceGetMigMode"), "{found:#?}");
+    assert!(
+        note(&found[0]).contains(&uuid) && note(&found[0]).contains("nvmlDeviceGetMigMode"),
+        "{found:#?}"
+    );
     lab.sim.clear_faults().unwrap();
     let found = events_when(&lab, &lab.node_name, EventReason::GpuOffered, 1).await;
     assert!(note(&found[0]).contains(&uuid), "{found:#?}");
@@ -175,7 +181,9 @@ async fn what_is_not_offered_is_told_and_when_it_is_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_that_cannot_be_written_hold_nothing_up() {
-    let server = Arc::new(ApiServer::start(Options { partitionable_devices: true, ..Options::default() }).await.unwrap());
+    let server = Arc::new(
+        ApiServer::start(Options { partitionable_devices: true, ..Options::default() }).await.unwrap(),
+    );
     server.inject(usize::MAX, |it| it.path.ends_with("/events"), Fault::Hang);
     let mut lab = Lab::new(ControlPlane::Simulated(server), "1xH100-80GB").await;
     lab.start();

@@ -137,7 +137,9 @@ async fn pods_are_unknown_where_the_api_server_does_not_answer() {
     prepare(&kubelet, &claim).await.unwrap();
     reserve(&lab, &claim, "trainer-0").await;
     let kubeconfig = lab.path("kubeconfig");
-    let asked = |lab: &Lab| report(lab, &["--kubeconfig", &kubeconfig.display().to_string()])["claims"][0]["pods"].clone();
+    let asked = |lab: &Lab| {
+        report(lab, &["--kubeconfig", &kubeconfig.display().to_string()])["claims"][0]["pods"].clone()
+    };
     assert_eq!(asked(&lab), json!(["trainer-0"]));
     let ControlPlane::Simulated(server) = &lab.plane else { unreachable!() };
     server.inject(1, |it| it.path.contains("resourceclaims"), kube_sim::Fault::Hang);

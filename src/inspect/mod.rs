@@ -20,7 +20,9 @@ use kube::{Api, Client};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-pub use report::{ClaimReport, ClaimState, DeviceReport, GpuReport, InstanceReport, MigReport, NodeReport, ProfileReport};
+pub use report::{
+    ClaimReport, ClaimState, DeviceReport, GpuReport, InstanceReport, MigReport, NodeReport, ProfileReport,
+};
 
 use crate::api;
 use crate::args::{InspectArgs, OutputFormat};
@@ -101,7 +103,9 @@ async fn memory(hardware: &Hardware, gpus: &[Gpu]) -> BTreeMap<(String, Option<u
             let read = queue.run(move |device| {
                 let whole = device.memory().ok().map(|it| (None, it));
                 let of = |id: u32| Some((Some(id), device.instance_memory(id).ok()??));
-                Ok::<_, crate::nvml::CallError>(whole.into_iter().chain(ids.into_iter().filter_map(of)).collect::<Vec<_>>())
+                Ok::<_, crate::nvml::CallError>(
+                    whole.into_iter().chain(ids.into_iter().filter_map(of)).collect::<Vec<_>>(),
+                )
             });
             let read = timeout(PATIENCE, read).await.ok()?.ok()?.ok()?;
             Some(read.into_iter().map(|(id, memory)| ((uuid.clone(), id), memory)).collect::<Vec<_>>())

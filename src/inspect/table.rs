@@ -26,7 +26,8 @@ pub(super) fn table(report: &NodeReport) -> String {
 
 fn gpu_table(gpu: &GpuReport) -> String {
     let memory = used_of(gpu.memory_used_mib, Some(gpu.memory_mib));
-    let mut text = format!("\nGPU {}  {}  {}  {}  {memory}\n", gpu.index, gpu.pci, gpu.product_name, gpu.uuid);
+    let mut text =
+        format!("\nGPU {}  {}  {}  {}  {memory}\n", gpu.index, gpu.pci, gpu.product_name, gpu.uuid);
     if let Some(problem) = &gpu.problem {
         text.push_str(&format!("  cannot be read: {problem}\n"));
     }
@@ -67,8 +68,9 @@ fn mig_table(mig: &MigReport, is_whole: bool) -> String {
         if all.is_empty() { "-".to_owned() } else { all.join(",") }
     };
     if !mig.instances.is_empty() {
-        let mut instances =
-            vec![["", "INSTANCE", "PROFILE", "PLACEMENT", "MEMORY", "OWNER", "MIG DEVICE"].map(str::to_owned)];
+        let mut instances = vec![
+            ["", "INSTANCE", "PROFILE", "PLACEMENT", "MEMORY", "OWNER", "MIG DEVICE"].map(str::to_owned),
+        ];
         instances.extend(mig.instances.iter().zip(letters()).map(|(it, letter)| {
             [
                 letter.to_string(),
@@ -111,7 +113,11 @@ fn claims_table(claims: &[ClaimReport]) -> String {
             ClaimState::Unreadable => "unreadable",
         };
         [
-            if it.name.is_empty() { format!("UID {}", it.uid) } else { format!("{}/{}", it.namespace, it.name) },
+            if it.name.is_empty() {
+                format!("UID {}", it.uid)
+            } else {
+                format!("{}/{}", it.namespace, it.name)
+            },
             state.to_owned(),
             it.age_seconds.map_or_else(|| "?".to_owned(), age),
             match it.pods.as_deref() {
@@ -166,6 +172,9 @@ mod tests {
 
     #[test]
     fn an_age_has_its_largest_unit_only() {
-        assert_eq!([0, 59, 60, 3599, 3600, 86_399, 86_400].map(age), ["0s", "59s", "1m", "59m", "1h", "23h", "1d"]);
+        assert_eq!(
+            [0, 59, 60, 3599, 3600, 86_399, 86_400].map(age),
+            ["0s", "59s", "1m", "59m", "1h", "23h", "1d"]
+        );
     }
 }

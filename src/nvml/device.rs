@@ -242,7 +242,8 @@ impl<'nvml> DeviceHandle<'nvml> {
 
     /// Memory of this device.
     pub fn memory(&self) -> Result<Memory, CallError> {
-        let memory = self.wrapper().memory_info().map_err(CallError::wrapped("nvmlDeviceGetMemoryInfo_v2"))?;
+        let memory =
+            self.wrapper().memory_info().map_err(CallError::wrapped("nvmlDeviceGetMemoryInfo_v2"))?;
         Ok(Memory { used: memory.used, total: memory.total })
     }
 

@@ -54,14 +54,18 @@ impl pb::health_server::Health for Health {
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let service = request.into_inner().service;
         match status(self, &service) {
-            ServingStatus::ServiceUnknown => {
-                Err(Status::not_found(format!("no service `{service}`; there are liveness, {}", SERVICES.join(", "))))
-            }
+            ServingStatus::ServiceUnknown => Err(Status::not_found(format!(
+                "no service `{service}`; there are liveness, {}",
+                SERVICES.join(", ")
+            ))),
             status => Ok(Response::new(response(status))),
         }
     }
 
-    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let service = request.into_inner().service;
         let first = (self.clone(), None);
         let told = stream::unfold(first, move |(mut health, told)| {

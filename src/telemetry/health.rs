@@ -88,7 +88,10 @@ impl Health {
             mark(is_published)
         );
         let (is_answering, nvml) = self.nvml();
-        (is_registered && is_published && is_answering, format!("{text}[{}] nvml: {nvml}\n", mark(is_answering)))
+        (
+            is_registered && is_published && is_answering,
+            format!("{text}[{}] nvml: {nvml}\n", mark(is_answering)),
+        )
     }
 
     fn nvml(&self) -> (bool, String) {
@@ -187,7 +190,10 @@ mod tests {
         let silent = Silent::from([("GPU GPU-7".to_owned(), Duration::from_secs(75))]);
         let published = Publication::Complete { slices: 1, devices: 0 };
         let (is_ready, text) = health(RegistrationState::Registered, published, silent).report();
-        assert!(!is_ready && text.contains("[-] nvml: a call does not come back: GPU GPU-7 for 75 s"), "{text}");
+        assert!(
+            !is_ready && text.contains("[-] nvml: a call does not come back: GPU GPU-7 for 75 s"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -167,7 +167,13 @@ async fn the_shipped_rights_are_what_the_driver_uses_and_nothing_more() {
     happens("create events").await;
     let unknown = claim(&server, &lab.node_name, "unknown", "gpu-0000-ff-00");
     for _ in 0..2 {
-        kubelet.prepare(std::slice::from_ref(&unknown)).await.unwrap().remove(&unknown.uid).unwrap().unwrap_err();
+        kubelet
+            .prepare(std::slice::from_ref(&unknown))
+            .await
+            .unwrap()
+            .remove(&unknown.uid)
+            .unwrap()
+            .unwrap_err();
     }
     happens("patch events").await;
     lab.stop().await;
@@ -197,10 +203,8 @@ async fn the_shipped_rights_are_what_the_driver_uses_and_nothing_more() {
 #[test]
 fn the_check_asks_for_the_rights_that_are_shipped() {
     let own = |text: &str| text.to_owned();
-    let mut checked: BTreeSet<Used> = RIGHTS
-        .iter()
-        .map(|it| (None, own(it.group), own(it.resource), own(it.verb)))
-        .collect();
+    let mut checked: BTreeSet<Used> =
+        RIGHTS.iter().map(|it| (None, own(it.group), own(it.resource), own(it.verb))).collect();
     checked.extend(granted_ahead().into_keys());
     assert_eq!(checked, shipped());
 }

@@ -150,7 +150,9 @@ pub fn apply(kind: &Kind, current: &mut Value, previous: &Value, wanted: &Value,
         for key in previous.keys().filter(|key| !wanted.contains_key(*key)) {
             let emptied = match (current.get_mut(key), &previous[key]) {
                 // Of a keyed list only the own entries go.
-                (Some(value @ Value::Array(_)), before @ Value::Array(_)) if list_keys(kind, parent, key).is_some() => {
+                (Some(value @ Value::Array(_)), before @ Value::Array(_))
+                    if list_keys(kind, parent, key).is_some() =>
+                {
                     let keys = list_keys(kind, parent, key).unwrap_or_default();
                     apply_entries(kind, keys, key, value, before, &[]);
                     value.as_array().is_some_and(Vec::is_empty)

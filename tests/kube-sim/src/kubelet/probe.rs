@@ -29,7 +29,8 @@ impl HealthProbe {
     /// # Errors
     /// When nobody listens.
     pub async fn on_port(address: SocketAddr) -> Result<Self, KubeletError> {
-        let failed = |error: tonic::transport::Error| KubeletError::Call { call: "dial", text: error.to_string() };
+        let failed =
+            |error: tonic::transport::Error| KubeletError::Call { call: "dial", text: error.to_string() };
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(failed)?;
         Ok(Self { channel: endpoint.connect().await.map_err(failed)? })
     }
@@ -49,7 +50,10 @@ impl HealthProbe {
     ///
     /// # Errors
     /// When it cannot be asked.
-    pub async fn watch(&self, service: &str) -> Result<impl Stream<Item = bool> + Unpin + use<>, KubeletError> {
+    pub async fn watch(
+        &self,
+        service: &str,
+    ) -> Result<impl Stream<Item = bool> + Unpin + use<>, KubeletError> {
         let mut client = health::health_client::HealthClient::new(self.channel.clone());
         let request = health::HealthCheckRequest { service: service.to_owned() };
         let answers = client.watch(request).await.map_err(failed("Watch"))?.into_inner();
