@@ -10,7 +10,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube_sim::kubelet::{Claim, Plugin};
-use kube_sim::{ApiServer, Fault, Options, RequestInfo};
+use kube_sim::{ApiServer, Fault, Options, RequestInfo, kinds};
 use serde_json::{Value, json};
 
 const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
@@ -130,6 +130,30 @@ async fn each_change_is_one_write_and_no_change_is_none() {
     assert_eq!(second[0]["conditions"], first[0]["conditions"]);
     unprepare(&kubelet, &claim).await.unwrap();
     devices_when(&lab, &claim, 0).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepare_and_an_unprepare_are_three_requests() {
+    let (mut lab, kubelet, server) = started(Options::default()).await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    // Looked at in the server, so that all requests are the driver's.
+    let has = async |count: usize| {
+        eventually("the status is there", async || {
+            let object = server.get(&kinds::RESOURCE_CLAIM, "default", &claim.name).unwrap();
+            (object["status"]["devices"].as_array().map_or(0, Vec::len) == count).then_some(())
+        })
+        .await;
+    };
+    let before = server.requests().len();
+    prepare(&kubelet, &claim).await.unwrap();
+    has(1).await;
+    unprepare(&kubelet, &claim).await.unwrap();
+    has(0).await;
+    let of_claims = |it: &RequestInfo| it.path.contains("resourceclaims");
+    let requests = server.requests().split_off(before).into_iter().filter(of_claims);
+    let methods: Vec<String> = requests.map(|it| it.method).collect();
+    assert_eq!(methods, ["GET", "PATCH", "PATCH"]);
     lab.stop().await;
 }
 

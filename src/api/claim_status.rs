@@ -11,8 +11,6 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Error};
 use serde_json::{Value, json};
@@ -21,15 +19,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::device_status::{device_statuses, name_of, now};
 use super::{CALL_TIMEOUT, with_causes};
-use crate::checkpoint::{Checkpoint, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
+use crate::checkpoint::{Checkpoint, Record, Stage, Stored};
 use crate::claim::{ClaimRef, ClaimUid};
-use crate::inventory::{Adopted, MigSpec};
-use crate::nvml::facts::Placement;
 use crate::slices::fnv1a;
-
-/// Version of the object in an entry's `data`.
-pub const DATA_VERSION: &str = "status.mig.dra-driver.dev/v1";
 
 /// Claims that are written at once.
 const AT_ONCE: usize = 4;
@@ -41,65 +35,6 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const UNTIL_GRANTED: Duration = Duration::from_secs(600);
 /// Taking back is given up after so many failures: the entries vanish with the allocation in any case.
 const MOST_ATTEMPTS: u32 = 8;
-
-/// What `status.devices` says of a claim, in the order of its devices: nothing unless it is prepared. `since` is when its
-/// devices became ready, as RFC 3339. Entries name driver, pool and device of the allocation.
-#[must_use]
-pub fn device_statuses(record: &Record, driver: &str, since: &str) -> Vec<Value> {
-    if record.stage != Stage::Prepared {
-        return Vec::new();
-    }
-    record.devices.iter().map(|it| device_status(it, driver, since)).collect()
-}
-
-fn device_status(device: &RecordedDevice, driver: &str, since: &str) -> Value {
-    let parent = &device.parent_uuid;
-    let (message, data) = match &device.kind {
-        RecordedKind::Gpu => {
-            let data = json!({"kind": "Gpu", "parentUUID": parent, "profile": "full"});
-            (format!("GPU {parent} as a whole"), data)
-        }
-        RecordedKind::Share { index } => {
-            let data = json!({"kind": "GpuShare", "parentUUID": parent, "profile": "full", "share": index});
-            (format!("GPU {parent}, shared with others"), data)
-        }
-        RecordedKind::Adopted(Adopted { spec, uuid }) => {
-            let mut data = mig_data(parent, spec);
-            data["migUUID"] = json!(uuid);
-            (format!("{} at {} of GPU {parent}, not made by the driver", spec.profile, spec.placement), data)
-        }
-        RecordedKind::Mig { spec, progress } => {
-            let mut data = mig_data(parent, spec);
-            if let Progress::Complete { gpu_instance, compute_instance, uuid } = progress {
-                data["gpuInstance"] = json!(gpu_instance);
-                data["computeInstance"] = json!(compute_instance);
-                data["migUUID"] = json!(uuid);
-            }
-            (format!("{} at {} of GPU {parent}", spec.profile, spec.placement), data)
-        }
-    };
-    let mut data = data;
-    data["apiVersion"] = json!(DATA_VERSION);
-    json!({
-        "driver": driver,
-        "pool": device.pool,
-        "device": device.name,
-        "conditions": [{
-            "type": "Ready",
-            "status": "True",
-            "reason": "Prepared",
-            "message": message,
-            "lastTransitionTime": since,
-        }],
-        "data": data,
-    })
-}
-
-fn mig_data(parent: &str, spec: &MigSpec) -> Value {
-    let Placement { start, size } = spec.placement;
-    let placement = json!({"start": start, "size": size});
-    json!({"kind": "MigDevice", "parentUUID": parent, "profile": spec.profile, "placement": placement})
-}
 
 /// Keeps `status.devices` of this node's claims as the state files say. Needs the verb `patch` on `resourceclaims/status`.
 #[derive(Debug)]
@@ -462,18 +397,6 @@ fn no_answer() -> Outcome {
     Outcome::Failed(format!("no answer within {} s", CALL_TIMEOUT.as_secs()))
 }
 
-/// By what entries are put in order; equal only for entries of one device.
-fn name_of(entry: &Value) -> (String, String) {
-    let text = |field: &str| entry[field].as_str().unwrap_or_default().to_owned();
-    (text("pool"), text("device"))
-}
-
-/// The present time as the API server writes it.
-fn now() -> String {
-    let now = serde_json::to_value(Time(Timestamp::now())).ok();
-    now.and_then(|it| it.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
 /// Name under which the entries are applied. One for each node: a claim may have gone to another node, whose entries are
 /// not ours to take back. The API server takes 128 bytes.
 fn manager(driver: &str, node: &str) -> String {
@@ -491,64 +414,8 @@ async fn at(time: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::device_status::fixture::{SINCE, mig, record};
     use super::*;
-    use crate::checkpoint::VERSION;
-    use crate::inventory::MigSpec;
-    use crate::nvml::facts::Placement;
-
-    const SINCE: &str = "2026-01-02T03:04:05Z";
-
-    fn record(kind: RecordedKind, stage: Stage) -> Arc<Record> {
-        let device = RecordedDevice {
-            name: "d-1".to_owned(),
-            pool: "n/x".to_owned(),
-            requests: vec!["gpu".to_owned()],
-            parent_uuid: "GPU-1".to_owned(),
-            kind,
-            unknown: serde_json::Map::new(),
-        };
-        Arc::new(Record {
-            version: VERSION,
-            boot_id: "boot".to_owned(),
-            claim: ClaimRef::new("ns".to_owned(), "c".to_owned(), "u-1".to_owned()).unwrap(),
-            devices: vec![device],
-            stage,
-            unknown: serde_json::Map::new(),
-        })
-    }
-
-    fn mig(uuid: &str) -> RecordedKind {
-        let placement = Placement { start: 6, size: 1 };
-        let spec = MigSpec { profile: "1g.10gb".to_owned(), profile_id: 19, slices: 1, placement };
-        let progress = Progress::Complete { gpu_instance: 9, compute_instance: 0, uuid: uuid.to_owned() };
-        RecordedKind::Mig { spec, progress }
-    }
-
-    #[test]
-    fn a_prepared_device_says_which_instance_it_is() {
-        let statuses = device_statuses(&record(mig("MIG-7"), Stage::Prepared), "mig.example.com", SINCE);
-        let expected = json!([{
-            "driver": "mig.example.com", "pool": "n/x", "device": "d-1",
-            "conditions": [{
-                "type": "Ready", "status": "True", "reason": "Prepared", "lastTransitionTime": SINCE,
-                "message": "1g.10gb at 6:1 of GPU GPU-1",
-            }],
-            "data": {
-                "apiVersion": "status.mig.dra-driver.dev/v1", "kind": "MigDevice", "parentUUID": "GPU-1",
-                "profile": "1g.10gb", "placement": {"start": 6, "size": 1}, "gpuInstance": 9, "computeInstance": 0,
-                "migUUID": "MIG-7",
-            },
-        }]);
-        assert_eq!(json!(statuses), expected);
-        let whole = device_statuses(&record(RecordedKind::Gpu, Stage::Prepared), "d", SINCE);
-        assert_eq!(
-            (&whole[0]["data"]["kind"], &whole[0]["data"]["profile"]),
-            (&json!("Gpu"), &json!("full"))
-        );
-        for stage in [Stage::Preparing, Stage::Unpreparing] {
-            assert!(device_statuses(&record(mig("MIG-7"), stage), "d", SINCE).is_empty());
-        }
-    }
 
     #[test]
     fn only_what_says_something_else_is_written_and_ready_it_was_before() {
