@@ -48,7 +48,8 @@ fn configuration(matches: &ArgMatches) -> String {
     let Some((name, given)) = matches.subcommand() else { return String::new() };
     let command = Cli::command();
     let Some(subcommand) = command.find_subcommand(name) else { return String::new() };
-    let mut origins = [("flags", Vec::new()), ("environment", Vec::new()), ("defaults", Vec::new()), ("unset", Vec::new())];
+    let mut origins =
+        [("flags", Vec::new()), ("environment", Vec::new()), ("defaults", Vec::new()), ("unset", Vec::new())];
     for argument in subcommand.get_arguments().filter(|it| it.get_long() != Some("help")) {
         let id = argument.get_id().as_str();
         let values: Vec<String> =
@@ -67,7 +68,8 @@ fn configuration(matches: &ArgMatches) -> String {
         origins[origin].1.push(setting);
     }
     let told = origins.iter().filter(|(_, settings)| !settings.is_empty());
-    let told: Vec<String> = told.map(|(origin, settings)| format!("{origin}: {}", settings.join(" "))).collect();
+    let told: Vec<String> =
+        told.map(|(origin, settings)| format!("{origin}: {}", settings.join(" "))).collect();
     told.join("; ")
 }
 

@@ -504,7 +504,9 @@ impl HardwareWatch {
         let unreadable = self.gpus.iter().filter_map(|it| Some((&it.facts.uuid, it.state.problem.as_ref()?)));
         let skipped = hardware.iter().flat_map(|it| &it.facts.skipped);
         let sick = self.gpus.iter().filter(|it| it.state.problem.is_none()).map(|it| &it.facts.uuid);
-        let sick = sick.filter(|it| health.gpu(it).is_bad()).map(|it| format!("GPU {it}: {}", health.gpu(it).text()));
+        let sick = sick
+            .filter(|it| health.gpu(it).is_bad())
+            .map(|it| format!("GPU {it}: {}", health.gpu(it).text()));
         let problems: Vec<String> = unreadable
             .map(|(uuid, problem)| format!("GPU {uuid}: {problem}"))
             .chain(sick)

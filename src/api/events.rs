@@ -322,7 +322,12 @@ impl Writer {
         while let Some(told) = told.recv().await {
             if !self.budget.take(Instant::now()) {
                 self.left_out += 1;
-                warn!(reason = told.reason.as_str(), note = told.note, left_out = self.left_out, "too many events: one is left out");
+                warn!(
+                    reason = told.reason.as_str(),
+                    note = told.note,
+                    left_out = self.left_out,
+                    "too many events: one is left out"
+                );
                 continue;
             }
             let reason = told.reason.as_str();

@@ -166,10 +166,13 @@ impl Follower {
                 EventReason::GpuUnmonitored,
                 format!("What happens to GPU {gpu} is not noticed at the moment: {reason}."),
             ),
-            Condition::Healthy if matches!(before, Condition::Unmonitored { is_for_good: true, .. }) => return,
-            Condition::Healthy => {
-                (EventReason::GpuRecovered, format!("GPU {gpu} is well again; before it was {}.", before.text()))
+            Condition::Healthy if matches!(before, Condition::Unmonitored { is_for_good: true, .. }) => {
+                return;
             }
+            Condition::Healthy => (
+                EventReason::GpuRecovered,
+                format!("GPU {gpu} is well again; before it was {}.", before.text()),
+            ),
         };
         if now.is_bad() {
             warn!(uuid = gpu, condition = now.text(), "GPU");

@@ -31,6 +31,6 @@ mod xid;
 pub use follow::Follower;
 pub use keep::Keeper;
 pub use owner::{Holder, Owner, owner};
-pub use report::{Change, Condition, Report, Sickness, SickInstance, changes};
+pub use report::{Change, Condition, Report, SickInstance, Sickness, changes};
 pub use state::{GRACE, Machine, Scan, Verdict};
 pub use xid::{Cause, IgnoredXids, InvalidXid};

@@ -112,7 +112,8 @@ mod tests {
 
     #[test]
     fn an_event_finds_its_claim_by_gpu_and_instance() {
-        let records = [record("a", "GPU-0", Some(7)), record("b", "GPU-1", Some(7)), record("c", "GPU-1", Some(8))];
+        let records =
+            [record("a", "GPU-0", Some(7)), record("b", "GPU-1", Some(7)), record("c", "GPU-1", Some(8))];
         let of = |event| name(&owner(&event, &records, "boot")).to_owned();
         assert_eq!(of(xid("GPU-1", 94, Some(7))), "b");
         assert_eq!(of(xid("GPU-1", 94, Some(8))), "c");

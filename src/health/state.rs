@@ -67,11 +67,7 @@ pub enum Verdict {
 impl Machine {
     /// Begins with what was known when the process ended before: GPUs and instances that were sick.
     #[must_use]
-    pub fn new(
-        ignored: IgnoredXids,
-        gpus: BTreeMap<String, Sickness>,
-        instances: Vec<SickInstance>,
-    ) -> Self {
+    pub fn new(ignored: IgnoredXids, gpus: BTreeMap<String, Sickness>, instances: Vec<SickInstance>) -> Self {
         let sick = |(uuid, it)| (uuid, Gpu { sick: Some(it), ..Gpu::default() });
         Self { ignored, gpus: gpus.into_iter().map(sick).collect(), instances }
     }
@@ -87,8 +83,11 @@ impl Machine {
         let sickness = Sickness { cause, since: now };
         match owner {
             Owner::Foreign if !cause.concerns_the_gpu() => Verdict::Foreign,
-            Owner::Claim(Holder { claim, device, instance: Some((id, uuid)) }) if !cause.concerns_the_gpu() => {
-                let is_it = |it: &SickInstance| it.parent == event.gpu && it.uuid == *uuid && it.claim == *claim;
+            Owner::Claim(Holder { claim, device, instance: Some((id, uuid)) })
+                if !cause.concerns_the_gpu() =>
+            {
+                let is_it =
+                    |it: &SickInstance| it.parent == event.gpu && it.uuid == *uuid && it.claim == *claim;
                 if !self.instances.iter().any(is_it) && self.instances.len() < MOST_INSTANCES {
                     self.instances.push(SickInstance {
                         parent: event.gpu.clone(),
@@ -312,7 +311,10 @@ mod tests {
         machine.listening(&error(Code::UNKNOWN), start);
         machine.listening(&Listening::new(), start + GRACE / 2);
         assert_eq!(condition(&machine, start + GRACE / 2), Condition::Healthy);
-        assert!(matches!(condition(&machine, start + GRACE), Condition::Unmonitored { is_for_good: false, .. }));
+        assert!(matches!(
+            condition(&machine, start + GRACE),
+            Condition::Unmonitored { is_for_good: false, .. }
+        ));
         machine.listening(&heard(), start + GRACE);
         assert_eq!(condition(&machine, start + GRACE), Condition::Healthy);
         machine.deaf(start + GRACE);

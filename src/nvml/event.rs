@@ -78,10 +78,7 @@ impl<'nvml> EventSet<'nvml> {
         check("nvmlDeviceGetSupportedEventTypes", code)?;
         let wanted = types & (XID | SINGLE_BIT_ECC | DOUBLE_BIT_ECC);
         if wanted == 0 {
-            return Err(CallError {
-                call: "nvmlDeviceGetSupportedEventTypes",
-                code: Code::NOT_SUPPORTED,
-            });
+            return Err(CallError { call: "nvmlDeviceGetSupportedEventTypes", code: Code::NOT_SUPPORTED });
         }
         let register = function!(self.nvml, nvmlDeviceRegisterEvents)?;
         // SAFETY: a live handle and a set that was not freed.

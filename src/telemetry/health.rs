@@ -88,7 +88,10 @@ impl Health {
             mark(is_published)
         );
         let (is_answering, nvml) = self.nvml();
-        (is_registered && is_published && is_answering, format!("{text}[{}] nvml: {nvml}\n", mark(is_answering)))
+        (
+            is_registered && is_published && is_answering,
+            format!("{text}[{}] nvml: {nvml}\n", mark(is_answering)),
+        )
     }
 
     fn nvml(&self) -> (bool, String) {
@@ -173,7 +176,13 @@ mod tests {
     fn health(registration: RegistrationState, publication: Publication, silent: Silent) -> Health {
         let hardware = Err("no libnvidia-ml.so.1".to_owned());
         let problems = vec!["GPU 3: it is lost".to_owned()];
-        let node = NodeState { hardware, inventory: Arc::default(), held: BTreeSet::new(), problems, health: Arc::default() };
+        let node = NodeState {
+            hardware,
+            inventory: Arc::default(),
+            held: BTreeSet::new(),
+            problems,
+            health: Arc::default(),
+        };
         Health {
             registration: watch::channel(registration).1,
             publication: watch::channel(publication).1,
@@ -187,7 +196,10 @@ mod tests {
         let silent = Silent::from([("GPU GPU-7".to_owned(), Duration::from_secs(75))]);
         let published = Publication::Complete { slices: 1, devices: 0 };
         let (is_ready, text) = health(RegistrationState::Registered, published, silent).report();
-        assert!(!is_ready && text.contains("[-] nvml: a call does not come back: GPU GPU-7 for 75 s"), "{text}");
+        assert!(
+            !is_ready && text.contains("[-] nvml: a call does not come back: GPU GPU-7 for 75 s"),
+            "{text}"
+        );
     }
 
     #[test]

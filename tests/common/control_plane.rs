@@ -54,8 +54,7 @@ impl ControlPlane {
     pub(crate) async fn real_with(keeps_counters: bool, keeps_taints: bool) -> Option<Self> {
         let start = move || {
             let directory = tempfile::tempdir().unwrap();
-            let gates =
-                format!("DRAPartitionableDevices={keeps_counters},DRADeviceTaints={keeps_taints}");
+            let gates = format!("DRAPartitionableDevices={keeps_counters},DRADeviceTaints={keeps_taints}");
             let server = RealApiServer::start(directory.path(), &gates).unwrap();
             server.map(|it| Self::Real(Arc::new((it, directory))))
         };

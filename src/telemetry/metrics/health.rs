@@ -2,8 +2,8 @@
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::sync::watch;
 
 use crate::hardware::NodeState;
@@ -72,7 +72,8 @@ impl Collector for GpuHealth {
                 gauge.encode(family.encode_family(&labels)?)?;
             }
         }
-        let help = "MIG instances that have had an error which no application causes, and are not made anew yet";
+        let help =
+            "MIG instances that have had an error which no application causes, and are not made anew yet";
         let mut family = encoder.encode_descriptor("sick_instances", help, None, MetricType::Gauge)?;
         for gpu in health.gpus.keys() {
             let count = health.instances.iter().filter(|it| it.parent == *gpu).count();

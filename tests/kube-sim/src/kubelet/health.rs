@@ -51,7 +51,8 @@ macro_rules! devices {
                     $version::HealthStatus::Healthy => Health::Healthy,
                     $version::HealthStatus::Unhealthy => Health::Unhealthy,
                 };
-                let $version::DeviceIdentifier { pool_name: pool, device_name: device } = it.device.unwrap_or_default();
+                let $version::DeviceIdentifier { pool_name: pool, device_name: device } =
+                    it.device.unwrap_or_default();
                 let timeout_seconds = it.health_check_timeout_seconds;
                 DeviceHealth { pool, device, health, timeout_seconds, message: it.message }
             })

@@ -33,13 +33,8 @@ fn sets() -> MutexGuard<'static, (u32, BTreeMap<u32, EventSet>)> {
 pub(super) const OWN: &[&str] = &["nvmlEventSetWait", "nvmlEventSetWait_v2"];
 
 /// ECC single and double bit, P-state, XID, clock, power source, MIG configuration change.
-const SUPPORTED: u64 = EVENT_SINGLE_BIT_ECC
-    | EVENT_DOUBLE_BIT_ECC
-    | 0x4
-    | EVENT_XID
-    | 0x10
-    | 0x80
-    | EVENT_MIG_CONFIG_CHANGE;
+const SUPPORTED: u64 =
+    EVENT_SINGLE_BIT_ECC | EVENT_DOUBLE_BIT_ECC | 0x4 | EVENT_XID | 0x10 | 0x80 | EVENT_MIG_CONFIG_CHANGE;
 /// How often a waiting program looks at the node.
 const POLL: Duration = Duration::from_millis(5);
 
