@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 
 use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, scrape, unprepare};
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceSlice};
+use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceClaim, ResourceSlice};
 use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube_sim::kubelet::{Claim, DeviceHealth, Health, HealthStream, Plugin};
 use nvml_sim::{Code, Fault};
 use serde_json::json;
@@ -128,6 +128,14 @@ async fn heard(stream: &mut HealthStream, name: &str, health: Health, text: &str
     heard.unwrap_or_else(|_| panic!("the kubelet did not hear that {name} is {health:?}"))
 }
 
+/// The stream has an end, which the driver has made.
+async fn ends(mut stream: HealthStream) {
+    let read = async { while stream.next().await.is_some() {} };
+    tokio::time::timeout(std::time::Duration::from_secs(60), read)
+        .await
+        .expect("the stream ends with the driver");
+}
+
 /// GPU instance id of the instance at this slice of the first GPU.
 fn instance_at(lab: &Lab, start: u32) -> u32 {
     let gpus = lab.sim.snapshot().unwrap().gpus;
@@ -187,7 +195,7 @@ async fn an_xid_of_nobody_withdraws_what_is_free_and_taints_what_is_held() {
         unprepare(&kubelet, &claim).await.unwrap();
         count_of(&lab, 0, 0).await;
         lab.stop().await;
-        assert!(stream.next().await.is_none(), "the stream ends with the driver");
+        ends(stream).await;
     })
     .await;
 }
@@ -249,6 +257,8 @@ async fn what_is_sick_stays_so_over_a_restart_until_an_operator_says_otherwise()
 
         let kubelet = start(&mut lab).await;
         unprepare(&kubelet, &claim).await.unwrap();
+        let claims: Api<ResourceClaim> = Api::namespaced(lab.client.clone(), "default");
+        claims.delete(&claim.name, &DeleteParams::default()).await.unwrap();
         count_of(&lab, 0, 0).await;
         std::fs::remove_file(lab.path("plugins").join(DRIVER).join("health.json")).unwrap();
         let slices = count_of(&lab, 0, offered.len()).await;
@@ -298,7 +308,7 @@ async fn an_xid_on_an_instance_is_its_claims_until_the_instance_is_made_anew() {
         prepared(&lab, &kubelet, "three", LAST).await;
         heard(&mut stream, LAST, Health::Healthy, "").await;
         lab.stop().await;
-        assert!(stream.next().await.is_none());
+        ends(stream).await;
     })
     .await;
 }
@@ -348,9 +358,12 @@ async fn a_lost_gpu_is_told_of_and_comes_back_when_it_answers_again() {
         heard(&mut stream, LAST, Health::Unhealthy, "lost: ").await;
         assert!(event(&lab, &lab.node_name, "GpuLost").await.contains("GPU_IS_LOST"));
         is_condition(&lab, metrics, 0, "lost").await;
-        // The other GPU is heard as before.
-        lab.sim.post_xid(1, 48, None, None).unwrap();
-        count_of(&lab, 1, 0).await;
+        // The other GPU is heard as before, once the lost one is let go of.
+        eventually("the other GPU's events are heard", async || {
+            lab.sim.post_xid(1, 48, None, None).unwrap();
+            of_gpu(&lab, &lab.slices().await, 1).is_empty().then_some(())
+        })
+        .await;
 
         lab.sim.recover_gpu(0).unwrap();
         is_condition(&lab, metrics, 0, "healthy").await;

@@ -13,6 +13,7 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper_sys::bindings as sys;
 
 use super::device::{DeviceHandle, function};
+use super::discover::answers;
 use super::error::{CallError, Code, check};
 
 /// What an event says is not known (nvml.h at nvmlEventData_t).
@@ -68,9 +69,11 @@ impl<'nvml> EventSet<'nvml> {
         Ok(Self { nvml, raw, gpus: Vec::new() })
     }
 
-    /// Listens to the errors of this GPU, too, those that it can tell of. NOT_SUPPORTED where it can tell of none.
+    /// Listens to the errors of this GPU, too, those that it can tell of. NOT_SUPPORTED where it can tell of none, GPU_IS_LOST
+    /// where it has gone: waiting for all of a set fails while one of them is lost.
     pub fn add(&mut self, uuid: &str) -> Result<(), CallError> {
         let device = DeviceHandle::by_uuid(self.nvml, uuid)?;
+        answers(&device)?;
         let supported = function!(self.nvml, nvmlDeviceGetSupportedEventTypes)?;
         let mut types = 0;
         // SAFETY: a live handle and a writable integer.

@@ -77,6 +77,7 @@ impl Monitor {
                 heard,
                 set: None,
                 listening: Listening::new(),
+                told: Listening::new(),
                 tried: None,
             };
             while listener.round().is_some() {}
@@ -137,7 +138,10 @@ struct Listener<'nvml> {
     monitor: &'nvml Monitor,
     heard: mpsc::Sender<Heard>,
     set: Option<EventSet<'nvml>>,
+    /// What has become of each GPU.
     listening: Listening,
+    /// What was said of that last.
+    told: Listening,
     /// When a GPU was tried last.
     tried: Option<Instant>,
 }
@@ -151,28 +155,29 @@ impl Listener<'_> {
             debug!("letting go of a GPU's events");
             self.set = None;
         }
-        let before = self.listening.clone();
         self.prepare(&wanted);
-        if before != self.listening {
-            self.tell(&before)?;
-        }
         let Some(set) = self.set.as_ref().filter(|it| it.gpus().next().is_some()) else {
+            self.tell()?;
             thread::park_timeout(PAUSE);
             return Some(());
         };
+        // That it listens is told once it has: a set may be made, and yet not be waited for.
         match set.wait(WAIT) {
-            Ok(None) => {}
-            Ok(Some(event)) => self.heard.blocking_send(Heard::Event(event)).ok()?,
+            Ok(event) => {
+                if let Some(event) = event {
+                    self.heard.blocking_send(Heard::Event(event)).ok()?;
+                }
+                self.tell()
+            }
             Err(error) => {
-                warn!(%error, "GPU events cannot be waited for now; listening anew");
+                debug!(%error, "GPU events cannot be waited for");
                 self.set = None;
-                let before = self.listening.clone();
                 self.listening.values_mut().for_each(|it| *it = Err(error.clone()));
-                self.tell(&before)?;
+                self.tell()?;
                 thread::park_timeout(PAUSE);
+                Some(())
             }
         }
-        Some(())
     }
 
     /// Makes the set if there is none, and adds what it lacks.
@@ -196,11 +201,14 @@ impl Listener<'_> {
         self.set = Some(set);
     }
 
-    /// Says to whom it listens now. That a driver or a GPU has no events is told once and is no error.
-    fn tell(&self, before: &Listening) -> Option<()> {
+    /// Says to whom it listens now, if that is new. That a driver or a GPU has no events is told once and is no error.
+    fn tell(&mut self) -> Option<()> {
+        if self.listening == self.told {
+            return Some(());
+        }
         for (gpu, now) in &self.listening {
             match now {
-                _ if before.get(gpu) == Some(now) => {}
+                _ if self.told.get(gpu) == Some(now) => {}
                 Ok(()) => debug!(gpu, "listening to its events"),
                 Err(error) if is_unsupported(error) => {
                     info!(gpu, %error, "no events: what it suffers from is in the kernel log only");
@@ -208,7 +216,8 @@ impl Listener<'_> {
                 Err(error) => warn!(gpu, %error, "its events cannot be listened to now"),
             }
         }
-        self.heard.blocking_send(Heard::Listening(self.listening.clone())).ok()
+        self.told = self.listening.clone();
+        self.heard.blocking_send(Heard::Listening(self.told.clone())).ok()
     }
 }
 
