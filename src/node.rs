@@ -431,7 +431,10 @@ impl HardwareWatch {
         let skipped = hardware.iter().flat_map(|it| &it.facts.skipped);
         let problems: Vec<String> = unreadable
             .map(|(uuid, problem)| format!("GPU {uuid}: {problem}"))
-            .chain(skipped.map(|it| format!("GPU {}: {}", it.index, it.reason)))
+            .chain(skipped.map(|it| {
+                let gpu = it.uuid.clone().unwrap_or_else(|| it.index.to_string());
+                format!("GPU {gpu}: {}", it.reason)
+            }))
             .collect();
         if hardware.is_ok() {
             self.tell_problems(&self.state.borrow().problems, &problems);
