@@ -2,9 +2,11 @@
 
 use std::error::Error;
 
-const PROTOS: [&str; 4] = [
+const PROTOS: [&str; 6] = [
     "proto/dra-v1.proto",
     "proto/dra-v1beta1.proto",
+    "proto/dra-health-v1.proto",
+    "proto/dra-health-v1alpha1.proto",
     "proto/health-v1.proto",
     "proto/pluginregistration-v1.proto",
 ];

@@ -9,10 +9,12 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::cdi::{DEFAULT_LDCONFIG, DriverRoot, HookSettings, Root};
-use crate::inventory::ProfileFilter;
+use crate::health::IgnoredXids;
+use crate::inventory::{ExistingInstances, MOST_SHARES, ProfileFilter};
 use crate::kubelet::is_pod_uid;
 use crate::mig::ModePolicy;
 use crate::placement::Policy;
+use crate::slices::TaintEffect;
 use crate::telemetry::LogFormat;
 use crate::telemetry::metrics::MetricsAddress;
 
@@ -211,7 +213,7 @@ pub struct NodeArgs {
     pub placement: Policy,
     /// Profiles to offer, as patterns separated by commas: `1g.*,3g.40gb,full` offers these, `!*+me*,!1g.20gb` all but
     /// these; `full` is the whole GPU [default: all]. The fewer there are, the more GPUs share a slice, and the better
-    /// requests are packed. What claims hold stays published.
+    /// requests are packed. What claims hold stays published. A layout names its profiles itself.
     #[arg(long, env, value_name = "PATTERNS", default_value = "", hide_default_value = true)]
     pub profiles: ProfileFilter,
     /// What is published: every placement, kept apart by counters (needs the feature gate DRAPartitionableDevices in
@@ -235,6 +237,20 @@ pub struct NodeArgs {
     /// What becomes of a GPU's MIG mode when its last MIG device goes. Only GPUs that switch without a reset are switched.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "keep")]
     pub mig_mode: ModePolicy,
+    /// XIDs that make no GPU or instance unhealthy, separated by commas, besides those of applications: 13, 31, 43, 45, 68, 109.
+    #[arg(long, env, value_name = "XIDS", default_value = "", hide_default_value = true)]
+    pub ignore_xids: IgnoredXids,
+    /// What the taint of an unhealthy GPU does, where kube-apiserver keeps device taints (feature gate DRADeviceTaints).
+    #[arg(long, env, value_enum, value_name = "EFFECT", default_value = "NoSchedule")]
+    pub taint_effect: TaintEffect,
+    /// What becomes of MIG instances that the driver did not make: they are left alone, or each that has one compute instance
+    /// spanning it is offered as a device of its own, which is neither made nor destroyed for a claim.
+    #[arg(long, env, value_enum, value_name = "POLICY", default_value = "withhold")]
+    pub existing_instances: ExistingInstances,
+    /// Number of time-shared devices as which each GPU without MIG is offered, 1 to 48; 1 offers it whole. Nothing
+    /// separates the users of such devices: neither memory nor faults.
+    #[arg(long, env, value_name = "N", default_value = "1", value_parser = time_slices)]
+    pub time_slices: u32,
     /// Time for one call of the kubelet, which itself gives up after 45 s (pkg/kubelet/cm/dra/plugin/dra_plugin.go).
     /// Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "40", value_parser = seconds, hide = true)]
@@ -332,6 +348,13 @@ fn pod_uid(text: &str) -> Result<String, String> {
     if is_pod_uid(text) { Ok(text.to_owned()) } else { Err("a pod's UID, as in metadata.uid".to_owned()) }
 }
 
+fn time_slices(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(count) if (1..=MOST_SHARES).contains(&count) => Ok(count),
+        _ => Err(format!("a number from 1 to {MOST_SHARES}")),
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<u32>() {
         Ok(seconds) if 0 < seconds => Ok(Duration::from_secs(seconds.into())),
@@ -364,6 +387,14 @@ mod tests {
         assert_eq!(flags, "flags: node-name=n-1 mode=layout");
         assert!(rest.contains("defaults: ") && rest.contains(" rescan-interval=60 "), "{rest}");
         assert!(rest.contains("unset: ") && rest.contains(" driver-library"), "{rest}");
+    }
+
+    #[test]
+    fn a_gpu_has_at_least_one_user_and_not_too_many() {
+        assert_eq!((time_slices("1"), time_slices("48")), (Ok(1), Ok(48)));
+        for text in ["0", "49", "-1", "two", ""] {
+            assert!(time_slices(text).is_err(), "{text}");
+        }
     }
 
     #[test]

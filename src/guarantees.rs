@@ -15,7 +15,9 @@
 //! | What an API server or a proxy says on a bad day takes nothing down. | `tests/recovery.rs`: `what_an_api_server_says_on_a_bad_day_takes_nothing_down` |
 //! | After a reboot a claim gets the same devices, also without an API server. | `tests/recovery.rs`: `after_a_reboot_without_an_api_server_a_claim_gets_the_same_devices` |
 //! | A state file that cannot be understood, of a newer driver for example, is kept aside, told as an event, and rebuilt; it never stops the driver. | `tests/recovery.rs`: `an_unreadable_state_file_is_an_event_of_the_node_and_no_crash`; `checkpoint`: `older_lines_do_not_speak_for_a_last_one_that_cannot_be_understood` |
-//! | An instance that the driver did not make is never touched. | `tests/prepare.rs`: `an_instance_of_somebody_else_is_never_touched`; `tests/random` |
+//! | An instance that the driver did not make is never touched, also where claims are given it. | `tests/prepare.rs`: `an_instance_of_somebody_else_is_never_touched`; `tests/random`; `tests/existing.rs`; `tests/crash.rs` |
+//! | A claim that was given such an instance gets this one or an error; until it gives it back, nobody else gets its place. | `tests/existing.rs`: `an_instance_that_vanishes_under_a_claim_…`, `another_instance_in_the_same_place_is_another_device` |
+//! | A whole GPU and its parts or shares are never handed out together, whatever is published and whatever the scheduler says. | `tests/time_slices.rs` |
 //! | A running tenant keeps its instance, whatever the scheduler gives to others. | `tests/recovery.rs`: `a_claim_on_a_placement_that_stays_held_fails_with_the_name_of_the_other_claim`; `tests/prepare.rs`: `a_claim_on_a_placement_that_is_still_held_waits_for_it` |
 //! | An instance that somebody still uses is given up with the name of the process, and taken up where it was left. | `tests/recovery.rs`: `an_instance_in_use_is_given_up_…` |
 //! | Two processes share the state of a node. Calls for a claim come one after the other, in the order in which they were made. | `tests/recovery.rs`: `two_processes_share_the_claims_of_a_node`, `calls_for_one_claim_come_one_after_the_other` |
@@ -26,6 +28,6 @@
 //! * An instance that an administrator makes with the profile and placement of ours, in the microseconds between our look
 //!   and our call, counts as ours.
 //! * Where state file, CDI file and ResourceClaim are all lost, what was made counts as somebody else's: it is withheld from
-//!   the offers and stays until an administrator destroys it.
+//!   the offers, or with `--existing-instances adopt` offered as it is, and stays until an administrator destroys it.
 //! * A GPU that answers every call with GPU_IS_LOST is believed; should it come back without a reset, what was on it
 //!   counts as somebody else's.

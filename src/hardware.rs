@@ -9,15 +9,17 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nvml_wrapper::Nvml;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::info;
 
 use crate::args::HardwareArgs;
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
+use crate::health::Report;
 use crate::host;
 use crate::inventory::{Attachment, Gpu, GpuState, Inventory};
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, SkippedGpu};
-use crate::nvml::{self, CallError, GpuQueue, OpenError, QueueClosed};
+use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
 use crate::telemetry::metrics::Metrics;
 
 /// What is known of the node at this moment.
@@ -31,6 +33,8 @@ pub struct NodeState {
     pub held: BTreeSet<String>,
     /// GPUs that are not offered, and why.
     pub problems: Vec<String>,
+    /// What GPUs and instances suffer from.
+    pub health: Arc<Report>,
 }
 
 /// The GPUs of the node.
@@ -50,6 +54,7 @@ pub struct Hardware {
 struct Session {
     nvml: Arc<Nvml>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    events: Arc<Monitor>,
     sys_root: PathBuf,
     /// Whether the library does not fit the driver any more.
     is_stale: Arc<AtomicBool>,
@@ -66,7 +71,10 @@ pub struct LiveGpu {
     /// Where its errors and times are counted.
     pub metrics: Metrics,
     attachment: Attachment,
+    events: Arc<Monitor>,
     is_stale: Arc<AtomicBool>,
+    /// Whether the last scan found that the GPU has fallen off the bus, or must be reset before it answers again.
+    is_lost: AtomicBool,
     /// Whether a scan has not been answered yet.
     is_asked: Arc<AtomicBool>,
 }
@@ -95,8 +103,8 @@ impl Hardware {
         };
         let nvml = nvml::open(&library)?;
         let sys_root = args.sys_root.clone();
-        let (threads, is_stale) = (Mutex::default(), Arc::default());
-        let session = Session { nvml, threads, sys_root, is_stale, metrics: metrics.clone() };
+        let (threads, events, is_stale) = (Mutex::default(), Arc::default(), Arc::default());
+        let session = Session { nvml, threads, events, sys_root, is_stale, metrics: metrics.clone() };
         let opened = Self::discover(Arc::new(session), boot_id, &BTreeMap::new())?;
         let (facts, gpus) = (&opened.facts, opened.gpus.len());
         let driver = &facts.driver_version;
@@ -109,6 +117,23 @@ impl Hardware {
     pub fn again(&self) -> Result<Option<Self>, HardwareError> {
         let found = Self::discover(Arc::clone(&self.session), self.boot_id.clone(), &self.gpus)?;
         Ok((found.facts != self.facts).then_some(found))
+    }
+
+    /// Listens to the events of these GPUs, on one thread for as long as NVML is open. What is heard goes to `heard`.
+    pub fn listen(&self, heard: &mpsc::Sender<Heard>) -> io::Result<()> {
+        let session = &self.session;
+        session.events.listen_to(self.gpus.keys().cloned());
+        let mut threads = session.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        if !session.events.is_started() {
+            threads.push(session.events.start(Arc::clone(&session.nvml), heard.clone())?);
+        }
+        Ok(())
+    }
+
+    /// False where the thread that listens does not answer.
+    #[must_use]
+    pub fn can_hear(&self) -> bool {
+        self.session.events.is_alive()
     }
 
     fn discover(
@@ -167,11 +192,12 @@ impl Hardware {
         futures::future::try_join_all(scans).await
     }
 
-    /// True where a record of this boot means this instance.
+    /// True where a record of this boot means this instance, which was made for it. One that somebody else made stays
+    /// somebody else's, also while a claim has it.
     #[must_use]
     pub fn is_recorded(&self, parent: &str, instance: &GpuInstance, record: &Record) -> bool {
         let is_it = |device: &RecordedDevice| match &device.kind {
-            RecordedKind::Gpu => false,
+            RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => false,
             RecordedKind::Mig { spec, progress } => {
                 device.parent_uuid == parent
                     && spec.profile_id == instance.profile_id
@@ -194,6 +220,8 @@ impl Session {
             queue,
             metrics: self.metrics.clone(),
             attachment: host::attachment(&self.sys_root, gpu.pci),
+            events: Arc::clone(&self.events),
+            is_lost: AtomicBool::new(false),
             is_stale: Arc::clone(&self.is_stale),
             is_asked: Arc::default(),
         })
@@ -206,6 +234,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         const PATIENCE: Duration = Duration::from_secs(1);
         const PAUSE: Duration = Duration::from_millis(1);
+        self.events.close();
         let threads = std::mem::take(self.threads.get_mut().unwrap_or_else(PoisonError::into_inner));
         let deadline = Instant::now() + PATIENCE;
         while threads.iter().any(|it| !it.is_finished()) && Instant::now() < deadline {
@@ -224,6 +253,17 @@ impl Drop for Asked {
 }
 
 impl LiveGpu {
+    /// Stops listening to the GPU's events for a moment, where that may be why it is in use.
+    pub fn step_aside(&self) {
+        self.events.step_aside(&self.facts.uuid);
+    }
+
+    /// True where the last scan found that the GPU has fallen off the bus, or must be reset before it answers again.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Relaxed)
+    }
+
     async fn scan(&self) -> Result<Gpu, QueueClosed> {
         let state = match self.read().await? {
             Ok((mode, instances)) => GpuState { mode, instances, problem: None },
@@ -247,18 +287,24 @@ impl LiveGpu {
         let (facts, asked) = (Arc::clone(&self.facts), Asked(Arc::clone(&self.is_asked)));
         let read = self.queue.run(move |device| {
             let _asked = asked;
-            let Some(mig) = &facts.mig else { return Ok((None, Vec::new())) };
+            let Some(mig) = &facts.mig else { return nvml::answers(device).map(|()| (None, Vec::new())) };
             let mode = device.mig_mode()?;
             Ok((Some(mode), nvml::live_instances(device, &mig.profiles)?))
         });
         match timeout(PATIENCE, read).await {
-            Ok(read) => Ok(read?.map_err(|error: CallError| {
-                self.metrics.nvml_failed(&error);
-                if error.means_another_driver() {
-                    self.is_stale.store(true, Ordering::Relaxed);
-                }
-                error.to_string()
-            })),
+            Ok(read) => {
+                let read = read?;
+                let code = read.as_ref().err().map(|it: &CallError| it.code);
+                let is_lost = code.is_some_and(|it| [Code::GPU_IS_LOST, Code::RESET_REQUIRED].contains(&it));
+                self.is_lost.store(is_lost, Ordering::Relaxed);
+                Ok(read.map_err(|error| {
+                    self.metrics.nvml_failed(&error);
+                    if error.means_another_driver() {
+                        self.is_stale.store(true, Ordering::Relaxed);
+                    }
+                    error.to_string()
+                }))
+            }
             Err(_) => Ok(silent()),
         }
     }

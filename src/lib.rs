@@ -9,20 +9,20 @@
 //! ```
 //!
 //! [`placement`] says in which order the slices offer devices, [`layout`] which of them where there are no counters; [`node`]
-//! wires everything, [`checkpoint`] is what was promised, on disk; [`api`], [`host`] and [`telemetry`] stand beside both
-//! flows. [`inspect`] and [`check`] only look.
+//! wires everything, [`checkpoint`] is what was promised, on disk, [`health`] what GPUs suffer from; [`api`], [`host`] and
+//! [`telemetry`] stand beside both flows. [`inspect`] and [`check`] only look.
 //!
 //! What is never lost, and the test behind each promise, is in [`guarantees`]. What holds everywhere:
 //!
-//! * `inventory`, `placement`, `layout::{choose, fit, apply}`, `slices::{shelves, render, diff}`, `claim::{allocation, plan}`
-//!   and the building of CDI specs are functions from data to data; they neither wait nor read.
+//! * `inventory`, `placement`, `layout::{choose, fit, apply}`, `slices::{shelves, render, diff}`, `claim::{allocation, plan}`,
+//!   `health::{owner, state, report}` and the building of CDI specs are functions from data to data; they neither wait nor read.
 //! * The intent is on disk before the hardware changes; the answer comes after the record says that all is there.
 //! * Every effect can be repeated: create finds first, destroying what is gone is success.
 //! * An instance is destroyed only if its id, profile and placement are those of the record. What others made is left
 //!   alone, and what it occupies is not offered.
 //! * An allocated device is never withdrawn. Overlapping devices are never published without the counters that keep
 //!   them apart; where there are none, [`layout`] chooses some that don't overlap.
-//! * `unsafe` is in `nvml/device.rs` alone.
+//! * `unsafe` is in `nvml/device.rs` and `nvml/event.rs` alone.
 
 pub mod args;
 
@@ -43,6 +43,7 @@ pub mod checkpoint;
 pub mod convert;
 pub mod guarantees;
 pub mod hardware;
+pub mod health;
 pub mod host;
 pub mod inspect;
 pub mod node;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -16,18 +16,21 @@ use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, EventReason, Eve
 use crate::args::{HardwareArgs, NodeArgs};
 use crate::cdi::{ClaimFiles, Kind};
 use crate::check;
-use crate::checkpoint::{Checkpoint, Record, Stored};
+use crate::checkpoint::{Checkpoint, Record, RecordedKind, Stored};
 use crate::claim::{Claims, ClaimsParts, CommonSource};
 use crate::hardware::{Hardware, NodeState};
+use crate::health::{Follower, Keeper, Report, Scan};
 use crate::host;
-use crate::inventory::{Gpu, Inventory, inventory};
+use crate::inventory::{ExistingInstances, Gpu, Inventory, Terms, inventory_on, not_adopted};
 use crate::kubelet::{
-    DraPlugin, Registration, RegistrationState, Socket, SocketPaths, Turn, serve_plugin, serve_registration,
+    DeviceHealth, DraPlugin, Registration, RegistrationState, Socket, SocketPaths, Turn, serve_plugin,
+    serve_registration,
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
-use crate::nvml::Pulse;
+use crate::nvml::facts::GpuInstance;
+use crate::nvml::{Heard, Pulse};
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
-use crate::telemetry::metrics::{Exporter, Metrics, Recovery, bind_metrics, serve_metrics};
+use crate::telemetry::metrics::{Exporter, GpuHealth, Metrics, Recovery, bind_metrics, serve_metrics};
 use crate::telemetry::{Health, Silent, Watchdog, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
@@ -35,6 +38,9 @@ const DRAIN: Duration = Duration::from_secs(25);
 
 /// How long changes of what claims hold are collected before they are looked at.
 const BURST: Duration = Duration::from_millis(50);
+
+/// Events of GPUs that wait to be looked at; the kernel keeps more.
+const MOST_HEARD: usize = 64;
 
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
 pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
@@ -48,11 +54,15 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let cdi = ClaimFiles::open(&args.host.cdi_root, kind.clone())?;
     let (changed, changes) = watch::channel(());
     let surprised = Arc::new(Notify::new());
+    let (heard, to_be_heard) = mpsc::channel(MOST_HEARD);
+    let sick = args.driver.plugin_directory().join("health.json");
+    let keeper = Keeper::new(sick, &boot_id, args.ignore_xids.clone());
     let (state, node) = watch::channel(NodeState {
         hardware: Err("NVML was not opened yet".to_owned()),
         inventory: Arc::default(),
         held: BTreeSet::new(),
         problems: Vec::new(),
+        health: keeper.report(),
     });
 
     let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
@@ -70,10 +80,15 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     };
     let mut watch = HardwareWatch {
         args: args.hardware.clone(),
+        existing: args.existing_instances,
+        time_slices: args.time_slices,
         checkpoint: checkpoint.clone(),
         cdi: cdi.clone(),
         state,
         gpus: Vec::new(),
+        health: keeper.clone(),
+        heard,
+        was_open: false,
         opening: Pulse::default(),
         events: events.clone(),
         metrics: metrics.clone(),
@@ -96,6 +111,17 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         looked = watch.look() => looked?,
     }
 
+    let health_follower = Follower {
+        heard: to_be_heard,
+        node: node.clone(),
+        keeper,
+        checkpoint: checkpoint.clone(),
+        boot_id: boot_id.clone(),
+        events: events.clone(),
+        metrics: metrics.clone(),
+        surprised: Arc::clone(&surprised),
+    };
+    let device_health = DeviceHealth { pool: pool.clone(), node: node.clone(), stop: stop.clone() };
     let claims = Claims::new(ClaimsParts {
         pool: pool.clone(),
         proc_root: args.hardware.proc_root.clone(),
@@ -118,20 +144,22 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let pod = args.pod_uid.as_deref();
     let paths = SocketPaths::new(&directory, &args.host.registry_dir, &driver, pod);
     let turn = Turn::new(&paths);
+    let memory = LayoutMemory::new(directory.join("layout.json"));
     let publisher = Publisher::new(PublisherParts {
         api: NodeSlices::new(client.clone(), &name, &driver),
         allocations: Allocations::new(client.clone(), &driver, pool),
         mode: args.mode,
         offer: Offer { policy: args.placement, profiles: args.profiles.clone() },
         settle_time: args.settle_time,
+        has_past: memory.exists(),
         layouts,
+        taint_effect: args.taint_effect,
         turn: turn.clone(),
         report: publication_report,
         node: name.clone(),
         driver: driver.clone(),
         metrics: metrics.clone(),
     });
-    let memory = LayoutMemory::new(directory.join("layout.json"));
     let follower = LayoutFollower::new(
         OwnNode::new(client.clone(), &name),
         events,
@@ -156,14 +184,15 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
     parts.add("following claims", Arc::clone(&claims).follow_objects(args.rescan_interval, stop.clone()));
     let plugin = Arc::new(DraPlugin::new(claims, metrics.clone()));
-    parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, health, stop.clone()));
+    parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, device_health, health, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add_endless("sockets", sweep);
     parts.add_endless("device status of claims", statuses.run(changes.clone(), stop.clone()));
-    let exporter = Exporter::new(&metrics, Vec::new());
+    let exporter = Exporter::new(&metrics, vec![Box::new(GpuHealth(node.clone()))]);
     parts.add("metrics", serve_metrics(metrics_listener, exporter, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
+    parts.add_endless("health of GPUs", health_follower.run());
     parts.add_endless("layouts", layouts);
     parts.add_endless("publisher", publisher.run(node));
     parts.watch(stop).await
@@ -241,13 +270,41 @@ async fn completed(open: Arc<Hardware>) -> anyhow::Result<Arc<Hardware>> {
     }
 }
 
+/// What a scan found of a GPU, for its health.
+fn found(hardware: &Hardware, gpu: &Gpu) -> (String, Scan) {
+    let uuid = &gpu.facts.uuid;
+    let is_lost = hardware.gpu(uuid).is_some_and(|it| it.is_lost());
+    let scan = match &gpu.state.problem {
+        None => Scan::Well,
+        Some(problem) if is_lost => Scan::Lost(problem.clone()),
+        Some(problem) => Scan::Unread(problem.clone()),
+    };
+    (uuid.clone(), scan)
+}
+
+/// How a problem begins that is not a GPU's but an instance's on it.
+const FOREIGN: &str = "GPU instance";
+
+/// The problems of GPUs of which neither their health nor the event of an instance tells.
+fn otherwise(problems: &[String], health: &Report) -> Vec<String> {
+    let gpu = |it: &str| it.strip_prefix("GPU ")?.split(": ").next().map(|it| health.gpu(it).is_bad());
+    problems.iter().filter(|it| !it.starts_with(FOREIGN) && gpu(it) != Some(true)).cloned().collect()
+}
+
 /// Keeps the node's state up to date.
 struct HardwareWatch {
     args: HardwareArgs,
+    existing: ExistingInstances,
+    time_slices: u32,
     checkpoint: Checkpoint,
     cdi: ClaimFiles,
     state: watch::Sender<NodeState>,
     gpus: Vec<Gpu>,
+    health: Keeper,
+    /// Where the thread that listens to GPUs sends what it hears.
+    heard: mpsc::Sender<Heard>,
+    /// Whether the hardware was open before.
+    was_open: bool,
     /// While NVML is opened, or asked for GPUs.
     opening: Pulse,
     events: Events,
@@ -264,6 +321,7 @@ impl HardwareWatch {
     ) -> anyhow::Result<()> {
         // A clock of its own: a busy node must not put the next look off for ever.
         let mut clock = interval_at(Instant::now() + interval, interval);
+        let mut reports = self.health.reports();
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -275,6 +333,13 @@ impl HardwareWatch {
                     changes.borrow_and_update();
                     if let Err(error) = self.note_held() {
                         warn!(%error, "cannot tell what claims hold now");
+                    }
+                    continue;
+                }
+                _ = reports.changed() => {
+                    let hardware = self.state.borrow().hardware.clone();
+                    if let Err(error) = self.publish(hardware) {
+                        warn!(%error, "cannot follow the health of GPUs now");
                     }
                     continue;
                 }
@@ -307,7 +372,11 @@ impl HardwareWatch {
             Err(before) => self.opened(&before).await?,
         };
         self.gpus = match &hardware {
-            Ok(hardware) => self.scan(hardware).await?,
+            Ok(hardware) => {
+                self.was_open = true;
+                hardware.listen(&self.heard)?;
+                self.scan(hardware).await?
+            }
             Err(_) => Vec::new(),
         };
         self.publish(hardware)
@@ -318,6 +387,10 @@ impl HardwareWatch {
         let (args, metrics) = (self.args.clone(), self.metrics.clone());
         let _busy = self.opening.begin();
         let opened = tokio::task::spawn_blocking(move || Hardware::open(&args, &metrics)).await?;
+        if opened.is_ok() && self.was_open {
+            // The driver was loaded anew, which resets the GPUs.
+            self.health.change(|it, _, _| it.forget());
+        }
         Ok(opened.map(Arc::new).map_err(|error| {
             let reason = error.to_string();
             if reason != before {
@@ -340,7 +413,26 @@ impl HardwareWatch {
                 .retain(|it| !records.iter().any(|record| hardware.is_recorded(parent, it, record)));
             self.report(gpu);
         }
+        self.health.obey();
+        let scans = gpus.iter().map(|it| found(hardware, it));
+        self.health.change(|health, at, now| {
+            health.scanned(scans, at, now);
+            health.live(&records);
+        });
         Ok(gpus)
+    }
+
+    /// Tells of an instance that is not offered either; one that is adopted is no event.
+    fn tell_of_foreign(&self, gpu: &Gpu, instance: &GpuInstance) {
+        let (uuid, gi, placement) = (&gpu.facts.uuid, instance.id, instance.placement);
+        let is_offered = self.terms().is_ok_and(|terms| not_adopted(gpu, instance, &terms).is_none());
+        if !is_offered {
+            let note = format!(
+                "GPU instance {gi} at {placement} of GPU {uuid} was not made for a claim of this driver: what it occupies \
+                 is not offered. `dra-driver-mig inspect` shows it; once it is destroyed, its place is offered."
+            );
+            self.events.tell(EventReason::ForeignInstance, note);
+        }
     }
 
     /// Logs what is new about a GPU.
@@ -350,12 +442,8 @@ impl HardwareWatch {
         for instance in &gpu.state.instances {
             if !before.is_some_and(|it| it.instances.contains(instance)) {
                 let (gi, placement) = (instance.id, instance.placement);
-                warn!(uuid, gi, %placement, "GPU instance of somebody else: what it occupies is not offered");
-                let note = format!(
-                    "GPU instance {gi} at {placement} of GPU {uuid} was not made for a claim of this driver: what it \
-                     occupies is not offered. `dra-driver-mig inspect` shows it; once it is destroyed, its place is offered."
-                );
-                self.events.tell(EventReason::ForeignInstance, note);
+                warn!(uuid, gi, %placement, "GPU instance of somebody else: nothing else is offered in its place");
+                self.tell_of_foreign(gpu, instance);
             }
         }
         if let Some(problem) = &gpu.state.problem
@@ -379,15 +467,21 @@ impl HardwareWatch {
     /// Follows what claims hold. The inventory depends on it only where something is withheld, and is not built anew
     /// elsewhere; the order in which devices are offered always does.
     fn note_held(&self) -> anyhow::Result<()> {
+        if !self.health.report().instances.is_empty() {
+            let records = self.checkpoint.records()?;
+            self.health.change(|it, _, _| it.live(&records));
+        }
+        let held = self.terms()?.held;
         let (hardware, is_independent) = {
             let state = self.state.borrow();
-            let is_independent = state.inventory.gpus.iter().all(|it| it.withheld.is_empty());
+            let offers_all =
+                held.iter().all(|name| state.inventory.devices().any(|it| it.name.as_str() == name));
+            let is_independent = offers_all && state.inventory.gpus.iter().all(|it| it.withheld.is_empty());
             (state.hardware.clone(), is_independent)
         };
         if !is_independent {
             return self.publish(hardware);
         }
-        let held = self.held()?;
         self.state.send_if_modified(|state| {
             let is_same = state.held == held;
             state.held = held;
@@ -396,17 +490,62 @@ impl HardwareWatch {
         Ok(())
     }
 
-    /// Names of the devices that claims hold. Of a claim whose record cannot be read its CDI file tells.
-    fn held(&self) -> anyhow::Result<BTreeSet<String>> {
-        let mut held = BTreeSet::new();
+    /// What is wanted, and what claims hold. Of a claim whose record cannot be read its CDI file tells.
+    fn terms(&self) -> anyhow::Result<Terms> {
+        let (existing, time_slices) = (self.existing, self.time_slices);
+        let mut terms = Terms { existing, time_slices, ..Terms::default() };
+        let mut unrecorded = BTreeSet::new();
+        // Only an instance of somebody else may be what was made for a claim of which no record tells.
+        if existing == ExistingInstances::Adopt && self.gpus.iter().any(|it| !it.state.instances.is_empty()) {
+            unrecorded.extend(self.cdi.list()?);
+        }
         for (uid, stored) in self.checkpoint.list()? {
             match &*stored {
-                Stored::Nothing => {}
-                Stored::Record(record) => held.extend(record.devices.iter().map(|it| it.name.clone())),
-                Stored::Unreadable(_) => held.extend(self.cdi.devices(uid.as_str())?),
+                Stored::Nothing => continue,
+                Stored::Record(record) => {
+                    for device in &record.devices {
+                        terms.held.insert(device.name.clone());
+                        if let RecordedKind::Adopted(adopted) = &device.kind {
+                            terms.adopted.push((device.parent_uuid.clone(), adopted.clone()));
+                        }
+                    }
+                }
+                Stored::Unreadable(_) => terms.held.extend(self.cdi.devices(uid.as_str())?),
             }
+            unrecorded.remove(uid.as_str());
         }
-        Ok(held)
+        for uid in unrecorded {
+            terms.named.extend(self.cdi.devices(&uid)?);
+        }
+        Ok(terms)
+    }
+
+    /// What of the hardware is not offered, and why. What is said before the colon is the GPU, or an instance on it.
+    fn problems(
+        &self,
+        hardware: &Result<Arc<Hardware>, String>,
+        health: &Report,
+        terms: &Terms,
+    ) -> Vec<String> {
+        let unreadable = self.gpus.iter().filter_map(|it| Some((&it.facts.uuid, it.state.problem.as_ref()?)));
+        let unreadable = unreadable.map(|(uuid, problem)| format!("GPU {uuid}: {problem}"));
+        let sick = self.gpus.iter().filter(|it| it.state.problem.is_none()).map(|it| &it.facts.uuid);
+        let sick = sick
+            .filter(|it| health.gpu(it).is_bad())
+            .map(|it| format!("GPU {it}: {}", health.gpu(it).text()));
+        let skipped = hardware.iter().flat_map(|it| &it.facts.skipped);
+        // By the same name as before it was skipped, so that it does not seem to be offered again.
+        let skipped = skipped.map(|it| {
+            let gpu = it.uuid.clone().unwrap_or_else(|| it.index.to_string());
+            format!("GPU {gpu}: {}", it.reason)
+        });
+        let instances = self.gpus.iter().flat_map(|gpu| gpu.state.instances.iter().map(move |it| (gpu, it)));
+        let foreign = instances.filter_map(|(gpu, it)| {
+            let (uuid, GpuInstance { id, placement, .. }) = (&gpu.facts.uuid, it);
+            let reason = not_adopted(gpu, it, terms)?;
+            Some(format!("{FOREIGN} {id} at {placement} of {uuid}, which somebody else made: {reason}"))
+        });
+        unreadable.chain(sick).chain(skipped).chain(foreign).collect()
     }
 
     /// Tells which GPUs are no longer offered, and which are again. What comes before the colon is the GPU.
@@ -422,32 +561,27 @@ impl HardwareWatch {
     }
 
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
-        let held = self.held()?;
+        let (terms, health) = (self.terms()?, self.health.report());
         let inventory = match &hardware {
-            Ok(hardware) => inventory(&hardware.facts, &self.gpus, &held),
+            Ok(hardware) => inventory_on(&hardware.facts, &health.withhold(&self.gpus), &terms),
             Err(_) => Inventory::default(),
         };
-        let unreadable = self.gpus.iter().filter_map(|it| Some((&it.facts.uuid, it.state.problem.as_ref()?)));
-        let skipped = hardware.iter().flat_map(|it| &it.facts.skipped);
-        let problems: Vec<String> = unreadable
-            .map(|(uuid, problem)| format!("GPU {uuid}: {problem}"))
-            .chain(skipped.map(|it| {
-                let gpu = it.uuid.clone().unwrap_or_else(|| it.index.to_string());
-                format!("GPU {gpu}: {}", it.reason)
-            }))
-            .collect();
+        let problems = self.problems(&hardware, &health, &terms);
         if hardware.is_ok() {
-            self.tell_problems(&self.state.borrow().problems, &problems);
+            let before = self.state.borrow();
+            self.tell_problems(&otherwise(&before.problems, &before.health), &otherwise(&problems, &health));
         }
+        let held = terms.held;
         // Dropped after the lock: closing NVML takes its time.
         let mut before = None;
         self.state.send_if_modified(|state| {
             let is_same = *state.inventory == inventory
                 && state.held == held
                 && state.problems == problems
+                && state.health == health
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();
-            let now = NodeState { hardware, inventory: Arc::new(inventory), held, problems };
+            let now = NodeState { hardware, inventory: Arc::new(inventory), held, problems, health };
             before = Some(std::mem::replace(state, now));
             !is_same
         });

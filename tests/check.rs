@@ -46,20 +46,23 @@ fn on_a_bare_machine_the_list_tells_a_newcomer_what_to_do() {
     let list = text(&output.stdout).replace(&root, "/HOST");
     // The text is what people get: a change of it is to be read, not only to be compiled.
     let expected = "\
+What dra-driver-mig needs, in the order in which a node is set up. `MISSING` is to be mended, and `->` says how;
+`?` cannot be told from here or is good to know.
+
 MISSING  NVIDIA driver      no libnvidia-ml.so.1 below the driver root `/HOST/`
-                            -> install the NVIDIA driver on this host, or, where the GPU Operator or a mount has it elsewhere, name that directory: --driver-root /run/nvidia/driver
+                            -> install the NVIDIA driver on this host (https://docs.nvidia.com/datacenter/tesla/); where it is there already, but elsewhere, name the directory that has its files: --driver-root /run/nvidia/driver with the GPU Operator's driver container
 ?        GPUs               cannot be told without the NVIDIA driver
 MISSING  nvidia-cdi-hook    no program /usr/bin/nvidia-cdi-hook on the host
-                            -> install the package nvidia-container-toolkit-base on the host; where the GPU Operator has it, name it: --cdi-hook /usr/local/nvidia/toolkit/nvidia-cdi-hook
+                            -> install NVIDIA Container Toolkit 1.17.5 or later on the host, of which the package nvidia-container-toolkit-base is enough (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/); where the GPU Operator has put it, name it: --cdi-hook /usr/local/nvidia/toolkit/nvidia-cdi-hook
 ?        device nodes       come with the NVIDIA driver
 MISSING  kubelet registry   /HOST/kubelet/plugins_registry: no such directory
                             -> run the check on a node with a kubelet, as root; where its --root-dir is not /var/lib/kubelet, name the directory with --registry-dir and --plugins-dir
-ok       plugin directory   /HOST/kubelet/plugins/mig.dra-driver.dev
-ok       CDI directory      /HOST/cdi
+ok       plugin directory   /HOST/kubelet/plugins/mig.dra-driver.dev: not there yet, the driver makes it
+ok       CDI directory      /HOST/cdi: not there yet, the driver makes it
 ?        container runtime  its configuration is not visible from here, so it cannot be told whether CDI is on
                             -> containerd 2 and CRI-O have it on; with containerd 1.7 /etc/containerd/config.toml needs `enable_cdi = true` under [plugins.\"io.containerd.grpc.v1.cri\"]
 ?        API server         not asked: this is not a pod, and no kubeconfig was given
-                            -> run the check in the driver's pod, or give --kubeconfig FILE --node-name NODE
+                            -> run the check in the driver's pod (`kubectl -n dra-driver-mig exec POD -- dra-driver-mig check`), or give --kubeconfig FILE --node-name NODE; the cluster has to be Kubernetes 1.34 or later
 ";
     assert_eq!(list, expected);
     assert_eq!(output.status.code(), Some(1));
@@ -99,7 +102,7 @@ async fn on_a_node_that_has_everything_nothing_is_missing() {
     let lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB,1xL4").await;
     let output = on(&lab).await;
     let list = text(&output.stdout);
-    assert!(!list.contains("MISSING"), "{list}");
+    assert!(!list.contains("\nMISSING"), "{list}");
     for line in
         ["ok       NVIDIA driver", "2, 1 of them with MIG", "DRAPartitionableDevices on", "all 14 rights"]
     {

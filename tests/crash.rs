@@ -1,11 +1,12 @@
 //! The crash matrix: whatever the driver is doing when it dies, nothing is lost and nothing stays.
 //!
-//! For one MIG device, for three on two GPUs and for a whole GPU, in prepare and in unprepare, a run without a crash
-//! tells which points there are: calls of NVML, and with `fault-shim` each creation, write, rename, sync and removal of
-//! a file and each write of an answer. Then the driver, a process of its own, is killed before and after each of them in
-//! turn and started again. Then the kubelet asks again, or the claim is deleted and nobody asks again: the driver must
-//! tidy up by itself. So that both happen everywhere, they alternate between a point's two sides. Last, the claim, or a
-//! new one for the same devices, is prepared and unprepared by the same process, which is the next victim.
+//! For one MIG device, for three on two GPUs, for a whole GPU and for an instance of somebody else beside one of ours, in
+//! prepare and in unprepare, a run without a crash tells which points there are: calls of NVML, and with `fault-shim` each
+//! creation, write, rename, sync and removal of a file and each write of an answer. Then the driver, a process of its own,
+//! is killed before and after each of them in turn and started again. Then the kubelet asks again, or the claim is deleted
+//! and nobody asks again: the driver must tidy up by itself. So that both happen everywhere, they alternate between a
+//! point's two sides. Last, the claim, or a new one for the same devices, is prepared and unprepared by the same process,
+//! which is the next victim.
 //!
 //! The start after a crash is killed at each of its points as well (`Start`), for three states that it has to tidy up.
 //!
@@ -20,7 +21,7 @@ use std::sync::Arc;
 
 use common::ControlPlane;
 use common::points::{Place, Point, Side, arm, disarm, points};
-use common::victim::{Bad, Call, Held, ONE, THREE, TWO, Victim, WHOLE, Wanted};
+use common::victim::{ADOPTED, Bad, Call, Held, ONE, THREE, TWO, Victim, WHOLE, Wanted};
 use kube_sim::kubelet::Claim;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -79,7 +80,7 @@ fn soak() -> bool {
 
 fn all_series() -> Vec<Series> {
     let mut all = Vec::new();
-    for wanted in [&THREE, &ONE, &WHOLE] {
+    for wanted in [&THREE, &ONE, &WHOLE, &ADOPTED] {
         for call in [Call::Prepare, Call::Unprepare] {
             all.push(Series { wanted, during: During::Call(call) });
         }
@@ -221,6 +222,7 @@ fn note(tally: &mut Tally, bad: Bad, what: &str) {
 
 /// Brings the claim to where the series begins: the driver runs, and for an unprepare the claim is prepared.
 async fn begin(victim: &mut Victim, wanted: &Wanted, call: Call) -> Result<Claim, Bad> {
+    victim.plant(wanted);
     restart(victim).await?;
     // The other mode than is needed, so that switching it is one of the points.
     victim.set_mig_mode(!wanted.mig);

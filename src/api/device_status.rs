@@ -5,6 +5,8 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage};
+use crate::inventory::{Adopted, MigSpec};
+use crate::nvml::facts::Placement;
 
 /// Version of the object in an entry's `data`.
 pub const DATA_VERSION: &str = "status.mig.dra-driver.dev/v1";
@@ -26,13 +28,17 @@ fn device_status(device: &RecordedDevice, driver: &str, since: &str) -> Value {
             let data = json!({"kind": "Gpu", "parentUUID": parent, "profile": "full"});
             (format!("GPU {parent} as a whole"), data)
         }
+        RecordedKind::Share { index } => {
+            let data = json!({"kind": "GpuShare", "parentUUID": parent, "profile": "full", "share": index});
+            (format!("GPU {parent}, shared with others"), data)
+        }
+        RecordedKind::Adopted(Adopted { spec, uuid }) => {
+            let mut data = mig_data(parent, spec);
+            data["migUUID"] = json!(uuid);
+            (format!("{} at {} of GPU {parent}, not made by the driver", spec.profile, spec.placement), data)
+        }
         RecordedKind::Mig { spec, progress } => {
-            let mut data = json!({
-                "kind": "MigDevice",
-                "parentUUID": parent,
-                "profile": spec.profile,
-                "placement": {"start": spec.placement.start, "size": spec.placement.size},
-            });
+            let mut data = mig_data(parent, spec);
             if let Progress::Complete { gpu_instance, compute_instance, uuid } = progress {
                 data["gpuInstance"] = json!(gpu_instance);
                 data["computeInstance"] = json!(compute_instance);
@@ -58,6 +64,12 @@ fn device_status(device: &RecordedDevice, driver: &str, since: &str) -> Value {
     })
 }
 
+fn mig_data(parent: &str, spec: &MigSpec) -> Value {
+    let Placement { start, size } = spec.placement;
+    let placement = json!({"start": start, "size": size});
+    json!({"kind": "MigDevice", "parentUUID": parent, "profile": spec.profile, "placement": placement})
+}
+
 /// By what entries are put in order; equal only for entries of one device.
 pub(super) fn name_of(entry: &Value) -> (String, String) {
     let text = |field: &str| entry[field].as_str().unwrap_or_default().to_owned();
@@ -77,8 +89,6 @@ pub(super) mod fixture {
     use super::*;
     use crate::checkpoint::VERSION;
     use crate::claim::ClaimRef;
-    use crate::inventory::MigSpec;
-    use crate::nvml::facts::Placement;
 
     pub(crate) const SINCE: &str = "2026-01-02T03:04:05Z";
 

@@ -48,6 +48,18 @@ pub enum EventReason {
     CountersDropped,
     /// The API server keeps counters again, so everything is published.
     CountersKept,
+    /// A GPU has had an error that no application causes.
+    GpuUnhealthy,
+    /// A GPU does not answer.
+    GpuLost,
+    /// What happens to a GPU is not noticed.
+    GpuUnmonitored,
+    /// None of these any more.
+    GpuRecovered,
+    /// What a claim has, has had an error that no application causes.
+    DeviceUnhealthy,
+    /// A program on what a claim has, has made an error.
+    DeviceError,
     /// A GPU instance that no claim of this driver made: what it occupies is not offered.
     ForeignInstance,
     /// A GPU cannot be read or used: only what claims hold of it stays published.
@@ -79,7 +91,7 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 21] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutPending,
@@ -91,6 +103,12 @@ impl EventReason {
         Self::GpuOffered,
         Self::NvmlSilent,
         Self::NvmlAnswers,
+        Self::GpuUnhealthy,
+        Self::GpuLost,
+        Self::GpuUnmonitored,
+        Self::GpuRecovered,
+        Self::DeviceUnhealthy,
+        Self::DeviceError,
         Self::PrepareImpossible,
         Self::PrepareWaits,
         Self::PrepareUndone,
@@ -107,6 +125,12 @@ impl EventReason {
             Self::LayoutApplied => "LayoutApplied",
             Self::CountersDropped => "CountersDropped",
             Self::CountersKept => "CountersKept",
+            Self::GpuUnhealthy => "GpuUnhealthy",
+            Self::GpuLost => "GpuLost",
+            Self::GpuUnmonitored => "GpuUnmonitored",
+            Self::GpuRecovered => "GpuRecovered",
+            Self::DeviceUnhealthy => "DeviceUnhealthy",
+            Self::DeviceError => "DeviceError",
             Self::ForeignInstance => "ForeignInstance",
             Self::GpuNotOffered => "GpuNotOffered",
             Self::GpuOffered => "GpuOffered",
@@ -129,12 +153,18 @@ impl EventReason {
             | Self::ForeignInstance
             | Self::GpuNotOffered
             | Self::NvmlSilent
+            | Self::GpuUnhealthy
+            | Self::GpuLost
+            | Self::GpuUnmonitored
+            | Self::DeviceUnhealthy
             | Self::PrepareImpossible => true,
             Self::LayoutPending
             | Self::LayoutApplied
             | Self::CountersKept
             | Self::GpuOffered
             | Self::NvmlAnswers
+            | Self::GpuRecovered
+            | Self::DeviceError
             | Self::PrepareWaits
             | Self::PrepareUndone
             | Self::UnprepareFinished => false,
@@ -145,9 +175,12 @@ impl EventReason {
     #[must_use]
     pub fn subject(self) -> Subject {
         match self {
-            Self::PrepareImpossible | Self::PrepareWaits | Self::PrepareUndone | Self::UnprepareFinished => {
-                Subject::Claim
-            }
+            Self::PrepareImpossible
+            | Self::PrepareWaits
+            | Self::PrepareUndone
+            | Self::UnprepareFinished
+            | Self::DeviceUnhealthy
+            | Self::DeviceError => Subject::Claim,
             _ => Subject::Node,
         }
     }
@@ -162,7 +195,14 @@ impl EventReason {
             | Self::CountersDropped
             | Self::CountersKept => "Layout",
             Self::ForeignInstance | Self::GpuNotOffered | Self::GpuOffered => "Offer",
-            Self::NvmlSilent | Self::NvmlAnswers => "Watch",
+            Self::NvmlSilent
+            | Self::NvmlAnswers
+            | Self::GpuUnhealthy
+            | Self::GpuLost
+            | Self::GpuUnmonitored
+            | Self::GpuRecovered
+            | Self::DeviceUnhealthy
+            | Self::DeviceError => "Watch",
             Self::PrepareImpossible | Self::PrepareWaits => "Prepare",
         }
     }

@@ -157,7 +157,7 @@ impl HookSettings {
             ),
             consequence: "the hook update-ldcache is left out, so that CUDA works only in images whose loader searches \
                           the directories that this host uses",
-            remedy: "set the path of the host's ldconfig",
+            remedy: "make /sbin of the host visible there (value hostDirectories of the chart), or link its ldconfig to /sbin/ldconfig",
         })
     }
 

@@ -64,6 +64,8 @@ pub struct DirectoryFacts {
     pub subject: &'static str,
     /// Where.
     pub path: PathBuf,
+    /// Whether it is there already.
+    pub is_there: bool,
     /// Why it cannot be written, if so.
     pub problem: Option<String>,
     /// What to do then.
@@ -128,8 +130,9 @@ fn driver(host: &HostFacts) -> Vec<Finding> {
     let library = match &host.library {
         Ok(path) => path,
         Err(reason) => {
-            let remedy = "install the NVIDIA driver on this host, or, where the GPU Operator or a mount has it elsewhere, name \
-                          that directory: --driver-root /run/nvidia/driver";
+            let remedy = "install the NVIDIA driver on this host (https://docs.nvidia.com/datacenter/tesla/); where it is there \
+                          already, but elsewhere, name the directory that has its files: --driver-root /run/nvidia/driver with \
+                          the GPU Operator's driver container";
             // The reason has its own remedy at its end, which is shorter than this one.
             let reason = reason.split(';').next().unwrap_or_default();
             let gpus = open(GPUS, "cannot be told without the NVIDIA driver", None);
@@ -197,8 +200,9 @@ fn containers(host: &HostFacts) -> Vec<Finding> {
         missing(
             HOOK,
             format!("no program {hook} on the host"),
-            "install the package nvidia-container-toolkit-base on the host; where the GPU Operator has it, name it: --cdi-hook \
-             /usr/local/nvidia/toolkit/nvidia-cdi-hook",
+            "install NVIDIA Container Toolkit 1.17.5 or later on the host, of which the package nvidia-container-toolkit-base is \
+             enough (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/); where the GPU Operator has put it, name \
+             it: --cdi-hook /usr/local/nvidia/toolkit/nvidia-cdi-hook",
         )
     }];
     if host.library.is_err() {
@@ -224,7 +228,8 @@ fn containers(host: &HostFacts) -> Vec<Finding> {
 
 fn directories(directories: &[DirectoryFacts]) -> impl Iterator<Item = Finding> {
     directories.iter().map(|it| match &it.problem {
-        None => good(it.subject, format!("{}", it.path.display())),
+        None if it.is_there => good(it.subject, format!("{}", it.path.display())),
+        None => good(it.subject, format!("{}: not there yet, the driver makes it", it.path.display())),
         Some(problem) => missing(it.subject, format!("{}: {problem}", it.path.display()), it.remedy),
     })
 }
@@ -265,7 +270,10 @@ fn cluster(facts: &ClusterFacts) -> Vec<Finding> {
         ClusterFacts::Unasked(reason) => vec![open(
             SERVER,
             format!("not asked: {reason}"),
-            Some("run the check in the driver's pod, or give --kubeconfig FILE --node-name NODE"),
+            Some(
+                "run the check in the driver's pod (`kubectl -n dra-driver-mig exec POD -- dra-driver-mig check`), or give \
+                 --kubeconfig FILE --node-name NODE; the cluster has to be Kubernetes 1.34 or later",
+            ),
         )],
         ClusterFacts::Rights(granted) => rights(granted),
         ClusterFacts::All { version: Err(reason), .. } => vec![missing(
@@ -275,7 +283,7 @@ fn cluster(facts: &ClusterFacts) -> Vec<Finding> {
              it, also at the port behind the service (value networkPolicy.apiServerPorts)",
         )],
         ClusterFacts::All { version: Ok(version), node, rights: granted, counters } => {
-            let mut all = vec![good(SERVER, version.as_str())];
+            let mut all = vec![server(SERVER, version)];
             match node {
                 None => all.push(open("Node object", "no --node-name was given", None)),
                 Some((name, Ok(()))) => all.push(good("Node object", name.as_str())),
@@ -289,6 +297,31 @@ fn cluster(facts: &ClusterFacts) -> Vec<Finding> {
             all.extend(counters.as_ref().map(gate));
             all
         }
+    }
+}
+
+/// A version such as `v1.35.6`, or `v1.34.1+k3s1`; one that is not understood is not judged.
+fn server(subject: &'static str, version: &str) -> Finding {
+    let number = |part: &str| -> Option<u32> {
+        let end = part.find(|it: char| !it.is_ascii_digit()).unwrap_or(part.len());
+        part[..end].parse().ok()
+    };
+    let mut parts = version.trim_start_matches('v').splitn(3, '.').map(number);
+    let (major, minor, patch) = (parts.next().flatten(), parts.next().flatten(), parts.next().flatten());
+    match (major, minor, patch) {
+        (Some(1), Some(..=33), _) => missing(
+            subject,
+            format!("{version} is too old: it does not serve resource.k8s.io/v1"),
+            "upgrade the cluster to Kubernetes 1.34 or later",
+        ),
+        (Some(1), Some(35), Some(0..6)) => open(
+            subject,
+            format!(
+                "{version}: before 1.35.6 kube-scheduler dies of a claim with `allocationMode: All` for devices with counters"
+            ),
+            Some("upgrade kube-scheduler to 1.35.6 or later"),
+        ),
+        _ => good(subject, version),
     }
 }
 

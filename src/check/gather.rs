@@ -56,6 +56,7 @@ fn directories(host: &HostArgs, driver: &DriverArgs) -> Vec<DirectoryFacts> {
     let directory = |subject, path: &Path, problem, remedy| DirectoryFacts {
         subject,
         path: path.to_owned(),
+        is_there: path.is_dir(),
         problem,
         remedy,
     };

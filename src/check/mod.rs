@@ -24,6 +24,10 @@ use crate::args::{CheckArgs, NodeArgs};
 use crate::hardware::{Hardware, NodeState};
 use crate::telemetry::metrics::Metrics;
 
+/// How to read the list.
+const LEGEND: &str = "What dra-driver-mig needs, in the order in which a node is set up. `MISSING` is to be mended, and `->` says how;\n\
+                      `?` cannot be told from here or is good to know.\n\n";
+
 /// Prints the list. Fails if something is missing, with how much.
 pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let args = args.clone();
@@ -40,7 +44,7 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
     })
     .await?;
     let found = findings(&Facts { host, cluster });
-    io::stdout().write_all(list(&found).as_bytes())?;
+    io::stdout().write_all(format!("{LEGEND}{}", list(&found)).as_bytes())?;
     match found.iter().filter(|it| it.verdict == Verdict::Missing).count() {
         0 => Ok(()),
         1 => bail!("1 thing is missing; the list above says what to do"),

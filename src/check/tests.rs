@@ -4,8 +4,13 @@ use crate::check::list;
 use crate::nvml::facts::SkippedGpu;
 
 fn host() -> HostFacts {
-    let directory =
-        |subject, path: &str| DirectoryFacts { subject, path: path.into(), problem: None, remedy: "" };
+    let directory = |subject, path: &str| DirectoryFacts {
+        subject,
+        path: path.into(),
+        is_there: true,
+        problem: None,
+        remedy: "",
+    };
     HostFacts {
         library: Ok("/usr/lib64/libnvidia-ml.so.1".into()),
         hardware: Ok(NodeFacts { driver_version: "570.124.06".to_owned(), ..NodeFacts::default() }),
@@ -104,4 +109,31 @@ fn the_list_has_one_line_for_what_is_good_and_two_for_what_is_not() {
     let expected =
         "ok       a    fine\nMISSING  bcd  gone\n              -> bring it back\n?        e    who knows\n";
     assert_eq!(list(&found), expected);
+}
+
+#[test]
+fn a_cluster_that_is_too_old_is_told() {
+    let told = |version: &str| {
+        let cluster = ClusterFacts::All {
+            version: Ok(version.to_owned()),
+            node: None,
+            rights: all_rights(&Ok(true)),
+            counters: None,
+        };
+        of("API server", &Facts { host: host(), cluster })[0].verdict
+    };
+    for (version, verdict) in [
+        ("v1.33.9", Verdict::Missing),
+        ("v1.9.0", Verdict::Missing),
+        ("v1.34.0", Verdict::Good),
+        ("v1.34.1+k3s1", Verdict::Good),
+        ("v1.35.5-gke.100", Verdict::Open),
+        ("v1.35.6", Verdict::Good),
+        ("v1.36.0-alpha.1", Verdict::Good),
+        ("v2.0.0", Verdict::Good),
+        ("latest", Verdict::Good),
+        ("", Verdict::Good),
+    ] {
+        assert_eq!(told(version), verdict, "{version}");
+    }
 }

@@ -11,6 +11,10 @@
 //! | `unpreparing` | all of it, or any part: CDI file and instances go before this file | unprepare | prepare, which makes anew what is gone |
 //! | any of these with the boot id of another boot | the file only, perhaps the CDI file | prepare reserves the same devices again | the end of the ResourceClaim, or an unprepare that had begun |
 //!
+//! A GPU, a share of one and an adopted instance have no progress: nothing is made for them, so prepare only looks for them
+//! and undo and unprepare have nothing to destroy. A driver that does not know `adopted` or `share` can't read such a record,
+//! and so cannot take an instance of somebody else for one of its own.
+//!
 //! The first half of each step is on disk before its effect: a stage before the hardware changes, an id before the next
 //! object is made inside it. [`Record::rest`] says what a claim needs on which nobody works.
 
@@ -18,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::claim::{ClaimRef, ClaimUid};
-use crate::inventory::MigSpec;
+use crate::inventory::{Adopted, MigSpec};
 
 /// Format version that this driver writes.
 pub const VERSION: u32 = 1;
@@ -134,6 +138,13 @@ pub struct RecordedDevice {
 pub enum RecordedKind {
     /// A whole GPU: nothing was made for it.
     Gpu,
+    /// A time-shared GPU: nothing was made for it.
+    Share {
+        /// Which of its shares.
+        index: u32,
+    },
+    /// A MIG instance that somebody else made: it is handed out as it is, and never destroyed.
+    Adopted(Adopted),
     /// A MIG device.
     Mig {
         /// What it should be.

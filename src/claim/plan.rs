@@ -6,7 +6,7 @@ use serde_json::Map;
 
 use super::{AllocatedDevice, ClaimRef};
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage, VERSION};
-use crate::inventory::{DeviceKind, Inventory};
+use crate::inventory::{Adopted, DeviceKind, DeviceName, Inventory};
 
 /// An allocation that this node cannot carry out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +17,17 @@ pub enum PlanError {
          have another one allocated"
     )]
     UnknownDevice {
+        /// The claim.
+        claim: ClaimRef,
+        /// The device.
+        device: String,
+    },
+    /// The device stood for an instance that is gone.
+    #[error(
+        "device `{device}` of ResourceClaim {claim} stands for a MIG instance that the driver did not make, and there is no \
+         such instance any more; delete the pod and its claim to have another device allocated"
+    )]
+    UnknownInstance {
         /// The claim.
         claim: ClaimRef,
         /// The device.
@@ -83,10 +94,19 @@ pub fn plan(
             let (claim, device, pool) = (claim.clone(), it.device.clone(), it.pool.clone());
             return Err(PlanError::OtherPool { claim, device, pool });
         }
-        let unknown = || PlanError::UnknownDevice { claim: claim.clone(), device: it.device.clone() };
-        let offered = inventory.device(&it.device).ok_or_else(unknown)?;
+        let unknown = || {
+            let (claim, device) = (claim.clone(), it.device.clone());
+            if DeviceName::is_adopted(&device) {
+                PlanError::UnknownInstance { claim, device }
+            } else {
+                PlanError::UnknownDevice { claim, device }
+            }
+        };
+        let offered = inventory.find(&it.device).ok_or_else(unknown)?;
         let kind = match &offered.kind {
             DeviceKind::Gpu => RecordedKind::Gpu,
+            DeviceKind::Share { index } => RecordedKind::Share { index: *index },
+            DeviceKind::Adopted(adopted) => RecordedKind::Adopted(adopted.clone()),
             DeviceKind::Mig(spec) => RecordedKind::Mig { spec: spec.clone(), progress: Progress::Reserved },
         };
         devices.push(RecordedDevice {
@@ -133,13 +153,18 @@ fn conflict(
     })
 }
 
-/// A whole GPU overlaps everything on it.
+/// A whole GPU overlaps everything on it; shares only themselves.
 fn overlap(left: &RecordedKind, right: &RecordedKind) -> bool {
+    let placement = |it: &RecordedKind| match it {
+        RecordedKind::Mig { spec, .. } | RecordedKind::Adopted(Adopted { spec, .. }) => Some(spec.placement),
+        RecordedKind::Gpu | RecordedKind::Share { .. } => None,
+    };
     match (left, right) {
-        (RecordedKind::Mig { spec: left, .. }, RecordedKind::Mig { spec: right, .. }) => {
-            left.placement.overlaps(right.placement)
-        }
-        _ => true,
+        (RecordedKind::Share { index: left }, RecordedKind::Share { index: right }) => left == right,
+        _ => match (placement(left), placement(right)) {
+            (Some(left), Some(right)) => left.overlaps(right),
+            _ => true,
+        },
     }
 }
 
@@ -187,10 +212,27 @@ mod tests {
         };
         check(record("a", "GPU-1", mig(5, 1)), true);
         check(record("a", "GPU-1", RecordedKind::Gpu), true);
+        check(record("a", "GPU-1", adopted(5, 1)), true);
+        check(record("a", "GPU-1", adopted(6, 1)), false);
         check(record("a", "GPU-1", mig(6, 1)), false);
         check(record("a", "GPU-2", mig(5, 1)), false);
         check(record("late", "GPU-1", mig(5, 1)), false);
         check(Record { boot_id: "older".into(), ..record("a", "GPU-1", mig(5, 1)) }, false);
+    }
+
+    fn adopted(start: u32, size: u32) -> RecordedKind {
+        let RecordedKind::Mig { spec, .. } = mig(start, size) else { unreachable!("it is one") };
+        RecordedKind::Adopted(Adopted { spec, uuid: "MIG-1".into() })
+    }
+
+    #[test]
+    fn shares_of_a_gpu_are_in_the_way_of_the_whole_and_of_themselves_only() {
+        let share = |index| RecordedKind::Share { index };
+        for (kind, is_in_the_way) in [(share(0), true), (share(1), false), (RecordedKind::Gpu, true)] {
+            let device = &record("late", "GPU-1", kind).devices[0];
+            let held = [Arc::new(record("holder", "GPU-1", share(0)))];
+            assert_eq!(is_held_by_another(&claim("late"), device, &held, "boot"), is_in_the_way);
+        }
     }
 
     #[test]
@@ -211,6 +253,9 @@ mod tests {
         let allocated =
             |pool: &str| AllocatedDevice { device: "x".into(), pool: pool.into(), requests: Vec::new() };
         let planned = |pool| plan(&claim("c"), &[allocated(pool)], ground, &[]);
+        let gone = AllocatedDevice { device: "gpu-0-adopted-1".into(), ..allocated("n/d") };
+        let gone = plan(&claim("c"), &[gone], ground, &[]);
+        assert!(matches!(gone, Err(PlanError::UnknownInstance { .. })));
         assert!(matches!(planned("n/d"), Err(PlanError::UnknownDevice { .. })));
         assert!(matches!(planned("m/d"), Err(PlanError::OtherPool { .. })));
     }

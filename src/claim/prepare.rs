@@ -17,7 +17,7 @@ use crate::api::EventReason;
 use crate::cdi::{ClaimDevice, DeviceNodes, MigCaps, claim_spec};
 use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
 use crate::hardware::{Hardware, LiveGpu};
-use crate::inventory::MigSpec;
+use crate::inventory::{Adopted, MigSpec};
 use crate::mig;
 use crate::telemetry::metrics::{Recovery, Step};
 
@@ -198,7 +198,8 @@ impl Claims {
         let gpu = gpu_of(hardware, device)?;
         let made = retried(deadline, || async {
             match &device.kind {
-                RecordedKind::Gpu => whole_gpu(gpu, deadline).await,
+                RecordedKind::Gpu | RecordedKind::Share { .. } => whole_gpu(gpu, deadline).await,
+                RecordedKind::Adopted(adopted) => existing(gpu, adopted, deadline).await,
                 RecordedKind::Mig { spec, .. } => self.mig_device(draft, index, spec, gpu, deadline).await,
             }
         });
@@ -290,13 +291,23 @@ async fn whole_gpu(gpu: &LiveGpu, deadline: Instant) -> Result<NodeNumbers, Work
     .await
 }
 
-/// The MIG devices of a record: index, device, what it should be, how far it got.
+/// An instance that somebody else made is looked for, and nothing else.
+async fn existing(gpu: &LiveGpu, adopted: &Adopted, deadline: Instant) -> Result<NodeNumbers, WorkError> {
+    let adopted = adopted.clone();
+    on_gpu(gpu, deadline, move |handle| {
+        let found = mig::find_existing(handle, &adopted)?;
+        Ok((found.parent_minor, Some((found.gpu_instance, found.compute_instance.id))))
+    })
+    .await
+}
+
+/// The MIG devices that were made for a record: index, device, what it should be, how far it got.
 pub(super) fn mig_devices(
     record: &Record,
 ) -> impl Iterator<Item = (usize, &RecordedDevice, &MigSpec, &Progress)> {
     record.devices.iter().enumerate().filter_map(|(index, device)| match &device.kind {
-        RecordedKind::Gpu => None,
         RecordedKind::Mig { spec, progress } => Some((index, device, spec, progress)),
+        RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => None,
     })
 }
 

@@ -18,13 +18,13 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::draft::{Draft, Opened};
 use super::prepare::mig_devices;
-use super::work::{blocking, on_gpu};
+use super::work::{WorkError, blocking, on_gpu};
 use super::{AllocationError, ClaimRef, ClaimUid, Claims, PrepareError, UnprepareError, allocated_devices};
 use crate::api::{EventReason, ReadError};
-use crate::checkpoint::{Journal, Record, RecordedDevice, Rest, Stage, Stored, Taken};
-use crate::hardware::Hardware;
-use crate::inventory::DeviceKind;
-use crate::mig;
+use crate::checkpoint::{Journal, Record, RecordedDevice, RecordedKind, Rest, Stage, Stored, Taken};
+use crate::hardware::{Hardware, LiveGpu};
+use crate::inventory::{Adopted, DeviceKind};
+use crate::mig::{self, MigError};
 use crate::telemetry::metrics::Recovery;
 
 /// Time for one claim. A call of the kubelet for the claim waits so long at most before its own work begins.
@@ -247,17 +247,22 @@ impl Claims {
     async fn any_alive(&self, names: &[String], hardware: &Hardware, deadline: Instant) -> bool {
         let inventory = self.inventory();
         for name in names {
-            let Some(device) = inventory.device(name) else {
+            let Some(device) = inventory.find(name) else {
                 if hardware.is_complete() {
                     continue;
                 }
                 return true;
             };
-            // Nothing tells whether a whole GPU is in use.
-            let DeviceKind::Mig(spec) = &device.kind else { return true };
             let Some(gpu) = hardware.gpu(&device.parent_uuid) else { return true };
-            let spec = spec.clone();
-            if !matches!(on_gpu(gpu, deadline, move |it| mig::is_free(it, &spec)).await, Ok(true)) {
+            let is_free = match device.kind.clone() {
+                DeviceKind::Mig(spec) => {
+                    on_gpu(gpu, deadline, move |it| mig::is_free(it, &spec)).await.unwrap_or(false)
+                }
+                DeviceKind::Adopted(adopted) => is_gone(gpu, adopted, deadline).await,
+                // Nothing tells whether a whole GPU is in use.
+                DeviceKind::Gpu | DeviceKind::Share { .. } => false,
+            };
+            if !is_free {
                 return true;
             }
         }
@@ -270,6 +275,13 @@ impl Claims {
             let (spec, progress) = (spec.clone(), progress.clone());
             let alive = on_gpu(gpu, deadline, move |handle| mig::is_alive(handle, &spec, &progress)).await;
             if !matches!(alive, Ok(true)) {
+                return false;
+            }
+        }
+        for device in &record.devices {
+            let RecordedKind::Adopted(adopted) = &device.kind else { continue };
+            let Some(gpu) = hardware.gpu(&device.parent_uuid) else { return false };
+            if is_gone(gpu, adopted.clone(), deadline).await {
                 return false;
             }
         }
@@ -307,6 +319,12 @@ impl Claims {
             );
         }
     }
+}
+
+/// True where an instance that somebody else made is certainly not what it was.
+async fn is_gone(gpu: &LiveGpu, adopted: Adopted, deadline: Instant) -> bool {
+    let found = on_gpu(gpu, deadline, move |it| mig::find_existing(it, &adopted)).await;
+    matches!(found, Err(WorkError::Mig(MigError::NotAsGiven { .. })))
 }
 
 fn every(pause: Duration) -> Interval {

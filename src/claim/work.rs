@@ -35,6 +35,10 @@ pub(super) async fn on_gpu<T: Send + 'static>(
     };
     match timeout_at(deadline, gpu.queue.run(work)).await {
         Ok(Ok(result)) => result.map_err(|error| {
+            // Listening to the GPU's events may count as using it.
+            if error.is_transient() {
+                gpu.step_aside();
+            }
             if let Some(failed) = error.call_error() {
                 gpu.metrics.nvml_failed(&failed);
             }

@@ -178,7 +178,11 @@ fn amounts(
                 removals.add(node, Change::Remove(index));
                 kept -= 1;
             }
-            None => findings.refuse(key, &place, format!("its value is not a whole number; {WRITE_OUT}")),
+            None => findings.refuse(
+                key,
+                &place,
+                format!("its value is not a whole number in plain digits; {WRITE_OUT}"),
+            ),
         }
     }
     if kept == 0 && !found.is_empty() {

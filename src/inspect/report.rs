@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
 use crate::claim::ClaimUid;
 use crate::hardware::Hardware;
-use crate::inventory::{CounterPlan, Gpu, fits_into, remaining};
+use crate::inventory::{Adopted, CounterPlan, Gpu, adoptable, fits_into, remaining};
 use crate::nvml::Memory;
 use crate::nvml::facts::{GpuInstance, MigMode, Placement, Profile, SkippedGpu};
 
@@ -51,6 +51,8 @@ pub struct GpuReport {
     pub problem: Option<String>,
     /// `namespace/name` of the claim that holds the whole GPU, if one does.
     pub owner: Option<String>,
+    /// Claims that have a time-shared device of the GPU, by its number.
+    pub shares: BTreeMap<u32, String>,
     /// MIG; `null` on a GPU without it.
     pub mig: Option<MigReport>,
 }
@@ -96,6 +98,10 @@ pub struct InstanceReport {
     pub mig_devices: Vec<String>,
     /// `namespace/name` of the claim that holds it, or `foreign`.
     pub owner: String,
+    /// True where the driver did not make it, whether or not a claim has it.
+    pub foreign: bool,
+    /// Why `--existing-instances=adopt` does not offer it, if it does not.
+    pub not_adopted: Option<String>,
     /// Memory of its MIG device, MiB; `null` where NVML does not tell.
     pub memory_mib: Option<u64>,
     /// How much of it is used, MiB.
@@ -218,11 +224,11 @@ impl Seen<'_> {
 
     fn gpu(&self, gpu: &Gpu) -> GpuReport {
         let uuid = &gpu.facts.uuid;
-        let whole = |record: &&Record| {
-            let is_it = |it: &RecordedDevice| it.parent_uuid == *uuid && it.kind == RecordedKind::Gpu;
-            record.boot_id == self.hardware.boot_id && record.devices.iter().any(is_it)
+        let owner = self.holder(uuid, &RecordedKind::Gpu).map(|it| it.claim.to_string());
+        let share = |(record, device): (&Record, &RecordedDevice)| match device.kind {
+            RecordedKind::Share { index } => Some((index, record.claim.to_string())),
+            _ => None,
         };
-        let owner = self.records().find(whole).map(|it| it.claim.to_string());
         let mig = gpu.facts.mig.as_ref().map(|mig| {
             let can_be_cut = owner.is_none()
                 && gpu.state.problem.is_none()
@@ -258,13 +264,28 @@ impl Seen<'_> {
             memory_used_mib: self.memory.get(&(uuid.clone(), None)).map(|it| it.used >> 20),
             problem: gpu.state.problem.clone(),
             owner,
+            shares: self.held_of(uuid).filter_map(share).collect(),
             mig,
         }
     }
 
+    /// What claims of this boot hold of a GPU.
+    fn held_of(&self, gpu: &str) -> impl Iterator<Item = (&Record, &RecordedDevice)> {
+        let now = self.records().filter(|it| it.boot_id == self.hardware.boot_id);
+        let devices = now.flat_map(|record| record.devices.iter().map(move |it| (record, it)));
+        devices.filter(move |(_, it)| it.parent_uuid == gpu)
+    }
+
+    fn holder(&self, gpu: &str, kind: &RecordedKind) -> Option<&Record> {
+        self.held_of(gpu).find(|(_, it)| it.kind == *kind).map(|(record, _)| record)
+    }
+
     fn instance(&self, gpu: &Gpu, instance: &GpuInstance) -> InstanceReport {
         let uuid = &gpu.facts.uuid;
-        let record = self.records().find(|it| self.hardware.is_recorded(uuid, instance, it));
+        let maker = self.records().find(|it| self.hardware.is_recorded(uuid, instance, it));
+        let adopted = adoptable(&gpu.facts, instance);
+        let adopter = || self.holder(uuid, &RecordedKind::Adopted(adopted.clone().ok()?));
+        let holder = maker.or_else(adopter);
         let memory = self.memory.get(&(uuid.clone(), Some(instance.id)));
         let profile = gpu.facts.profile(instance.profile_id);
         InstanceReport {
@@ -272,7 +293,9 @@ impl Seen<'_> {
             profile: profile.map_or_else(|| instance.profile_id.to_string(), |it| it.name.clone()),
             placement: instance.placement,
             mig_devices: instance.compute_instances.iter().map(|it| it.uuid.clone()).collect(),
-            owner: record.map_or_else(|| "foreign".to_owned(), |it| it.claim.to_string()),
+            owner: holder.map_or_else(|| "foreign".to_owned(), |it| it.claim.to_string()),
+            foreign: maker.is_none(),
+            not_adopted: adopted.as_ref().err().filter(|_| maker.is_none()).map(ToString::to_string),
             memory_mib: memory.map(|it| it.total >> 20),
             memory_used_mib: memory.map(|it| it.used >> 20),
         }
@@ -281,7 +304,8 @@ impl Seen<'_> {
 
 fn device(device: &RecordedDevice) -> DeviceReport {
     let (profile, mig_uuid) = match &device.kind {
-        RecordedKind::Gpu => ("full".to_owned(), None),
+        RecordedKind::Gpu | RecordedKind::Share { .. } => ("full".to_owned(), None),
+        RecordedKind::Adopted(Adopted { spec, uuid }) => (spec.profile.clone(), Some(uuid.clone())),
         RecordedKind::Mig { spec, progress: Progress::Complete { uuid, .. } } => {
             (spec.profile.clone(), Some(uuid.clone()))
         }

@@ -34,6 +34,9 @@ fn gpu_table(gpu: &GpuReport) -> String {
     if let Some(owner) = &gpu.owner {
         text.push_str(&format!("  handed out whole to {owner}\n"));
     }
+    for (index, owner) in &gpu.shares {
+        text.push_str(&format!("  share {index} handed out to {owner}\n"));
+    }
     match &gpu.mig {
         None => text.push_str("  no MIG\n"),
         Some(mig) => text.push_str(&mig_table(mig, gpu.owner.is_some())),
@@ -78,11 +81,19 @@ fn mig_table(mig: &MigReport, is_whole: bool) -> String {
                 it.profile.clone(),
                 it.placement.to_string(),
                 used_of(it.memory_used_mib, it.memory_mib),
-                it.owner.clone(),
+                match it.foreign && it.owner != "foreign" {
+                    true => format!("{} (foreign)", it.owner),
+                    false => it.owner.clone(),
+                },
                 if it.mig_devices.is_empty() { "none".to_owned() } else { it.mig_devices.join(" ") },
             ]
         }));
         text.push_str(&columns(&instances));
+        for instance in &mig.instances {
+            if let Some(reason) = &instance.not_adopted {
+                text.push_str(&format!("  instance {} cannot be adopted: {reason}\n", instance.gpu_instance));
+            }
+        }
     }
     let mut profiles =
         vec![["PROFILE", "ID", "SM", "MEMORY", "SLICES", "PLACEMENTS", "FREE"].map(str::to_owned)];

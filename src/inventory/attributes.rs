@@ -43,6 +43,7 @@ pub(super) fn of_gpu(node: &NodeFacts, gpu: &Gpu) -> BTreeMap<&'static str, Attr
     let mut all = common(node, gpu);
     all.extend([
         ("type", string("gpu")),
+        ("uuid", string("")),
         ("profile", string("full")),
         ("computeSlices", Attribute::Int(slices.into())),
         ("memorySlices", Attribute::Int(mig.map_or(0, |it| it.memory_slices()).into())),
@@ -52,16 +53,18 @@ pub(super) fn of_gpu(node: &NodeFacts, gpu: &Gpu) -> BTreeMap<&'static str, Attr
     all
 }
 
-/// Attributes of a MIG device.
+/// Attributes of a MIG device. `uuid` is that of an instance which exists, and empty for one that is yet to be made.
 pub(super) fn of_mig(
     node: &NodeFacts,
     gpu: &Gpu,
     profile: &Profile,
     placement: Placement,
+    uuid: &str,
 ) -> BTreeMap<&'static str, Attribute> {
     let mut all = common(node, gpu);
     all.extend([
         ("type", string("mig")),
+        ("uuid", string(uuid)),
         ("profile", string(&profile.name)),
         ("computeSlices", Attribute::Int(profile.slices.into())),
         ("memorySlices", Attribute::Int(placement.size.into())),
@@ -103,6 +106,7 @@ fn common(node: &NodeFacts, gpu: &Gpu) -> BTreeMap<&'static str, Attribute> {
     let (major, minor) = gpu.facts.compute_capability;
     BTreeMap::from([
         ("parentUUID", string(&gpu.facts.uuid)),
+        ("sharing", string("exclusive")),
         ("productName", string(&gpu.facts.product_name)),
         ("brand", string(&gpu.facts.brand)),
         ("architecture", string(&gpu.facts.architecture)),

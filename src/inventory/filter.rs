@@ -47,7 +47,7 @@ impl Inventory {
     pub fn with_profiles(&self, filter: &ProfileFilter, held: &BTreeSet<String>) -> Self {
         let mut reduced = self.clone();
         for gpu in &mut reduced.gpus {
-            let can_be_cut = gpu.devices.iter().chain(&gpu.withheld).any(|it| it.mig().is_some());
+            let can_be_cut = gpu.can_be_cut();
             let is_wanted = |device: &AllocatableDevice| {
                 let profile = device.mig().map_or("full", |it| &it.profile);
                 !can_be_cut || filter.allows(profile) || held.contains(device.name.as_str())
@@ -61,12 +61,12 @@ impl Inventory {
 }
 
 impl AllocatableDevice {
-    /// What a MIG device is; `None` for a whole GPU.
+    /// What a MIG device is, whoever makes or made it; `None` for a whole GPU and its shares.
     #[must_use]
     pub fn mig(&self) -> Option<&super::MigSpec> {
         match &self.kind {
-            DeviceKind::Gpu => None,
-            DeviceKind::Mig(spec) => Some(spec),
+            DeviceKind::Gpu | DeviceKind::Share { .. } => None,
+            DeviceKind::Mig(spec) | DeviceKind::Adopted(super::Adopted { spec, .. }) => Some(spec),
         }
     }
 }

@@ -5,8 +5,10 @@
 
 mod attributes;
 mod counters;
+mod existing;
 mod filter;
 mod name;
+mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,10 +17,12 @@ use serde::{Deserialize, Serialize};
 
 pub use attributes::{Attribute, Capacity, STANDARD_DOMAIN};
 pub use counters::CounterPlan;
+pub use existing::{Adopted, ExistingInstances, NotAdopted, adoptable, not_adopted};
 pub use filter::{InvalidPattern, ProfileFilter};
 pub use name::DeviceName;
+pub use shares::MOST_SHARES;
 
-use crate::nvml::facts::{GpuFacts, GpuInstance, MigFacts, MigMode, NodeFacts, Placement};
+use crate::nvml::facts::{GpuFacts, GpuInstance, MigFacts, MigMode, NodeFacts, Placement, Profile};
 
 /// Where a GPU is attached to the machine, from sysfs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -94,8 +98,15 @@ pub struct AllocatableDevice {
 pub enum DeviceKind {
     /// Hand out the GPU as it is, MIG mode off.
     Gpu,
+    /// Hand out the GPU as it is, to several claims at a time.
+    Share {
+        /// Which of its shares.
+        index: u32,
+    },
     /// Create a GPU instance and a compute instance that fills it.
     Mig(MigSpec),
+    /// Hand out an instance that somebody else made, as it is.
+    Adopted(Adopted),
 }
 
 /// A MIG device that could exist.
@@ -112,6 +123,37 @@ pub struct MigSpec {
     pub placement: Placement,
 }
 
+impl MigSpec {
+    /// This profile at this placement.
+    #[must_use]
+    pub fn of(profile: &Profile, placement: Placement) -> Self {
+        let Profile { name, id, slices, .. } = profile;
+        Self { profile: name.clone(), profile_id: *id, slices: *slices, placement }
+    }
+}
+
+/// What decides, besides the hardware, on what a node offers.
+#[derive(Debug, Clone, Default)]
+pub struct Terms {
+    /// Names of the devices that claims of this driver hold: they stay, whatever else changes (kubernetes#140802: an
+    /// allocated device that vanishes from its slice looks free to the scheduler).
+    pub held: BTreeSet<String>,
+    /// Those of the held devices that are instances of somebody else, with the UUID of their GPU.
+    pub adopted: Vec<(String, Adopted)>,
+    /// Devices in CDI files of claims of which no record tells: what the driver made for them looks like somebody else's.
+    pub named: BTreeSet<String>,
+    /// What becomes of instances of somebody else.
+    pub existing: ExistingInstances,
+    /// Devices that a GPU without MIG is shared by; fewer than two is none.
+    pub time_slices: u32,
+}
+
+impl Terms {
+    fn adopted_on<'a>(&'a self, gpu: &'a Gpu) -> impl Iterator<Item = &'a Adopted> {
+        self.adopted.iter().filter(|(parent, _)| *parent == gpu.facts.uuid).map(|(_, it)| it)
+    }
+}
+
 impl Inventory {
     /// The device with this name, offered at the moment or not.
     #[must_use]
@@ -126,21 +168,23 @@ impl Inventory {
     }
 }
 
-/// Builds the inventory of a node.
-///
-/// `held` names devices that claims of this driver hold: they stay, whatever else changes (kubernetes#140802: an
-/// allocated device that vanishes from its slice looks free to the scheduler).
+/// Builds the inventory of a node on the usual terms: instances of others are withheld, GPUs not shared. `held` names
+/// devices that claims of this driver hold.
 #[must_use]
 pub fn inventory(node: &NodeFacts, gpus: &[Gpu], held: &BTreeSet<String>) -> Inventory {
-    let mut gpus: Vec<&Gpu> = gpus.iter().collect();
-    gpus.sort_by_key(|it| it.facts.pci);
-    Inventory { gpus: gpus.into_iter().map(|gpu| offers(node, gpu, held)).collect() }
+    inventory_on(node, gpus, &Terms { held: held.clone(), ..Terms::default() })
 }
 
-fn offers(node: &NodeFacts, gpu: &Gpu, held: &BTreeSet<String>) -> GpuInventory {
-    let plan = CounterPlan::of(gpu.facts.mig.as_ref().map_or(&[], |it| &it.profiles));
-    let mut counters = remaining(&plan, gpu);
+/// Builds the inventory of a node.
+#[must_use]
+pub fn inventory_on(node: &NodeFacts, gpus: &[Gpu], terms: &Terms) -> Inventory {
+    let mut gpus: Vec<&Gpu> = gpus.iter().collect();
+    gpus.sort_by_key(|it| it.facts.pci);
+    Inventory { gpus: gpus.into_iter().map(|gpu| offers(node, gpu, terms)).collect() }
+}
 
+fn offers(node: &NodeFacts, gpu: &Gpu, terms: &Terms) -> GpuInventory {
+    let plan = CounterPlan::of(gpu.facts.mig.as_ref().map_or(&[], |it| &it.profiles));
     let whole = AllocatableDevice {
         name: DeviceName::gpu(gpu.facts.pci),
         parent_uuid: gpu.facts.uuid.clone(),
@@ -149,21 +193,40 @@ fn offers(node: &NodeFacts, gpu: &Gpu, held: &BTreeSet<String>) -> GpuInventory 
         capacities: attributes::capacities_of_gpu(&gpu.facts),
         consumes: plan.totals(),
     };
-    let mut candidates = gpu.facts.mig.as_ref().map_or(Vec::new(), |it| mig_devices(node, gpu, it, &plan));
+    let counter_set = name::gpu_label(gpu.facts.pci);
+    let Some(mig) = &gpu.facts.mig else {
+        let (devices, withheld) = match (gpu.state.problem.is_none(), terms.time_slices) {
+            (true, 0 | 1) => (vec![whole], Vec::new()),
+            (true, count) => ((0..count.min(MOST_SHARES)).map(|it| whole.share(it)).collect(), vec![whole]),
+            (false, _) => (Vec::new(), vec![whole]),
+        };
+        let offered = GpuInventory { counter_set, counters: BTreeMap::new(), devices, withheld };
+        return offered.with_held(&terms.held);
+    };
+    let mut counters = remaining(&plan, gpu);
+    for (profile, placement) in existing::gone(gpu, terms) {
+        take(&mut counters, plan.cost(profile, placement));
+    }
+    let mut candidates = mig_devices(node, gpu, mig, &plan);
     candidates.push(whole);
     let is_offered = |device: &AllocatableDevice| {
         let can_be_had = gpu.state.problem.is_none()
             && mode_allows(gpu, &device.kind)
             && fits_into(&device.consumes, &counters);
-        can_be_had || held.contains(device.name.as_str())
+        can_be_had || terms.held.contains(device.name.as_str())
     };
-    let (mut devices, withheld): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_offered);
-    if devices.len() <= 1 {
+    let (mut devices, mut withheld): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_offered);
+    // What a claim holds of a GPU with a problem keeps its cost: the rest comes back beside it.
+    let is_kept = gpu.state.problem.is_some() && !devices.is_empty();
+    if devices.len() <= 1 && !is_kept {
         // Nothing overlaps, so nothing is counted.
         devices.iter_mut().for_each(|it| it.consumes.clear());
         counters.clear();
     }
-    GpuInventory { counter_set: name::gpu_label(gpu.facts.pci), counters, devices, withheld }
+    let (adopted, not_adopted) = existing::devices(node, gpu, terms);
+    devices.extend(adopted);
+    withheld.extend(not_adopted);
+    GpuInventory { counter_set, counters, devices, withheld }
 }
 
 /// A GPU that switches MIG mode without a reset can be had either way, any other one as its mode is.
@@ -180,13 +243,17 @@ pub fn remaining(plan: &CounterPlan, gpu: &Gpu) -> BTreeMap<String, u32> {
     let mut counters = plan.totals();
     for instance in &gpu.state.instances {
         let Some(profile) = gpu.facts.profile(instance.profile_id) else { continue };
-        for (counter, amount) in plan.cost(profile, instance.placement) {
-            if let Some(left) = counters.get_mut(&counter) {
-                *left = left.saturating_sub(amount);
-            }
-        }
+        take(&mut counters, plan.cost(profile, instance.placement));
     }
     counters
+}
+
+fn take(counters: &mut BTreeMap<String, u32>, cost: BTreeMap<String, u32>) {
+    for (counter, amount) in cost {
+        if let Some(left) = counters.get_mut(&counter) {
+            *left = left.saturating_sub(amount);
+        }
+    }
 }
 
 /// True where there is enough of everything that is consumed.
@@ -207,13 +274,8 @@ fn mig_devices(node: &NodeFacts, gpu: &Gpu, mig: &MigFacts, plan: &CounterPlan) 
         .map(|(profile, placement)| AllocatableDevice {
             name: DeviceName::mig(gpu.facts.pci, &profile.name, placement.start),
             parent_uuid: gpu.facts.uuid.clone(),
-            kind: DeviceKind::Mig(MigSpec {
-                profile: profile.name.clone(),
-                profile_id: profile.id,
-                slices: profile.slices,
-                placement,
-            }),
-            attributes: attributes::of_mig(node, gpu, profile, placement),
+            kind: DeviceKind::Mig(MigSpec::of(profile, placement)),
+            attributes: attributes::of_mig(node, gpu, profile, placement, ""),
             capacities: attributes::capacities_of_profile(profile),
             consumes: plan.cost(profile, placement),
         })

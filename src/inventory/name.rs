@@ -2,7 +2,13 @@
 
 use std::fmt;
 
+use super::shares::MOST_SHARES;
 use crate::nvml::facts::PciAddress;
+
+/// Between the GPU and the number of a share.
+const SHARE: &str = "-share-";
+/// Between the GPU and the UUID of an instance that somebody else made.
+const ADOPTED: &str = "-adopted-";
 
 /// Name of a device in a ResourceSlice: a DNS label, at most 63 characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,6 +25,33 @@ impl DeviceName {
     #[must_use]
     pub fn mig(pci: PciAddress, profile: &str, start: u32) -> Self {
         Self(format!("{}-mig-{}-{start}", gpu_label(pci), profile_label(profile)))
+    }
+
+    /// A time-shared device of a GPU: `gpu-0000-3b-00-share-2`.
+    #[must_use]
+    pub fn share(gpu: &Self, index: u32) -> Self {
+        Self(format!("{gpu}{SHARE}{index}"))
+    }
+
+    /// A MIG instance that somebody else made: `gpu-0000-3b-00-adopted-5c8a1f0e-…`, with its UUID. The name says which
+    /// instance a claim was given; another one in its place has another name, and so has a placement that the driver cuts.
+    #[must_use]
+    pub fn adopted(pci: PciAddress, uuid: &str) -> Self {
+        Self(format!("{}{ADOPTED}{}", gpu_label(pci), uuid_label(uuid)))
+    }
+
+    /// True for a name that [`DeviceName::adopted`] makes.
+    #[must_use]
+    pub fn is_adopted(name: &str) -> bool {
+        name.starts_with("gpu-") && name.contains(ADOPTED)
+    }
+
+    /// The GPU and the number of a share, from a name that [`DeviceName::share`] makes.
+    #[must_use]
+    pub fn share_in(name: &str) -> Option<(&str, u32)> {
+        let (gpu, index) = name.split_once(SHARE)?;
+        let number: u32 = index.parse().ok()?;
+        (number < MOST_SHARES && number.to_string() == index).then_some((gpu, number))
     }
 
     /// The name as it stands in the slice.
@@ -65,6 +98,17 @@ fn profile_label(profile: &str) -> String {
     label
 }
 
+/// The UUID of a MIG device as part of a DNS label: without `MIG-`. What is not a plain UUID, such as the longer ones of
+/// drivers before 470, is replaced by its hash.
+fn uuid_label(uuid: &str) -> String {
+    const LONGEST: usize = 36;
+    let label = uuid.strip_prefix("MIG-").unwrap_or(uuid).to_ascii_lowercase();
+    let is_plain = label.bytes().all(|it| it.is_ascii_hexdigit() || it == b'-')
+        && label.starts_with(|it: char| it != '-')
+        && label.ends_with(|it: char| it != '-');
+    if is_plain && label.len() <= LONGEST { label } else { format!("x{:016x}", fnv1a(uuid.as_bytes())) }
+}
+
 /// FNV-1a, 64 bits: the same on every machine and in every version of this driver.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes
@@ -91,5 +135,26 @@ mod tests {
         check("1c.2g.20gb", "gpu-0000-3b-00-mig-1c-2g-20gb-6");
         check("1g.24gb+me,gfx", "gpu-0000-3b-00-mig-1g-24gb-me-gfx-6");
         check("a b", "gpu-0000-3b-00-mig-xe63f991904833892-6");
+    }
+
+    #[test]
+    fn an_adopted_instance_is_named_by_its_uuid_within_a_label() {
+        let uuid = "MIG-5c8a1f0e-93b7-5a52-8a5f-0123456789ab";
+        let name = |pci: &str, uuid: &str| DeviceName::adopted(pci.parse().unwrap(), uuid).to_string();
+        assert_eq!(name("0000:3b:00.0", uuid), "gpu-0000-3b-00-adopted-5c8a1f0e-93b7-5a52-8a5f-0123456789ab");
+        assert_eq!(name("ffffffff:3b:00.0", uuid).len(), 63);
+        let old = "MIG-GPU-5c8a1f0e-93b7-5a52-8a5f-0123456789ab/1/0";
+        assert_eq!(name("0000:3b:00.0", old), "gpu-0000-3b-00-adopted-xf7a65888dc4c23fe");
+        assert!(DeviceName::is_adopted(&name("0000:3b:00.0", old)));
+        assert!(!DeviceName::is_adopted("gpu-0000-3b-00-mig-1g-10gb-6"));
+    }
+
+    #[test]
+    fn only_what_names_a_share_is_taken_for_one() {
+        let gpu = DeviceName::gpu("0000:3b:00.0".parse().unwrap());
+        assert_eq!(DeviceName::share_in(DeviceName::share(&gpu, 7).as_str()), Some(("gpu-0000-3b-00", 7)));
+        for name in ["gpu-0000-3b-00", "gpu-0000-3b-00-share-", "gpu-0000-3b-00-share-07", "gpu-0-share-48"] {
+            assert_eq!(DeviceName::share_in(name), None, "{name}");
+        }
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! <registry>/<driver>-<pod>@reg.sock     GetInfo, NotifyRegistrationStatus   (the kubelet watches this directory)
-//! <plugins>/<driver>/dra-<pod>.sock      NodePrepareResources, NodeUnprepareResources, v1 and v1beta1
+//! <plugins>/<driver>/dra-<pod>.sock      NodePrepareResources, NodeUnprepareResources, v1 and v1beta1;
+//!                                        NodeWatchResources, v1 and v1alpha1
 //! ```
 //!
 //! Nothing is decided here: a call is translated, handed to `claim`, and its answer translated back.
 
+mod health;
 mod pb;
 mod plugin;
 mod registration;
@@ -20,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing::info;
 
+pub use health::DeviceHealth;
 pub use plugin::DraPlugin;
 pub use registration::{Registration, RegistrationState};
 pub use socket::{Socket, SocketError, SocketPaths, is_pod_uid};
@@ -29,11 +32,14 @@ use crate::api::with_causes;
 use crate::telemetry::{Health, health_service};
 use pb::dra_v1::dra_plugin_server::DraPluginServer as V1Server;
 use pb::dra_v1beta1::dra_plugin_server::DraPluginServer as V1Beta1Server;
+use pb::health_v1::dra_resource_health_server::DraResourceHealthServer as HealthV1Server;
+use pb::health_v1alpha1::dra_resource_health_server::DraResourceHealthServer as HealthV1Alpha1Server;
 use pb::registration::registration_server::RegistrationServer;
 
-/// Services that the plugin socket offers, as the kubelet names them; it takes the first one that it knows
+/// Services that the plugin socket offers, as the kubelet names them; of each kind it takes the first one that it knows
 /// (pkg/kubelet/cm/dra/plugin/dra_plugin_manager.go).
-pub const SUPPORTED_VERSIONS: [&str; 2] = ["v1.DRAPlugin", "v1beta1.DRAPlugin"];
+pub const SUPPORTED_VERSIONS: [&str; 4] =
+    ["v1.DRAPlugin", "v1beta1.DRAPlugin", "v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth"];
 
 /// Longest request that is read, bytes. The claims of a pod take some hundred each; tonic's own limit is 4 MiB.
 const LONGEST_REQUEST: usize = 1024 * 1024;
@@ -50,6 +56,7 @@ pub struct ServeError {
 pub async fn serve_plugin(
     socket: Socket,
     plugin: Arc<DraPlugin>,
+    devices: DeviceHealth,
     health: Health,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
@@ -58,6 +65,8 @@ pub async fn serve_plugin(
     Server::builder()
         .add_service(V1Server::from_arc(Arc::clone(&plugin)).max_decoding_message_size(LONGEST_REQUEST))
         .add_service(V1Beta1Server::from_arc(plugin).max_decoding_message_size(LONGEST_REQUEST))
+        .add_service(HealthV1Server::new(devices.clone()).max_decoding_message_size(LONGEST_REQUEST))
+        .add_service(HealthV1Alpha1Server::new(devices).max_decoding_message_size(LONGEST_REQUEST))
         .add_service(health_service(health))
         .serve_with_incoming_shutdown(socket.into_incoming(), stop.cancelled_owned())
         .await

@@ -38,8 +38,15 @@ fn offer(
     layout: Option<&GpuLayout>,
     held: &BTreeSet<String>,
 ) -> (Vec<AllocatableDevice>, Option<String>) {
+    // Layouts are about cutting.
+    if !gpu.can_be_cut() {
+        return (gpu.with_held(held).devices, None);
+    }
     let is_held = |it: &&AllocatableDevice| held.contains(it.name.as_str());
-    let kept: Vec<&AllocatableDevice> = gpu.devices.iter().chain(&gpu.withheld).filter(is_held).collect();
+    // Instances of somebody else are no part of a layout; they are offered beside it.
+    let is_adopted = |it: &AllocatableDevice| matches!(it.kind, DeviceKind::Adopted(_));
+    let kept = gpu.devices.iter().chain(&gpu.withheld).filter(is_held).filter(|it| !is_adopted(it));
+    let kept: Vec<&AllocatableDevice> = kept.collect();
     let (chosen, reason) = match layout {
         None => (Vec::new(), Some("no layout for it is known yet".to_owned())),
         Some(GpuLayout::Whole) => whole(gpu, &kept),
@@ -58,7 +65,9 @@ fn offer(
     let is_in =
         |list: &[&AllocatableDevice], it: &AllocatableDevice| list.iter().any(|other| other.name == it.name);
     let all = gpu.devices.iter().chain(&gpu.withheld);
-    let published = all.filter(|it| is_in(&kept, it) || is_in(&chosen, it));
+    let is_offered = |it: &AllocatableDevice| gpu.devices.iter().any(|other| other.name == it.name);
+    let is_beside = |it: &AllocatableDevice| is_adopted(it) && (is_offered(it) || is_held(&it));
+    let published = all.filter(|it| is_in(&kept, it) || is_in(&chosen, it) || is_beside(it));
     let without_cost = |it: &AllocatableDevice| AllocatableDevice { consumes: BTreeMap::new(), ..it.clone() };
     (published.map(without_cost).collect(), reason)
 }
@@ -119,7 +128,7 @@ fn candidate(device: &AllocatableDevice) -> Option<Candidate> {
 fn mig(device: &AllocatableDevice) -> Option<&MigSpec> {
     match &device.kind {
         DeviceKind::Mig(spec) => Some(spec),
-        DeviceKind::Gpu => None,
+        DeviceKind::Gpu | DeviceKind::Share { .. } | DeviceKind::Adopted(_) => None,
     }
 }
 

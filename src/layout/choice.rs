@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::file::{Devices, LayoutFile};
+use super::file::{Devices, Entry, LayoutFile};
 use super::mix;
 use crate::inventory::DeviceName;
 use crate::nvml::facts::{GpuFacts, Profile};
@@ -77,9 +77,13 @@ fn from_file(config: &str, file: &LayoutFile, gpus: &[GpuFacts]) -> Result<Layou
     };
     let mut layouts = default_layouts(gpus);
     let mut problems = Vec::new();
+    let selects = |entry: &Entry| gpus.iter().any(|it| entry.selects(it.index, it.pci_device_id));
+    let is_about_a_gpu = entries.iter().any(selects);
     for (position, entry) in entries.iter().enumerate() {
         let at = |problem: String| format!("mig-configs.{config}[{position}]: {problem}");
-        if let Devices::Indices(indices) = &entry.devices {
+        // As with mig-parted, an index that the node does not have is passed over, so that nodes with fewer GPUs, or with a
+        // broken one, can have the layout; one that is about none of them is a slip.
+        if let (false, Devices::Indices(indices)) = (is_about_a_gpu, &entry.devices) {
             let known = |index: &&u32| gpus.iter().any(|it| it.index == **index);
             if let Some(index) = indices.iter().find(|it| !known(it)) {
                 let indices: Vec<String> = gpus.iter().map(|it| it.index.to_string()).collect();
@@ -100,7 +104,7 @@ fn from_file(config: &str, file: &LayoutFile, gpus: &[GpuFacts]) -> Result<Layou
                 (Some(counts), Some(_)) => check(gpu, counts).map(|()| GpuLayout::Cut(counts.clone())),
             };
             match layout {
-                // Where several entries mean a GPU, the last one counts, as with mig-parted.
+                // Where several entries mean a GPU, the last one counts: mig-parted applies them in turn.
                 Ok(layout) => drop(layouts.insert(name(gpu), layout)),
                 Err(problem) => problems.push(at(problem)),
             }

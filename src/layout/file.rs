@@ -143,7 +143,8 @@ fn entry(value: &Value, place: &str) -> Result<Entry, Wrong> {
     };
     let filter = match fields.get("device-filter") {
         None | Some(Value::Null) => None,
-        Some(filter) => Some(filters(filter, &at("device-filter"))?),
+        // An empty filter filters nothing, as with mig-parted.
+        Some(filter) => Some(filters(filter, &at("device-filter"))?).filter(|it| !it.is_empty()),
     };
     let is_enabled = match fields.get("mig-enabled") {
         Some(Value::Bool(it)) => *it,
@@ -190,6 +191,7 @@ fn filters(value: &Value, place: &str) -> Result<Vec<u32>, Wrong> {
     };
     match value {
         Value::Array(_) => list(value, place)?.iter().map(one).collect(),
+        Value::String(text) if text.is_empty() => Ok(Vec::new()),
         value => Ok(vec![one(value)?]),
     }
 }

@@ -6,10 +6,12 @@
 
 mod create;
 mod destroy;
+mod existing;
 mod mode;
 
 pub use create::{ensure, is_free};
 pub use destroy::destroy;
+pub use existing::{Found, find_existing};
 pub use mode::{ModePolicy, release_mode, switch_mode};
 
 use std::fmt;
@@ -76,6 +78,21 @@ pub enum MigError {
         /// First memory slice.
         start: u32,
     },
+    /// An instance that somebody else made is not what it was when a claim was given it.
+    #[error(
+        "MIG instance {uuid} ({profile} at {start}), which the driver did not make, is not as it was when the claim was \
+         given it: {found}; delete the pod and its claim to have another device allocated"
+    )]
+    NotAsGiven {
+        /// UUID of the MIG device.
+        uuid: String,
+        /// Profile name.
+        profile: String,
+        /// First memory slice.
+        start: u32,
+        /// What is there now.
+        found: Found,
+    },
     /// Something still uses the instance.
     #[error(
         "GPU instance {gpu_instance} is still in use ({call} was refused{}): {holders}; it is tried again when the kubelet \
@@ -120,7 +137,7 @@ impl MigError {
     /// True where the hardware is not as it was when it was last looked at.
     #[must_use]
     pub fn is_surprise(&self) -> bool {
-        matches!(self, Self::Occupied { .. } | Self::StillCut { .. })
+        matches!(self, Self::Occupied { .. } | Self::StillCut { .. } | Self::NotAsGiven { .. })
     }
 
     /// The call into NVML that failed, if that was it.
@@ -143,7 +160,9 @@ impl MigError {
             Self::InUse { .. } | Self::StillCut { .. } => true,
             Self::ModeNotSwitched { activation, .. } => *activation == Code::IN_USE,
             Self::Nvml(error) => error.is_transient(),
-            Self::NeedsReset { .. } | Self::Occupied { .. } | Self::Store(_) => false,
+            Self::NeedsReset { .. } | Self::Occupied { .. } | Self::NotAsGiven { .. } | Self::Store(_) => {
+                false
+            }
         }
     }
 }

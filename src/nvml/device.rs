@@ -1,9 +1,9 @@
 //! The NVML calls that nvml-wrapper lacks or gets wrong: GPU instances, compute instances, profiles, placements.
 //!
-//! All `unsafe` of the driver is in this file. Calls block; they are made on a GPU's own thread (`queue`). A function
+//! All `unsafe` of the driver is in this file and in `event`. Calls block; they are made on a GPU's own thread (`queue`). A function
 //! that the installed driver does not have is an error, never a panic: nvml-wrapper-sys' methods would panic, its
 //! function fields do not, so only the fields are used.
-#![expect(unsafe_code, reason = "the one file that talks to the C library directly")]
+#![expect(unsafe_code, reason = "with `event` the one file that talks to the C library directly")]
 
 use std::ffi::{CStr, c_char, c_uint};
 use std::mem::MaybeUninit;
@@ -54,6 +54,8 @@ macro_rules! function {
     };
 }
 
+pub(super) use function;
+
 impl<'nvml> DeviceHandle<'nvml> {
     /// The GPU with this UUID.
     pub fn by_uuid(nvml: &'nvml Nvml, uuid: &str) -> Result<Self, CallError> {
@@ -74,6 +76,10 @@ impl<'nvml> DeviceHandle<'nvml> {
     pub fn wrapper(&self) -> Device<'nvml> {
         // SAFETY: `raw` came from this `Nvml`, and the result cannot outlive it.
         unsafe { Device::new(self.raw, self.nvml) }
+    }
+
+    pub(super) fn raw(&self) -> sys::nvmlDevice_t {
+        self.raw
     }
 
     /// MIG mode now and after the next reset. NOT_SUPPORTED on a GPU without MIG.
@@ -232,7 +238,7 @@ impl<'nvml> DeviceHandle<'nvml> {
     pub fn processes_on(&self, instance: GpuInstanceHandle) -> Result<Vec<u32>, CallError> {
         let mut pids = Vec::new();
         for raw in self.raw_compute_instances(instance)? {
-            let (_, device) = self.mig_device(raw)?;
+            let device = self.at(self.compute_info(raw)?.device);
             let running = device.wrapper().running_compute_processes();
             let running = running.map_err(CallError::wrapped("nvmlDeviceGetComputeRunningProcesses_v3"))?;
             pids.extend(running.iter().map(|it| it.pid));
@@ -251,7 +257,7 @@ impl<'nvml> DeviceHandle<'nvml> {
     pub fn instance_memory(&self, id: u32) -> Result<Option<Memory>, CallError> {
         let Some(instance) = self.gpu_instance(id)? else { return Ok(None) };
         let Some(raw) = self.raw_compute_instances(instance)?.into_iter().next() else { return Ok(None) };
-        let (_, device) = self.mig_device(raw)?;
+        let device = self.at(self.compute_info(raw)?.device);
         device.memory().map(Some)
     }
 
@@ -383,20 +389,26 @@ impl<'nvml> DeviceHandle<'nvml> {
     }
 
     fn describe_compute(&self, raw: sys::nvmlComputeInstance_t) -> Result<ComputeInstance, CallError> {
-        let (id, device) = self.mig_device(raw)?;
-        Ok(ComputeInstance { id, uuid: device.uuid()? })
+        let info = self.compute_info(raw)?;
+        Ok(ComputeInstance { id: info.id, uuid: self.at(info.device).uuid()?, slices: info.placement.size })
     }
 
-    /// Id and MIG device of a compute instance. The header calls `device` the parent; it is the MIG device, and walking
-    /// all of them instead takes seconds under load (mig-nvml-cdi.md 2.2).
-    fn mig_device(&self, raw: sys::nvmlComputeInstance_t) -> Result<(u32, DeviceHandle<'nvml>), CallError> {
+    /// Id, placement and MIG device of a compute instance. The header calls `device` the parent; it is the MIG device, and
+    /// walking all of them instead takes seconds under load (mig-nvml-cdi.md 2.2).
+    fn compute_info(
+        &self,
+        raw: sys::nvmlComputeInstance_t,
+    ) -> Result<sys::nvmlComputeInstanceInfo_t, CallError> {
         let function = function!(self.nvml, nvmlComputeInstanceGetInfo_v2)?;
         let mut info = MaybeUninit::<sys::nvmlComputeInstanceInfo_t>::zeroed();
         // SAFETY: a compute instance handle of this library and a writable struct.
         check("nvmlComputeInstanceGetInfo_v2", unsafe { function(raw, info.as_mut_ptr()) })?;
         // SAFETY: zeroed before and filled by NVML; pointers and integers have no invalid values.
-        let info = unsafe { info.assume_init() };
-        Ok((info.id, DeviceHandle { nvml: self.nvml, raw: info.device }))
+        Ok(unsafe { info.assume_init() })
+    }
+
+    fn at(&self, raw: sys::nvmlDevice_t) -> DeviceHandle<'nvml> {
+        DeviceHandle { nvml: self.nvml, raw }
     }
 }
 

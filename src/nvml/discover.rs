@@ -30,6 +30,11 @@ pub fn discover(nvml: &Nvml) -> Result<NodeFacts, CallError> {
     Ok(facts)
 }
 
+/// Asks the GPU for something that only it can tell, so that one which has fallen off the bus is noticed.
+pub fn answers(device: &DeviceHandle<'_>) -> Result<(), CallError> {
+    device.wrapper().memory_info().map(|_| ()).map_err(CallError::wrapped("nvmlDeviceGetMemoryInfo"))
+}
+
 /// Every live GPU instance of a GPU, whoever made it. Listed by GPU instance, because one without a compute instance
 /// has no MIG device and would be missed. None where MIG mode is off.
 pub fn live_instances(

@@ -22,6 +22,8 @@ impl Code {
     pub const NO_PERMISSION: Self = Self(4);
     /// No such object.
     pub const NOT_FOUND: Self = Self(6);
+    /// Nothing happened in the time that was given.
+    pub const TIMEOUT: Self = Self(10);
     /// The driver is too old to have the function.
     pub const FUNCTION_NOT_FOUND: Self = Self(13);
     /// The GPU fell off the bus.
@@ -117,9 +119,8 @@ impl CallError {
     /// True where waiting may help: the object is in use, or the driver was busy.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        const TIMEOUT: Code = Code(10);
         const NOT_READY: Code = Code(27);
-        [Code::IN_USE, TIMEOUT, NOT_READY].contains(&self.code)
+        [Code::IN_USE, Code::TIMEOUT, NOT_READY].contains(&self.code)
     }
 }
 

@@ -190,6 +190,8 @@ pub struct ComputeInstance {
     pub id: u32,
     /// UUID of the MIG device, `MIG-…`; re-used when the same partition is made again.
     pub uuid: String,
+    /// Compute slices that it takes of its GPU instance.
+    pub slices: u32,
 }
 
 /// PCI address of a GPU: domain, bus and device. The function is always 0 for a GPU.

@@ -1,13 +1,15 @@
 //! The NVIDIA management library: the only folder that loads or calls libnvidia-ml.so.
 //!
 //! `facts` is what comes out (plain data), `device` holds the calls, `discover` reads a node once, `queue` gives each
-//! GPU a thread of its own, since NVML calls block and changes to one GPU must not overlap. Nothing here knows a GPU
-//! model, Kubernetes, or why an instance is wanted.
+//! GPU a thread of its own, since NVML calls block and changes to one GPU must not overlap. `event` and `monitor` hear of
+//! errors as they happen. Nothing here knows a GPU model, Kubernetes, or why an instance is wanted.
 
 mod device;
 mod discover;
 mod error;
+mod event;
 pub mod facts;
+mod monitor;
 mod pulse;
 mod queue;
 
@@ -18,8 +20,11 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
 pub use device::{DeviceHandle, GpuInstanceHandle, Memory};
-pub use discover::{discover, live_instances};
+pub use discover::{answers, discover, live_instances};
 pub use error::{CallError, Code};
+pub use event::{EventKind, EventSet, GpuEvent};
+pub(crate) use monitor::is_unsupported;
+pub use monitor::{Heard, Listening, Monitor};
 pub use pulse::{Beat, Pulse};
 pub use queue::{GpuQueue, QueueClosed};
 

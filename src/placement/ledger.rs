@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::inventory::{AllocatableDevice, Attribute, Capacity, DeviceKind, GpuInventory};
+use crate::inventory::{AllocatableDevice, Attribute, Capacity, GpuInventory};
 
 /// What is left of a GPU, and what it can be taken for.
 pub(super) struct Ledger<'i> {
@@ -128,7 +128,7 @@ fn rank<'i>(gpu: &'i GpuInventory, device: &'i AllocatableDevice) -> ProfileRank
 }
 
 fn class(gpu: &GpuInventory, device: &AllocatableDevice) -> Class {
-    let DeviceKind::Mig(spec) = &device.kind else { return Class::WholeGpu };
+    let Some(spec) = device.mig() else { return Class::WholeGpu };
     let mut others = gpu.devices.iter().chain(&gpu.withheld).filter_map(|it| it.mig());
     if device.attributes.get("mediaExtensions") == Some(&Attribute::Bool(true)) {
         Class::Media

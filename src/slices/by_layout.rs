@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::publish::{GATE_RETRY, RESYNC};
-use super::{Owner, Publication, Publisher, names, render};
+use super::{Held, Owner, Pool, Publication, Publisher, names, render};
 use crate::api::SliceError;
 use crate::args::Mode;
 use crate::hardware::NodeState;
@@ -53,24 +53,23 @@ impl Publisher {
             self.tell(Publication::Pending { reason: NO_LABELS.to_owned() });
             return Ok(RESYNC);
         }
-        let before: BTreeSet<String> = published
-            .iter()
-            .flat_map(|it| it.spec.devices.iter().flatten())
-            .map(|it| it.name.clone())
-            .collect();
-        let (read_at, is_held_up) = self.read_claims(inventory, &decision.layouts, held, &before).await?;
-        let held: BTreeSet<String> = held | &self.taken;
+        let pool = Pool::of(published);
+        let (read_at, is_held_up) =
+            self.read_claims(inventory, &decision.layouts, held, pool.as_ref()).await?;
+        let prepared = held;
+        let held: BTreeSet<String> = prepared | &self.taken;
         let target = apply(inventory, &decision.layouts, &held);
-        let pool = (!published.is_empty()).then_some(&before);
-        let next = self.transition.step(inventory, &target.inventory, pool, &held, read_at);
+        // Where nothing changes, nobody asked.
+        let allocated = if self.taken.is_empty() { prepared } else { &self.taken };
+        let claims = Held { prepared, allocated, read_at };
+        let next = self.transition.step(inventory, &target.inventory, pool.as_ref(), claims);
         let ranking = Ranking::of(&next, &held, self.parts.offer.policy);
         let slices = self.publish(render(&next, &ranking, owner), &ranking, published).await?;
         self.transition.written(Instant::now());
 
         let devices = next.devices().count();
-        // Also where nothing waits for it: what was taken in the meantime has to come back.
-        let due = self.transition.next();
-        let settling = due.is_some() && next != target.inventory;
+        let settling =
+            !self.transition.is_open() || self.transition.next().is_some() && next != target.inventory;
         self.tell(if insists {
             let withheld = inventory.devices().count().saturating_sub(devices);
             Publication::WithoutCounters { devices, withheld }
@@ -81,8 +80,8 @@ impl Publisher {
         let gate = if self.parts.mode == Mode::Layout { RESYNC } else { GATE_RETRY };
         // Claims that are allocated, but not prepared, are not heard of when they are released.
         let claims = if is_held_up { self.parts.settle_time } else { RESYNC };
-        let due = due.map_or(RESYNC, |it| it.saturating_duration_since(Instant::now()));
-        Ok(gate.min(claims).min(due))
+        // Also where nothing waits for it: what was taken in the meantime has to come back.
+        Ok(gate.min(claims).min(self.due()))
     }
 
     /// Asks which devices are allocated, if something is to change. Returns from when the answer is, and whether allocations
@@ -92,11 +91,12 @@ impl Publisher {
         inventory: &Inventory,
         layouts: &Layouts,
         held: &BTreeSet<String>,
-        published: &BTreeSet<String>,
+        published: Option<&Pool>,
     ) -> Result<(Instant, bool), SliceError> {
         let now = Instant::now();
         let wanted = names(&apply(inventory, layouts, held).inventory);
-        if wanted == *published && self.transition.next().is_none() {
+        let is_there = published.is_some_and(|it| it.is_open && !it.is_counted && it.devices == wanted);
+        if is_there && self.transition.next().is_none() {
             self.taken.clear();
             return Ok((now, false));
         }

@@ -4,6 +4,7 @@
 //! nothing is published that the API server would strip of its counters.
 
 mod by_layout;
+mod by_sharing;
 mod diff;
 mod probe;
 mod publication;
@@ -11,6 +12,7 @@ mod publish;
 mod quantity;
 mod render;
 mod shelves;
+mod taint;
 mod transition;
 
 pub use diff::{Change, diff, is_same, lost_counters};
@@ -18,4 +20,5 @@ pub use probe::keeps_counters;
 pub use publication::Publication;
 pub use publish::{Offer, Publisher, PublisherParts};
 pub use render::{Owner, fnv1a, keep_order, pool_name, render};
-pub use transition::{Transition, names};
+pub use taint::TaintEffect;
+pub use transition::{Held, Pool, Transition, names};

@@ -18,14 +18,16 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::by_sharing::Withdrawn;
 use super::probe::keeps_counters;
 use super::render::names as names_in;
 use super::shelves::shelves;
-use super::{Change, Owner, Publication, Transition, diff, keep_order, lost_counters, names, render};
+use super::taint::{TaintEffect, Taints};
+use super::{Change, Owner, Pool, Publication, Transition, diff, keep_order, lost_counters, render};
 use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
 use crate::hardware::NodeState;
-use crate::inventory::{DeviceKind, Inventory, ProfileFilter};
+use crate::inventory::{GpuInventory, Inventory, ProfileFilter};
 use crate::kubelet::Turn;
 use crate::layout::Decision;
 use crate::placement::{Policy, Ranking};
@@ -43,6 +45,11 @@ pub(super) const RESYNC: Duration = Duration::from_secs(300);
 const TURN_RETRY: Duration = Duration::from_secs(5);
 /// How often a gate is asked for again.
 pub(super) const GATE_RETRY: Duration = Duration::from_secs(30);
+/// Why nobody is given anything for a while.
+const CLOSED: &str = "kube-apiserver keeps shared counters now; every placement is published once no scheduler can act on what \
+                      was published without them, see --settle-time";
+/// How long one API server after the other may be started anew, with another gate, without breaking off our watch again.
+const ROLLING_RESTART: Duration = Duration::from_secs(600);
 
 /// What a publisher is made of.
 #[derive(Debug)]
@@ -61,8 +68,12 @@ pub struct PublisherParts {
     pub offer: Offer,
     /// How long a withdrawn device keeps others away.
     pub settle_time: Duration,
+    /// Whether a driver was on this node before this process.
+    pub has_past: bool,
     /// How GPUs are cut where there are no counters.
     pub layouts: watch::Receiver<Decision>,
+    /// What the taint of an unhealthy GPU does.
+    pub taint_effect: TaintEffect,
     /// Whether this process or a newer one writes them.
     pub turn: Turn,
     /// Where to report.
@@ -88,28 +99,40 @@ pub struct Publisher {
     keeps_counters: Option<bool>,
     /// When it was asked last; `None` where it has to be asked again.
     asked: Option<Instant>,
+    /// When a watch broke off last, as it does when an API server is started anew.
+    restarted: Option<Instant>,
     /// What claims were found to have when the layout last changed, prepared or not.
     pub(super) taken: BTreeSet<String>,
     pub(super) transition: Transition,
+    taints: Taints,
+    /// Whole and time-shared GPUs that are not offered any more.
+    pub(super) withdrawn: Withdrawn,
     /// Resource versions of our own last writes, to tell them from those of others.
     written: BTreeMap<String, Option<String>>,
     /// Names of the devices in each slice of devices, as they stood after the last round.
     published: Vec<Vec<String>>,
+    /// Whether it was told which of `--profiles` have no effect on this node.
+    has_told_profiles: bool,
 }
 
 impl Publisher {
     /// Publishes for this node and driver, and reports how that stands.
     #[must_use]
     pub fn new(parts: PublisherParts) -> Self {
-        let transition = Transition::new(parts.settle_time);
+        let transition = Transition::new(parts.settle_time, parts.has_past);
+        let taints = Taints::new(&parts.driver, parts.taint_effect);
         Self {
             parts,
             keeps_counters: None,
             asked: None,
+            restarted: None,
             taken: BTreeSet::new(),
             transition,
+            taints,
+            withdrawn: Withdrawn::default(),
             written: BTreeMap::new(),
             published: Vec::new(),
+            has_told_profiles: false,
         }
     }
 
@@ -134,6 +157,7 @@ impl Publisher {
                 is_restart = self.foreign_change(&mut changes) => if is_restart {
                     // The API server may have come back with another gate.
                     self.asked = None;
+                    self.restarted = Some(Instant::now());
                 },
                 () = sleep(pause) => {}
             }
@@ -146,6 +170,7 @@ impl Publisher {
         if self.has_published() && !self.parts.turn.is_ours().await {
             return TURN_RETRY;
         }
+        self.taints.follow(&state.health);
         match self.sync(&state.inventory, &state.held).await {
             Ok(pause) => pause,
             Err(error) if error.is_conflict => {
@@ -193,6 +218,7 @@ impl Publisher {
     /// a layout where it makes room for more of it.
     fn is_news(&self, now: &NodeState, seen: &NodeState) -> bool {
         now.inventory != seen.inventory
+            || now.health != seen.health
             || now.hardware.as_ref().err() != seen.hardware.as_ref().err()
             || now.held != seen.held && (now.hardware.is_err() || self.makes_room(now))
     }
@@ -231,14 +257,39 @@ impl Publisher {
     ) -> bool {
         while let Some((name, version)) = changes.next().await {
             if version.is_none() || self.written.get(&name) != Some(&version) {
-                let burst =
-                    async { while timeout(DEBOUNCE, changes.next()).await.is_ok_and(|it| it.is_some()) {} };
+                let mut is_restart = name.is_empty();
+                let burst = async {
+                    while let Ok(Some((name, _))) = timeout(DEBOUNCE, changes.next()).await {
+                        is_restart |= name.is_empty();
+                    }
+                };
                 // A burst that does not end is no reason to wait for ever.
                 let _ = timeout(LONGEST_BURST, burst).await;
-                return name.is_empty();
+                return is_restart;
             }
         }
         std::future::pending().await
+    }
+
+    /// Warns once, when there are GPUs, of patterns that mean none of their profiles, and of all of them in a mode in which
+    /// they mean nothing.
+    fn tell_of_profiles(&mut self, inventory: &Inventory) {
+        if self.has_told_profiles || inventory.gpus.is_empty() {
+            return;
+        }
+        self.has_told_profiles = true;
+        let filter = &self.parts.offer.profiles;
+        if self.parts.mode == Mode::Layout && !filter.is_everything() {
+            warn!("--profiles has no effect with --mode=layout: a layout names its profiles");
+        }
+        let devices = inventory.gpus.iter().flat_map(|it| it.devices.iter().chain(&it.withheld));
+        let profiles = devices.map(|it| it.mig().map_or("full", |it| &it.profile)).collect();
+        for pattern in filter.without_effect(&profiles) {
+            warn!(
+                pattern,
+                "a pattern of --profiles means no profile of this node's GPUs; `inspect` lists them"
+            );
+        }
     }
 
     /// Whether counters keep devices apart.
@@ -250,11 +301,11 @@ impl Publisher {
         let node_uid = self.parts.api.node_uid().await?;
         let owner = Owner { driver: self.parts.driver.clone(), node: self.parts.node.clone(), node_uid };
         let published = self.parts.api.list().await?;
-        let can_be_cut = inventory
-            .gpus
-            .iter()
-            .flat_map(|it| it.devices.iter().chain(&it.withheld))
-            .any(|it| it.kind != DeviceKind::Gpu);
+        let before = published.iter().flat_map(names_in).map(str::to_owned).collect();
+        let (inventory, soon) = self.settle_shares(inventory, held, &before).await?;
+        let inventory = &*inventory;
+        self.tell_of_profiles(inventory);
+        let can_be_cut = inventory.gpus.iter().any(GpuInventory::can_be_cut);
         let offered = self.offered(inventory, held);
         let ranking = Ranking::of(&offered, held, self.parts.offer.policy);
         let slices = render(&offered, &ranking, &owner);
@@ -262,12 +313,20 @@ impl Publisher {
             self.ask_for_the_gate(published.len() < slices.len(), &owner).await?;
         }
         if self.counts() {
+            let pool = Pool::of(&published);
+            let part = self.transition.count(&offered, pool.as_ref(), held, Instant::now());
+            let slices = part.as_ref().map_or(slices, |it| render(it, &ranking, &owner));
             let slices = self.publish(slices, &ranking, &published).await?;
-            self.transition.counted(names(&offered));
-            self.tell(Publication::Complete { slices, devices: offered.devices().count() });
-            return Ok(RESYNC);
+            self.transition.written(Instant::now());
+            self.tell(if self.transition.is_open() {
+                Publication::Complete { slices, devices: offered.devices().count() }
+            } else {
+                Publication::Pending { reason: CLOSED.to_owned() }
+            });
+            let is_rolling = self.restarted.is_some_and(|it| it.elapsed() < ROLLING_RESTART);
+            return Ok(self.due().min(soon).min(if is_rolling { GATE_RETRY } else { RESYNC }));
         }
-        self.publish_layout(inventory, held, &published, &owner).await
+        Ok(self.publish_layout(inventory, held, &published, &owner).await?.min(soon))
     }
 
     /// An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
@@ -280,6 +339,11 @@ impl Publisher {
         Ok(())
     }
 
+    /// How long until what was withdrawn no longer keeps anything away.
+    pub(super) fn due(&self) -> Duration {
+        self.transition.next().map_or(RESYNC, |it| it.saturating_duration_since(Instant::now()))
+    }
+
     /// Brings the API server's slices to what is rendered, and answers with their number.
     pub(super) async fn publish(
         &mut self,
@@ -287,8 +351,13 @@ impl Publisher {
         ranking: &Ranking,
         published: &[ResourceSlice],
     ) -> Result<usize, SliceError> {
+        if !self.transition.is_open() {
+            close(&mut slices);
+        }
         keep_order(&mut slices, published, ranking);
+        self.taints.apply(&mut slices, published, &self.parts.api).await?;
         self.write(&slices, published).await?;
+        self.withdrawn.written(Instant::now());
         let shown = slices.iter().map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
         self.published = shown.filter(|it| !it.is_empty()).collect();
         Ok(slices.len())
@@ -323,6 +392,7 @@ impl Publisher {
             if let Some(name) = &sent.metadata.name {
                 self.written.insert(name.clone(), stored.metadata.resource_version.clone());
             }
+            self.taints.check(sent, &stored);
             if lost_counters(sent, &stored) {
                 self.set_gate(false);
                 // Whatever was written is withdrawn by the next round, which starts at once.
@@ -348,5 +418,12 @@ impl Publisher {
                 );
             }
         }
+    }
+}
+
+/// Makes the pool one of which a slice seems to be missing: schedulers give nothing away from it.
+fn close(slices: &mut [ResourceSlice]) {
+    for slice in slices {
+        slice.spec.pool.resource_slice_count += 1;
     }
 }

@@ -1,101 +1,247 @@
-//! The way from what is published to what is wanted, where no counters keep old and new devices apart. Pure.
+//! The way from what is published to what is wanted, where old and new devices may overlap. Pure.
 //!
-//! A scheduler may still give away what it saw a moment ago. So a device that goes is withdrawn first, and what would
-//! overlap it appears only after it has been gone for a settle time and a read of the claims, begun after that, shows that
-//! nobody took it. If somebody did, it is held, and then the caller wants it back.
+//! A scheduler may still give away what it saw a moment ago, and several schedulers may have seen different things. So what
+//! leaves a pool is waited for: it counts as taken until it has been gone for a settle time and a read of the claims, begun
+//! after that, shows that nobody took it. If somebody did, it is held, and then the caller wants it back.
+//!
+//! - Without counters, a device that goes is withdrawn first, and what would overlap it appears only after that.
+//! - When counters come or go, any device may overlap what was given away on other terms. So the pool keeps what claims hold
+//!   and is closed, which is to say incomplete: schedulers give nothing away from it until all have seen that.
+//!
+//! Refuses to guess what a driver before this one did: what it published when this process began is waited for as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::resource::v1::ResourceSlice;
+
+use super::render::names as names_in;
 use crate::inventory::{AllocatableDevice, GpuInventory, Inventory, fits_into};
 
-/// Remembers what was withdrawn lately.
+/// Remembers what schedulers may still act on.
 #[derive(Debug)]
 pub struct Transition {
     settle: Duration,
-    /// Withdrawn devices and when they were gone; `None` until the withdrawal is written.
-    withdrawn: BTreeMap<String, Option<Instant>>,
+    /// Devices that are not published any more.
+    withdrawn: BTreeMap<String, Gone>,
+    /// A pool in which devices were kept apart otherwise.
+    other: Option<Gone>,
     /// What was published last.
     seen: BTreeSet<String>,
+    /// How it was published; `None` before this process published anything.
+    last: Option<Kind>,
     /// When this process first looked, if a driver before it may have withdrawn something a moment before.
     start: Option<Instant>,
-    is_first: bool,
+    has_past: bool,
+}
+
+/// When schedulers could no longer see something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gone {
+    /// As soon as what was decided is written.
+    NotYet,
+    Since(Instant),
+}
+
+/// How devices are kept apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    ByCounters,
+    ByLayout,
+}
+
+/// What the API server has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// Names of the devices.
+    pub devices: BTreeSet<String>,
+    /// Whether counters keep them apart.
+    pub is_counted: bool,
+    /// Whether schedulers give anything away from it; not where slices are missing.
+    pub is_open: bool,
+}
+
+/// What claims have.
+#[derive(Debug, Clone, Copy)]
+pub struct Held<'a> {
+    /// Names of the devices that are prepared on the node.
+    pub prepared: &'a BTreeSet<String>,
+    /// Names of the devices that the API server has as allocated.
+    pub allocated: &'a BTreeSet<String>,
+    /// When the read that told them began.
+    pub read_at: Instant,
+}
+
+impl Held<'_> {
+    fn contains(&self, name: &str) -> bool {
+        self.prepared.contains(name) || self.allocated.contains(name)
+    }
+
+    fn is_allocated(&self, device: &AllocatableDevice) -> bool {
+        self.allocated.contains(device.name.as_str())
+    }
+}
+
+impl Pool {
+    /// The pool that these slices are; `None` where there are none.
+    #[must_use]
+    pub fn of(slices: &[ResourceSlice]) -> Option<Self> {
+        let first = slices.first()?;
+        let devices = || slices.iter().flat_map(|it| it.spec.devices.iter().flatten());
+        let count = i64::try_from(slices.len()).unwrap_or(i64::MAX);
+        let is_whole = |it: &ResourceSlice| {
+            it.spec.pool == first.spec.pool && it.spec.pool.resource_slice_count == count
+        };
+        Some(Self {
+            devices: slices.iter().flat_map(names_in).map(str::to_owned).collect(),
+            is_counted: devices().any(|it| it.consumes_counters.is_some()),
+            is_open: slices.iter().all(is_whole),
+        })
+    }
 }
 
 impl Transition {
-    /// Starts without a past. `settle` is how long a scheduler may act on what it saw.
+    /// Starts without knowledge of what was before. `settle` is how long a scheduler may act on what it saw, `has_past` whether
+    /// a driver was on this node before this process.
     #[must_use]
-    pub fn new(settle: Duration) -> Self {
-        Self { settle, withdrawn: BTreeMap::new(), seen: BTreeSet::new(), start: None, is_first: true }
+    pub fn new(settle: Duration, has_past: bool) -> Self {
+        Self {
+            settle,
+            withdrawn: BTreeMap::new(),
+            other: None,
+            seen: BTreeSet::new(),
+            last: None,
+            start: None,
+            has_past,
+        }
     }
 
-    /// What may be published now on the way to `target`.
+    /// What may be published without counters now, on the way to `target`.
     ///
-    /// `all` is the inventory with its counters, `published` what the API server has (`None` where there is no pool), `held`
-    /// what claims hold, prepared or allocated, and `read_at` when the read of the claims that `held` and `target` know of
-    /// began.
+    /// `all` is the inventory with its counters, `published` what the API server has (`None` where there is no pool).
     pub fn step(
         &mut self,
         all: &Inventory,
         target: &Inventory,
-        published: Option<&BTreeSet<String>>,
-        held: &BTreeSet<String>,
-        read_at: Instant,
+        published: Option<&Pool>,
+        held: Held<'_>,
     ) -> Inventory {
+        let read_at = held.read_at;
         let wanted = names(target);
-        let before: BTreeSet<String> = published.into_iter().flatten().chain(&self.seen).cloned().collect();
-        if self.is_first && published.is_some() {
+        let before = self.before(published);
+        let is_first = self.last.is_none();
+        if is_first && (published.is_some() || self.has_past) {
             self.start = Some(read_at);
         }
-        self.is_first = false;
-        for name in before.difference(&wanted) {
-            self.withdrawn.entry(name.clone()).or_insert(None);
+        // An open pool without counters needs no closing; what it had is withdrawn one by one.
+        let is_other = match self.last {
+            Some(kind) => kind == Kind::ByCounters,
+            None => published.map_or(self.has_past, |it| !it.is_open),
+        };
+        if is_other || published.is_some_and(|it| it.is_counted) {
+            self.other = Some(Gone::NotYet);
         }
-        let is_settled = |since: Instant| since + self.settle <= read_at;
-        self.withdrawn.retain(|_, since| !since.is_some_and(is_settled));
-        self.start = self.start.filter(|it| !is_settled(*it));
+        self.last = Some(Kind::ByLayout);
+        self.withdraw(&before, &wanted);
+        self.forget_what_has_settled(read_at);
 
         let gpus = target.gpus.iter().map(|gpu| {
             let full = all.gpus.iter().find(|it| it.counter_set == gpu.counter_set);
-            let devices = full.map_or(Vec::new(), |full| self.allowed(full, gpu, &before, held, &wanted));
+            let devices = full.map_or(Vec::new(), |full| self.allowed(full, gpu, &before, &held, &wanted));
             GpuInventory { devices, ..gpu.clone() }
         });
         let next = Inventory { gpus: gpus.collect() };
         let now = names(&next);
-        for name in before.difference(&now) {
-            self.withdrawn.entry(name.clone()).or_insert(None);
-        }
+        self.withdraw(&before, &now);
         self.withdrawn.retain(|name, _| !now.contains(name));
         self.seen = now;
         next
     }
 
-    /// Takes note that what the last step said is written.
+    /// What may be published with counters now, on the way to everything in `all`; `None` where that is everything.
+    pub fn count(
+        &mut self,
+        all: &Inventory,
+        published: Option<&Pool>,
+        held: &BTreeSet<String>,
+        now: Instant,
+    ) -> Option<Inventory> {
+        let before = self.before(published);
+        let is_other = match self.last {
+            Some(kind) => kind == Kind::ByLayout,
+            None => published.is_some_and(|it| !it.is_counted || !it.is_open),
+        };
+        // Where nothing can overlap there are no counters.
+        let overlaps = all.gpus.iter().any(|it| !it.counters.is_empty());
+        if is_other && overlaps {
+            self.other = Some(Gone::NotYet);
+        }
+        self.last = Some(Kind::ByCounters);
+        self.other = self.other.filter(|it| !it.has_settled(self.settle, now));
+        if self.is_open() {
+            self.withdrawn.clear();
+            self.start = None;
+            self.seen = names(all);
+            return None;
+        }
+        let stays =
+            |it: &&AllocatableDevice| before.contains(it.name.as_str()) || held.contains(it.name.as_str());
+        let gpus = all.gpus.iter().map(|gpu| {
+            let devices = gpu.devices.iter().filter(stays).cloned().collect();
+            GpuInventory { devices, ..gpu.clone() }
+        });
+        let next = Inventory { gpus: gpus.collect() };
+        self.seen = names(&next);
+        Some(next)
+    }
+
+    /// Takes note that what was decided last is written.
     pub fn written(&mut self, now: Instant) {
-        for since in self.withdrawn.values_mut() {
-            since.get_or_insert(now);
+        let gone = self.withdrawn.values_mut().chain(&mut self.other);
+        for gone in gone.filter(|it| **it == Gone::NotYet) {
+            *gone = Gone::Since(now);
         }
     }
 
-    /// Forgets what was withdrawn: counters keep everything apart now. `published` is what is published with them.
-    pub fn counted(&mut self, published: BTreeSet<String>) {
-        self.withdrawn.clear();
-        self.start = None;
-        self.seen = published;
-        self.is_first = false;
+    /// Whether anybody may be given anything of what is published.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.other.is_none()
     }
 
-    /// What the last step published.
+    /// What was published last.
     #[must_use]
     pub fn published(&self) -> &BTreeSet<String> {
         &self.seen
     }
 
-    /// When the next step can go further; `None` where no withdrawal is waited for.
+    /// When it can go further; `None` where nothing is waited for.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
-        let since = self.withdrawn.values().copied().chain([self.start]);
-        since.flatten().min().map(|it| it + self.settle)
+        let gone = self.withdrawn.values().chain(&self.other);
+        let since = gone.filter_map(|it| match it {
+            Gone::NotYet => None,
+            Gone::Since(since) => Some(*since),
+        });
+        since.chain(self.start).min().map(|it| it + self.settle)
+    }
+
+    /// What schedulers have seen, as far as this process knows.
+    fn before(&self, published: Option<&Pool>) -> BTreeSet<String> {
+        published.into_iter().flat_map(|it| &it.devices).chain(&self.seen).cloned().collect()
+    }
+
+    fn withdraw(&mut self, before: &BTreeSet<String>, remaining: &BTreeSet<String>) {
+        for name in before.difference(remaining) {
+            self.withdrawn.entry(name.clone()).or_insert(Gone::NotYet);
+        }
+    }
+
+    fn forget_what_has_settled(&mut self, read_at: Instant) {
+        let settle = self.settle;
+        self.withdrawn.retain(|_, it| !it.has_settled(settle, read_at));
+        self.other = self.other.filter(|it| !it.has_settled(settle, read_at));
+        self.start = self.start.filter(|it| read_at < *it + settle);
     }
 
     /// The devices of a GPU that fit beside all that claims hold and all that may just have been given away.
@@ -104,23 +250,31 @@ impl Transition {
         full: &GpuInventory,
         target: &GpuInventory,
         before: &BTreeSet<String>,
-        held: &BTreeSet<String>,
+        held: &Held<'_>,
         wanted: &BTreeSet<String>,
     ) -> Vec<AllocatableDevice> {
-        let mut room = full.counters.clone();
         let everything = || full.devices.iter().chain(&full.withheld);
-        for device in everything() {
-            let name = device.name.as_str();
-            let may_be_taken = self.withdrawn.contains_key(name) && !wanted.contains(name);
-            if may_be_taken || held.contains(name) {
-                consume(&mut room, device);
+        let mut room = full.counters.clone();
+        let mut allowed = held.allocated.clone();
+        everything().filter(|it| allowed.contains(it.name.as_str())).for_each(|it| consume(&mut room, it));
+        // Prepared, but not allocated: its pod was deleted by force, and what overlaps it may have been given away since.
+        let is_left_over =
+            |it: &&AllocatableDevice| held.prepared.contains(it.name.as_str()) && !held.is_allocated(it);
+        for device in everything().filter(is_left_over) {
+            if fits_into(&device.consumes, &room) {
+                allowed.insert(device.name.to_string());
             }
+            consume(&mut room, device);
         }
+        let is_withdrawn = |it: &&AllocatableDevice| {
+            let name = it.name.as_str();
+            self.withdrawn.contains_key(name) && !wanted.contains(name) && !held.contains(name)
+        };
+        everything().filter(is_withdrawn).for_each(|it| consume(&mut room, it));
         // What is published already has the first claim to what is left.
         let mut free: Vec<&AllocatableDevice> =
             target.devices.iter().filter(|it| !held.contains(it.name.as_str())).collect();
         free.sort_by_key(|it| !before.contains(it.name.as_str()));
-        let mut allowed = held.clone();
         for device in free {
             let Some(known) = everything().find(|it| it.name == device.name) else { continue };
             let may_come = self.start.is_none() || before.contains(device.name.as_str());
@@ -130,6 +284,16 @@ impl Transition {
             }
         }
         target.devices.iter().filter(|it| allowed.contains(it.name.as_str())).cloned().collect()
+    }
+}
+
+impl Gone {
+    /// True where nobody acts on it any more at this moment.
+    fn has_settled(self, settle: Duration, now: Instant) -> bool {
+        match self {
+            Self::NotYet => false,
+            Self::Since(since) => since + settle <= now,
+        }
     }
 }
 

@@ -176,7 +176,13 @@ mod tests {
     fn health(registration: RegistrationState, publication: Publication, silent: Silent) -> Health {
         let hardware = Err("no libnvidia-ml.so.1".to_owned());
         let problems = vec!["GPU 3: it is lost".to_owned()];
-        let node = NodeState { hardware, inventory: Arc::default(), held: BTreeSet::new(), problems };
+        let node = NodeState {
+            hardware,
+            inventory: Arc::default(),
+            held: BTreeSet::new(),
+            problems,
+            health: Arc::default(),
+        };
         Health {
             registration: watch::channel(registration).1,
             publication: watch::channel(publication).1,

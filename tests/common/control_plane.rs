@@ -32,15 +32,29 @@ pub(crate) async fn each_control_plane<F: Future<Output = ()>>(
 
 impl ControlPlane {
     pub(crate) async fn simulated(keeps_counters: bool) -> Self {
-        let options = Options { partitionable_devices: keeps_counters, ..Options::default() };
+        Self::simulated_with(keeps_counters, false).await
+    }
+
+    /// One that keeps device taints, or not.
+    pub(crate) async fn simulated_with(keeps_counters: bool, keeps_taints: bool) -> Self {
+        let options = Options {
+            partitionable_devices: keeps_counters,
+            device_taints: keeps_taints,
+            ..Options::default()
+        };
         Self::Simulated(Arc::new(ApiServer::start(options).await.unwrap()))
     }
 
     /// A real one, where there are binaries for it.
     pub(crate) async fn real(keeps_counters: bool) -> Option<Self> {
+        Self::real_with(keeps_counters, false).await
+    }
+
+    /// A real one that keeps device taints, or not.
+    pub(crate) async fn real_with(keeps_counters: bool, keeps_taints: bool) -> Option<Self> {
         let start = move || {
             let directory = tempfile::tempdir().unwrap();
-            let gates = format!("DRAPartitionableDevices={keeps_counters}");
+            let gates = format!("DRAPartitionableDevices={keeps_counters},DRADeviceTaints={keeps_taints}");
             let server = RealApiServer::start(directory.path(), &gates).unwrap();
             server.map(|it| Self::Real(Arc::new((it, directory))))
         };

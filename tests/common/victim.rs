@@ -8,6 +8,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
 use kube::api::DeleteParams;
 use kube_sim::kubelet::{Claim, KubeletClient, Plugin, PreparedDevice};
+use nvml_sim::Planted;
 use tokio::time::{Instant, sleep};
 
 use super::shim::{CRASH_STATUS, Shim};
@@ -26,6 +27,9 @@ pub(crate) struct Wanted {
     pub(crate) instances: &'static [(usize, &'static str, u32)],
     /// MIG mode that the GPUs must have, so that a test can give them the other one.
     pub(crate) mig: bool,
+    /// Profile and first memory slice of an instance that somebody else made on the first GPU, which the claim is given
+    /// instead of devices.
+    pub(crate) planted: Option<(&'static str, u32)>,
 }
 
 pub(crate) const ONE: Wanted = Wanted {
@@ -33,6 +37,7 @@ pub(crate) const ONE: Wanted = Wanted {
     devices: &["gpu-0000-1a-00-mig-1g-10gb-6"],
     instances: &[(0, "1g.10gb", 6)],
     mig: true,
+    planted: None,
 };
 
 pub(crate) const TWO: Wanted = Wanted {
@@ -40,6 +45,7 @@ pub(crate) const TWO: Wanted = Wanted {
     devices: &["gpu-0000-1a-00-mig-1g-10gb-6", "gpu-0000-1a-00-mig-2g-20gb-0"],
     instances: &[(0, "1g.10gb", 6), (0, "2g.20gb", 0)],
     mig: true,
+    planted: None,
 };
 
 pub(crate) const THREE: Wanted = Wanted {
@@ -51,10 +57,20 @@ pub(crate) const THREE: Wanted = Wanted {
     ],
     instances: &[(0, "1g.10gb", 6), (0, "2g.20gb", 0), (1, "3g.40gb", 4)],
     mig: true,
+    planted: None,
 };
 
 pub(crate) const WHOLE: Wanted =
-    Wanted { name: "a whole GPU", devices: &["gpu-0000-1a-00"], instances: &[], mig: false };
+    Wanted { name: "a whole GPU", devices: &["gpu-0000-1a-00"], instances: &[], mig: false, planted: None };
+
+/// One of its devices is cut beside the other, so that crashes come between the two.
+pub(crate) const ADOPTED: Wanted = Wanted {
+    name: "an instance of somebody else and one of ours",
+    devices: &["gpu-0000-1a-00-mig-1g-10gb-6"],
+    instances: &[(0, "1g.10gb", 6)],
+    mig: true,
+    planted: Some(("2g.20gb", 2)),
+};
 
 /// A call of the kubelet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +105,7 @@ pub(crate) struct Victim {
     process: Option<Child>,
     kubelet: Option<Plugin>,
     claims: u32,
+    planted: Option<Planted>,
 }
 
 impl Drop for Victim {
@@ -101,9 +118,10 @@ impl Victim {
     /// A node with two GPUs; the driver does not run yet. It looks at the hardware when it starts and when it has to,
     /// never just because time has passed: so the points of a call are its own.
     pub(crate) async fn new(plane: &ControlPlane) -> Self {
-        let lab = Lab::new(plane.clone(), "2xH100-80GB").await.with_args(&["--rescan-interval", "86400"]);
+        let args = ["--rescan-interval", "86400", "--existing-instances", "adopt"];
+        let lab = Lab::new(plane.clone(), "2xH100-80GB").await.with_args(&args);
         let shim = Shim::new(&lab);
-        Self { lab, shim, process: None, kubelet: None, claims: 0 }
+        Self { lab, shim, process: None, kubelet: None, claims: 0, planted: None }
     }
 
     /// Starts the driver and registers it. False where it died meanwhile of a plan.
@@ -176,8 +194,23 @@ impl Victim {
     /// A new claim for these devices.
     pub(crate) async fn claim(&mut self, wanted: &Wanted) -> Claim {
         self.claims += 1;
-        let results: Vec<_> = wanted.devices.iter().map(|device| ("gpu", DRIVER, *device)).collect();
+        let devices = self.devices(wanted);
+        let results: Vec<_> = devices.iter().map(|device| ("gpu", DRIVER, device.as_str())).collect();
         self.lab.claim(&format!("claim-{}", self.claims), &results).await
+    }
+
+    /// Lets somebody else make what is wanted of others; before the first start, because the driver looks only then.
+    pub(crate) fn plant(&mut self, wanted: &Wanted) {
+        if let (Some((profile, start)), None) = (wanted.planted, &self.planted) {
+            self.planted = Some(self.lab.sim.plant_instance(0, profile, start).unwrap());
+        }
+    }
+
+    /// Names of the devices of a claim.
+    fn devices(&self, wanted: &Wanted) -> Vec<String> {
+        let planted = self.planted.iter().map(|it| it.uuid.strip_prefix("MIG-").unwrap());
+        let planted = planted.map(|it| format!("gpu-0000-1a-00-adopted-{it}"));
+        wanted.devices.iter().map(|it| (*it).to_owned()).chain(planted).collect()
     }
 
     /// Deletes a claim from the API server.
@@ -218,8 +251,8 @@ impl Victim {
     ) -> Result<(), Bad> {
         let (ids, expected): (Vec<String>, Held) = match call {
             Call::Prepare => {
-                let id = |it: &&str| format!("{DRIVER}/claim={}-{it}", claim.uid);
-                (wanted.devices.iter().map(id).collect(), Held::Whole)
+                let id = |it: &String| format!("{DRIVER}/claim={}-{it}", claim.uid);
+                (self.devices(wanted).iter().map(id).collect(), Held::Whole)
             }
             Call::Unprepare => (Vec::new(), Held::Nothing),
         };
@@ -250,11 +283,26 @@ impl Victim {
         }
     }
 
+    /// What others made is there throughout; that it is gone is as bad as anything that is left.
+    fn set_planted_aside(&self, planted: &Planted, instances: &mut Vec<(usize, String, u32)>) {
+        let gpu = &self.lab.sim.snapshot().unwrap().gpus[0];
+        let live = gpu.gpu_instances.iter().find(|it| {
+            it.id == planted.gpu_instance && it.compute_instances.iter().any(|it| it.uuid == planted.uuid)
+        });
+        match live {
+            Some(live) => instances.retain(|it| *it != (0, live.profile.clone(), live.start)),
+            None => instances.push((0, "what somebody else made is gone".to_owned(), 0)),
+        }
+    }
+
     /// Everything there is on the node.
     pub(crate) fn left(&self) -> Left {
         let records = self.lab.state_files();
         let mut instances = self.lab.instances();
         instances.sort();
+        if let Some(planted) = &self.planted {
+            self.set_planted_aside(planted, &mut instances);
+        }
         let gpus = self.lab.sim.snapshot().unwrap().gpus;
         let has_bare_instance =
             gpus.iter().flat_map(|it| &it.gpu_instances).any(|it| it.compute_instances.len() != 1);
@@ -284,9 +332,9 @@ impl Victim {
         }
     }
 
-    /// Gives all GPUs this MIG mode.
+    /// Gives all GPUs this MIG mode, but one that somebody else has cut.
     pub(crate) fn set_mig_mode(&self, on: bool) {
-        for gpu in 0..2 {
+        for gpu in usize::from(self.planted.is_some())..2 {
             self.lab.sim.on_gpu(gpu, |it| (it.mig_current, it.mig_pending) = (on, on)).unwrap();
         }
     }

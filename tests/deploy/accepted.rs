@@ -1,7 +1,8 @@
-//! Every manifest in `deploy/manifests/` and `examples/` on a real API server, where `KUBEBUILDER_ASSETS` has one. `tests/manifests.rs`
-//! asks the types of the API where there is none.
+//! Every manifest in `deploy/manifests/` and `examples/`, and what `convert` makes of those of others, on a real API server, where
+//! `KUBEBUILDER_ASSETS` has one. `tests/manifests.rs` asks the types of the API where there is none.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use k8s_openapi::api::core::v1::ResourceQuota;
 use k8s_openapi::api::resource::v1::ResourceClaim;
@@ -28,9 +29,13 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The objects of a file or folder that are Kubernetes' own, each with its namespace.
+/// The objects of a file or folder.
 fn objects(path: &Path) -> Vec<Value> {
-    let mut objects = manifest::load(path).unwrap();
+    prepared(manifest::load(path).unwrap())
+}
+
+/// Those that are Kubernetes' own, each with its namespace.
+fn prepared(mut objects: Vec<Value>) -> Vec<Value> {
     objects.retain(|it| {
         let version = it["apiVersion"].as_str().unwrap();
         !version.contains("kustomize.config.k8s.io") && !version.contains("monitoring.coreos.com")
@@ -133,4 +138,44 @@ async fn the_quota_example_gives_each_team_what_it_says_and_refuses_the_rest() {
     }
     let too_large = &objects(&example.join("too-large.yaml"))[0];
     assert!(refused(apply(&client, too_large, false).await).contains("exceeded quota: gpus"));
+}
+
+/// What `dra-driver-mig convert` makes of a text; nothing of it may be left alone.
+fn converted(text: &str) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dra-driver-mig"));
+    let output = command.args(["convert", "-f"]).arg(file.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_api_server_takes_what_convert_makes() {
+    let Some(plane) = ControlPlane::real(true).await else {
+        return eprintln!("skipped: no KUBEBUILDER_ASSETS");
+    };
+    let client = plane.client().await;
+    for file in ["tests/data/device-plugin.yaml", "tests/data/helm-rendered.yaml"] {
+        let text = std::fs::read_to_string(root().join(file)).unwrap();
+        let done = converted(&text);
+        assert_eq!(converted(&done), done, "{file}: a second time changes nothing");
+        // The same from a machine with other line ends, and with a mark at the start.
+        let windows = text.replace('\n', "\r\n");
+        assert_eq!(converted(&windows), done.replace('\n', "\r\n"), "{file}");
+        assert_eq!(converted(&format!("\u{feff}{text}")), format!("\u{feff}{done}"), "{file}");
+        // Comments of lines that nobody asked to change, and of those that go.
+        for line in text.lines().filter_map(|it| Some(it.split_once('#')?.1)) {
+            assert!(done.contains(line), "{file}: {line}");
+        }
+        let mut count = 0;
+        for object in prepared(manifest::parse(&done).unwrap()) {
+            let answer = apply(&client, &object, true).await;
+            assert!(answer.is_ok(), "{file}: {answer:?}\n{object:#}");
+            count += 1;
+        }
+        assert!(5 < count, "{file}: {count}");
+        let asks = |line: &&str| line.contains("nvidia.com/mig-") && !line.contains("deviceclass");
+        assert_eq!(done.lines().find(asks), None, "{file}");
+    }
 }

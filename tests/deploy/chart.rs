@@ -167,8 +167,8 @@ fn leaves(value: &Value, path: &str, whole: &BTreeSet<String>, found: &mut Vec<S
 #[test]
 fn every_value_is_used() {
     let mut used = BTreeSet::new();
-    let everything =
-        json!({"podMonitor": {"enabled": true}, "driverRoot": "/run/nvidia/driver", "privileged": true});
+    let everything = json!({"podMonitor": {"enabled": true}, "driverRoot": "/run/nvidia/driver", "privileged": true,
+                            "profiles": "1g.*", "layouts": {"configMap": "x"}});
     for change in [json!({}), everything] {
         let renderer = renderer(values(&change));
         files(&chart().join("templates")).iter().for_each(|it| drop(render(&renderer, it)));
@@ -200,6 +200,10 @@ fn the_schema_takes_the_values_and_refuses_mistakes() {
         json!({"hostDirectories": ["/run"]}),
         json!({"hostDirectories": ["/var/run/containerd"]}),
         json!({"migMode": "never"}),
+        json!({"mode": "static"}),
+        json!({"placement": "random"}),
+        json!({"layouts": {"configMap": "Has.Capitals"}}),
+        json!({"layouts": {"key": "../x"}}),
         json!({"httpPort": 0}),
         json!({"networkPolicy": {"apiServerPorts": []}}),
         json!({"deviceClasses": {"profiles": ["1g"]}}),
@@ -220,6 +224,7 @@ pub(crate) fn variations() -> Vec<Value> {
         json!({"privileged": true, "runtimeClassName": ""}),
         json!({"driverRoot": "/run/nvidia/driver", "devRoot": "/run/nvidia/driver", "migMode": "release"}),
         json!({"rbac": {"layoutLabels": true}, "podMonitor": {"enabled": true, "labels": {"release": "x"}}}),
+        json!({"mode": "layout", "placement": "spread", "profiles": "!*+me*", "layouts": {"configMap": "default-mig-parted-config"}}),
         json!({"deviceClasses": {"create": false}, "admissionPolicy": {"enabled": false}}),
         json!({"deviceClasses": {"extendedResources": false, "profiles": ["1g.10gb"]}}),
         json!({"networkPolicy": {"from": [{"namespaceSelector": {}}], "apiServerPorts": [16443]}}),
@@ -243,7 +248,7 @@ fn what_the_daemonset_sets_is_what_the_driver_reads() {
     let command = Cli::command();
     let node = command.find_subcommand("node").unwrap();
     let known: BTreeSet<&str> = node.get_arguments().filter_map(|it| it.get_env()?.to_str()).collect();
-    let container = driver_container(&json!({}));
+    let container = driver_container(&json!({"profiles": "1g.*", "layouts": {"configMap": "x"}}));
     for variable in container["env"].as_array().unwrap() {
         let name = variable["name"].as_str().unwrap();
         assert!(known.contains(name) || name.starts_with("NVIDIA_"), "{name}");

@@ -7,12 +7,14 @@ use nvml_sim::Model;
 
 use super::*;
 use crate::inventory::{
-    AllocatableDevice, Attachment, CounterPlan, DeviceKind, DeviceName, Gpu, GpuState, Inventory, inventory,
+    AllocatableDevice, Attachment, CounterPlan, DeviceKind, DeviceName, Gpu, GpuState, Inventory, MigSpec,
+    inventory,
 };
 use crate::nvml::facts::{
     GpuFacts, GpuInstance, MediaEngines, MigFacts, MigMode, NodeFacts, PciAddress, Placement, Profile,
 };
 
+mod files;
 mod search;
 mod transition;
 
@@ -95,6 +97,8 @@ fn set(names: &[&str]) -> BTreeSet<String> {
 fn shown(offer: &Offer) -> Vec<String> {
     let show = |it: &AllocatableDevice| match &it.kind {
         DeviceKind::Gpu => "whole".to_owned(),
+        DeviceKind::Share { index } => format!("share {index}"),
+        DeviceKind::Adopted(it) => format!("adopted {}@{}", it.spec.profile, it.spec.placement.start),
         DeviceKind::Mig(spec) => format!("{}@{}", spec.profile, spec.placement.start),
     };
     let mut shown: Vec<String> = offer.inventory.devices().map(show).collect();

@@ -6,6 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::health::GpuEventKind;
 use super::labels::{Method, Outcome, Recovery, SliceWrite, Step};
 use super::reason::Reason;
 
@@ -23,7 +24,8 @@ pub(super) struct Families {
     pub(super) api_requests: Family<ApiLabels, Counter>,
     pub(super) recoveries: Family<RecoveryLabels, Counter>,
     pub(super) nvml_errors: Family<NvmlLabels, Counter>,
-    // Health: XIDs by GPU, lost GPUs and gaps of the event loop are to be counted here.
+    pub(super) gpu_events: Family<GpuEventLabels, Counter>,
+    pub(super) event_gaps: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -69,6 +71,14 @@ pub(super) struct NvmlLabels {
     pub(super) code: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct GpuEventLabels {
+    pub(super) gpu: String,
+    pub(super) event: GpuEventKind,
+    /// The XID; empty for other events.
+    pub(super) code: String,
+}
+
 impl Default for Families {
     fn default() -> Self {
         let latency: fn() -> Histogram = || Histogram::new(LATENCIES);
@@ -80,6 +90,8 @@ impl Default for Families {
             api_requests: Family::default(),
             recoveries: Family::default(),
             nvml_errors: Family::default(),
+            gpu_events: Family::default(),
+            event_gaps: Counter::default(),
         };
         families.at_zero();
         families
@@ -143,6 +155,16 @@ impl Families {
             "nvml_errors",
             "Calls into NVML that failed where they should not have",
             self.nvml_errors.clone(),
+        );
+        registry.register(
+            "gpu_events",
+            "XIDs and ECC errors that NVML tells of, those of applications included",
+            self.gpu_events.clone(),
+        );
+        registry.register(
+            "gpu_event_gaps",
+            "Times that NVML's events could not be waited for, so that some may be missing",
+            self.event_gaps.clone(),
         );
     }
 }

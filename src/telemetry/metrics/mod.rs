@@ -22,6 +22,7 @@
 #[macro_use]
 mod labels;
 mod families;
+mod health;
 mod reason;
 mod serve;
 mod timer;
@@ -34,14 +35,16 @@ use prometheus_client::encoding::text;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+pub use health::{GpuCondition, GpuEventKind, GpuHealth};
 pub use labels::{Method, Outcome, Recovery, SliceWrite, Step};
 pub use reason::Reason;
 pub use serve::{MetricsAddress, MetricsError, bind_metrics, serve_metrics};
 pub use timer::{CallClock, StepClock};
 
-use crate::nvml::CallError;
+use crate::nvml::{CallError, EventKind, GpuEvent};
 use families::{
-    ApiLabels, CallLabels, CallTimeLabels, Families, NvmlLabels, RecoveryLabels, SliceLabels, StepLabels,
+    ApiLabels, CallLabels, CallTimeLabels, Families, GpuEventLabels, NvmlLabels, RecoveryLabels, SliceLabels,
+    StepLabels,
 };
 
 /// The way to count. Clones count into the same numbers.
@@ -95,6 +98,25 @@ impl Metrics {
     pub fn nvml_failed(&self, error: &CallError) {
         let labels = NvmlLabels { call: error.call, code: error.code.to_string() };
         self.0.nvml_errors.get_or_create(&labels).inc();
+    }
+
+    /// A GPU has told of something. A number that NVIDIA has not given yet is one of many.
+    pub fn gpu_event(&self, event: &GpuEvent) {
+        /// Above all that there are.
+        const MOST: u64 = 1000;
+        let (kind, code) = match event.kind {
+            EventKind::Xid(number) if number < MOST => (GpuEventKind::Xid, number.to_string()),
+            EventKind::Xid(_) => (GpuEventKind::Xid, "other".to_owned()),
+            EventKind::SingleBitEcc => (GpuEventKind::SingleBitEcc, String::new()),
+            EventKind::DoubleBitEcc => (GpuEventKind::DoubleBitEcc, String::new()),
+        };
+        let labels = GpuEventLabels { gpu: event.gpu.clone(), event: kind, code };
+        self.0.gpu_events.get_or_create(&labels).inc();
+    }
+
+    /// Events of GPUs could not be waited for.
+    pub fn event_gap(&self) {
+        self.0.event_gaps.inc();
     }
 
     fn note_call(&self, method: Method, reason: Reason, took: Duration) {

@@ -110,7 +110,9 @@ impl From<&ReadError> for Reason {
 impl From<&PlanError> for Reason {
     fn from(error: &PlanError) -> Self {
         match error {
-            PlanError::UnknownDevice { .. } | PlanError::OtherPool { .. } => Self::UnknownDevice,
+            PlanError::UnknownDevice { .. }
+            | PlanError::UnknownInstance { .. }
+            | PlanError::OtherPool { .. } => Self::UnknownDevice,
             PlanError::Held(_) => Self::Held,
         }
     }
@@ -120,7 +122,9 @@ impl From<&MigError> for Reason {
     fn from(error: &MigError) -> Self {
         match error {
             MigError::ModeNotSwitched { .. } | MigError::NeedsReset { .. } => Self::MigMode,
-            MigError::StillCut { .. } | MigError::Occupied { .. } => Self::Occupied,
+            MigError::StillCut { .. } | MigError::Occupied { .. } | MigError::NotAsGiven { .. } => {
+                Self::Occupied
+            }
             MigError::InUse { .. } => Self::InUse,
             MigError::Store(_) => Self::State,
             MigError::Nvml(_) => Self::Nvml,

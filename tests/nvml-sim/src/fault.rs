@@ -17,6 +17,9 @@ pub struct Config {
     pub unprivileged: bool,
     /// GPU instance ids of one size run from the right, as on some boards.
     pub permuted_gi_ids: bool,
+    /// A GPU whose events somebody listens to is in use: its MIG mode cannot be switched, and no instance of it destroyed,
+    /// until the event set is freed. No document says so of any driver; a program that copes with it need not know.
+    pub events_hold_gpus: bool,
     /// Write each call to `calls.jsonl`.
     pub log_calls: bool,
     /// Time that a call takes before its effect, milliseconds, by the name of the call. Calls with a latency
@@ -30,6 +33,7 @@ impl Default for Config {
             driver_loaded: true,
             unprivileged: false,
             permuted_gi_ids: false,
+            events_hold_gpus: false,
             log_calls: false,
             latency_ms: BTreeMap::new(),
         }

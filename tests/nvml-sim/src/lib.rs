@@ -39,7 +39,8 @@ pub use abi::exported_functions;
 pub use code::{Answer, Code};
 pub use fault::{Action, CRASH_STATUS, Config, Fault, HARDWARE_LATENCY_MS};
 pub use machine::{
-    ComputeInstance, EVENT_MIG_CONFIG_CHANGE, EVENT_XID, Event, Gpu, GpuInstance, Holder, Machine, Process,
+    ComputeInstance, EVENT_DOUBLE_BIT_ECC, EVENT_MIG_CONFIG_CHANGE, EVENT_SINGLE_BIT_ECC, EVENT_XID, Event,
+    Gpu, GpuInstance, Holder, Machine, Process,
 };
 pub use model::{Evidence, Model, ModelData, Profile, Row, parse_gpus};
 pub use node::{Call, Planted, SimNode};

@@ -142,6 +142,10 @@ pub struct Event {
     pub compute_instance: Option<u32>,
 }
 
+/// `nvmlEventTypeSingleBitEccError`.
+pub const EVENT_SINGLE_BIT_ECC: u64 = 0x1;
+/// `nvmlEventTypeDoubleBitEccError`.
+pub const EVENT_DOUBLE_BIT_ECC: u64 = 0x2;
 /// `nvmlEventTypeXidCriticalError`.
 pub const EVENT_XID: u64 = 0x8;
 /// `nvmlEventMigConfigChange`.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::code::Code;
 use crate::fault::{Config, Fault};
 use crate::host;
-use crate::machine::{EVENT_XID, Gpu, Holder, Machine, Process};
+use crate::machine::{EVENT_DOUBLE_BIT_ECC, EVENT_SINGLE_BIT_ECC, EVENT_XID, Gpu, Holder, Machine, Process};
 use crate::mig;
 use crate::model::{Model, Profile};
 use crate::snapshot::{self, Snapshot};
@@ -132,12 +132,30 @@ impl SimNode {
         })
     }
 
-    /// The GPU falls off the bus: XID 79, then GPU_IS_LOST from every call until a reboot.
+    /// Posts an ECC error, which was corrected (`double` false) or not, attributed to an instance or not.
+    pub fn post_ecc(&self, gpu: usize, double: bool, gi: Option<u32>, ci: Option<u32>) -> io::Result<()> {
+        self.change(|machine, _| {
+            machine.gpu(gpu)?;
+            machine.post(gpu, if double { EVENT_DOUBLE_BIT_ECC } else { EVENT_SINGLE_BIT_ECC }, 0, gi, ci);
+            Ok(())
+        })
+    }
+
+    /// The GPU falls off the bus: XID 79, then GPU_IS_LOST from every call until [`Self::recover_gpu`] or a reboot.
     pub fn lose_gpu(&self, gpu: usize) -> io::Result<()> {
         self.change(|machine, _| {
             machine.gpu_mut(gpu)?.lost = true;
             machine.post(gpu, EVENT_XID, XID_OFF_THE_BUS, None, None);
             Ok(())
+        })
+    }
+
+    /// A lost GPU answers again, after the reset that brought it back: nothing is left of its partitions.
+    pub fn recover_gpu(&self, gpu: usize) -> io::Result<()> {
+        self.on_gpu(gpu, |gpu| {
+            gpu.lost = false;
+            gpu.processes.clear();
+            gpu.reset();
         })
     }
 

@@ -40,7 +40,7 @@ struct Content {
 /// Generation number from the lock file (each writer here increments it), and inode, size and time of each
 /// file (for those who edit by hand).
 #[derive(Clone, Debug, PartialEq)]
-struct Stamp(u64, [Option<(u64, u64, i64, i64)>; 3]);
+pub(crate) struct Stamp(u64, [Option<(u64, u64, i64, i64)>; 3]);
 
 const MACHINE: &str = "machine.json";
 const CONFIG: &str = "config.json";
@@ -106,7 +106,8 @@ impl Store {
         Ok(Content { stamp, machine, config, faults })
     }
 
-    fn stamp(&self) -> io::Result<Stamp> {
+    /// How the files look now; another stamp says that somebody has changed something.
+    pub(crate) fn stamp(&self) -> io::Result<Stamp> {
         let dir = self.dir();
         let look = |name| {
             let found = fs::metadata(dir.join(name)).ok();

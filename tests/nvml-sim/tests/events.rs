@@ -10,6 +10,8 @@ use nvml_wrapper_sys::bindings::{nvmlEventData_t, nvmlEventSet_t, nvmlFieldValue
 
 const XID: u64 = 0x8;
 const MIG_CONFIG: u64 = 0x100;
+const SINGLE_BIT_ECC: u64 = 0x1;
+const DOUBLE_BIT_ECC: u64 = 0x2;
 const NONE: u32 = u32::MAX;
 
 fn event_set(client: &Client, gpus: &[u32], types: u64) -> nvmlEventSet_t {
@@ -96,6 +98,41 @@ fn a_lost_gpu_posts_an_xid_and_then_answers_nothing() {
     assert!(client.uuid(client.gpu(1)).is_ok());
     bench.node.reboot().unwrap();
     assert!(client.uuid(device).is_ok());
+}
+
+#[test]
+fn ecc_errors_are_events_of_their_own() {
+    let bench = Bench::new("H100-80GB");
+    let client = bench.client();
+    let set = event_set(&client, &[0], XID | SINGLE_BIT_ECC | DOUBLE_BIT_ECC);
+    bench.node.post_ecc(0, false, None, None).unwrap();
+    bench.node.post_ecc(0, true, Some(3), Some(0)).unwrap();
+    assert_eq!(wait(&client, set).unwrap().eventType, SINGLE_BIT_ECC);
+    let double = wait(&client, set).unwrap();
+    assert_eq!((double.eventType, double.gpuInstanceId, double.computeInstanceId), (DOUBLE_BIT_ECC, 3, 0));
+}
+
+#[test]
+fn a_lost_gpu_that_recovers_has_nothing_left_of_its_partitions() {
+    let (bench, client) = Bench::with_mig("H100-80GB");
+    client.create(0, ONE).unwrap();
+    let device = client.gpu(0);
+    bench.node.lose_gpu(0).unwrap();
+    assert_eq!(client.uuid(device), Err(GPU_IS_LOST));
+    bench.node.recover_gpu(0).unwrap();
+    assert!(client.uuid(client.gpu(0)).is_ok());
+    assert!(bench.node.snapshot().unwrap().gpus[0].gpu_instances.is_empty());
+}
+
+#[test]
+fn a_gpu_that_is_listened_to_may_count_as_in_use() {
+    let (bench, client) = Bench::with_mig("H100-80GB");
+    bench.node.configure(|it| it.events_hold_gpus = true).unwrap();
+    let gi = client.create(0, ONE).unwrap();
+    let set = event_set(&client, &[0], XID);
+    assert_eq!(c!(client, nvmlGpuInstanceDestroy(gi)), IN_USE);
+    assert_eq!(c!(client, nvmlEventSetFree(set)), SUCCESS);
+    assert_eq!(c!(client, nvmlGpuInstanceDestroy(gi)), SUCCESS);
 }
 
 #[test]

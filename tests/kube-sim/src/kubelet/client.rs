@@ -209,6 +209,11 @@ impl Plugin {
         Ok(Self { name, endpoint, supported_versions, version, channel })
     }
 
+    /// The connection, for the driver's other services.
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// The same driver spoken to in another version, as an older kubelet would.
     #[must_use]
     pub fn speaking(mut self, version: Version) -> Self {

@@ -4,6 +4,7 @@
 mod authority;
 mod cdi;
 mod client;
+mod health;
 mod node;
 mod pb;
 mod pod;
@@ -14,5 +15,6 @@ pub use cdi::{CdiDevice, find as find_cdi_device};
 pub use client::{
     Claim, KubeletClient, KubeletError, Plugin, PrepareAnswer, PreparedDevice, UnprepareAnswer, Version,
 };
+pub use health::{DeviceHealth, Health, HealthStream};
 pub use node::{ContainerDevice, Counts, Kubelet, KubeletOptions, PreparedClaim};
 pub use probe::HealthProbe;

@@ -12,6 +12,18 @@ pub(super) mod v1beta1 {
     tonic::include_proto!("k8s.io.kubelet.pkg.apis.dra.v1beta1");
 }
 
+/// `dra-health/v1`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
+pub(super) mod health_v1 {
+    tonic::include_proto!("v1");
+}
+
+/// `dra-health/v1alpha1`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
+pub(super) mod health_v1alpha1 {
+    tonic::include_proto!("v1alpha1");
+}
+
 /// `grpc.health.v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
 pub(super) mod health {

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::types::{EventData, EventDataV1, Handle, Kind, Out};
 use super::usage::NO_INSTANCE;
-use super::{broken, guarded, library, nvml, perform};
+use super::{broken, guarded, library, nvml, perform_logged};
 use crate::code::{Answer, Code};
-use crate::machine::{EVENT_MIG_CONFIG_CHANGE, EVENT_XID, Event, Machine};
+use crate::machine::{
+    EVENT_DOUBLE_BIT_ECC, EVENT_MIG_CONFIG_CHANGE, EVENT_SINGLE_BIT_ECC, EVENT_XID, Event, Machine,
+};
 use crate::store::Store;
 
 /// What an event set waits for.
@@ -31,14 +33,32 @@ fn sets() -> MutexGuard<'static, (u32, BTreeMap<u32, EventSet>)> {
 pub(super) const OWN: &[&str] = &["nvmlEventSetWait", "nvmlEventSetWait_v2"];
 
 /// ECC single and double bit, P-state, XID, clock, power source, MIG configuration change.
-const SUPPORTED: u64 = 0x1 | 0x2 | 0x4 | EVENT_XID | 0x10 | 0x80 | EVENT_MIG_CONFIG_CHANGE;
+const SUPPORTED: u64 =
+    EVENT_SINGLE_BIT_ECC | EVENT_DOUBLE_BIT_ECC | 0x4 | EVENT_XID | 0x10 | 0x80 | EVENT_MIG_CONFIG_CHANGE;
 /// How often a waiting program looks at the node.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Waits for the next event. The node is locked only to look at it.
+/// Whether one of this program's event sets listens to the GPU.
+pub(super) fn is_listened_to(gpu: usize) -> bool {
+    sets().1.values().any(|set| set.wanted.contains_key(&gpu))
+}
+
+/// Waits for the next event. The node is locked only to look at it, and that only after it has changed: a program that
+/// listens all the time must not slow the others down.
 fn wait(store: &Store, set: Handle, timeout_ms: u32) -> Answer<EventData> {
     let deadline = Instant::now() + Duration::from_millis(timeout_ms.into());
+    let mut seen = None;
     loop {
+        let now = store.stamp().map_err(|error| broken(&error))?;
+        if seen.as_ref() == Some(&now) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Code::TIMEOUT);
+            }
+            std::thread::sleep(left.min(POLL));
+            continue;
+        }
+        seen = Some(now);
         let session = store.session().map_err(|error| broken(&error))?;
         let event = next_event(session.machine(), set);
         session.finish().map_err(|error| broken(&error))?;
@@ -51,11 +71,6 @@ fn wait(store: &Store, set: Handle, timeout_ms: u32) -> Answer<EventData> {
                 compute_instance: event.compute_instance.unwrap_or(NO_INSTANCE),
             });
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Code::TIMEOUT);
-        }
-        std::thread::sleep(left.min(POLL));
     }
 }
 
@@ -77,10 +92,10 @@ fn next_event(machine: &Machine, set: Handle) -> Answer<Option<Event>> {
 }
 
 /// Faults and the log apply before the wait, so that the log shows the call's beginning and not the time it
-/// waited.
+/// waited. Only a wait that a fault strikes is logged: a program that listens does nothing else all day.
 fn waited(name: &str, set: Handle, timeout_ms: u32) -> Answer<EventData> {
     let store = library::initialised()?;
-    perform(store, name, None, |_| Ok(()))?;
+    perform_logged(store, name, None, |answer| answer.is_err(), |_| Ok(()))?;
     wait(store, set, timeout_ms)
 }
 

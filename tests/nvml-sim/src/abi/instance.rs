@@ -1,7 +1,7 @@
 //! Compute instances.
 
 use super::nvml;
-use super::partition::root_only;
+use super::partition::{is_held_by_events, root_only};
 use super::types::{
     CiInfo, CiInfoV1, CiProfileV1, CiProfileV2, CiProfileV3, Handle, Kind, Out, Placement, list, name,
     version,
@@ -136,6 +136,9 @@ nvml! {
         root_only(s)?;
         let (index, gi, ci) = instance.compute_instance(s.machine())?;
         let (gi, ci) = (gi.id, ci.id);
+        if is_held_by_events(s, index) {
+            return Err(Code::IN_USE);
+        }
         let machine = s.machine_mut();
         mig::destroy_compute_instance(machine.gpu_mut(index)?, gi, ci)?;
         machine.post(index, EVENT_MIG_CONFIG_CHANGE, 0, Some(gi), Some(ci));

@@ -85,6 +85,17 @@ fn perform(
     gpu: Option<usize>,
     body: impl FnOnce(&mut Session<'_>) -> Answer<()>,
 ) -> Answer<()> {
+    perform_logged(store, name, gpu, |_| true, body)
+}
+
+/// The same, logged only where the answer is worth it.
+fn perform_logged(
+    store: &Store,
+    name: &str,
+    gpu: Option<usize>,
+    is_logged: impl FnOnce(&Answer<()>) -> bool,
+    body: impl FnOnce(&mut Session<'_>) -> Answer<()>,
+) -> Answer<()> {
     let (began, clock) = (SystemTime::now(), Instant::now());
     let mut session = store.session().map_err(|error| broken(&error))?;
     let plan = session.plan(name, gpu);
@@ -117,7 +128,7 @@ fn perform(
         (Ok(()), Some(code)) => Err(code),
         (answer, _) => answer,
     };
-    if log {
+    if log && is_logged(&answer) {
         let code = answer.err().unwrap_or(Code::SUCCESS).0;
         let since = began.duration_since(UNIX_EPOCH).unwrap_or_default();
         let (began_us, took_us) = (micros(since), micros(clock.elapsed()));

@@ -1,9 +1,9 @@
 //! MIG mode, GPU instances, and the MIG devices that they make.
 
-use super::nvml;
 use super::types::{
     GiInfo, GiProfileV1, GiProfileV2, GiProfileV3, Handle, Kind, Out, Placement, list, name, version,
 };
+use super::{event, nvml};
 use crate::code::{Answer, Code};
 use crate::machine::{EVENT_MIG_CONFIG_CHANGE, Gpu};
 use crate::mig;
@@ -13,6 +13,11 @@ use crate::store::Session;
 /// What only root may do.
 pub(super) fn root_only(session: &Session<'_>) -> Answer<()> {
     if session.config().unprivileged { Err(Code::NO_PERMISSION) } else { Ok(()) }
+}
+
+/// Whether a listener to the GPU's events counts as a user of the GPU on this node, and there is one.
+pub(super) fn is_held_by_events(session: &Session<'_>, gpu: usize) -> bool {
+    session.config().events_hold_gpus && event::is_listened_to(gpu)
 }
 
 /// `NVML_GPU_INSTANCE_PROFILE_CAPS_P2P`; no listing of a real GPU has it.
@@ -139,6 +144,9 @@ nvml! {
             return Err(Code::INVALID_ARGUMENT);
         }
         root_only(s)?;
+        if is_held_by_events(s, index) {
+            return activation.set(Code::IN_USE);
+        }
         activation.set(mig::set_mode(s.machine_mut().gpu_mut(index)?, mode == 1)?)
     }
 
@@ -207,6 +215,9 @@ nvml! {
         root_only(s)?;
         let (index, found) = instance.gpu_instance(s.machine())?;
         let id = found.id;
+        if is_held_by_events(s, index) {
+            return Err(Code::IN_USE);
+        }
         let machine = s.machine_mut();
         mig::destroy_gpu_instance(machine.gpu_mut(index)?, id)?;
         machine.post(index, EVENT_MIG_CONFIG_CHANGE, 0, Some(id), None);

@@ -16,7 +16,9 @@ nvml-sim plant DIR GPU PROFILE START   an instance that a foreign program made
 nvml-sim process DIR GPU PID [GI [CI]] a running process;      nvml-sim kill DIR GPU PID
 nvml-sim hold DIR GPU CLIENT [GI]      a foreign open handle;  nvml-sim release DIR GPU CLIENT
 nvml-sim xid DIR GPU XID [GI [CI]]     an XID event
-nvml-sim lose DIR GPU                  the GPU falls off the bus
+nvml-sim ecc DIR GPU single|double [GI [CI]]
+                                       an ECC error, corrected or not
+nvml-sim lose DIR GPU                  the GPU falls off the bus;  nvml-sim recover DIR GPU
 nvml-sim reset DIR GPU                 a GPU reset
 nvml-sim reboot DIR                    a power cycle
 nvml-sim fault DIR JSON                a fault:
@@ -70,6 +72,11 @@ fn run(words: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
             let (gi, ci) = instance(place)?;
             open(dir)?.post_xid(gpu.parse()?, xid.parse()?, gi, ci)?;
         }
+        ["ecc", dir, gpu, kind @ ("single" | "double"), place @ ..] => {
+            let (gi, ci) = instance(place)?;
+            open(dir)?.post_ecc(gpu.parse()?, *kind == "double", gi, ci)?;
+        }
+        ["recover", dir, gpu] => open(dir)?.recover_gpu(gpu.parse()?)?,
         ["lose", dir, gpu] => open(dir)?.lose_gpu(gpu.parse()?)?,
         ["reset", dir, gpu] => open(dir)?.reset_gpu(gpu.parse()?)?,
         ["reboot", dir] => open(dir)?.reboot()?,

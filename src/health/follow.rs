@@ -1,0 +1,222 @@
+//! Listens: what the thread of the GPUs' events hears goes to the state, and what changes is told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use super::{Cause, Change, Condition, Holder, Keeper, Owner, Report, Verdict, changes, owner};
+use crate::api::{EventReason, Events};
+use crate::checkpoint::Checkpoint;
+use crate::hardware::NodeState;
+use crate::nvml::{EventKind, GpuEvent, Heard, is_unsupported};
+use crate::telemetry::metrics::Metrics;
+
+/// How often the clock is looked at: a gap is told of that much later.
+const PERIOD: Duration = Duration::from_secs(5);
+/// The same event of the same instance is told once in this time; all of them count.
+const TOLD: Duration = Duration::from_secs(60);
+/// Most events that are remembered as told.
+const MOST_TOLD: usize = 64;
+
+/// The part of the driver that follows the health of GPUs.
+#[derive(Debug)]
+pub struct Follower {
+    /// What the thread hears.
+    pub heard: mpsc::Receiver<Heard>,
+    /// The hardware that is open.
+    pub node: watch::Receiver<NodeState>,
+    /// The state.
+    pub keeper: Keeper,
+    /// What claims have.
+    pub checkpoint: Checkpoint,
+    /// The present boot of the node.
+    pub boot_id: String,
+    /// Where people are told.
+    pub events: Events,
+    /// Where what is heard is counted.
+    pub metrics: Metrics,
+    /// Told when the hardware should be looked at at once.
+    pub surprised: Arc<Notify>,
+}
+
+type ToldOf = BTreeMap<(String, Option<u32>, EventKind), Instant>;
+
+impl Follower {
+    /// Runs until the sender of the node's state is gone.
+    pub async fn run(mut self) {
+        let mut reports = self.keeper.reports();
+        let mut seen = Arc::new(Report::default());
+        let mut told = ToldOf::new();
+        let mut clock = interval(PERIOD);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let now = Arc::clone(&reports.borrow_and_update());
+            for change in changes(&seen, &now) {
+                self.tell(&change);
+            }
+            seen = now;
+            tokio::select! {
+                Some(heard) = self.heard.recv() => self.hear(heard, &mut told),
+                changed = reports.changed() => if changed.is_err() { return },
+                changed = self.node.changed() => if changed.is_err() { return },
+                _ = clock.tick() => self.tick(),
+            }
+        }
+    }
+
+    fn tick(&self) {
+        let can_hear = self.node.borrow().hardware.as_ref().map_or(true, |it| it.can_hear());
+        self.keeper.change(|machine, at, _| {
+            if !can_hear {
+                machine.deaf(at);
+            }
+        });
+    }
+
+    fn hear(&self, heard: Heard, told: &mut ToldOf) {
+        match heard {
+            Heard::Event(event) => self.happened(&event, told),
+            Heard::Listening(listening) => {
+                // Where it cannot be listened to, it may have gone.
+                if listening.values().filter_map(|it| it.as_ref().err()).any(|it| !is_unsupported(it)) {
+                    self.metrics.event_gap();
+                    self.surprised.notify_one();
+                }
+                self.keeper.change(|machine, at, _| machine.listening(&listening, at));
+            }
+        }
+    }
+
+    fn happened(&self, event: &GpuEvent, told: &mut ToldOf) {
+        let records = self.checkpoint.records().unwrap_or_else(|error| {
+            warn!(%error, "cannot tell whose instance an event is about");
+            Vec::new()
+        });
+        self.metrics.gpu_event(event);
+        let owner = owner(event, &records, &self.boot_id);
+        let verdict = self.keeper.change(|machine, _, now| machine.event(event, &owner, now));
+        if is_told(told, event, Instant::now()) {
+            return;
+        }
+        let (uuid, gi, kind) = (&event.gpu, event.gpu_instance, describe(event.kind));
+        match (&owner, verdict) {
+            (Owner::Claim(holder), verdict) => {
+                let claim = &holder.claim;
+                if verdict == Verdict::Harmless {
+                    info!(uuid, gi, %claim, kind, "event of a GPU, by what a claim's pod does");
+                } else {
+                    warn!(uuid, gi, %claim, kind, ?verdict, "event of a GPU, on what a claim has");
+                }
+                self.tell_claim(holder, event, verdict);
+            }
+            (_, Verdict::Harmless) => info!(uuid, gi, kind, "event of a GPU that harms nothing"),
+            _ => warn!(uuid, gi, kind, ?verdict, "event of a GPU"),
+        }
+        // A GPU that has fallen off the bus is noticed by looking.
+        if verdict == Verdict::Gpu {
+            self.surprised.notify_one();
+        }
+    }
+
+    fn tell_claim(&self, holder: &Holder, event: &GpuEvent, verdict: Verdict) {
+        if event.kind == EventKind::SingleBitEcc {
+            return;
+        }
+        let (device, kind, uuid) = (&holder.device, describe(event.kind), &event.gpu);
+        if verdict == Verdict::Harmless {
+            let note = format!(
+                "{kind} on device {device} of GPU {uuid}: an error of the program that runs there, as a rule. The device goes on \
+                 as it was."
+            );
+            self.events.tell_claim(EventReason::DeviceError, &holder.claim, note);
+            return;
+        }
+        let note = format!(
+            "{kind} on device {device} of GPU {uuid}: the device is unhealthy. What runs there should be started anew, with \
+             another device."
+        );
+        self.events.tell_claim(EventReason::DeviceUnhealthy, &holder.claim, note);
+    }
+
+    fn tell(&self, change: &Change) {
+        let Change { gpu, before, now } = change;
+        let (reason, note) = match now {
+            Condition::Sick(sickness) => (
+                EventReason::GpuUnhealthy,
+                format!(
+                    "GPU {gpu} is unhealthy: {}. Nobody else is given a part of it; what claims have of it stays. It counts as \
+                     healthy again after a reboot of the node or a reload of the NVIDIA driver, or when {} is removed.",
+                    sickness.cause,
+                    self.keeper.path().display()
+                ),
+            ),
+            Condition::Lost { reason, .. } => (
+                EventReason::GpuLost,
+                format!(
+                    "GPU {gpu} does not answer: {reason}. Nobody else is given a part of it until it answers again; it needs a \
+                     reset, or the node a reboot."
+                ),
+            ),
+            Condition::Unmonitored { is_for_good: true, .. } => return,
+            Condition::Unmonitored { reason, .. } => (
+                EventReason::GpuUnmonitored,
+                format!("What happens to GPU {gpu} is not noticed at the moment: {reason}."),
+            ),
+            Condition::Healthy if matches!(before, Condition::Unmonitored { is_for_good: true, .. }) => {
+                return;
+            }
+            Condition::Healthy => (
+                EventReason::GpuRecovered,
+                format!("GPU {gpu} is well again; before it was {}.", before.text()),
+            ),
+        };
+        if now.is_bad() {
+            warn!(uuid = gpu, condition = now.text(), "GPU");
+        } else {
+            info!(uuid = gpu, condition = now.text(), before = before.text(), "GPU");
+        }
+        self.events.tell(reason, note);
+    }
+}
+
+/// Notes an event, and answers whether it was told a moment ago. Where there are too many to remember, the rest counts as told.
+fn is_told(told: &mut ToldOf, event: &GpuEvent, now: Instant) -> bool {
+    told.retain(|_, at| now.saturating_duration_since(*at) < TOLD);
+    let key = (event.gpu.clone(), event.gpu_instance, event.kind);
+    if told.contains_key(&key) || MOST_TOLD <= told.len() {
+        return true;
+    }
+    told.insert(key, now);
+    false
+}
+
+fn describe(kind: EventKind) -> String {
+    match kind {
+        EventKind::Xid(number) => Cause::Xid(number).to_string(),
+        EventKind::DoubleBitEcc => Cause::DoubleBitEcc.to_string(),
+        EventKind::SingleBitEcc => "an ECC error that was corrected".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::owner::fixture::xid;
+    use super::*;
+
+    #[test]
+    fn a_storm_is_told_once_in_a_while_and_is_forgotten() {
+        let (mut told, start) = (ToldOf::new(), Instant::now());
+        assert!(!is_told(&mut told, &xid("GPU-0", 48, None), start));
+        assert!(is_told(&mut told, &xid("GPU-0", 48, None), start));
+        assert!(!is_told(&mut told, &xid("GPU-0", 48, Some(1)), start));
+        assert!(!is_told(&mut told, &xid("GPU-0", 48, None), start + TOLD));
+        for number in 100..400 {
+            is_told(&mut told, &xid("GPU-0", number, None), start + TOLD);
+        }
+        assert!(told.len() <= MOST_TOLD);
+    }
+}

@@ -1,0 +1,224 @@
+//! The one state of the process, and its memory on disk.
+//!
+//! The file says what is sick, and exists only while something is. An operator who knows better removes it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{IgnoredXids, Machine, Report, SickInstance, Sickness};
+
+/// Far above what a node with 32 GPUs needs.
+const MAX_SIZE: u64 = 1 << 20;
+
+/// Keeps what is known of health; clones share it.
+#[derive(Debug, Clone)]
+pub struct Keeper(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    report: watch::Sender<Arc<Report>>,
+    boot_id: String,
+    path: PathBuf,
+}
+
+#[derive(Debug)]
+struct State {
+    machine: Machine,
+    /// What the file says; nothing where there is none, or it could not be written.
+    written: Option<Content>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Content {
+    version: u32,
+    boot_id: String,
+    gpus: BTreeMap<String, Sickness>,
+    instances: Vec<SickInstance>,
+}
+
+impl Keeper {
+    /// Begins with what the file remembers of this boot.
+    #[must_use]
+    pub fn new(path: PathBuf, boot_id: &str, ignored: IgnoredXids) -> Self {
+        let written = read(&path).filter(|it| it.boot_id == boot_id);
+        let known = written.clone();
+        if let Some(content) = &known {
+            let (gpus, instances) = (content.gpus.len(), content.instances.len());
+            info!(path = %path.display(), gpus, instances, "sick since before the start; remove the file if they are not");
+        }
+        let (gpus, instances) = known.map(|it| (it.gpus, it.instances)).unwrap_or_default();
+        let machine = Machine::new(ignored, gpus, instances);
+        let report = watch::channel(Arc::new(machine.report(Instant::now()))).0;
+        let state = Mutex::new(State { machine, written });
+        Self(Arc::new(Shared { state, report, boot_id: boot_id.to_owned(), path }))
+    }
+
+    /// Lets something happen to the state, at this time, which is also given in seconds since the epoch. What follows is
+    /// written down and reported.
+    pub fn change<T>(&self, change: impl FnOnce(&mut Machine, Instant, u64) -> T) -> T {
+        let at = Instant::now();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |it| it.as_secs());
+        let mut state = self.state();
+        let result = change(&mut state.machine, at, now);
+        self.remember(&mut state);
+        let report = state.machine.report(at);
+        self.0.report.send_if_modified(|it| {
+            let is_new = **it != report;
+            if is_new {
+                *it = Arc::new(report);
+            }
+            is_new
+        });
+        result
+    }
+
+    /// Forgets what is sick if an operator has removed the file.
+    pub fn obey(&self) {
+        let is_removed = {
+            let mut state = self.state();
+            let is_removed = state.written.is_some() && matches!(self.0.path.try_exists(), Ok(false));
+            if is_removed {
+                state.written = None;
+            }
+            is_removed
+        };
+        if is_removed {
+            info!(path = %self.0.path.display(), "removed by an operator: GPUs count as healthy again");
+            self.change(|machine, _, _| machine.forget());
+        }
+    }
+
+    /// How everything is.
+    #[must_use]
+    pub fn report(&self) -> Arc<Report> {
+        Arc::clone(&self.0.report.borrow())
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Follows the reports.
+    #[must_use]
+    pub fn reports(&self) -> watch::Receiver<Arc<Report>> {
+        self.0.report.subscribe()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings the file to what is sick now. A failure is logged; it only matters if the process ends before the GPU is mended.
+    fn remember(&self, state: &mut State) {
+        let (gpus, instances) = state.machine.sick();
+        let is_sick = !gpus.is_empty() || !instances.is_empty();
+        let (boot_id, instances) = (self.0.boot_id.clone(), instances.to_vec());
+        let wanted = is_sick.then_some(Content { version: 1, boot_id, gpus, instances });
+        if state.written == wanted {
+            return;
+        }
+        let path = &self.0.path;
+        let write = || match &wanted {
+            Some(content) => {
+                let next = path.with_extension("json.tmp");
+                fs::write(&next, serde_json::to_vec_pretty(content)?)?;
+                fs::rename(&next, path)
+            }
+            None => fs::remove_file(path).or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            }),
+        };
+        match write() {
+            Ok(()) => state.written = wanted,
+            Err(error) => {
+                warn!(path = %path.display(), %error, "what is sick cannot be noted");
+                state.written = None;
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> Option<Content> {
+    let read = || -> io::Result<Content> {
+        let mut bytes = Vec::new();
+        fs::File::open(path)?.take(MAX_SIZE).read_to_end(&mut bytes)?;
+        Ok(serde_json::from_slice(&bytes)?)
+    };
+    match read() {
+        Ok(content) if content.version == 1 => Some(content),
+        Ok(content) => {
+            warn!(path = %path.display(), version = content.version, "what was sick is noted in another version");
+            None
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            warn!(path = %path.display(), %error, "what was sick cannot be read");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::owner::fixture::{record, xid};
+    use super::super::{Condition, owner};
+    use super::*;
+
+    fn keeper(directory: &tempfile::TempDir, boot_id: &str) -> Keeper {
+        Keeper::new(directory.path().join("health.json"), boot_id, IgnoredXids::default())
+    }
+
+    fn suffer(keeper: &Keeper, number: u64, gpu_instance: Option<u32>) {
+        let (event, records) = (xid("GPU-0", number, gpu_instance), [record("a", "GPU-0", Some(7))]);
+        keeper.change(|machine, _, now| machine.event(&event, &owner(&event, &records, "boot"), now));
+    }
+
+    #[test]
+    fn what_is_sick_outlives_the_process_and_not_the_boot() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = keeper(&directory, "boot");
+        assert!(!first.0.path.exists());
+        suffer(&first, 48, None);
+        suffer(&first, 94, Some(7));
+        assert_eq!(keeper(&directory, "boot").report(), first.report());
+        assert!(first.report().gpu("GPU-0").is_bad() && first.report().instances.len() == 1);
+        assert_eq!(*keeper(&directory, "later").report(), Report::default());
+    }
+
+    #[test]
+    fn an_operator_who_removes_the_file_makes_everything_well() {
+        let directory = tempfile::tempdir().unwrap();
+        let keeper = keeper(&directory, "boot");
+        keeper.obey();
+        suffer(&keeper, 48, None);
+        keeper.obey();
+        assert!(keeper.report().gpu("GPU-0").is_bad());
+        fs::remove_file(&keeper.0.path).unwrap();
+        keeper.obey();
+        assert_eq!(*keeper.report().gpu("GPU-0"), Condition::Healthy);
+    }
+
+    #[test]
+    fn the_file_goes_with_the_last_sickness_and_rubbish_in_it_is_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = keeper(&directory, "boot");
+        suffer(&first, 48, None);
+        first.change(|machine, _, _| machine.forget());
+        assert!(!first.0.path.exists());
+        fs::write(&first.0.path, b"{").unwrap();
+        assert_eq!(*keeper(&directory, "boot").report(), Report::default());
+    }
+}

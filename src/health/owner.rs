@@ -1,0 +1,138 @@
+//! Whose instance an event is about: from the ids that NVML tells to the claim. Pure.
+
+use std::sync::Arc;
+
+use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
+use crate::claim::ClaimRef;
+use crate::nvml::GpuEvent;
+
+/// Who is concerned by an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// The GPU as a whole, nobody in particular.
+    Gpu,
+    /// A claim, by one of its devices.
+    Claim(Holder),
+    /// An instance that no claim of this driver has.
+    Foreign,
+}
+
+/// A device that a claim holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The claim.
+    pub claim: ClaimRef,
+    /// Its device.
+    pub device: String,
+    /// GPU instance id and UUID of the MIG device; `None` where the claim holds the whole GPU.
+    pub instance: Option<(u32, String)>,
+}
+
+/// Finds out whom an event concerns. A GPU that a claim holds as a whole is that claim's, whatever happens on it. An
+/// instance is known by its GPU instance: this driver makes one compute instance in each.
+#[must_use]
+pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str) -> Owner {
+    let of_this_boot = records.iter().filter(|it| it.boot_id == boot_id);
+    let devices = of_this_boot.flat_map(|record| record.devices.iter().map(move |it| (record, it)));
+    let on_this_gpu = devices.filter(|(_, it)| it.parent_uuid == event.gpu);
+    let held = |(record, device): (&Arc<Record>, &RecordedDevice)| {
+        let instance = match (&device.kind, event.gpu_instance) {
+            (RecordedKind::Gpu, _) => None,
+            (RecordedKind::Mig { progress: Progress::Complete { gpu_instance, uuid, .. }, .. }, Some(id))
+                if *gpu_instance == id =>
+            {
+                Some((id, uuid.clone()))
+            }
+            // Nobody knows which of its users it was.
+            (RecordedKind::Share { .. }, _) => return None,
+            (RecordedKind::Mig { .. } | RecordedKind::Adopted(_), _) => return None,
+        };
+        Some(Holder { claim: record.claim.clone(), device: device.name.clone(), instance })
+    };
+    match (on_this_gpu.filter_map(held).next(), event.gpu_instance) {
+        (Some(holder), _) => Owner::Claim(holder),
+        (None, Some(_)) => Owner::Foreign,
+        (None, None) => Owner::Gpu,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod fixture {
+    use super::*;
+    use crate::checkpoint::{Stage, VERSION};
+    use crate::inventory::MigSpec;
+    use crate::nvml::EventKind;
+    use crate::nvml::facts::Placement;
+
+    /// A claim of this boot that holds an instance of the GPU, or all of it.
+    pub(in super::super) fn record(name: &str, gpu: &str, instance: Option<u32>) -> Arc<Record> {
+        let kind = instance.map_or(RecordedKind::Gpu, |gpu_instance| RecordedKind::Mig {
+            spec: MigSpec {
+                profile: "1g.10gb".to_owned(),
+                profile_id: 19,
+                slices: 1,
+                placement: Placement { start: 0, size: 1 },
+            },
+            progress: Progress::Complete { gpu_instance, compute_instance: 0, uuid: format!("MIG-{name}") },
+        });
+        let claim = ClaimRef::new("team".to_owned(), name.to_owned(), format!("uid-{name}")).unwrap();
+        Arc::new(Record {
+            version: VERSION,
+            boot_id: "boot".to_owned(),
+            claim,
+            devices: vec![RecordedDevice {
+                name: format!("device-of-{name}"),
+                pool: "pool".to_owned(),
+                requests: Vec::new(),
+                parent_uuid: gpu.to_owned(),
+                kind,
+                unknown: serde_json::Map::new(),
+            }],
+            stage: Stage::Prepared,
+            unknown: serde_json::Map::new(),
+        })
+    }
+
+    pub(in super::super) fn xid(gpu: &str, number: u64, gpu_instance: Option<u32>) -> GpuEvent {
+        let compute_instance = gpu_instance.map(|_| 0);
+        GpuEvent { gpu: gpu.to_owned(), kind: EventKind::Xid(number), gpu_instance, compute_instance }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixture::{record, xid};
+    use super::*;
+
+    fn name(owner: &Owner) -> &str {
+        match owner {
+            Owner::Gpu => "the GPU",
+            Owner::Foreign => "foreign",
+            Owner::Claim(holder) => &holder.claim.name,
+        }
+    }
+
+    #[test]
+    fn an_event_finds_its_claim_by_gpu_and_instance() {
+        let records =
+            [record("a", "GPU-0", Some(7)), record("b", "GPU-1", Some(7)), record("c", "GPU-1", Some(8))];
+        let of = |event| name(&owner(&event, &records, "boot")).to_owned();
+        assert_eq!(of(xid("GPU-1", 94, Some(7))), "b");
+        assert_eq!(of(xid("GPU-1", 94, Some(8))), "c");
+        assert_eq!(of(xid("GPU-1", 94, Some(9))), "foreign");
+        assert_eq!(of(xid("GPU-1", 94, None)), "the GPU");
+        assert_eq!(of(xid("GPU-2", 94, None)), "the GPU");
+    }
+
+    #[test]
+    fn whoever_holds_the_whole_gpu_is_concerned_by_all_of_it() {
+        let records = [record("a", "GPU-0", None)];
+        assert_eq!(name(&owner(&xid("GPU-0", 31, None), &records, "boot")), "a");
+    }
+
+    #[test]
+    fn records_of_another_boot_own_nothing() {
+        let records = [record("a", "GPU-0", Some(7))];
+        assert_eq!(owner(&xid("GPU-0", 94, Some(7)), &records, "later"), Owner::Foreign);
+    }
+}

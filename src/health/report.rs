@@ -1,0 +1,144 @@
+//! What is known of health at one moment, for everybody who acts on it. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::Cause;
+use crate::claim::ClaimRef;
+use crate::inventory::Gpu;
+
+/// The health of a node's GPUs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// By UUID, every GPU that something is known of.
+    pub gpus: BTreeMap<String, Condition>,
+    /// Instances that suffer by themselves.
+    pub instances: Vec<SickInstance>,
+}
+
+/// How a GPU is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing is wrong, as far as NVML tells.
+    Healthy,
+    /// What happens to it would not be noticed.
+    Unmonitored {
+        /// Why.
+        reason: String,
+        /// True where it is not to be expected otherwise with this driver or GPU.
+        is_for_good: bool,
+    },
+    /// It has had an error that no application causes.
+    Sick(Sickness),
+    /// It does not answer.
+    Lost {
+        /// What NVML says.
+        reason: String,
+        /// Since when, seconds since the epoch.
+        since: u64,
+    },
+}
+
+/// An error that lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sickness {
+    /// The first error.
+    pub cause: Cause,
+    /// When it came, seconds since the epoch.
+    pub since: u64,
+}
+
+/// An instance that suffers by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SickInstance {
+    /// UUID of the GPU.
+    pub parent: String,
+    /// GPU instance id.
+    pub gpu_instance: u32,
+    /// UUID of the MIG device.
+    pub uuid: String,
+    /// The claim that has it.
+    pub claim: ClaimRef,
+    /// The claim's device.
+    pub device: String,
+    /// What it suffers from.
+    pub sickness: Sickness,
+}
+
+/// Something that is otherwise than before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// UUID of the GPU.
+    pub gpu: String,
+    /// How it was.
+    pub before: Condition,
+    /// How it is.
+    pub now: Condition,
+}
+
+impl Condition {
+    /// One line for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Healthy => "healthy".to_owned(),
+            Self::Unmonitored { reason, .. } => format!("unmonitored: {reason}"),
+            Self::Sick(sickness) => format!("unhealthy: {}", sickness.cause),
+            Self::Lost { reason, .. } => format!("lost: {reason}"),
+        }
+    }
+
+    /// True where nobody else should be given a part of the GPU.
+    #[must_use]
+    pub fn is_bad(&self) -> bool {
+        matches!(self, Self::Sick(_) | Self::Lost { .. })
+    }
+}
+
+impl Report {
+    /// How a GPU is; one that nothing is known of is healthy.
+    #[must_use]
+    pub fn gpu(&self, uuid: &str) -> &Condition {
+        self.gpus.get(uuid).unwrap_or(&Condition::Healthy)
+    }
+
+    /// How a device of a GPU is: as its GPU, or worse if its own instance suffers.
+    #[must_use]
+    pub fn device(&self, gpu: &str, name: &str) -> Condition {
+        let own = self.instances.iter().find(|it| it.parent == gpu && it.device == name);
+        match (self.gpu(gpu), own) {
+            (bad, _) if bad.is_bad() => bad.clone(),
+            (_, Some(instance)) => Condition::Sick(instance.sickness),
+            (other, None) => other.clone(),
+        }
+    }
+
+    /// The same GPUs, with a problem for those that nobody else should be given a part of. What claims hold of them stays
+    /// offered, as of every GPU with a problem.
+    #[must_use]
+    pub fn withhold(&self, gpus: &[Gpu]) -> Vec<Gpu> {
+        let withhold = |gpu: &Gpu| {
+            let mut gpu = gpu.clone();
+            let condition = self.gpu(&gpu.facts.uuid);
+            if condition.is_bad() && gpu.state.problem.is_none() {
+                gpu.state.problem = Some(condition.text());
+            }
+            gpu
+        };
+        gpus.iter().map(withhold).collect()
+    }
+}
+
+/// What is otherwise between two reports, GPU by GPU.
+#[must_use]
+pub fn changes(before: &Report, now: &Report) -> Vec<Change> {
+    let gpus: BTreeSet<&String> = before.gpus.keys().chain(now.gpus.keys()).collect();
+    let change = |uuid: &String| {
+        let (before, now) = (before.gpu(uuid).clone(), now.gpu(uuid).clone());
+        (before != now).then(|| Change { gpu: uuid.clone(), before, now })
+    };
+    gpus.into_iter().filter_map(change).collect()
+}

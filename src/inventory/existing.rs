@@ -1,0 +1,143 @@
+//! MIG instances that somebody else made: devices of their own where the operator wants that, else only in the way.
+//!
+//! Pure. Refuses to offer an instance that may be a claim's already, and one that is not what a claim of its profile would
+//! expect: a GPU instance with exactly one compute instance, which spans it.
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::{AllocatableDevice, DeviceKind, DeviceName, Gpu, MigSpec, Terms, attributes};
+use crate::nvml::facts::{GpuFacts, GpuInstance, NodeFacts, Placement, Profile};
+
+/// What becomes of instances that the driver did not make.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ExistingInstances {
+    /// They are left alone, and what they occupy is not offered.
+    #[default]
+    Withhold,
+    /// Each is offered as a device of its own. Claims get it as it is; it is neither made nor destroyed for them.
+    Adopt,
+}
+
+/// An instance that somebody else made, as a claim is given it. Profile id, placement and UUID are its identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// What it is.
+    pub spec: MigSpec,
+    /// UUID of its MIG device.
+    pub uuid: String,
+}
+
+/// Why an instance of somebody else is not offered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdopted {
+    /// The operator does not want it.
+    #[error("--existing-instances=withhold leaves instances of others alone")]
+    Unwanted,
+    /// Its profile is not one of those that NVML describes.
+    #[error("its profile is unknown")]
+    UnknownProfile,
+    /// It cannot be used.
+    #[error("it has no compute instance")]
+    Bare,
+    /// A claim would get a part of it only.
+    #[error("it has {0} compute instances, and only one that spans it makes a device")]
+    Divided(usize),
+    /// A claim would get less than its profile says.
+    #[error("its compute instance does not span it")]
+    Partial,
+    /// A claim has it, or what it had there before.
+    #[error("it overlaps `{0}`, which a claim has or may have")]
+    Taken(String),
+}
+
+/// An instance as a device: exactly one compute instance, which takes all of it.
+pub fn adoptable(gpu: &GpuFacts, instance: &GpuInstance) -> Result<Adopted, NotAdopted> {
+    let profile = gpu.profile(instance.profile_id).ok_or(NotAdopted::UnknownProfile)?;
+    match &instance.compute_instances[..] {
+        [] => Err(NotAdopted::Bare),
+        [one] if one.slices == profile.slices => {
+            Ok(Adopted { spec: MigSpec::of(profile, instance.placement), uuid: one.uuid.clone() })
+        }
+        [_] => Err(NotAdopted::Partial),
+        several => Err(NotAdopted::Divided(several.len())),
+    }
+}
+
+/// Why an instance of somebody else is not offered; `None` where it is.
+#[must_use]
+pub fn not_adopted(gpu: &Gpu, instance: &GpuInstance, terms: &Terms) -> Option<NotAdopted> {
+    let adopted = match adoptable(&gpu.facts, instance) {
+        Ok(adopted) => adopted,
+        Err(reason) => return Some(reason),
+    };
+    if terms.held.contains(DeviceName::adopted(gpu.facts.pci, &adopted.uuid).as_str()) {
+        return None;
+    }
+    if terms.existing == ExistingInstances::Withhold {
+        return Some(NotAdopted::Unwanted);
+    }
+    taken(gpu, &adopted, terms).map(NotAdopted::Taken)
+}
+
+/// What a claim has where the instance is. It may have been made for that claim, although no record tells so any more.
+fn taken(gpu: &Gpu, adopted: &Adopted, terms: &Terms) -> Option<String> {
+    let pci = gpu.facts.pci;
+    let placement = adopted.spec.placement;
+    let profiles = gpu.facts.mig.iter().flat_map(|it| &it.profiles);
+    let overlapping = profiles.flat_map(|profile| {
+        let overlapping = profile.placements.iter().filter(|it| it.overlaps(placement));
+        overlapping.map(|it| DeviceName::mig(pci, &profile.name, it.start))
+    });
+    let others = terms.adopted_on(gpu).filter(|it| it.uuid != adopted.uuid);
+    let others = others.filter(|it| it.spec.placement.overlaps(placement));
+    let others = others.map(|it| DeviceName::adopted(pci, &it.uuid));
+    let mut names = overlapping.chain([DeviceName::gpu(pci)]).chain(others).map(|it| it.to_string());
+    names.find(|it| terms.held.contains(it) || terms.named.contains(it))
+}
+
+/// The devices for the instances of others on this GPU: offered ones and withheld ones. One that a claim holds is offered
+/// also when its instance is gone.
+pub(super) fn devices(
+    node: &NodeFacts,
+    gpu: &Gpu,
+    terms: &Terms,
+) -> (Vec<AllocatableDevice>, Vec<AllocatableDevice>) {
+    let (mut offered, mut withheld): (Vec<AllocatableDevice>, Vec<AllocatableDevice>) = Default::default();
+    for instance in &gpu.state.instances {
+        let Ok(adopted) = adoptable(&gpu.facts, instance) else { continue };
+        let Some(device) = device(node, gpu, adopted) else { continue };
+        let list = if not_adopted(gpu, instance, terms).is_none() { &mut offered } else { &mut withheld };
+        list.push(device);
+    }
+    let kept = terms.adopted_on(gpu).filter_map(|it| device(node, gpu, it.clone()));
+    let missing: Vec<AllocatableDevice> =
+        kept.filter(|it| !offered.iter().any(|offered| offered.name == it.name)).collect();
+    offered.extend(missing);
+    (offered, withheld)
+}
+
+/// Where claims have instances that are gone: what is there stays theirs until they give it back.
+pub(super) fn gone<'a>(
+    gpu: &'a Gpu,
+    terms: &'a Terms,
+) -> impl Iterator<Item = (&'a Profile, Placement)> + 'a {
+    let is_live = |adopted: &Adopted| {
+        gpu.state.instances.iter().any(|it| adoptable(&gpu.facts, it).as_ref() == Ok(adopted))
+    };
+    let gone = terms.adopted_on(gpu).filter(move |it| !is_live(it));
+    gone.filter_map(|it| Some((gpu.facts.profile(it.spec.profile_id)?, it.spec.placement)))
+}
+
+fn device(node: &NodeFacts, gpu: &Gpu, adopted: Adopted) -> Option<AllocatableDevice> {
+    let profile = gpu.facts.profile(adopted.spec.profile_id)?;
+    Some(AllocatableDevice {
+        name: DeviceName::adopted(gpu.facts.pci, &adopted.uuid),
+        parent_uuid: gpu.facts.uuid.clone(),
+        attributes: attributes::of_mig(node, gpu, profile, adopted.spec.placement, &adopted.uuid),
+        capacities: attributes::capacities_of_profile(profile),
+        // What it takes is not in the counters while it exists.
+        consumes: Default::default(),
+        kind: DeviceKind::Adopted(adopted),
+    })
+}

@@ -1,0 +1,52 @@
+//! Finding a MIG device that somebody else made.
+
+use std::fmt;
+
+use super::{MigDevice, MigError, instance_at};
+use crate::inventory::Adopted;
+use crate::nvml::DeviceHandle;
+use crate::nvml::facts::ComputeInstance;
+
+/// What became of an instance that somebody else made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// No instance of its profile is there.
+    Nothing,
+    /// Another one is there.
+    Another(String),
+    /// It has so many compute instances.
+    Divided(usize),
+    /// Its compute instance does not span it any more.
+    Partial,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("it is gone"),
+            Self::Another(uuid) => write!(f, "{uuid} is there instead"),
+            Self::Divided(count) => write!(f, "it has {count} compute instances"),
+            Self::Partial => f.write_str("its compute instance does not span it"),
+        }
+    }
+}
+
+/// The instance that a claim was given, if profile, placement and UUID are still the same. Changes nothing: it is not ours.
+pub fn find_existing(device: &DeviceHandle<'_>, adopted: &Adopted) -> Result<MigDevice, MigError> {
+    let Adopted { spec, uuid } = adopted;
+    let not_as_given = |found| MigError::NotAsGiven {
+        uuid: uuid.clone(),
+        profile: spec.profile.clone(),
+        start: spec.placement.start,
+        found,
+    };
+    let Some(instance) = instance_at(device, spec)? else { return Err(not_as_given(Found::Nothing)) };
+    let compute_instances = device.compute_instances(instance)?;
+    let compute_instance = match <[ComputeInstance; 1]>::try_from(compute_instances) {
+        Ok([one]) if one.uuid != *uuid => return Err(not_as_given(Found::Another(one.uuid))),
+        Ok([one]) if one.slices != spec.slices => return Err(not_as_given(Found::Partial)),
+        Ok([one]) => one,
+        Err(other) => return Err(not_as_given(Found::Divided(other.len()))),
+    };
+    Ok(MigDevice { gpu_instance: instance.id, compute_instance, parent_minor: device.minor()? })
+}

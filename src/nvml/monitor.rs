@@ -1,0 +1,219 @@
+//! The one thread that listens to all GPUs.
+//!
+//! It waits in NVML, never for longer than [`WAIT`], so that it ends soon when its session ends. An event set may count
+//! as a user of a GPU. So before an error `IN_USE` is believed to be somebody else's doing, the thread lets go of that GPU
+//! for a while ([`Monitor::step_aside`]); a destroyed instance is worth more than an event.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use nvml_wrapper::Nvml;
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use super::event::{EventSet, GpuEvent};
+use super::{CallError, Code};
+
+/// Longest wait in NVML.
+const WAIT: Duration = Duration::from_millis(500);
+/// Pause after a failure.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often a GPU that could not be listened to is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+/// How long a GPU is let alone after it was in use.
+const ASIDE: Duration = Duration::from_secs(5);
+/// How long the thread may be silent.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Of the thread. NVML's own needs are not documented; the kernel gives a page only when it is touched.
+const STACK: usize = 512 * 1024;
+
+/// For each GPU, whether it is listened to, or why not.
+pub type Listening = BTreeMap<String, Result<(), CallError>>;
+
+/// What the thread has to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// Something happened to a GPU.
+    Event(GpuEvent),
+    /// Other GPUs than before are listened to.
+    Listening(Listening),
+}
+
+/// The way to the thread: which GPUs it is to listen to.
+#[derive(Debug, Default)]
+pub struct Monitor {
+    state: Mutex<State>,
+    thread: OnceLock<Thread>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    gpus: BTreeSet<String>,
+    /// GPUs that are let alone, and until when.
+    aside: BTreeMap<String, Instant>,
+    is_closed: bool,
+    /// The thread's last sign of life; `None` where it need give none.
+    alive: Option<Instant>,
+}
+
+impl Monitor {
+    /// Starts the thread. What it hears goes to `heard`; it ends when nobody takes that any more, or with
+    /// [`Self::close`].
+    pub fn start(
+        self: &Arc<Self>,
+        nvml: Arc<Nvml>,
+        heard: mpsc::Sender<Heard>,
+    ) -> io::Result<JoinHandle<()>> {
+        let monitor = Arc::clone(self);
+        monitor.state().alive = Some(Instant::now());
+        let thread = thread::Builder::new().name("gpu-events".to_owned()).stack_size(STACK);
+        let handle = thread.spawn(move || {
+            let mut listener = Listener {
+                nvml: &nvml,
+                monitor: &monitor,
+                heard,
+                set: None,
+                listening: Listening::new(),
+                tried: None,
+            };
+            while listener.round().is_some() {}
+        })?;
+        // Set once: a session starts one thread.
+        let _ = self.thread.set(handle.thread().clone());
+        Ok(handle)
+    }
+
+    /// Whether the thread was started.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        self.thread.get().is_some()
+    }
+
+    /// Listens to these GPUs from now on.
+    pub fn listen_to(&self, gpus: impl IntoIterator<Item = String>) {
+        self.state().gpus = gpus.into_iter().collect();
+    }
+
+    /// Lets go of a GPU for some seconds.
+    pub fn step_aside(&self, gpu: &str) {
+        self.state().aside.insert(gpu.to_owned(), Instant::now() + ASIDE);
+    }
+
+    /// False where the thread has given no sign of life for longer than it can wait.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.state().alive.is_none_or(|it| it.elapsed() < SILENCE)
+    }
+
+    /// Asks the thread to end.
+    pub fn close(&self) {
+        self.state().is_closed = true;
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The GPUs to listen to now; `None` once there is no more to do.
+    fn wanted(&self) -> Option<BTreeSet<String>> {
+        let mut state = self.state();
+        let now = Instant::now();
+        state.alive = Some(now);
+        state.aside.retain(|_, until| now < *until);
+        let wanted = state.gpus.iter().filter(|it| !state.aside.contains_key(*it)).cloned().collect();
+        (!state.is_closed).then_some(wanted)
+    }
+}
+
+/// What the thread knows.
+struct Listener<'nvml> {
+    nvml: &'nvml Nvml,
+    monitor: &'nvml Monitor,
+    heard: mpsc::Sender<Heard>,
+    set: Option<EventSet<'nvml>>,
+    listening: Listening,
+    /// When a GPU was tried last.
+    tried: Option<Instant>,
+}
+
+impl Listener<'_> {
+    /// Brings the set to what is wanted and waits for one event. `None` ends the thread.
+    fn round(&mut self) -> Option<()> {
+        let wanted = self.monitor.wanted()?;
+        // A set cannot lose a GPU.
+        if self.set.as_ref().is_some_and(|set| set.gpus().any(|it| !wanted.contains(it))) {
+            debug!("letting go of a GPU's events");
+            self.set = None;
+        }
+        let before = self.listening.clone();
+        self.prepare(&wanted);
+        if before != self.listening {
+            self.tell(&before)?;
+        }
+        let Some(set) = self.set.as_ref().filter(|it| it.gpus().next().is_some()) else {
+            thread::park_timeout(PAUSE);
+            return Some(());
+        };
+        match set.wait(WAIT) {
+            Ok(None) => {}
+            Ok(Some(event)) => self.heard.blocking_send(Heard::Event(event)).ok()?,
+            Err(error) => {
+                warn!(%error, "GPU events cannot be waited for now; listening anew");
+                self.set = None;
+                let before = self.listening.clone();
+                self.listening.values_mut().for_each(|it| *it = Err(error.clone()));
+                self.tell(&before)?;
+                thread::park_timeout(PAUSE);
+            }
+        }
+        Some(())
+    }
+
+    /// Makes the set if there is none, and adds what it lacks.
+    fn prepare(&mut self, wanted: &BTreeSet<String>) {
+        let is_new = self.set.is_none();
+        self.listening.retain(|it, _| wanted.contains(it));
+        let mut set = match self.set.take().map_or_else(|| EventSet::new(self.nvml), Ok) {
+            Ok(set) => set,
+            Err(error) => {
+                self.listening = wanted.iter().map(|it| (it.clone(), Err(error.clone()))).collect();
+                return;
+            }
+        };
+        let is_time = is_new || self.tried.is_none_or(|it| RETRY <= it.elapsed());
+        for gpu in wanted {
+            if !set.has(gpu) && (is_time || !self.listening.contains_key(gpu)) {
+                self.listening.insert(gpu.clone(), set.add(gpu));
+                self.tried = Some(Instant::now());
+            }
+        }
+        self.set = Some(set);
+    }
+
+    /// Says to whom it listens now. That a driver or a GPU has no events is told once and is no error.
+    fn tell(&self, before: &Listening) -> Option<()> {
+        for (gpu, now) in &self.listening {
+            match now {
+                _ if before.get(gpu) == Some(now) => {}
+                Ok(()) => debug!(gpu, "listening to its events"),
+                Err(error) if is_unsupported(error) => {
+                    info!(gpu, %error, "no events: what it suffers from is in the kernel log only");
+                }
+                Err(error) => warn!(gpu, %error, "its events cannot be listened to now"),
+            }
+        }
+        self.heard.blocking_send(Heard::Listening(self.listening.clone())).ok()
+    }
+}
+
+/// True where neither the driver nor the GPU can do it, however often it is asked.
+#[must_use]
+pub(crate) fn is_unsupported(error: &CallError) -> bool {
+    [Code::FUNCTION_NOT_FOUND, Code::NOT_SUPPORTED].contains(&error.code)
+}

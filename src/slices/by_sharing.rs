@@ -1,0 +1,178 @@
+//! GPUs without MIG: a whole GPU and its time-shared devices exclude each other without counters, in every mode.
+//!
+//! Their number changes only with a flag, at the start. Until then claims may have been given what is not wanted any more. So
+//! where something else is published than is wanted, the claims are read and what they have stays; a device that goes is
+//! withdrawn first, and what excludes it appears only after it has been gone for the settle time and a read of the claims,
+//! begun after that, shows that nobody took it.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::Publisher;
+use super::publish::RESYNC;
+use crate::api::SliceError;
+use crate::inventory::{DeviceKind, DeviceName, GpuInventory, Inventory};
+
+/// Whole GPUs and shares that were withdrawn lately, and since when they are gone; `None` until that is written. Pure.
+#[derive(Debug, Default)]
+pub(super) struct Withdrawn(BTreeMap<String, Option<Instant>>);
+
+impl Withdrawn {
+    /// What of a GPU's devices may be published now. `before` is what is published of it, `held` what claims have, by a read
+    /// of the claims that began at `read_at`.
+    fn step(
+        &mut self,
+        target: &GpuInventory,
+        before: &BTreeSet<String>,
+        held: &BTreeSet<String>,
+        read_at: Instant,
+        settle: Duration,
+    ) -> GpuInventory {
+        let wanted = names(target);
+        for name in before.difference(&wanted) {
+            self.0.entry(name.clone()).or_insert(None);
+        }
+        let is_settled = |since: &Option<Instant>| since.is_some_and(|it| it + settle <= read_at);
+        self.0.retain(|name, since| !wanted.contains(name) && !is_settled(since) || !is_of(name, target));
+        let gone = || self.0.keys().filter(|it| is_of(it, target));
+        let (whole_is_gone, share_is_gone) =
+            (gone().any(|it| *it == target.counter_set), gone().any(|it| *it != target.counter_set));
+        let mut next = target.clone();
+        next.devices.retain(|it| {
+            let is_excluded = if it.kind == DeviceKind::Gpu { share_is_gone } else { whole_is_gone };
+            !is_excluded || held.contains(it.name.as_str())
+        });
+        // What is published and has to wait all the same was never withdrawn for long; it counts from now.
+        for name in before.difference(&names(&next)) {
+            self.0.entry(name.clone()).or_insert(None);
+        }
+        next
+    }
+
+    /// Takes note that what the last step said is written.
+    pub(super) fn written(&mut self, now: Instant) {
+        for since in self.0.values_mut() {
+            since.get_or_insert(now);
+        }
+    }
+
+    /// Since when the first of them is gone.
+    fn since(&self) -> Option<Instant> {
+        self.0.values().flatten().min().copied()
+    }
+}
+
+impl Publisher {
+    /// The inventory with as much of the GPUs without MIG as may be published now, and when to look again.
+    pub(super) async fn settle_shares<'i>(
+        &mut self,
+        inventory: &'i Inventory,
+        held: &BTreeSet<String>,
+        published: &BTreeSet<String>,
+    ) -> Result<(Cow<'i, Inventory>, Duration), SliceError> {
+        let uncut = || inventory.gpus.iter().filter(|it| !it.can_be_cut());
+        let before: BTreeSet<String> =
+            published.iter().filter(|name| uncut().any(|it| is_of(name, it))).cloned().collect();
+        let wanted: BTreeSet<String> = uncut().flat_map(names).collect();
+        self.withdrawn.0.retain(|name, _| uncut().any(|it| is_of(name, it)));
+        if before == wanted && self.withdrawn.0.is_empty() {
+            return Ok((Cow::Borrowed(inventory), RESYNC));
+        }
+        let (settle, read_at) = (self.parts.settle_time, Instant::now());
+        let held = held | &self.parts.allocations.read().await?;
+        let mut settled = inventory.clone();
+        let mut is_held_up = false;
+        for gpu in settled.gpus.iter_mut().filter(|it| !it.can_be_cut()) {
+            let target = gpu.with_held(&held);
+            is_held_up |= names(&target) != names(gpu);
+            let before = before.iter().filter(|it| is_of(it, gpu)).cloned().collect();
+            *gpu = self.withdrawn.step(&target, &before, &held, read_at, settle);
+        }
+        let due = match self.withdrawn.since() {
+            Some(since) => (since + settle).saturating_duration_since(Instant::now()),
+            None if self.withdrawn.0.is_empty() => RESYNC,
+            None => settle,
+        };
+        // Claims that are not prepared are not heard of when they are released.
+        Ok((Cow::Owned(settled), if is_held_up { settle.min(due) } else { due }))
+    }
+}
+
+fn names(gpu: &GpuInventory) -> BTreeSet<String> {
+    gpu.devices.iter().map(|it| it.name.to_string()).collect()
+}
+
+/// True for the name of a GPU or of a share of it.
+fn is_of(name: &str, gpu: &GpuInventory) -> bool {
+    DeviceName::share_in(name).map_or(name, |(gpu, _)| gpu) == gpu.counter_set
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::AllocatableDevice;
+
+    const SETTLE: Duration = Duration::from_secs(10);
+
+    fn set(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|it| (*it).to_owned()).collect()
+    }
+
+    /// A GPU that is offered as so many shares; none is whole.
+    fn gpu(shares: u32) -> GpuInventory {
+        let whole = AllocatableDevice {
+            name: DeviceName::gpu("0000:3b:00.0".parse().unwrap()),
+            parent_uuid: "GPU-1".to_owned(),
+            kind: DeviceKind::Gpu,
+            attributes: BTreeMap::new(),
+            capacities: BTreeMap::new(),
+            consumes: BTreeMap::new(),
+        };
+        let shared: Vec<_> = (0..shares).map(|it| whole.share(it)).collect();
+        let (devices, withheld) = if shares == 0 { (vec![whole], Vec::new()) } else { (shared, vec![whole]) };
+        let counters = BTreeMap::new();
+        GpuInventory { counter_set: "gpu-0000-3b-00".to_owned(), counters, devices, withheld }
+    }
+
+    #[test]
+    fn a_whole_gpu_comes_when_its_shares_have_been_gone_for_the_settle_time() {
+        let (mut withdrawn, start) = (Withdrawn::default(), Instant::now());
+        let shares = set(&["gpu-0000-3b-00-share-0", "gpu-0000-3b-00-share-1"]);
+        let nobody = BTreeSet::new();
+        let mut step = |before: &BTreeSet<String>, held: &BTreeSet<String>, seconds: u64| {
+            let read_at = start + Duration::from_secs(seconds);
+            let next = withdrawn.step(&gpu(0).with_held(held), before, held, read_at, SETTLE);
+            withdrawn.written(read_at);
+            names(&next)
+        };
+        assert_eq!(step(&shares, &nobody, 0), nobody);
+        assert_eq!(step(&nobody, &nobody, 9), nobody);
+        // Somebody took one, just before it was gone.
+        let taken = set(&["gpu-0000-3b-00-share-1"]);
+        assert_eq!(step(&nobody, &taken, 10), taken);
+        assert_eq!(step(&taken, &nobody, 11), nobody);
+        assert_eq!(step(&nobody, &nobody, 20), nobody);
+        assert_eq!(step(&nobody, &nobody, 21), set(&["gpu-0000-3b-00"]));
+    }
+
+    #[test]
+    fn shares_come_when_the_whole_gpu_has_been_gone_and_fewer_of_them_at_once() {
+        let (mut withdrawn, start) = (Withdrawn::default(), Instant::now());
+        let (whole, nobody) = (set(&["gpu-0000-3b-00"]), BTreeSet::new());
+        let mut step = |count, before: &BTreeSet<String>, seconds: u64| {
+            let read_at = start + Duration::from_secs(seconds);
+            let next = withdrawn.step(&gpu(count), before, &nobody, read_at, SETTLE);
+            withdrawn.written(read_at);
+            names(&next)
+        };
+        assert_eq!(step(4, &whole, 0), nobody);
+        assert_eq!(step(4, &nobody, 10), names(&gpu(4)));
+        assert_eq!(step(2, &names(&gpu(4)), 11), names(&gpu(2)));
+        assert_eq!(
+            step(4, &names(&gpu(2)), 12),
+            names(&gpu(4)),
+            "what was withdrawn may come back at any time"
+        );
+    }
+}

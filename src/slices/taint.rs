@@ -1,0 +1,219 @@
+//! Taints of the devices of unhealthy GPUs.
+//!
+//! A GPU is tainted as a whole: Kubernetes 1.35 loses the counters of a candidate that it rejects for a taint until the end of
+//! the attempt, so one tainted placement would hide its siblings (kubernetes#140436). For the same reason a sick instance is
+//! not tainted: it is allocated, so nobody else is given it. Where the API server drops taints, or is too old to have them,
+//! nothing is missing: free devices of an unhealthy GPU are not published at all. The taint is for those that are still
+//! allocated: it closes the moment between the end of a claim and the withdrawal of its device, and with `NoExecute` it ends
+//! the pods.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceSlice};
+use tracing::{info, warn};
+
+use crate::api::{NodeSlices, SliceError};
+use crate::health::{Condition, Report};
+
+/// How often the gate is asked for again.
+const GATE_RETRY: Duration = Duration::from_secs(30);
+
+/// What the taint of an unhealthy GPU does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TaintEffect {
+    /// Nobody is given its devices any more.
+    #[value(name = "NoSchedule")]
+    NoSchedule,
+    /// And the pods that have some are ended, but for those whose claims tolerate it.
+    #[value(name = "NoExecute")]
+    NoExecute,
+}
+
+/// Which devices are to be tainted, and whether the API server keeps that.
+#[derive(Debug)]
+pub(super) struct Taints {
+    driver: String,
+    effect: TaintEffect,
+    health: Arc<Report>,
+    /// Whether the API server keeps taints; `None` before it was asked.
+    is_kept: Option<bool>,
+    asked: Option<Instant>,
+}
+
+impl Taints {
+    pub(super) fn new(driver: &str, effect: TaintEffect) -> Self {
+        Self { driver: driver.to_owned(), effect, health: Arc::default(), is_kept: None, asked: None }
+    }
+
+    /// Follows the health of GPUs.
+    pub(super) fn follow(&mut self, health: &Arc<Report>) {
+        self.health = Arc::clone(health);
+    }
+
+    /// Taints the devices of unhealthy GPUs, if the API server keeps taints. It is asked only if there is one to be made.
+    pub(super) async fn apply(
+        &mut self,
+        slices: &mut [ResourceSlice],
+        published: &[ResourceSlice],
+        api: &NodeSlices,
+    ) -> Result<(), SliceError> {
+        let Some(first) = slices.first() else { return Ok(()) };
+        if !devices(slices).any(|it| self.of(it).is_some()) {
+            return Ok(());
+        }
+        if self.asked.is_none_or(|it| GATE_RETRY <= it.elapsed()) {
+            let probe = self.probe(first);
+            let is_kept = !lost_taints(&probe, &api.try_create(&probe).await?);
+            self.set(is_kept);
+        }
+        if self.is_kept == Some(true) {
+            let taint = |it: &Device| self.of(it).map(|taint| dated(taint, it, published));
+            for device in slices.iter_mut().flat_map(|it| it.spec.devices.iter_mut().flatten()) {
+                device.taints = taint(device).map(|it| vec![it]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds what was stored against what was sent.
+    pub(super) fn check(&mut self, sent: &ResourceSlice, stored: &ResourceSlice) {
+        if lost_taints(sent, stored) {
+            self.set(false);
+        }
+    }
+
+    fn set(&mut self, is_kept: bool) {
+        self.asked = Some(Instant::now());
+        if self.is_kept.replace(is_kept) == Some(is_kept) {
+            return;
+        }
+        if is_kept {
+            info!("the API server keeps device taints");
+        } else {
+            warn!(
+                "kube-apiserver drops device taints (feature gate DRADeviceTaints): free devices of unhealthy GPUs are not \
+                 published, but pods that have others of them are not ended"
+            );
+        }
+    }
+
+    /// The taint of a device, if its GPU is unhealthy.
+    fn of(&self, device: &Device) -> Option<DeviceTaint> {
+        let uuid = device.attributes.as_ref()?.get("parentUUID")?.string.as_ref()?;
+        let (name, value) = match self.health.gpu(uuid) {
+            Condition::Sick(sickness) => sickness.cause.taint(),
+            Condition::Lost { .. } => ("lost", "true".to_owned()),
+            Condition::Healthy | Condition::Unmonitored { .. } => return None,
+        };
+        Some(self.taint(name, value))
+    }
+
+    fn taint(&self, name: &str, value: String) -> DeviceTaint {
+        let effect = match self.effect {
+            TaintEffect::NoSchedule => "NoSchedule",
+            TaintEffect::NoExecute => "NoExecute",
+        };
+        let key = format!("{}/{name}", self.driver);
+        DeviceTaint { key, value: Some(value), effect: effect.to_owned(), time_added: None }
+    }
+
+    /// A slice that is never stored: it asks whether taints survive.
+    fn probe(&self, like: &ResourceSlice) -> ResourceSlice {
+        let mut probe = like.clone();
+        probe.metadata.name = Some(format!("probe-{}", probe.metadata.name.unwrap_or_default()));
+        probe.spec.pool.name.push_str("/probe");
+        probe.spec.pool.generation = 1;
+        probe.spec.shared_counters = None;
+        let taints = Some(vec![self.taint("probe", "true".to_owned())]);
+        probe.spec.devices = Some(vec![Device { name: "probe".to_owned(), taints, ..Device::default() }]);
+        probe
+    }
+}
+
+fn devices(slices: &[ResourceSlice]) -> impl Iterator<Item = &Device> {
+    slices.iter().flat_map(|it| it.spec.devices.iter().flatten())
+}
+
+/// With the time at which the same taint of the same device was published, which the API server has added: it would add
+/// another one to each rewrite, and a toleration that ends after some time would begin anew.
+fn dated(taint: DeviceTaint, device: &Device, published: &[ResourceSlice]) -> DeviceTaint {
+    let before = devices(published).filter(|it| it.name == device.name);
+    let is_same = |it: &&DeviceTaint| {
+        let it = DeviceTaint { time_added: None, ..(*it).clone() };
+        it == taint
+    };
+    let known = before.flat_map(|it| it.taints.iter().flatten()).find(is_same).cloned();
+    known.unwrap_or(taint)
+}
+
+/// True where the API server did not keep the taints that it was given, because `DRADeviceTaints` is off there.
+fn lost_taints(sent: &ResourceSlice, stored: &ResourceSlice) -> bool {
+    let count = |it: &ResourceSlice| {
+        it.spec.devices.iter().flatten().filter(|it| it.taints.iter().flatten().next().is_some()).count()
+    };
+    count(stored) < count(sent)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::resource::v1::DeviceAttribute;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+    use crate::health::{Cause, Sickness};
+
+    fn taints(condition: Condition) -> Taints {
+        let mut taints = Taints::new("mig.example.com", TaintEffect::NoExecute);
+        let report = Report { gpus: [("GPU-0".to_owned(), condition)].into(), instances: Vec::new() };
+        taints.follow(&Arc::new(report));
+        taints
+    }
+
+    fn device(gpu: &str) -> Device {
+        let uuid = DeviceAttribute { string: Some(gpu.to_owned()), ..DeviceAttribute::default() };
+        let attributes = Some([("parentUUID".to_owned(), uuid)].into());
+        Device { name: "device".to_owned(), attributes, ..Device::default() }
+    }
+
+    fn slice(device: Device) -> ResourceSlice {
+        let mut slice = ResourceSlice::default();
+        slice.spec.devices = Some(vec![device]);
+        slice
+    }
+
+    #[test]
+    fn only_devices_of_unhealthy_gpus_are_tainted_with_the_reason() {
+        let sick = taints(Condition::Sick(Sickness { cause: Cause::Xid(48), since: 1 }));
+        let taint = sick.of(&device("GPU-0")).unwrap();
+        assert_eq!((taint.key.as_str(), taint.value.as_deref()), ("mig.example.com/xid", Some("48")));
+        assert_eq!(taint.effect, "NoExecute");
+        assert_eq!(sick.of(&device("GPU-1")), None);
+        let lost = taints(Condition::Lost { reason: "GPU_IS_LOST".to_owned(), since: 1 });
+        assert_eq!(lost.of(&device("GPU-0")).unwrap().key, "mig.example.com/lost");
+        let unmonitored = Condition::Unmonitored { reason: "silence".to_owned(), is_for_good: false };
+        assert_eq!(taints(unmonitored).of(&device("GPU-0")), None);
+    }
+
+    #[test]
+    fn a_taint_that_is_published_keeps_the_time_that_the_server_gave_it() {
+        let sick = taints(Condition::Sick(Sickness { cause: Cause::Xid(48), since: 1 }));
+        let wanted = sick.of(&device("GPU-0")).unwrap();
+        let stored = DeviceTaint { time_added: Some(Time(Timestamp::UNIX_EPOCH)), ..wanted.clone() };
+        let published = slice(Device { taints: Some(vec![stored.clone()]), ..device("GPU-0") });
+        assert_eq!(dated(wanted.clone(), &device("GPU-0"), std::slice::from_ref(&published)), stored);
+        let other = DeviceTaint { value: Some("63".to_owned()), ..wanted };
+        assert_eq!(dated(other.clone(), &device("GPU-0"), &[published]), other);
+    }
+
+    #[test]
+    fn dropped_taints_are_noticed() {
+        let taint = taints(Condition::Healthy).taint("xid", "48".to_owned());
+        let sent = slice(Device { taints: Some(vec![taint]), ..device("GPU-0") });
+        assert!(lost_taints(&sent, &slice(device("GPU-0"))));
+        assert!(!lost_taints(&sent, &sent));
+        assert!(!lost_taints(&slice(device("GPU-0")), &sent));
+    }
+}

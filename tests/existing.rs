@@ -1,0 +1,354 @@
+//! MIG instances that somebody else made: withheld, or adopted as devices of their own; never touched.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{
+    ControlPlane, DRIVER, Lab, device_names, each_control_plane, eventually, is_complete, prepare, read_json,
+    unprepare,
+};
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::resource::v1::{Device, ResourceClaim};
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use kube_sim::kubelet::{Claim, Plugin};
+use nvml_sim::Planted;
+use serde_json::json;
+
+const ADOPT: [&str; 4] = ["--existing-instances", "adopt", "--rescan-interval", "1"];
+const WITHHOLD: [&str; 2] = ["--rescan-interval", "1"];
+
+/// Name of the device for an instance on the first GPU.
+fn device(planted: &Planted) -> String {
+    format!("gpu-0000-1a-00-adopted-{}", planted.uuid.strip_prefix("MIG-").unwrap())
+}
+
+/// A running driver that adopts, on one H100 with a 2g.20gb of somebody else at 2.
+async fn adopting() -> (Lab, Plugin, Planted) {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await.with_args(&ADOPT);
+    let planted = lab.sim.plant_instance(0, "2g.20gb", 2).unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    (lab, kubelet, planted)
+}
+
+async fn published(lab: &Lab, name: &str) -> Option<Device> {
+    let slices = lab.slices().await;
+    if !is_complete(&slices) {
+        return None;
+    }
+    slices.into_iter().flat_map(|it| it.spec.devices.unwrap_or_default()).find(|it| it.name == name)
+}
+
+async fn published_when(lab: &Lab, name: &str, is_wanted: bool) {
+    eventually(&format!("{name} is published: {is_wanted}"), async || {
+        let slices = lab.slices().await;
+        (is_complete(&slices) && device_names(&slices).contains(&name) == is_wanted).then_some(())
+    })
+    .await;
+}
+
+fn text(device: &Device, attribute: &str) -> String {
+    device.attributes.as_ref().unwrap()[attribute].string.clone().unwrap()
+}
+
+/// Somebody destroys all instances.
+fn destroy(lab: &Lab) {
+    lab.sim
+        .on_gpu(0, |gpu| {
+            gpu.instances.clear();
+            gpu.mig_slots.clear();
+        })
+        .unwrap();
+}
+
+async fn delete(lab: &Lab, claim: &Claim) {
+    let api: Api<ResourceClaim> = Api::namespaced(lab.client.clone(), "default");
+    api.delete(&claim.name, &DeleteParams::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adopted_instance_is_a_device_beside_what_it_leaves_of_the_gpu() {
+    each_control_plane(true, async |plane| {
+        let args = [&ADOPT[..], &["--mig-mode", "release"]].concat();
+        let mut lab = Lab::new(plane, "1xH100-80GB").await.with_args(&args);
+        let planted = lab.sim.plant_instance(0, "2g.20gb", 2).unwrap();
+        lab.start();
+        let slices = lab.slices_when(is_complete).await;
+        let devices: Vec<&Device> = slices.iter().flat_map(|it| it.spec.devices.iter().flatten()).collect();
+        let adopted = devices.iter().find(|it| it.name == device(&planted)).unwrap();
+        assert_eq!(text(adopted, "uuid"), planted.uuid);
+        assert_eq!((text(adopted, "type"), text(adopted, "profile")), ("mig".into(), "2g.20gb".into()));
+        assert_eq!(text(adopted, "sharing"), "exclusive");
+        assert!(adopted.consumes_counters.is_none(), "what it takes is not in the counters");
+        let keys = |it: &Device| it.attributes.as_ref().unwrap().keys().cloned().collect::<Vec<_>>();
+        for other in devices.iter().filter(|it| it.name != adopted.name) {
+            assert_eq!((text(other, "uuid"), keys(other)), (String::new(), keys(adopted)));
+            let slices = other.consumes_counters.as_ref().unwrap()[0].counters.keys().cloned();
+            let taken = ["memory-slice-2", "memory-slice-3"].map(str::to_owned).into();
+            assert!(slices.collect::<BTreeSet<_>>().is_disjoint(&taken), "{}", other.name);
+        }
+        assert!(!device_names(&slices).contains(&"gpu-0000-1a-00"), "the whole GPU cannot be had");
+
+        let kubelet = lab.kubelet().await;
+        let claim = lab.claim_of("one", &adopted.name).await;
+        let before = lab.instances();
+        let answer = prepare(&kubelet, &claim).await.unwrap();
+        assert_eq!(answer[0].cdi_ids, [format!("{DRIVER}/claim={}-{}", claim.uid, adopted.name)]);
+        assert_eq!(prepare(&kubelet, &claim).await.unwrap(), answer);
+        assert_eq!(lab.instances(), before, "nothing was made");
+        let cdi = read_json(&lab.path("cdi").join(&lab.files("cdi")[0])).to_string();
+        let access =
+            format!("host/proc/driver/nvidia/capabilities/gpu0/mig/gi{}/access", planted.gpu_instance);
+        let access = std::fs::read_to_string(lab.path(&access)).unwrap();
+        let minor = access.lines().find_map(|it| it.strip_prefix("DeviceFileMinor: ")).unwrap();
+        assert!(cdi.contains(&format!("/dev/nvidia-caps/nvidia-cap{}\"", minor.trim())), "{cdi}");
+        let instance = &lab.inspect()["gpus"][0]["mig"]["instances"][0];
+        assert_eq!(instance["owner"], json!(format!("default/{}", claim.name)));
+        assert_eq!((&instance["foreign"], &instance["notAdopted"]), (&json!(true), &json!(null)));
+
+        // One of ours beside it comes and goes: the mode stays on below the other.
+        let ours = lab.claim_of("ours", "gpu-0000-1a-00-mig-1g-10gb-6").await;
+        prepare(&kubelet, &ours).await.unwrap();
+        unprepare(&kubelet, &claim).await.unwrap();
+        unprepare(&kubelet, &ours).await.unwrap();
+        assert_eq!(lab.instances(), before, "nothing was destroyed");
+        assert!(lab.sim.snapshot().unwrap().gpus[0].mig_current, "MIG mode stays on below it");
+        assert_eq!((lab.files("cdi"), lab.state_files()), (Vec::new(), Vec::new()));
+        assert_eq!(lab.inspect()["gpus"][0]["mig"]["instances"][0]["owner"], json!("foreign"));
+        lab.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_counters_adopted_instances_stand_beside_the_layout() {
+    each_control_plane(false, async |plane| {
+        let args = [&ADOPT[..], &["--settle-time", "1"]].concat();
+        let mut lab = Lab::new(plane, "1xH100-80GB").await.with_args(&args);
+        let planted = lab.sim.plant_instance(0, "1g.10gb", 2).unwrap();
+        let label = Patch::Merge(json!({"metadata": {"labels": {"nvidia.com/mig.config": "all-1g.10gb"}}}));
+        let nodes = Api::<Node>::all(lab.client.clone());
+        nodes.patch(&lab.node_name, &PatchParams::default(), &label).await.unwrap();
+        lab.start();
+        let small = |it: u32| format!("gpu-0000-1a-00-mig-1g-10gb-{it}");
+        let with = |starts: &[u32], more: &[String]| -> BTreeSet<String> {
+            starts.iter().map(|it| small(*it)).chain(more.iter().cloned()).collect()
+        };
+        let published_when = async |wanted: BTreeSet<String>| {
+            eventually(&format!("{wanted:?} are published"), async || {
+                let slices = lab.slices().await;
+                let names: BTreeSet<String> = device_names(&slices).into_iter().map(str::to_owned).collect();
+                (is_complete(&slices) && names == wanted).then_some(())
+            })
+            .await;
+        };
+        published_when(with(&[0, 1, 3, 4, 5, 6], &[device(&planted)])).await;
+        let kubelet = lab.kubelet().await;
+        let claim = lab.claim_of("one", &device(&planted)).await;
+        prepare(&kubelet, &claim).await.unwrap();
+
+        // Destroyed while a claim has it: neither withdrawn nor its place given to others.
+        destroy(&lab);
+        lab.slices_when(is_complete).await;
+        assert!(prepare(&kubelet, &claim).await.unwrap_err().contains("it is gone"));
+        published_when(with(&[0, 1, 3, 4, 5, 6], &[device(&planted)])).await;
+        unprepare(&kubelet, &claim).await.unwrap();
+        delete(&lab, &claim).await;
+        published_when(with(&[0, 1, 2, 3, 4, 5, 6], &[])).await;
+        lab.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_of_others_is_withheld_unless_adoption_is_wanted() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await.with_args(&WITHHOLD);
+    let planted = lab.sim.plant_instance(0, "2g.20gb", 2).unwrap();
+    lab.start();
+    let slices = lab.slices_when(is_complete).await;
+    assert!(!device_names(&slices).contains(&device(&planted).as_str()));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_back_to_withhold_leaves_a_claim_what_it_has() {
+    let (mut lab, kubelet, planted) = adopting().await;
+    let name = device(&planted);
+    let claim = lab.claim_of("one", &name).await;
+    let allocated = lab.claim_of("allocated", &name).await;
+    let answer = prepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+    lab = lab.with_args(&WITHHOLD);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap(), answer);
+    let held = published(&lab, &name).await.unwrap();
+    assert_eq!(text(&held, "uuid"), planted.uuid);
+    unprepare(&kubelet, &claim).await.unwrap();
+    published_when(&lab, &name, false).await;
+    // Given away while it was offered.
+    prepare(&kubelet, &allocated).await.unwrap();
+    published_when(&lab, &name, true).await;
+    unprepare(&kubelet, &allocated).await.unwrap();
+    published_when(&lab, &name, false).await;
+    assert_eq!(lab.instances(), [(0, "2g.20gb".to_owned(), 2)]);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_vanishes_under_a_claim_is_told_and_its_place_stays_the_claims() {
+    let (mut lab, kubelet, planted) = adopting().await;
+    let name = device(&planted);
+    let claim = lab.claim_of("one", &name).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    destroy(&lab);
+    let refused = prepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains(&planted.uuid) && refused.contains("it is gone"), "{refused}");
+
+    // The driver has looked at the hardware anew when it knows what another instance leaves.
+    lab.sim.plant_instance(0, "1g.10gb", 6).unwrap();
+    published_when(&lab, "gpu-0000-1a-00-mig-1g-10gb-6", false).await;
+    let slices = lab.slices_when(is_complete).await;
+    assert!(device_names(&slices).contains(&name.as_str()), "a device that a claim has is never withdrawn");
+    assert!(!device_names(&slices).contains(&"gpu-0000-1a-00-mig-1g-10gb-2"), "nor its place given away");
+    let other = lab.claim_of("other", "gpu-0000-1a-00-mig-1g-10gb-5").await;
+    prepare(&kubelet, &other).await.unwrap();
+
+    unprepare(&kubelet, &claim).await.unwrap();
+    published_when(&lab, &name, false).await;
+    published_when(&lab, "gpu-0000-1a-00-mig-1g-10gb-2", true).await;
+    let stale = lab.claim_of("stale", &name).await;
+    let refused = prepare(&kubelet, &stale).await.unwrap_err();
+    assert!(refused.contains("no such instance any more") && refused.contains(&name), "{refused}");
+    unprepare(&kubelet, &stale).await.unwrap();
+    unprepare(&kubelet, &other).await.unwrap();
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_instance_in_the_same_place_is_another_device() {
+    let (mut lab, kubelet, planted) = adopting().await;
+    let claim = lab.claim_of("one", &device(&planted)).await;
+    let stale = lab.claim_of("stale", &device(&planted)).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    let next = "MIG-00000000-1111-2222-3333-444455556666";
+    lab.sim.on_gpu(0, |gpu| gpu.instances[0].compute_instances[0].uuid = next.to_owned()).unwrap();
+    let refused = prepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains(&planted.uuid) && refused.contains(&format!("{next} is there instead")));
+    // While a claim has the place, whatever is there is not offered to others.
+    let another = "gpu-0000-1a-00-adopted-00000000-1111-2222-3333-444455556666";
+    assert!(published(&lab, another).await.is_none());
+    unprepare(&kubelet, &claim).await.unwrap();
+    published_when(&lab, another, true).await;
+    published_when(&lab, &device(&planted), false).await;
+    assert!(prepare(&kubelet, &stale).await.unwrap_err().contains("no such instance any more"));
+    let new = lab.claim_of("new", another).await;
+    prepare(&kubelet, &new).await.unwrap();
+    unprepare(&kubelet, &new).await.unwrap();
+    assert_eq!(lab.instances(), [(0, "2g.20gb".to_owned(), 2)]);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reboot_takes_adopted_instances_and_the_same_one_made_again_serves_its_claim() {
+    let (mut lab, kubelet, planted) = adopting().await;
+    let name = device(&planted);
+    let claim = lab.claim_of("one", &name).await;
+    let answer = prepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+    lab.sim.reboot().unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    assert!(prepare(&kubelet, &claim).await.unwrap_err().contains("it is gone"));
+    published_when(&lab, &name, true).await;
+    assert_eq!(lab.instances(), [], "the driver does not make it for a claim");
+    // The program that made it makes it again, and it has the same UUID.
+    assert_eq!(lab.sim.plant_instance(0, "2g.20gb", 2).unwrap(), planted);
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap(), answer);
+    lab.stop().await;
+
+    lab.sim.reboot().unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    unprepare(&kubelet, &claim).await.unwrap();
+    published_when(&lab, &name, false).await;
+    published_when(&lab, "gpu-0000-1a-00", true).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_one_whole_mig_device_is_not_adopted() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await.with_args(&ADOPT);
+    for start in [0, 2, 4] {
+        lab.sim.plant_instance(0, "2g.20gb", start).unwrap();
+    }
+    lab.sim
+        .on_gpu(0, |gpu| {
+            let mut second = gpu.instances[1].compute_instances[0].clone();
+            (second.id, second.serial, second.start, second.size) = (1, 1000, 1, 1);
+            second.uuid = "MIG-another".to_owned();
+            gpu.instances[0].compute_instances.clear();
+            gpu.instances[1].compute_instances.push(second);
+            // The compute profile of one slice has the id 0.
+            for it in gpu.instances.iter_mut().flat_map(|it| &mut it.compute_instances) {
+                (it.profile_id, it.size) = (0, 1);
+            }
+        })
+        .unwrap();
+    lab.start();
+    let slices = lab.slices_when(is_complete).await;
+    assert!(device_names(&slices).iter().all(|it| !it.contains("adopted")), "{slices:?}");
+    let instances = lab.inspect()["gpus"][0]["mig"]["instances"].clone();
+    let reasons: Vec<&str> =
+        instances.as_array().unwrap().iter().map(|it| it["notAdopted"].as_str().unwrap()).collect();
+    assert!(reasons[0].contains("no compute instance"), "{reasons:?}");
+    assert!(reasons[1].contains("2 compute instances"), "{reasons:?}");
+    assert!(reasons[2].contains("does not span it"), "{reasons:?}");
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_made_for_a_claim_is_not_adopted_when_its_record_is_lost() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await.with_args(&ADOPT);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", "gpu-0000-1a-00-mig-1g-10gb-6").await;
+    prepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+    std::fs::remove_dir_all(lab.path(&format!("plugins/{DRIVER}/claims"))).unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    published_when(&lab, "gpu-0000-1a-00-mig-1g-10gb-6", false).await;
+    let slices = lab.slices_when(is_complete).await;
+    assert!(device_names(&slices).iter().all(|it| !it.contains("adopted")), "a pod may be using it");
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!(lab.left(), Vec::<String>::new());
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adopted_device_has_one_user_and_keeps_others_from_its_place_and_the_whole_gpu() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await;
+    lab = lab.with_args(&[&ADOPT[..], &["--call-budget", "2"]].concat());
+    let planted = lab.sim.plant_instance(0, "2g.20gb", 2).unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", &device(&planted)).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    for name in [device(&planted).as_str(), "gpu-0000-1a-00-mig-1g-10gb-3", "gpu-0000-1a-00"] {
+        let late = lab.claim_of(&format!("late-{}", name.len()), name).await;
+        let refused = prepare(&kubelet, &late).await.unwrap_err();
+        assert!(refused.contains("overlaps") && refused.contains(&claim.name), "{refused}");
+    }
+    unprepare(&kubelet, &claim).await.unwrap();
+    let whole = lab.claim_of("whole", "gpu-0000-1a-00").await;
+    let refused = prepare(&kubelet, &whole).await.unwrap_err();
+    assert!(refused.contains("still has 1 MIG instance"), "{refused}");
+    let cut = lab.claim_of("cut", "gpu-0000-1a-00-mig-1g-10gb-3").await;
+    assert!(prepare(&kubelet, &cut).await.unwrap_err().contains("is occupied"));
+    assert_eq!(lab.instances(), [(0, "2g.20gb".to_owned(), 2)]);
+    lab.stop().await;
+}

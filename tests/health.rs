@@ -1,0 +1,419 @@
+//! Health of GPUs: errors that NVML tells of, and what becomes of slices, taints, the kubelet's streams, events, numbers.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
+
+mod common;
+
+use std::future::Future;
+use std::net::SocketAddr;
+
+use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, scrape, unprepare};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceSlice};
+use kube::Api;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube_sim::kubelet::{Claim, DeviceHealth, Health, HealthStream, Plugin};
+use nvml_sim::{Code, Fault};
+use serde_json::json;
+
+/// The first GPU's last slice, and the one before it.
+const LAST: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
+const BEFORE: &str = "gpu-0000-1a-00-mig-1g-10gb-5";
+/// Devices of an H100.
+const ALL: usize = 26;
+
+/// Runs a test against API servers that keep counters and taints, or not.
+async fn with_gates<F: Future<Output = ()>>(counters: bool, taints: bool, test: impl Fn(ControlPlane) -> F) {
+    test(ControlPlane::simulated_with(counters, taints).await).await;
+    if let Some(real) = ControlPlane::real_with(counters, taints).await {
+        test(real).await;
+    }
+}
+
+/// A running driver, the kubelet's connection to it, and where its metrics are.
+async fn started(plane: ControlPlane, gpus: &str, extra: &[&str]) -> (Lab, Plugin, SocketAddr) {
+    let arguments = [&["--rescan-interval", "1", "--settle-time", "1"], extra].concat();
+    let (mut lab, metrics) = Lab::new(plane, gpus).await.with_metrics(&arguments);
+    let kubelet = start(&mut lab).await;
+    (lab, kubelet, metrics)
+}
+
+/// Starts the driver and waits until it listens to its GPUs: events are those that happen after that.
+async fn start(lab: &mut Lab) -> Plugin {
+    let gpus = lab.sim.snapshot().unwrap().gpus.len();
+    let listens = |lab: &Lab| {
+        let calls = lab.sim.calls().unwrap();
+        calls.iter().filter(|it| it.call == "nvmlDeviceRegisterEvents").count()
+    };
+    let before = listens(lab);
+    lab.sim.configure(|it| it.log_calls = true).unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    lab.slices_when(is_complete).await;
+    eventually("the driver listens", async || (before + gpus <= listens(lab)).then_some(())).await;
+    lab.sim.configure(|it| it.log_calls = false).unwrap();
+    kubelet
+}
+
+fn devices(slices: &[ResourceSlice]) -> impl Iterator<Item = &Device> {
+    slices.iter().flat_map(|it| it.spec.devices.iter().flatten())
+}
+
+/// Names of the published devices of a GPU.
+fn of_gpu(lab: &Lab, slices: &[ResourceSlice], gpu: usize) -> Vec<String> {
+    let prefix = lab.gpu_name(gpu);
+    device_names(slices).into_iter().filter(|it| it.starts_with(&prefix)).map(str::to_owned).collect()
+}
+
+/// The slices once these devices of a GPU are published, and no others of it.
+async fn published_of(lab: &Lab, gpu: usize, expected: &[&str]) -> Vec<ResourceSlice> {
+    lab.slices_when(|it| is_complete(it) && of_gpu(lab, it, gpu) == expected).await
+}
+
+/// The slices once a GPU offers so many devices.
+async fn count_of(lab: &Lab, gpu: usize, count: usize) -> Vec<ResourceSlice> {
+    lab.slices_when(|it| is_complete(it) && of_gpu(lab, it, gpu).len() == count).await
+}
+
+fn device<'s>(slices: &'s [ResourceSlice], name: &str) -> &'s Device {
+    devices(slices).find(|it| it.name == name).unwrap()
+}
+
+/// Key, value and effect of all taints.
+fn taints(slices: &[ResourceSlice]) -> Vec<(String, String, String)> {
+    let all = devices(slices).flat_map(|it| it.taints.iter().flatten());
+    let short = |it: &DeviceTaint| (it.key.clone(), it.value.clone().unwrap_or_default(), it.effect.clone());
+    all.map(short).collect()
+}
+
+fn taint(name: &str, value: &str, effect: &str) -> Vec<(String, String, String)> {
+    vec![(format!("{DRIVER}/{name}"), value.to_owned(), effect.to_owned())]
+}
+
+/// Waits for an event about an object, and returns what it says.
+async fn event(lab: &Lab, about: &str, reason: &str) -> String {
+    eventually(&format!("there is an event {reason} about {about}"), async || {
+        let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
+        let all = events.list(&ListParams::default()).await.unwrap().items;
+        let is_it = |it: &Event| {
+            it.reason.as_deref() == Some(reason)
+                && it.regarding.as_ref().and_then(|it| it.name.as_deref()) == Some(about)
+        };
+        all.into_iter().find(is_it).map(|it| it.note.unwrap_or_default())
+    })
+    .await
+}
+
+/// How many events of these reasons there are about an object.
+async fn count_events(lab: &Lab, about: &str, reasons: &[&str]) -> usize {
+    let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
+    let all = events.list(&ListParams::default()).await.unwrap().items;
+    let about = |it: &&Event| it.regarding.as_ref().and_then(|it| it.name.as_deref()) == Some(about);
+    all.iter().filter(about).filter(|it| reasons.contains(&it.reason.as_deref().unwrap_or_default())).count()
+}
+
+/// Reads the stream until it says this of a device, with this text.
+async fn heard(stream: &mut HealthStream, name: &str, health: Health, text: &str) -> DeviceHealth {
+    let listen = async {
+        loop {
+            let list = stream.next().await.expect("the stream goes on");
+            if let Some(device) = list.into_iter().find(|it| it.device == name && it.health == health)
+                && device.message.contains(text)
+            {
+                return device;
+            }
+        }
+    };
+    let patience = std::time::Duration::from_secs(60);
+    let heard = tokio::time::timeout(patience, listen).await;
+    heard.unwrap_or_else(|_| panic!("the kubelet did not hear that {name} is {health:?}"))
+}
+
+/// GPU instance id of the instance at this slice of the first GPU.
+fn instance_at(lab: &Lab, start: u32) -> u32 {
+    let gpus = lab.sim.snapshot().unwrap().gpus;
+    gpus[0].gpu_instances.iter().find(|it| it.start == start).unwrap().id
+}
+
+async fn is_condition(lab: &Lab, metrics: SocketAddr, gpu: usize, condition: &str) {
+    let uuid = lab.sim.snapshot().unwrap().gpus[gpu].uuid.clone();
+    eventually(&format!("GPU {gpu} is {condition}"), async || {
+        let labels = [("gpu", uuid.as_str()), ("condition", condition)];
+        (scrape(metrics).await.value("dra_mig_gpu_health", &labels) == Some(1.0)).then_some(())
+    })
+    .await;
+}
+
+async fn prepared(lab: &Lab, kubelet: &Plugin, name: &str, device: &str) -> Claim {
+    let claim = lab.claim_of(name, device).await;
+    prepare(kubelet, &claim).await.unwrap();
+    claim
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_xid_of_nobody_withdraws_what_is_free_and_taints_what_is_held() {
+    with_gates(true, true, async |plane| {
+        let (mut lab, kubelet, metrics) = started(plane, "2xH100-80GB", &[]).await;
+        let claim = prepared(&lab, &kubelet, "one", LAST).await;
+        let before = count_of(&lab, 0, ALL).await;
+        let mut stream = kubelet.watch_health().await.unwrap();
+        assert_eq!(heard(&mut stream, LAST, Health::Healthy, "").await.message, "");
+
+        lab.sim.post_xid(0, 48, None, None).unwrap();
+        let after = published_of(&lab, 0, &[LAST]).await;
+        assert_eq!(of_gpu(&lab, &after, 1).len(), ALL, "the other GPU is none of that");
+        let after = lab.slices_when(|it| !taints(it).is_empty()).await;
+        assert_eq!(taints(&after), taint("xid", "48", "NoSchedule"));
+        let (was, is) = (device(&before, LAST), device(&after, LAST));
+        assert_eq!((&is.attributes, &is.capacity), (&was.attributes, &was.capacity));
+        assert_eq!(is.consumes_counters, was.consumes_counters, "an allocated device is never re-costed");
+        let sick = heard(&mut stream, LAST, Health::Unhealthy, "XID").await;
+        assert_eq!(
+            (sick.message.as_str(), sick.timeout_seconds),
+            ("unhealthy: XID 48 (a double-bit ECC error)", 30)
+        );
+        let note = event(&lab, &lab.node_name, "GpuUnhealthy").await;
+        assert!(note.contains("XID 48") && note.contains("health.json"), "{note}");
+        is_condition(&lab, metrics, 0, "sick").await;
+        assert_eq!(count_events(&lab, &lab.node_name, &["GpuNotOffered"]).await, 0, "told once is enough");
+
+        // The server's time of the taint is no reason to write, and a write of something else leaves it.
+        let time = is.taints.as_ref().unwrap()[0].time_added.clone();
+        assert!(time.is_some());
+        lab.sim.post_xid(1, 95, None, None).unwrap();
+        let later = count_of(&lab, 1, 0).await;
+        assert_eq!(device(&later, LAST).taints.as_ref().unwrap()[0].time_added, time);
+
+        // What is released is withdrawn, too.
+        unprepare(&kubelet, &claim).await.unwrap();
+        count_of(&lab, 0, 0).await;
+        lab.stop().await;
+        assert!(stream.next().await.is_none(), "the stream ends with the driver");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_published_taint_is_not_written_again() {
+    let plane = ControlPlane::simulated_with(true, true).await;
+    let ControlPlane::Simulated(server) = plane.clone() else { unreachable!("it is the simulated one") };
+    let (mut lab, kubelet, _) = started(plane, "1xH100-80GB", &["--taint-effect", "NoExecute"]).await;
+    prepared(&lab, &kubelet, "one", LAST).await;
+    lab.sim.post_ecc(0, true, None, None).unwrap();
+    let slices = lab.slices_when(|it| !taints(it).is_empty()).await;
+    assert_eq!(taints(&slices), taint("ecc", "double-bit", "NoExecute"));
+    // Twice: the first comparison may have begun before.
+    let seen = server.requests().len();
+    for round in 1..=2 {
+        let compared = || {
+            let requests = server.requests().split_off(seen);
+            let lists =
+                requests.iter().filter(|it| it.path.ends_with("/resourceslices") && it.method == "GET");
+            lists.filter(|it| !it.is_watch()).filter(|it| it.query.contains("fieldSelector")).count()
+        };
+        let before = compared();
+        let name = slices[0].metadata.name.clone().unwrap();
+        let odd =
+            Patch::Merge(json!({"metadata": {"annotations": {"example.com/round": round.to_string()}}}));
+        lab.slices_api().patch(&name, &PatchParams::default(), &odd).await.unwrap();
+        eventually("the driver compares", async || (before < compared()).then_some(())).await;
+    }
+    let requests = server.requests().split_off(seen);
+    let is_write = |it: &&kube_sim::RequestInfo| it.path.contains("resourceslices") && it.method == "PUT";
+    assert_eq!(requests.iter().filter(is_write).count(), 0);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_gate_of_taints_free_devices_go_all_the_same() {
+    with_gates(true, false, async |plane| {
+        let (mut lab, kubelet, _) = started(plane, "1xH100-80GB", &[]).await;
+        prepared(&lab, &kubelet, "one", LAST).await;
+        lab.sim.post_xid(0, 48, None, None).unwrap();
+        let slices = published_of(&lab, 0, &[LAST]).await;
+        assert_eq!(taints(&slices), []);
+        lab.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sick_stays_so_over_a_restart_until_an_operator_says_otherwise() {
+    with_gates(false, true, async |plane| {
+        let (mut lab, kubelet, _) = started(plane, "2xH100-80GB", &["--mode", "layout"]).await;
+        let offered = lab.slices_when(|it| is_complete(it) && !of_gpu(&lab, it, 0).is_empty()).await;
+        let offered = of_gpu(&lab, &offered, 0);
+        let claim = prepared(&lab, &kubelet, "one", &offered[0]).await;
+        lab.sim.post_xid(0, 64, None, None).unwrap();
+        published_of(&lab, 0, &[&offered[0]]).await;
+        lab.stop().await;
+
+        let kubelet = start(&mut lab).await;
+        unprepare(&kubelet, &claim).await.unwrap();
+        count_of(&lab, 0, 0).await;
+        std::fs::remove_file(lab.path("plugins").join(DRIVER).join("health.json")).unwrap();
+        let slices = count_of(&lab, 0, offered.len()).await;
+        assert_eq!(taints(&slices), []);
+        event(&lab, &lab.node_name, "GpuRecovered").await;
+        lab.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sick_gpu_that_cannot_be_cut_is_withdrawn_unless_a_claim_holds_it() {
+    let plane = ControlPlane::simulated_with(true, true).await;
+    let (mut lab, kubelet, _) = started(plane, "2xL4", &[]).await;
+    let (held, free) = (lab.gpu_name(0), lab.gpu_name(1));
+    let claim = prepared(&lab, &kubelet, "one", &held).await;
+    // Whoever has the whole GPU is concerned by whatever happens on it.
+    lab.sim.post_xid(0, 31, None, None).unwrap();
+    assert!(event(&lab, &claim.name, "DeviceError").await.contains("XID 31"));
+    lab.sim.post_xid(0, 48, None, None).unwrap();
+    assert!(event(&lab, &claim.name, "DeviceUnhealthy").await.contains("XID 48"));
+    lab.sim.post_xid(1, 48, None, None).unwrap();
+    let slices = lab.slices_when(|it| is_complete(it) && device_names(it) == [&held]).await;
+    assert!(!device_names(&slices).contains(&free.as_str()));
+    lab.slices_when(|it| taints(it) == taint("xid", "48", "NoSchedule")).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_xid_on_an_instance_is_its_claims_until_the_instance_is_made_anew() {
+    with_gates(true, true, async |plane| {
+        let (mut lab, kubelet, metrics) = started(plane, "1xH100-80GB", &[]).await;
+        let claim = prepared(&lab, &kubelet, "one", LAST).await;
+        prepared(&lab, &kubelet, "two", BEFORE).await;
+        let before = count_of(&lab, 0, ALL).await;
+        let mut stream = kubelet.watch_health_v1alpha1().await.unwrap();
+        lab.sim.post_xid(0, 94, Some(instance_at(&lab, 6)), Some(0)).unwrap();
+        heard(&mut stream, LAST, Health::Unhealthy, "XID 94").await;
+        heard(&mut stream, BEFORE, Health::Healthy, "").await;
+        assert!(event(&lab, &claim.name, "DeviceUnhealthy").await.contains(LAST));
+        assert_eq!(count_events(&lab, &lab.node_name, &["GpuUnhealthy"]).await, 0);
+        is_condition(&lab, metrics, 0, "healthy").await;
+        assert_eq!(lab.slices().await, before, "the GPU and what else it offers is as before");
+
+        unprepare(&kubelet, &claim).await.unwrap();
+        heard(&mut stream, LAST, Health::Healthy, "").await;
+        prepared(&lab, &kubelet, "three", LAST).await;
+        heard(&mut stream, LAST, Health::Healthy, "").await;
+        lab.stop().await;
+        assert!(stream.next().await.is_none());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_applications_are_told_and_counted_and_make_nothing_sick() {
+    let plane = ControlPlane::simulated_with(true, true).await;
+    let (mut lab, kubelet, metrics) = started(plane, "1xH100-80GB", &["--ignore-xids", "63"]).await;
+    let claim = prepared(&lab, &kubelet, "one", LAST).await;
+    let mut stream = kubelet.watch_health().await.unwrap();
+    let gi = Some(instance_at(&lab, 6));
+    for xid in [13, 31, 43, 45, 68, 109, 63] {
+        lab.sim.post_xid(0, xid, gi, Some(0)).unwrap();
+    }
+    lab.sim.post_xid(0, 63, None, None).unwrap();
+    lab.sim.post_ecc(0, false, gi, Some(0)).unwrap();
+    let uuid = lab.sim.snapshot().unwrap().gpus[0].uuid.clone();
+    eventually("all of it is counted", async || {
+        let seen = scrape(metrics).await;
+        let count = |event: &str, code: &str| {
+            let labels = [("gpu", uuid.as_str()), ("event", event), ("code", code)];
+            seen.value("dra_mig_gpu_events_total", &labels)
+        };
+        (count("single_bit_ecc", "") == Some(1.0)
+            && count("xid", "63") == Some(2.0)
+            && ["13", "31", "43", "45", "68", "109"].iter().all(|it| count("xid", it) == Some(1.0)))
+        .then_some(())
+    })
+    .await;
+    assert!(event(&lab, &claim.name, "DeviceError").await.contains("The device goes on"));
+    assert_eq!(count_events(&lab, &claim.name, &["DeviceUnhealthy"]).await, 0);
+    is_condition(&lab, metrics, 0, "healthy").await;
+    heard(&mut stream, LAST, Health::Healthy, "").await;
+    assert_eq!(of_gpu(&lab, &lab.slices().await, 0).len(), ALL);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_gpu_is_told_of_and_comes_back_when_it_answers_again() {
+    with_gates(true, true, async |plane| {
+        let (mut lab, kubelet, metrics) = started(plane, "2xH100-80GB", &[]).await;
+        prepared(&lab, &kubelet, "one", LAST).await;
+        let mut stream = kubelet.watch_health().await.unwrap();
+        lab.sim.lose_gpu(0).unwrap();
+        published_of(&lab, 0, &[LAST]).await;
+        lab.slices_when(|it| taints(it) == taint("lost", "true", "NoSchedule")).await;
+        heard(&mut stream, LAST, Health::Unhealthy, "lost: ").await;
+        assert!(event(&lab, &lab.node_name, "GpuLost").await.contains("GPU_IS_LOST"));
+        is_condition(&lab, metrics, 0, "lost").await;
+        // The other GPU is heard as before.
+        lab.sim.post_xid(1, 48, None, None).unwrap();
+        count_of(&lab, 1, 0).await;
+
+        lab.sim.recover_gpu(0).unwrap();
+        is_condition(&lab, metrics, 0, "healthy").await;
+        let slices = count_of(&lab, 0, ALL).await;
+        assert_eq!(taints(&slices), []);
+        heard(&mut stream, LAST, Health::Healthy, "").await;
+        event(&lab, &lab.node_name, "GpuRecovered").await;
+        // And it is listened to again.
+        eventually("its events are heard again", async || {
+            lab.sim.post_xid(0, 48, None, None).unwrap();
+            (of_gpu(&lab, &lab.slices().await, 0) == [LAST]).then_some(())
+        })
+        .await;
+        lab.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_of_events_is_a_condition_of_its_own_and_withdraws_nothing() {
+    let plane = ControlPlane::simulated_with(true, true).await;
+    let (mut lab, kubelet, metrics) = started(plane, "1xH100-80GB", &[]).await;
+    let mut stream = kubelet.watch_health().await.unwrap();
+    heard(&mut stream, LAST, Health::Healthy, "").await;
+    lab.sim.inject(Fault::returning("nvmlEventSetWait_v2", Code::UNKNOWN)).unwrap();
+    heard(&mut stream, LAST, Health::Unknown, "nvmlEventSetWait_v2").await;
+    assert!(event(&lab, &lab.node_name, "GpuUnmonitored").await.contains("events cannot be heard"));
+    assert_eq!(of_gpu(&lab, &lab.slices().await, 0).len(), ALL);
+    assert!(1.0 <= scrape(metrics).await.value("dra_mig_gpu_event_gaps_total", &[]).unwrap());
+    lab.sim.clear_faults().unwrap();
+    heard(&mut stream, LAST, Health::Healthy, "").await;
+    event(&lab, &lab.node_name, "GpuRecovered").await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_is_too_old_for_events_serves_without_them() {
+    let arguments = ["--rescan-interval", "1"];
+    let mut lab = Lab::new(ControlPlane::simulated_with(true, true).await, "1xH100-80GB").await;
+    lab.sim.hide_symbols(&["nvmlEventSetWait_v2"]).unwrap();
+    lab = lab.with_args(&arguments);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let mut stream = kubelet.watch_health().await.unwrap();
+    heard(&mut stream, LAST, Health::Unknown, "FUNCTION_NOT_FOUND").await;
+    let claim = prepared(&lab, &kubelet, "one", LAST).await;
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!(count_events(&lab, &lab.node_name, &["GpuUnmonitored", "GpuUnhealthy"]).await, 0);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listening_never_keeps_a_gpu_from_being_cut_or_made_whole() {
+    let plane = ControlPlane::simulated_with(true, true).await;
+    let (mut lab, kubelet, _) = started(plane, "1xH100-80GB", &["--mig-mode", "release"]).await;
+    lab.sim.configure(|it| it.events_hold_gpus = true).unwrap();
+    // The mode is switched, an instance made and destroyed, and the mode switched back.
+    let claim = prepared(&lab, &kubelet, "one", LAST).await;
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!(lab.left(), [""; 0]);
+    eventually("MIG mode is off again", async || {
+        (!lab.sim.snapshot().unwrap().gpus[0].mig_current).then_some(())
+    })
+    .await;
+    lab.stop().await;
+}
