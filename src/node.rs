@@ -534,7 +534,11 @@ impl HardwareWatch {
             .filter(|it| health.gpu(it).is_bad())
             .map(|it| format!("GPU {it}: {}", health.gpu(it).text()));
         let skipped = hardware.iter().flat_map(|it| &it.facts.skipped);
-        let skipped = skipped.map(|it| format!("GPU {}: {}", it.index, it.reason));
+        // By the same name as before it was skipped, so that it does not seem to be offered again.
+        let skipped = skipped.map(|it| {
+            let gpu = it.uuid.clone().unwrap_or_else(|| it.index.to_string());
+            format!("GPU {gpu}: {}", it.reason)
+        });
         let instances = self.gpus.iter().flat_map(|gpu| gpu.state.instances.iter().map(move |it| (gpu, it)));
         let foreign = instances.filter_map(|(gpu, it)| {
             let (uuid, GpuInstance { id, placement, .. }) = (&gpu.facts.uuid, it);

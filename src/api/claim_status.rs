@@ -116,7 +116,7 @@ impl ClaimStatuses {
 
     /// Runs until `stop`. `changes` tells of every change of what claims hold.
     pub async fn run(mut self, mut changes: watch::Receiver<()>, stop: CancellationToken) {
-        for (uid, stored) in self.listed() {
+        for (uid, stored) in self.listed().unwrap_or_default() {
             if let Stored::Record(record) = &*stored
                 && is_told_of(record)
             {
@@ -142,7 +142,10 @@ impl ClaimStatuses {
             changes.borrow_and_update();
             let now = Instant::now();
             let is_paused = self.not_before.is_some_and(|it| now < it);
-            let steps = if is_paused { Vec::new() } else { self.steps(&self.listed(), now) };
+            let steps = match self.listed() {
+                Some(listed) if !is_paused => self.steps(&listed, now),
+                _ => Vec::new(),
+            };
             let this = &*self;
             let taken = steps.into_iter().map(|(uid, step)| async move {
                 let outcome = this.take(&step).await;
@@ -168,11 +171,10 @@ impl ClaimStatuses {
         }
     }
 
-    fn listed(&self) -> Vec<(ClaimUid, Arc<Stored>)> {
-        tokio::task::block_in_place(|| self.checkpoint.list()).unwrap_or_else(|error| {
-            debug!(%error, "cannot tell which claims have a device status");
-            Vec::new()
-        })
+    /// What is on disk; nothing where that cannot be told, which does not mean that there are no claims.
+    fn listed(&self) -> Option<Vec<(ClaimUid, Arc<Stored>)>> {
+        let listed = tokio::task::block_in_place(|| self.checkpoint.list());
+        listed.inspect_err(|error| debug!(%error, "cannot tell which claims have a device status")).ok()
     }
 
     /// What has to be done now, by what is on disk and what was told.

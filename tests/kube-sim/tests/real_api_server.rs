@@ -157,6 +157,62 @@ fn claims() -> Vec<Value> {
     all
 }
 
+/// A request with this body: a code, and what `status.devices` is then.
+async fn patched(client: &Client, path: &str, content_type: &str, body: &Value) -> (u16, Value) {
+    let request = http::Request::patch(path).header("content-type", content_type);
+    match client.request::<Value>(request.body(body.to_string().into_bytes()).unwrap()).await {
+        Ok(stored) => (200, stored["status"]["devices"].clone()),
+        Err(kube::Error::Api(status)) => (status.code, Value::Null),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// The life of a claim's device status: what each step answers.
+async fn life_of_a_device_status(client: &Client) -> Vec<(u16, Value)> {
+    let claims = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims";
+    let claim = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": "c"},
+        "spec": {"devices": {"requests": [{"name": "a", "exactly": {"deviceClassName": "mig"}}]}}});
+    let request = http::Request::post(claims).header("content-type", "application/json");
+    let request = request.body(claim.to_string().into_bytes()).unwrap();
+    let uid = client.request::<Value>(request).await.unwrap()["metadata"]["uid"].clone();
+    let status = |claim: &str| format!("{claims}/{claim}/status");
+    let apply = async |manager: &str, claim: &str, uid: Option<&Value>, devices: Option<Value>| {
+        let mut body =
+            json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": claim}});
+        if let Some(uid) = uid {
+            body["metadata"]["uid"] = uid.clone();
+        }
+        if let Some(devices) = devices {
+            body["status"] = json!({"devices": devices});
+        }
+        let path = format!("{}?fieldManager={manager}&force=true", status(claim));
+        patched(client, &path, "application/apply-patch+yaml", &body).await
+    };
+    let device = |driver: &str, device: &str, data: i32| json!({"driver": driver, "pool": "p", "device": device, "data": {"n": data}});
+    let result =
+        |driver: &str, device: &str| json!({"request": "a", "driver": driver, "pool": "p", "device": device});
+    let results = json!([result("m.dev", "x"), result("m.dev", "y"), result("o.dev", "x")]);
+    let allocate = |value: Value| json!({"status": {"allocation": value}});
+    let merge = "application/merge-patch+json";
+    let mut answers = Vec::new();
+    // Nothing is allocated yet.
+    answers.push(apply("m", "c", Some(&uid), Some(json!([device("m.dev", "x", 1)]))).await);
+    let allocation = json!({"devices": {"results": results}});
+    answers.push(patched(client, &status("c"), merge, &allocate(allocation)).await);
+    answers.push(apply("o", "c", None, Some(json!([device("o.dev", "x", 1)]))).await);
+    let both = json!([device("m.dev", "x", 1), device("m.dev", "y", 1)]);
+    answers.push(apply("m", "c", Some(&uid), Some(both)).await);
+    answers.push(apply("m", "c", Some(&uid), Some(json!([device("m.dev", "y", 2)]))).await);
+    // Not allocated, another claim, no claim.
+    answers.push(apply("m", "c", Some(&uid), Some(json!([device("m.dev", "z", 1)]))).await);
+    answers.push(apply("m", "c", Some(&json!("another")), Some(json!([device("m.dev", "y", 3)]))).await);
+    answers.push(apply("m", "none", Some(&uid), Some(json!([device("m.dev", "y", 3)]))).await);
+    // Only the own entry goes; and with the allocation all do.
+    answers.push(apply("m", "c", Some(&uid), None).await);
+    answers.push(patched(client, &status("c"), merge, &allocate(Value::Null)).await);
+    answers
+}
+
 async fn agree(gates: &str, partitionable_devices: bool) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_owned();
@@ -186,6 +242,9 @@ async fn agree(gates: &str, partitionable_devices: bool) {
             (answer(&real_client, path, &object).await, answer(&sim_client, path, &object).await);
         assert_eq!(got, expected, "{object:#}");
     }
+    let (expected, got) =
+        (life_of_a_device_status(&real_client).await, life_of_a_device_status(&sim_client).await);
+    assert_eq!(got, expected);
 }
 
 #[tokio::test]
