@@ -6,7 +6,8 @@
 //!                                        NodeWatchResources, v1 and v1alpha1
 //! ```
 //!
-//! Nothing is decided here: a call is translated, handed to `claim`, and its answer translated back.
+//! Nothing is decided here about claims: a call is translated, handed to `claim`, and its answer translated back. Of two pods
+//! that run at once, the sockets tell which one publishes ([`Turn`]).
 
 mod health;
 mod pb;
