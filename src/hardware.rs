@@ -15,7 +15,7 @@ use tracing::info;
 use crate::args::HardwareArgs;
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
 use crate::host;
-use crate::inventory::{Attachment, Gpu, GpuState, Inventory};
+use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Withheld};
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, SkippedGpu};
 use crate::nvml::{self, CallError, GpuQueue, OpenError, QueueClosed};
 use crate::telemetry::metrics::Metrics;
@@ -31,6 +31,8 @@ pub struct NodeState {
     pub held: BTreeSet<String>,
     /// GPUs that are not offered, and why.
     pub problems: Vec<String>,
+    /// How many devices of a GPU cannot be had, and why, by the name of its counter set.
+    pub withheld: BTreeMap<(String, Withheld), usize>,
 }
 
 /// The GPUs of the node.

@@ -1,6 +1,6 @@
 //! Wires everything and watches it run: the only file that names every part.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +20,16 @@ use crate::checkpoint::{Checkpoint, Record, Stored};
 use crate::claim::{Claims, ClaimsParts, CommonSource};
 use crate::hardware::{Hardware, NodeState};
 use crate::host;
-use crate::inventory::{Gpu, Inventory, inventory};
+use crate::inventory::{Gpu, Inventory, inventory, withheld};
 use crate::kubelet::{
     DraPlugin, Registration, RegistrationState, Socket, SocketPaths, serve_plugin, serve_registration,
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
-use crate::telemetry::metrics::{Exporter, Metrics, Recovery, bind_metrics, serve_metrics};
+use crate::telemetry::metrics::{
+    DcgmInstances, Exporter, Instances, Metrics, Pods, Recovery, Sampler, Seen, StateParts, bind_metrics,
+    serve_metrics,
+};
 use crate::telemetry::{Health, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
@@ -53,6 +56,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         inventory: Arc::default(),
         held: BTreeSet::new(),
         problems: Vec::new(),
+        withheld: BTreeMap::new(),
     });
 
     // The first look comes before the kubelet may call, so that no pod fails only because we have just started.
@@ -72,6 +76,15 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
     let pool = pool_name(&name, &driver);
     let events = Events::new(client.clone(), &name, &driver);
+    let (seen, pods) = (Arc::<Seen>::default(), Pods::new(args.metrics_pod_labels));
+    let sampler = Sampler {
+        node: node.clone(),
+        checkpoint: checkpoint.clone(),
+        policy: args.metrics_usage,
+        pods: pods.clone(),
+        seen: Arc::clone(&seen),
+        boot_id: boot_id.clone(),
+    };
     let claims = Claims::new(ClaimsParts {
         pool: pool.clone(),
         proc_root: args.hardware.proc_root.clone(),
@@ -83,11 +96,12 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         changed,
         surprised: Arc::clone(&surprised),
         kind,
-        boot_id,
+        boot_id: boot_id.clone(),
         budget: args.call_budget,
         mode_policy: args.mig_mode,
         events: events.clone(),
         metrics: metrics.clone(),
+        pods: pods.clone(),
     });
     let pending = Publication::Pending { reason: "not published yet".to_owned() };
     let (publication_report, publication) = watch::channel(pending);
@@ -115,7 +129,8 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         decision,
     );
     let layouts = follower.run(node.clone(), publication.clone());
-    let health = Health { registration: registration.clone(), publication, node: node.clone() };
+    let health =
+        Health { registration: registration.clone(), publication: publication.clone(), node: node.clone() };
 
     let pod = args.pod_uid.as_deref();
     let paths = SocketPaths::new(&directory, &args.host.registry_dir, &driver, pod);
@@ -137,13 +152,27 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add_endless("sockets", sweep);
     parts.add("health", serve_health(health_listener, health, stop.clone()));
-    let exporter = Exporter::new(&metrics, Vec::new());
+    let state = StateParts { node: node.clone(), publication, registration: registration.clone(), seen };
+    let exporter = exporter(&args, &metrics, state);
+    parts.add("sampler", sampler.run(stop.clone()));
     parts.add("metrics", serve_metrics(metrics_listener, exporter, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
     parts.add_endless("layouts", layouts);
     parts.add_endless("publisher", publisher.run(node));
     parts.watch(stop).await
+}
+
+/// What `/metrics` shows.
+fn exporter(args: &NodeArgs, metrics: &Metrics, state: StateParts) -> Exporter {
+    let (seen, with_pods) = (Arc::clone(&state.seen), args.metrics_pod_labels);
+    let mut exporter = Exporter::new(metrics);
+    exporter.show(state);
+    exporter.show(Instances { seen: Arc::clone(&seen), with_pods });
+    if args.metrics_dcgm_names {
+        exporter.show_as_named(DcgmInstances { seen, node: args.node_name.clone(), with_pods });
+    }
+    exporter
 }
 
 /// Ends with the kubelet's reason if it refuses us. It does not ask again until the socket is made anew, which the next
@@ -386,6 +415,7 @@ impl HardwareWatch {
             .map(|(uuid, problem)| format!("{uuid}: {problem}"))
             .chain(skipped.map(|it| format!("GPU {}: {}", it.index, it.reason)))
             .collect();
+        let withheld = withheld(&inventory, &self.gpus);
         // Dropped after the lock: closing NVML takes its time.
         let mut before = None;
         self.state.send_if_modified(|state| {
@@ -394,7 +424,7 @@ impl HardwareWatch {
                 && state.problems == problems
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();
-            let now = NodeState { hardware, inventory: Arc::new(inventory), held, problems };
+            let now = NodeState { hardware, inventory: Arc::new(inventory), held, problems, withheld };
             before = Some(std::mem::replace(state, now));
             !is_same
         });

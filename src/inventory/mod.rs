@@ -7,6 +7,7 @@ mod attributes;
 mod counters;
 mod filter;
 mod name;
+mod withheld;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ pub use attributes::{Attribute, Capacity, STANDARD_DOMAIN};
 pub use counters::CounterPlan;
 pub use filter::{InvalidPattern, ProfileFilter};
 pub use name::DeviceName;
+pub use withheld::{Withheld, withheld};
 
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigFacts, MigMode, NodeFacts, Placement};
 

@@ -14,12 +14,14 @@ use nvml_wrapper_sys::bindings as sys;
 
 use super::error::{CallError, Code, check};
 use super::facts::{ComputeInstance, GpuInstance, MediaEngines, MigMode, Placement, Profile};
+use super::usage::Samples;
 
 /// A GPU, or the MIG device that stands for a compute instance, as NVML knows it. Stays on the thread that made it.
 #[derive(Debug)]
 pub struct DeviceHandle<'nvml> {
-    nvml: &'nvml Nvml,
+    pub(super) nvml: &'nvml Nvml,
     raw: sys::nvmlDevice_t,
+    pub(super) samples: Samples<'nvml>,
 }
 
 /// A live GPU instance: its id, profile and placement, and the handle that the other calls need.
@@ -57,7 +59,7 @@ impl<'nvml> DeviceHandle<'nvml> {
     pub fn of(nvml: &'nvml Nvml, device: &Device<'nvml>) -> Self {
         // SAFETY: the handle is only used together with the `Nvml` it came from, which outlives it by `'nvml`.
         let raw = unsafe { device.handle() };
-        Self { nvml, raw }
+        Self { nvml, raw, samples: Samples::default() }
     }
 
     /// The same GPU for nvml-wrapper's safe calls.
@@ -173,6 +175,7 @@ impl<'nvml> DeviceHandle<'nvml> {
 
     /// Destroys a GPU instance. IN_USE while it has compute instances or somebody holds it.
     pub fn destroy_gpu_instance(&self, instance: GpuInstanceHandle) -> Result<(), CallError> {
+        self.samples.forget(instance.id);
         let function = function!(self.nvml, nvmlGpuInstanceDestroy)?;
         // SAFETY: the handle was returned by this library; NVML checks that it still stands for an instance.
         check("nvmlGpuInstanceDestroy", unsafe { function(instance.raw) })
@@ -200,6 +203,7 @@ impl<'nvml> DeviceHandle<'nvml> {
 
     /// Destroys every compute instance of a GPU instance. IN_USE while a process runs on one.
     pub fn destroy_compute_instances(&self, instance: GpuInstanceHandle) -> Result<(), CallError> {
+        self.samples.forget(instance.id);
         let function = function!(self.nvml, nvmlComputeInstanceDestroy)?;
         for raw in self.raw_compute_instances(instance)? {
             // SAFETY: the handle was listed by this library a moment ago.
@@ -229,6 +233,24 @@ impl<'nvml> DeviceHandle<'nvml> {
             pids.extend(running.iter().map(|it| it.pid));
         }
         Ok(pids)
+    }
+
+    /// The MIG device that stands for a compute instance of a GPU instance, if both are there.
+    pub(super) fn mig_device_of(
+        &self,
+        gpu_instance: u32,
+        compute_instance: u32,
+    ) -> Result<Option<DeviceHandle<'nvml>>, CallError> {
+        let Some(instance) = self.gpu_instance(gpu_instance)? else { return Ok(None) };
+        let function = function!(self.nvml, nvmlGpuInstanceGetComputeInstanceById)?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: a GPU instance handle of this library and a writable pointer.
+        let code = unsafe { function(instance.raw, compute_instance, &raw mut raw) };
+        match check("nvmlGpuInstanceGetComputeInstanceById", code) {
+            Ok(()) => self.mig_device(raw).map(|(_, device)| Some(device)),
+            Err(error) if error.code == Code::NOT_FOUND => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Minor number of the GPU's device node; may change with MIG mode.
@@ -372,7 +394,7 @@ impl<'nvml> DeviceHandle<'nvml> {
         check("nvmlComputeInstanceGetInfo_v2", unsafe { function(raw, info.as_mut_ptr()) })?;
         // SAFETY: zeroed before and filled by NVML; pointers and integers have no invalid values.
         let info = unsafe { info.assume_init() };
-        Ok((info.id, DeviceHandle { nvml: self.nvml, raw: info.device }))
+        Ok((info.id, DeviceHandle { nvml: self.nvml, raw: info.device, samples: Samples::default() }))
     }
 }
 

@@ -9,6 +9,7 @@ mod discover;
 mod error;
 pub mod facts;
 mod queue;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -115,7 +115,7 @@ async fn ready(State(health): State<Health>) -> (StatusCode, String) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;
 
     use super::*;
@@ -124,7 +124,13 @@ mod tests {
     fn report(registration: RegistrationState, publication: Publication) -> (bool, String) {
         let hardware = Err("no libnvidia-ml.so.1".to_owned());
         let problems = vec!["GPU 3: it is lost".to_owned()];
-        let node = NodeState { hardware, inventory: Arc::default(), held: BTreeSet::new(), problems };
+        let node = NodeState {
+            hardware,
+            inventory: Arc::default(),
+            held: BTreeSet::new(),
+            problems,
+            withheld: BTreeMap::new(),
+        };
         let health = Health {
             registration: watch::channel(registration).1,
             publication: watch::channel(publication).1,

@@ -1,9 +1,9 @@
 //! MIG mode, GPU instances, and the MIG devices that they make.
 
-use super::nvml;
 use super::types::{
     GiInfo, GiProfileV1, GiProfileV2, GiProfileV3, Handle, Kind, Out, Placement, list, name, version,
 };
+use super::{gpm, nvml};
 use crate::code::{Answer, Code};
 use crate::machine::{EVENT_MIG_CONFIG_CHANGE, Gpu};
 use crate::mig;
@@ -207,6 +207,9 @@ nvml! {
         root_only(s)?;
         let (index, found) = instance.gpu_instance(s.machine())?;
         let id = found.id;
+        if gpm::holds(index, found.serial) {
+            return Err(Code::IN_USE);
+        }
         let machine = s.machine_mut();
         mig::destroy_gpu_instance(machine.gpu_mut(index)?, id)?;
         machine.post(index, EVENT_MIG_CONFIG_CHANGE, 0, Some(id), None);
