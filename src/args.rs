@@ -16,7 +16,7 @@ use crate::mig::ModePolicy;
 use crate::placement::Policy;
 use crate::slices::TaintEffect;
 use crate::telemetry::LogFormat;
-use crate::telemetry::metrics::MetricsAddress;
+use crate::telemetry::metrics::{MetricsAddress, UsagePolicy};
 
 /// Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand.
 #[derive(Debug, Parser)]
@@ -234,6 +234,15 @@ pub struct NodeArgs {
     /// Address for /metrics; `off`, or nothing, for none.
     #[arg(long, env, value_name = "ADDRESS", default_value = "0.0.0.0:8082")]
     pub metrics_address: MetricsAddress,
+    /// What is measured of instances for /metrics.
+    #[arg(long, env, value_enum, value_name = "WHAT", default_value = "all")]
+    pub metrics_usage: UsagePolicy,
+    /// Tell namespace, pod and claim of each instance in /metrics.
+    #[arg(long, env)]
+    pub metrics_pod_labels: bool,
+    /// Show the numbers of each instance under the names of NVIDIA's DCGM exporter, too (DCGM_FI_DEV_FB_USED and others).
+    #[arg(long, env)]
+    pub metrics_dcgm_names: bool,
     /// What becomes of a GPU's MIG mode when its last MIG device goes. Only GPUs that switch without a reset are switched.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "keep")]
     pub mig_mode: ModePolicy,

@@ -17,7 +17,7 @@ use crate::args::HardwareArgs;
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
 use crate::health::Report;
 use crate::host;
-use crate::inventory::{Attachment, Gpu, GpuState, Inventory};
+use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Withheld};
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, SkippedGpu};
 use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
 use crate::telemetry::metrics::Metrics;
@@ -35,6 +35,23 @@ pub struct NodeState {
     pub problems: Vec<String>,
     /// What GPUs and instances suffer from.
     pub health: Arc<Report>,
+    /// How many devices of a GPU cannot be had, and why, by the name of its counter set.
+    pub withheld: BTreeMap<(String, Withheld), usize>,
+}
+
+impl NodeState {
+    /// A node of which no more is known than why there is nothing.
+    #[must_use]
+    pub fn without(reason: &str) -> Self {
+        Self {
+            hardware: Err(reason.to_owned()),
+            inventory: Arc::default(),
+            held: BTreeSet::new(),
+            problems: Vec::new(),
+            withheld: BTreeMap::new(),
+            health: Arc::default(),
+        }
+    }
 }
 
 /// The GPUs of the node.

@@ -21,7 +21,7 @@ use crate::claim::{Claims, ClaimsParts, CommonSource};
 use crate::hardware::{Hardware, NodeState};
 use crate::health::{Follower, Keeper, Report, Scan};
 use crate::host;
-use crate::inventory::{ExistingInstances, Gpu, Inventory, Terms, inventory_on, not_adopted};
+use crate::inventory::{ExistingInstances, Gpu, Inventory, Terms, inventory_on, not_adopted, withheld};
 use crate::kubelet::{
     DeviceHealth, DraPlugin, Registration, RegistrationState, Socket, SocketPaths, Turn, serve_plugin,
     serve_registration,
@@ -30,7 +30,10 @@ use crate::layout::{Decision, LayoutFollower, LayoutMemory};
 use crate::nvml::facts::GpuInstance;
 use crate::nvml::{Heard, Pulse};
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
-use crate::telemetry::metrics::{Exporter, GpuHealth, Metrics, Recovery, bind_metrics, serve_metrics};
+use crate::telemetry::metrics::{
+    DcgmInstances, Exporter, GpuHealth, Instances, Metrics, Pods, Recovery, Sampler, Seen, StateParts,
+    bind_metrics, serve_metrics,
+};
 use crate::telemetry::{Health, Silent, Watchdog, bind_health, serve_health};
 
 /// How long running calls may take to end once the process was asked to stop; below the 30 s that Kubernetes gives.
@@ -57,13 +60,8 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let (heard, to_be_heard) = mpsc::channel(MOST_HEARD);
     let sick = args.driver.plugin_directory().join("health.json");
     let keeper = Keeper::new(sick, &boot_id, args.ignore_xids.clone());
-    let (state, node) = watch::channel(NodeState {
-        hardware: Err("NVML was not opened yet".to_owned()),
-        inventory: Arc::default(),
-        held: BTreeSet::new(),
-        problems: Vec::new(),
-        health: keeper.report(),
-    });
+    let unknown = NodeState::without("NVML was not opened yet");
+    let (state, node) = watch::channel(NodeState { health: keeper.report(), ..unknown });
 
     let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
     let pool = pool_name(&name, &driver);
@@ -122,6 +120,15 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         surprised: Arc::clone(&surprised),
     };
     let device_health = DeviceHealth { pool: pool.clone(), node: node.clone(), stop: stop.clone() };
+    let (seen, pods) = (Arc::<Seen>::default(), Pods::new(args.metrics_pod_labels));
+    let sampler = Sampler {
+        node: node.clone(),
+        checkpoint: checkpoint.clone(),
+        policy: args.metrics_usage,
+        pods: pods.clone(),
+        seen: Arc::clone(&seen),
+        boot_id: boot_id.clone(),
+    };
     let claims = Claims::new(ClaimsParts {
         pool: pool.clone(),
         proc_root: args.hardware.proc_root.clone(),
@@ -133,11 +140,12 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         changed,
         surprised: Arc::clone(&surprised),
         kind,
-        boot_id,
+        boot_id: boot_id.clone(),
         budget: args.call_budget,
         mode_policy: args.mig_mode,
         events: events.clone(),
         metrics: metrics.clone(),
+        pods: pods.clone(),
     });
     let (decision, layouts) = watch::channel(Decision::default());
     let directory = args.driver.plugin_directory();
@@ -168,7 +176,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         decision,
         turn,
     );
-    let layouts = follower.run(node.clone(), publication);
+    let layouts = follower.run(node.clone(), publication.clone());
     let statuses = ClaimStatuses::new(client.clone(), checkpoint, &name, &driver);
 
     // The work socket first: the kubelet dials it as soon as it sees the other one.
@@ -188,7 +196,9 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add_endless("sockets", sweep);
     parts.add_endless("device status of claims", statuses.run(changes.clone(), stop.clone()));
-    let exporter = Exporter::new(&metrics, vec![Box::new(GpuHealth(node.clone()))]);
+    let state = StateParts { node: node.clone(), publication, registration: registration.clone(), seen };
+    let exporter = exporter(&args, &metrics, state);
+    parts.add("sampler", sampler.run(stop.clone()));
     parts.add("metrics", serve_metrics(metrics_listener, exporter, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
@@ -196,6 +206,19 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add_endless("layouts", layouts);
     parts.add_endless("publisher", publisher.run(node));
     parts.watch(stop).await
+}
+
+/// What `/metrics` shows.
+fn exporter(args: &NodeArgs, metrics: &Metrics, state: StateParts) -> Exporter {
+    let (seen, with_pods) = (Arc::clone(&state.seen), args.metrics_pod_labels);
+    let mut exporter = Exporter::new(metrics);
+    exporter.show(GpuHealth(state.node.clone()));
+    exporter.show(state);
+    exporter.show(Instances { seen: Arc::clone(&seen), with_pods });
+    if args.metrics_dcgm_names {
+        exporter.show_as_named(DcgmInstances { seen, node: args.node_name.clone(), with_pods });
+    }
+    exporter
 }
 
 /// Ends with the kubelet's reason if it refuses us. It does not ask again until the socket is made anew, which the next
@@ -571,6 +594,7 @@ impl HardwareWatch {
             let before = self.state.borrow();
             self.tell_problems(&otherwise(&before.problems, &before.health), &otherwise(&problems, &health));
         }
+        let withheld = withheld(&inventory, &self.gpus, &health);
         let held = terms.held;
         // Dropped after the lock: closing NVML takes its time.
         let mut before = None;
@@ -578,10 +602,12 @@ impl HardwareWatch {
             let is_same = *state.inventory == inventory
                 && state.held == held
                 && state.problems == problems
+                && state.withheld == withheld
                 && state.health == health
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();
-            let now = NodeState { hardware, inventory: Arc::new(inventory), held, problems, health };
+            let now =
+                NodeState { hardware, inventory: Arc::new(inventory), held, problems, withheld, health };
             before = Some(std::mem::replace(state, now));
             !is_same
         });

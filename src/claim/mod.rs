@@ -43,7 +43,7 @@ use crate::checkpoint::{Checkpoint, Journal, Record, Stage, StoreError, Stored, 
 use crate::hardware::{Hardware, NodeState};
 use crate::inventory::Inventory;
 use crate::mig::ModePolicy;
-use crate::telemetry::metrics::{Metrics, Step};
+use crate::telemetry::metrics::{Metrics, Pods, Step};
 use draft::{Opened, Turns};
 use work::blocking;
 
@@ -178,6 +178,7 @@ pub struct Claims {
     mode_policy: ModePolicy,
     events: Events,
     metrics: Metrics,
+    pods: Pods,
     turns: Turns,
     /// Within this process, whose turn it is to make a new record.
     reserving: tokio::sync::Mutex<()>,
@@ -218,6 +219,8 @@ pub struct ClaimsParts {
     pub events: Events,
     /// Where it is counted.
     pub metrics: Metrics,
+    /// Whose the claims are, for the metrics.
+    pub pods: Pods,
 }
 
 impl Claims {
@@ -226,8 +229,9 @@ impl Claims {
     pub fn new(parts: ClaimsParts) -> Self {
         let driver = parts.kind.driver().to_owned();
         let ClaimsParts { kind, pool, proc_root, reader, node, checkpoint, common, .. } = parts;
-        let ClaimsParts { cdi, changed, surprised, boot_id, budget, mode_policy, events, metrics, .. } =
-            parts;
+        let ClaimsParts {
+            cdi, changed, surprised, boot_id, budget, mode_policy, events, metrics, pods, ..
+        } = parts;
         Self {
             driver,
             pool,
@@ -245,6 +249,7 @@ impl Claims {
             mode_policy,
             events,
             metrics,
+            pods,
             turns: Turns::default(),
             reserving: tokio::sync::Mutex::default(),
             reported: Mutex::default(),

@@ -154,6 +154,7 @@ impl Claims {
         deadline: Instant,
     ) -> Result<Vec<AllocatedDevice>, PrepareError> {
         let object = self.metrics.awaited(Step::ApiGet, self.reader.read(claim, deadline)).await?;
+        self.pods.note(&claim.uid, &object);
         Ok(allocated_devices(claim, &object, &self.driver)?)
     }
 

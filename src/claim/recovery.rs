@@ -143,7 +143,11 @@ impl Claims {
         let mut failures = 0;
         for record in self.checkpoint.records()? {
             // Asked without holding the journal: a slow API server must not keep the kubelet from unpreparing.
-            let why = match self.reader.read(&record.claim, Instant::now() + PATIENCE).await {
+            let read = self.reader.read(&record.claim, Instant::now() + PATIENCE).await;
+            if let Ok(object) = &read {
+                self.pods.note(&record.claim.uid, object);
+            }
+            let why = match read {
                 Ok(object) if self.is_still_for(&record, &object) => None,
                 Ok(_) if suspects.contains(&record.claim.uid) => Some("the ResourceClaim has other devices"),
                 Ok(_) => {

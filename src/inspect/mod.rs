@@ -30,7 +30,7 @@ use crate::checkpoint::{Checkpoint, Stored};
 use crate::claim::{ClaimRef, ClaimUid};
 use crate::hardware::Hardware;
 use crate::inventory::Gpu;
-use crate::nvml::Memory;
+use crate::nvml::facts::{GpuInstance, Memory};
 use crate::telemetry::metrics::Metrics;
 use report::Seen;
 
@@ -97,12 +97,13 @@ async fn memory(hardware: &Hardware, gpus: &[Gpu]) -> BTreeMap<(String, Option<u
     const PATIENCE: Duration = Duration::from_secs(5);
     let reads = gpus.iter().filter(|it| it.state.problem.is_none()).filter_map(|it| {
         let uuid = it.facts.uuid.clone();
-        let ids: Vec<u32> = it.state.instances.iter().map(|it| it.id).collect();
+        let first = |it: &GpuInstance| Some((it.id, it.compute_instances.first()?.id));
+        let ids: Vec<(u32, u32)> = it.state.instances.iter().filter_map(first).collect();
         let queue = hardware.gpu(&uuid)?.queue.clone();
         Some(async move {
             let read = queue.run(move |device| {
                 let whole = device.memory().ok().map(|it| (None, it));
-                let of = |id: u32| Some((Some(id), device.instance_memory(id).ok()??));
+                let of = |(gi, ci)| Some((Some(gi), device.memory_of(gi, ci).ok()??));
                 Ok::<_, crate::nvml::CallError>(
                     whole.into_iter().chain(ids.into_iter().filter_map(of)).collect::<Vec<_>>(),
                 )

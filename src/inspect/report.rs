@@ -10,7 +10,7 @@ use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage, S
 use crate::claim::ClaimUid;
 use crate::hardware::Hardware;
 use crate::inventory::{Adopted, CounterPlan, Gpu, adoptable, fits_into, remaining};
-use crate::nvml::Memory;
+use crate::nvml::facts::Memory;
 use crate::nvml::facts::{GpuInstance, MigMode, Placement, Profile, SkippedGpu};
 
 /// A node as `inspect -o json` prints it.

@@ -9,6 +9,7 @@ mod existing;
 mod filter;
 mod name;
 mod shares;
+mod withheld;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub use existing::{Adopted, ExistingInstances, NotAdopted, adoptable, not_adopte
 pub use filter::{InvalidPattern, ProfileFilter};
 pub use name::DeviceName;
 pub use shares::MOST_SHARES;
+pub use withheld::{Withheld, withheld};
 
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigFacts, MigMode, NodeFacts, Placement, Profile};
 

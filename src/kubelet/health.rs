@@ -138,26 +138,15 @@ serve_version!(v1alpha1);
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::pin::pin;
 
     use futures::StreamExt;
 
     use super::*;
 
-    fn state() -> NodeState {
-        NodeState {
-            hardware: Err("none".to_owned()),
-            inventory: Arc::default(),
-            held: BTreeSet::new(),
-            problems: Vec::new(),
-            health: Arc::default(),
-        }
-    }
-
     #[tokio::test]
     async fn a_list_comes_again_although_nothing_changes_and_ends_with_the_driver() {
-        let (_sender, node) = watch::channel(state());
+        let (_sender, node) = watch::channel(NodeState::without("none"));
         let stop = CancellationToken::new();
         let service = DeviceHealth { pool: "pool".to_owned(), node, stop: stop.clone() };
         let mut lists = pin!(lists(service, Duration::from_millis(1)));
@@ -169,7 +158,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_list_ends_when_nobody_tells_the_state_any_more() {
-        let (sender, node) = watch::channel(state());
+        let (sender, node) = watch::channel(NodeState::without("none"));
         let service = DeviceHealth { pool: "pool".to_owned(), node, stop: CancellationToken::new() };
         let mut lists = pin!(lists(service, Duration::from_secs(3600)));
         assert!(lists.next().await.is_some());

@@ -13,22 +13,15 @@ use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings as sys;
 
 use super::error::{CallError, Code, check};
-use super::facts::{ComputeInstance, GpuInstance, MediaEngines, MigMode, Placement, Profile};
+use super::facts::{ComputeInstance, GpuInstance, MediaEngines, Memory, MigMode, Placement, Profile};
+use super::usage::Samples;
 
 /// A GPU, or the MIG device that stands for a compute instance, as NVML knows it. Stays on the thread that made it.
 #[derive(Debug)]
 pub struct DeviceHandle<'nvml> {
-    nvml: &'nvml Nvml,
+    pub(super) nvml: &'nvml Nvml,
     raw: sys::nvmlDevice_t,
-}
-
-/// Memory of a GPU or a MIG device, bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
-    /// In use.
-    pub used: u64,
-    /// In all.
-    pub total: u64,
+    pub(super) samples: Samples<'nvml>,
 }
 
 /// A live GPU instance: its id, profile and placement, and the handle that the other calls need.
@@ -68,7 +61,7 @@ impl<'nvml> DeviceHandle<'nvml> {
     pub fn of(nvml: &'nvml Nvml, device: &Device<'nvml>) -> Self {
         // SAFETY: the handle is only used together with the `Nvml` it came from, which outlives it by `'nvml`.
         let raw = unsafe { device.handle() };
-        Self { nvml, raw }
+        Self { nvml, raw, samples: Samples::default() }
     }
 
     /// The same GPU for nvml-wrapper's safe calls.
@@ -188,6 +181,7 @@ impl<'nvml> DeviceHandle<'nvml> {
 
     /// Destroys a GPU instance. IN_USE while it has compute instances or somebody holds it.
     pub fn destroy_gpu_instance(&self, instance: GpuInstanceHandle) -> Result<(), CallError> {
+        self.samples.forget(instance.id);
         let function = function!(self.nvml, nvmlGpuInstanceDestroy)?;
         // SAFETY: the handle was returned by this library; NVML checks that it still stands for an instance.
         check("nvmlGpuInstanceDestroy", unsafe { function(instance.raw) })
@@ -215,6 +209,7 @@ impl<'nvml> DeviceHandle<'nvml> {
 
     /// Destroys every compute instance of a GPU instance. IN_USE while a process runs on one.
     pub fn destroy_compute_instances(&self, instance: GpuInstanceHandle) -> Result<(), CallError> {
+        self.samples.forget(instance.id);
         let function = function!(self.nvml, nvmlComputeInstanceDestroy)?;
         for raw in self.raw_compute_instances(instance)? {
             // SAFETY: the handle was listed by this library a moment ago.
@@ -250,15 +245,21 @@ impl<'nvml> DeviceHandle<'nvml> {
     pub fn memory(&self) -> Result<Memory, CallError> {
         let memory =
             self.wrapper().memory_info().map_err(CallError::wrapped("nvmlDeviceGetMemoryInfo_v2"))?;
-        Ok(Memory { used: memory.used, total: memory.total })
+        Ok(Memory { used: memory.used, free: memory.free, total: memory.total })
     }
 
-    /// Memory of the MIG device of a GPU instance, which is what its user sees. Nothing where there is none of that id.
-    pub fn instance_memory(&self, id: u32) -> Result<Option<Memory>, CallError> {
-        let Some(instance) = self.gpu_instance(id)? else { return Ok(None) };
-        let Some(raw) = self.raw_compute_instances(instance)?.into_iter().next() else { return Ok(None) };
-        let device = self.at(self.compute_info(raw)?.device);
-        device.memory().map(Some)
+    /// Memory of a MIG device; nothing where there is no such instance.
+    pub fn memory_of(&self, gpu_instance: u32, compute_instance: u32) -> Result<Option<Memory>, CallError> {
+        let Some(instance) = self.gpu_instance(gpu_instance)? else { return Ok(None) };
+        let function = function!(self.nvml, nvmlGpuInstanceGetComputeInstanceById)?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: a GPU instance handle of this library and a writable pointer.
+        let code = unsafe { function(instance.raw, compute_instance, &raw mut raw) };
+        match check("nvmlGpuInstanceGetComputeInstanceById", code) {
+            Ok(()) => self.at(self.compute_info(raw)?.device).memory().map(Some),
+            Err(error) if error.code == Code::NOT_FOUND => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Minor number of the GPU's device node; may change with MIG mode.
@@ -408,7 +409,7 @@ impl<'nvml> DeviceHandle<'nvml> {
     }
 
     fn at(&self, raw: sys::nvmlDevice_t) -> DeviceHandle<'nvml> {
-        DeviceHandle { nvml: self.nvml, raw }
+        DeviceHandle { nvml: self.nvml, raw, samples: Samples::default() }
     }
 }
 

@@ -194,6 +194,32 @@ pub struct ComputeInstance {
     pub slices: u32,
 }
 
+/// Memory of a GPU or a MIG device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// What processes have taken.
+    pub used: u64,
+    /// What they can still take.
+    pub free: u64,
+    /// All of it, with what the NVIDIA driver keeps for itself.
+    pub total: u64,
+}
+
+/// Parts of an instance whose use NVML measures (`NVML_GPM_METRIC_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// Time in which any graphics or compute engine was active.
+    Graphics,
+    /// Time in which multiprocessors had a warp assigned, mean over all of them.
+    Multiprocessors,
+    /// Warps that were resident, of those that could have been.
+    Warps,
+    /// Time in which tensor cores were active.
+    Tensor,
+    /// Bandwidth of the memory.
+    MemoryBandwidth,
+}
+
 /// PCI address of a GPU: domain, bus and device. The function is always 0 for a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciAddress {

@@ -12,6 +12,7 @@ pub mod facts;
 mod monitor;
 mod pulse;
 mod queue;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
-pub use device::{DeviceHandle, GpuInstanceHandle, Memory};
+pub use device::{DeviceHandle, GpuInstanceHandle};
 pub use discover::{answers, discover, live_instances};
 pub use error::{CallError, Code};
 pub use event::{EventKind, EventSet, GpuEvent};

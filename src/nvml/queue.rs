@@ -1,6 +1,7 @@
 //! One thread per GPU. Work for a GPU is done in the order it was asked for; GPUs do not wait for each other.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -18,6 +19,8 @@ type Job = Box<dyn FnOnce(Result<&DeviceHandle<'_>, CallError>) + Send>;
 pub struct GpuQueue {
     jobs: mpsc::Sender<Job>,
     pulse: Pulse,
+    /// Work that waits or runs.
+    pending: Arc<AtomicUsize>,
 }
 
 /// The GPU's thread is gone, which happens only while the process ends.
@@ -50,7 +53,7 @@ impl GpuQueue {
                 }
             }
         })?;
-        Ok((Self { jobs, pulse }, thread))
+        Ok((Self { jobs, pulse, pending: Arc::default() }, thread))
     }
 
     /// How long the present piece of work takes already; nothing where there is none.
@@ -69,7 +72,9 @@ impl GpuQueue {
     {
         let (reply, answer) = oneshot::channel();
         let span = Span::current();
+        let pending = Pending::new(&self.pending);
         let job: Job = Box::new(move |device| {
+            let _pending = pending;
             let _entered = span.entered();
             if reply.is_closed() {
                 return;
@@ -79,5 +84,27 @@ impl GpuQueue {
         });
         self.jobs.send(job).map_err(|_| QueueClosed)?;
         answer.await.map_err(|_| QueueClosed)
+    }
+
+    /// Work that waits or runs now.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.pending.load(Ordering::Relaxed)
+    }
+}
+
+/// A piece of work from when it was asked for until it is done, or is not to be done any more.
+struct Pending(Arc<AtomicUsize>);
+
+impl Pending {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -162,8 +162,6 @@ async fn ready(State(health): State<Health>) -> (StatusCode, String) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -174,15 +172,8 @@ mod tests {
     }
 
     fn health(registration: RegistrationState, publication: Publication, silent: Silent) -> Health {
-        let hardware = Err("no libnvidia-ml.so.1".to_owned());
         let problems = vec!["GPU 3: it is lost".to_owned()];
-        let node = NodeState {
-            hardware,
-            inventory: Arc::default(),
-            held: BTreeSet::new(),
-            problems,
-            health: Arc::default(),
-        };
+        let node = NodeState { problems, ..NodeState::without("no libnvidia-ml.so.1") };
         Health {
             registration: watch::channel(registration).1,
             publication: watch::channel(publication).1,

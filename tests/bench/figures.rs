@@ -4,12 +4,13 @@
 //!
 //! The driver is the release binary in a process of its own. Around it are the simulated library, an API server and a
 //! kubelet over the real sockets; the last two live in this process and share the machine's cores with the driver.
-//! What they take counts as the driver's.
+//! What they take counts as the driver's. All metrics are on and are read once a second, far more often than usual.
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
 mod node;
 mod nvml_time;
+mod reader;
 mod spread;
 
 use std::fs;
@@ -22,6 +23,7 @@ use nvml_sim::Call;
 
 use node::{Driver, Node, binary, forced_write, scheduled};
 use nvml_time::{Window, inside_nvml};
+use reader::Reader;
 use spread::{Samples, Table};
 
 const STARTS: usize = 15;
@@ -73,6 +75,7 @@ async fn measure_on(node: &Node) -> anyhow::Result<Table> {
     starts(node, &mut table).await?;
 
     let driver = node.start().await?;
+    let reader = Reader::every(node.metrics, Duration::from_secs(1));
     let published = driver.memory_kib("VmRSS")? / 1024.0;
     let (kubelet, claims) = (node.kubelet().await?, node.allocated_claims()?);
     ensure!(claims.len() == 56, "eight H100 have 56 placements of 1g.10gb, found {}", claims.len());
@@ -89,6 +92,8 @@ async fn measure_on(node: &Node) -> anyhow::Result<Table> {
     table.shown("one forced 1 KiB file with its directory, same disk, same run", forced.cells("ms"));
 
     sizes(&driver, &memory, [published, late], &mut table)?;
+    table.shown("readings of the metrics meanwhile", (reader.count().to_string(), String::new()));
+    drop(reader);
     driver.stop()?;
     Ok(table)
 }

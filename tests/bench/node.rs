@@ -1,6 +1,7 @@
 //! A node with eight simulated H100, its API server, and the release binary as a process of its own.
 
 use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -21,6 +22,8 @@ pub(crate) fn binary() -> PathBuf {
         .map_or_else(|| env!("CARGO_BIN_EXE_dra-driver-mig").into(), PathBuf::from)
 }
 
+/// What can be shown of instances, so that it is measured, too.
+const EVERYTHING: [&str; 2] = ["--metrics-pod-labels", "--metrics-dcgm-names"];
 const GPUS: &str = "8xH100-80GB";
 const NODE: &str = "bench";
 const LIBRARY: &str = "libnvidia-ml.so.1";
@@ -31,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Node {
     pub(crate) sim: SimNode,
+    /// Where the driver that runs shows its metrics.
+    pub(crate) metrics: SocketAddr,
     server: ApiServer,
     /// The simulated host, CDI files and sockets, on a tmpfs, as `/proc` and `/var/run` are: what the simulator writes
     /// must not get in the way of the driver's files.
@@ -59,7 +64,9 @@ impl Node {
         server
             .create(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}))
             .map_err(|error| anyhow::anyhow!("create the Node: {error:?}"))?;
-        Ok(Self { sim, server, directory, disk })
+        // Free a moment ago: the driver cannot be handed a listener.
+        let metrics = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        Ok(Self { sim, metrics, server, directory, disk })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -99,11 +106,10 @@ impl Node {
             NODE,
             "--http-address",
             "127.0.0.1:0",
-            "--metrics-address",
-            "127.0.0.1:0",
             "--rescan-interval",
             "3600",
         ]);
+        command.arg("--metrics-address").arg(self.metrics.to_string()).args(EVERYTHING);
         for (flag, name) in [
             ("--kubeconfig", "kubeconfig"),
             ("--driver-root", "host"),

@@ -14,7 +14,7 @@
 //!    whose values are known gets a set of `label_values!`, so that the number of series is bounded), a line in `register`
 //!    with name and help, and here a method of [`Metrics`] that counts. A closed set of labels is put at zero in
 //!    `at_zero`: a rate needs a number to begin at.
-//! 2. Something of the state: a [`Collector`] handed to [`Exporter::new`].
+//! 2. Something of the state: a line in `state.rs`, or a [`Collector`] of your own for [`Exporter::show`].
 //! 3. A row in the README's table; a test holds that table against what a node really answers.
 //!
 //! Names begin with `dra_mig_` (the registry adds it) and end with their unit; counters get `_total` by themselves.
@@ -22,9 +22,15 @@
 #[macro_use]
 mod labels;
 mod families;
+mod gauges;
 mod health;
+mod instances;
+mod occupancy;
+mod pods;
 mod reason;
+mod sampler;
 mod serve;
+mod state;
 mod timer;
 
 use std::sync::Arc;
@@ -36,9 +42,13 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 pub use health::{GpuCondition, GpuEventKind, GpuHealth};
+pub use instances::{DcgmInstances, Instances};
 pub use labels::{Method, Outcome, Recovery, SliceWrite, Step};
+pub use pods::Pods;
 pub use reason::Reason;
+pub use sampler::{ClaimState, Sampler, Seen, UsagePolicy};
 pub use serve::{MetricsAddress, MetricsError, bind_metrics, serve_metrics};
+pub use state::StateParts;
 pub use timer::{CallClock, StepClock};
 
 use crate::nvml::{CallError, EventKind, GpuEvent};
@@ -46,6 +56,9 @@ use families::{
     ApiLabels, CallLabels, CallTimeLabels, Families, GpuEventLabels, NvmlLabels, RecoveryLabels, SliceLabels,
     StepLabels,
 };
+
+/// What our names begin with.
+const PREFIX: &str = "dra_mig";
 
 /// The way to count. Clones count into the same numbers.
 #[derive(Debug, Clone, Default)]
@@ -137,17 +150,24 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Shows what is counted through `metrics`, and what `state` collects; the names of the latter get the prefix, too.
+    /// Shows what is counted through `metrics`.
     #[must_use]
-    pub fn new(metrics: &Metrics, state: Vec<Box<dyn Collector>>) -> Self {
+    pub fn new(metrics: &Metrics) -> Self {
         let mut registry = Registry::default();
-        let ours = registry.sub_registry_with_prefix("dra_mig");
+        let ours = registry.sub_registry_with_prefix(PREFIX);
         ours.register("build", "The driver", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         metrics.0.register(ours);
-        for collector in state {
-            ours.register_collector(collector);
-        }
         Self { registry }
+    }
+
+    /// Shows these, too, with `dra_mig_` before their names.
+    pub fn show(&mut self, numbers: impl Collector) {
+        self.registry.sub_registry_with_prefix(PREFIX).register_collector(Box::new(numbers));
+    }
+
+    /// Shows these, too, under the names that they have.
+    pub fn show_as_named(&mut self, numbers: impl Collector) {
+        self.registry.register_collector(Box::new(numbers));
     }
 
     /// The numbers of this moment, as OpenMetrics text.
@@ -165,7 +185,7 @@ mod tests {
     use super::*;
 
     fn text(metrics: &Metrics) -> String {
-        Exporter::new(metrics, Vec::new()).text()
+        Exporter::new(metrics).text()
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! GPU performance metrics (GPM): what gives utilisation per MIG device, on Hopper and newer.
 //!
 //! A sample remembers when it was taken and the utilisation that the node had then; two samples make a
-//! metric.
+//! metric. Until it is freed, the sample of an instance keeps that from being destroyed: an assumption, and the worst
+//! case.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,8 +14,9 @@ use crate::code::{Answer, Code};
 use crate::machine::Machine;
 use crate::mig;
 
-/// A sample, once taken: when, and the utilisation of GPU and memory in percent.
-type Sample = Option<(Instant, (u32, u32))>;
+/// A sample, once taken: when, the utilisation of GPU and memory in percent, and of which GPU and serial of an instance
+/// it is.
+type Sample = Option<(Instant, (u32, u32), Option<(usize, u32)>)>;
 
 /// The samples of this program, by the serial number in their handles.
 static SAMPLES: Mutex<(u32, BTreeMap<u32, Sample>)> = Mutex::new((1, BTreeMap::new()));
@@ -39,16 +41,21 @@ fn supported(machine: &Machine, device: Handle) -> Answer<usize> {
     if hopper { Ok(index) } else { Err(Code::NOT_SUPPORTED) }
 }
 
-fn take(machine: &Machine, gpu: usize, sample: Handle) -> Answer<()> {
+/// Whether this program has a sample of the instance with this serial number.
+pub(super) fn holds(gpu: usize, instance: u32) -> bool {
+    samples().1.values().flatten().any(|(_, _, of)| *of == Some((gpu, instance)))
+}
+
+fn take(machine: &Machine, gpu: usize, instance: Option<u32>, sample: Handle) -> Answer<()> {
     let mut samples = samples();
     let taken = samples.1.get_mut(&sample.serial_of(Kind::GpmSample)?).ok_or(Code::INVALID_ARGUMENT)?;
-    *taken = Some((Instant::now(), machine.gpu(gpu)?.utilization));
+    *taken = Some((Instant::now(), machine.gpu(gpu)?.utilization, instance.map(|it| (gpu, it))));
     Ok(())
 }
 
 fn taken(sample: Handle) -> Answer<(Instant, (u32, u32))> {
     let found = samples().1.get(&sample.serial_of(Kind::GpmSample)?).copied();
-    found.flatten().ok_or(Code::INVALID_ARGUMENT)
+    found.flatten().map(|(when, what, _)| (when, what)).ok_or(Code::INVALID_ARGUMENT)
 }
 
 nvml! {
@@ -77,15 +84,15 @@ nvml! {
 
     fn nvmlGpmSampleGet(device: Handle, sample: Handle) on device, |s| {
         let index = supported(s.machine(), device)?;
-        take(s.machine(), index, sample)
+        take(s.machine(), index, None, sample)
     }
 
     fn nvmlGpmMigSampleGet(device: Handle, instance: u32, sample: Handle) on device, |s| {
         let index = supported(s.machine(), device)?;
         let gpu = s.machine().gpu(index)?;
         mig::enabled(gpu)?;
-        gpu.instance(instance).ok_or(Code::INVALID_ARGUMENT)?;
-        take(s.machine(), index, sample)
+        let serial = gpu.instance(instance).ok_or(Code::INVALID_ARGUMENT)?.serial;
+        take(s.machine(), index, Some(serial), sample)
     }
 
     fn nvmlGpmMetricsGet(metrics: Out<GpmHead>), |_s| {

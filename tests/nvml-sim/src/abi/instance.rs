@@ -1,11 +1,11 @@
 //! Compute instances.
 
-use super::nvml;
 use super::partition::{is_held_by_events, root_only};
 use super::types::{
     CiInfo, CiInfoV1, CiProfileV1, CiProfileV2, CiProfileV3, Handle, Kind, Out, Placement, list, name,
     version,
 };
+use super::{gpm, nvml};
 use crate::code::{Answer, Code};
 use crate::machine::{EVENT_MIG_CONFIG_CHANGE, GpuInstance};
 use crate::mig::{self, ComputeProfile};
@@ -135,10 +135,10 @@ nvml! {
     fn nvmlComputeInstanceDestroy(instance: Handle) on instance, |s| {
         root_only(s)?;
         let (index, gi, ci) = instance.compute_instance(s.machine())?;
-        let (gi, ci) = (gi.id, ci.id);
-        if is_held_by_events(s, index) {
+        if gpm::holds(index, gi.serial) || is_held_by_events(s, index) {
             return Err(Code::IN_USE);
         }
+        let (gi, ci) = (gi.id, ci.id);
         let machine = s.machine_mut();
         mig::destroy_compute_instance(machine.gpu_mut(index)?, gi, ci)?;
         machine.post(index, EVENT_MIG_CONFIG_CHANGE, 0, Some(gi), Some(ci));

@@ -3,7 +3,7 @@
 use super::types::{
     GiInfo, GiProfileV1, GiProfileV2, GiProfileV3, Handle, Kind, Out, Placement, list, name, version,
 };
-use super::{event, nvml};
+use super::{event, gpm, nvml};
 use crate::code::{Answer, Code};
 use crate::machine::{EVENT_MIG_CONFIG_CHANGE, Gpu};
 use crate::mig;
@@ -215,7 +215,7 @@ nvml! {
         root_only(s)?;
         let (index, found) = instance.gpu_instance(s.machine())?;
         let id = found.id;
-        if is_held_by_events(s, index) {
+        if is_held_by_events(s, index) || gpm::holds(index, found.serial) {
             return Err(Code::IN_USE);
         }
         let machine = s.machine_mut();

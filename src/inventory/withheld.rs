@@ -1,0 +1,48 @@
+//! Why devices are withheld, for whoever looks at a node. Pure.
+
+use std::collections::BTreeMap;
+
+use super::{AllocatableDevice, DeviceKind, Gpu, Inventory, mode_allows};
+use crate::health::Report;
+
+/// Why a device exists and yet cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Withheld {
+    /// The GPU cannot be read.
+    Unreadable,
+    /// The GPU is sick or lost.
+    Unhealthy,
+    /// The GPU is offered as time-shared devices instead.
+    Shared,
+    /// It needs another MIG mode, and this GPU changes that with a reset only.
+    MigMode,
+    /// An instance that somebody else made is in the way.
+    Occupied,
+}
+
+/// How many devices of each GPU are withheld, and why, by the name of its counter set.
+#[must_use]
+pub fn withheld(inventory: &Inventory, gpus: &[Gpu], health: &Report) -> BTreeMap<(String, Withheld), usize> {
+    let mut counts = BTreeMap::new();
+    for offered in &inventory.gpus {
+        for device in &offered.withheld {
+            let Some(gpu) = gpus.iter().find(|it| it.facts.uuid == device.parent_uuid) else { continue };
+            *counts.entry((offered.counter_set.clone(), why(gpu, device, health))).or_default() += 1;
+        }
+    }
+    counts
+}
+
+fn why(gpu: &Gpu, device: &AllocatableDevice, health: &Report) -> Withheld {
+    if gpu.state.problem.is_some() {
+        Withheld::Unreadable
+    } else if health.gpu(&gpu.facts.uuid).is_bad() {
+        Withheld::Unhealthy
+    } else if gpu.facts.mig.is_none() {
+        Withheld::Shared
+    } else if matches!(device.kind, DeviceKind::Adopted(_)) || mode_allows(gpu, &device.kind) {
+        Withheld::Occupied
+    } else {
+        Withheld::MigMode
+    }
+}

@@ -1,0 +1,87 @@
+//! What an instance uses: its memory, and on GPUs that measure it for instances (GPM, Hopper and later) its engines.
+//!
+//! Utilisation is the mean between two samples, so one is kept for each instance until the next look. It is given back
+//! before anything of the instance is destroyed, on the same thread, so that it cannot be in the way.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use nvml_wrapper::enums::gpm::GpmMetricId;
+use nvml_wrapper::gpm::{GpmSample, gpm_metrics_get};
+
+use super::error::{CallError, Code};
+use super::{DeviceHandle, facts};
+
+/// What is measured of the engines, and what [`facts::Engine`] it is about.
+const METRICS: [(GpmMetricId, facts::Engine); 5] = [
+    (GpmMetricId::GraphicsUtil, facts::Engine::Graphics),
+    (GpmMetricId::SmUtil, facts::Engine::Multiprocessors),
+    (GpmMetricId::SmOccupancy, facts::Engine::Warps),
+    (GpmMetricId::AnyTensorUtil, facts::Engine::Tensor),
+    (GpmMetricId::DramBwUtil, facts::Engine::MemoryBandwidth),
+];
+
+/// The last samples of a GPU's instances.
+#[derive(Debug, Default)]
+pub(super) struct Samples<'nvml> {
+    /// By GPU instance id: whose the instance was, and the sample.
+    last: RefCell<BTreeMap<u32, (String, GpmSample<'nvml>)>>,
+    /// Whether the GPU measures at all, once that was asked.
+    is_supported: Cell<Option<bool>>,
+}
+
+impl Samples<'_> {
+    /// Gives back what is kept of an instance.
+    pub(super) fn forget(&self, gpu_instance: u32) {
+        self.last.borrow_mut().remove(&gpu_instance);
+    }
+}
+
+impl DeviceHandle<'_> {
+    /// How busy a GPU instance was since it was last asked for by the same owner, as shares of 1. Empty the first time,
+    /// and on a GPU that does not measure.
+    pub fn utilization_of(
+        &self,
+        gpu_instance: u32,
+        owner: &str,
+    ) -> Result<Vec<(facts::Engine, f64)>, CallError> {
+        if !self.measures() {
+            return Ok(Vec::new());
+        }
+        let now =
+            self.wrapper().gpm_mig_sample(gpu_instance).map_err(CallError::wrapped("nvmlGpmMigSampleGet"))?;
+        let before = self.samples.last.borrow_mut().remove(&gpu_instance);
+        let mut found = Vec::new();
+        if let Some((_, before)) = before.filter(|(it, _)| it == owner) {
+            let ids = METRICS.map(|(id, _)| id);
+            let results = gpm_metrics_get(self.nvml, &before, &now, &ids)
+                .map_err(CallError::wrapped("nvmlGpmMetricsGet"))?;
+            // What this GPU, or this driver, does not measure is left out.
+            let measured =
+                results.into_iter().zip(METRICS).filter_map(|(it, (_, engine))| Some((it.ok()?, engine)));
+            found = measured
+                .filter(|(it, _)| it.value.is_finite())
+                .map(|(it, engine)| (engine, (it.value / 100.0).clamp(0.0, 1.0)))
+                .collect();
+        }
+        self.samples.last.borrow_mut().insert(gpu_instance, (owner.to_owned(), now));
+        Ok(found)
+    }
+
+    /// Whether the GPU measures the use of its engines. A driver too old for the question does not.
+    fn measures(&self) -> bool {
+        let ask = || {
+            let can_free = self.nvml.lib().nvmlGpmSampleFree.is_ok();
+            let supported =
+                self.wrapper().gpm_support().map_err(CallError::wrapped("nvmlGpmQueryDeviceSupport"));
+            can_free
+                && !matches!(
+                    supported,
+                    Ok(false) | Err(CallError { code: Code::FUNCTION_NOT_FOUND | Code::NOT_SUPPORTED, .. })
+                )
+        };
+        let known = self.samples.is_supported.get().unwrap_or_else(ask);
+        self.samples.is_supported.set(Some(known));
+        known
+    }
+}

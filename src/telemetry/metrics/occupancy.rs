@@ -1,0 +1,68 @@
+//! What of a GPU is taken, what could still be made on it, and how broken up the rest is. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::inventory::{AllocatableDevice, GpuInventory, fits_into};
+use crate::nvml::facts::GpuFacts;
+
+/// Name of the counters for memory slices, before their number.
+const MEMORY_SLICE: &str = "memory-slice-";
+/// What a whole GPU is called among profiles, as in the attribute `profile`.
+const WHOLE: &str = "full";
+
+/// How a GPU stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Occupancy {
+    /// Devices that claims hold, by profile.
+    pub(super) live: BTreeMap<String, usize>,
+    /// Placements of each profile that could be made at this moment; any of them may exclude others.
+    pub(super) free: BTreeMap<String, usize>,
+    /// Memory slices.
+    pub(super) slices: u32,
+    /// Those that nobody has.
+    pub(super) free_slices: u32,
+    /// The largest MIG profile that could be made, and its memory slices.
+    pub(super) largest: Option<(String, u32)>,
+}
+
+/// Looks at one GPU. `held` names the devices that claims hold.
+pub(super) fn occupancy(
+    offered: &GpuInventory,
+    facts: Option<&GpuFacts>,
+    held: &BTreeSet<String>,
+) -> Occupancy {
+    let slices = facts.and_then(|it| it.mig.as_ref()).map_or(0, |it| it.memory_slices());
+    let (taken, rest): (Vec<_>, Vec<_>) =
+        offered.devices.iter().partition(|it| held.contains(it.name.as_str()));
+    let mut found = Occupancy { slices, ..Occupancy::default() };
+    let mut left = offered.counters.clone();
+    for device in taken {
+        *found.live.entry(profile(device).to_owned()).or_default() += 1;
+        for (counter, amount) in &device.consumes {
+            if let Some(left) = left.get_mut(counter) {
+                *left = left.saturating_sub(*amount);
+            }
+        }
+    }
+    let mut largest = None;
+    for device in rest {
+        let free = found.free.entry(profile(device).to_owned()).or_default();
+        if fits_into(&device.consumes, &left) {
+            *free += 1;
+            // Of two that take as much memory the one with more compute slices is the larger.
+            largest = largest.max(device.mig().map(|it| (it.placement.size, it.slices, &it.profile)));
+        }
+    }
+    found.largest = largest.map(|(size, _, profile)| (profile.clone(), size));
+    // Of a GPU that offers one device nothing is counted: it is free as a whole or not at all.
+    found.free_slices = if offered.counters.is_empty() {
+        if found.free.values().any(|it| 0 < *it) { slices } else { 0 }
+    } else {
+        left.iter().filter(|(name, _)| name.starts_with(MEMORY_SLICE)).map(|(_, it)| *it).sum()
+    };
+    found
+}
+
+fn profile(device: &AllocatableDevice) -> &str {
+    device.mig().map_or(WHOLE, |it| &it.profile)
+}

@@ -1,0 +1,298 @@
+//! What takes a look to know: the stages of claims, and what their instances use.
+//!
+//! Looks only while somebody reads `/metrics`, every few seconds, and never because of a reading: that takes what was
+//! seen last. Claims come first. A GPU is asked between two calls for it, an instance at a time and only while nobody
+//! waits for its thread; one that hangs is not asked again before it has answered.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use futures::future::join_all;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::pods::Pods;
+use crate::checkpoint::{Checkpoint, Progress, Record, RecordedKind, Stage, Stored};
+use crate::claim::ClaimRef;
+use crate::hardware::{LiveGpu, NodeState};
+use crate::nvml::facts::{Engine, GpuFacts, Memory};
+use crate::nvml::{CallError, DeviceHandle};
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_secs(5);
+/// For so long after a reading it is looked on: twice the longest interval that is usual.
+const INTEREST: Duration = Duration::from_secs(120);
+/// What is older is not shown.
+const OLDEST: Duration = Duration::from_secs(60);
+/// Longest wait for a GPU.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is measured of instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum UsagePolicy {
+    /// Memory, and how busy they are where the GPU measures that (GPM, Hopper and later).
+    All,
+    /// Memory.
+    Memory,
+    /// Nothing: no call into NVML is made for metrics.
+    Off,
+}
+
+label_values! {
+    /// Where in its life a claim is.
+    ClaimState {
+        /// Its devices are being made.
+        Preparing = "preparing",
+        /// A pod may be running with its devices.
+        Prepared = "prepared",
+        /// Its devices are being destroyed.
+        Unpreparing = "unpreparing",
+        /// Prepared before the node was rebooted, and not asked for since.
+        EarlierBoot = "earlier_boot",
+        /// Its state file cannot be read.
+        Unreadable = "unreadable",
+    }
+}
+
+/// The instance of a claim, and what it used when it was last looked at.
+#[derive(Debug, Clone)]
+pub(super) struct InstanceUse {
+    /// Not the GPU itself: what is shown must not keep NVML open.
+    pub(super) gpu: Arc<GpuFacts>,
+    pub(super) gpu_instance: u32,
+    pub(super) profile: String,
+    pub(super) claim: ClaimRef,
+    pub(super) pods: String,
+    pub(super) memory: Memory,
+    pub(super) engines: Vec<(Engine, f64)>,
+    seen: Instant,
+}
+
+/// What was seen last, for the reading, and that somebody reads, for the looking.
+#[derive(Debug, Default)]
+pub struct Seen {
+    last: Mutex<Look>,
+    read: Notify,
+}
+
+/// One look.
+#[derive(Debug, Default)]
+struct Look {
+    read_at: Option<Instant>,
+    claims: BTreeMap<ClaimState, usize>,
+    instances: Vec<InstanceUse>,
+}
+
+/// Does the looking.
+#[derive(Debug)]
+pub struct Sampler {
+    /// GPUs.
+    pub node: watch::Receiver<NodeState>,
+    /// Claims.
+    pub checkpoint: Checkpoint,
+    /// What to measure.
+    pub policy: UsagePolicy,
+    /// Whose claims they are.
+    pub pods: Pods,
+    /// Where it is put.
+    pub seen: Arc<Seen>,
+    /// The present boot.
+    pub boot_id: String,
+}
+
+impl Seen {
+    /// What was seen last; makes it be looked on.
+    pub(super) fn read<T>(&self, take: impl FnOnce(&BTreeMap<ClaimState, usize>, &[InstanceUse]) -> T) -> T {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.read_at = Some(Instant::now());
+        self.read.notify_one();
+        last.instances.retain(|it| it.seen.elapsed() < OLDEST);
+        take(&last.claims, &last.instances)
+    }
+
+    fn is_read(&self) -> bool {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.read_at.is_some_and(|it| it.elapsed() < INTEREST)
+    }
+
+    fn put(&self, claims: BTreeMap<ClaimState, usize>, instances: Option<Vec<InstanceUse>>) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.claims = claims;
+        if let Some(instances) = instances {
+            last.instances = instances;
+        }
+    }
+
+    fn instances(&self) -> Vec<InstanceUse> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).instances.clone()
+    }
+}
+
+impl Sampler {
+    /// Looks while somebody reads, until `stop`.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let look = async {
+            loop {
+                self.seen.read.notified().await;
+                while self.seen.is_read() {
+                    self.look().await;
+                    sleep(PAUSE).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            () = look => Ok(()),
+        }
+    }
+
+    async fn look(&self) {
+        let listed = match tokio::task::block_in_place(|| self.checkpoint.list()) {
+            Ok(listed) => listed,
+            Err(error) => {
+                debug!(%error, "cannot list the claims for metrics");
+                return;
+            }
+        };
+        let mut claims: BTreeMap<ClaimState, usize> = BTreeMap::new();
+        let mut records = Vec::new();
+        for (_, stored) in &listed {
+            let state = match &**stored {
+                Stored::Nothing => continue,
+                Stored::Unreadable(_) => ClaimState::Unreadable,
+                Stored::Record(record) => {
+                    records.push(Arc::clone(record));
+                    state_of(record, &self.boot_id)
+                }
+            };
+            *claims.entry(state).or_default() += 1;
+        }
+        self.pods.keep(|uid| listed.iter().any(|(it, _)| it == uid));
+        // Claims are shown at once; a GPU may take its time.
+        self.seen.put(claims.clone(), None);
+        if self.policy != UsagePolicy::Off {
+            let instances = self.use_of(&records).await;
+            self.seen.put(claims, Some(instances));
+        }
+    }
+
+    /// What the instances of prepared claims use, GPUs in parallel.
+    async fn use_of(&self, records: &[Arc<Record>]) -> Vec<InstanceUse> {
+        let hardware = self.node.borrow().hardware.clone();
+        let Ok(hardware) = hardware else { return Vec::new() };
+        let mut wanted: BTreeMap<&str, Vec<Wanted<'_>>> = BTreeMap::new();
+        for record in records.iter().filter(|it| state_of(it, &self.boot_id) == ClaimState::Prepared) {
+            for device in &record.devices {
+                if let RecordedKind::Mig {
+                    spec,
+                    progress: Progress::Complete { gpu_instance, compute_instance, .. },
+                } = &device.kind
+                {
+                    let ids = (*gpu_instance, *compute_instance);
+                    wanted.entry(&device.parent_uuid).or_default().push(Wanted {
+                        ids,
+                        profile: &spec.profile,
+                        claim: &record.claim,
+                    });
+                }
+            }
+        }
+        let before = self.seen.instances();
+        let looks = wanted.into_iter().filter_map(|(uuid, wanted)| {
+            let gpu = hardware.gpu(uuid)?;
+            Some(self.use_on(gpu, wanted, &before))
+        });
+        join_all(looks).await.into_iter().flatten().collect()
+    }
+
+    /// What instances of one GPU use. Of those for which there was no time it is what was known before.
+    async fn use_on(
+        &self,
+        gpu: &LiveGpu,
+        wanted: Vec<Wanted<'_>>,
+        before: &[InstanceUse],
+    ) -> Vec<InstanceUse> {
+        let mut found = Vec::new();
+        let mut is_silent = false;
+        for it in wanted {
+            let known = || before.iter().find(|known| it.is(gpu, known)).cloned();
+            if is_silent || 0 < gpu.queue.pending() {
+                found.extend(known());
+                continue;
+            }
+            let (ids, owner, policy) = (it.ids, it.claim.uid.to_string(), self.policy);
+            let read = gpu.queue.run(move |handle| measure(handle, ids, &owner, policy));
+            match timeout(PATIENCE, read).await {
+                Ok(Ok(Ok(Some((memory, engines))))) => found.push(InstanceUse {
+                    gpu: Arc::clone(&gpu.facts),
+                    gpu_instance: it.ids.0,
+                    profile: it.profile.to_owned(),
+                    claim: it.claim.clone(),
+                    pods: self.pods.of(&it.claim.uid),
+                    memory,
+                    engines,
+                    seen: Instant::now(),
+                }),
+                // The claim is being taken down, or its instance was taken from it.
+                Ok(Ok(Ok(None))) => {}
+                Ok(Ok(Err(error))) => {
+                    gpu.metrics.nvml_failed(&error);
+                    debug!(%error, gpu = gpu.facts.uuid, "cannot tell what an instance uses");
+                    found.extend(known());
+                }
+                Ok(Err(_)) | Err(_) => {
+                    is_silent = true;
+                    found.extend(known());
+                }
+            }
+        }
+        found
+    }
+}
+
+/// An instance to look at.
+struct Wanted<'r> {
+    /// GPU instance and compute instance.
+    ids: (u32, u32),
+    profile: &'r str,
+    claim: &'r ClaimRef,
+}
+
+impl Wanted<'_> {
+    fn is(&self, gpu: &LiveGpu, known: &InstanceUse) -> bool {
+        known.gpu.uuid == gpu.facts.uuid
+            && known.gpu_instance == self.ids.0
+            && known.claim.uid == self.claim.uid
+    }
+}
+
+fn state_of(record: &Record, boot_id: &str) -> ClaimState {
+    match record.stage {
+        _ if record.boot_id != boot_id => ClaimState::EarlierBoot,
+        Stage::Preparing => ClaimState::Preparing,
+        Stage::Prepared => ClaimState::Prepared,
+        Stage::Unpreparing => ClaimState::Unpreparing,
+    }
+}
+
+/// Memory, and how busy which part is.
+type Measured = (Memory, Vec<(Engine, f64)>);
+
+/// On the GPU's thread: what one instance uses, if it is there.
+fn measure(
+    handle: &DeviceHandle<'_>,
+    (gpu_instance, compute_instance): (u32, u32),
+    owner: &str,
+    policy: UsagePolicy,
+) -> Result<Option<Measured>, CallError> {
+    let Some(memory) = handle.memory_of(gpu_instance, compute_instance)? else { return Ok(None) };
+    let engines = match policy {
+        UsagePolicy::All => handle.utilization_of(gpu_instance, owner)?,
+        UsagePolicy::Memory | UsagePolicy::Off => Vec::new(),
+    };
+    Ok(Some((memory, engines)))
+}
