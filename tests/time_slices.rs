@@ -92,6 +92,17 @@ fn whatever_the_number_of_shares_becomes_what_claims_hold_stays_and_excludes_the
 }
 
 #[test]
+fn what_is_left_out_for_a_claim_is_withheld_and_so_comes_back_when_that_claim_goes() {
+    for (slices, held) in [(1, share(0)), (2, L4.to_owned()), (2, share(3))] {
+        let offered = offers("1xL4", slices, &[&held], None);
+        assert!(
+            !offered.gpus[0].withheld.is_empty(),
+            "{slices} {held}: the driver looks again where it is not"
+        );
+    }
+}
+
+#[test]
 fn a_share_that_is_not_offered_any_more_is_still_known_to_its_claim() {
     let inventory = offers("1xL4,1xH100-80GB", 1, &[], None);
     let l4 = inventory.devices().find(|it| it.mig().is_none() && it.consumes.is_empty()).unwrap();
@@ -162,7 +173,10 @@ async fn two_claims_share_a_gpu_at_the_same_time() {
         published_when(&lab, &[&share(0), &share(1)]).await;
         let slices = lab.slices().await;
         for device in slices.iter().flat_map(|it| it.spec.devices.iter().flatten()) {
-            assert_eq!((text(device, "sharing"), text(device, "type")), ("time-slicing".into(), "gpu".into()));
+            assert_eq!(
+                (text(device, "sharing"), text(device, "type")),
+                ("time-slicing".into(), "gpu".into())
+            );
             assert!(device.consumes_counters.is_none());
             let memory = &device.capacity.as_ref().unwrap()["memory"].value.0;
             assert!(memory.starts_with("23034"), "all of the memory, which all users share: {memory}");
