@@ -141,10 +141,7 @@ mod tests {
     fn an_adopted_instance_is_named_by_its_uuid_within_a_label() {
         let uuid = "MIG-5c8a1f0e-93b7-5a52-8a5f-0123456789ab";
         let name = |pci: &str, uuid: &str| DeviceName::adopted(pci.parse().unwrap(), uuid).to_string();
-        assert_eq!(
-            name("0000:3b:00.0", uuid),
-            "gpu-0000-3b-00-adopted-5c8a1f0e-93b7-5a52-8a5f-0123456789ab"
-        );
+        assert_eq!(name("0000:3b:00.0", uuid), "gpu-0000-3b-00-adopted-5c8a1f0e-93b7-5a52-8a5f-0123456789ab");
         assert_eq!(name("ffffffff:3b:00.0", uuid).len(), 63);
         let old = "MIG-GPU-5c8a1f0e-93b7-5a52-8a5f-0123456789ab/1/0";
         assert_eq!(name("0000:3b:00.0", old), "gpu-0000-3b-00-adopted-xf7a65888dc4c23fe");

@@ -147,7 +147,9 @@ impl MigError {
             Self::InUse { .. } | Self::StillCut { .. } => true,
             Self::ModeNotSwitched { activation, .. } => *activation == Code::IN_USE,
             Self::Nvml(error) => error.is_transient(),
-            Self::NeedsReset { .. } | Self::Occupied { .. } | Self::NotAsGiven { .. } | Self::Store(_) => false,
+            Self::NeedsReset { .. } | Self::Occupied { .. } | Self::NotAsGiven { .. } | Self::Store(_) => {
+                false
+            }
         }
     }
 }

@@ -130,8 +130,7 @@ mod tests {
             consumes: BTreeMap::new(),
         };
         let shared: Vec<_> = (0..shares).map(|it| whole.share(it)).collect();
-        let (devices, withheld) =
-            if shares == 0 { (vec![whole], Vec::new()) } else { (shared, vec![whole]) };
+        let (devices, withheld) = if shares == 0 { (vec![whole], Vec::new()) } else { (shared, vec![whole]) };
         let counters = BTreeMap::new();
         GpuInventory { counter_set: "gpu-0000-3b-00".to_owned(), counters, devices, withheld }
     }
@@ -170,6 +169,10 @@ mod tests {
         assert_eq!(step(4, &whole, 0), nobody);
         assert_eq!(step(4, &nobody, 10), names(&gpu(4)));
         assert_eq!(step(2, &names(&gpu(4)), 11), names(&gpu(2)));
-        assert_eq!(step(4, &names(&gpu(2)), 12), names(&gpu(4)), "what was withdrawn may come back at any time");
+        assert_eq!(
+            step(4, &names(&gpu(2)), 12),
+            names(&gpu(4)),
+            "what was withdrawn may come back at any time"
+        );
     }
 }

@@ -60,13 +60,8 @@ pub(crate) const THREE: Wanted = Wanted {
     planted: None,
 };
 
-pub(crate) const WHOLE: Wanted = Wanted {
-    name: "a whole GPU",
-    devices: &["gpu-0000-1a-00"],
-    instances: &[],
-    mig: false,
-    planted: None,
-};
+pub(crate) const WHOLE: Wanted =
+    Wanted { name: "a whole GPU", devices: &["gpu-0000-1a-00"], instances: &[], mig: false, planted: None };
 
 /// One of its devices is cut beside the other, so that crashes come between the two.
 pub(crate) const ADOPTED: Wanted = Wanted {
