@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use common::{
     ControlPlane, DRIVER, Lab, device_names, each_control_plane, eventually, is_complete, prepare, read_json,
@@ -16,6 +17,8 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use kube_sim::kubelet::{Claim, Plugin};
 use nvml_sim::Planted;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const ADOPT: [&str; 4] = ["--existing-instances", "adopt", "--rescan-interval", "1"];
 const WITHHOLD: [&str; 2] = ["--rescan-interval", "1"];
@@ -279,6 +282,15 @@ async fn a_reboot_takes_adopted_instances_and_the_same_one_made_again_serves_its
     lab.stop().await;
 }
 
+/// What the driver's `/readyz` says.
+async fn readiness(address: SocketAddr) -> Option<String> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    Some(answer)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_one_whole_mig_device_is_not_adopted() {
     let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await.with_args(&ADOPT);
@@ -302,12 +314,23 @@ async fn what_is_not_one_whole_mig_device_is_not_adopted() {
     let slices = lab.slices_when(is_complete).await;
     assert!(device_names(&slices).iter().all(|it| !it.contains("adopted")), "{slices:?}");
     let instances = lab.inspect()["gpus"][0]["mig"]["instances"].clone();
+    lab.stop().await;
     let reasons: Vec<&str> =
         instances.as_array().unwrap().iter().map(|it| it["notAdopted"].as_str().unwrap()).collect();
-    assert!(reasons[0].contains("no compute instance"), "{reasons:?}");
-    assert!(reasons[1].contains("2 compute instances"), "{reasons:?}");
-    assert!(reasons[2].contains("does not span it"), "{reasons:?}");
-    lab.stop().await;
+    let expected = ["no compute instance", "2 compute instances", "does not span it"];
+    assert!(reasons.iter().zip(expected).all(|(reason, it)| reason.contains(it)), "{reasons:?}");
+
+    let (mut process, address) = lab.spawn_pod("0a-1");
+    let page = eventually("readiness tells why", async || {
+        let page = readiness(address).await?;
+        page.contains("not offered").then_some(page)
+    })
+    .await;
+    process.kill().unwrap();
+    process.wait().unwrap();
+    for (start, reason) in [0, 2, 4].into_iter().zip(reasons) {
+        assert!(page.contains(&format!("at {start}:2 of GPU-")) && page.contains(reason), "{page}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

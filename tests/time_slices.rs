@@ -92,6 +92,17 @@ fn whatever_the_number_of_shares_becomes_what_claims_hold_stays_and_excludes_the
 }
 
 #[test]
+fn what_is_left_out_for_a_claim_is_withheld_and_so_comes_back_when_that_claim_goes() {
+    for (slices, held) in [(1, share(0)), (2, L4.to_owned()), (2, share(3))] {
+        let offered = offers("1xL4", slices, &[&held], None);
+        assert!(
+            !offered.gpus[0].withheld.is_empty(),
+            "{slices} {held}: the driver looks again where it is not"
+        );
+    }
+}
+
+#[test]
 fn a_share_that_is_not_offered_any_more_is_still_known_to_its_claim() {
     let inventory = offers("1xL4,1xH100-80GB", 1, &[], None);
     let l4 = inventory.devices().find(|it| it.mig().is_none() && it.consumes.is_empty()).unwrap();

@@ -56,9 +56,11 @@ impl GpuInventory {
                 }
             }
         }
-        let devices = has_whole.then(|| whole.clone()).into_iter().chain(shares.into_values()).collect();
-        let withheld = if has_whole { Vec::new() } else { vec![whole.clone()] };
-        Self { devices, withheld, ..self.clone() }
+        let devices: Vec<AllocatableDevice> =
+            has_whole.then(|| whole.clone()).into_iter().chain(shares.into_values()).collect();
+        let is_left_out = |it: &&AllocatableDevice| !devices.iter().any(|other| other.name == it.name);
+        let withheld = self.all().filter(is_left_out).cloned().collect();
+        Self { counter_set: self.counter_set.clone(), counters: self.counters.clone(), devices, withheld }
     }
 
     /// The whole GPU, offered or not.
