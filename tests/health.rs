@@ -145,7 +145,7 @@ fn instance_at(lab: &Lab, start: u32) -> u32 {
 async fn is_condition(lab: &Lab, metrics: SocketAddr, gpu: usize, condition: &str) {
     let uuid = lab.sim.snapshot().unwrap().gpus[gpu].uuid.clone();
     eventually(&format!("GPU {gpu} is {condition}"), async || {
-        let labels = [("gpu", uuid.as_str()), ("condition", condition)];
+        let labels = [("uuid", uuid.as_str()), ("condition", condition)];
         (scrape(metrics).await.value("dra_mig_gpu_health", &labels) == Some(1.0)).then_some(())
     })
     .await;
@@ -329,7 +329,7 @@ async fn errors_of_applications_are_told_and_counted_and_make_nothing_sick() {
     eventually("all of it is counted", async || {
         let seen = scrape(metrics).await;
         let count = |event: &str, code: &str| {
-            let labels = [("gpu", uuid.as_str()), ("event", event), ("code", code)];
+            let labels = [("uuid", uuid.as_str()), ("event", event), ("code", code)];
             seen.value("dra_mig_gpu_events_total", &labels)
         };
         (count("single_bit_ecc", "") == Some(1.0)

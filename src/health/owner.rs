@@ -29,7 +29,7 @@ pub struct Holder {
 }
 
 /// Finds out whom an event concerns. A GPU that a claim holds as a whole is that claim's, whatever happens on it. An
-/// instance is known by its GPU instance: this driver makes one compute instance in each.
+/// instance is known by its GPU instance: this driver makes one compute instance in each, and adopts no others.
 #[must_use]
 pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str) -> Owner {
     let of_this_boot = records.iter().filter(|it| it.boot_id == boot_id);
@@ -45,6 +45,7 @@ pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str) -> Owner 
             }
             // Nobody knows which of its users it was.
             (RecordedKind::Share { .. }, _) => return None,
+            (RecordedKind::Adopted(it), Some(id)) if it.gpu_instance == id => Some((id, it.uuid.clone())),
             (RecordedKind::Mig { .. } | RecordedKind::Adopted(_), _) => return None,
         };
         Some(Holder { claim: record.claim.clone(), device: device.name.clone(), instance })

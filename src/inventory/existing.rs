@@ -24,6 +24,8 @@ pub enum ExistingInstances {
 pub struct Adopted {
     /// What it is.
     pub spec: MigSpec,
+    /// GPU instance id, by which events of the GPU name it.
+    pub gpu_instance: u32,
     /// UUID of its MIG device.
     pub uuid: String,
 }
@@ -57,7 +59,8 @@ pub fn adoptable(gpu: &GpuFacts, instance: &GpuInstance) -> Result<Adopted, NotA
     match &instance.compute_instances[..] {
         [] => Err(NotAdopted::Bare),
         [one] if one.slices == profile.slices => {
-            Ok(Adopted { spec: MigSpec::of(profile, instance.placement), uuid: one.uuid.clone() })
+            let spec = MigSpec::of(profile, instance.placement);
+            Ok(Adopted { spec, gpu_instance: instance.id, uuid: one.uuid.clone() })
         }
         [_] => Err(NotAdopted::Partial),
         several => Err(NotAdopted::Divided(several.len())),
@@ -107,7 +110,10 @@ pub(super) fn devices(
     for instance in &gpu.state.instances {
         let Ok(adopted) = adoptable(&gpu.facts, instance) else { continue };
         let Some(device) = device(node, gpu, adopted) else { continue };
-        let list = if not_adopted(gpu, instance, terms).is_none() { &mut offered } else { &mut withheld };
+        // A GPU that is sick gives away nothing more, but what is held stays.
+        let can_be_had = gpu.state.problem.is_none() || terms.held.contains(device.name.as_str());
+        let is_offered = can_be_had && not_adopted(gpu, instance, terms).is_none();
+        let list = if is_offered { &mut offered } else { &mut withheld };
         list.push(device);
     }
     let kept = terms.adopted_on(gpu).filter_map(|it| device(node, gpu, it.clone()));

@@ -33,7 +33,7 @@ impl fmt::Display for Found {
 
 /// The instance that a claim was given, if profile, placement and UUID are still the same. Changes nothing: it is not ours.
 pub fn find_existing(device: &DeviceHandle<'_>, adopted: &Adopted) -> Result<MigDevice, MigError> {
-    let Adopted { spec, uuid } = adopted;
+    let Adopted { spec, uuid, .. } = adopted;
     let not_as_given = |found| MigError::NotAsGiven {
         uuid: uuid.clone(),
         profile: spec.profile.clone(),

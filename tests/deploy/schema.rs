@@ -52,8 +52,8 @@ fn pod_monitor(object: &Value) -> Value {
         *place = object.pointer(field).cloned().unwrap_or_default();
     }
     let endpoint = &object["spec"]["podMetricsEndpoints"][0];
-    known["spec"]["podMetricsEndpoints"] =
-        json!([{"port": endpoint["port"], "path": endpoint["path"], "interval": endpoint["interval"]}]);
+    let fields = ["port", "path", "interval", "relabelings"].map(|it| (it.to_owned(), endpoint[it].clone()));
+    known["spec"]["podMetricsEndpoints"] = json!([serde_json::Map::from_iter(fields)]);
     known
 }
 

@@ -73,7 +73,7 @@ pub(super) struct NvmlLabels {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct GpuEventLabels {
-    pub(super) gpu: String,
+    pub(super) uuid: String,
     pub(super) event: GpuEventKind,
     /// The XID; empty for other events.
     pub(super) code: String,

@@ -41,13 +41,13 @@ pub struct GpuHealth(pub watch::Receiver<NodeState>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct HealthLabels {
-    gpu: String,
+    uuid: String,
     condition: GpuCondition,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct GpuLabels {
-    gpu: String,
+    uuid: String,
 }
 
 fn of(condition: &Condition) -> GpuCondition {
@@ -67,7 +67,7 @@ impl Collector for GpuHealth {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (gpu, now) in &health.gpus {
             for &condition in GpuCondition::ALL {
-                let labels = HealthLabels { gpu: gpu.clone(), condition };
+                let labels = HealthLabels { uuid: gpu.clone(), condition };
                 let gauge = ConstGauge::new(i64::from(of(now) == condition));
                 gauge.encode(family.encode_family(&labels)?)?;
             }
@@ -78,7 +78,7 @@ impl Collector for GpuHealth {
         for gpu in health.gpus.keys() {
             let count = health.instances.iter().filter(|it| it.parent == *gpu).count();
             let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
-            gauge.encode(family.encode_family(&GpuLabels { gpu: gpu.clone() })?)?;
+            gauge.encode(family.encode_family(&GpuLabels { uuid: gpu.clone() })?)?;
         }
         Ok(())
     }

@@ -123,7 +123,7 @@ impl Metrics {
             EventKind::SingleBitEcc => (GpuEventKind::SingleBitEcc, String::new()),
             EventKind::DoubleBitEcc => (GpuEventKind::DoubleBitEcc, String::new()),
         };
-        let labels = GpuEventLabels { gpu: event.gpu.clone(), event: kind, code };
+        let labels = GpuEventLabels { uuid: event.gpu.clone(), event: kind, code };
         self.0.gpu_events.get_or_create(&labels).inc();
     }
 

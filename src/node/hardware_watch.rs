@@ -1,0 +1,331 @@
+//! Keeps what is known of the node up to date: opens NVML, looks at the GPUs from time to time, and follows what claims hold
+//! and how GPUs are.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::problems::{otherwise, problems};
+use crate::api::{EventReason, Events};
+use crate::args::HardwareArgs;
+use crate::cdi::ClaimFiles;
+use crate::checkpoint::{Checkpoint, Record, RecordedKind, Stored};
+use crate::hardware::{Hardware, NodeState};
+use crate::health::{Keeper, Scan};
+use crate::inventory::{ExistingInstances, Gpu, Inventory, Terms, inventory_on, not_adopted, withheld};
+use crate::nvml::facts::GpuInstance;
+use crate::nvml::{Heard, Pulse};
+use crate::telemetry::metrics::{Metrics, Recovery};
+
+/// How long changes of what claims hold are collected before they are looked at.
+const BURST: Duration = Duration::from_millis(50);
+
+/// Keeps the node's state up to date.
+pub(super) struct HardwareWatch {
+    pub(super) args: HardwareArgs,
+    pub(super) existing: ExistingInstances,
+    pub(super) time_slices: u32,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) cdi: ClaimFiles,
+    pub(super) state: watch::Sender<NodeState>,
+    pub(super) gpus: Vec<Gpu>,
+    pub(super) health: Keeper,
+    /// Where the thread that listens to GPUs sends what it hears.
+    pub(super) heard: mpsc::Sender<Heard>,
+    /// Whether the hardware was open before.
+    pub(super) was_open: bool,
+    /// While NVML is opened, or asked for GPUs.
+    pub(super) opening: Pulse,
+    pub(super) events: Events,
+    pub(super) metrics: Metrics,
+}
+
+impl HardwareWatch {
+    /// Looks again whenever there is a reason to, and every `interval`, until `stop`.
+    pub(super) async fn run(
+        mut self,
+        mut changes: watch::Receiver<()>,
+        surprised: Arc<Notify>,
+        interval: Duration,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        // A clock of its own: a busy node must not put the next look off for ever.
+        let mut clock = interval_at(Instant::now() + interval, interval);
+        let mut reports = self.health.reports();
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                change = changes.changed() => {
+                    change.context("the claims are gone")?;
+                    // A pod's claims, and pods themselves, come and go in bursts.
+                    sleep(BURST).await;
+                    changes.borrow_and_update();
+                    if let Err(error) = self.note_held() {
+                        warn!(%error, "cannot tell what claims hold now");
+                    }
+                    continue;
+                }
+                _ = reports.changed() => {
+                    let hardware = self.state.borrow().hardware.clone();
+                    if let Err(error) = self.publish(hardware) {
+                        warn!(%error, "cannot follow the health of GPUs now");
+                    }
+                    continue;
+                }
+                () = surprised.notified() => {}
+                _ = clock.tick() => {}
+            }
+            // What was known stays; the next look may succeed.
+            if let Err(error) = self.look().await {
+                warn!(%error, "cannot look at the hardware now");
+            }
+        }
+    }
+
+    /// Opens the hardware if it is not open, reads what may have changed, and tells everybody.
+    pub(super) async fn look(&mut self) -> anyhow::Result<()> {
+        let known = self.state.borrow().hardware.clone();
+        let hardware = match known {
+            Ok(open) if open.is_stale() => {
+                let reason = "the NVIDIA driver was unloaded or replaced";
+                warn!("{reason}: opening it again");
+                let opened = self.opened(reason).await?;
+                self.metrics.recovered(Recovery::ReopenNvml, opened.is_ok());
+                opened
+            }
+            Ok(open) if open.is_complete() => Ok(open),
+            Ok(open) => {
+                let _busy = self.opening.begin();
+                Ok(completed(open).await?)
+            }
+            Err(before) => self.opened(&before).await?,
+        };
+        self.gpus = match &hardware {
+            Ok(hardware) => {
+                self.was_open = true;
+                hardware.listen(&self.heard)?;
+                self.scan(hardware).await?
+            }
+            Err(_) => Vec::new(),
+        };
+        self.publish(hardware)
+    }
+
+    /// Opens the hardware; a reason why it cannot be is logged where it is another one than before.
+    async fn opened(&self, before: &str) -> anyhow::Result<Result<Arc<Hardware>, String>> {
+        let (args, metrics) = (self.args.clone(), self.metrics.clone());
+        let _busy = self.opening.begin();
+        let opened = tokio::task::spawn_blocking(move || Hardware::open(&args, &metrics)).await?;
+        if opened.is_ok() && self.was_open {
+            // The driver was loaded anew, which resets the GPUs.
+            self.health.change(|it, _, _| it.forget());
+        }
+        Ok(opened.map(Arc::new).map_err(|error| {
+            let reason = error.to_string();
+            if reason != before {
+                warn!(reason, "no GPUs to offer; looking again from time to time");
+            }
+            reason
+        }))
+    }
+
+    /// Reads every GPU and leaves only those instances that no record means. Records are read before and after, because
+    /// claims come and go meanwhile.
+    async fn scan(&self, hardware: &Hardware) -> anyhow::Result<Vec<Gpu>> {
+        let mut records: Vec<Arc<Record>> = self.checkpoint.records()?;
+        let mut gpus = hardware.scan().await?;
+        records.extend(self.checkpoint.records()?);
+        for gpu in &mut gpus {
+            let parent = &gpu.facts.uuid;
+            gpu.state
+                .instances
+                .retain(|it| !records.iter().any(|record| hardware.is_recorded(parent, it, record)));
+            self.report(gpu);
+        }
+        self.health.obey();
+        let scans = gpus.iter().map(|it| found(hardware, it));
+        self.health.change(|health, at, now| {
+            health.scanned(scans, at, now);
+            health.live(&records);
+        });
+        Ok(gpus)
+    }
+
+    /// Tells of an instance that is not offered either; one that is adopted is no event.
+    fn tell_of_foreign(&self, gpu: &Gpu, instance: &GpuInstance) {
+        let (uuid, gi, placement) = (&gpu.facts.uuid, instance.id, instance.placement);
+        let is_offered = self.terms().is_ok_and(|terms| not_adopted(gpu, instance, &terms).is_none());
+        if !is_offered {
+            let note = format!(
+                "GPU instance {gi} at {placement} of GPU {uuid} was not made for a claim of this driver: what it occupies \
+                 is not offered. `dra-driver-mig inspect` shows it; once it is destroyed, its place is offered."
+            );
+            self.events.tell(EventReason::ForeignInstance, note);
+        }
+    }
+
+    /// Logs what is new about a GPU.
+    fn report(&self, gpu: &Gpu) {
+        let before = self.gpus.iter().find(|it| it.facts.uuid == gpu.facts.uuid).map(|it| &it.state);
+        let uuid = &gpu.facts.uuid;
+        for instance in &gpu.state.instances {
+            if !before.is_some_and(|it| it.instances.contains(instance)) {
+                let (gi, placement) = (instance.id, instance.placement);
+                warn!(uuid, gi, %placement, "GPU instance of somebody else: nothing else is offered in its place");
+                self.tell_of_foreign(gpu, instance);
+            }
+        }
+        if let Some(problem) = &gpu.state.problem
+            && before.is_none_or(|it| it.problem.as_ref() != Some(problem))
+        {
+            warn!(uuid, problem, "GPU cannot be read: only what claims hold of it stays published");
+        }
+        if let Some(mode) = gpu.state.mode
+            && mode.current != mode.pending
+            && before.is_none_or(|it| it.mode != gpu.state.mode)
+        {
+            warn!(
+                uuid,
+                current = mode.current,
+                pending = mode.pending,
+                "MIG mode changes at the next GPU reset"
+            );
+        }
+    }
+
+    /// Follows what claims hold. The inventory depends on it only where something is withheld, and is not built anew
+    /// elsewhere; the order in which devices are offered always does.
+    fn note_held(&self) -> anyhow::Result<()> {
+        if !self.health.report().instances.is_empty() {
+            let records = self.checkpoint.records()?;
+            self.health.change(|it, _, _| it.live(&records));
+        }
+        let held = self.terms()?.held;
+        let (hardware, is_independent) = {
+            let state = self.state.borrow();
+            let offers_all =
+                held.iter().all(|name| state.inventory.devices().any(|it| it.name.as_str() == name));
+            let is_independent = offers_all && state.inventory.gpus.iter().all(|it| it.withheld.is_empty());
+            (state.hardware.clone(), is_independent)
+        };
+        if !is_independent {
+            return self.publish(hardware);
+        }
+        self.state.send_if_modified(|state| {
+            let is_same = state.held == held;
+            state.held = held;
+            !is_same
+        });
+        Ok(())
+    }
+
+    /// What is wanted, and what claims hold. Of a claim whose record cannot be read its CDI file tells.
+    fn terms(&self) -> anyhow::Result<Terms> {
+        let (existing, time_slices) = (self.existing, self.time_slices);
+        let mut terms = Terms { existing, time_slices, ..Terms::default() };
+        let mut unrecorded = BTreeSet::new();
+        // Only an instance of somebody else may be what was made for a claim of which no record tells.
+        if existing == ExistingInstances::Adopt && self.gpus.iter().any(|it| !it.state.instances.is_empty()) {
+            unrecorded.extend(self.cdi.list()?);
+        }
+        for (uid, stored) in self.checkpoint.list()? {
+            match &*stored {
+                Stored::Nothing => continue,
+                Stored::Record(record) => {
+                    for device in &record.devices {
+                        terms.held.insert(device.name.clone());
+                        if let RecordedKind::Adopted(adopted) = &device.kind {
+                            terms.adopted.push((device.parent_uuid.clone(), adopted.clone()));
+                        }
+                    }
+                }
+                Stored::Unreadable(_) => terms.held.extend(self.cdi.devices(uid.as_str())?),
+            }
+            unrecorded.remove(uid.as_str());
+        }
+        for uid in unrecorded {
+            terms.named.extend(self.cdi.devices(&uid)?);
+        }
+        Ok(terms)
+    }
+
+    /// Tells which GPUs are no longer offered, and which are again. What comes before the colon is the GPU.
+    fn tell_problems(&self, before: &[String], now: &[String]) {
+        for problem in now.iter().filter(|it| !before.contains(it)) {
+            let note = format!("Not offered, but for what claims hold of it: {problem}");
+            self.events.tell(EventReason::GpuNotOffered, note);
+        }
+        let gpu = |problem: &String| problem.split(": ").next().unwrap_or_default().to_owned();
+        for gpu in before.iter().map(gpu).filter(|it| !now.iter().any(|problem| gpu(problem) == *it)) {
+            self.events.tell(EventReason::GpuOffered, format!("{gpu}: is offered again."));
+        }
+    }
+
+    fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
+        let (terms, health) = (self.terms()?, self.health.report());
+        let inventory = match &hardware {
+            Ok(hardware) => inventory_on(&hardware.facts, &health.withhold(&self.gpus), &terms),
+            Err(_) => Inventory::default(),
+        };
+        let skipped = hardware.as_ref().map_or(&[][..], |it| &it.facts.skipped);
+        let problems = problems(&self.gpus, skipped, &health, &terms);
+        if hardware.is_ok() {
+            let before = self.state.borrow();
+            self.tell_problems(&otherwise(&before.problems, &before.health), &otherwise(&problems, &health));
+        }
+        let withheld = withheld(&inventory, &self.gpus, &health);
+        let held = terms.held;
+        // Dropped after the lock: closing NVML takes its time.
+        let mut before = None;
+        self.state.send_if_modified(|state| {
+            let is_same = *state.inventory == inventory
+                && state.held == held
+                && state.problems == problems
+                && state.withheld == withheld
+                && state.health == health
+                && state.hardware.is_ok() == hardware.is_ok()
+                && state.hardware.as_ref().err() == hardware.as_ref().err();
+            let now =
+                NodeState { hardware, inventory: Arc::new(inventory), held, problems, withheld, health };
+            before = Some(std::mem::replace(state, now));
+            !is_same
+        });
+        Ok(())
+    }
+}
+
+/// The same hardware with those of the GPUs that were skipped and have come back.
+async fn completed(open: Arc<Hardware>) -> anyhow::Result<Arc<Hardware>> {
+    let known = Arc::clone(&open);
+    match tokio::task::spawn_blocking(move || known.again()).await? {
+        Ok(Some(more)) => {
+            let (gpus, skipped) = (more.facts.gpus.len(), more.facts.skipped.len());
+            info!(gpus, skipped, "GPUs have come back");
+            Ok(Arc::new(more))
+        }
+        Ok(None) => Ok(open),
+        Err(error) => {
+            warn!(%error, "cannot look for GPUs that were skipped");
+            Ok(open)
+        }
+    }
+}
+
+/// What a scan found of a GPU, for its health.
+fn found(hardware: &Hardware, gpu: &Gpu) -> (String, Scan) {
+    let uuid = &gpu.facts.uuid;
+    let is_lost = hardware.gpu(uuid).is_some_and(|it| it.is_lost());
+    let scan = match &gpu.state.problem {
+        None => Scan::Well,
+        Some(problem) if is_lost => Scan::Lost(problem.clone()),
+        Some(problem) => Scan::Unread(problem.clone()),
+    };
+    (uuid.clone(), scan)
+}

@@ -1,0 +1,224 @@
+//! Wires everything and watches it run: the only file that names every part.
+
+mod hardware_watch;
+mod parts;
+mod problems;
+
+use std::sync::Arc;
+
+use anyhow::bail;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, Events, NodeSlices, OwnNode};
+use crate::args::NodeArgs;
+use crate::cdi::{ClaimFiles, Kind};
+use crate::check;
+use crate::checkpoint::Checkpoint;
+use crate::claim::{Claims, ClaimsParts, CommonSource};
+use crate::hardware::NodeState;
+use crate::health::{Follower, Keeper};
+use crate::host;
+use crate::kubelet::{
+    DeviceHealth, DraPlugin, Registration, RegistrationState, Socket, SocketPaths, Turn, serve_plugin,
+    serve_registration,
+};
+use crate::layout::{Decision, LayoutFollower, LayoutMemory};
+use crate::nvml::Pulse;
+use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
+use crate::telemetry::metrics::{
+    DcgmInstances, Exporter, GpuHealth, Instances, Metrics, Pods, Sampler, Seen, StateParts, bind_metrics,
+    serve_metrics,
+};
+use crate::telemetry::{Health, Silent, Watchdog, bind_health, serve_health};
+use hardware_watch::HardwareWatch;
+use parts::Parts;
+
+/// Events of GPUs that wait to be looked at; the kernel keeps more.
+const MOST_HEARD: usize = 64;
+
+/// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
+pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
+    let health_listener = bind_health(args.http_address).await?;
+    let metrics_listener = bind_metrics(args.metrics_address).await?;
+    let metrics = Metrics::default();
+    let kind = Kind::of_driver(&args.driver.driver_name)?;
+    let client = api::counted(api::client(args.kubeconfig.as_deref()).await?, &metrics);
+    let boot_id = host::boot_id(&args.hardware.proc_root)?;
+    let checkpoint = Checkpoint::open(&args.driver.claims_directory())?;
+    let cdi = ClaimFiles::open(&args.host.cdi_root, kind.clone())?;
+    let (changed, changes) = watch::channel(());
+    let surprised = Arc::new(Notify::new());
+    let (heard, to_be_heard) = mpsc::channel(MOST_HEARD);
+    let sick = args.driver.plugin_directory().join("health.json");
+    let keeper = Keeper::new(sick, &boot_id, args.ignore_xids.clone());
+    let unknown = NodeState::without("NVML was not opened yet");
+    let (state, node) = watch::channel(NodeState { health: keeper.report(), ..unknown });
+
+    let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
+    let pool = pool_name(&name, &driver);
+    let events = Events::new(client.clone(), &name, &driver);
+    let pending = Publication::Pending { reason: "not published yet".to_owned() };
+    let (publication_report, publication) = watch::channel(pending);
+    let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
+    let (silence_report, silent) = watch::channel(Silent::new());
+    let health = Health {
+        registration: registration.clone(),
+        publication: publication.clone(),
+        node: node.clone(),
+        silent,
+    };
+    let mut watch = HardwareWatch {
+        args: args.hardware.clone(),
+        existing: args.existing_instances,
+        time_slices: args.time_slices,
+        checkpoint: checkpoint.clone(),
+        cdi: cdi.clone(),
+        state,
+        gpus: Vec::new(),
+        health: keeper.clone(),
+        heard,
+        was_open: false,
+        opening: Pulse::default(),
+        events: events.clone(),
+        metrics: metrics.clone(),
+    };
+    let watchdog = Watchdog {
+        node: node.clone(),
+        opening: watch.opening.clone(),
+        patience: args.nvml_patience,
+        events: events.clone(),
+        report: silence_report,
+    };
+
+    // Health comes first, because NVML may hang before anything else works. The first look comes before the kubelet may
+    // call, so that no pod fails only because we have just started.
+    let mut parts = Parts::default();
+    parts.add("health", serve_health(health_listener, health.clone(), stop.clone()));
+    parts.add_endless("watchdog", watchdog.run(stop.clone()));
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        looked = watch.look() => looked?,
+    }
+
+    let health_follower = Follower {
+        heard: to_be_heard,
+        node: node.clone(),
+        keeper,
+        checkpoint: checkpoint.clone(),
+        boot_id: boot_id.clone(),
+        events: events.clone(),
+        metrics: metrics.clone(),
+        surprised: Arc::clone(&surprised),
+    };
+    let device_health = DeviceHealth { pool: pool.clone(), node: node.clone(), stop: stop.clone() };
+    let (seen, pods) = (Arc::<Seen>::default(), Pods::new(args.metrics_pod_labels));
+    let sampler = Sampler {
+        node: node.clone(),
+        checkpoint: checkpoint.clone(),
+        policy: args.metrics_usage,
+        pods: pods.clone(),
+        seen: Arc::clone(&seen),
+        boot_id: boot_id.clone(),
+    };
+    let claims = Claims::new(ClaimsParts {
+        pool: pool.clone(),
+        proc_root: args.hardware.proc_root.clone(),
+        reader: ClaimReader::new(client.clone()),
+        node: node.clone(),
+        checkpoint: checkpoint.clone(),
+        common: CommonSource::new(args.host.driver_root(&args.hardware), args.host.common_edits.clone()),
+        cdi,
+        changed,
+        surprised: Arc::clone(&surprised),
+        kind,
+        boot_id: boot_id.clone(),
+        budget: args.call_budget,
+        mode_policy: args.mig_mode,
+        events: events.clone(),
+        metrics: metrics.clone(),
+        pods: pods.clone(),
+    });
+    let (decision, layouts) = watch::channel(Decision::default());
+    let directory = args.driver.plugin_directory();
+    let pod = args.pod_uid.as_deref();
+    let paths = SocketPaths::new(&directory, &args.host.registry_dir, &driver, pod);
+    let turn = Turn::new(&paths);
+    let memory = LayoutMemory::new(directory.join("layout.json"));
+    let publisher = Publisher::new(PublisherParts {
+        api: NodeSlices::new(client.clone(), &name, &driver),
+        allocations: Allocations::new(client.clone(), &driver, pool),
+        mode: args.mode,
+        offer: Offer { policy: args.placement, profiles: args.profiles.clone() },
+        settle_time: args.settle_time,
+        has_past: memory.exists(),
+        layouts,
+        taint_effect: args.taint_effect,
+        turn: turn.clone(),
+        report: publication_report,
+        node: name.clone(),
+        driver: driver.clone(),
+        metrics: metrics.clone(),
+    });
+    let follower = LayoutFollower::new(
+        OwnNode::new(client.clone(), &name),
+        events,
+        args.layouts.clone(),
+        memory,
+        decision,
+        turn,
+    );
+    let layouts = follower.run(node.clone(), publication.clone());
+    let statuses = ClaimStatuses::new(client.clone(), checkpoint, &name, &driver);
+
+    // The work socket first: the kubelet dials it as soon as it sees the other one.
+    let plugin_socket = Socket::listen(&paths.plugin)?;
+    let registration_socket = Socket::listen(&paths.registration)?;
+    let service = Registration::new(&driver, paths.plugin.clone(), registration_report);
+    let sweep = paths.keep_clean(driver, args.rescan_interval, stop.clone());
+
+    // What is missing on the host is told while the rest starts; nothing waits for it.
+    tokio::spawn(check::at_start(args.clone(), client, node.clone()));
+    claims.warm_up();
+    let claims = Arc::new(claims);
+    parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
+    parts.add("following claims", Arc::clone(&claims).follow_objects(args.rescan_interval, stop.clone()));
+    let plugin = Arc::new(DraPlugin::new(claims, metrics.clone()));
+    parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, device_health, health, stop.clone()));
+    parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
+    parts.add_endless("sockets", sweep);
+    parts.add_endless("device status of claims", statuses.run(changes.clone(), stop.clone()));
+    let state = StateParts { node: node.clone(), publication, registration: registration.clone(), seen };
+    let exporter = exporter(&args, &metrics, state);
+    parts.add("sampler", sampler.run(stop.clone()));
+    parts.add("metrics", serve_metrics(metrics_listener, exporter, stop.clone()));
+    parts.add("registration with the kubelet", refusal(registration));
+    parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
+    parts.add_endless("health of GPUs", health_follower.run());
+    parts.add_endless("layouts", layouts);
+    parts.add_endless("publisher", publisher.run(node));
+    parts.watch(stop).await
+}
+
+/// What `/metrics` shows.
+fn exporter(args: &NodeArgs, metrics: &Metrics, state: StateParts) -> Exporter {
+    let (seen, with_pods) = (Arc::clone(&state.seen), args.metrics_pod_labels);
+    let mut exporter = Exporter::new(metrics);
+    exporter.show(GpuHealth(state.node.clone()));
+    exporter.show(state);
+    exporter.show(Instances { seen: Arc::clone(&seen), with_pods });
+    if args.metrics_dcgm_names {
+        exporter.show_as_named(DcgmInstances { seen, node: args.node_name.clone(), with_pods });
+    }
+    exporter
+}
+
+/// Ends with the kubelet's reason if it refuses us. It does not ask again until the socket is made anew, which the next
+/// start of the driver does.
+async fn refusal(mut state: watch::Receiver<RegistrationState>) -> anyhow::Result<()> {
+    let refused = state.wait_for(|it| matches!(it, RegistrationState::Refused(_))).await?;
+    match &*refused {
+        RegistrationState::Refused(reason) => bail!("{reason}"),
+        RegistrationState::Waiting | RegistrationState::Registered => Ok(()),
+    }
+}
