@@ -128,8 +128,9 @@ fn report(hardware: &Hardware, gpus: &[Gpu], records: &[Arc<Record>]) -> NodeRep
 }
 
 fn gpu_report(hardware: &Hardware, gpu: &Gpu, records: &[Arc<Record>]) -> GpuReport {
-    let maker =
-        |instance: &GpuInstance| records.iter().find(|it| hardware.is_recorded(&gpu.facts.uuid, instance, it));
+    let maker = |instance: &GpuInstance| {
+        records.iter().find(|it| hardware.is_recorded(&gpu.facts.uuid, instance, it))
+    };
     let of_this_gpu = |record: &Record| {
         let devices = record.devices.iter().filter(|it| it.parent_uuid == gpu.facts.uuid);
         devices.map(|it| it.kind.clone()).collect::<Vec<_>>()
@@ -274,7 +275,11 @@ fn mig_table(mig: &MigReport) -> String {
             it.gpu_instance.to_string(),
             it.profile.clone(),
             it.placement.to_string(),
-            if it.foreign && it.owner != "foreign" { format!("{} (foreign)", it.owner) } else { it.owner.clone() },
+            if it.foreign && it.owner != "foreign" {
+                format!("{} (foreign)", it.owner)
+            } else {
+                it.owner.clone()
+            },
             if it.mig_devices.is_empty() { "none".to_owned() } else { it.mig_devices.join(" ") },
         ]
     }));

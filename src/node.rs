@@ -341,7 +341,8 @@ impl HardwareWatch {
         let held = self.terms()?.held;
         let (hardware, is_independent) = {
             let state = self.state.borrow();
-            let offers_all = held.iter().all(|name| state.inventory.devices().any(|it| it.name.as_str() == name));
+            let offers_all =
+                held.iter().all(|name| state.inventory.devices().any(|it| it.name.as_str() == name));
             let is_independent = offers_all && state.inventory.gpus.iter().all(|it| it.withheld.is_empty());
             (state.hardware.clone(), is_independent)
         };
