@@ -5,17 +5,21 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use common::{
     ControlPlane, DRIVER, Lab, device_names, each_control_plane, eventually, is_complete, prepare, read_json,
     unprepare,
 };
+use dra_driver_mig::inventory::{Adopted, Attachment, Gpu, GpuState, MigSpec, Terms, inventory_on};
+use dra_driver_mig::nvml;
+use dra_driver_mig::nvml::facts::{MigMode, Placement};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{Device, ResourceClaim};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube_sim::kubelet::{Claim, Plugin};
-use nvml_sim::Planted;
+use nvml_sim::{Planted, SimNode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -70,6 +74,31 @@ fn destroy(lab: &Lab) {
 async fn delete(lab: &Lab, claim: &Claim) {
     let api: Api<ResourceClaim> = Api::namespaced(lab.client.clone(), "default");
     api.delete(&claim.name, &DeleteParams::default()).await.unwrap();
+}
+
+#[test]
+fn an_instance_that_is_gone_and_on_record_for_two_claims_is_published_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = SimNode::create(directory.path(), &nvml_sim::parse_gpus("1xH100-80GB").unwrap()).unwrap();
+    let facts = nvml::discover(&nvml::open(&node.library()).unwrap()).unwrap();
+    let gpu = &facts.gpus[0];
+    let state = GpuState {
+        mode: Some(MigMode { current: true, pending: true }),
+        instances: Vec::new(),
+        problem: None,
+    };
+    let gpu_now = Gpu { facts: Arc::new(gpu.clone()), attachment: Attachment::default(), state };
+    let profile = gpu.mig.as_ref().unwrap().profiles.iter().find(|it| it.name == "2g.20gb").unwrap();
+    let spec = MigSpec::of(profile, Placement { start: 2, size: 2 });
+    let adopted = (gpu.uuid.clone(), Adopted { spec, uuid: "MIG-0a".to_owned() });
+    let name = "gpu-0000-1a-00-adopted-0a".to_owned();
+    let terms =
+        Terms { held: [name.clone()].into(), adopted: vec![adopted.clone(), adopted], ..Terms::default() };
+    let offered = inventory_on(&facts, &[gpu_now], &terms);
+    let names: Vec<String> = offered.devices().map(|it| it.name.to_string()).collect();
+    assert_eq!(names.iter().filter(|it| **it == name).count(), 1);
+    assert!(!names.contains(&"gpu-0000-1a-00-mig-1g-10gb-3".to_owned()), "its place stays the claim's");
+    assert!(names.contains(&"gpu-0000-1a-00-mig-1g-10gb-4".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -116,10 +116,12 @@ pub(super) fn devices(
         let list = if is_offered { &mut offered } else { &mut withheld };
         list.push(device);
     }
-    let kept = terms.adopted_on(gpu).filter_map(|it| device(node, gpu, it.clone()));
-    let missing: Vec<AllocatableDevice> =
-        kept.filter(|it| !offered.iter().any(|offered| offered.name == it.name)).collect();
-    offered.extend(missing);
+    // Two claims may have it on record: one of an earlier boot is kept until its ResourceClaim is gone.
+    for kept in terms.adopted_on(gpu).filter_map(|it| device(node, gpu, it.clone())) {
+        if !offered.iter().any(|it| it.name == kept.name) {
+            offered.push(kept);
+        }
+    }
     (offered, withheld)
 }
 
