@@ -89,6 +89,7 @@ pub struct Publisher {
     asked: Option<Instant>,
     /// When a watch broke off last, as it does when an API server is started anew.
     restarted: Option<Instant>,
+    is_watching: bool,
     /// What claims were found to have when the layout last changed, prepared or not.
     pub(super) taken: BTreeSet<String>,
     pub(super) transition: Transition,
@@ -110,6 +111,7 @@ impl Publisher {
             keeps_counters: None,
             asked: None,
             restarted: None,
+            is_watching: false,
             taken: BTreeSet::new(),
             transition,
             written: BTreeMap::new(),
@@ -139,7 +141,9 @@ impl Publisher {
                 is_restart = self.foreign_change(&mut changes) => if is_restart {
                     // The API server may have come back with another gate.
                     self.asked = None;
-                    self.restarted = Some(Instant::now());
+                    // The first time it only began.
+                    self.restarted = self.is_watching.then(Instant::now);
+                    self.is_watching = true;
                 },
                 () = sleep(pause) => {}
             }
@@ -257,7 +261,10 @@ impl Publisher {
         let devices = inventory.gpus.iter().flat_map(|it| it.devices.iter().chain(&it.withheld));
         let profiles = devices.map(|it| it.mig().map_or("full", |it| &it.profile)).collect();
         for pattern in filter.without_effect(&profiles) {
-            warn!(pattern, "a pattern of --profiles means no profile of this node's GPUs; `inspect` lists them");
+            warn!(
+                pattern,
+                "a pattern of --profiles means no profile of this node's GPUs; `inspect` lists them"
+            );
         }
     }
 

@@ -70,7 +70,10 @@ fn filters_choose_gpus_by_kind_and_an_empty_one_does_not() {
 #[test]
 fn files_that_cannot_be_used_are_refused_with_file_entry_and_gpu() {
     let cases: [(&str, &[&str]); 11] = [
-        ("unknown-profile.yaml", &["mig-configs.x[1]: GPU 1 (NVIDIA H100", "has no profile `1g.5gb`; it has 1g.10gb"]),
+        (
+            "unknown-profile.yaml",
+            &["mig-configs.x[1]: GPU 1 (NVIDIA H100", "has no profile `1g.5gb`; it has 1g.10gb"],
+        ),
         (
             "too-many.yaml",
             &[
@@ -105,5 +108,8 @@ fn files_that_cannot_be_used_are_refused_with_file_entry_and_gpu() {
 fn a_huge_file_is_refused_before_it_is_parsed() {
     let mut content = std::fs::read(path("all-disabled.yaml")).unwrap();
     content.resize(MAX_FILE + 1, b'\n');
-    assert!(refusal("huge.yaml", &content).contains("layout file `huge.yaml`, the file: it is larger than 1024 KiB"));
+    assert!(
+        refusal("huge.yaml", &content)
+            .contains("layout file `huge.yaml`, the file: it is larger than 1024 KiB")
+    );
 }
