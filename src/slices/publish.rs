@@ -101,6 +101,7 @@ pub struct Publisher {
     asked: Option<Instant>,
     /// When a watch broke off last, as it does when an API server is started anew.
     restarted: Option<Instant>,
+    is_watching: bool,
     /// What claims were found to have when the layout last changed, prepared or not.
     pub(super) taken: BTreeSet<String>,
     pub(super) transition: Transition,
@@ -126,6 +127,7 @@ impl Publisher {
             keeps_counters: None,
             asked: None,
             restarted: None,
+            is_watching: false,
             taken: BTreeSet::new(),
             transition,
             taints,
@@ -157,7 +159,9 @@ impl Publisher {
                 is_restart = self.foreign_change(&mut changes) => if is_restart {
                     // The API server may have come back with another gate.
                     self.asked = None;
-                    self.restarted = Some(Instant::now());
+                    // The first time it only began.
+                    self.restarted = self.is_watching.then(Instant::now);
+                    self.is_watching = true;
                 },
                 () = sleep(pause) => {}
             }

@@ -17,6 +17,7 @@ use crate::nvml::facts::{
 mod files;
 mod search;
 mod transition;
+mod world;
 
 type Counts = BTreeMap<String, u32>;
 

@@ -28,7 +28,36 @@ impl Drop for RealApiServer {
     }
 }
 
+/// A running kube-scheduler; it ends when this is dropped.
+#[derive(Debug)]
+pub struct RealScheduler(Child);
+
+impl Drop for RealScheduler {
+    fn drop(&mut self) {
+        // One that has ended already needs no killing.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 impl RealApiServer {
+    /// Starts kube-scheduler beside the server, which should have the same feature gates. Its log is beside the kubeconfig.
+    ///
+    /// # Errors
+    /// When the binary is missing.
+    pub fn start_scheduler(&self, gates: &str) -> anyhow::Result<RealScheduler> {
+        let assets =
+            PathBuf::from(std::env::var_os("KUBEBUILDER_ASSETS").context("KUBEBUILDER_ASSETS is not set")?);
+        let log = std::fs::File::create(self.kubeconfig.with_file_name("kube-scheduler.log"))?;
+        let mut command = Command::new(assets.join("kube-scheduler"));
+        command.arg("--kubeconfig").arg(&self.kubeconfig).args(["--leader-elect=false", "--secure-port=0"]);
+        if !gates.is_empty() {
+            command.args(["--feature-gates", gates]);
+        }
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(RealScheduler(command.spawn().context("starting kube-scheduler")?))
+    }
+
     /// Starts the servers in `directory`, with feature gates such as `DRAPartitionableDevices=true`. `None` where
     /// `KUBEBUILDER_ASSETS` is not set. Blocks until the server is ready, some seconds.
     ///

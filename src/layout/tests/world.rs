@@ -1,0 +1,283 @@
+//! A node on which layouts, modes, drivers and kubelets change under schedulers that are late, down to what is prepared.
+//!
+//! A world is one GPU, the driver's pure parts as the publisher and the kubelet plugin use them, and schedulers of which each
+//! may act on anything that was published less than the settle time ago.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::checkpoint::{Record, RecordedKind};
+use crate::claim::{AllocatedDevice, ClaimRef, Ground, PlanError, plan};
+use crate::slices::{Held, Pool, Transition, names};
+
+/// Seconds.
+pub(super) const SETTLE: u64 = 10;
+
+/// What the API server showed from a moment on.
+struct View {
+    since: u64,
+    pool: Option<Pool>,
+}
+
+/// What the publisher has decided and not written yet.
+struct Decided {
+    pool: Pool,
+    /// What was allocated when the claims were read.
+    allocated: BTreeSet<String>,
+}
+
+#[derive(Default)]
+pub(super) struct Claim {
+    pub(super) device: String,
+    pub(super) is_allocated: bool,
+    record: Option<Arc<Record>>,
+}
+
+pub(super) struct World {
+    pub(super) facts: Vec<GpuFacts>,
+    pub(super) inventory: Inventory,
+    pub(super) layouts: Layouts,
+    pub(super) keeps_counters: bool,
+    transition: Transition,
+    /// Whether the driver has not decided anything yet.
+    is_new: bool,
+    decided: Option<Decided>,
+    start: Instant,
+    pub(super) now: u64,
+    views: Vec<View>,
+    /// By a number that is never used again.
+    pub(super) claims: BTreeMap<usize, Claim>,
+    /// Claims so far.
+    count: usize,
+}
+
+impl World {
+    pub(super) fn new(model: Model) -> Self {
+        let facts = facts(model.name());
+        Self {
+            inventory: inventory_of(&facts, true, &BTreeSet::new()),
+            layouts: default_layouts(&facts),
+            keeps_counters: false,
+            transition: Transition::new(Duration::from_secs(SETTLE), false),
+            is_new: true,
+            decided: None,
+            start: Instant::now(),
+            now: 0,
+            views: vec![View { since: 0, pool: None }],
+            claims: BTreeMap::new(),
+            count: 0,
+            facts,
+        }
+    }
+
+    fn at(&self, now: u64) -> Instant {
+        self.start + Duration::from_secs(now)
+    }
+
+    pub(super) fn pool(&self) -> Option<&Pool> {
+        self.views.last().unwrap().pool.as_ref()
+    }
+
+    pub(super) fn published(&self) -> BTreeSet<String> {
+        self.pool().map_or(BTreeSet::new(), |it| it.devices.clone())
+    }
+
+    fn allocated(&self) -> BTreeSet<String> {
+        self.claims.values().filter(|it| it.is_allocated).map(|it| it.device.clone()).collect()
+    }
+
+    fn records(&self) -> Vec<Arc<Record>> {
+        self.claims.values().filter_map(|it| it.record.clone()).collect()
+    }
+
+    /// What the driver knows to be held without asking the API server.
+    pub(super) fn prepared(&self) -> BTreeSet<String> {
+        self.records().iter().flat_map(|it| &it.devices).map(|it| it.name.clone()).collect()
+    }
+
+    /// The first half of a round of the publisher: it reads and decides.
+    pub(super) fn decide(&mut self) {
+        self.write();
+        // A driver that starts where the slices are gone and counters are kept trusts that nobody acts on a layout any more.
+        if self.is_new && self.keeps_counters && self.pool().is_none() {
+            self.now += SETTLE;
+        }
+        self.is_new = false;
+        let (now, published) = (self.at(self.now), self.pool().cloned());
+        let (allocated, prepared) = (self.allocated(), self.prepared());
+        let pool = if self.keeps_counters {
+            let part = self.transition.count(&self.inventory, published.as_ref(), &prepared, now);
+            let devices = names(part.as_ref().unwrap_or(&self.inventory));
+            Pool { devices, is_counted: true, is_open: self.transition.is_open() }
+        } else {
+            let held = &prepared | &allocated;
+            let target = apply(&self.inventory, &self.layouts, &held).inventory;
+            let held = Held { prepared: &prepared, allocated: &allocated, read_at: now };
+            let next = self.transition.step(&self.inventory, &target, published.as_ref(), held);
+            Pool { devices: names(&next), is_counted: false, is_open: self.transition.is_open() }
+        };
+        self.decided = Some(Decided { pool, allocated });
+    }
+
+    /// The second half: it writes, if it has decided anything.
+    pub(super) fn write(&mut self) {
+        let Some(Decided { pool, allocated }) = self.decided.take() else { return };
+        // A claim of which the driver knew is still published, if it is still allocated.
+        for device in allocated.intersection(&self.allocated()) {
+            let is_shown = !pool.is_counted || self.published().contains(device);
+            assert!(
+                pool.devices.contains(device) || !is_shown,
+                "{device} is allocated and not in {:?}, was in {:?}",
+                pool.devices,
+                self.published()
+            );
+        }
+        assert!(
+            pool.is_counted || !pool.is_open || self.can_exist(&pool.devices) || !self.can_exist(&allocated),
+            "published together: {:?}",
+            pool.devices
+        );
+        self.show(Some(pool));
+        self.transition.written(self.at(self.now));
+    }
+
+    pub(super) fn show(&mut self, pool: Option<Pool>) {
+        self.views.push(View { since: self.now, pool });
+    }
+
+    /// Another process goes on; the publisher's memory is lost, wherever it was.
+    pub(super) fn restart(&mut self) {
+        self.is_new = true;
+        self.decided = None;
+        self.transition = Transition::new(Duration::from_secs(SETTLE), true);
+    }
+
+    /// A scheduler gives a device away, from a pool that was the newest one less than the settle time ago.
+    pub(super) fn allocate(&mut self, which: u8, age: u8) {
+        let is_recent =
+            |index: usize| self.views.get(index + 1).is_none_or(|next| self.now < next.since + SETTLE);
+        let recent: Vec<usize> = (0..self.views.len()).filter(|it| is_recent(*it)).collect();
+        let view = &self.views[recent[pick(age, recent.len())]];
+        let Some(pool) = view.pool.as_ref().filter(|it| it.is_open) else { return };
+        let allocated = self.allocated();
+        // It counts what the devices of the pool take; what is allocated and not there costs nothing (kubernetes#140802).
+        let counted: BTreeSet<String> = allocated.intersection(&pool.devices).cloned().collect();
+        let fits = |it: &&String| !pool.is_counted || self.can_exist(counted.iter().chain([*it]));
+        let free: Vec<&String> = pool.devices.difference(&allocated).filter(fits).collect();
+        if !free.is_empty() {
+            self.claim(free[pick(which, free.len())].clone());
+        }
+    }
+
+    pub(super) fn claim(&mut self, device: String) {
+        self.claims.insert(self.count, Claim { device, is_allocated: true, record: None });
+        self.count += 1;
+    }
+
+    /// The kubelet asks for a claim. A refusal names a claim that is not allocated any more, unless `is_wild`.
+    pub(super) fn prepare(&mut self, which: u8, is_wild: bool) {
+        let Some(number) = self.nth(which, |it| it.is_allocated && it.record.is_none()) else { return };
+        let claim = ClaimRef::new("ns".into(), format!("c-{number}"), format!("{number}")).unwrap();
+        let device = self.claims[&number].device.clone();
+        let allocated = AllocatedDevice { device, pool: "pool".into(), requests: Vec::new() };
+        let ground = Ground { pool: "pool", inventory: &self.inventory, boot_id: "boot" };
+        match plan(&claim, &[allocated], ground, &self.records()) {
+            Ok(record) => self.claims.get_mut(&number).unwrap().record = Some(Arc::new(record)),
+            Err(PlanError::Held(conflict)) => {
+                let holder: usize = conflict.holder.uid.as_str().parse().unwrap();
+                assert!(is_wild || !self.claims[&holder].is_allocated, "{conflict}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Ends the pods of a claim: it is unprepared, deallocated, or both, and gone when neither is left.
+    pub(super) fn end(&mut self, which: u8, how: u8) {
+        let Some(number) = self.nth(which, |_| true) else { return };
+        let claim = self.claims.get_mut(&number).unwrap();
+        if how != 1 {
+            claim.record = None;
+        }
+        // Without the other one it is a pod that was deleted by force.
+        if how != 2 {
+            claim.is_allocated = false;
+        }
+        self.claims.retain(|_, it| it.is_allocated || it.record.is_some());
+    }
+
+    fn nth(&self, which: u8, accept: impl Fn(&Claim) -> bool) -> Option<usize> {
+        let numbers: Vec<usize> =
+            self.claims.iter().filter(|(_, it)| accept(it)).map(|(number, _)| *number).collect();
+        (!numbers.is_empty()).then(|| numbers[pick(which, numbers.len())])
+    }
+
+    pub(super) fn can_exist<'a>(&self, devices: impl IntoIterator<Item = &'a String>) -> bool {
+        let kinds = devices.into_iter().map(|it| self.inventory.device(it).unwrap().kind.clone());
+        can_exist(&self.facts[0], &kinds.collect::<Vec<_>>())
+    }
+
+    /// What is prepared exists on the GPU.
+    pub(super) fn check_prepared(&self) {
+        let records = self.records();
+        let kinds: Vec<DeviceKind> = records
+            .iter()
+            .flat_map(|it| &it.devices)
+            .map(|it| match &it.kind {
+                RecordedKind::Mig { spec, .. } => DeviceKind::Mig(spec.clone()),
+                _ => DeviceKind::Gpu,
+            })
+            .collect();
+        let whole = kinds.iter().filter(|it| **it == DeviceKind::Gpu).count();
+        assert!(whole == 0 || kinds.len() == 1, "prepared beside a whole GPU: {:?}", self.prepared());
+        // Engines are counted by the hardware, which refuses then; memory it must never come to.
+        let specs: Vec<Placement> = kinds.iter().filter_map(|it| Some(spec(it)?.placement)).collect();
+        let is_apart = |index: usize| (0..index).all(|other| !specs[index].overlaps(specs[other]));
+        assert!((0..specs.len()).all(is_apart), "prepared and overlapping: {:?}", self.prepared());
+    }
+
+    pub(super) fn change_layout(&mut self, which: u8, other: u8) {
+        let profiles = &self.facts[0].mig.as_ref().unwrap().profiles;
+        let name = |it: u8| profiles[pick(it, profiles.len())].name.clone();
+        let layout = match pick(which, 4) {
+            0 => GpuLayout::Whole,
+            _ => GpuLayout::Cut([(name(which), 7), (name(other), 2)].into()),
+        };
+        self.layouts.values_mut().for_each(|it| *it = layout.clone());
+    }
+
+    /// Whatever happened: when nothing happens any more, the layout is in force as far as claims allow.
+    pub(super) fn comes_to_rest(&mut self) {
+        self.keeps_counters = false;
+        self.claims.retain(|_, it| it.is_allocated);
+        for _ in 0..4 {
+            self.now += SETTLE;
+            self.decide();
+            self.write();
+        }
+        let held = &self.prepared() | &self.allocated();
+        let target = apply(&self.inventory, &self.layouts, &held).inventory;
+        assert_eq!(self.published(), names(&target));
+        assert!(self.pool().unwrap().is_open, "somebody can be given what is free");
+    }
+}
+
+fn spec(kind: &DeviceKind) -> Option<&MigSpec> {
+    match kind {
+        DeviceKind::Mig(spec) => Some(spec),
+        _ => None,
+    }
+}
+
+/// Whether devices can exist on a GPU together.
+fn can_exist(gpu: &GpuFacts, kinds: &[DeviceKind]) -> bool {
+    let parts: Vec<(&Profile, Placement)> = kinds
+        .iter()
+        .filter_map(|it| Some((gpu.profile(spec(it)?.profile_id)?, spec(it)?.placement)))
+        .collect();
+    let whole = kinds.len() - parts.len();
+    (whole == 0 || kinds.len() == 1) && exist_together(&gpu.mig.as_ref().unwrap().profiles, &parts)
+}
+
+pub(super) fn pick(number: u8, of: usize) -> usize {
+    usize::from(number) % of
+}
