@@ -43,7 +43,8 @@ pub use timer::{CallClock, StepClock};
 
 use crate::nvml::{CallError, EventKind, GpuEvent};
 use families::{
-    ApiLabels, CallLabels, CallTimeLabels, Families, GpuEventLabels, NvmlLabels, RecoveryLabels, SliceLabels, StepLabels,
+    ApiLabels, CallLabels, CallTimeLabels, Families, GpuEventLabels, NvmlLabels, RecoveryLabels, SliceLabels,
+    StepLabels,
 };
 
 /// The way to count. Clones count into the same numbers.
