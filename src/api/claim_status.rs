@@ -384,9 +384,9 @@ fn outcome_of(error: &Error) -> Outcome {
     match error {
         Error::Api(status) => match status.code {
             404 => Outcome::Gone,
-            // Of conflicts there is but one for whoever forces: the precondition. The other is a race that passes.
+            // Another claim of this name, as some API servers put it. Any other conflict is a race that passes.
             409 if status.message.to_lowercase().contains("uid") => Outcome::Gone,
-            // Not allocated any more, or other devices.
+            // Not allocated any more, other devices, or (`metadata.uid: field is immutable`) another claim.
             400 | 422 => Outcome::Refused(status.message.clone()),
             401 | 403 => Outcome::Forbidden(status.message.clone()),
             _ => Outcome::Failed(status.message.clone()),

@@ -286,6 +286,12 @@ impl Store {
                 patch::apply(kind, &mut value, &previous, object, "");
             }
         }
+        // To a patch the UID is a field that never changes; only an update takes it as a precondition.
+        let (stored, given) = (&old.value["metadata"]["uid"], &value["metadata"]["uid"]);
+        if !given.is_null() && given != stored {
+            let error = FieldError::invalid("metadata.uid", given, "field is immutable");
+            return Err(ApiError::invalid(kind, name, vec![error]));
+        }
         self.replace(&mut inner, &key, old, value, part, options, applied)
     }
 
