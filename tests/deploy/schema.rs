@@ -52,8 +52,13 @@ fn pod_monitor(object: &Value) -> Value {
         *place = object.pointer(field).cloned().unwrap_or_default();
     }
     let endpoint = &object["spec"]["podMetricsEndpoints"][0];
-    known["spec"]["podMetricsEndpoints"] =
-        json!([{"port": endpoint["port"], "path": endpoint["path"], "interval": endpoint["interval"]}]);
+    let relabeling = &endpoint["relabelings"][0];
+    let relabeling =
+        json!({"sourceLabels": relabeling["sourceLabels"], "targetLabel": relabeling["targetLabel"]});
+    known["spec"]["podMetricsEndpoints"] = json!([{
+        "port": endpoint["port"], "path": endpoint["path"], "interval": endpoint["interval"],
+        "relabelings": [relabeling],
+    }]);
     known
 }
 
