@@ -42,11 +42,6 @@ impl Drop for Reader {
     }
 }
 
-/// One reading.
-pub(crate) async fn read_once(address: SocketAddr) -> anyhow::Result<String> {
-    read(&mut BufReader::new(TcpStream::connect(address).await?)).await
-}
-
 async fn read_on(address: SocketAddr, pause: Duration, count: &AtomicUsize) -> anyhow::Result<()> {
     let mut connection = BufReader::new(TcpStream::connect(address).await?);
     let mut clock = interval(pause);
@@ -58,7 +53,8 @@ async fn read_on(address: SocketAddr, pause: Duration, count: &AtomicUsize) -> a
     }
 }
 
-async fn read(connection: &mut BufReader<TcpStream>) -> anyhow::Result<String> {
+/// One reading.
+pub(crate) async fn read(connection: &mut BufReader<TcpStream>) -> anyhow::Result<String> {
     connection.get_mut().write_all(b"GET /metrics HTTP/1.1\r\nhost: driver\r\n\r\n").await?;
     let mut length = None;
     let mut line = String::new();

@@ -17,9 +17,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, ensure};
 use futures::future::try_join_all;
 use kube_sim::kubelet::{Claim, Plugin};
+use tokio::io::BufReader;
+use tokio::net::TcpStream;
 
 use node::Node;
-use reader::{Reader, read_once};
+use reader::{Reader, read};
 use spread::{Samples, Table};
 
 /// Prepares, and as many unprepares, with readings beside them; and again as many without.
@@ -76,7 +78,7 @@ async fn measure_on(node: &Node) -> anyhow::Result<(Table, String)> {
             }
         }
     }
-    let text = read_once(node.metrics).await?;
+    let text = read(&mut BufReader::new(TcpStream::connect(node.metrics).await?)).await?;
     let refused = refused_destroys(&text);
     driver.stop()?;
     let mut table = Table::default();

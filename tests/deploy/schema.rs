@@ -52,8 +52,13 @@ fn pod_monitor(object: &Value) -> Value {
         *place = object.pointer(field).cloned().unwrap_or_default();
     }
     let endpoint = &object["spec"]["podMetricsEndpoints"][0];
-    let fields = ["port", "path", "interval", "relabelings"].map(|it| (it.to_owned(), endpoint[it].clone()));
-    known["spec"]["podMetricsEndpoints"] = json!([serde_json::Map::from_iter(fields)]);
+    let relabeling = &endpoint["relabelings"][0];
+    let relabeling =
+        json!({"sourceLabels": relabeling["sourceLabels"], "targetLabel": relabeling["targetLabel"]});
+    known["spec"]["podMetricsEndpoints"] = json!([{
+        "port": endpoint["port"], "path": endpoint["path"], "interval": endpoint["interval"],
+        "relabelings": [relabeling],
+    }]);
     known
 }
 
