@@ -64,7 +64,7 @@ fn instant(selector: &VectorSelector, series: &[Series], minute: usize) -> Vecto
     const LOOKBACK: usize = 5;
     let meant = series.iter().filter(|it| is_meant(selector, it));
     let last = |it: &Series| {
-        it.samples.get(minute.saturating_sub(LOOKBACK)..)?.iter().take(LOOKBACK + 1).last().copied()
+        it.samples.get(minute.saturating_sub(LOOKBACK)..)?.iter().take(LOOKBACK + 1).next_back().copied()
     };
     let at = |it: &Series| it.samples.get(minute).copied().or_else(|| last(it));
     meant.filter_map(|it| Some((it.labels.clone(), at(it)?))).collect()
