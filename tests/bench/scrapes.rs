@@ -21,7 +21,7 @@ use tokio::io::BufReader;
 use tokio::net::TcpStream;
 
 use node::Node;
-use reader::{Reader, read};
+use reader::{Reader, read as read_once};
 use spread::{Samples, Table};
 
 /// Prepares, and as many unprepares, with readings beside them; and again as many without.
@@ -78,7 +78,7 @@ async fn measure_on(node: &Node) -> anyhow::Result<(Table, String)> {
             }
         }
     }
-    let text = read(&mut BufReader::new(TcpStream::connect(node.metrics).await?)).await?;
+    let text = read_once(&mut BufReader::new(TcpStream::connect(node.metrics).await?)).await?;
     let refused = refused_destroys(&text);
     driver.stop()?;
     let mut table = Table::default();
