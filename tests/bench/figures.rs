@@ -10,6 +10,7 @@
 
 mod node;
 mod nvml_time;
+#[allow(dead_code, reason = "the other benchmark uses the rest")]
 mod reader;
 mod spread;
 

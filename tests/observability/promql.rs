@@ -63,10 +63,8 @@ fn instant(selector: &VectorSelector, series: &[Series], minute: usize) -> Vecto
     /// Prometheus looks back so far for the last sample.
     const LOOKBACK: usize = 5;
     let meant = series.iter().filter(|it| is_meant(selector, it));
-    let last = |it: &Series| {
-        it.samples.get(minute.saturating_sub(LOOKBACK)..)?.iter().take(LOOKBACK + 1).next_back().copied()
-    };
-    let at = |it: &Series| it.samples.get(minute).copied().or_else(|| last(it));
+    let recent = || (minute.saturating_sub(LOOKBACK)..=minute).rev();
+    let at = |it: &Series| recent().find_map(|minute| it.samples.get(minute).copied());
     meant.filter_map(|it| Some((it.labels.clone(), at(it)?))).collect()
 }
 
