@@ -33,6 +33,8 @@ pub struct NodeState {
     pub held: BTreeSet<String>,
     /// GPUs that are not offered, and why.
     pub problems: Vec<String>,
+    /// Instances that somebody else made and that are not offered either, and why.
+    pub left_alone: Vec<String>,
     /// What GPUs and instances suffer from.
     pub health: Arc<Report>,
     /// How many devices of a GPU cannot be had, and why, by the name of its counter set.
@@ -48,6 +50,7 @@ impl NodeState {
             inventory: Arc::default(),
             held: BTreeSet::new(),
             problems: Vec::new(),
+            left_alone: Vec::new(),
             withheld: BTreeMap::new(),
             health: Arc::default(),
         }

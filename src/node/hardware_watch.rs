@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::problems::{otherwise, problems};
+use super::problems::{left_alone, otherwise, problems};
 use crate::api::{EventReason, Events};
 use crate::args::HardwareArgs;
 use crate::cdi::ClaimFiles;
@@ -275,7 +275,8 @@ impl HardwareWatch {
             Err(_) => Inventory::default(),
         };
         let skipped = hardware.as_ref().map_or(&[][..], |it| &it.facts.skipped);
-        let problems = problems(&self.gpus, skipped, &health, &terms);
+        let problems = problems(&self.gpus, skipped, &health);
+        let left_alone = left_alone(&self.gpus, &terms);
         if hardware.is_ok() {
             let before = self.state.borrow();
             self.tell_problems(&otherwise(&before.problems, &before.health), &otherwise(&problems, &health));
@@ -288,12 +289,13 @@ impl HardwareWatch {
             let is_same = *state.inventory == inventory
                 && state.held == held
                 && state.problems == problems
+                && state.left_alone == left_alone
                 && state.withheld == withheld
                 && state.health == health
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();
-            let now =
-                NodeState { hardware, inventory: Arc::new(inventory), held, problems, withheld, health };
+            let inventory = Arc::new(inventory);
+            let now = NodeState { hardware, inventory, held, problems, left_alone, withheld, health };
             before = Some(std::mem::replace(state, now));
             !is_same
         });

@@ -4,8 +4,8 @@ use crate::health::Report;
 use crate::inventory::{Gpu, Terms, not_adopted};
 use crate::nvml::facts::{GpuInstance, SkippedGpu};
 
-/// What of the hardware is not offered, and why. What is said before the colon is the GPU, or an instance on it.
-pub(super) fn problems(gpus: &[Gpu], skipped: &[SkippedGpu], health: &Report, terms: &Terms) -> Vec<String> {
+/// Which GPUs are not offered, and why. What is said before the colon is the GPU.
+pub(super) fn problems(gpus: &[Gpu], skipped: &[SkippedGpu], health: &Report) -> Vec<String> {
     let unreadable = gpus.iter().filter_map(|it| Some((&it.facts.uuid, it.state.problem.as_ref()?)));
     let unreadable = unreadable.map(|(uuid, problem)| format!("GPU {uuid}: {problem}"));
     let sick = gpus.iter().filter(|it| it.state.problem.is_none()).map(|it| &it.facts.uuid);
@@ -16,20 +16,22 @@ pub(super) fn problems(gpus: &[Gpu], skipped: &[SkippedGpu], health: &Report, te
         let gpu = it.uuid.clone().unwrap_or_else(|| it.index.to_string());
         format!("GPU {gpu}: {}", it.reason)
     });
-    let instances = gpus.iter().flat_map(|gpu| gpu.state.instances.iter().map(move |it| (gpu, it)));
-    let foreign = instances.filter_map(|(gpu, it)| {
-        let (uuid, GpuInstance { id, placement, .. }) = (&gpu.facts.uuid, it);
-        let reason = not_adopted(gpu, it, terms)?;
-        Some(format!("{FOREIGN} {id} at {placement} of {uuid}, which somebody else made: {reason}"))
-    });
-    unreadable.chain(sick).chain(skipped).chain(foreign).collect()
+    unreadable.chain(sick).chain(skipped).collect()
 }
 
-/// How a problem begins that is not a GPU's but an instance's on it.
-const FOREIGN: &str = "GPU instance";
+/// Which instances of others are not offered, and why.
+pub(super) fn left_alone(gpus: &[Gpu], terms: &Terms) -> Vec<String> {
+    let instances = gpus.iter().flat_map(|gpu| gpu.state.instances.iter().map(move |it| (gpu, it)));
+    let left_alone = instances.filter_map(|(gpu, it)| {
+        let (uuid, GpuInstance { id, placement, .. }) = (&gpu.facts.uuid, it);
+        let reason = not_adopted(gpu, it, terms)?;
+        Some(format!("GPU instance {id} at {placement} of {uuid}, which somebody else made: {reason}"))
+    });
+    left_alone.collect()
+}
 
-/// The problems of GPUs of which neither their health nor the event of an instance tells.
+/// The problems of which the health of GPUs does not tell.
 pub(super) fn otherwise(problems: &[String], health: &Report) -> Vec<String> {
     let gpu = |it: &str| it.strip_prefix("GPU ")?.split(": ").next().map(|it| health.gpu(it).is_bad());
-    problems.iter().filter(|it| !it.starts_with(FOREIGN) && gpu(it) != Some(true)).cloned().collect()
+    problems.iter().filter(|it| gpu(it) != Some(true)).cloned().collect()
 }

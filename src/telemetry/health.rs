@@ -78,7 +78,7 @@ impl Health {
             Ok(hardware) => format!("{} GPUs", hardware.facts.gpus.len()),
             Err(reason) => format!("none: {reason}"),
         };
-        for problem in &node.problems {
+        for problem in node.problems.iter().chain(&node.left_alone) {
             gpus.push_str(&format!("\n    not offered: {problem}"));
         }
         let mark = |is_well| if is_well { '+' } else { '-' };
