@@ -172,6 +172,18 @@ impl Hardware {
             *gpu = GpuFacts::clone(&live.facts);
             gpus.insert(gpu.uuid.clone(), live);
         }
+        // What was known and cannot be described now stays: the next scan says what it suffers from.
+        for (uuid, live) in known {
+            if gpus.contains_key(uuid) {
+                continue;
+            }
+            let is_it =
+                |it: &SkippedGpu| it.uuid.as_ref().map_or(it.index == live.facts.index, |it| it == uuid);
+            facts.skipped.retain(|it| !is_it(it));
+            facts.gpus.push(GpuFacts::clone(&live.facts));
+            gpus.insert(uuid.clone(), Arc::clone(live));
+        }
+        facts.gpus.sort_by_key(|it| it.index);
         Ok(Self { boot_id, facts, gpus, session })
     }
 

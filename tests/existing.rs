@@ -90,7 +90,8 @@ fn an_instance_that_is_gone_and_on_record_for_two_claims_is_published_once() {
     let gpu_now = Gpu { facts: Arc::new(gpu.clone()), attachment: Attachment::default(), state };
     let profile = gpu.mig.as_ref().unwrap().profiles.iter().find(|it| it.name == "2g.20gb").unwrap();
     let spec = MigSpec::of(profile, Placement { start: 2, size: 2 });
-    let adopted = (gpu.uuid.clone(), Adopted { spec, gpu_instance: 1, uuid: "MIG-0a".to_owned() });
+    let adopted =
+        (gpu.uuid.clone(), Adopted { spec, gpu_instance: 1, compute_instance: 0, uuid: "MIG-0a".to_owned() });
     let name = "gpu-0000-1a-00-adopted-0a".to_owned();
     let terms =
         Terms { held: [name.clone()].into(), adopted: vec![adopted.clone(), adopted], ..Terms::default() };

@@ -142,8 +142,12 @@ impl ClaimStatuses {
             changes.borrow_and_update();
             let now = Instant::now();
             let is_paused = self.not_before.is_some_and(|it| now < it);
-            let steps = match self.listed() {
-                Some(listed) if !is_paused => self.steps(&listed, now),
+            let listed = self.listed();
+            if listed.is_none() {
+                self.not_before = Some(now + PAUSES.0);
+            }
+            let steps = match &listed {
+                Some(listed) if !is_paused => self.steps(listed, now),
                 _ => Vec::new(),
             };
             let this = &*self;

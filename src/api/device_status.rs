@@ -32,9 +32,10 @@ fn device_status(device: &RecordedDevice, driver: &str, since: &str) -> Value {
             let data = json!({"kind": "GpuShare", "parentUUID": parent, "profile": "full", "share": index});
             (format!("GPU {parent}, shared with others"), data)
         }
-        RecordedKind::Adopted(Adopted { spec, gpu_instance, uuid }) => {
+        RecordedKind::Adopted(Adopted { spec, gpu_instance, compute_instance, uuid }) => {
             let mut data = mig_data(parent, spec);
             data["gpuInstance"] = json!(gpu_instance);
+            data["computeInstance"] = json!(compute_instance);
             data["migUUID"] = json!(uuid);
             (format!("{} at {} of GPU {parent}, not made by the driver", spec.profile, spec.placement), data)
         }

@@ -222,7 +222,7 @@ mod tests {
 
     fn adopted(start: u32, size: u32) -> RecordedKind {
         let RecordedKind::Mig { spec, .. } = mig(start, size) else { unreachable!("it is one") };
-        RecordedKind::Adopted(Adopted { spec, gpu_instance: 1, uuid: "MIG-1".into() })
+        RecordedKind::Adopted(Adopted { spec, gpu_instance: 1, compute_instance: 0, uuid: "MIG-1".into() })
     }
 
     #[test]

@@ -70,11 +70,7 @@ impl Follower {
 
     fn tick(&self) {
         let can_hear = self.node.borrow().hardware.as_ref().map_or(true, |it| it.can_hear());
-        self.keeper.change(|machine, at, _| {
-            if !can_hear {
-                machine.deaf(at);
-            }
-        });
+        self.keeper.change(|machine, at, _| machine.hears(can_hear, at));
     }
 
     fn hear(&self, heard: Heard, told: &mut ToldOf) {

@@ -20,6 +20,8 @@ pub struct Machine {
     ignored: IgnoredXids,
     gpus: BTreeMap<String, Gpu>,
     instances: Vec<SickInstance>,
+    /// Why no GPU is heard at the moment.
+    deaf: Option<Gap>,
 }
 
 #[derive(Debug, Default)]
@@ -69,7 +71,7 @@ impl Machine {
     #[must_use]
     pub fn new(ignored: IgnoredXids, gpus: BTreeMap<String, Sickness>, instances: Vec<SickInstance>) -> Self {
         let sick = |(uuid, it)| (uuid, Gpu { sick: Some(it), ..Gpu::default() });
-        Self { ignored, gpus: gpus.into_iter().map(sick).collect(), instances }
+        Self { ignored, gpus: gpus.into_iter().map(sick).collect(), instances, deaf: None }
     }
 
     /// Something happened. `now` is in seconds since the epoch.
@@ -124,10 +126,12 @@ impl Machine {
         }
     }
 
-    /// The thread that listens gives no sign of life: no GPU is heard until it says again that it listens.
-    pub fn deaf(&mut self, at: Instant) {
-        for gpu in self.gpus.values_mut().filter(|it| !it.unheard.as_ref().is_some_and(|it| it.is_for_good)) {
-            gap(&mut gpu.unheard, "the thread that listens to GPUs does not answer".to_owned(), false, at);
+    /// Whether the thread that listens gives a sign of life. While it does not, no GPU is heard.
+    pub fn hears(&mut self, does: bool, at: Instant) {
+        if does {
+            self.deaf = None;
+        } else {
+            gap(&mut self.deaf, "the thread that listens to GPUs does not answer".to_owned(), false, at);
         }
     }
 
@@ -158,6 +162,9 @@ impl Machine {
             RecordedKind::Mig { progress: Progress::Complete { gpu_instance, uuid, .. }, .. } => {
                 device.name == sick.device && *gpu_instance == sick.gpu_instance && *uuid == sick.uuid
             }
+            RecordedKind::Adopted(it) => {
+                device.name == sick.device && it.gpu_instance == sick.gpu_instance && it.uuid == sick.uuid
+            }
             _ => false,
         };
         self.instances.retain(|sick| {
@@ -183,13 +190,14 @@ impl Machine {
     /// How everything is at this time.
     #[must_use]
     pub fn report(&self, at: Instant) -> Report {
-        let condition = |(uuid, gpu): (&String, &Gpu)| (uuid.clone(), gpu.condition(at));
+        let condition = |(uuid, gpu): (&String, &Gpu)| (uuid.clone(), gpu.condition(self.deaf.as_ref(), at));
         Report { gpus: self.gpus.iter().map(condition).collect(), instances: self.instances.clone() }
     }
 }
 
 impl Gpu {
-    fn condition(&self, at: Instant) -> Condition {
+    /// `deaf` tells why it is not heard, as no GPU is; one that has no events was never heard.
+    fn condition(&self, deaf: Option<&Gap>, at: Instant) -> Condition {
         if let Some((reason, since)) = &self.lost {
             return Condition::Lost { reason: reason.clone(), since: *since };
         }
@@ -197,7 +205,7 @@ impl Gpu {
             return Condition::Sick(sickness);
         }
         let lasts = |it: &&Gap| it.is_for_good || GRACE <= at.saturating_duration_since(it.since);
-        match self.unread.iter().chain(&self.unheard).find(lasts) {
+        match self.unread.iter().chain(&self.unheard).chain(deaf).find(lasts) {
             Some(gap) => Condition::Unmonitored { reason: gap.reason.clone(), is_for_good: gap.is_for_good },
             None => Condition::Healthy,
         }
@@ -317,15 +325,21 @@ mod tests {
         ));
         machine.listening(&heard(), start + GRACE);
         assert_eq!(condition(&machine, start + GRACE), Condition::Healthy);
-        machine.deaf(start + GRACE);
+        machine.hears(false, start + GRACE);
         assert!(matches!(condition(&machine, start + GRACE * 2), Condition::Unmonitored { .. }));
+        machine.hears(true, start + GRACE * 2);
+        assert_eq!(
+            condition(&machine, start + GRACE * 4),
+            Condition::Healthy,
+            "it need not say again whom it hears"
+        );
     }
 
     #[test]
     fn a_gpu_without_events_is_unmonitored_for_good_and_that_is_no_silence() {
         let (mut machine, now) = (Machine::default(), Instant::now());
         machine.listening(&error(Code::FUNCTION_NOT_FOUND), now);
-        machine.deaf(now);
+        machine.hears(false, now);
         let is_for_good = |it: &Condition| matches!(it, Condition::Unmonitored { is_for_good: true, .. });
         assert!(is_for_good(&condition(&machine, now)));
     }

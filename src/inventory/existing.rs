@@ -26,6 +26,8 @@ pub struct Adopted {
     pub spec: MigSpec,
     /// GPU instance id, by which events of the GPU name it.
     pub gpu_instance: u32,
+    /// Id of its compute instance.
+    pub compute_instance: u32,
     /// UUID of its MIG device.
     pub uuid: String,
 }
@@ -60,7 +62,7 @@ pub fn adoptable(gpu: &GpuFacts, instance: &GpuInstance) -> Result<Adopted, NotA
         [] => Err(NotAdopted::Bare),
         [one] if one.slices == profile.slices => {
             let spec = MigSpec::of(profile, instance.placement);
-            Ok(Adopted { spec, gpu_instance: instance.id, uuid: one.uuid.clone() })
+            Ok(Adopted { spec, gpu_instance: instance.id, compute_instance: one.id, uuid: one.uuid.clone() })
         }
         [_] => Err(NotAdopted::Partial),
         several => Err(NotAdopted::Divided(several.len())),

@@ -211,16 +211,13 @@ fn offers(node: &NodeFacts, gpu: &Gpu, terms: &Terms) -> GpuInventory {
     }
     let mut candidates = mig_devices(node, gpu, mig, &plan);
     candidates.push(whole);
-    let is_offered = |device: &AllocatableDevice| {
-        let can_be_had = gpu.state.problem.is_none()
-            && mode_allows(gpu, &device.kind)
-            && fits_into(&device.consumes, &counters);
-        can_be_had || terms.held.contains(device.name.as_str())
-    };
+    let is_held = |device: &AllocatableDevice| terms.held.contains(device.name.as_str());
+    let fits = |it: &AllocatableDevice| mode_allows(gpu, &it.kind) && fits_into(&it.consumes, &counters);
+    // Whatever ails the GPU: what a claim holds keeps its cost, and the rest comes back beside it.
+    let is_alone = candidates.iter().filter(|it| fits(it) || is_held(it)).count() <= 1;
+    let is_offered = |it: &AllocatableDevice| gpu.state.problem.is_none() && fits(it) || is_held(it);
     let (mut devices, mut withheld): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_offered);
-    // What a claim holds of a GPU with a problem keeps its cost: the rest comes back beside it.
-    let is_kept = gpu.state.problem.is_some() && !devices.is_empty();
-    if devices.len() <= 1 && !is_kept {
+    if is_alone || devices.is_empty() {
         // Nothing overlaps, so nothing is counted.
         devices.iter_mut().for_each(|it| it.consumes.clear());
         counters.clear();

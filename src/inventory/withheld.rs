@@ -34,10 +34,10 @@ pub fn withheld(inventory: &Inventory, gpus: &[Gpu], health: &Report) -> BTreeMa
 }
 
 fn why(gpu: &Gpu, device: &AllocatableDevice, health: &Report) -> Withheld {
-    if gpu.state.problem.is_some() {
-        Withheld::Unreadable
-    } else if health.gpu(&gpu.facts.uuid).is_bad() {
+    if health.gpu(&gpu.facts.uuid).is_bad() {
         Withheld::Unhealthy
+    } else if gpu.state.problem.is_some() {
+        Withheld::Unreadable
     } else if gpu.facts.mig.is_none() {
         Withheld::Shared
     } else if matches!(device.kind, DeviceKind::Adopted(_)) || mode_allows(gpu, &device.kind) {

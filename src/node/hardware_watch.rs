@@ -17,7 +17,7 @@ use crate::args::HardwareArgs;
 use crate::cdi::ClaimFiles;
 use crate::checkpoint::{Checkpoint, Record, RecordedKind, Stored};
 use crate::hardware::{Hardware, NodeState};
-use crate::health::{Keeper, Scan};
+use crate::health::{Keeper, Report, Scan};
 use crate::inventory::{ExistingInstances, Gpu, Inventory, Terms, inventory_on, not_adopted, withheld};
 use crate::nvml::facts::GpuInstance;
 use crate::nvml::{Heard, Pulse};
@@ -144,6 +144,11 @@ impl HardwareWatch {
         records.extend(self.checkpoint.records()?);
         for gpu in &mut gpus {
             let parent = &gpu.facts.uuid;
+            // What cannot be read now is taken to be as it was.
+            let before = self.gpus.iter().find(|it| it.facts.uuid == *parent);
+            if let (Some(_), Some(before)) = (&gpu.state.problem, before) {
+                gpu.state.instances.clone_from(&before.state.instances);
+            }
             gpu.state
                 .instances
                 .retain(|it| !records.iter().any(|record| hardware.is_recorded(parent, it, record)));
@@ -256,9 +261,10 @@ impl HardwareWatch {
         Ok(terms)
     }
 
-    /// Tells which GPUs are no longer offered, and which are again. What comes before the colon is the GPU.
-    fn tell_problems(&self, before: &[String], now: &[String]) {
-        for problem in now.iter().filter(|it| !before.contains(it)) {
+    /// Tells which GPUs are no longer offered, and which are again. What comes before the colon is the GPU. One whose health is
+    /// the reason now is told of elsewhere, and yet not offered again.
+    fn tell_problems(&self, before: &[String], now: &[String], health: &Report) {
+        for problem in otherwise(now, health).iter().filter(|it| !before.contains(it)) {
             let note = format!("Not offered, but for what claims hold of it: {problem}");
             self.events.tell(EventReason::GpuNotOffered, note);
         }
@@ -279,7 +285,7 @@ impl HardwareWatch {
         let left_alone = left_alone(&self.gpus, &terms);
         if hardware.is_ok() {
             let before = self.state.borrow();
-            self.tell_problems(&otherwise(&before.problems, &before.health), &otherwise(&problems, &health));
+            self.tell_problems(&otherwise(&before.problems, &before.health), &problems, &health);
         }
         let withheld = withheld(&inventory, &self.gpus, &health);
         let held = terms.held;

@@ -114,6 +114,10 @@ pub struct Publisher {
     published: Vec<Vec<String>>,
     /// Whether it was told which of `--profiles` have no effect on this node.
     has_told_profiles: bool,
+    /// Whether the slices were complete once.
+    has_published: bool,
+    /// Whether the last round was ours.
+    had_turn: bool,
 }
 
 impl Publisher {
@@ -135,6 +139,8 @@ impl Publisher {
             written: BTreeMap::new(),
             published: Vec::new(),
             has_told_profiles: false,
+            has_published: false,
+            had_turn: true,
         }
     }
 
@@ -171,8 +177,15 @@ impl Publisher {
     /// One round, and how long to wait before the next.
     async fn sync_or_report(&mut self, state: &NodeState) -> Duration {
         // What was published once stays reported, so that a pod which leaves the slices to a newer one is still ready.
-        if self.has_published() && !self.parts.turn.is_ours().await {
+        if self.has_published && !self.parts.turn.is_ours().await {
+            self.had_turn = false;
             return TURN_RETRY;
+        }
+        if !std::mem::replace(&mut self.had_turn, true) {
+            // Another one has published meanwhile: nothing is known of what it withdrew, as after a start.
+            self.transition = Transition::new(self.parts.settle_time, true);
+            self.withdrawn = Withdrawn::default();
+            (self.keeps_counters, self.asked) = (None, None);
         }
         self.taints.follow(&state.health);
         match self.sync(&state.inventory, &state.held).await {
@@ -190,10 +203,6 @@ impl Publisher {
                 RETRY
             }
         }
-    }
-
-    fn has_published(&self) -> bool {
-        !matches!(*self.parts.report.borrow(), Publication::Pending { .. })
     }
 
     /// Returns once what is published has to change; false when nobody tells the state any more.
@@ -367,7 +376,8 @@ impl Publisher {
         Ok(slices.len())
     }
 
-    pub(super) fn tell(&self, publication: Publication) {
+    pub(super) fn tell(&mut self, publication: Publication) {
+        self.has_published |= !matches!(publication, Publication::Pending { .. });
         self.parts.report.send_if_modified(|it| {
             let changed = *it != publication;
             if changed {

@@ -63,8 +63,12 @@ async fn show_everything() -> Shown {
     try_prepare(&kubelet, &claim).await.unwrap_err();
     prepare(&kubelet, &claim).await.unwrap();
     let seen = eventually("everything is shown", async || {
+        // An error of a program; again, because the driver may not listen yet.
+        lab.sim.post_xid(1, 31, None, None).unwrap();
         let seen = scrape(metrics).await;
-        (0 < seen.all("dra_mig_instance_utilization_ratio", &[]).count()).then_some(seen)
+        let is_shown = |name: &str| 0 < seen.all(name, &[]).count();
+        let names = ["dra_mig_instance_utilization_ratio", "dra_mig_gpu_events_total"];
+        names.into_iter().all(is_shown).then_some(seen)
     })
     .await;
     lab.stop().await;

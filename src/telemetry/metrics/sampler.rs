@@ -19,6 +19,7 @@ use super::pods::Pods;
 use crate::checkpoint::{Checkpoint, Progress, Record, RecordedKind, Stage, Stored};
 use crate::claim::ClaimRef;
 use crate::hardware::{LiveGpu, NodeState};
+use crate::inventory::MigSpec;
 use crate::nvml::facts::{Engine, GpuFacts, Memory};
 use crate::nvml::{CallError, DeviceHandle};
 
@@ -187,18 +188,9 @@ impl Sampler {
         let mut wanted: BTreeMap<&str, Vec<Wanted<'_>>> = BTreeMap::new();
         for record in records.iter().filter(|it| state_of(it, &self.boot_id) == ClaimState::Prepared) {
             for device in &record.devices {
-                if let RecordedKind::Mig {
-                    spec,
-                    progress: Progress::Complete { gpu_instance, compute_instance, .. },
-                } = &device.kind
-                {
-                    let ids = (*gpu_instance, *compute_instance);
-                    wanted.entry(&device.parent_uuid).or_default().push(Wanted {
-                        ids,
-                        profile: &spec.profile,
-                        claim: &record.claim,
-                    });
-                }
+                let Some((ids, spec)) = instance_of(&device.kind) else { continue };
+                let instance = Wanted { ids, profile: &spec.profile, claim: &record.claim };
+                wanted.entry(&device.parent_uuid).or_default().push(instance);
             }
         }
         let before = self.seen.instances();
@@ -270,6 +262,17 @@ impl Wanted<'_> {
     }
 }
 
+/// Ids of GPU instance and compute instance, and what it is, whoever made it.
+fn instance_of(kind: &RecordedKind) -> Option<((u32, u32), &MigSpec)> {
+    match kind {
+        RecordedKind::Mig { spec, progress: Progress::Complete { gpu_instance, compute_instance, .. } } => {
+            Some(((*gpu_instance, *compute_instance), spec))
+        }
+        RecordedKind::Adopted(it) => Some(((it.gpu_instance, it.compute_instance), &it.spec)),
+        RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Mig { .. } => None,
+    }
+}
+
 fn state_of(record: &Record, boot_id: &str) -> ClaimState {
     match record.stage {
         _ if record.boot_id != boot_id => ClaimState::EarlierBoot,
@@ -291,7 +294,11 @@ fn measure(
 ) -> Result<Option<Measured>, CallError> {
     let Some(memory) = handle.memory_of(gpu_instance, compute_instance)? else { return Ok(None) };
     let engines = match policy {
-        UsagePolicy::All => handle.utilization_of(gpu_instance, owner)?,
+        // That the engines cannot be measured says nothing against the memory.
+        UsagePolicy::All => handle.utilization_of(gpu_instance, owner).unwrap_or_else(|error| {
+            debug!(%error, gpu_instance, "cannot tell how busy an instance is");
+            Vec::new()
+        }),
         UsagePolicy::Memory | UsagePolicy::Off => Vec::new(),
     };
     Ok(Some((memory, engines)))
