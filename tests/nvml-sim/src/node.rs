@@ -279,7 +279,12 @@ fn built_library() -> io::Result<PathBuf> {
     let program = std::env::current_exe()?;
     let dir = program.parent().unwrap_or(Path::new("."));
     let places = [dir.join(LIBRARY), dir.join("deps").join(LIBRARY), dir.join("../deps").join(LIBRARY)];
-    places.iter().find(|path| path.is_file()).cloned().ok_or_else(|| {
+    // The newest: `cargo test` renews the one in `deps` only.
+    let built = places
+        .iter()
+        .filter(|path| path.is_file())
+        .max_by_key(|it| it.metadata().and_then(|it| it.modified()).ok());
+    built.cloned().ok_or_else(|| {
         let tried: Vec<String> = places.iter().map(|path| path.display().to_string()).collect();
         io::Error::other(format!(
             "{LIBRARY} not found; build the package nvml-sim or set NVML_SIM_LIBRARY. Tried: {}",
