@@ -163,11 +163,13 @@ impl HardwareWatch {
         Ok(gpus)
     }
 
-    /// Tells of an instance that is not offered either; one that is adopted is no event.
-    fn tell_of_foreign(&self, gpu: &Gpu, instance: &GpuInstance) {
-        let (uuid, gi, placement) = (&gpu.facts.uuid, instance.id, instance.placement);
-        let is_offered = self.terms().is_ok_and(|terms| not_adopted(gpu, instance, &terms).is_none());
-        if !is_offered {
+    /// Tells of instances that are not offered either; one that is adopted is no event.
+    fn tell_of_foreign(&self, gpu: &Gpu, instances: &[GpuInstance]) {
+        let (uuid, terms) = (&gpu.facts.uuid, self.terms());
+        let is_offered =
+            |it: &GpuInstance| terms.as_ref().is_ok_and(|terms| not_adopted(gpu, it, terms).is_none());
+        for instance in instances.iter().filter(|it| !is_offered(it)) {
+            let (gi, placement) = (instance.id, instance.placement);
             let note = format!(
                 "GPU instance {gi} at {placement} of GPU {uuid} was not made for a claim of this driver: what it occupies \
                  is not offered. `dra-driver-mig inspect` shows it; once it is destroyed, its place is offered."
@@ -180,12 +182,13 @@ impl HardwareWatch {
     fn report(&self, gpu: &Gpu) {
         let before = self.gpus.iter().find(|it| it.facts.uuid == gpu.facts.uuid).map(|it| &it.state);
         let uuid = &gpu.facts.uuid;
-        for instance in &gpu.state.instances {
-            if !before.is_some_and(|it| it.instances.contains(instance)) {
-                let (gi, placement) = (instance.id, instance.placement);
-                warn!(uuid, gi, %placement, "GPU instance of somebody else: nothing else is offered in its place");
-                self.tell_of_foreign(gpu, instance);
-            }
+        let mut new = gpu.state.instances.clone();
+        new.retain(|it| !before.is_some_and(|before| before.instances.contains(it)));
+        for GpuInstance { id: gi, placement, .. } in &new {
+            warn!(uuid, gi, %placement, "GPU instance of somebody else: nothing else is offered in its place");
+        }
+        if !new.is_empty() {
+            self.tell_of_foreign(gpu, &new);
         }
         if let Some(problem) = &gpu.state.problem
             && before.is_none_or(|it| it.problem.as_ref() != Some(problem))
