@@ -1,20 +1,27 @@
 //! Reading the claim that the kubelet names.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::core::Status;
 use kube::{Api, Client, Error};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
 use super::{CALL_TIMEOUT, with_causes};
 use crate::claim::ClaimRef;
 
+/// Claims that are read at once. Each has a connection to the API server, which stays open for a while after a burst of
+/// pods; more of them than this cost memory and gain no time.
+const AT_ONCE: usize = 8;
+
 /// Reads ResourceClaims. Needs the verb `get` only.
 #[derive(Debug, Clone)]
 pub struct ClaimReader {
     api: Api<ResourceClaim>,
+    turns: Arc<Semaphore>,
 }
 
 /// Why a claim could not be read.
@@ -48,7 +55,7 @@ impl ClaimReader {
     /// Reads through this client.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self { api: Api::all(client) }
+        Self { api: Api::all(client), turns: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
     /// The claim with this namespace, name and UID. Passing failures are tried again until the deadline.
@@ -57,7 +64,12 @@ impl ClaimReader {
         let api = self.api.clone().constrain(&claim.namespace);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let message = match timeout(CALL_TIMEOUT.min(left), api.get(&claim.name)).await {
+            let answer = async {
+                // Never closed, so there is always a turn.
+                let _turn = self.turns.acquire().await;
+                api.get(&claim.name).await
+            };
+            let message = match timeout(CALL_TIMEOUT.min(left), answer).await {
                 Ok(Ok(found)) => match who(&found, claim) {
                     Some(uid) if uid == claim.uid.as_str() => return Ok(found),
                     Some(_) => return Err(ReadError::Gone(claim.clone())),

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
+use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use serde_json::json;
@@ -21,7 +23,8 @@ pub const STATE_LABEL: &str = "nvidia.com/mig.config.state";
 /// The Node object of this node.
 #[derive(Debug, Clone)]
 pub struct OwnNode {
-    nodes: Api<Node>,
+    /// Only the metadata: a node's status is long, and changes all the time.
+    nodes: Api<PartialObjectMeta<Node>>,
     name: String,
 }
 
@@ -45,7 +48,7 @@ impl OwnNode {
     pub fn labels(&self) -> impl Stream<Item = LayoutLabels> + Send + use<> {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
         watcher(self.nodes.clone(), config).default_backoff().filter_map(async |event| match event {
-            Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => Some(labels(&node)),
+            Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => Some(labels(&node.metadata)),
             Ok(_) => None,
             Err(error) => {
                 warn!(error = with_causes(&error), "watching the node's labels failed, trying again");
@@ -58,15 +61,15 @@ impl OwnNode {
     pub async fn set_state(&self, state: Option<&str>) -> Result<(), SliceError> {
         let patch = Patch::Merge(json!({"metadata": {"labels": {STATE_LABEL: state}}}));
         let operation = format!("label node {}", self.name);
-        call(operation, self.nodes.patch_metadata(&self.name, &PatchParams::default(), &patch))
+        call(operation, self.nodes.patch(&self.name, &PatchParams::default(), &patch))
             .await
             .map(drop)
     }
 }
 
-fn labels(node: &Node) -> LayoutLabels {
+fn labels(metadata: &ObjectMeta) -> LayoutLabels {
     let empty = BTreeMap::new();
-    let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
+    let labels = metadata.labels.as_ref().unwrap_or(&empty);
     let label = |name: &str| labels.get(name).filter(|it| !it.is_empty()).cloned();
     LayoutLabels { config: label(CONFIG_LABEL), state: label(STATE_LABEL) }
 }

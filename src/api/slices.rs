@@ -4,6 +4,7 @@ use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
+use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Error};
 use tokio::time::timeout;
@@ -16,7 +17,9 @@ use crate::slices::Change;
 #[derive(Debug, Clone)]
 pub struct NodeSlices {
     slices: Api<ResourceSlice>,
-    nodes: Api<Node>,
+    /// Their metadata, to be watched: what they say is large, and is read when it matters.
+    heads: Api<PartialObjectMeta<ResourceSlice>>,
+    nodes: Api<PartialObjectMeta<Node>>,
     node: String,
     selector: String,
 }
@@ -46,6 +49,7 @@ impl NodeSlices {
     pub fn new(client: Client, node: &str, driver: &str) -> Self {
         Self {
             slices: Api::all(client.clone()),
+            heads: Api::all(client.clone()),
             nodes: Api::all(client),
             node: node.to_owned(),
             selector: format!("spec.driver={driver},spec.nodeName={node}"),
@@ -73,7 +77,7 @@ impl NodeSlices {
     /// the watch began anew or failed, as it does when the API server restarts. Reconnects for ever.
     pub fn changes(&self) -> impl Stream<Item = (String, Option<String>)> + Send + use<> {
         let config = watcher::Config::default().fields(&self.selector);
-        watcher(self.slices.clone(), config).default_backoff().filter_map(async |event| match event {
+        watcher(self.heads.clone(), config).default_backoff().filter_map(async |event| match event {
             Ok(watcher::Event::Apply(it)) => Some((it.metadata.name?, it.metadata.resource_version)),
             Ok(watcher::Event::Delete(it)) => Some((it.metadata.name?, None)),
             Ok(watcher::Event::InitDone) => Some((String::new(), None)),

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::resource::v1::{CounterSet, Device, ResourceSlice, ResourceSliceSpec};
+use k8s_openapi::api::resource::v1::{CounterSet, Device, ResourcePool, ResourceSlice, ResourceSliceSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::quantity;
@@ -27,36 +27,38 @@ pub enum Change {
 #[must_use]
 pub fn diff(wanted: &[ResourceSlice], published: &[ResourceSlice]) -> Vec<Change> {
     let by_name: BTreeMap<&str, &ResourceSlice> = published.iter().map(|it| (name(it), it)).collect();
+    let existing = |wanted: &ResourceSlice| {
+        by_name.get(name(wanted)).copied().filter(|published| is_update_of(wanted, published))
+    };
     let pool = wanted.first().map(|it| it.spec.pool.name.as_str()).unwrap_or_default();
     let generation =
         published.iter().filter(|it| it.spec.pool.name == pool).map(|it| it.spec.pool.generation).max();
 
-    let obsolete: Vec<&ResourceSlice> =
-        published.iter().filter(|it| !wanted.iter().any(|wanted| is_update_of(wanted, it))).collect();
+    let obsolete = published.iter().filter(|it| !wanted.iter().any(|wanted| is_update_of(wanted, it)));
     let current = generation.unwrap_or(0);
-    let touched = wanted
-        .iter()
-        .filter(|slice| {
-            let existing = by_name.get(name(slice)).filter(|it| is_update_of(slice, it));
-            existing.is_none_or(|it| !has_same_devices(&at_generation(slice, current), it))
-        })
-        .count();
-    let created = wanted.iter().any(|it| !by_name.get(name(it)).is_some_and(|old| is_update_of(it, old)));
+    let touched = wanted.iter().filter(|slice| {
+        existing(slice).is_none_or(|it| !is_same_at(current, slice, it, Order::AnyIsRight))
+    });
+    let touched = touched.count();
+    let created = wanted.iter().any(|it| existing(it).is_none());
     let next = match generation {
         None => 1,
         Some(generation) if touched == 0 || (touched == 1 && !created) => generation,
         Some(generation) => generation + 1,
     };
 
-    let mut changes: Vec<Change> = obsolete.into_iter().cloned().map(Change::Delete).collect();
+    let mut changes: Vec<Change> = obsolete.cloned().map(Change::Delete).collect();
     let mut creates = Vec::new();
     for slice in wanted {
-        let slice = at_generation(slice, next);
-        match by_name.get(name(&slice)).filter(|it| is_update_of(&slice, it)) {
+        let existing = existing(slice);
+        if existing.is_some_and(|it| is_same_at(next, slice, it, Order::Matters)) {
+            continue;
+        }
+        let mut slice = slice.clone();
+        slice.spec.pool.generation = next;
+        match existing {
             None => creates.push(Change::Create(slice)),
-            Some(existing) if is_same(&slice, existing) => {}
             Some(existing) => {
-                let mut slice = slice;
                 slice.metadata.resource_version.clone_from(&existing.metadata.resource_version);
                 changes.push(Change::Update(slice));
             }
@@ -69,18 +71,57 @@ pub fn diff(wanted: &[ResourceSlice], published: &[ResourceSlice]) -> Vec<Change
 /// True where both say the same to the scheduler. Quantities count by value, an absent list is an empty one.
 #[must_use]
 pub fn is_same(left: &ResourceSlice, right: &ResourceSlice) -> bool {
-    let owner = |it: &ResourceSlice| it.metadata.owner_references.clone().unwrap_or_default();
-    owner(left) == owner(right) && normal(&left.spec) == normal(&right.spec)
+    is_same_at(left.spec.pool.generation, left, right, Order::Matters)
 }
 
-/// As [`is_same`], whatever the order of the devices.
-fn has_same_devices(left: &ResourceSlice, right: &ResourceSlice) -> bool {
-    let sorted = |slice: &ResourceSlice| {
-        let mut slice = slice.clone();
-        slice.spec.devices.iter_mut().for_each(|it| it.sort_by(|left, right| left.name.cmp(&right.name)));
-        slice
+/// Whether devices in another order make another slice.
+#[derive(Clone, Copy, PartialEq)]
+enum Order {
+    Matters,
+    AnyIsRight,
+}
+
+/// As [`is_same`] if `left` were of this generation. Looks at a device at a time: whole slices are large.
+fn is_same_at(generation: i64, left: &ResourceSlice, right: &ResourceSlice, order: Order) -> bool {
+    let owners = |it: &ResourceSlice| it.metadata.owner_references.clone().unwrap_or_default();
+    // The rest. Every field is named, so that one which Kubernetes adds is not forgotten.
+    let frame = |it: &ResourceSliceSpec, generation| ResourceSliceSpec {
+        all_nodes: it.all_nodes,
+        devices: None,
+        driver: it.driver.clone(),
+        node_name: it.node_name.clone(),
+        node_selector: it.node_selector.clone(),
+        per_device_node_selection: it.per_device_node_selection,
+        pool: ResourcePool { generation, ..it.pool.clone() },
+        shared_counters: None,
     };
-    is_same(&sorted(left), &sorted(right))
+    owners(left) == owners(right)
+        && frame(&left.spec, generation) == frame(&right.spec, right.spec.pool.generation)
+        && have_same(&devices(left, order), &devices(right, order), normal_device)
+        && have_same(&counters(left), &counters(right), normal_counters)
+}
+
+fn devices(slice: &ResourceSlice, order: Order) -> Vec<&Device> {
+    let mut devices: Vec<&Device> = slice.spec.devices.iter().flatten().collect();
+    if order == Order::AnyIsRight {
+        devices.sort_by(|left, right| left.name.cmp(&right.name));
+    }
+    devices
+}
+
+fn counters(slice: &ResourceSlice) -> Vec<&CounterSet> {
+    slice.spec.shared_counters.iter().flatten().collect()
+}
+
+/// True where each of `left` says the same as its counterpart.
+fn have_same<T: Clone + PartialEq>(left: &[&T], right: &[&T], to_normal: fn(&mut T)) -> bool {
+    let normal = |it: &T| {
+        let mut it = it.clone();
+        to_normal(&mut it);
+        it
+    };
+    left.len() == right.len()
+        && left.iter().zip(right).all(|(left, right)| left == right || normal(left) == normal(right))
 }
 
 /// True where the API server did not keep the counters that it was given, because `DRAPartitionableDevices` is off there.
@@ -99,29 +140,10 @@ fn name(slice: &ResourceSlice) -> &str {
 
 /// Driver, pool and node of a slice cannot be changed; one that differs there has to be replaced.
 fn is_update_of(wanted: &ResourceSlice, published: &ResourceSlice) -> bool {
-    let fixed = |it: &ResourceSlice| {
-        (name(it).to_owned(), it.spec.driver.clone(), it.spec.pool.name.clone(), it.spec.node_name.clone())
-    };
+    fn fixed(it: &ResourceSlice) -> (&str, &str, &str, Option<&str>) {
+        (name(it), &it.spec.driver, &it.spec.pool.name, it.spec.node_name.as_deref())
+    }
     fixed(wanted) == fixed(published)
-}
-
-fn at_generation(slice: &ResourceSlice, generation: i64) -> ResourceSlice {
-    let mut slice = slice.clone();
-    slice.spec.pool.generation = generation;
-    slice
-}
-
-fn normal(spec: &ResourceSliceSpec) -> ResourceSliceSpec {
-    let mut spec = spec.clone();
-    for device in spec.devices.iter_mut().flatten() {
-        normal_device(device);
-    }
-    for set in spec.shared_counters.iter_mut().flatten() {
-        normal_counters(set);
-    }
-    spec.devices = spec.devices.filter(|it| !it.is_empty());
-    spec.shared_counters = spec.shared_counters.filter(|it| !it.is_empty());
-    spec
 }
 
 fn normal_device(device: &mut Device) {

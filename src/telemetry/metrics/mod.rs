@@ -170,10 +170,10 @@ impl Exporter {
         self.registry.register_collector(Box::new(numbers));
     }
 
-    /// The numbers of this moment, as OpenMetrics text.
+    /// The numbers of this moment, as OpenMetrics text, which is about so many bytes long.
     #[must_use]
-    pub fn text(&self) -> String {
-        let mut text = String::new();
+    pub fn text(&self, bytes: usize) -> String {
+        let mut text = String::with_capacity(bytes);
         // Writing to a String does not fail, and what is half written would be refused for its missing end.
         let _ = text::encode(&mut text, &self.registry);
         text
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     fn text(metrics: &Metrics) -> String {
-        Exporter::new(metrics).text()
+        Exporter::new(metrics).text(0)
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! The port. Answering takes what is in memory and nothing else, so that it works while NVML, the disk or the API server
-//! hangs.
+//! hangs. However many readers there are, and however often they read, the text is written a few times a second at most.
 
 use std::io;
 use std::net::SocketAddr;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
@@ -19,6 +21,9 @@ use super::Exporter;
 
 /// What prometheus-client writes (OpenMetrics 1.0, text format).
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How long a text is the numbers of this moment.
+const MOMENT: Duration = Duration::from_millis(250);
 
 /// Where metrics are served, if at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,17 +72,50 @@ pub async fn serve_metrics(
         stop.cancelled().await;
         return Ok(());
     };
-    let routes = Router::new().route("/metrics", get(metrics)).with_state(Arc::new(exporter));
+    let routes = Router::new().route("/metrics", get(metrics)).with_state(Arc::new(Page::new(exporter)));
     axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-async fn metrics(State(exporter): State<Arc<Exporter>>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, OPEN_METRICS)], exporter.text())
+async fn metrics(State(page): State<Arc<Page>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, OPEN_METRICS)], page.at(Instant::now()))
+}
+
+/// What is answered, and since when.
+struct Page {
+    exporter: Exporter,
+    last: Mutex<(Option<Instant>, Bytes)>,
+}
+
+impl Page {
+    fn new(exporter: Exporter) -> Self {
+        Self { exporter, last: Mutex::default() }
+    }
+
+    fn at(&self, now: Instant) -> Bytes {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, text) = &mut *last;
+        if since.is_none_or(|it| it + MOMENT <= now) {
+            *text = self.exporter.text(text.len()).into();
+            *since = Some(now);
+        }
+        text.clone()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::metrics::{Metrics, SliceWrite};
+
+    #[test]
+    fn readers_of_one_moment_get_one_text_and_later_ones_another() {
+        let metrics = Metrics::default();
+        let (page, now) = (Page::new(Exporter::new(&metrics)), Instant::now());
+        let first = page.at(now);
+        metrics.slice_written(SliceWrite::Create);
+        assert_eq!(page.at(now + MOMENT / 2), first);
+        assert_ne!(page.at(now + MOMENT), first);
+    }
 
     #[test]
     fn an_empty_address_and_off_turn_metrics_off() {
