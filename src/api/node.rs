@@ -61,9 +61,7 @@ impl OwnNode {
     pub async fn set_state(&self, state: Option<&str>) -> Result<(), SliceError> {
         let patch = Patch::Merge(json!({"metadata": {"labels": {STATE_LABEL: state}}}));
         let operation = format!("label node {}", self.name);
-        call(operation, self.nodes.patch(&self.name, &PatchParams::default(), &patch))
-            .await
-            .map(drop)
+        call(operation, self.nodes.patch(&self.name, &PatchParams::default(), &patch)).await.map(drop)
     }
 }
 

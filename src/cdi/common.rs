@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::cdi::driver_root::{self, DriverRoot};
 use crate::cdi::hooks::HookSettings;
 use crate::cdi::missing::{Missing, Severity};
-use crate::cdi::root::{Root, Stamp, read_bounded};
+use crate::cdi::root::{Directories, Root, Stamp, read_bounded};
 use crate::cdi::spec::{ContainerEdits, Spec, SpecError};
 
 /// `nvidia-ctk cdi generate` writes some 20 KiB for a machine with 8 GPUs.
@@ -123,10 +123,19 @@ impl CommonEdits {
         self.missing.iter().find(|missing| missing.severity == Severity::Fatal)
     }
 
-    /// Whether the places looked at are as they were then. Costs one `lstat` for each part of some 60 paths.
+    /// Whether the places looked at are as they were then. Costs one or two `lstat` for each of some 60 paths, and one for
+    /// each directory above them.
     pub fn is_current(&self) -> bool {
+        let mut directories: Vec<(&Root, Directories)> = Vec::new();
+        let mut is_as_before = |root, path: &str, stamp: &Option<Stamp>| {
+            let at = directories.iter().position(|(it, _)| *it == root).unwrap_or_else(|| {
+                directories.push((root, Directories::default()));
+                directories.len() - 1
+            });
+            root.stamp_beside(path, &mut directories[at].1) == *stamp
+        };
         self.uvm_major.iter().all(|(proc_root, major)| driver_root::uvm_major(proc_root) == *major)
-            && self.watched.iter().all(|(root, path, stamp)| root.stamp(path) == *stamp)
+            && self.watched.iter().all(|(root, path, stamp)| is_as_before(root, path, stamp))
     }
 }
 

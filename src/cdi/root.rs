@@ -8,6 +8,7 @@
 //! Symbolic links are followed as that process would: an absolute link starts again at the root of the tree and `..`
 //! stops there, so that no link leads out of it. Names that are not UTF-8 are refused, because CDI files are JSON.
 
+use std::collections::HashSet;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -22,6 +23,10 @@ pub struct Root {
     here: PathBuf,
     host: String,
 }
+
+/// Directories of one tree that were found to be that, for as long as many paths in it are looked at.
+#[derive(Debug, Default)]
+pub(super) struct Directories(HashSet<String>);
 
 /// A file's identity and time, to tell cheaply whether something was exchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +62,11 @@ impl Root {
 
     /// Follows all links of `inside` within the tree; what it leads to must exist.
     pub fn resolve(&self, inside: &str) -> io::Result<String> {
+        self.resolve_beside(inside, &mut Directories::default())
+    }
+
+    /// As [`Root::resolve`], without a look at directories that are known, and those that it finds are known then.
+    fn resolve_beside(&self, inside: &str, known: &mut Directories) -> io::Result<String> {
         let mut pending: Vec<String> = inside.rsplit('/').map(str::to_owned).collect();
         let mut done: Vec<String> = Vec::new();
         let mut links = 0;
@@ -69,8 +79,16 @@ impl Root {
                 }
                 _ => done.push(name),
             }
-            let path = self.here(&done.join("/"));
-            if !fs::symlink_metadata(&path)?.is_symlink() {
+            let joined = done.join("/");
+            if known.0.contains(&joined) {
+                continue;
+            }
+            let path = self.here(&joined);
+            let metadata = fs::symlink_metadata(&path)?;
+            if metadata.is_dir() {
+                known.0.insert(joined);
+            }
+            if !metadata.is_symlink() {
                 continue;
             }
             links += 1;
@@ -90,7 +108,11 @@ impl Root {
 
     /// What `inside` leads to, and its metadata; `None` if it can't be reached.
     pub(super) fn find(&self, inside: &str) -> Option<(String, Metadata)> {
-        let resolved = self.resolve(inside).ok()?;
+        self.find_beside(inside, &mut Directories::default())
+    }
+
+    fn find_beside(&self, inside: &str, known: &mut Directories) -> Option<(String, Metadata)> {
+        let resolved = self.resolve_beside(inside, known).ok()?;
         let metadata = fs::symlink_metadata(self.here(&resolved)).ok()?;
         Some((resolved, metadata))
     }
@@ -122,8 +144,13 @@ impl Root {
     /// Identity of what `inside` leads to now, or of the link itself if that leads to nothing below the root; `None` if
     /// there is neither.
     pub(super) fn stamp(&self, inside: &str) -> Option<Stamp> {
+        self.stamp_beside(inside, &mut Directories::default())
+    }
+
+    /// As [`Root::stamp`], for one of many paths: `known` spares the directories that they have in common.
+    pub(super) fn stamp_beside(&self, inside: &str, known: &mut Directories) -> Option<Stamp> {
         let of_link = || Some((inside.to_owned(), fs::symlink_metadata(self.here(inside)).ok()?));
-        let (path, metadata) = self.find(inside).or_else(of_link)?;
+        let (path, metadata) = self.find_beside(inside, known).or_else(of_link)?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
         Some(Stamp { path, device: metadata.dev(), inode: metadata.ino(), modified })
     }

@@ -8,8 +8,8 @@
 mod journal;
 mod record;
 
-use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::collections::BTreeMap;
+use std::fs::{self, DirEntry, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ const UNFINISHED: &str = "tmp";
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     directory: PathBuf,
-    known: Arc<Mutex<HashMap<ClaimUid, Known>>>,
+    known: Arc<Mutex<BTreeMap<ClaimUid, Known>>>,
 }
 
 /// The right to begin journals, given back by dropping it, or by whatever end of the process.
@@ -61,6 +61,17 @@ pub enum Stored {
     Record(Arc<Record>),
     /// A file that cannot be understood, and why.
     Unreadable(String),
+}
+
+impl Stored {
+    /// The record, if there is one that can be read.
+    #[must_use]
+    pub fn record(&self) -> Option<Arc<Record>> {
+        match self {
+            Self::Record(record) => Some(Arc::clone(record)),
+            Self::Nothing | Self::Unreadable(_) => None,
+        }
+    }
 }
 
 /// A file operation that failed.
@@ -109,21 +120,18 @@ impl Checkpoint {
     pub fn list(&self) -> Result<Vec<(ClaimUid, Arc<Stored>)>, StoreError> {
         let entries = fs::read_dir(&self.directory).map_err(failed("list", &self.directory))?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut found = HashMap::new();
+        let mut found = BTreeMap::new();
         for entry in entries {
-            let path = entry.map_err(failed("list", &self.directory))?.path();
-            let Some(stem) = path.file_stem().and_then(|it| it.to_str()) else { continue };
-            let Ok(uid) = stem.parse::<ClaimUid>() else { continue };
-            if path.extension().is_some_and(|it| it == EXTENSION)
-                && let Some(now) = look(&path, &uid, known.remove(&uid))
-            {
+            let entry = entry.map_err(failed("list", &self.directory))?;
+            let name = entry.file_name();
+            let stem = name.to_str().and_then(|it| it.strip_suffix(EXTENSION)?.strip_suffix('.'));
+            let Some(Ok(uid)) = stem.map(str::parse::<ClaimUid>) else { continue };
+            if let Some(now) = look(&entry, &uid, known.remove(&uid)) {
                 found.insert(uid, now);
             }
         }
         *known = found;
-        let mut list: Vec<_> = known.iter().map(|(uid, it)| (uid.clone(), Arc::clone(&it.stored))).collect();
-        list.sort_by(|left, right| left.0.cmp(&right.0));
-        Ok(list)
+        Ok(known.iter().map(|(uid, it)| (uid.clone(), Arc::clone(&it.stored))).collect())
     }
 
     /// Time since the last step of a claim; nothing where that cannot be told.
@@ -134,11 +142,7 @@ impl Checkpoint {
 
     /// All records that can be read.
     pub fn records(&self) -> Result<Vec<Arc<Record>>, StoreError> {
-        let readable = |(_, stored): (ClaimUid, Arc<Stored>)| match &*stored {
-            Stored::Record(record) => Some(Arc::clone(record)),
-            Stored::Nothing | Stored::Unreadable(_) => None,
-        };
-        Ok(self.list()?.into_iter().filter_map(readable).collect())
+        Ok(self.list()?.iter().filter_map(|(_, stored)| stored.record()).collect())
     }
 
     fn path(&self, uid: &ClaimUid) -> PathBuf {
@@ -147,14 +151,15 @@ impl Checkpoint {
 }
 
 /// What a file says, read only if it is not the one that is known; nothing if it has just gone.
-fn look(path: &Path, uid: &ClaimUid, known: Option<Known>) -> Option<Known> {
+fn look(entry: &DirEntry, uid: &ClaimUid, known: Option<Known>) -> Option<Known> {
     let read = || {
-        let it = fs::symlink_metadata(path)?;
+        // By its name in the open directory: this is done for every claim at every prepare.
+        let it = entry.metadata()?;
         let version = (it.ino(), it.len(), it.ctime(), it.ctime_nsec());
         match known {
             Some(known) if known.version == Some(version) => Ok(known),
             _ => {
-                let stored = journal::read(&File::open(path)?, uid).0;
+                let stored = journal::read(&File::open(entry.path())?, uid).0;
                 // A failure to read may pass.
                 let is_readable = !matches!(stored, Stored::Unreadable(_));
                 Ok(Known { version: is_readable.then_some(version), stored: Arc::new(stored) })

@@ -307,8 +307,9 @@ impl Claims {
         let reservation = until_free(claim, deadline, || Ok::<_, E>(self.checkpoint.try_reserve()?)).await?;
         waiting.end(true);
         let (record, aside) = blocking(|| {
-            let mut others = self.checkpoint.records()?;
-            others.extend(self.shadows::<E>()?);
+            let listed = self.checkpoint.list()?;
+            let mut others: Vec<_> = listed.iter().filter_map(|(_, stored)| stored.record()).collect();
+            others.extend(self.shadows(&listed)?);
             let record = make(&others)?;
             let aside = self.metrics.timed(Step::RecordSync, || journal.begin(&record, &reservation))?;
             Ok::<_, E>((record, aside))
@@ -320,12 +321,13 @@ impl Claims {
     }
 
     /// What claims hold whose state files cannot be read, as far as their CDI files tell.
-    fn shadows<E: From<StoreError> + From<FilesError>>(&self) -> Result<Vec<Arc<Record>>, E> {
+    fn shadows(&self, listed: &[(ClaimUid, Arc<Stored>)]) -> Result<Vec<Arc<Record>>, FilesError> {
         let mut shadows = Vec::new();
-        for (uid, stored) in self.checkpoint.list()? {
-            if let Stored::Unreadable(_) = *stored {
+        for (uid, stored) in listed {
+            if let Stored::Unreadable(_) = **stored {
                 let names = self.cdi.devices(uid.as_str())?;
-                let claim = ClaimRef { namespace: "?".to_owned(), name: format!("(UID {uid})"), uid };
+                let (name, uid) = (format!("(UID {uid})"), uid.clone());
+                let claim = ClaimRef { namespace: "?".to_owned(), name, uid };
                 let known =
                     self.named(names).into_iter().filter_map(|it| self.planned(&claim, &[it], &[]).ok());
                 shadows.extend(known.map(|it| Arc::new(it.made(Stage::Prepared))));

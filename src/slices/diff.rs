@@ -36,9 +36,9 @@ pub fn diff(wanted: &[ResourceSlice], published: &[ResourceSlice]) -> Vec<Change
 
     let obsolete = published.iter().filter(|it| !wanted.iter().any(|wanted| is_update_of(wanted, it)));
     let current = generation.unwrap_or(0);
-    let touched = wanted.iter().filter(|slice| {
-        existing(slice).is_none_or(|it| !is_same_at(current, slice, it, Order::AnyIsRight))
-    });
+    let touched = wanted
+        .iter()
+        .filter(|slice| existing(slice).is_none_or(|it| !is_same_at(current, slice, it, Order::AnyIsRight)));
     let touched = touched.count();
     let created = wanted.iter().any(|it| existing(it).is_none());
     let next = match generation {
