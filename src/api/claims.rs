@@ -109,3 +109,68 @@ fn says_that_it_is_gone(status: &Status, claim: &ClaimRef) -> bool {
         && status.reason == "NotFound"
         && details.is_some_and(|it| it.name == claim.name && it.kind == "resourceclaims")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Poll};
+
+    use axum::http::{Request, Response, StatusCode};
+    use futures::future::{BoxFuture, join_all};
+    use kube::client::Body;
+    use tokio::task::yield_now;
+    use tonic::codegen::Service;
+
+    use super::*;
+
+    /// An API server that has no claims and takes its time. Counts what it is asked at once, and the most there was.
+    #[derive(Clone, Default)]
+    struct Slow(Arc<[AtomicUsize; 2]>);
+
+    impl Service<Request<Body>> for Slow {
+        type Response = Response<Body>;
+        type Error = Error;
+        type Future = BoxFuture<'static, Result<Response<Body>, Error>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: Request<Body>) -> Self::Future {
+            let counts = Arc::clone(&self.0);
+            let name = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+            Box::pin(async move {
+                counts[1].fetch_max(counts[0].fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                for _ in 0..100 {
+                    yield_now().await;
+                }
+                counts[0].fetch_sub(1, Ordering::Relaxed);
+                let details = serde_json::json!({"name": name, "kind": "resourceclaims"});
+                let status = serde_json::json!({
+                    "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
+                    "details": details,
+                });
+                let answer = Response::builder().status(StatusCode::NOT_FOUND);
+                Ok(answer.body(Body::from(status.to_string().into_bytes())).unwrap())
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_claims_is_read_by_few_connections_and_all_get_their_answer() {
+        let slow = Slow::default();
+        let reader = ClaimReader::new(Client::new(slow.clone(), "default"));
+        let claim = |number: usize| {
+            ClaimRef::new("ns".to_owned(), format!("c-{number}"), format!("u-{number}")).unwrap()
+        };
+        let deadline = Instant::now() + Duration::from_secs(45);
+        let reads = join_all((0..56).map(|it| {
+            let (claim, reader) = (claim(it), &reader);
+            async move { reader.read(&claim, deadline).await }
+        }));
+        for answer in reads.await {
+            assert!(matches!(answer, Err(ReadError::Gone(_))), "{answer:?}");
+        }
+        assert_eq!(slow.0[1].load(Ordering::Relaxed), AT_ONCE);
+    }
+}
