@@ -392,7 +392,8 @@ async fn a_gap_of_events_is_a_condition_of_its_own_and_withdraws_nothing() {
     heard(&mut stream, LAST, Health::Unknown, "nvmlEventSetWait_v2").await;
     assert!(event(&lab, &lab.node_name, "GpuUnmonitored").await.contains("events cannot be heard"));
     assert_eq!(of_gpu(&lab, &lab.slices().await, 0).len(), ALL);
-    assert!(1.0 <= scrape(metrics).await.value("dra_mig_gpu_event_gaps_total", &[]).unwrap());
+    let failed = [("cause", "failed")];
+    assert!(1.0 <= scrape(metrics).await.value("dra_mig_gpu_event_gaps_total", &failed).unwrap());
     lab.sim.clear_faults().unwrap();
     heard(&mut stream, LAST, Health::Healthy, "").await;
     event(&lab, &lab.node_name, "GpuRecovered").await;

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Cause, Condition, Holder, IgnoredXids, Owner, Report, SickInstance, Sickness};
+use super::{Cause, Condition, IgnoredXids, Instance, Owner, Report, SickInstance, Sickness};
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
-use crate::nvml::{EventKind, GpuEvent, Listening, is_unsupported};
+use crate::claim::ClaimRef;
+use crate::inventory;
+use crate::nvml::facts::GpuInstance;
+use crate::nvml::{EventKind, GpuEvent, Hearing, Listening, is_unsupported};
 
 /// How long a GPU may be unheard or unread before that is a condition of its own: longer than it takes to listen anew.
 pub const GRACE: Duration = Duration::from_secs(15);
@@ -58,7 +61,7 @@ pub enum Scan {
 pub enum Verdict {
     /// A program's own doing, or an error that was corrected.
     Harmless,
-    /// The instance of a claim suffers.
+    /// The instance of a claim suffers, or one that could be a claim's.
     Instance,
     /// The whole GPU suffers.
     Gpu,
@@ -83,41 +86,45 @@ impl Machine {
             EventKind::DoubleBitEcc => Cause::DoubleBitEcc,
         };
         let sickness = Sickness { cause, since: now };
-        match owner {
-            Owner::Foreign if !cause.concerns_the_gpu() => Verdict::Foreign,
-            Owner::Claim(Holder { claim, device, instance: Some((id, uuid)) })
-                if !cause.concerns_the_gpu() =>
-            {
-                let is_it =
-                    |it: &SickInstance| it.parent == event.gpu && it.uuid == *uuid && it.claim == *claim;
-                if !self.instances.iter().any(is_it) && self.instances.len() < MOST_INSTANCES {
-                    self.instances.push(SickInstance {
-                        parent: event.gpu.clone(),
-                        gpu_instance: *id,
-                        uuid: uuid.clone(),
-                        claim: claim.clone(),
-                        device: device.clone(),
-                        sickness,
-                    });
-                }
-                Verdict::Instance
-            }
-            _ => {
-                self.gpus.entry(event.gpu.clone()).or_default().sick.get_or_insert(sickness);
-                Verdict::Gpu
-            }
+        let (instance, claim) = match owner {
+            Owner::Claim(holder) => (holder.instance.as_ref(), Some(&holder.claim)),
+            Owner::Unclaimed(instance) => (Some(instance), None),
+            Owner::Foreign if !cause.concerns_the_gpu() => return Verdict::Foreign,
+            Owner::Foreign | Owner::Gpu => (None, None),
+        };
+        if let Some(instance) = instance
+            && !cause.concerns_the_gpu()
+        {
+            self.suffers(&event.gpu, instance, claim, sickness);
+            return Verdict::Instance;
         }
+        self.gpus.entry(event.gpu.clone()).or_default().sick.get_or_insert(sickness);
+        Verdict::Gpu
     }
 
-    /// These GPUs are listened to, or not; one that is not mentioned is not.
+    fn suffers(&mut self, gpu: &str, instance: &Instance, claim: Option<&ClaimRef>, sickness: Sickness) {
+        let Instance { device, gpu_instance, uuid, is_adopted } = instance.clone();
+        let is_it = |it: &SickInstance| {
+            it.parent == gpu && it.uuid == uuid && (is_adopted || it.claim.as_ref() == claim)
+        };
+        if self.instances.iter().any(is_it) || MOST_INSTANCES <= self.instances.len() {
+            return;
+        }
+        let (parent, claim) = (gpu.to_owned(), claim.cloned());
+        self.instances.push(SickInstance { parent, gpu_instance, uuid, claim, device, is_adopted, sickness });
+    }
+
+    /// These GPUs are listened to, or not; one that is not mentioned is not. One that is let alone for a moment, so that
+    /// something of it can be destroyed, counts as it did before.
     pub fn listening(&mut self, listening: &Listening, at: Instant) {
         for uuid in listening.keys() {
             self.gpus.entry(uuid.clone()).or_default();
         }
         for (uuid, gpu) in &mut self.gpus {
             match listening.get(uuid) {
-                Some(Ok(())) => gpu.unheard = None,
-                Some(Err(error)) => {
+                Some(Hearing::Heard) => gpu.unheard = None,
+                Some(Hearing::Aside) => {}
+                Some(Hearing::Failed(error)) => {
                     let reason = format!("its events cannot be heard: {error}");
                     gap(&mut gpu.unheard, reason, is_unsupported(error), at);
                 }
@@ -156,8 +163,16 @@ impl Machine {
         }
     }
 
-    /// Forgets the sick instances that are none of these claims' any more: they are gone, or made anew.
-    pub fn live(&mut self, records: &[Arc<Record>]) {
+    /// Forgets the sick instances that are none of these claims' any more: they are gone, or made anew. Those that somebody
+    /// else made are only gone if they are not on these GPUs any more; of a GPU that cannot be read that is not known.
+    pub fn live(&mut self, records: &[Arc<Record>], gpus: &[inventory::Gpu]) {
+        let exists = |sick: &SickInstance| {
+            let gpu = gpus.iter().find(|it| it.facts.uuid == sick.parent);
+            let is_it = |it: &GpuInstance| {
+                it.id == sick.gpu_instance && it.compute_instances.iter().any(|it| it.uuid == sick.uuid)
+            };
+            gpu.is_none_or(|it| it.state.problem.is_some() || it.state.instances.iter().any(is_it))
+        };
         let is_it = |sick: &SickInstance, device: &RecordedDevice| match &device.kind {
             RecordedKind::Mig { progress: Progress::Complete { gpu_instance, uuid, .. }, .. } => {
                 device.name == sick.device && *gpu_instance == sick.gpu_instance && *uuid == sick.uuid
@@ -167,9 +182,17 @@ impl Machine {
             }
             _ => false,
         };
-        self.instances.retain(|sick| {
-            let mut own = records.iter().filter(|it| it.claim == sick.claim);
-            own.any(|it| it.devices.iter().any(|device| is_it(sick, device)))
+        self.instances.retain_mut(|sick| {
+            let has_it = |it: &&Arc<Record>| it.devices.iter().any(|device| is_it(sick, device));
+            let holder = if sick.is_adopted {
+                records.iter().find(has_it)
+            } else {
+                records.iter().filter(|it| Some(&it.claim) == sick.claim.as_ref()).find(has_it)
+            };
+            let claim = holder.map(|it| it.claim.clone());
+            let stays = claim.is_some() || sick.is_adopted && exists(sick);
+            sick.claim = claim;
+            stays
         });
     }
 
@@ -223,20 +246,21 @@ mod tests {
     use super::super::owner::fixture::{record, xid};
     use super::super::{changes, owner};
     use super::*;
+    use crate::inventory::Inventory;
     use crate::nvml::{CallError, Code};
 
     const GPU: &str = "GPU-0";
 
     fn after(machine: &mut Machine, event: &GpuEvent, records: &[Arc<Record>]) -> Verdict {
-        machine.event(event, &owner(event, records, "boot"), 7)
+        machine.event(event, &owner(event, records, "boot", &Inventory::default()), 7)
     }
 
     fn heard() -> Listening {
-        [(GPU.to_owned(), Ok(()))].into()
+        [(GPU.to_owned(), Hearing::Heard)].into()
     }
 
     fn error(code: Code) -> Listening {
-        [(GPU.to_owned(), Err(CallError { call: "nvmlEventSetWait_v2", code }))].into()
+        [(GPU.to_owned(), Hearing::Failed(CallError { call: "nvmlEventSetWait_v2", code }))].into()
     }
 
     fn condition(machine: &Machine, at: Instant) -> Condition {
@@ -268,9 +292,9 @@ mod tests {
         let report = machine.report(now);
         assert_eq!((report.instances.len(), report.gpu(GPU)), (1, &Condition::Healthy));
         assert!(report.device(GPU, "device-of-a").is_bad() && !report.device(GPU, "device-of-b").is_bad());
-        machine.live(&records);
+        machine.live(&records, &[]);
         assert_eq!(machine.report(now).instances.len(), 1);
-        machine.live(&records[1..]);
+        machine.live(&records[1..], &[]);
         assert!(machine.report(now).instances.is_empty());
     }
 
@@ -333,6 +357,43 @@ mod tests {
             Condition::Healthy,
             "it need not say again whom it hears"
         );
+    }
+
+    #[test]
+    fn a_gpu_that_is_let_alone_on_purpose_is_as_it_was() {
+        let (mut machine, start) = (Machine::default(), Instant::now());
+        let aside = Listening::from([(GPU.to_owned(), Hearing::Aside)]);
+        machine.listening(&heard(), start);
+        machine.listening(&aside, start);
+        machine.listening(&aside, start + GRACE);
+        assert_eq!(condition(&machine, start + GRACE * 2), Condition::Healthy);
+        machine.listening(&error(Code::UNKNOWN), start);
+        machine.listening(&aside, start + GRACE);
+        assert!(
+            matches!(condition(&machine, start + GRACE), Condition::Unmonitored { .. }),
+            "deaf it was before"
+        );
+    }
+
+    #[test]
+    fn an_instance_of_somebody_else_is_sick_until_it_is_gone_whoever_has_it() {
+        let (mut machine, now) = (Machine::default(), Instant::now());
+        let (device, uuid) = ("device-of-a".to_owned(), "MIG-a".to_owned());
+        let instance = Instance { device: device.clone(), gpu_instance: 7, uuid, is_adopted: true };
+        let suffer = |machine: &mut Machine| {
+            machine.event(&xid(GPU, 94, Some(7)), &Owner::Unclaimed(instance.clone()), 7)
+        };
+        assert_eq!([suffer(&mut machine), suffer(&mut machine)], [Verdict::Instance; 2]);
+        assert_eq!(machine.report(now).sick_adopted(), [device.clone()].into());
+        // A claim comes and goes.
+        let records = [record("a", GPU, Some(7))];
+        machine.live(&records, &[]);
+        assert_eq!(machine.report(now).instances[0].claim.as_ref(), Some(&records[0].claim));
+        machine.live(&[], &[]);
+        assert_eq!(machine.report(now).instances[0].claim, None);
+        assert!(machine.report(now).device(GPU, &device).is_bad());
+        machine.forget();
+        assert_eq!(machine.report(now).instances, []);
     }
 
     #[test]

@@ -68,8 +68,14 @@ impl DeviceHandle<'_> {
         Ok(found)
     }
 
+    /// Gives back the sample that is kept of a GPU instance since it was asked for: who will not ask again lets go of it.
+    pub fn forget_utilization_of(&self, gpu_instance: u32) {
+        self.samples.forget(gpu_instance);
+    }
+
     /// Whether the GPU measures the use of its engines. A driver too old for the question does not.
-    fn measures(&self) -> bool {
+    #[must_use]
+    pub fn measures(&self) -> bool {
         let ask = || {
             let can_free = self.nvml.lib().nvmlGpmSampleFree.is_ok();
             let supported =

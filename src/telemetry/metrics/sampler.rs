@@ -172,7 +172,6 @@ impl Sampler {
             };
             *claims.entry(state).or_default() += 1;
         }
-        self.pods.keep(|uid| listed.iter().any(|(it, _)| it == uid));
         // Claims are shown at once; a GPU may take its time.
         self.seen.put(claims.clone(), None);
         if self.policy != UsagePolicy::Off {

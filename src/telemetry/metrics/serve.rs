@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
@@ -16,9 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::Exporter;
-
-/// What prometheus-client writes (OpenMetrics 1.0, text format).
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use super::plain::{OPEN_METRICS, PLAIN, plain, takes_open_metrics};
 
 /// Where metrics are served, if at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +70,13 @@ pub async fn serve_metrics(
     axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-async fn metrics(State(exporter): State<Arc<Exporter>>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, OPEN_METRICS)], exporter.text())
+async fn metrics(State(exporter): State<Arc<Exporter>>, headers: HeaderMap) -> impl IntoResponse {
+    let accepted = headers.get_all(ACCEPT).iter().filter_map(|it| it.to_str().ok());
+    let text = exporter.text();
+    match accepted.into_iter().any(takes_open_metrics) {
+        true => ([(CONTENT_TYPE, OPEN_METRICS)], text),
+        false => ([(CONTENT_TYPE, PLAIN)], plain(&text)),
+    }
 }
 
 #[cfg(test)]
