@@ -247,9 +247,12 @@ async fn what_an_instance_uses_is_told_until_it_is_gone_and_keeps_nothing_from_b
     let labels: Vec<(&str, &str)> = labels.iter().map(|(key, value)| (*key, value.as_str())).collect();
     let seen = eventually("the use of the instance is told", async || {
         let seen = scrape(metrics).await;
-        let busy = seen.all("dra_mig_instance_utilization_ratio", &labels).count();
-        let used = seen.value("dra_mig_instance_memory_used_bytes", &labels);
-        (0 < busy && used == Some(f64::from(1234 << 20))).then_some(seen)
+        // Under both names: an instance may be looked at between the writing of the one and of the other.
+        let names = ["dra_mig_instance_utilization_ratio", "DCGM_FI_PROF_GR_ENGINE_ACTIVE"];
+        let is_measured = names.into_iter().all(|it| 0 < seen.all(it, &[]).count());
+        let used =
+            ["dra_mig_instance_memory_used_bytes", "DCGM_FI_DEV_FB_USED"].map(|it| seen.value(it, &[]));
+        (is_measured && used == [Some(f64::from(1234 << 20)), Some(1234.0)]).then_some(seen)
     })
     .await;
     let busy = |engine| {

@@ -130,11 +130,14 @@ async fn usage(hardware: &Hardware, gpus: &[Gpu]) -> Usage {
         let ids: Vec<(u32, u32)> = it.state.instances.iter().filter_map(first).collect();
         let queue = hardware.gpu(&uuid)?.queue.clone();
         Some(async move {
-            let memory = timeout(PATIENCE, memory(&queue, ids.clone())).await.ok()??;
+            let (memory, whole) = timeout(PATIENCE, memory(&queue, ids.clone())).await.ok()??;
             let busy = timeout(PATIENCE, utilization(&queue, ids)).await.ok().flatten().unwrap_or_default();
             let mut found: Usage = Usage::new();
             for (id, memory) in memory {
                 found.entry((uuid.clone(), id)).or_default().memory = Some(memory);
+            }
+            if let Some(share) = whole {
+                found.entry((uuid.clone(), None)).or_default().engines = vec![(Engine::Graphics, share)];
             }
             for (id, engines) in busy {
                 found.entry((uuid.clone(), Some(id))).or_default().engines = engines;
@@ -145,12 +148,13 @@ async fn usage(hardware: &Hardware, gpus: &[Gpu]) -> Usage {
     join_all(reads).await.into_iter().flatten().flatten().collect()
 }
 
-/// Memory of a GPU and of these instances, where NVML tells.
-async fn memory(queue: &GpuQueue, ids: Vec<(u32, u32)>) -> Option<Vec<(Option<u32>, Memory)>> {
+/// Memory of a GPU and of these instances, and how busy the GPU as a whole was lately, where NVML tells.
+async fn memory(queue: &GpuQueue, ids: Vec<(u32, u32)>) -> Option<(Vec<(Option<u32>, Memory)>, Option<f64>)> {
     let read = queue.run(move |device| {
         let whole = device.memory().ok().map(|it| (None, it));
         let of = |(gi, ci)| Some((Some(gi), device.memory_of(gi, ci).ok()??));
-        Ok::<_, CallError>(whole.into_iter().chain(ids.into_iter().filter_map(of)).collect())
+        let memory = whole.into_iter().chain(ids.into_iter().filter_map(of)).collect();
+        Ok::<_, CallError>((memory, device.utilization().ok()))
     });
     read.await.ok()?.ok()
 }

@@ -50,6 +50,8 @@ pub struct GpuReport {
     pub memory_mib: u64,
     /// How much of it is used, MiB; `null` where NVML does not tell.
     pub memory_used_mib: Option<u64>,
+    /// How busy it was lately, as of an instance; `null` in MIG mode.
+    pub utilization: Option<BTreeMap<&'static str, f64>>,
     /// Why it cannot be read at the moment, if so.
     pub problem: Option<String>,
     /// What it suffers from, if it has had an error that no application causes.
@@ -284,6 +286,7 @@ impl Seen<'_> {
             architecture: gpu.facts.architecture.clone(),
             memory_mib: gpu.facts.memory_bytes >> 20,
             memory_used_mib: self.memory_of(uuid, None).map(|it| it.used >> 20),
+            utilization: self.utilization_of(uuid, None),
             problem: gpu.state.problem.clone(),
             sick: self.sick.gpus.get(uuid).map(sick_report),
             owner,
@@ -310,8 +313,6 @@ impl Seen<'_> {
         let adopter = || self.holder(uuid, &RecordedKind::Adopted(adopted.clone().ok()?));
         let holder = maker.or_else(adopter);
         let memory = self.memory_of(uuid, Some(instance.id));
-        let engines = self.used.get(&(uuid.clone(), Some(instance.id))).map(|it| &it.engines[..]);
-        let engines = engines.filter(|it| !it.is_empty());
         let is_it = |it: &&SickInstance| {
             it.parent == *uuid && instance.compute_instances.iter().any(|own| own.uuid == it.uuid)
         };
@@ -326,13 +327,19 @@ impl Seen<'_> {
             not_adopted: adopted.as_ref().err().filter(|_| maker.is_none()).map(ToString::to_string),
             memory_mib: memory.map(|it| it.total >> 20),
             memory_used_mib: memory.map(|it| it.used >> 20),
-            utilization: engines.map(|it| it.iter().map(|(engine, share)| (engine.name(), *share)).collect()),
+            utilization: self.utilization_of(uuid, Some(instance.id)),
             sick: self.sick.instances.iter().find(is_it).map(|it| sick_report(&it.sickness)),
         }
     }
 
     fn memory_of(&self, gpu: &str, gpu_instance: Option<u32>) -> Option<&Memory> {
         self.used.get(&(gpu.to_owned(), gpu_instance))?.memory.as_ref()
+    }
+
+    fn utilization_of(&self, gpu: &str, gpu_instance: Option<u32>) -> Option<BTreeMap<&'static str, f64>> {
+        let engines = &self.used.get(&(gpu.to_owned(), gpu_instance))?.engines;
+        let named = || engines.iter().map(|(engine, share)| (engine.name(), *share)).collect();
+        (!engines.is_empty()).then(named)
     }
 }
 

@@ -1,9 +1,9 @@
 //! The report for people. Pure.
 
+use std::collections::BTreeMap;
+
 use super::map::{Block, letters, row};
-use super::report::{
-    ClaimReport, ClaimState, GpuReport, InstanceReport, MigReport, NodeReport, ProfileReport, SickReport,
-};
+use super::report::{ClaimReport, ClaimState, GpuReport, MigReport, NodeReport, ProfileReport, SickReport};
 use crate::nvml::facts::{Engine, Placement};
 
 /// The whole report as text.
@@ -28,8 +28,9 @@ pub(super) fn table(report: &NodeReport) -> String {
 
 fn gpu_table(gpu: &GpuReport) -> String {
     let memory = used_of(gpu.memory_used_mib, Some(gpu.memory_mib));
+    let busy = busy(gpu.utilization.as_ref()).map_or_else(String::new, |it| format!("  {it} busy"));
     let mut text =
-        format!("\nGPU {}  {}  {}  {}  {memory}\n", gpu.index, gpu.pci, gpu.product_name, gpu.uuid);
+        format!("\nGPU {}  {}  {}  {}  {memory}{busy}\n", gpu.index, gpu.pci, gpu.product_name, gpu.uuid);
     if let Some(problem) = &gpu.problem {
         text.push_str(&format!("  cannot be read: {problem}\n"));
     }
@@ -87,7 +88,7 @@ fn mig_table(mig: &MigReport, is_whole: bool) -> String {
                 it.profile.clone(),
                 it.placement.to_string(),
                 used_of(it.memory_used_mib, it.memory_mib),
-                busy(it),
+                busy(it.utilization.as_ref()).unwrap_or_else(|| "?".to_owned()),
                 match it.foreign && it.owner != "foreign" {
                     true => format!("{} (foreign)", it.owner),
                     false => it.owner.clone(),
@@ -162,10 +163,10 @@ fn used_of(used: Option<u64>, total: Option<u64>) -> String {
     }
 }
 
-/// Of an instance the share of time in which any of its engines worked.
-fn busy(instance: &InstanceReport) -> String {
-    let share = instance.utilization.as_ref().and_then(|it| it.get(Engine::Graphics.name()));
-    share.map_or_else(|| "?".to_owned(), |it| format!("{:.0}%", it * 100.0))
+/// The share of time in which any engine worked, if it was measured.
+fn busy(utilization: Option<&BTreeMap<&'static str, f64>>) -> Option<String> {
+    let share = utilization?.get(Engine::Graphics.name())?;
+    Some(format!("{:.0}%", share * 100.0))
 }
 
 /// An age as kubectl shows it: its largest unit only.

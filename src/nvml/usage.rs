@@ -38,6 +38,14 @@ impl Samples<'_> {
 }
 
 impl DeviceHandle<'_> {
+    /// Share of the last sample period (a second or less, nvml.h at nvmlUtilization_t) in which something ran on the GPU.
+    /// NOT_SUPPORTED while it is in MIG mode: then its instances are measured.
+    pub fn utilization(&self) -> Result<f64, CallError> {
+        let rates = self.wrapper().utilization_rates();
+        let rates = rates.map_err(CallError::wrapped("nvmlDeviceGetUtilizationRates"))?;
+        Ok((f64::from(rates.gpu) / 100.0).clamp(0.0, 1.0))
+    }
+
     /// How busy a GPU instance was since it was last asked for by the same owner, as shares of 1. Empty the first time,
     /// and on a GPU that does not measure.
     pub fn utilization_of(
