@@ -334,6 +334,7 @@ async fn an_xid_on_an_instance_is_its_claims_until_the_instance_is_made_anew() {
         heard(&mut stream, BEFORE, Health::Healthy, "").await;
         let note = event(&lab, &claim.name, "DeviceUnhealthy").await;
         assert!(note.contains(LAST) && note.contains("of the pod trainer-0"), "{note}");
+        assert_eq!(event(&lab, "trainer-0", "DeviceUnhealthy").await, note, "its pod is told, too");
         assert_eq!(count_events(&lab, &lab.node_name, &["GpuUnhealthy"]).await, 0);
         sick_instances(&lab, metrics, 1.0).await;
         is_ready(&lab, &claim, "False", "XID 94").await;

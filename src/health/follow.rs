@@ -132,29 +132,35 @@ impl Follower {
         }
     }
 
+    /// Tells the claim, and the pods that it is known to be reserved for.
     fn tell_claim(&self, holder: &Holder, event: &GpuEvent, verdict: Verdict) {
+        /// A claim may have many pods, and one of them will be looked at.
+        const MOST_PODS: usize = 4;
         if event.kind == EventKind::SingleBitEcc {
             return;
         }
-        let (device, kind, uuid) = (&holder.device, describe(event.kind), &event.gpu);
-        let pods = match self.pods.of(&holder.claim.uid) {
+        let Holder { claim, device, .. } = holder;
+        let (kind, uuid) = (describe(event.kind), &event.gpu);
+        let pods = match self.pods.names(&claim.uid) {
             pods if pods.is_empty() => String::new(),
             pods if pods.contains(',') => format!(" of the pods {pods}"),
             pod => format!(" of the pod {pod}"),
         };
-        if verdict == Verdict::Harmless {
-            let note = format!(
-                "{kind} on device {device}{pods}, GPU {uuid}: an error of the program that runs there, as a rule. The device goes on \
-                 as it was."
-            );
-            self.events.tell_claim(EventReason::DeviceError, &holder.claim, note);
-            return;
+        let (reason, follows) = match verdict {
+            Verdict::Harmless => (
+                EventReason::DeviceError,
+                "an error of the program that runs there, as a rule. The device goes on as it was.",
+            ),
+            _ => (
+                EventReason::DeviceUnhealthy,
+                "the device is unhealthy. What runs there should be started anew, with another device.",
+            ),
+        };
+        let note = format!("{kind} on device {device}{pods}, GPU {uuid}: {follows}");
+        for pod in self.pods.of(&claim.uid).iter().take(MOST_PODS) {
+            self.events.tell_pod(reason, &claim.namespace, pod, note.clone());
         }
-        let note = format!(
-            "{kind} on device {device}{pods}, GPU {uuid}: the device is unhealthy. What runs there should be started anew, with \
-             another device."
-        );
-        self.events.tell_claim(EventReason::DeviceUnhealthy, &holder.claim, note);
+        self.events.tell_claim(reason, claim, note);
     }
 
     fn tell_unclaimed(&self, Instance { device, gpu_instance, .. }: &Instance, event: &GpuEvent) {

@@ -45,7 +45,7 @@ use prometheus_client::registry::Registry;
 pub use health::{GpuCondition, GpuEventKind, GpuHealth};
 pub use instances::{DcgmInstances, Instances};
 pub use labels::{EventGap, Method, Outcome, Recovery, SliceWrite, Step};
-pub use pods::Pods;
+pub use pods::{PodRef, Pods};
 pub use reason::Reason;
 pub use sampler::{ClaimState, Sampler, Seen, UsagePolicy};
 pub use serve::{MetricsAddress, MetricsError, bind_metrics, serve_metrics};

@@ -223,7 +223,7 @@ impl Sampler {
                     gpu_instance: it.ids.0,
                     profile: it.profile.to_owned(),
                     claim: it.claim.clone(),
-                    pods: self.pods.of(&it.claim.uid),
+                    pods: self.pods.names(&it.claim.uid),
                     memory,
                     engines,
                     seen: Instant::now(),
