@@ -389,7 +389,7 @@ impl Told {
             Self::Nothing => Some(Step::Write(record, ailing, now())),
             Self::Refused(told) if says_the_same(told) => None,
             Self::Record { record: told, ailments, .. } if *ailments == ailing && says_the_same(told) => None,
-            // What ails no more is ready as of now; the rest was ready before.
+            // What ails no more is ready as of now, and so, as one time is kept for a claim, is the rest of it.
             Self::Record { ailments, .. } if ailments.keys().any(|it| !ailing.contains_key(it)) => {
                 Some(Step::Write(record, ailing, now()))
             }

@@ -4,7 +4,7 @@
 //! that only the API server knows, the pods of a claim, is asked of it where there is one; without an answer they are
 //! unknown, and the rest is the same.
 //!
-//! Refuses to keep anything of an instance longer than [`MEASURED`]: the driver may have to destroy it.
+//! Refuses to keep anything of an instance longer than it takes to measure it: the driver may have to destroy it.
 
 pub mod map;
 mod report;

@@ -118,7 +118,7 @@ impl Monitor {
     }
 
     /// How long the thread's present call into NVML takes already; nothing where it is in none. One that waits for events
-    /// takes no longer than [`WAIT`].
+    /// takes no longer than half a second.
     #[must_use]
     pub fn busy_for(&self) -> Option<Duration> {
         self.pulse.busy_for()
