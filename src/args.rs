@@ -78,8 +78,8 @@ fn configuration(matches: &ArgMatches) -> String {
 pub enum Command {
     /// Serve this node: publish ResourceSlices, prepare and unprepare claims for the kubelet.
     Node(Box<NodeArgs>),
-    /// Show this node's GPUs and claims: MIG mode, a map of each GPU, instances and their owners, memory in use, profiles and
-    /// where they still fit. Needs no running driver and changes nothing.
+    /// Show this node's GPUs and claims: MIG mode, a map of each GPU, instances and their owners, memory in use, how busy they
+    /// are and what is sick, profiles and where they still fit. Needs no running driver and changes nothing.
     Inspect(InspectArgs),
     /// List what the driver needs on this host and in the cluster, what of it is missing, and what to do. Changes nothing;
     /// exit status 1 if something is missing.

@@ -1,6 +1,7 @@
 //! The GPUs of this node while the driver runs: what they are, their threads, and what changed on them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +21,7 @@ use crate::host;
 use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Withheld};
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, SkippedGpu};
 use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{EventGap, Metrics};
 
 /// What is known of the node at this moment.
 #[derive(Debug, Clone)]
@@ -32,13 +33,28 @@ pub struct NodeState {
     /// Names of the devices that claims hold.
     pub held: BTreeSet<String>,
     /// GPUs that are not offered, and why.
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
     /// Instances that somebody else made and that are not offered either, and why.
     pub left_alone: Vec<String>,
     /// What GPUs and instances suffer from.
     pub health: Arc<Report>,
     /// How many devices of a GPU cannot be had, and why, by the name of its counter set.
     pub withheld: BTreeMap<(String, Withheld), usize>,
+}
+
+/// Why a GPU is not offered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// UUID of the GPU; the NVML index of one that has not told its UUID.
+    pub gpu: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GPU {}: {}", self.gpu, self.reason)
+    }
 }
 
 impl NodeState {
@@ -213,6 +229,12 @@ impl Hardware {
         self.session.is_stale.load(Ordering::Relaxed)
     }
 
+    /// How long the thread that listens is in its present call already; nothing where it is in none.
+    #[must_use]
+    pub fn listening_for(&self) -> Option<Duration> {
+        self.session.events.busy_for()
+    }
+
     /// The GPUs whose threads are in a call now, and for how long.
     pub fn busy(&self) -> impl Iterator<Item = (&str, Duration)> {
         self.gpus.iter().filter_map(|(uuid, gpu)| Some((uuid.as_str(), gpu.queue.busy_for()?)))
@@ -285,9 +307,12 @@ impl Drop for Asked {
 }
 
 impl LiveGpu {
-    /// Stops listening to the GPU's events for a moment, where that may be why it is in use.
+    /// Stops listening to the GPU's events for a moment, where that may be why it is in use. What happens to it meanwhile is
+    /// missed, which is counted.
     pub fn step_aside(&self) {
-        self.events.step_aside(&self.facts.uuid);
+        if self.events.step_aside(&self.facts.uuid) {
+            self.metrics.event_gap(EventGap::Aside);
+        }
     }
 
     /// True where the last scan found that the GPU has fallen off the bus, or must be reset before it answers again.

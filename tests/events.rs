@@ -3,10 +3,12 @@
 
 mod common;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use common::{ControlPlane, DRIVER, Lab, each_control_plane, eventually, prepare, unprepare};
+use common::{
+    ControlPlane, DRIVER, Lab, each_control_plane, eventually, free_address, prepare, scrape, unprepare,
+};
 use dra_driver_mig::api::{EventReason, Subject};
 use futures::StreamExt;
 use k8s_openapi::api::events::v1::Event;
@@ -211,8 +213,7 @@ async fn get(address: SocketAddr, path: &str) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_hangs_is_told_by_event_and_readiness_and_alive_it_is() {
-    // Free a moment ago: the driver cannot be handed a listener.
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = free_address();
     let http = address.to_string();
     let mut lab = lab("2xH100-80GB").await.with_args(&["--http-address", &http, "--nvml-patience", "1"]);
     lab.start();
@@ -268,6 +269,45 @@ async fn a_call_that_hangs_is_told_by_event_and_readiness_and_alive_it_is() {
     assert!(note(&silent[0]).contains(&uuid), "{silent:#?}");
     events_when(&lab, &lab.node_name, EventReason::NvmlAnswers, 1).await;
     unprepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thread_that_listens_and_hangs_is_not_ready_and_claims_are_served_all_the_same() {
+    let address = free_address();
+    let http = address.to_string();
+    let lab = lab("1xH100-80GB").await;
+    let (mut lab, metrics) = lab.with_metrics(&["--http-address", &http, "--nvml-patience", "2"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let answers = async |status: &str| {
+        eventually(&format!("it answers {status}"), async || {
+            let answer = get(address, "/readyz").await?;
+            answer.starts_with(&format!("HTTP/1.1 {status}")).then_some(answer)
+        })
+        .await
+    };
+    answers("200").await;
+    // One wait that takes long; those before and after it are ordinary ones.
+    let slow = nvml_sim::Fault {
+        call: "nvmlEventSetWait_v2".to_owned(),
+        gpu: None,
+        skip: 0,
+        times: Some(1),
+        action: Action::Latency(8000.0),
+    };
+    lab.sim.inject(slow).unwrap();
+    let answer = answers("503").await;
+    assert!(answer.contains("[-] nvml: a call does not come back: events of GPUs for"), "{answer}");
+    let running = scrape(metrics).await.value("dra_mig_nvml_call_running_seconds", &[("thread", "events")]);
+    assert!(Some(1.0) < running, "{running:?}");
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    unprepare(&kubelet, &claim).await.unwrap();
+    answers("200").await;
+    let told = events_when(&lab, &lab.node_name, EventReason::NvmlSilent, 1).await;
+    assert!(note(&told[0]).contains("claims are served"), "{told:#?}");
+    events_when(&lab, &lab.node_name, EventReason::NvmlAnswers, 1).await;
     lab.stop().await;
 }
 

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, scrape, unprepare};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceClaim, ResourceSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube_sim::kubelet::{Claim, DeviceHealth, Health, HealthStream, Plugin};
@@ -91,12 +92,18 @@ fn taint(name: &str, value: &str, effect: &str) -> Vec<(String, String, String)>
 
 /// Waits for an event about an object, and returns what it says.
 async fn event(lab: &Lab, about: &str, reason: &str) -> String {
+    event_with(lab, about, reason, "").await
+}
+
+/// The same of one that says this.
+async fn event_with(lab: &Lab, about: &str, reason: &str, text: &str) -> String {
     eventually(&format!("there is an event {reason} about {about}"), async || {
         let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
         let all = events.list(&ListParams::default()).await.unwrap().items;
         let is_it = |it: &Event| {
             it.reason.as_deref() == Some(reason)
                 && it.regarding.as_ref().and_then(|it| it.name.as_deref()) == Some(about)
+                && it.note.as_ref().is_some_and(|it| it.contains(text))
         };
         all.into_iter().find(is_it).map(|it| it.note.unwrap_or_default())
     })
@@ -149,6 +156,30 @@ async fn is_condition(lab: &Lab, metrics: SocketAddr, gpu: usize, condition: &st
         (scrape(metrics).await.value("dra_mig_gpu_health", &labels) == Some(1.0)).then_some(())
     })
     .await;
+}
+
+/// Waits until so many instances of the first GPU are told to be sick.
+async fn sick_instances(lab: &Lab, metrics: SocketAddr, count: f64) {
+    let uuid = lab.sim.snapshot().unwrap().gpus[0].uuid.clone();
+    eventually(&format!("{count} instances are sick"), async || {
+        let told = scrape(metrics).await.value("dra_mig_sick_instances", &[("uuid", &uuid)]);
+        (told == Some(count)).then_some(())
+    })
+    .await;
+}
+
+fn claims(lab: &Lab) -> Api<ResourceClaim> {
+    Api::namespaced(lab.client.clone(), "default")
+}
+
+/// Waits until the condition `Ready` of the claim's one device has this status and message.
+async fn is_ready(lab: &Lab, claim: &Claim, status: &str, message: &str) -> Condition {
+    eventually(&format!("the device of {} is ready: {status}", claim.name), async || {
+        let devices = claims(lab).get(&claim.name).await.unwrap().status?.devices?;
+        let condition = devices.first()?.conditions.as_ref()?.first()?.clone();
+        (condition.status == status && condition.message.contains(message)).then_some(condition)
+    })
+    .await
 }
 
 async fn prepared(lab: &Lab, kubelet: &Plugin, name: &str, device: &str) -> Claim {
@@ -257,8 +288,7 @@ async fn what_is_sick_stays_so_over_a_restart_until_an_operator_says_otherwise()
 
         let kubelet = start(&mut lab).await;
         unprepare(&kubelet, &claim).await.unwrap();
-        let claims: Api<ResourceClaim> = Api::namespaced(lab.client.clone(), "default");
-        claims.delete(&claim.name, &DeleteParams::default()).await.unwrap();
+        claims(&lab).delete(&claim.name, &DeleteParams::default()).await.unwrap();
         count_of(&lab, 0, 0).await;
         std::fs::remove_file(lab.path("plugins").join(DRIVER).join("health.json")).unwrap();
         let slices = count_of(&lab, 0, offered.len()).await;
@@ -291,22 +321,32 @@ async fn a_sick_gpu_that_cannot_be_cut_is_withdrawn_unless_a_claim_holds_it() {
 async fn an_xid_on_an_instance_is_its_claims_until_the_instance_is_made_anew() {
     with_gates(true, true, async |plane| {
         let (mut lab, kubelet, metrics) = started(plane, "1xH100-80GB", &[]).await;
-        let claim = prepared(&lab, &kubelet, "one", LAST).await;
+        let claim = lab.claim_of("one", LAST).await;
+        let consumer = json!({"resource": "pods", "name": "trainer-0", "uid": "pod-1"});
+        let reserved = Patch::Merge(json!({"status": {"reservedFor": [consumer]}}));
+        claims(&lab).patch_status(&claim.name, &PatchParams::default(), &reserved).await.unwrap();
+        prepare(&kubelet, &claim).await.unwrap();
         prepared(&lab, &kubelet, "two", BEFORE).await;
         let before = count_of(&lab, 0, ALL).await;
         let mut stream = kubelet.watch_health_v1alpha1().await.unwrap();
         lab.sim.post_xid(0, 94, Some(instance_at(&lab, 6)), Some(0)).unwrap();
         heard(&mut stream, LAST, Health::Unhealthy, "XID 94").await;
         heard(&mut stream, BEFORE, Health::Healthy, "").await;
-        assert!(event(&lab, &claim.name, "DeviceUnhealthy").await.contains(LAST));
+        let note = event(&lab, &claim.name, "DeviceUnhealthy").await;
+        assert!(note.contains(LAST) && note.contains("of the pod trainer-0"), "{note}");
+        assert_eq!(event(&lab, "trainer-0", "DeviceUnhealthy").await, note, "its pod is told, too");
         assert_eq!(count_events(&lab, &lab.node_name, &["GpuUnhealthy"]).await, 0);
+        sick_instances(&lab, metrics, 1.0).await;
+        is_ready(&lab, &claim, "False", "XID 94").await;
         is_condition(&lab, metrics, 0, "healthy").await;
         assert_eq!(lab.slices().await, before, "the GPU and what else it offers is as before");
 
         unprepare(&kubelet, &claim).await.unwrap();
         heard(&mut stream, LAST, Health::Healthy, "").await;
-        prepared(&lab, &kubelet, "three", LAST).await;
+        sick_instances(&lab, metrics, 0.0).await;
+        let next = prepared(&lab, &kubelet, "three", LAST).await;
         heard(&mut stream, LAST, Health::Healthy, "").await;
+        is_ready(&lab, &next, "True", "").await;
         lab.stop().await;
         ends(stream).await;
     })
@@ -392,7 +432,8 @@ async fn a_gap_of_events_is_a_condition_of_its_own_and_withdraws_nothing() {
     heard(&mut stream, LAST, Health::Unknown, "nvmlEventSetWait_v2").await;
     assert!(event(&lab, &lab.node_name, "GpuUnmonitored").await.contains("events cannot be heard"));
     assert_eq!(of_gpu(&lab, &lab.slices().await, 0).len(), ALL);
-    assert!(1.0 <= scrape(metrics).await.value("dra_mig_gpu_event_gaps_total", &[]).unwrap());
+    let failed = [("cause", "failed")];
+    assert!(1.0 <= scrape(metrics).await.value("dra_mig_gpu_event_gaps_total", &failed).unwrap());
     lab.sim.clear_faults().unwrap();
     heard(&mut stream, LAST, Health::Healthy, "").await;
     event(&lab, &lab.node_name, "GpuRecovered").await;
@@ -418,7 +459,7 @@ async fn a_driver_that_is_too_old_for_events_serves_without_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn listening_never_keeps_a_gpu_from_being_cut_or_made_whole() {
     let plane = ControlPlane::simulated_with(true, true).await;
-    let (mut lab, kubelet, _) = started(plane, "1xH100-80GB", &["--mig-mode", "release"]).await;
+    let (mut lab, kubelet, metrics) = started(plane, "1xH100-80GB", &["--mig-mode", "release"]).await;
     lab.sim.configure(|it| it.events_hold_gpus = true).unwrap();
     // The mode is switched, an instance made and destroyed, and the mode switched back.
     let claim = prepared(&lab, &kubelet, "one", LAST).await;
@@ -428,5 +469,86 @@ async fn listening_never_keeps_a_gpu_from_being_cut_or_made_whole() {
         (!lab.sim.snapshot().unwrap().gpus[0].mig_current).then_some(())
     })
     .await;
+    // It was not listened to meanwhile, which is said.
+    let aside = scrape(metrics).await.value("dra_mig_gpu_event_gaps_total", &[("cause", "aside")]);
+    assert!(Some(1.0) <= aside, "{aside:?}");
+    assert_eq!(count_events(&lab, &lab.node_name, &["GpuUnmonitored"]).await, 0);
     lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sick_gpus_devices_are_not_ready_until_it_is_well_again() {
+    with_gates(true, true, async |plane| {
+        let (mut lab, kubelet, _) = started(plane, "1xH100-80GB", &[]).await;
+        let claim = prepared(&lab, &kubelet, "one", LAST).await;
+        is_ready(&lab, &claim, "True", "1g.10gb at 6:1").await;
+        lab.sim.post_xid(0, 48, None, None).unwrap();
+        let sick = is_ready(&lab, &claim, "False", "unhealthy: XID 48").await;
+        assert_eq!((sick.type_.as_str(), sick.reason.as_str()), ("Ready", "Unhealthy"));
+        // After a restart it is still so, and nothing is written for it.
+        let version = async || claims(&lab).get(&claim.name).await.unwrap().metadata.resource_version;
+        let before = version().await;
+        lab.stop().await;
+        let kubelet = start(&mut lab).await;
+        let other = prepared(&lab, &kubelet, "other", BEFORE).await;
+        is_ready(&lab, &other, "False", "XID 48").await;
+        assert_eq!(claims(&lab).get(&claim.name).await.unwrap().metadata.resource_version, before);
+
+        std::fs::remove_file(lab.path("plugins").join(DRIVER).join("health.json")).unwrap();
+        let well = is_ready(&lab, &claim, "True", "").await;
+        assert_eq!(well.reason, "Prepared");
+        assert!(sick.last_transition_time <= well.last_transition_time, "{well:?}");
+        lab.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sick_instance_of_somebody_else_is_not_offered_until_it_is_made_anew() {
+    for mode in ["partitionable", "layout"] {
+        let plane = ControlPlane::simulated_with(mode == "partitionable", true).await;
+        let (lab, metrics) = Lab::new(plane, "1xH100-80GB").await.with_metrics(&[]);
+        let mut lab = lab.with_args(&[
+            "--rescan-interval",
+            "1",
+            "--settle-time",
+            "1",
+            "--existing-instances",
+            "adopt",
+            "--mode",
+            mode,
+        ]);
+        let planted = lab.sim.plant_instance(0, "2g.20gb", 2).unwrap();
+        let name = format!("{}-adopted-{}", lab.gpu_name(0), planted.uuid.strip_prefix("MIG-").unwrap());
+        let offered = async |lab: &Lab, is_wanted: bool| {
+            lab.slices_when(|it| is_complete(it) && device_names(it).contains(&name.as_str()) == is_wanted)
+                .await;
+        };
+        let kubelet = start(&mut lab).await;
+        offered(&lab, true).await;
+        let claim = prepared(&lab, &kubelet, "one", &name).await;
+        lab.sim.post_xid(0, 94, Some(planted.gpu_instance), Some(0)).unwrap();
+        event(&lab, &claim.name, "DeviceUnhealthy").await;
+        sick_instances(&lab, metrics, 1.0).await;
+        offered(&lab, true).await;
+        unprepare(&kubelet, &claim).await.unwrap();
+        claims(&lab).delete(&claim.name, &DeleteParams::default()).await.unwrap();
+        offered(&lab, false).await;
+        // A restart does not make it well.
+        lab.stop().await;
+        start(&mut lab).await;
+        offered(&lab, false).await;
+        sick_instances(&lab, metrics, 1.0).await;
+
+        lab.sim.on_gpu(0, |gpu| gpu.instances.clear()).unwrap();
+        sick_instances(&lab, metrics, 0.0).await;
+        assert_eq!(lab.sim.plant_instance(0, "2g.20gb", 2).unwrap().uuid, planted.uuid);
+        offered(&lab, true).await;
+        // A free one is withdrawn at once.
+        lab.sim.post_xid(0, 94, Some(planted.gpu_instance), Some(0)).unwrap();
+        offered(&lab, false).await;
+        let note = event_with(&lab, &lab.node_name, "ForeignInstance", "XID 94").await;
+        assert!(note.contains(&name), "{note}");
+        lab.stop().await;
+    }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use common::{ControlPlane, DRIVER, Lab, prepare};
+use common::{ControlPlane, DRIVER, Lab, eventually, prepare, unprepare};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -18,6 +18,16 @@ const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
 
 async fn lab(gpus: &str) -> Lab {
     Lab::new(ControlPlane::simulated(true).await, gpus).await
+}
+
+/// One H100 with a running driver, of which a claim has an instance.
+async fn with_a_claim() -> (Lab, Claim) {
+    let mut lab = lab("1xH100-80GB").await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    (lab, claim)
 }
 
 /// `inspect` of this node, in which nothing of this process's environment plays a part.
@@ -62,7 +72,24 @@ fn plain(line: &str) -> String {
         *age = "0s";
     }
     let margin = if line.starts_with("  ") { "  " } else { "" };
-    margin.to_owned() + &cells.join("  ")
+    let line = margin.to_owned() + &cells.join("  ");
+    match line.split_once("since ").and_then(|(before, after)| Some((before, after.split_once(": ")?.1))) {
+        Some((before, after)) => format!("{before}since then: {after}"),
+        None => line,
+    }
+}
+
+/// Errors of GPUs and their instances, until the driver has noted them: it may not listen yet.
+async fn make_sick(lab: &Lab, errors: &[(usize, u64, Option<u32>)]) {
+    let file = lab.path("plugins").join(DRIVER).join("health.json");
+    eventually("the errors are noted", async || {
+        for (gpu, xid, instance) in errors {
+            lab.sim.post_xid(*gpu, *xid, *instance, instance.map(|_| 0)).unwrap();
+        }
+        let noted = std::fs::read_to_string(&file).ok()?;
+        errors.iter().all(|(_, xid, _)| noted.contains(&format!("\"xid\": {xid}"))).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,6 +102,10 @@ async fn the_picture_of_a_node_is_this_one() {
     prepare(&kubelet, &cut).await.unwrap();
     prepare(&kubelet, &whole).await.unwrap();
     reserve(&lab, &cut, "trainer-0").await;
+    lab.sim.on_gpu(0, |gpu| gpu.utilization = (73, 40)).unwrap();
+    let instance =
+        lab.sim.snapshot().unwrap().gpus[0].gpu_instances.iter().find(|it| it.start == 6).unwrap().id;
+    make_sick(&lab, &[(0, 94, Some(instance)), (1, 48, None)]).await;
     // Without the driver it is the same.
     lab.stop().await;
 
@@ -105,11 +136,7 @@ async fn a_node_on_which_no_driver_ever_ran_has_no_claims_and_gets_no_directory(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn claims_are_shown_in_each_of_their_states() {
-    let mut lab = lab("1xH100-80GB").await;
-    lab.start();
-    let kubelet = lab.kubelet().await;
-    let claim = lab.claim_of("one", FIRST_1G).await;
-    prepare(&kubelet, &claim).await.unwrap();
+    let (mut lab, claim) = with_a_claim().await;
     lab.stop().await;
     let of = |report: &Value, uid: &str| {
         report["claims"].as_array().unwrap().iter().find(|it| it["uid"] == uid).unwrap().clone()
@@ -130,11 +157,7 @@ async fn claims_are_shown_in_each_of_their_states() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_are_unknown_where_the_api_server_does_not_answer() {
-    let mut lab = lab("1xH100-80GB").await;
-    lab.start();
-    let kubelet = lab.kubelet().await;
-    let claim = lab.claim_of("one", FIRST_1G).await;
-    prepare(&kubelet, &claim).await.unwrap();
+    let (mut lab, claim) = with_a_claim().await;
     reserve(&lab, &claim, "trainer-0").await;
     let kubeconfig = lab.path("kubeconfig");
     let asked = |lab: &Lab| {
@@ -145,6 +168,40 @@ async fn pods_are_unknown_where_the_api_server_does_not_answer() {
     server.inject(1, |it| it.path.contains("resourceclaims"), kube_sim::Fault::Hang);
     assert_eq!(asked(&lab), Value::Null);
     lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_is_measured_where_the_gpu_does_that_and_let_go_of() {
+    let (mut lab, claim) = with_a_claim().await;
+    lab.sim.on_gpu(0, |gpu| gpu.utilization = (73, 40)).unwrap();
+    lab.sim.configure(|it| it.log_calls = true).unwrap();
+    let of = |report: Value| report["gpus"][0]["mig"]["instances"][0].clone();
+    let shown = of(report(&lab, &[]));
+    assert_eq!(shown["utilization"], json!({"graphics": 0.73, "sm": 0.73, "memory_bandwidth": 0.4}));
+    let calls = lab.sim.calls().unwrap();
+    let count = |call: &str| calls.iter().filter(|it| it.call == call && it.code == 0).count();
+    assert_eq!((count("nvmlGpmMigSampleGet"), count("nvmlGpmSampleFree")), (2, 2));
+    unprepare(&lab.kubelet().await, &claim).await.unwrap();
+    lab.stop().await;
+
+    // An A100 does not measure.
+    let lab = self::lab("1xA100-40GB").await;
+    lab.sim.on_gpu(0, |gpu| (gpu.mig_current, gpu.mig_pending) = (true, true)).unwrap();
+    lab.sim.plant_instance(0, "1g.5gb", 0).unwrap();
+    assert_eq!(of(report(&lab, &[]))["utilization"], Value::Null);
+    assert!(text(&lab, &[]).lines().any(|it| it.contains("1g.5gb") && it.contains(" ?  ")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sick_is_shown_until_the_node_is_rebooted() {
+    let (mut lab, _) = with_a_claim().await;
+    make_sick(&lab, &[(0, 48, None)]).await;
+    lab.stop().await;
+    let sick = report(&lab, &[])["gpus"][0]["sick"].clone();
+    assert_eq!(sick["reason"], "XID 48 (a double-bit ECC error)");
+    assert!(sick["since"].as_str().unwrap().ends_with('Z'), "{sick}");
+    lab.sim.reboot().unwrap();
+    assert_eq!(report(&lab, &[])["gpus"][0]["sick"], Value::Null);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,16 +250,13 @@ fn keys(value: &Value, found: &mut BTreeSet<String>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_field_of_the_json_is_documented_and_no_other() {
-    let mut lab = lab("1xH100-80GB").await;
-    lab.start();
-    let kubelet = lab.kubelet().await;
-    let claim = lab.claim_of("one", FIRST_1G).await;
-    prepare(&kubelet, &claim).await.unwrap();
+    let (mut lab, _) = with_a_claim().await;
+    make_sick(&lab, &[(0, 48, None)]).await;
     lab.stop().await;
     let mut printed = BTreeSet::new();
     keys(&report(&lab, &[]), &mut printed);
     // Fields of what this node does not have.
-    printed.extend(["reason", "is_gone"].map(str::to_owned));
+    printed.extend(["is_gone", "warps", "tensor"].map(str::to_owned));
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/inspect.md")).unwrap();
     let rows = page.lines().filter_map(|it| it.strip_prefix("| `")?.split_once('`').map(|it| it.0));
     let documented: BTreeSet<String> =

@@ -126,7 +126,8 @@ async fn what_is_taken_and_what_is_left_of_each_gpu_is_told() {
     .await;
     let of = |name: &str, gpu: &str| seen.value(name, &[("gpu", gpu)]);
     assert_eq!([of("dra_mig_memory_slices", &first), of("dra_mig_memory_slices", &second)], [Some(8.0); 2]);
-    assert_eq!(of("dra_mig_memory_slices_free", &first), Some(7.0));
+    // The last slice is not taken, but nothing that could still be made reaches it.
+    assert_eq!(of("dra_mig_memory_slices_free", &first), Some(6.0));
     assert_eq!(of("dra_mig_memory_slices_free", &second), Some(8.0));
     let largest = |gpu, profile| {
         seen.value("dra_mig_largest_free_profile_slices", &[("gpu", gpu), ("profile", profile)])
@@ -145,6 +146,53 @@ async fn what_is_taken_and_what_is_left_of_each_gpu_is_told() {
     assert_eq!(seen.value("dra_mig_kubelet_registered", &[]), Some(1.0));
     assert_eq!(seen.value("dra_mig_nvml_up", &[]), Some(1.0));
     assert_eq!(seen.value("dra_mig_gpus", &[("state", "known")]), Some(2.0));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn free_is_what_a_new_claim_could_still_get() {
+    let adopt = ["--existing-instances", "adopt", "--rescan-interval", "1"];
+    let (mut lab, metrics) =
+        Lab::new(ControlPlane::simulated(true).await, "2xH100-80GB,1xL4").await.with_metrics(&adopt);
+    // All of the first GPU is others', in two instances.
+    let planted = [0, 4].map(|start| lab.sim.plant_instance(0, "3g.40gb", start).unwrap());
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let free_when = async |gpu: usize, expected: f64| {
+        let name = lab.gpu_name(gpu);
+        eventually(&format!("{expected} slices of {name} are free"), async || {
+            let free = scrape(metrics).await.value("dra_mig_memory_slices_free", &[("gpu", &name)]);
+            (free == Some(expected)).then_some(())
+        })
+        .await;
+    };
+    free_when(0, 8.0).await;
+    free_when(2, 0.0).await;
+    let name = format!("{}-adopted-{}", lab.gpu_name(0), planted[0].uuid.strip_prefix("MIG-").unwrap());
+    let claim = lab.claim_of("one", &name).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    free_when(0, 4.0).await;
+    // A GPU that is sick has nothing to give.
+    free_when(1, 8.0).await;
+    eventually("the driver listens", async || {
+        lab.sim.post_xid(1, 48, None, None).unwrap();
+        let seen = scrape(metrics).await;
+        (0 < seen.all("dra_mig_gpu_events_total", &[]).count()).then_some(())
+    })
+    .await;
+    free_when(1, 0.0).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_does_not_know_openmetrics_is_given_plain_text() {
+    let (mut lab, _, metrics) = started("1xH100-80GB", &[]).await;
+    for accept in ["*/*", "text/plain;version=0.0.4;q=1,*/*;q=0.1"] {
+        let (head, text) = common::scrape_as(metrics, accept).await;
+        assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
+        assert!(text.contains("\n# TYPE dra_mig_calls_total counter\n"), "{text}");
+        assert!(text.contains("\n# TYPE dra_mig_build_info gauge\n") && !text.contains("# EOF"), "{text}");
+    }
     lab.stop().await;
 }
 
@@ -174,6 +222,13 @@ async fn reserve(lab: &Lab, claim: &Claim, pod: &str) {
     api.patch_status(&claim.name, &PatchParams::default(), &status).await.unwrap();
 }
 
+/// Of those that were logged.
+fn assert_no_destroy_was_refused(lab: &Lab) {
+    let mut calls = lab.sim.calls().unwrap();
+    calls.retain(|it| it.call.ends_with("Destroy") && it.code != 0);
+    assert!(calls.is_empty(), "{calls:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_instance_uses_is_told_until_it_is_gone_and_keeps_nothing_from_being_destroyed() {
     let (mut lab, kubelet, metrics) =
@@ -192,9 +247,12 @@ async fn what_an_instance_uses_is_told_until_it_is_gone_and_keeps_nothing_from_b
     let labels: Vec<(&str, &str)> = labels.iter().map(|(key, value)| (*key, value.as_str())).collect();
     let seen = eventually("the use of the instance is told", async || {
         let seen = scrape(metrics).await;
-        let busy = seen.all("dra_mig_instance_utilization_ratio", &labels).count();
-        let used = seen.value("dra_mig_instance_memory_used_bytes", &labels);
-        (0 < busy && used == Some(f64::from(1234 << 20))).then_some(seen)
+        // Under both names: an instance may be looked at between the writing of the one and of the other.
+        let names = ["dra_mig_instance_utilization_ratio", "DCGM_FI_PROF_GR_ENGINE_ACTIVE"];
+        let is_measured = names.into_iter().all(|it| 0 < seen.all(it, &[]).count());
+        let used =
+            ["dra_mig_instance_memory_used_bytes", "DCGM_FI_DEV_FB_USED"].map(|it| seen.value(it, &[]));
+        (is_measured && used == [Some(f64::from(1234 << 20)), Some(1234.0)]).then_some(seen)
     })
     .await;
     let busy = |engine| {
@@ -211,14 +269,7 @@ async fn what_an_instance_uses_is_told_until_it_is_gone_and_keeps_nothing_from_b
     // A sample of the instance is kept for the next look; the simulator counts it as a handle of the instance.
     lab.sim.remove_process(0, 77).unwrap();
     unprepare(&kubelet, &claim).await.unwrap();
-    let refused: Vec<_> = lab
-        .sim
-        .calls()
-        .unwrap()
-        .into_iter()
-        .filter(|it| it.call.ends_with("Destroy") && it.code != 0)
-        .collect();
-    assert!(refused.is_empty(), "{refused:?}");
+    assert_no_destroy_was_refused(&lab);
     eventually("the series of the instance vanish", async || {
         let seen = scrape(metrics).await;
         (seen.all("dra_mig_instance_memory_used_bytes", &[]).count() == 0).then_some(())
@@ -255,14 +306,7 @@ async fn no_destroy_is_refused_while_metrics_are_read() {
     .await;
     unprepare(&kubelet, &kept).await.unwrap();
     reading.abort();
-    let refused: Vec<_> = lab
-        .sim
-        .calls()
-        .unwrap()
-        .into_iter()
-        .filter(|it| it.call.ends_with("Destroy") && it.code != 0)
-        .collect();
-    assert!(refused.is_empty(), "{refused:?}");
+    assert_no_destroy_was_refused(&lab);
     assert_eq!(lab.left(), Vec::<String>::new());
     lab.stop().await;
 }
@@ -276,7 +320,9 @@ async fn a_reading_is_answered_while_nvml_hangs() {
     let gpu = lab.gpu_name(0);
     eventually("a reading finds the GPU at work", async || {
         let seen = scrape(metrics).await;
-        (seen.value("dra_mig_gpu_queue_length", &[("gpu", &gpu)]) == Some(1.0)).then_some(())
+        let is_at_work = seen.value("dra_mig_gpu_queue_length", &[("gpu", &gpu)]) == Some(1.0);
+        let runs = |thread| seen.value("dra_mig_nvml_call_running_seconds", &[("thread", thread)]);
+        (is_at_work && Some(0.0) < runs(&gpu) && runs("open") == Some(0.0)).then_some(())
     })
     .await;
     assert!(!prepared.is_finished(), "the readings were answered while the GPU was busy");

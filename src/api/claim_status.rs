@@ -19,10 +19,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::device_status::{device_statuses, name_of, now};
+use super::device_status::{Ailments, ailments, device_statuses, name_of, now};
 use super::{CALL_TIMEOUT, with_causes};
 use crate::checkpoint::{Checkpoint, Record, Stage, Stored};
 use crate::claim::{ClaimRef, ClaimUid};
+use crate::health::Report;
 use crate::slices::fnv1a;
 
 /// Claims that are written at once.
@@ -43,6 +44,7 @@ pub struct ClaimStatuses {
     driver: String,
     manager: String,
     checkpoint: Checkpoint,
+    health: watch::Receiver<Arc<Report>>,
     known: BTreeMap<ClaimUid, Entry>,
     /// Nothing is written before then.
     not_before: Option<Instant>,
@@ -65,8 +67,8 @@ enum Told {
     Unseen,
     /// Nothing yet.
     Nothing,
-    /// What this record says.
-    Record { record: Arc<Record>, since: String },
+    /// What this record says, and what its devices suffer from.
+    Record { record: Arc<Record>, ailments: Ailments, since: String },
     /// The API server does not take what this record says.
     Refused(Arc<Record>),
 }
@@ -75,9 +77,9 @@ enum Told {
 #[derive(Debug, Clone, PartialEq)]
 enum Step {
     /// Compare, and write if it differs.
-    Compare(Arc<Record>),
-    /// Write what the record says, ready since the given time.
-    Write(Arc<Record>, String),
+    Compare(Arc<Record>, Ailments),
+    /// Write what the record says, ready since the given time but for what ails.
+    Write(Arc<Record>, Ailments, String),
     /// Take back what was written.
     Withdraw(ClaimRef),
 }
@@ -102,12 +104,19 @@ enum Outcome {
 impl ClaimStatuses {
     /// Statuses of the claims in this directory, by this driver on this node.
     #[must_use]
-    pub fn new(client: Client, checkpoint: Checkpoint, node: &str, driver: &str) -> Self {
+    pub fn new(
+        client: Client,
+        checkpoint: Checkpoint,
+        health: watch::Receiver<Arc<Report>>,
+        node: &str,
+        driver: &str,
+    ) -> Self {
         Self {
             api: Api::all(client),
             driver: driver.to_owned(),
             manager: manager(driver, node),
             checkpoint,
+            health,
             known: BTreeMap::new(),
             not_before: None,
             is_refusal_told: false,
@@ -138,8 +147,10 @@ impl ClaimStatuses {
 
     /// Brings the API server up to date again and again. Ends where it keeps no device status, or nothing can change.
     async fn keep(&mut self, changes: &mut watch::Receiver<()>) -> Kept {
+        let mut health = self.health.clone();
         loop {
             changes.borrow_and_update();
+            health.borrow_and_update();
             let now = Instant::now();
             let is_paused = self.not_before.is_some_and(|it| now < it);
             let listed = self.listed();
@@ -170,6 +181,7 @@ impl ClaimStatuses {
                     }
                     sleep(BURST).await;
                 }
+                Ok(()) = health.changed() => {}
                 () = at(again) => {}
             }
         }
@@ -186,6 +198,7 @@ impl ClaimStatuses {
         for entry in self.known.values_mut() {
             entry.not_before = entry.not_before.filter(|it| now < *it);
         }
+        let health = Arc::clone(&self.health.borrow());
         let mut steps = Vec::new();
         for (uid, stored) in listed {
             if let Stored::Record(record) = &**stored
@@ -194,7 +207,7 @@ impl ClaimStatuses {
                 let new = || Entry::new(record.claim.clone(), Told::Nothing);
                 let entry = self.known.entry(uid.clone()).or_insert_with(new);
                 if entry.not_before.is_none()
-                    && let Some(step) = entry.told.step_to(record, &self.driver)
+                    && let Some(step) = entry.told.step_to(record, &self.driver, ailments(record, &health))
                 {
                     steps.push((uid.clone(), step));
                 }
@@ -215,8 +228,8 @@ impl ClaimStatuses {
 
     async fn take(&self, step: &Step) -> Outcome {
         match step {
-            Step::Compare(record) => self.compare(record).await,
-            Step::Write(record, since) => self.write(record, since.clone()).await,
+            Step::Compare(record, ailments) => self.compare(record, ailments).await,
+            Step::Write(record, ailments, since) => self.write(record, ailments, since.clone()).await,
             Step::Withdraw(claim) => match self.apply(claim, None).await {
                 Ok(_) | Err(Outcome::Refused(_)) => Outcome::Gone,
                 Err(outcome) => outcome,
@@ -225,7 +238,7 @@ impl ClaimStatuses {
     }
 
     /// Reads the claim and writes only what is missing or another.
-    async fn compare(&self, record: &Record) -> Outcome {
+    async fn compare(&self, record: &Record, ailments: &Ailments) -> Outcome {
         let claim = &record.claim;
         let api = self.api.clone().constrain(&claim.namespace);
         let object = match timeout(CALL_TIMEOUT, api.get(&claim.name)).await {
@@ -236,13 +249,13 @@ impl ClaimStatuses {
         };
         let (there, since) = self.ours(&object);
         let since = since.unwrap_or_else(now);
-        let mut wanted = device_statuses(record, &self.driver, &since);
+        let mut wanted = device_statuses(record, &self.driver, &since, ailments);
         wanted.sort_by_key(name_of);
-        if there == wanted { Outcome::Told(since) } else { self.write(record, since).await }
+        if there == wanted { Outcome::Told(since) } else { self.write(record, ailments, since).await }
     }
 
-    async fn write(&self, record: &Record, since: String) -> Outcome {
-        let statuses = device_statuses(record, &self.driver, &since);
+    async fn write(&self, record: &Record, ailments: &Ailments, since: String) -> Outcome {
+        let statuses = device_statuses(record, &self.driver, &since, ailments);
         match self.apply(&record.claim, Some(&statuses)).await {
             Ok(stored) => {
                 let is_allocated = stored.status.as_ref().is_some_and(|it| it.allocation.is_some());
@@ -274,13 +287,15 @@ impl ClaimStatuses {
         }
     }
 
-    /// The entries of this driver in a claim, by device, and since when the first is ready.
+    /// The entries of this driver in a claim, by device, and since when the first of those that are ready is.
     fn ours(&self, object: &ResourceClaim) -> (Vec<Value>, Option<String>) {
         let devices = object.status.iter().flat_map(|it| it.devices.iter().flatten());
         let ours = devices.filter(|it| it.driver == self.driver);
         let mut entries: Vec<Value> = ours.filter_map(|it| serde_json::to_value(it).ok()).collect();
         entries.sort_by_key(name_of);
-        let since = entries.first().and_then(|it| it.pointer("/conditions/0/lastTransitionTime")?.as_str());
+        let is_ready = |it: &&Value| it.pointer("/conditions/0/status").is_none_or(|it| it == "True");
+        let ready = entries.iter().find(is_ready);
+        let since = ready.and_then(|it| it.pointer("/conditions/0/lastTransitionTime")?.as_str());
         let since = since.map(str::to_owned);
         (entries, since)
     }
@@ -289,15 +304,15 @@ impl ClaimStatuses {
         let Some(entry) = self.known.get_mut(uid) else { return };
         let claim = &entry.claim;
         match (outcome, step) {
-            (Outcome::Told(since), Step::Compare(record) | Step::Write(record, _)) => {
+            (Outcome::Told(since), Step::Compare(record, ailments) | Step::Write(record, ailments, _)) => {
                 debug!(%claim, "device status written");
-                *entry = Entry::new(record.claim.clone(), Told::Record { record, since });
+                *entry = Entry::new(record.claim.clone(), Told::Record { record, ailments, since });
             }
-            (Outcome::Refused(message), Step::Compare(record) | Step::Write(record, _)) => {
+            (Outcome::Refused(message), Step::Compare(record, _) | Step::Write(record, ..)) => {
                 debug!(%claim, message, "the API server does not take the device status of the claim");
                 entry.told = Told::Refused(record);
             }
-            (Outcome::Gone, Step::Compare(record) | Step::Write(record, _)) => {
+            (Outcome::Gone, Step::Compare(record, _) | Step::Write(record, ..)) => {
                 debug!(%claim, "the claim has no device status: it is gone");
                 entry.told = Told::Refused(record);
             }
@@ -363,19 +378,23 @@ impl Told {
         matches!(self, Self::Unseen | Self::Record { .. })
     }
 
-    /// What brings the API server from here to this record; nothing where it is there.
-    fn step_to(&self, record: &Arc<Record>, driver: &str) -> Option<Step> {
-        let says_the_same = |told: &Arc<Record>| {
-            Arc::ptr_eq(told, record)
-                || device_statuses(told, driver, "") == device_statuses(record, driver, "")
-        };
+    /// What brings the API server from here to this record, whose devices suffer from `ailing`; nothing where it is there.
+    fn step_to(&self, record: &Arc<Record>, driver: &str, ailing: Ailments) -> Option<Step> {
+        let statuses = |of: &Record| device_statuses(of, driver, "", &Ailments::new());
+        let says_the_same =
+            |told: &Arc<Record>| Arc::ptr_eq(told, record) || statuses(told) == statuses(record);
+        let record = Arc::clone(record);
         match self {
-            Self::Unseen => Some(Step::Compare(Arc::clone(record))),
-            Self::Nothing => Some(Step::Write(Arc::clone(record), now())),
-            Self::Record { record: told, .. } | Self::Refused(told) if says_the_same(told) => None,
-            // Ready it was before.
-            Self::Record { since, .. } => Some(Step::Write(Arc::clone(record), since.clone())),
-            Self::Refused(_) => Some(Step::Write(Arc::clone(record), now())),
+            Self::Unseen => Some(Step::Compare(record, ailing)),
+            Self::Nothing => Some(Step::Write(record, ailing, now())),
+            Self::Refused(told) if says_the_same(told) => None,
+            Self::Record { record: told, ailments, .. } if *ailments == ailing && says_the_same(told) => None,
+            // What ails no more is ready as of now, and so, as one time is kept for a claim, is the rest of it.
+            Self::Record { ailments, .. } if ailments.keys().any(|it| !ailing.contains_key(it)) => {
+                Some(Step::Write(record, ailing, now()))
+            }
+            Self::Record { since, .. } => Some(Step::Write(record, ailing, since.clone())),
+            Self::Refused(_) => Some(Step::Write(record, ailing, now())),
         }
     }
 }
@@ -420,19 +439,34 @@ async fn at(time: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::device_status::Ailment;
     use super::super::device_status::fixture::{SINCE, mig, record};
     use super::*;
 
     #[test]
     fn only_what_says_something_else_is_written_and_ready_it_was_before() {
-        let told =
-            |uuid: &str| Told::Record { record: record(mig(uuid), Stage::Prepared), since: SINCE.to_owned() };
+        let told = |uuid: &str, ailments: &Ailments| Told::Record {
+            record: record(mig(uuid), Stage::Prepared),
+            ailments: ailments.clone(),
+            since: SINCE.to_owned(),
+        };
         let now = record(mig("MIG-7"), Stage::Prepared);
-        assert_eq!(told("MIG-7").step_to(&now, "d"), None);
-        assert_eq!(told("MIG-6").step_to(&now, "d"), Some(Step::Write(Arc::clone(&now), SINCE.to_owned())));
-        assert_eq!(Told::Refused(Arc::clone(&now)).step_to(&now, "d"), None);
-        assert_eq!(Told::Unseen.step_to(&now, "d"), Some(Step::Compare(Arc::clone(&now))));
-        assert!(matches!(Told::Nothing.step_to(&now, "d"), Some(Step::Write(..))));
+        let well = Ailments::new();
+        let step = |told: Told, ailments: &Ailments| told.step_to(&now, "d", ailments.clone());
+        let written =
+            |ailments: &Ailments| Some(Step::Write(Arc::clone(&now), ailments.clone(), SINCE.to_owned()));
+        assert_eq!(step(told("MIG-7", &well), &well), None);
+        assert_eq!(step(told("MIG-6", &well), &well), written(&well));
+        assert_eq!(step(Told::Refused(Arc::clone(&now)), &well), None);
+        assert_eq!(step(Told::Unseen, &well), Some(Step::Compare(Arc::clone(&now), well.clone())));
+        assert!(matches!(step(Told::Nothing, &well), Some(Step::Write(..))));
+
+        let ailment = Ailment { reason: "Unhealthy", message: "XID 48".to_owned(), since: 7 };
+        let sick = Ailments::from([("d-1".to_owned(), ailment)]);
+        assert_eq!(step(told("MIG-7", &well), &sick), written(&sick));
+        assert_eq!(step(told("MIG-7", &sick), &sick), None);
+        let recovered = step(told("MIG-7", &sick), &well);
+        assert!(matches!(&recovered, Some(Step::Write(_, it, since)) if *it == well && *since != SINCE));
     }
 
     #[test]

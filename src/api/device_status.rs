@@ -1,27 +1,64 @@
 //! What `status.devices` of a ResourceClaim says of the devices that are prepared for it. Pure.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage};
+use crate::health::{Condition, Report};
 use crate::inventory::{Adopted, MigSpec};
 use crate::nvml::facts::Placement;
 
 /// Version of the object in an entry's `data`.
 pub const DATA_VERSION: &str = "status.mig.dra-driver.dev/v1";
 
-/// What `status.devices` says of a claim, in the order of its devices: nothing unless it is prepared. `since` is when its
-/// devices became ready, as RFC 3339. Entries name driver, pool and device of the allocation.
+/// Why devices of a claim are not ready although they are prepared, by their names.
+pub type Ailments = BTreeMap<String, Ailment>;
+
+/// Why a device is not ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ailment {
+    /// The condition's reason.
+    pub reason: &'static str,
+    /// What it suffers from.
+    pub message: String,
+    /// Since when, seconds since the epoch.
+    pub since: u64,
+}
+
+/// What the devices of a claim suffer from, by themselves or with their GPU.
 #[must_use]
-pub fn device_statuses(record: &Record, driver: &str, since: &str) -> Vec<Value> {
+pub fn ailments(record: &Record, health: &Report) -> Ailments {
+    let ailment = |device: &RecordedDevice| {
+        let condition = health.device(&device.parent_uuid, &device.name);
+        let (reason, since) = match &condition {
+            Condition::Sick(sickness) => ("Unhealthy", sickness.since),
+            Condition::Lost { since, .. } => ("Lost", *since),
+            Condition::Healthy | Condition::Unmonitored { .. } => return None,
+        };
+        Some((device.name.clone(), Ailment { reason, message: condition.text(), since }))
+    };
+    // As a rule, which is looked at for every claim at every change.
+    if health.instances.is_empty() && !health.gpus.values().any(Condition::is_bad) {
+        return Ailments::new();
+    }
+    record.devices.iter().filter_map(ailment).collect()
+}
+
+/// What `status.devices` says of a claim, in the order of its devices: nothing unless it is prepared. `since` is when its
+/// devices became ready, as RFC 3339; those that ail are not ready since that began. Entries name driver, pool and device of
+/// the allocation.
+#[must_use]
+pub fn device_statuses(record: &Record, driver: &str, since: &str, ailments: &Ailments) -> Vec<Value> {
     if record.stage != Stage::Prepared {
         return Vec::new();
     }
-    record.devices.iter().map(|it| device_status(it, driver, since)).collect()
+    record.devices.iter().map(|it| device_status(it, driver, since, ailments.get(&it.name))).collect()
 }
 
-fn device_status(device: &RecordedDevice, driver: &str, since: &str) -> Value {
+fn device_status(device: &RecordedDevice, driver: &str, since: &str, ailment: Option<&Ailment>) -> Value {
     let parent = &device.parent_uuid;
     let (message, data) = match &device.kind {
         RecordedKind::Gpu => {
@@ -51,14 +88,18 @@ fn device_status(device: &RecordedDevice, driver: &str, since: &str) -> Value {
     };
     let mut data = data;
     data["apiVersion"] = json!(DATA_VERSION);
+    let (status, reason, message, since) = match ailment {
+        None => ("True", "Prepared", message, since.to_owned()),
+        Some(it) => ("False", it.reason, format!("{message}: {}", it.message), at(it.since)),
+    };
     json!({
         "driver": driver,
         "pool": device.pool,
         "device": device.name,
         "conditions": [{
             "type": "Ready",
-            "status": "True",
-            "reason": "Prepared",
+            "status": status,
+            "reason": reason,
             "message": message,
             "lastTransitionTime": since,
         }],
@@ -80,8 +121,18 @@ pub(super) fn name_of(entry: &Value) -> (String, String) {
 
 /// The present time as the API server writes it.
 pub(super) fn now() -> String {
-    let now = serde_json::to_value(Time(Timestamp::now())).ok();
-    now.and_then(|it| it.as_str().map(str::to_owned)).unwrap_or_default()
+    text(Timestamp::now())
+}
+
+/// Seconds since the epoch as the API server writes a time.
+fn at(seconds: u64) -> String {
+    let seconds = i64::try_from(seconds).unwrap_or_default();
+    text(Timestamp::from_second(seconds).unwrap_or_default())
+}
+
+fn text(time: Timestamp) -> String {
+    let time = serde_json::to_value(Time(time)).ok();
+    time.and_then(|it| it.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -125,10 +176,13 @@ pub(super) mod fixture {
 mod tests {
     use super::fixture::{SINCE, mig, record};
     use super::*;
+    use crate::health::{Cause, Sickness};
 
     #[test]
     fn a_prepared_device_says_which_instance_it_is() {
-        let statuses = device_statuses(&record(mig("MIG-7"), Stage::Prepared), "mig.example.com", SINCE);
+        let well = Ailments::new();
+        let record_of = |stage| record(mig("MIG-7"), stage);
+        let statuses = device_statuses(&record_of(Stage::Prepared), "mig.example.com", SINCE, &well);
         let expected = json!([{
             "driver": "mig.example.com", "pool": "n/x", "device": "d-1",
             "conditions": [{
@@ -142,13 +196,27 @@ mod tests {
             },
         }]);
         assert_eq!(json!(statuses), expected);
-        let whole = device_statuses(&record(RecordedKind::Gpu, Stage::Prepared), "d", SINCE);
+        let whole = device_statuses(&record(RecordedKind::Gpu, Stage::Prepared), "d", SINCE, &well);
         assert_eq!(
             (&whole[0]["data"]["kind"], &whole[0]["data"]["profile"]),
             (&json!("Gpu"), &json!("full"))
         );
         for stage in [Stage::Preparing, Stage::Unpreparing] {
-            assert!(device_statuses(&record(mig("MIG-7"), stage), "d", SINCE).is_empty());
+            assert!(device_statuses(&record_of(stage), "d", SINCE, &well).is_empty());
         }
+    }
+
+    #[test]
+    fn a_sick_device_is_not_ready_since_its_error_and_says_why() {
+        let record = record(mig("MIG-7"), Stage::Prepared);
+        let sick = Condition::Sick(Sickness { cause: Cause::Xid(48), since: 1_767_323_045 });
+        let health = Report { gpus: [("GPU-1".to_owned(), sick)].into(), instances: Vec::new() };
+        assert_eq!(ailments(&record, &Report::default()), Ailments::new());
+        let statuses = device_statuses(&record, "d", "2001-01-01T00:00:00Z", &ailments(&record, &health));
+        let expected = json!([{
+            "type": "Ready", "status": "False", "reason": "Unhealthy", "lastTransitionTime": SINCE,
+            "message": "1g.10gb at 6:1 of GPU GPU-1: unhealthy: XID 48 (a double-bit ECC error)",
+        }]);
+        assert_eq!(statuses[0]["conditions"], expected);
     }
 }

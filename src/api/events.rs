@@ -1,4 +1,4 @@
-//! Events of the Node and of ResourceClaims: what the kubelet's own events do not tell.
+//! Events of the Node, of ResourceClaims and of their pods: what the kubelet's own events do not tell.
 //!
 //! Telling is best effort: nobody waits for it, what is told again is counted and not written anew, and what is too much
 //! is left out and counted in the log. The kubelet makes an event of the pod out of every error that a Prepare answers
@@ -21,6 +21,7 @@ use tracing::warn;
 
 use super::{CALL_TIMEOUT, with_causes};
 use crate::claim::ClaimRef;
+use crate::telemetry::metrics::PodRef;
 
 /// Events that wait to be written; more are left out.
 const MOST_WAITING: usize = 64;
@@ -85,7 +86,7 @@ pub enum EventReason {
 pub enum Subject {
     /// The node.
     Node,
-    /// A ResourceClaim.
+    /// A ResourceClaim; what happens to its device is told to its pods, too, as far as they are known.
     Claim,
 }
 
@@ -261,6 +262,19 @@ impl Events {
             namespace: Some(claim.namespace.clone()),
             name: Some(claim.name.clone()),
             uid: Some(claim.uid.to_string()),
+            ..ObjectReference::default()
+        };
+        self.queue(reason, about, note);
+    }
+
+    /// Tells something of a claim to one of its pods, too, without waiting: `kubectl describe pod` shows it.
+    pub fn tell_pod(&self, reason: EventReason, namespace: &str, pod: &PodRef, note: String) {
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(namespace.to_owned()),
+            name: Some(pod.name.clone()),
+            uid: Some(pod.uid.clone()),
             ..ObjectReference::default()
         };
         self.queue(reason, about, note);

@@ -23,7 +23,7 @@ pub use allocations::Allocations;
 pub use claim_status::ClaimStatuses;
 pub use claims::{ClaimReader, ReadError};
 pub use counted::counted;
-pub use device_status::{DATA_VERSION, device_statuses};
+pub use device_status::{Ailment, Ailments, DATA_VERSION, ailments, device_statuses};
 pub use events::{EventReason, Events, Subject};
 pub use node::{CONFIG_LABEL, LayoutLabels, OwnNode, STATE_LABEL};
 pub use rights::{RIGHTS, Right, is_allowed};

@@ -56,6 +56,7 @@ impl Claims {
                 Ok::<_, UnprepareError>(opened.journal.forget()?)
             })?,
         }
+        self.pods.forget(&claim.uid);
         info!("claim unprepared");
         Ok(())
     }
@@ -94,6 +95,7 @@ impl Claims {
             self.cdi.remove(record.claim.uid.as_str())?;
             Ok::<_, UnprepareError>(held(draft).forget()?)
         })?;
+        self.pods.forget(&record.claim.uid);
         self.changed.send_replace(());
         Ok(())
     }

@@ -8,12 +8,12 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::{Cause, Change, Condition, Holder, Keeper, Owner, Report, Verdict, changes, owner};
+use super::{Cause, Change, Condition, Holder, Instance, Keeper, Owner, Report, Verdict, changes, owner};
 use crate::api::{EventReason, Events};
 use crate::checkpoint::Checkpoint;
 use crate::hardware::NodeState;
-use crate::nvml::{EventKind, GpuEvent, Heard, is_unsupported};
-use crate::telemetry::metrics::Metrics;
+use crate::nvml::{EventKind, GpuEvent, Heard, Hearing, is_unsupported};
+use crate::telemetry::metrics::{EventGap, Metrics, Pods};
 
 /// How often the clock is looked at: a gap is told of that much later.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -39,6 +39,8 @@ pub struct Follower {
     pub events: Events,
     /// Where what is heard is counted.
     pub metrics: Metrics,
+    /// Whose pods have which claim.
+    pub pods: Pods,
     /// Told when the hardware should be looked at at once.
     pub surprised: Arc<Notify>,
 }
@@ -78,8 +80,9 @@ impl Follower {
             Heard::Event(event) => self.happened(&event, told),
             Heard::Listening(listening) => {
                 // Where it cannot be listened to, it may have gone.
-                if listening.values().filter_map(|it| it.as_ref().err()).any(|it| !is_unsupported(it)) {
-                    self.metrics.event_gap();
+                if listening.values().any(|it| matches!(it, Hearing::Failed(error) if !is_unsupported(error)))
+                {
+                    self.metrics.event_gap(EventGap::Failed);
                     self.surprised.notify_one();
                 }
                 self.keeper.change(|machine, at, _| machine.listening(&listening, at));
@@ -93,7 +96,8 @@ impl Follower {
             Vec::new()
         });
         self.metrics.gpu_event(event);
-        let owner = owner(event, &records, &self.boot_id);
+        let offered = Arc::clone(&self.node.borrow().inventory);
+        let owner = owner(event, &records, &self.boot_id, &offered);
         let verdict = self.keeper.change(|machine, _, now| machine.event(event, &owner, now));
         if is_told(told, event, Instant::now()) {
             return;
@@ -110,6 +114,16 @@ impl Follower {
                 self.tell_claim(holder, event, verdict);
             }
             (_, Verdict::Harmless) => info!(uuid, gi, kind, "event of a GPU that harms nothing"),
+            (Owner::Unclaimed(instance), Verdict::Instance) => {
+                warn!(
+                    uuid,
+                    gi,
+                    device = instance.device,
+                    kind,
+                    "event of a GPU, on an instance that somebody else made"
+                );
+                self.tell_unclaimed(instance, event);
+            }
             _ => warn!(uuid, gi, kind, ?verdict, "event of a GPU"),
         }
         // A GPU that has fallen off the bus is noticed by looking.
@@ -118,24 +132,44 @@ impl Follower {
         }
     }
 
+    /// Tells the claim, and the pods that it is known to be reserved for.
     fn tell_claim(&self, holder: &Holder, event: &GpuEvent, verdict: Verdict) {
+        /// A claim may have many pods, and one of them will be looked at.
+        const MOST_PODS: usize = 4;
         if event.kind == EventKind::SingleBitEcc {
             return;
         }
-        let (device, kind, uuid) = (&holder.device, describe(event.kind), &event.gpu);
-        if verdict == Verdict::Harmless {
-            let note = format!(
-                "{kind} on device {device} of GPU {uuid}: an error of the program that runs there, as a rule. The device goes on \
-                 as it was."
-            );
-            self.events.tell_claim(EventReason::DeviceError, &holder.claim, note);
-            return;
+        let Holder { claim, device, .. } = holder;
+        let (kind, uuid) = (describe(event.kind), &event.gpu);
+        let pods = match self.pods.names(&claim.uid) {
+            pods if pods.is_empty() => String::new(),
+            pods if pods.contains(',') => format!(" of the pods {pods}"),
+            pod => format!(" of the pod {pod}"),
+        };
+        let (reason, follows) = match verdict {
+            Verdict::Harmless => (
+                EventReason::DeviceError,
+                "an error of the program that runs there, as a rule. The device goes on as it was.",
+            ),
+            _ => (
+                EventReason::DeviceUnhealthy,
+                "the device is unhealthy. What runs there should be started anew, with another device.",
+            ),
+        };
+        let note = format!("{kind} on device {device}{pods}, GPU {uuid}: {follows}");
+        for pod in self.pods.of(&claim.uid).iter().take(MOST_PODS) {
+            self.events.tell_pod(reason, &claim.namespace, pod, note.clone());
         }
+        self.events.tell_claim(reason, claim, note);
+    }
+
+    fn tell_unclaimed(&self, Instance { device, gpu_instance, .. }: &Instance, event: &GpuEvent) {
+        let (kind, uuid) = (describe(event.kind), &event.gpu);
         let note = format!(
-            "{kind} on device {device} of GPU {uuid}: the device is unhealthy. What runs there should be started anew, with \
-             another device."
+            "{kind} on GPU instance {gpu_instance} of GPU {uuid}, which was not made for a claim of this driver: {device} is \
+             unhealthy and not offered until the instance is made anew."
         );
-        self.events.tell_claim(EventReason::DeviceUnhealthy, &holder.claim, note);
+        self.events.tell(EventReason::ForeignInstance, note);
     }
 
     fn tell(&self, change: &Change) {

@@ -46,6 +46,24 @@ struct Content {
     instances: Vec<SickInstance>,
 }
 
+/// What a file remembers of a boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// Sick GPUs, by UUID.
+    pub gpus: BTreeMap<String, Sickness>,
+    /// Sick instances.
+    pub instances: Vec<SickInstance>,
+}
+
+impl Remembered {
+    /// Reads a file; nothing where it is not there, cannot be read, or is of another boot.
+    #[must_use]
+    pub fn read(path: &Path, boot_id: &str) -> Self {
+        let content = read(path).filter(|it| it.boot_id == boot_id);
+        content.map(|it| Self { gpus: it.gpus, instances: it.instances }).unwrap_or_default()
+    }
+}
+
 impl Keeper {
     /// Begins with what the file remembers of this boot.
     #[must_use]
@@ -176,6 +194,7 @@ mod tests {
     use super::super::owner::fixture::{record, xid};
     use super::super::{Condition, owner};
     use super::*;
+    use crate::inventory::Inventory;
 
     fn keeper(directory: &tempfile::TempDir, boot_id: &str) -> Keeper {
         Keeper::new(directory.path().join("health.json"), boot_id, IgnoredXids::default())
@@ -183,7 +202,8 @@ mod tests {
 
     fn suffer(keeper: &Keeper, number: u64, gpu_instance: Option<u32>) {
         let (event, records) = (xid("GPU-0", number, gpu_instance), [record("a", "GPU-0", Some(7))]);
-        keeper.change(|machine, _, now| machine.event(&event, &owner(&event, &records, "boot"), now));
+        let owner = owner(&event, &records, "boot", &Inventory::default());
+        keeper.change(|machine, _, now| machine.event(&event, &owner, now));
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //! |---|---|---|---|
 //! | `Lost` | GPU | a scan is answered with GPU_IS_LOST or RESET_REQUIRED | it answers again; it was reset then, so what it suffered from is over, too |
 //! | `Sick` | GPU | an XID that is not an application's, or an uncorrectable ECC error, that NVML attributes to no instance, or whose number says that it is the whole GPU's | reboot, driver reload, the return of a lost GPU, or an operator who removes the file `health.json` |
-//! | sick instance | instance of a claim | the same, attributed to it | the instance is gone or made anew, and all that ends it for a GPU |
+//! | sick instance | instance of a claim, or one that somebody else made and that is a device | the same, attributed to it | the instance is gone or made anew, and all that ends it for a GPU |
 //! | `Unmonitored` | GPU | for [`GRACE`] its events could not be heard, or it could not be read | both are as they should be |
 //!
 //! The worst counts, in this order. Nothing ends by the mere passing of time, and nothing begins twice: a sick GPU stays
@@ -29,8 +29,8 @@ mod state;
 mod xid;
 
 pub use follow::Follower;
-pub use keep::Keeper;
-pub use owner::{Holder, Owner, owner};
+pub use keep::{Keeper, Remembered};
+pub use owner::{Holder, Instance, Owner, owner};
 pub use report::{Change, Condition, Report, SickInstance, Sickness, changes};
 pub use state::{GRACE, Machine, Scan, Verdict};
 pub use xid::{Cause, IgnoredXids, InvalidXid};

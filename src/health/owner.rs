@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
 use crate::claim::ClaimRef;
+use crate::inventory::{DeviceKind, Inventory};
 use crate::nvml::GpuEvent;
 
 /// Who is concerned by an event.
@@ -13,7 +14,9 @@ pub enum Owner {
     Gpu,
     /// A claim, by one of its devices.
     Claim(Holder),
-    /// An instance that no claim of this driver has.
+    /// An instance that somebody else made and that is, or could be, offered as a device; no claim has it.
+    Unclaimed(Instance),
+    /// Any other instance that no claim of this driver has.
     Foreign,
 }
 
@@ -24,37 +27,66 @@ pub struct Holder {
     pub claim: ClaimRef,
     /// Its device.
     pub device: String,
-    /// GPU instance id and UUID of the MIG device; `None` where the claim holds the whole GPU.
-    pub instance: Option<(u32, String)>,
+    /// `None` where the claim holds the whole GPU.
+    pub instance: Option<Instance>,
+}
+
+/// An instance that is a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// The device.
+    pub device: String,
+    /// GPU instance id.
+    pub gpu_instance: u32,
+    /// UUID of the MIG device.
+    pub uuid: String,
+    /// Whether somebody else made it, so that it outlives the claim.
+    pub is_adopted: bool,
 }
 
 /// Finds out whom an event concerns. A GPU that a claim holds as a whole is that claim's, whatever happens on it. An
 /// instance is known by its GPU instance: this driver makes one compute instance in each, and adopts no others.
 #[must_use]
-pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str) -> Owner {
+pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str, offered: &Inventory) -> Owner {
     let of_this_boot = records.iter().filter(|it| it.boot_id == boot_id);
     let devices = of_this_boot.flat_map(|record| record.devices.iter().map(move |it| (record, it)));
     let on_this_gpu = devices.filter(|(_, it)| it.parent_uuid == event.gpu);
     let held = |(record, device): (&Arc<Record>, &RecordedDevice)| {
+        let instance = |uuid: &str, gpu_instance, is_adopted| {
+            let (device, uuid) = (device.name.clone(), uuid.to_owned());
+            Some(Instance { device, gpu_instance, uuid, is_adopted })
+        };
         let instance = match (&device.kind, event.gpu_instance) {
             (RecordedKind::Gpu, _) => None,
             (RecordedKind::Mig { progress: Progress::Complete { gpu_instance, uuid, .. }, .. }, Some(id))
                 if *gpu_instance == id =>
             {
-                Some((id, uuid.clone()))
+                instance(uuid, id, false)
             }
             // Nobody knows which of its users it was.
             (RecordedKind::Share { .. }, _) => return None,
-            (RecordedKind::Adopted(it), Some(id)) if it.gpu_instance == id => Some((id, it.uuid.clone())),
+            (RecordedKind::Adopted(it), Some(id)) if it.gpu_instance == id => instance(&it.uuid, id, true),
             (RecordedKind::Mig { .. } | RecordedKind::Adopted(_), _) => return None,
         };
         Some(Holder { claim: record.claim.clone(), device: device.name.clone(), instance })
     };
     match (on_this_gpu.filter_map(held).next(), event.gpu_instance) {
         (Some(holder), _) => Owner::Claim(holder),
-        (None, Some(_)) => Owner::Foreign,
+        (None, Some(id)) => unclaimed(&event.gpu, id, offered).map_or(Owner::Foreign, Owner::Unclaimed),
         (None, None) => Owner::Gpu,
     }
+}
+
+/// The instance of somebody else that is a device, offered at the moment or not.
+fn unclaimed(gpu: &str, gpu_instance: u32, offered: &Inventory) -> Option<Instance> {
+    let all = offered.gpus.iter().flat_map(|it| it.devices.iter().chain(&it.withheld));
+    all.filter(|it| it.parent_uuid == gpu).find_map(|device| match &device.kind {
+        DeviceKind::Adopted(it) if it.gpu_instance == gpu_instance => {
+            let (device, uuid) = (device.name.to_string(), it.uuid.clone());
+            Some(Instance { device, gpu_instance, uuid, is_adopted: true })
+        }
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -109,6 +141,7 @@ mod tests {
         match owner {
             Owner::Gpu => "the GPU",
             Owner::Foreign => "foreign",
+            Owner::Unclaimed(instance) => &instance.device,
             Owner::Claim(holder) => &holder.claim.name,
         }
     }
@@ -117,7 +150,7 @@ mod tests {
     fn an_event_finds_its_claim_by_gpu_and_instance() {
         let records =
             [record("a", "GPU-0", Some(7)), record("b", "GPU-1", Some(7)), record("c", "GPU-1", Some(8))];
-        let of = |event| name(&owner(&event, &records, "boot")).to_owned();
+        let of = |event| name(&owner(&event, &records, "boot", &Inventory::default())).to_owned();
         assert_eq!(of(xid("GPU-1", 94, Some(7))), "b");
         assert_eq!(of(xid("GPU-1", 94, Some(8))), "c");
         assert_eq!(of(xid("GPU-1", 94, Some(9))), "foreign");
@@ -128,12 +161,13 @@ mod tests {
     #[test]
     fn whoever_holds_the_whole_gpu_is_concerned_by_all_of_it() {
         let records = [record("a", "GPU-0", None)];
-        assert_eq!(name(&owner(&xid("GPU-0", 31, None), &records, "boot")), "a");
+        assert_eq!(name(&owner(&xid("GPU-0", 31, None), &records, "boot", &Inventory::default())), "a");
     }
 
     #[test]
     fn records_of_another_boot_own_nothing() {
         let records = [record("a", "GPU-0", Some(7))];
-        assert_eq!(owner(&xid("GPU-0", 94, Some(7)), &records, "later"), Owner::Foreign);
+        let event = xid("GPU-0", 94, Some(7));
+        assert_eq!(owner(&event, &records, "later", &Inventory::default()), Owner::Foreign);
     }
 }

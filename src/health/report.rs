@@ -60,10 +60,14 @@ pub struct SickInstance {
     pub gpu_instance: u32,
     /// UUID of the MIG device.
     pub uuid: String,
-    /// The claim that has it.
-    pub claim: ClaimRef,
-    /// The claim's device.
+    /// The claim that has it; nobody need have what somebody else made.
+    #[serde(default)]
+    pub claim: Option<ClaimRef>,
+    /// The device.
     pub device: String,
+    /// Whether somebody else made it: it goes on being there, and sick, when the claim ends.
+    #[serde(default)]
+    pub is_adopted: bool,
     /// What it suffers from.
     pub sickness: Sickness,
 }
@@ -114,6 +118,12 @@ impl Report {
             (_, Some(instance)) => Condition::Sick(instance.sickness),
             (other, None) => other.clone(),
         }
+    }
+
+    /// Names of the devices that are sick instances of somebody else: nobody is given one of them, but for who has it.
+    #[must_use]
+    pub fn sick_adopted(&self) -> BTreeSet<String> {
+        self.instances.iter().filter(|it| it.is_adopted).map(|it| it.device.clone()).collect()
     }
 
     /// The same GPUs, with a problem for those that nobody else should be given a part of. What claims hold of them stays

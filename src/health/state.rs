@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Cause, Condition, Holder, IgnoredXids, Owner, Report, SickInstance, Sickness};
+use super::{Cause, Condition, IgnoredXids, Instance, Owner, Report, SickInstance, Sickness};
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
-use crate::nvml::{EventKind, GpuEvent, Listening, is_unsupported};
+use crate::claim::ClaimRef;
+use crate::inventory;
+use crate::nvml::facts::GpuInstance;
+use crate::nvml::{EventKind, GpuEvent, Hearing, Listening, is_unsupported};
 
 /// How long a GPU may be unheard or unread before that is a condition of its own: longer than it takes to listen anew.
 pub const GRACE: Duration = Duration::from_secs(15);
@@ -58,7 +61,7 @@ pub enum Scan {
 pub enum Verdict {
     /// A program's own doing, or an error that was corrected.
     Harmless,
-    /// The instance of a claim suffers.
+    /// The instance of a claim suffers, or one that could be a claim's.
     Instance,
     /// The whole GPU suffers.
     Gpu,
@@ -83,41 +86,45 @@ impl Machine {
             EventKind::DoubleBitEcc => Cause::DoubleBitEcc,
         };
         let sickness = Sickness { cause, since: now };
-        match owner {
-            Owner::Foreign if !cause.concerns_the_gpu() => Verdict::Foreign,
-            Owner::Claim(Holder { claim, device, instance: Some((id, uuid)) })
-                if !cause.concerns_the_gpu() =>
-            {
-                let is_it =
-                    |it: &SickInstance| it.parent == event.gpu && it.uuid == *uuid && it.claim == *claim;
-                if !self.instances.iter().any(is_it) && self.instances.len() < MOST_INSTANCES {
-                    self.instances.push(SickInstance {
-                        parent: event.gpu.clone(),
-                        gpu_instance: *id,
-                        uuid: uuid.clone(),
-                        claim: claim.clone(),
-                        device: device.clone(),
-                        sickness,
-                    });
-                }
-                Verdict::Instance
-            }
-            _ => {
-                self.gpus.entry(event.gpu.clone()).or_default().sick.get_or_insert(sickness);
-                Verdict::Gpu
-            }
+        let (instance, claim) = match owner {
+            Owner::Claim(holder) => (holder.instance.as_ref(), Some(&holder.claim)),
+            Owner::Unclaimed(instance) => (Some(instance), None),
+            Owner::Foreign if !cause.concerns_the_gpu() => return Verdict::Foreign,
+            Owner::Foreign | Owner::Gpu => (None, None),
+        };
+        if let Some(instance) = instance
+            && !cause.concerns_the_gpu()
+        {
+            self.suffers(&event.gpu, instance, claim, sickness);
+            return Verdict::Instance;
         }
+        self.gpus.entry(event.gpu.clone()).or_default().sick.get_or_insert(sickness);
+        Verdict::Gpu
     }
 
-    /// These GPUs are listened to, or not; one that is not mentioned is not.
+    fn suffers(&mut self, gpu: &str, instance: &Instance, claim: Option<&ClaimRef>, sickness: Sickness) {
+        let Instance { device, gpu_instance, uuid, is_adopted } = instance.clone();
+        let is_it = |it: &SickInstance| {
+            it.parent == gpu && it.uuid == uuid && (is_adopted || it.claim.as_ref() == claim)
+        };
+        if self.instances.iter().any(is_it) || MOST_INSTANCES <= self.instances.len() {
+            return;
+        }
+        let (parent, claim) = (gpu.to_owned(), claim.cloned());
+        self.instances.push(SickInstance { parent, gpu_instance, uuid, claim, device, is_adopted, sickness });
+    }
+
+    /// These GPUs are listened to, or not; one that is not mentioned is not. One that is let alone for a moment, so that
+    /// something of it can be destroyed, counts as it did before.
     pub fn listening(&mut self, listening: &Listening, at: Instant) {
         for uuid in listening.keys() {
             self.gpus.entry(uuid.clone()).or_default();
         }
         for (uuid, gpu) in &mut self.gpus {
             match listening.get(uuid) {
-                Some(Ok(())) => gpu.unheard = None,
-                Some(Err(error)) => {
+                Some(Hearing::Heard) => gpu.unheard = None,
+                Some(Hearing::Aside) => {}
+                Some(Hearing::Failed(error)) => {
                     let reason = format!("its events cannot be heard: {error}");
                     gap(&mut gpu.unheard, reason, is_unsupported(error), at);
                 }
@@ -156,8 +163,16 @@ impl Machine {
         }
     }
 
-    /// Forgets the sick instances that are none of these claims' any more: they are gone, or made anew.
-    pub fn live(&mut self, records: &[Arc<Record>]) {
+    /// Forgets the sick instances that are none of these claims' any more: they are gone, or made anew. Those that somebody
+    /// else made are only gone if they are not on these GPUs any more; of a GPU that cannot be read that is not known.
+    pub fn live(&mut self, records: &[Arc<Record>], gpus: &[inventory::Gpu]) {
+        let exists = |sick: &SickInstance| {
+            let gpu = gpus.iter().find(|it| it.facts.uuid == sick.parent);
+            let is_it = |it: &GpuInstance| {
+                it.id == sick.gpu_instance && it.compute_instances.iter().any(|it| it.uuid == sick.uuid)
+            };
+            gpu.is_none_or(|it| it.state.problem.is_some() || it.state.instances.iter().any(is_it))
+        };
         let is_it = |sick: &SickInstance, device: &RecordedDevice| match &device.kind {
             RecordedKind::Mig { progress: Progress::Complete { gpu_instance, uuid, .. }, .. } => {
                 device.name == sick.device && *gpu_instance == sick.gpu_instance && *uuid == sick.uuid
@@ -167,9 +182,17 @@ impl Machine {
             }
             _ => false,
         };
-        self.instances.retain(|sick| {
-            let mut own = records.iter().filter(|it| it.claim == sick.claim);
-            own.any(|it| it.devices.iter().any(|device| is_it(sick, device)))
+        self.instances.retain_mut(|sick| {
+            let has_it = |it: &&Arc<Record>| it.devices.iter().any(|device| is_it(sick, device));
+            let holder = if sick.is_adopted {
+                records.iter().find(has_it)
+            } else {
+                records.iter().filter(|it| Some(&it.claim) == sick.claim.as_ref()).find(has_it)
+            };
+            let claim = holder.map(|it| it.claim.clone());
+            let stays = claim.is_some() || sick.is_adopted && exists(sick);
+            sick.claim = claim;
+            stays
         });
     }
 
@@ -219,147 +242,4 @@ fn gap(gap: &mut Option<Gap>, reason: String, is_for_good: bool, at: Instant) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::owner::fixture::{record, xid};
-    use super::super::{changes, owner};
-    use super::*;
-    use crate::nvml::{CallError, Code};
-
-    const GPU: &str = "GPU-0";
-
-    fn after(machine: &mut Machine, event: &GpuEvent, records: &[Arc<Record>]) -> Verdict {
-        machine.event(event, &owner(event, records, "boot"), 7)
-    }
-
-    fn heard() -> Listening {
-        [(GPU.to_owned(), Ok(()))].into()
-    }
-
-    fn error(code: Code) -> Listening {
-        [(GPU.to_owned(), Err(CallError { call: "nvmlEventSetWait_v2", code }))].into()
-    }
-
-    fn condition(machine: &Machine, at: Instant) -> Condition {
-        machine.report(at).gpu(GPU).clone()
-    }
-
-    fn sick(xid: u64) -> Condition {
-        Condition::Sick(Sickness { cause: Cause::Xid(xid), since: 7 })
-    }
-
-    #[test]
-    fn an_error_of_nobody_is_the_gpus_and_its_first_reason_stays() {
-        let (mut machine, now) = (Machine::default(), Instant::now());
-        assert_eq!(after(&mut machine, &xid(GPU, 48, None), &[]), Verdict::Gpu);
-        assert_eq!(after(&mut machine, &xid(GPU, 63, None), &[]), Verdict::Gpu);
-        assert_eq!(condition(&machine, now), sick(48));
-        machine.scanned([(GPU.to_owned(), Scan::Well)], now, 8);
-        assert_eq!(condition(&machine, now), sick(48), "that it answers does not make it well");
-        machine.forget();
-        assert_eq!(condition(&machine, now), Condition::Healthy);
-    }
-
-    #[test]
-    fn an_error_of_an_instance_is_its_claims_until_it_is_made_anew() {
-        let (mut machine, now) = (Machine::default(), Instant::now());
-        let records = [record("a", GPU, Some(7)), record("b", GPU, Some(8))];
-        assert_eq!(after(&mut machine, &xid(GPU, 94, Some(7)), &records), Verdict::Instance);
-        assert_eq!(after(&mut machine, &xid(GPU, 94, Some(7)), &records), Verdict::Instance);
-        let report = machine.report(now);
-        assert_eq!((report.instances.len(), report.gpu(GPU)), (1, &Condition::Healthy));
-        assert!(report.device(GPU, "device-of-a").is_bad() && !report.device(GPU, "device-of-b").is_bad());
-        machine.live(&records);
-        assert_eq!(machine.report(now).instances.len(), 1);
-        machine.live(&records[1..]);
-        assert!(machine.report(now).instances.is_empty());
-    }
-
-    #[test]
-    fn errors_of_applications_and_of_others_make_nothing_sick() {
-        let (mut machine, now) = (Machine::default(), Instant::now());
-        let records = [record("a", GPU, Some(7))];
-        for number in [13, 31, 43, 45, 68, 109] {
-            assert_eq!(after(&mut machine, &xid(GPU, number, None), &records), Verdict::Harmless);
-        }
-        assert_eq!(after(&mut machine, &xid(GPU, 94, Some(3)), &records), Verdict::Foreign);
-        let corrected = GpuEvent { kind: EventKind::SingleBitEcc, ..xid(GPU, 0, Some(7)) };
-        assert_eq!(after(&mut machine, &corrected, &records), Verdict::Harmless);
-        let report = machine.report(now);
-        assert_eq!((report.gpu(GPU), report.instances.len()), (&Condition::Healthy, 0));
-    }
-
-    #[test]
-    fn some_errors_are_the_gpus_whoever_notices_them() {
-        let mut machine = Machine::default();
-        let records = [record("a", GPU, Some(7))];
-        assert_eq!(after(&mut machine, &xid(GPU, 95, Some(7)), &records), Verdict::Gpu);
-        assert_eq!(after(&mut machine, &xid(GPU, 119, Some(3)), &records), Verdict::Gpu);
-    }
-
-    #[test]
-    fn a_lost_gpu_that_answers_again_is_well() {
-        let (mut machine, now) = (Machine::default(), Instant::now());
-        after(&mut machine, &xid(GPU, 79, None), &[]);
-        let lost = || [(GPU.to_owned(), Scan::Lost("GPU_IS_LOST".to_owned()))];
-        machine.scanned(lost(), now, 9);
-        machine.scanned(lost(), now, 10);
-        let expected = Condition::Lost { reason: "GPU_IS_LOST".to_owned(), since: 9 };
-        assert_eq!(condition(&machine, now), expected);
-        machine.forget();
-        assert_eq!(condition(&machine, now), expected, "nobody can declare it found");
-        after(&mut machine, &xid(GPU, 79, None), &[]);
-        machine.scanned([(GPU.to_owned(), Scan::Well)], now, 11);
-        assert_eq!(condition(&machine, now), Condition::Healthy);
-    }
-
-    #[test]
-    fn a_gap_counts_once_it_lasts_and_ends_at_once() {
-        let (mut machine, start) = (Machine::default(), Instant::now());
-        machine.listening(&heard(), start);
-        machine.listening(&error(Code::UNKNOWN), start);
-        machine.listening(&Listening::new(), start + GRACE / 2);
-        assert_eq!(condition(&machine, start + GRACE / 2), Condition::Healthy);
-        assert!(matches!(
-            condition(&machine, start + GRACE),
-            Condition::Unmonitored { is_for_good: false, .. }
-        ));
-        machine.listening(&heard(), start + GRACE);
-        assert_eq!(condition(&machine, start + GRACE), Condition::Healthy);
-        machine.hears(false, start + GRACE);
-        assert!(matches!(condition(&machine, start + GRACE * 2), Condition::Unmonitored { .. }));
-        machine.hears(true, start + GRACE * 2);
-        assert_eq!(
-            condition(&machine, start + GRACE * 4),
-            Condition::Healthy,
-            "it need not say again whom it hears"
-        );
-    }
-
-    #[test]
-    fn a_gpu_without_events_is_unmonitored_for_good_and_that_is_no_silence() {
-        let (mut machine, now) = (Machine::default(), Instant::now());
-        machine.listening(&error(Code::FUNCTION_NOT_FOUND), now);
-        machine.hears(false, now);
-        let is_for_good = |it: &Condition| matches!(it, Condition::Unmonitored { is_for_good: true, .. });
-        assert!(is_for_good(&condition(&machine, now)));
-    }
-
-    #[test]
-    fn what_could_not_be_read_is_unmonitored_and_no_reason_to_be_sick() {
-        let (mut machine, now) = (Machine::default(), Instant::now());
-        machine.scanned([(GPU.to_owned(), Scan::Unread("NVML is silent".to_owned()))], now, 7);
-        assert!(matches!(condition(&machine, now + GRACE), Condition::Unmonitored { .. }));
-        machine.scanned([(GPU.to_owned(), Scan::Well)], now, 8);
-        assert_eq!(condition(&machine, now + GRACE), Condition::Healthy);
-    }
-
-    #[test]
-    fn what_was_sick_before_the_start_still_is() {
-        let (mut before, now) = (Machine::default(), Instant::now());
-        after(&mut before, &xid(GPU, 48, None), &[]);
-        let (gpus, instances) = before.sick();
-        let machine = Machine::new(IgnoredXids::default(), gpus, instances.to_vec());
-        assert_eq!(machine.report(now), before.report(now));
-        assert_eq!(changes(&Report::default(), &machine.report(now)).len(), 1);
-    }
-}
+mod tests;

@@ -3,6 +3,8 @@
 //! From NVML and the driver's state files, so that it needs no running driver and no right but to read them. The one thing
 //! that only the API server knows, the pods of a claim, is asked of it where there is one; without an answer they are
 //! unknown, and the rest is the same.
+//!
+//! Refuses to keep anything of an instance longer than it takes to measure it: the driver may have to destroy it.
 
 pub mod map;
 mod report;
@@ -10,7 +12,7 @@ mod table;
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +24,7 @@ use tracing::warn;
 
 pub use report::{
     ClaimReport, ClaimState, DeviceReport, GpuReport, InstanceReport, MigReport, NodeReport, ProfileReport,
+    SickReport,
 };
 
 use crate::api;
@@ -29,10 +32,15 @@ use crate::args::{InspectArgs, OutputFormat};
 use crate::checkpoint::{Checkpoint, Stored};
 use crate::claim::{ClaimRef, ClaimUid};
 use crate::hardware::Hardware;
+use crate::health::Remembered;
 use crate::inventory::Gpu;
-use crate::nvml::facts::{GpuInstance, Memory};
+use crate::nvml::facts::{Engine, GpuInstance, Memory};
+use crate::nvml::{CallError, GpuQueue};
 use crate::telemetry::metrics::Metrics;
 use report::Seen;
+
+/// The time over which it is measured how busy instances are. NVML wants a tenth of a second at least.
+const MEASURED: Duration = Duration::from_millis(250);
 
 /// The API server is asked for pods again after so many pictures, and at once for a claim that is new.
 const PICTURES_PER_QUESTION: u32 = 15;
@@ -42,10 +50,13 @@ pub async fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let wanted = args.hardware.clone();
     let open = move || Hardware::open(&wanted, &Metrics::default());
     let mut hardware = tokio::task::spawn_blocking(open.clone()).await??;
-    let claims = args.driver.claims_directory();
+    let files = Files {
+        claims: args.driver.claims_directory(),
+        health: args.driver.plugin_directory().join("health.json"),
+    };
     let mut pods = Pods::new(args.kubeconfig.as_deref()).await;
     loop {
-        let report = look(&hardware, &claims, &mut pods).await?;
+        let report = look(&hardware, &files, &mut pods).await?;
         let text = match (args.output, args.watch) {
             (OutputFormat::Table, _) => table::table(&report),
             (OutputFormat::Json, false) => format!("{}\n", serde_json::to_string_pretty(&report)?),
@@ -69,13 +80,20 @@ pub async fn run(args: &InspectArgs) -> anyhow::Result<()> {
     }
 }
 
-async fn look(hardware: &Hardware, claims: &Path, pods: &mut Pods) -> anyhow::Result<NodeReport> {
+/// Where the driver keeps what it knows.
+struct Files {
+    claims: PathBuf,
+    health: PathBuf,
+}
+
+async fn look(hardware: &Hardware, files: &Files, pods: &mut Pods) -> anyhow::Result<NodeReport> {
     // Before the scan: an instance that is made meanwhile is better foreign for a moment than one that is gone held.
-    let claims = state_files(claims)?;
+    let claims = state_files(&files.claims)?;
     let gpus = hardware.scan().await?;
-    let memory = memory(hardware, &gpus).await;
+    let used = usage(hardware, &gpus).await;
     pods.look(&claims).await;
-    let seen = Seen { hardware, gpus: &gpus, claims: &claims, pods: &pods.known, memory: &memory };
+    let sick = &Remembered::read(&files.health, &hardware.boot_id);
+    let seen = Seen { hardware, gpus: &gpus, claims: &claims, pods: &pods.known, used: &used, sick };
     Ok(seen.report())
 }
 
@@ -91,8 +109,19 @@ fn state_files(directory: &Path) -> anyhow::Result<Vec<StateFile>> {
     Ok(files.map(|(uid, stored)| (uid.clone(), stored, checkpoint.age(&uid))).collect())
 }
 
-/// How the memory of each GPU and each instance is used, where NVML tells.
-async fn memory(hardware: &Hardware, gpus: &[Gpu]) -> BTreeMap<(String, Option<u32>), Memory> {
+/// What a GPU or an instance uses, as far as NVML tells.
+#[derive(Debug, Default)]
+struct Use {
+    memory: Option<Memory>,
+    /// How busy its parts were, from 0 to 1; nothing where that is not measured.
+    engines: Vec<(Engine, f64)>,
+}
+
+/// What is used, by GPU and GPU instance; `None` is the whole GPU.
+type Usage = BTreeMap<(String, Option<u32>), Use>;
+
+/// What each GPU and each instance uses, all GPUs at once.
+async fn usage(hardware: &Hardware, gpus: &[Gpu]) -> Usage {
     /// A GPU that does not answer must not keep the others from being shown.
     const PATIENCE: Duration = Duration::from_secs(5);
     let reads = gpus.iter().filter(|it| it.state.problem.is_none()).filter_map(|it| {
@@ -101,18 +130,62 @@ async fn memory(hardware: &Hardware, gpus: &[Gpu]) -> BTreeMap<(String, Option<u
         let ids: Vec<(u32, u32)> = it.state.instances.iter().filter_map(first).collect();
         let queue = hardware.gpu(&uuid)?.queue.clone();
         Some(async move {
-            let read = queue.run(move |device| {
-                let whole = device.memory().ok().map(|it| (None, it));
-                let of = |(gi, ci)| Some((Some(gi), device.memory_of(gi, ci).ok()??));
-                Ok::<_, crate::nvml::CallError>(
-                    whole.into_iter().chain(ids.into_iter().filter_map(of)).collect::<Vec<_>>(),
-                )
-            });
-            let read = timeout(PATIENCE, read).await.ok()?.ok()?.ok()?;
-            Some(read.into_iter().map(|(id, memory)| ((uuid.clone(), id), memory)).collect::<Vec<_>>())
+            let (memory, whole) = timeout(PATIENCE, memory(&queue, ids.clone())).await.ok()??;
+            let busy = timeout(PATIENCE, utilization(&queue, ids)).await.ok().flatten().unwrap_or_default();
+            let mut found: Usage = Usage::new();
+            for (id, memory) in memory {
+                found.entry((uuid.clone(), id)).or_default().memory = Some(memory);
+            }
+            if let Some(share) = whole {
+                found.entry((uuid.clone(), None)).or_default().engines = vec![(Engine::Graphics, share)];
+            }
+            for (id, engines) in busy {
+                found.entry((uuid.clone(), Some(id))).or_default().engines = engines;
+            }
+            Some(found)
         })
     });
     join_all(reads).await.into_iter().flatten().flatten().collect()
+}
+
+/// Memory of a GPU and of these instances, and how busy the GPU as a whole was lately, where NVML tells.
+async fn memory(queue: &GpuQueue, ids: Vec<(u32, u32)>) -> Option<(Vec<(Option<u32>, Memory)>, Option<f64>)> {
+    let read = queue.run(move |device| {
+        let whole = device.memory().ok().map(|it| (None, it));
+        let of = |(gi, ci)| Some((Some(gi), device.memory_of(gi, ci).ok()??));
+        let memory = whole.into_iter().chain(ids.into_iter().filter_map(of)).collect();
+        Ok::<_, CallError>((memory, device.utilization().ok()))
+    });
+    read.await.ok()?.ok()
+}
+
+/// How busy these instances are over [`MEASURED`], on a GPU that measures it.
+async fn utilization(queue: &GpuQueue, ids: Vec<(u32, u32)>) -> Option<Vec<(u32, Vec<(Engine, f64)>)>> {
+    /// Between two samples here nobody is told apart.
+    const NOBODY: &str = "";
+    let ids: Vec<u32> = ids.into_iter().map(|it| it.0).collect();
+    let begun = ids.clone();
+    let begin = queue.run(move |device| {
+        let measures = device.measures();
+        for id in begun.into_iter().filter(|_| measures) {
+            // One that cannot be sampled is not measured.
+            let _ = device.utilization_of(id, NOBODY);
+        }
+        Ok::<_, CallError>(measures)
+    });
+    if !begin.await.ok()?.ok()? {
+        return None;
+    }
+    sleep(MEASURED).await;
+    let end = queue.run(move |device| {
+        let end = |id| {
+            let found = device.utilization_of(id, NOBODY).unwrap_or_default();
+            device.forget_utilization_of(id);
+            (id, found)
+        };
+        Ok::<_, CallError>(ids.into_iter().map(end).collect())
+    });
+    end.await.ok()?.ok()
 }
 
 /// Which pods claims are reserved for, as the API server last said.

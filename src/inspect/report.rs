@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
+use super::Usage;
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
 use crate::claim::ClaimUid;
 use crate::hardware::Hardware;
+use crate::health::{Remembered, SickInstance, Sickness};
 use crate::inventory::{Adopted, CounterPlan, Gpu, adoptable, fits_into, remaining};
 use crate::nvml::facts::Memory;
 use crate::nvml::facts::{GpuInstance, MigMode, Placement, Profile, SkippedGpu};
@@ -47,8 +50,12 @@ pub struct GpuReport {
     pub memory_mib: u64,
     /// How much of it is used, MiB; `null` where NVML does not tell.
     pub memory_used_mib: Option<u64>,
+    /// How busy it was lately, as of an instance; `null` in MIG mode.
+    pub utilization: Option<BTreeMap<&'static str, f64>>,
     /// Why it cannot be read at the moment, if so.
     pub problem: Option<String>,
+    /// What it suffers from, if it has had an error that no application causes.
+    pub sick: Option<SickReport>,
     /// `namespace/name` of the claim that holds the whole GPU, if one does.
     pub owner: Option<String>,
     /// Claims that have a time-shared device of the GPU, by its number.
@@ -106,6 +113,21 @@ pub struct InstanceReport {
     pub memory_mib: Option<u64>,
     /// How much of it is used, MiB.
     pub memory_used_mib: Option<u64>,
+    /// How busy its parts were for the moment of the look, from 0 to 1, by the names that the metrics have; `null` where
+    /// that is not measured.
+    pub utilization: Option<BTreeMap<&'static str, f64>>,
+    /// What it suffers from by itself, if it has had an error that no application causes.
+    pub sick: Option<SickReport>,
+}
+
+/// What a GPU or an instance suffers from, as the driver has noted it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SickReport {
+    /// The error.
+    pub reason: String,
+    /// When it came, as RFC 3339.
+    pub since: String,
 }
 
 /// A claim with a state file on this node.
@@ -167,8 +189,10 @@ pub(super) struct Seen<'a> {
     pub(super) claims: &'a [(ClaimUid, Arc<Stored>, Option<Duration>)],
     /// Pods by the claim that is reserved for them, where the API server told.
     pub(super) pods: &'a BTreeMap<ClaimUid, Vec<String>>,
-    /// Memory by GPU, and by GPU and GPU instance.
-    pub(super) memory: &'a BTreeMap<(String, Option<u32>), Memory>,
+    /// What is used.
+    pub(super) used: &'a Usage,
+    /// What the driver has noted of errors.
+    pub(super) sick: &'a Remembered,
 }
 
 impl Seen<'_> {
@@ -261,8 +285,10 @@ impl Seen<'_> {
             product_name: gpu.facts.product_name.clone(),
             architecture: gpu.facts.architecture.clone(),
             memory_mib: gpu.facts.memory_bytes >> 20,
-            memory_used_mib: self.memory.get(&(uuid.clone(), None)).map(|it| it.used >> 20),
+            memory_used_mib: self.memory_of(uuid, None).map(|it| it.used >> 20),
+            utilization: self.utilization_of(uuid, None),
             problem: gpu.state.problem.clone(),
+            sick: self.sick.gpus.get(uuid).map(sick_report),
             owner,
             shares: self.held_of(uuid).filter_map(share).collect(),
             mig,
@@ -286,7 +312,10 @@ impl Seen<'_> {
         let adopted = adoptable(&gpu.facts, instance);
         let adopter = || self.holder(uuid, &RecordedKind::Adopted(adopted.clone().ok()?));
         let holder = maker.or_else(adopter);
-        let memory = self.memory.get(&(uuid.clone(), Some(instance.id)));
+        let memory = self.memory_of(uuid, Some(instance.id));
+        let is_it = |it: &&SickInstance| {
+            it.parent == *uuid && instance.compute_instances.iter().any(|own| own.uuid == it.uuid)
+        };
         let profile = gpu.facts.profile(instance.profile_id);
         InstanceReport {
             gpu_instance: instance.id,
@@ -298,8 +327,25 @@ impl Seen<'_> {
             not_adopted: adopted.as_ref().err().filter(|_| maker.is_none()).map(ToString::to_string),
             memory_mib: memory.map(|it| it.total >> 20),
             memory_used_mib: memory.map(|it| it.used >> 20),
+            utilization: self.utilization_of(uuid, Some(instance.id)),
+            sick: self.sick.instances.iter().find(is_it).map(|it| sick_report(&it.sickness)),
         }
     }
+
+    fn memory_of(&self, gpu: &str, gpu_instance: Option<u32>) -> Option<&Memory> {
+        self.used.get(&(gpu.to_owned(), gpu_instance))?.memory.as_ref()
+    }
+
+    fn utilization_of(&self, gpu: &str, gpu_instance: Option<u32>) -> Option<BTreeMap<&'static str, f64>> {
+        let engines = &self.used.get(&(gpu.to_owned(), gpu_instance))?.engines;
+        let named = || engines.iter().map(|(engine, share)| (engine.name(), *share)).collect();
+        (!engines.is_empty()).then(named)
+    }
+}
+
+fn sick_report(Sickness { cause, since }: &Sickness) -> SickReport {
+    let since = i64::try_from(*since).ok().and_then(|it| Timestamp::from_second(it).ok()).unwrap_or_default();
+    SickReport { reason: cause.to_string(), since: since.to_string() }
 }
 
 fn device(device: &RecordedDevice) -> DeviceReport {

@@ -1,8 +1,10 @@
 //! The report for people. Pure.
 
+use std::collections::BTreeMap;
+
 use super::map::{Block, letters, row};
-use super::report::{ClaimReport, ClaimState, GpuReport, MigReport, NodeReport, ProfileReport};
-use crate::nvml::facts::Placement;
+use super::report::{ClaimReport, ClaimState, GpuReport, MigReport, NodeReport, ProfileReport, SickReport};
+use crate::nvml::facts::{Engine, Placement};
 
 /// The whole report as text.
 pub(super) fn table(report: &NodeReport) -> String {
@@ -26,10 +28,14 @@ pub(super) fn table(report: &NodeReport) -> String {
 
 fn gpu_table(gpu: &GpuReport) -> String {
     let memory = used_of(gpu.memory_used_mib, Some(gpu.memory_mib));
+    let busy = busy(gpu.utilization.as_ref()).map_or_else(String::new, |it| format!("  {it} busy"));
     let mut text =
-        format!("\nGPU {}  {}  {}  {}  {memory}\n", gpu.index, gpu.pci, gpu.product_name, gpu.uuid);
+        format!("\nGPU {}  {}  {}  {}  {memory}{busy}\n", gpu.index, gpu.pci, gpu.product_name, gpu.uuid);
     if let Some(problem) = &gpu.problem {
         text.push_str(&format!("  cannot be read: {problem}\n"));
+    }
+    if let Some(SickReport { reason, since }) = &gpu.sick {
+        text.push_str(&format!("  unhealthy since {since}: {reason}\n"));
     }
     if let Some(owner) = &gpu.owner {
         text.push_str(&format!("  handed out whole to {owner}\n"));
@@ -72,7 +78,8 @@ fn mig_table(mig: &MigReport, is_whole: bool) -> String {
     };
     if !mig.instances.is_empty() {
         let mut instances = vec![
-            ["", "INSTANCE", "PROFILE", "PLACEMENT", "MEMORY", "OWNER", "MIG DEVICE"].map(str::to_owned),
+            ["", "INSTANCE", "PROFILE", "PLACEMENT", "MEMORY", "BUSY", "OWNER", "MIG DEVICE"]
+                .map(str::to_owned),
         ];
         instances.extend(mig.instances.iter().zip(letters()).map(|(it, letter)| {
             [
@@ -81,6 +88,7 @@ fn mig_table(mig: &MigReport, is_whole: bool) -> String {
                 it.profile.clone(),
                 it.placement.to_string(),
                 used_of(it.memory_used_mib, it.memory_mib),
+                busy(it.utilization.as_ref()).unwrap_or_else(|| "?".to_owned()),
                 match it.foreign && it.owner != "foreign" {
                     true => format!("{} (foreign)", it.owner),
                     false => it.owner.clone(),
@@ -92,6 +100,10 @@ fn mig_table(mig: &MigReport, is_whole: bool) -> String {
         for instance in &mig.instances {
             if let Some(reason) = &instance.not_adopted {
                 text.push_str(&format!("  instance {} cannot be adopted: {reason}\n", instance.gpu_instance));
+            }
+            if let Some(SickReport { reason, since }) = &instance.sick {
+                let id = instance.gpu_instance;
+                text.push_str(&format!("  instance {id} is unhealthy since {since}: {reason}\n"));
             }
         }
     }
@@ -149,6 +161,12 @@ fn used_of(used: Option<u64>, total: Option<u64>) -> String {
         (None, Some(total)) => format!("{total} MiB"),
         (_, None) => "?".to_owned(),
     }
+}
+
+/// The share of time in which any engine worked, if it was measured.
+fn busy(utilization: Option<&BTreeMap<&'static str, f64>>) -> Option<String> {
+    let share = utilization?.get(Engine::Graphics.name())?;
+    Some(format!("{:.0}%", share * 100.0))
 }
 
 /// An age as kubectl shows it: its largest unit only.

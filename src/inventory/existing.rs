@@ -50,6 +50,9 @@ pub enum NotAdopted {
     /// A claim would get less than its profile says.
     #[error("its compute instance does not span it")]
     Partial,
+    /// It has had an error that no application causes.
+    #[error("it is unhealthy, and may be had again once it is made anew")]
+    Unhealthy,
     /// A claim has it, or what it had there before.
     #[error("it overlaps `{0}`, which a claim has or may have")]
     Taken(String),
@@ -76,8 +79,12 @@ pub fn not_adopted(gpu: &Gpu, instance: &GpuInstance, terms: &Terms) -> Option<N
         Ok(adopted) => adopted,
         Err(reason) => return Some(reason),
     };
-    if terms.held.contains(DeviceName::adopted(gpu.facts.pci, &adopted.uuid).as_str()) {
+    let name = DeviceName::adopted(gpu.facts.pci, &adopted.uuid);
+    if terms.held.contains(name.as_str()) {
         return None;
+    }
+    if terms.sick.contains(name.as_str()) {
+        return Some(NotAdopted::Unhealthy);
     }
     if terms.existing == ExistingInstances::Withhold {
         return Some(NotAdopted::Unwanted);

@@ -144,6 +144,8 @@ pub struct Terms {
     pub adopted: Vec<(String, Adopted)>,
     /// Devices in CDI files of claims of which no record tells: what the driver made for them looks like somebody else's.
     pub named: BTreeSet<String>,
+    /// Devices that are instances of somebody else and have had an error: they are not offered, but for who has them.
+    pub sick: BTreeSet<String>,
     /// What becomes of instances of somebody else.
     pub existing: ExistingInstances,
     /// Devices that a GPU without MIG is shared by; fewer than two is none.

@@ -10,7 +10,7 @@ use crate::health::Report;
 pub enum Withheld {
     /// The GPU cannot be read.
     Unreadable,
-    /// The GPU is sick or lost.
+    /// The GPU is sick or lost, or somebody else's instance, which the device is, is sick.
     Unhealthy,
     /// The GPU is offered as time-shared devices instead.
     Shared,
@@ -34,7 +34,7 @@ pub fn withheld(inventory: &Inventory, gpus: &[Gpu], health: &Report) -> BTreeMa
 }
 
 fn why(gpu: &Gpu, device: &AllocatableDevice, health: &Report) -> Withheld {
-    if health.gpu(&gpu.facts.uuid).is_bad() {
+    if health.device(&gpu.facts.uuid, device.name.as_str()).is_bad() {
         Withheld::Unhealthy
     } else if gpu.state.problem.is_some() {
         Withheld::Unreadable

@@ -16,7 +16,7 @@ use crate::api::{EventReason, Events};
 use crate::args::HardwareArgs;
 use crate::cdi::ClaimFiles;
 use crate::checkpoint::{Checkpoint, Record, RecordedKind, Stored};
-use crate::hardware::{Hardware, NodeState};
+use crate::hardware::{Hardware, NodeState, Problem};
 use crate::health::{Keeper, Report, Scan};
 use crate::inventory::{ExistingInstances, Gpu, Inventory, Terms, inventory_on, not_adopted, withheld};
 use crate::nvml::facts::GpuInstance;
@@ -158,7 +158,7 @@ impl HardwareWatch {
         let scans = gpus.iter().map(|it| found(hardware, it));
         self.health.change(|health, at, now| {
             health.scanned(scans, at, now);
-            health.live(&records);
+            health.live(&records, &gpus);
         });
         Ok(gpus)
     }
@@ -213,14 +213,15 @@ impl HardwareWatch {
     fn note_held(&self) -> anyhow::Result<()> {
         if !self.health.report().instances.is_empty() {
             let records = self.checkpoint.records()?;
-            self.health.change(|it, _, _| it.live(&records));
+            self.health.change(|it, _, _| it.live(&records, &self.gpus));
         }
-        let held = self.terms()?.held;
+        let Terms { held, sick, .. } = self.terms()?;
         let (hardware, is_independent) = {
             let state = self.state.borrow();
             let offers_all =
                 held.iter().all(|name| state.inventory.devices().any(|it| it.name.as_str() == name));
-            let is_independent = offers_all && state.inventory.gpus.iter().all(|it| it.withheld.is_empty());
+            let withholds_nothing = state.inventory.gpus.iter().all(|it| it.withheld.is_empty());
+            let is_independent = offers_all && withholds_nothing && sick.is_empty();
             (state.hardware.clone(), is_independent)
         };
         if !is_independent {
@@ -237,7 +238,8 @@ impl HardwareWatch {
     /// What is wanted, and what claims hold. Of a claim whose record cannot be read its CDI file tells.
     fn terms(&self) -> anyhow::Result<Terms> {
         let (existing, time_slices) = (self.existing, self.time_slices);
-        let mut terms = Terms { existing, time_slices, ..Terms::default() };
+        let sick = self.health.report().sick_adopted();
+        let mut terms = Terms { existing, time_slices, sick, ..Terms::default() };
         let mut unrecorded = BTreeSet::new();
         // Only an instance of somebody else may be what was made for a claim of which no record tells.
         if existing == ExistingInstances::Adopt && self.gpus.iter().any(|it| !it.state.instances.is_empty()) {
@@ -264,16 +266,15 @@ impl HardwareWatch {
         Ok(terms)
     }
 
-    /// Tells which GPUs are no longer offered, and which are again. What comes before the colon is the GPU. One whose health is
-    /// the reason now is told of elsewhere, and yet not offered again.
-    fn tell_problems(&self, before: &[String], now: &[String], health: &Report) {
-        for problem in otherwise(now, health).iter().filter(|it| !before.contains(it)) {
+    /// Tells which GPUs are no longer offered, and which are again. One whose health is the reason now is told of elsewhere,
+    /// and yet not offered again.
+    fn tell_problems(&self, before: &[Problem], now: &[Problem], health: &Report) {
+        for problem in otherwise(now, health).filter(|it| !before.contains(it)) {
             let note = format!("Not offered, but for what claims hold of it: {problem}");
             self.events.tell(EventReason::GpuNotOffered, note);
         }
-        let gpu = |problem: &String| problem.split(": ").next().unwrap_or_default().to_owned();
-        for gpu in before.iter().map(gpu).filter(|it| !now.iter().any(|problem| gpu(problem) == *it)) {
-            self.events.tell(EventReason::GpuOffered, format!("{gpu}: is offered again."));
+        for Problem { gpu, .. } in before.iter().filter(|it| !now.iter().any(|now| now.gpu == it.gpu)) {
+            self.events.tell(EventReason::GpuOffered, format!("GPU {gpu}: is offered again."));
         }
     }
 
@@ -288,7 +289,8 @@ impl HardwareWatch {
         let left_alone = left_alone(&self.gpus, &terms);
         if hardware.is_ok() {
             let before = self.state.borrow();
-            self.tell_problems(&otherwise(&before.problems, &before.health), &problems, &health);
+            let told: Vec<Problem> = otherwise(&before.problems, &before.health).cloned().collect();
+            self.tell_problems(&told, &problems, &health);
         }
         let withheld = withheld(&inventory, &self.gpus, &health);
         let held = terms.held;

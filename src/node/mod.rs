@@ -91,16 +91,27 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         report: silence_report,
     };
 
-    // Health comes first, because NVML may hang before anything else works. The first look comes before the kubelet may
+    let (seen, pods) = (Arc::<Seen>::default(), Pods::default());
+    let state = StateParts {
+        node: node.clone(),
+        publication: publication.clone(),
+        registration: registration.clone(),
+        seen: Arc::clone(&seen),
+    };
+    let exporter = exporter(&args, &metrics, state, watch.opening.clone());
+
+    // Health and metrics come first, because NVML may hang before anything else works. The first look comes before the kubelet may
     // call, so that no pod fails only because we have just started.
     let mut parts = Parts::default();
     parts.add("health", serve_health(health_listener, health.clone(), stop.clone()));
+    parts.add("metrics", serve_metrics(metrics_listener, exporter, stop.clone()));
     parts.add_endless("watchdog", watchdog.run(stop.clone()));
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
         looked = watch.look() => looked?,
     }
 
+    let reports = keeper.reports();
     let health_follower = Follower {
         heard: to_be_heard,
         node: node.clone(),
@@ -110,9 +121,9 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         events: events.clone(),
         metrics: metrics.clone(),
         surprised: Arc::clone(&surprised),
+        pods: pods.clone(),
     };
     let device_health = DeviceHealth { pool: pool.clone(), node: node.clone(), stop: stop.clone() };
-    let (seen, pods) = (Arc::<Seen>::default(), Pods::new(args.metrics_pod_labels));
     let sampler = Sampler {
         node: node.clone(),
         checkpoint: checkpoint.clone(),
@@ -169,7 +180,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         turn,
     );
     let layouts = follower.run(node.clone(), publication.clone());
-    let statuses = ClaimStatuses::new(client.clone(), checkpoint, &name, &driver);
+    let statuses = ClaimStatuses::new(client.clone(), checkpoint, reports, &name, &driver);
 
     // The work socket first: the kubelet dials it as soon as it sees the other one.
     let plugin_socket = Socket::listen(&paths.plugin)?;
@@ -188,10 +199,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add_endless("sockets", sweep);
     parts.add_endless("device status of claims", statuses.run(changes.clone(), stop.clone()));
-    let state = StateParts { node: node.clone(), publication, registration: registration.clone(), seen };
-    let exporter = exporter(&args, &metrics, state);
     parts.add("sampler", sampler.run(stop.clone()));
-    parts.add("metrics", serve_metrics(metrics_listener, exporter, stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
     parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
     parts.add_endless("health of GPUs", health_follower.run());
@@ -201,10 +209,10 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
 }
 
 /// What `/metrics` shows.
-fn exporter(args: &NodeArgs, metrics: &Metrics, state: StateParts) -> Exporter {
+fn exporter(args: &NodeArgs, metrics: &Metrics, state: StateParts, opening: Pulse) -> Exporter {
     let (seen, with_pods) = (Arc::clone(&state.seen), args.metrics_pod_labels);
     let mut exporter = Exporter::new(metrics);
-    exporter.show(GpuHealth(state.node.clone()));
+    exporter.show(GpuHealth { node: state.node.clone(), opening });
     exporter.show(state);
     exporter.show(Instances { seen: Arc::clone(&seen), with_pods });
     if args.metrics_dcgm_names {

@@ -1,20 +1,20 @@
 //! What of the hardware is not offered, in words. Pure.
 
+use crate::hardware::Problem;
 use crate::health::Report;
 use crate::inventory::{Gpu, Terms, not_adopted};
 use crate::nvml::facts::{GpuInstance, SkippedGpu};
 
-/// Which GPUs are not offered, and why. What is said before the colon is the GPU.
-pub(super) fn problems(gpus: &[Gpu], skipped: &[SkippedGpu], health: &Report) -> Vec<String> {
-    let unreadable = gpus.iter().filter_map(|it| Some((&it.facts.uuid, it.state.problem.as_ref()?)));
-    let unreadable = unreadable.map(|(uuid, problem)| format!("GPU {uuid}: {problem}"));
+/// Which GPUs are not offered, and why.
+pub(super) fn problems(gpus: &[Gpu], skipped: &[SkippedGpu], health: &Report) -> Vec<Problem> {
+    let problem = |gpu: &str, reason: &str| Problem { gpu: gpu.to_owned(), reason: reason.to_owned() };
+    let unreadable = gpus.iter().filter_map(|it| Some(problem(&it.facts.uuid, it.state.problem.as_ref()?)));
     let sick = gpus.iter().filter(|it| it.state.problem.is_none()).map(|it| &it.facts.uuid);
-    let sick =
-        sick.filter(|it| health.gpu(it).is_bad()).map(|it| format!("GPU {it}: {}", health.gpu(it).text()));
+    let sick = sick.filter(|it| health.gpu(it).is_bad()).map(|it| problem(it, &health.gpu(it).text()));
     // By the same name as before it was skipped, so that it does not seem to be offered again.
     let skipped = skipped.iter().map(|it| {
-        let gpu = it.uuid.clone().unwrap_or_else(|| it.index.to_string());
-        format!("GPU {gpu}: {}", it.reason)
+        let index = it.index.to_string();
+        problem(it.uuid.as_ref().unwrap_or(&index), &it.reason)
     });
     unreadable.chain(sick).chain(skipped).collect()
 }
@@ -31,7 +31,25 @@ pub(super) fn left_alone(gpus: &[Gpu], terms: &Terms) -> Vec<String> {
 }
 
 /// The problems of which the health of GPUs does not tell.
-pub(super) fn otherwise(problems: &[String], health: &Report) -> Vec<String> {
-    let gpu = |it: &str| it.strip_prefix("GPU ")?.split(": ").next().map(|it| health.gpu(it).is_bad());
-    problems.iter().filter(|it| gpu(it) != Some(true)).cloned().collect()
+pub(super) fn otherwise<'a>(
+    problems: &'a [Problem],
+    health: &'a Report,
+) -> impl Iterator<Item = &'a Problem> {
+    problems.iter().filter(|it| !health.gpu(&it.gpu).is_bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::Condition;
+
+    #[test]
+    fn what_health_tells_of_is_left_out_by_the_gpu_and_not_by_the_text() {
+        let lost = Condition::Lost { reason: "GPU_IS_LOST".to_owned(), since: 7 };
+        let health = Report { gpus: [("GPU-1".to_owned(), lost)].into(), instances: Vec::new() };
+        let problem = |gpu: &str, reason: &str| Problem { gpu: gpu.to_owned(), reason: reason.to_owned() };
+        let problems = [problem("GPU-1", "lost"), problem("GPU-2", "as GPU-1: lost"), problem("3", "a: b")];
+        let left: Vec<String> = otherwise(&problems, &health).map(ToString::to_string).collect();
+        assert_eq!(left, ["GPU GPU-2: as GPU-1: lost", "GPU 3: a: b"]);
+    }
 }

@@ -220,6 +220,20 @@ pub enum Engine {
     MemoryBandwidth,
 }
 
+impl Engine {
+    /// A word for it, the same wherever it is told.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Graphics => "graphics",
+            Self::Multiprocessors => "sm",
+            Self::Warps => "warps",
+            Self::Tensor => "tensor",
+            Self::MemoryBandwidth => "memory_bandwidth",
+        }
+    }
+}
+
 /// PCI address of a GPU: domain, bus and device. The function is always 0 for a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciAddress {

@@ -25,7 +25,7 @@ pub use discover::{answers, discover, live_instances};
 pub use error::{CallError, Code};
 pub use event::{EventKind, EventSet, GpuEvent};
 pub(crate) use monitor::is_unsupported;
-pub use monitor::{Heard, Listening, Monitor};
+pub use monitor::{Heard, Hearing, Listening, Monitor};
 pub use pulse::{Beat, Pulse};
 pub use queue::{GpuQueue, QueueClosed};
 

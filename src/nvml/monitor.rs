@@ -2,7 +2,7 @@
 //!
 //! It waits in NVML, never for longer than [`WAIT`], so that it ends soon when its session ends. An event set may count
 //! as a user of a GPU. So before an error `IN_USE` is believed to be somebody else's doing, the thread lets go of that GPU
-//! for a while ([`Monitor::step_aside`]); a destroyed instance is worth more than an event.
+//! for a while ([`Monitor::step_aside`]); a destroyed instance is worth more than an event, and the gap is counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::event::{EventSet, GpuEvent};
-use super::{CallError, Code};
+use super::{CallError, Code, Pulse};
 
 /// Longest wait in NVML.
 const WAIT: Duration = Duration::from_millis(500);
@@ -30,8 +30,19 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// Of the thread. NVML's own needs are not documented; the kernel gives a page only when it is touched.
 const STACK: usize = 512 * 1024;
 
+/// Whether a GPU is listened to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hearing {
+    /// It is.
+    Heard,
+    /// It is let alone for some seconds, so that something of it can be destroyed.
+    Aside,
+    /// It cannot be.
+    Failed(CallError),
+}
+
 /// For each GPU, whether it is listened to, or why not.
-pub type Listening = BTreeMap<String, Result<(), CallError>>;
+pub type Listening = BTreeMap<String, Hearing>;
 
 /// What the thread has to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +58,8 @@ pub enum Heard {
 pub struct Monitor {
     state: Mutex<State>,
     thread: OnceLock<Thread>,
+    /// While the thread is inside NVML.
+    pulse: Pulse,
 }
 
 #[derive(Debug, Default)]
@@ -98,9 +111,17 @@ impl Monitor {
         self.state().gpus = gpus.into_iter().collect();
     }
 
-    /// Lets go of a GPU for some seconds.
-    pub fn step_aside(&self, gpu: &str) {
-        self.state().aside.insert(gpu.to_owned(), Instant::now() + ASIDE);
+    /// Lets go of a GPU for some seconds. True where it was not let alone already: what happens to it is not heard from
+    /// now on.
+    pub fn step_aside(&self, gpu: &str) -> bool {
+        self.state().aside.insert(gpu.to_owned(), Instant::now() + ASIDE).is_none()
+    }
+
+    /// How long the thread's present call into NVML takes already; nothing where it is in none. One that waits for events
+    /// takes no longer than half a second.
+    #[must_use]
+    pub fn busy_for(&self) -> Option<Duration> {
+        self.pulse.busy_for()
     }
 
     /// False where the thread has given no sign of life for longer than it can wait.
@@ -121,13 +142,13 @@ impl Monitor {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The GPUs to listen to now; `None` once there is no more to do.
-    fn wanted(&self) -> Option<BTreeSet<String>> {
+    /// The GPUs to listen to now, and those to let alone; `None` once there is no more to do.
+    fn wanted(&self) -> Option<(BTreeSet<String>, BTreeSet<String>)> {
         let mut state = self.state();
         let now = Instant::now();
         state.alive = Some(now);
         state.aside.retain(|_, until| now < *until);
-        let wanted = state.gpus.iter().filter(|it| !state.aside.contains_key(*it)).cloned().collect();
+        let wanted = state.gpus.iter().cloned().partition(|it| !state.aside.contains_key(it));
         (!state.is_closed).then_some(wanted)
     }
 }
@@ -149,20 +170,26 @@ struct Listener<'nvml> {
 impl Listener<'_> {
     /// Brings the set to what is wanted and waits for one event. `None` ends the thread.
     fn round(&mut self) -> Option<()> {
-        let wanted = self.monitor.wanted()?;
+        let (wanted, aside) = self.monitor.wanted()?;
+        let busy = self.monitor.pulse.begin();
         // A set cannot lose a GPU.
         if self.set.as_ref().is_some_and(|set| set.gpus().any(|it| !wanted.contains(it))) {
             debug!("letting go of a GPU's events");
             self.set = None;
         }
         self.prepare(&wanted);
+        drop(busy);
+        self.listening.extend(aside.into_iter().map(|it| (it, Hearing::Aside)));
         let Some(set) = self.set.as_ref().filter(|it| it.gpus().next().is_some()) else {
             self.tell()?;
             thread::park_timeout(PAUSE);
             return Some(());
         };
         // That it listens is told once it has: a set may be made, and yet not be waited for.
-        match set.wait(WAIT) {
+        let busy = self.monitor.pulse.begin();
+        let waited = set.wait(WAIT);
+        drop(busy);
+        match waited {
             Ok(event) => {
                 if let Some(event) = event {
                     self.heard.blocking_send(Heard::Event(event)).ok()?;
@@ -172,7 +199,9 @@ impl Listener<'_> {
             Err(error) => {
                 debug!(%error, "GPU events cannot be waited for");
                 self.set = None;
-                self.listening.values_mut().for_each(|it| *it = Err(error.clone()));
+                for it in self.listening.values_mut().filter(|it| **it != Hearing::Aside) {
+                    *it = Hearing::Failed(error.clone());
+                }
                 self.tell()?;
                 thread::park_timeout(PAUSE);
                 Some(())
@@ -183,18 +212,21 @@ impl Listener<'_> {
     /// Makes the set if there is none, and adds what it lacks.
     fn prepare(&mut self, wanted: &BTreeSet<String>) {
         let is_new = self.set.is_none();
-        self.listening.retain(|it, _| wanted.contains(it));
+        // One that was let alone is tried at once.
+        self.listening.retain(|it, now| wanted.contains(it) && *now != Hearing::Aside);
         let mut set = match self.set.take().map_or_else(|| EventSet::new(self.nvml), Ok) {
             Ok(set) => set,
             Err(error) => {
-                self.listening = wanted.iter().map(|it| (it.clone(), Err(error.clone()))).collect();
+                self.listening =
+                    wanted.iter().map(|it| (it.clone(), Hearing::Failed(error.clone()))).collect();
                 return;
             }
         };
         let is_time = is_new || self.tried.is_none_or(|it| RETRY <= it.elapsed());
         for gpu in wanted {
             if !set.has(gpu) && (is_time || !self.listening.contains_key(gpu)) {
-                self.listening.insert(gpu.clone(), set.add(gpu));
+                self.listening
+                    .insert(gpu.clone(), set.add(gpu).map_or_else(Hearing::Failed, |()| Hearing::Heard));
                 self.tried = Some(Instant::now());
             }
         }
@@ -209,11 +241,12 @@ impl Listener<'_> {
         for (gpu, now) in &self.listening {
             match now {
                 _ if self.told.get(gpu) == Some(now) => {}
-                Ok(()) => debug!(gpu, "listening to its events"),
-                Err(error) if is_unsupported(error) => {
+                Hearing::Heard => debug!(gpu, "listening to its events"),
+                Hearing::Aside => debug!(gpu, "not listening to its events for a moment"),
+                Hearing::Failed(error) if is_unsupported(error) => {
                     info!(gpu, %error, "no events: what it suffers from is in the kernel log only");
                 }
-                Err(error) => warn!(gpu, %error, "its events cannot be listened to now"),
+                Hearing::Failed(error) => warn!(gpu, %error, "its events cannot be listened to now"),
             }
         }
         self.told = self.listening.clone();

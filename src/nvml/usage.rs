@@ -38,6 +38,14 @@ impl Samples<'_> {
 }
 
 impl DeviceHandle<'_> {
+    /// Share of the last sample period (a second or less, nvml.h at nvmlUtilization_t) in which something ran on the GPU.
+    /// NOT_SUPPORTED while it is in MIG mode: then its instances are measured.
+    pub fn utilization(&self) -> Result<f64, CallError> {
+        let rates = self.wrapper().utilization_rates();
+        let rates = rates.map_err(CallError::wrapped("nvmlDeviceGetUtilizationRates"))?;
+        Ok((f64::from(rates.gpu) / 100.0).clamp(0.0, 1.0))
+    }
+
     /// How busy a GPU instance was since it was last asked for by the same owner, as shares of 1. Empty the first time,
     /// and on a GPU that does not measure.
     pub fn utilization_of(
@@ -68,8 +76,14 @@ impl DeviceHandle<'_> {
         Ok(found)
     }
 
+    /// Gives back the sample that is kept of a GPU instance since it was asked for: who will not ask again lets go of it.
+    pub fn forget_utilization_of(&self, gpu_instance: u32) {
+        self.samples.forget(gpu_instance);
+    }
+
     /// Whether the GPU measures the use of its engines. A driver too old for the question does not.
-    fn measures(&self) -> bool {
+    #[must_use]
+    pub fn measures(&self) -> bool {
         let ask = || {
             let can_free = self.nvml.lib().nvmlGpmSampleFree.is_ok();
             let supported =

@@ -78,7 +78,8 @@ impl Health {
             Ok(hardware) => format!("{} GPUs", hardware.facts.gpus.len()),
             Err(reason) => format!("none: {reason}"),
         };
-        for problem in node.problems.iter().chain(&node.left_alone) {
+        let problems = node.problems.iter().map(ToString::to_string);
+        for problem in problems.chain(node.left_alone.iter().cloned()) {
             gpus.push_str(&format!("\n    not offered: {problem}"));
         }
         let mark = |is_well| if is_well { '+' } else { '-' };
@@ -165,6 +166,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::hardware::Problem;
 
     /// The report for a node whose driver is not loaded.
     fn report(registration: RegistrationState, publication: Publication) -> (bool, String) {
@@ -172,7 +174,7 @@ mod tests {
     }
 
     fn health(registration: RegistrationState, publication: Publication, silent: Silent) -> Health {
-        let problems = vec!["GPU 3: it is lost".to_owned()];
+        let problems = vec![Problem { gpu: "3".to_owned(), reason: "it is lost".to_owned() }];
         let node = NodeState { problems, ..NodeState::without("no libnvidia-ml.so.1") };
         Health {
             registration: watch::channel(registration).1,

@@ -16,8 +16,12 @@ use crate::api::{EventReason, Events};
 use crate::hardware::NodeState;
 use crate::nvml::Pulse;
 
-/// What does not answer (`NVML`, or `GPU <uuid>`), and for how long when that was looked at.
+/// What does not answer (`NVML`, `GPU <uuid>`, or the events of GPUs), and for how long when that was looked at.
 pub type Silent = BTreeMap<String, Duration>;
+
+/// The thread that listens to all GPUs. It asks NVML to wait for half a second at most, so it is not silent when nothing
+/// happens.
+const EVENTS: &str = "events of GPUs";
 
 /// Looks from time to time whether calls into NVML come back.
 #[derive(Debug)]
@@ -56,16 +60,22 @@ impl Watchdog {
         let gpus = hardware.iter().flat_map(|it| it.busy());
         let gpus = gpus.map(|(uuid, time)| (format!("GPU {uuid}"), time));
         let opening = self.opening.busy_for().map(|time| ("NVML".to_owned(), time));
-        gpus.chain(opening).filter(|(_, time)| self.patience <= *time).collect()
+        let listening = hardware.iter().find_map(|it| it.listening_for());
+        let listening = listening.map(|time| (EVENTS.to_owned(), time));
+        gpus.chain(opening).chain(listening).filter(|(_, time)| self.patience <= *time).collect()
     }
 
     fn tell(&self, before: &Silent, now: &Silent) {
         for (what, time) in now.iter().filter(|(it, _)| !before.contains_key(*it)) {
             let seconds = time.as_secs();
             warn!(what, seconds, "a call into NVML does not come back");
+            let meanwhile = match what.as_str() {
+                EVENTS => "Errors of GPUs are not noticed until it does; claims are served.",
+                _ => "Claims on it fail until it does; others are served.",
+            };
             let note = format!(
-                "{what}: a call into NVML has not come back for {seconds} s. Claims on it fail until it does; others are \
-                 served. `nvidia-smi` and the kernel log of the node tell more; a restart of the driver's pod does not help."
+                "{what}: a call into NVML has not come back for {seconds} s. {meanwhile} `nvidia-smi` and the kernel log of the \
+                 node tell more; a restart of the driver's pod does not help."
             );
             self.events.tell(EventReason::NvmlSilent, note);
         }

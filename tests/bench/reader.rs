@@ -55,7 +55,9 @@ async fn read_on(address: SocketAddr, pause: Duration, count: &AtomicUsize) -> a
 
 /// One reading.
 pub(crate) async fn read(connection: &mut BufReader<TcpStream>) -> anyhow::Result<String> {
-    connection.get_mut().write_all(b"GET /metrics HTTP/1.1\r\nhost: driver\r\n\r\n").await?;
+    const REQUEST: &[u8] =
+        b"GET /metrics HTTP/1.1\r\nhost: driver\r\naccept: application/openmetrics-text\r\n\r\n";
+    connection.get_mut().write_all(REQUEST).await?;
     let mut length = None;
     let mut line = String::new();
     while line != "\r\n" {

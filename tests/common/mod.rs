@@ -16,6 +16,7 @@ use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
@@ -35,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use control_plane::{ControlPlane, each_control_plane};
 pub(crate) use kubelet::{is_soak, prepare, promised, try_prepare, try_unprepare, unprepare};
 pub(crate) use random::Random;
-pub(crate) use scrape::{Scrape, scrape};
+pub(crate) use scrape::{Scrape, scrape, scrape_as};
 
 pub(crate) const DRIVER: &str = "mig.dra-driver.dev";
 
@@ -310,9 +311,17 @@ impl Lab {
     }
 }
 
-/// An address that was free a moment ago: the driver cannot be handed a listener.
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// An address that was free a moment ago: the driver cannot be handed a listener. It is below those that the kernel gives to
+/// whoever asks for any, so nobody else who does is given it before the driver takes it; processes begin at different ones.
+pub(crate) fn free_address() -> SocketAddr {
+    const PORTS: std::ops::Range<u32> = 12_000..32_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut candidates = std::iter::repeat_with(|| {
+        let next = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        u16::try_from(PORTS.start + next % (PORTS.end - PORTS.start)).unwrap()
+    });
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    SocketAddr::from(([127, 0, 0, 1], candidates.find(is_free).unwrap()))
 }
 
 /// Names of all devices in slices.

@@ -24,14 +24,22 @@ pub(crate) struct Sample {
 
 /// Asks for the metrics of a driver that listens.
 pub(crate) async fn scrape(address: SocketAddr) -> Scrape {
+    let (head, text) = scrape_as(address, "application/openmetrics-text;version=1.0.0").await;
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let samples = text.lines().filter(|it| !it.starts_with('#')).map(sample).collect();
+    Scrape { head, text, samples }
+}
+
+/// Head and text of the answer to who accepts this.
+pub(crate) async fn scrape_as(address: SocketAddr, accept: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let request =
+        format!("GET /metrics HTTP/1.1\r\nhost: x\r\naccept: {accept}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     let (head, text) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(text.ends_with("# EOF\n"), "{text}");
-    let lines = text.lines().filter(|it| !it.starts_with('#'));
-    Scrape { head: head.to_owned(), text: text.to_owned(), samples: lines.map(sample).collect() }
+    (head.to_owned(), text.to_owned())
 }
 
 impl Scrape {

@@ -24,7 +24,7 @@ const OF_THE_TARGET: [&str; 3] = ["node", "job", "instance"];
 /// Metrics of Prometheus itself.
 const OF_PROMETHEUS: [&str; 1] = ["up"];
 /// Labels whose values are closed sets, of which all are shown from the start.
-const CLOSED: [&str; 7] = ["method", "outcome", "reason", "state", "step", "operation", "action"];
+const CLOSED: [&str; 8] = ["method", "outcome", "reason", "state", "step", "operation", "action", "cause"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -7,7 +7,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::health::GpuEventKind;
-use super::labels::{Method, Outcome, Recovery, SliceWrite, Step};
+use super::labels::{EventGap, Method, Outcome, Recovery, SliceWrite, Step};
 use super::reason::Reason;
 
 /// Upper bounds of latencies, in seconds: from a file operation to the kubelet's patience.
@@ -25,7 +25,7 @@ pub(super) struct Families {
     pub(super) recoveries: Family<RecoveryLabels, Counter>,
     pub(super) nvml_errors: Family<NvmlLabels, Counter>,
     pub(super) gpu_events: Family<GpuEventLabels, Counter>,
-    pub(super) event_gaps: Counter,
+    pub(super) event_gaps: Family<GapLabels, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -79,6 +79,11 @@ pub(super) struct GpuEventLabels {
     pub(super) code: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct GapLabels {
+    pub(super) cause: EventGap,
+}
+
 impl Default for Families {
     fn default() -> Self {
         let latency: fn() -> Histogram = || Histogram::new(LATENCIES);
@@ -91,7 +96,7 @@ impl Default for Families {
             recoveries: Family::default(),
             nvml_errors: Family::default(),
             gpu_events: Family::default(),
-            event_gaps: Counter::default(),
+            event_gaps: Family::default(),
         };
         families.at_zero();
         families
@@ -111,6 +116,9 @@ impl Families {
         }
         for &step in Step::ALL {
             drop(self.step_seconds.get_or_create(&StepLabels { step, outcome: Outcome::Success }));
+        }
+        for &cause in EventGap::ALL {
+            drop(self.event_gaps.get_or_create(&GapLabels { cause }));
         }
         for &operation in SliceWrite::ALL {
             drop(self.slice_writes.get_or_create(&SliceLabels { operation }));
@@ -163,7 +171,8 @@ impl Families {
         );
         registry.register(
             "gpu_event_gaps",
-            "Times that NVML's events could not be waited for, so that some may be missing",
+            "Times in which events of a GPU were not heard, so that some may be missing: `failed` where they could not be waited \
+             for, `aside` where the GPU was let alone so that something of it could be destroyed",
             self.event_gaps.clone(),
         );
     }

@@ -4,10 +4,14 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
 use tokio::sync::watch;
 
+use super::gauges::{Gauge, write};
 use crate::hardware::NodeState;
 use crate::health::Condition;
+use crate::inventory::DeviceName;
+use crate::nvml::Pulse;
 
 label_values! {
     /// What a GPU has told of.
@@ -35,9 +39,14 @@ label_values! {
     }
 }
 
-/// Shows how each GPU is: one series for each condition, 1 for the one that it is in.
+/// Shows how each GPU is, one series for each condition, 1 for the one that it is in; and whether calls into NVML hang.
 #[derive(Debug)]
-pub struct GpuHealth(pub watch::Receiver<NodeState>);
+pub struct GpuHealth {
+    /// The GPUs.
+    pub node: watch::Receiver<NodeState>,
+    /// Opening NVML and looking for GPUs.
+    pub opening: Pulse,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct HealthLabels {
@@ -59,9 +68,32 @@ fn of(condition: &Condition) -> GpuCondition {
     }
 }
 
+impl GpuHealth {
+    /// Seconds that each thread's present call into NVML has been running; the watchdog tells of the long ones.
+    fn running(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let hardware = self.node.borrow().hardware.clone().ok();
+        let gpus = hardware.iter().flat_map(|it| it.facts.gpus.iter().filter_map(|gpu| it.gpu(&gpu.uuid)));
+        let gpus = gpus.map(|it| (DeviceName::gpu(it.facts.pci).to_string(), it.queue.busy_for()));
+        let others = [
+            ("open".to_owned(), self.opening.busy_for()),
+            ("events".to_owned(), hardware.as_ref().and_then(|it| it.listening_for())),
+        ];
+        let help = "How long a thread's present call into NVML has been running, 0 where it is in none: `open` looks for GPUs, \
+                    `events` listens to them, the others work on one each";
+        let gauge = Gauge { name: "nvml_call_running", help, unit: Some(Unit::Seconds) };
+        let threads = gpus.chain(others);
+        write(
+            encoder,
+            &gauge,
+            threads.map(|(it, time)| ([("thread", it)], time.unwrap_or_default().as_secs_f64())),
+        )
+    }
+}
+
 impl Collector for GpuHealth {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let health = self.0.borrow().health.clone();
+        self.running(&mut encoder)?;
+        let health = self.node.borrow().health.clone();
         let name = "gpu_health";
         let help = "How a GPU is: 1 for its condition, 0 for the others";
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;

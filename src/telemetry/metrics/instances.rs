@@ -117,7 +117,7 @@ impl Collector for Instances {
             write(&mut encoder, &total, memory(|it| it.memory.total))?;
             let help = "How busy a part of a MIG instance was between the last two looks at it, from 0 to 1.";
             let busy = named.iter().flat_map(|it| {
-                let labels = |engine| it.labels(self.with_pods, Some(our_name(engine)));
+                let labels = |engine: Engine| it.labels(self.with_pods, Some(engine.name()));
                 it.instance.engines.iter().map(move |(engine, share)| (labels(*engine), *share))
             });
             write(&mut encoder, &gauge("instance_utilization_ratio", help), busy)
@@ -153,16 +153,6 @@ impl Collector for DcgmInstances {
             }
             Ok(())
         })
-    }
-}
-
-fn our_name(engine: Engine) -> &'static str {
-    match engine {
-        Engine::Graphics => "graphics",
-        Engine::Multiprocessors => "sm",
-        Engine::Warps => "warps",
-        Engine::Tensor => "tensor",
-        Engine::MemoryBandwidth => "memory_bandwidth",
     }
 }
 

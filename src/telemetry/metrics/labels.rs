@@ -100,6 +100,16 @@ label_values! {
 }
 
 label_values! {
+    /// Why events of GPUs were not heard for a time.
+    EventGap {
+        /// NVML could not be waited for.
+        Failed = "failed",
+        /// A GPU was let alone for some seconds, so that something of it could be destroyed.
+        Aside = "aside",
+    }
+}
+
+label_values! {
     /// What was done to a ResourceSlice.
     SliceWrite {
         /// A new one.

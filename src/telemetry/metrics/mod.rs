@@ -26,6 +26,7 @@ mod gauges;
 mod health;
 mod instances;
 mod occupancy;
+mod plain;
 mod pods;
 mod reason;
 mod sampler;
@@ -43,8 +44,8 @@ use prometheus_client::registry::Registry;
 
 pub use health::{GpuCondition, GpuEventKind, GpuHealth};
 pub use instances::{DcgmInstances, Instances};
-pub use labels::{Method, Outcome, Recovery, SliceWrite, Step};
-pub use pods::Pods;
+pub use labels::{EventGap, Method, Outcome, Recovery, SliceWrite, Step};
+pub use pods::{PodRef, Pods};
 pub use reason::Reason;
 pub use sampler::{ClaimState, Sampler, Seen, UsagePolicy};
 pub use serve::{MetricsAddress, MetricsError, bind_metrics, serve_metrics};
@@ -53,8 +54,8 @@ pub use timer::{CallClock, StepClock};
 
 use crate::nvml::{CallError, EventKind, GpuEvent};
 use families::{
-    ApiLabels, CallLabels, CallTimeLabels, Families, GpuEventLabels, NvmlLabels, RecoveryLabels, SliceLabels,
-    StepLabels,
+    ApiLabels, CallLabels, CallTimeLabels, Families, GapLabels, GpuEventLabels, NvmlLabels, RecoveryLabels,
+    SliceLabels, StepLabels,
 };
 
 /// What our names begin with.
@@ -127,9 +128,9 @@ impl Metrics {
         self.0.gpu_events.get_or_create(&labels).inc();
     }
 
-    /// Events of GPUs could not be waited for.
-    pub fn event_gap(&self) {
-        self.0.event_gaps.inc();
+    /// Events of GPUs are not heard for a time.
+    pub fn event_gap(&self, cause: EventGap) {
+        self.0.event_gaps.get_or_create(&GapLabels { cause }).inc();
     }
 
     fn note_call(&self, method: Method, reason: Reason, took: Duration) {

@@ -5,8 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::inventory::{AllocatableDevice, GpuInventory, fits_into};
 use crate::nvml::facts::GpuFacts;
 
-/// Name of the counters for memory slices, before their number.
-const MEMORY_SLICE: &str = "memory-slice-";
 /// What a whole GPU is called among profiles, as in the attribute `profile`.
 const WHOLE: &str = "full";
 
@@ -19,7 +17,7 @@ pub(super) struct Occupancy {
     pub(super) free: BTreeMap<String, usize>,
     /// Memory slices.
     pub(super) slices: u32,
-    /// Those that nobody has.
+    /// Those that some claim could still be given, alone or with others.
     pub(super) free_slices: u32,
     /// The largest MIG profile that could be made, and its memory slices.
     pub(super) largest: Option<(String, u32)>,
@@ -45,21 +43,20 @@ pub(super) fn occupancy(
         }
     }
     let mut largest = None;
+    let mut obtainable = BTreeSet::new();
     for device in rest {
         let free = found.free.entry(profile(device).to_owned()).or_default();
         if fits_into(&device.consumes, &left) {
             *free += 1;
             // Of two that take as much memory the one with more compute slices is the larger.
             largest = largest.max(device.mig().map(|it| (it.placement.size, it.slices, &it.profile)));
+            obtainable.extend(device.mig().map_or(0..slices, |it| {
+                it.placement.start..it.placement.start.saturating_add(it.placement.size)
+            }));
         }
     }
     found.largest = largest.map(|(size, _, profile)| (profile.clone(), size));
-    // Of a GPU that offers one device nothing is counted: it is free as a whole or not at all.
-    found.free_slices = if offered.counters.is_empty() {
-        if found.free.values().any(|it| 0 < *it) { slices } else { 0 }
-    } else {
-        left.iter().filter(|(name, _)| name.starts_with(MEMORY_SLICE)).map(|(_, it)| *it).sum()
-    };
+    found.free_slices = u32::try_from(obtainable.len()).unwrap_or(u32::MAX);
     found
 }
 

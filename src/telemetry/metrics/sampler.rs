@@ -172,7 +172,6 @@ impl Sampler {
             };
             *claims.entry(state).or_default() += 1;
         }
-        self.pods.keep(|uid| listed.iter().any(|(it, _)| it == uid));
         // Claims are shown at once; a GPU may take its time.
         self.seen.put(claims.clone(), None);
         if self.policy != UsagePolicy::Off {
@@ -224,7 +223,7 @@ impl Sampler {
                     gpu_instance: it.ids.0,
                     profile: it.profile.to_owned(),
                     claim: it.claim.clone(),
-                    pods: self.pods.of(&it.claim.uid),
+                    pods: self.pods.names(&it.claim.uid),
                     memory,
                     engines,
                     seen: Instant::now(),

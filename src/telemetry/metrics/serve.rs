@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
@@ -18,9 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::Exporter;
-
-/// What prometheus-client writes (OpenMetrics 1.0, text format).
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use super::plain::{OPEN_METRICS, PLAIN, plain, takes_open_metrics};
 
 /// How long a text is the numbers of this moment.
 const MOMENT: Duration = Duration::from_millis(250);
@@ -76,14 +75,33 @@ pub async fn serve_metrics(
     axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-async fn metrics(State(page): State<Arc<Page>>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, OPEN_METRICS)], page.at(Instant::now()))
+async fn metrics(State(page): State<Arc<Page>>, headers: HeaderMap) -> impl IntoResponse {
+    let accepted = headers.get_all(ACCEPT).iter().filter_map(|it| it.to_str().ok());
+    match accepted.into_iter().any(takes_open_metrics) {
+        true => ([(CONTENT_TYPE, OPEN_METRICS)], page.at(Instant::now(), Format::OpenMetrics)),
+        false => ([(CONTENT_TYPE, PLAIN)], page.at(Instant::now(), Format::Plain)),
+    }
 }
 
-/// What is answered, and since when.
+/// What is answered.
 struct Page {
     exporter: Exporter,
-    last: Mutex<(Option<Instant>, Bytes)>,
+    last: Mutex<Texts>,
+}
+
+/// The text of a moment, and since when it is that.
+#[derive(Default)]
+struct Texts {
+    since: Option<Instant>,
+    open_metrics: Bytes,
+    /// Made when somebody asks for it.
+    plain: Option<Bytes>,
+}
+
+#[derive(Clone, Copy)]
+enum Format {
+    OpenMetrics,
+    Plain,
 }
 
 impl Page {
@@ -91,14 +109,20 @@ impl Page {
         Self { exporter, last: Mutex::default() }
     }
 
-    fn at(&self, now: Instant) -> Bytes {
+    fn at(&self, now: Instant, format: Format) -> Bytes {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, text) = &mut *last;
-        if since.is_none_or(|it| it + MOMENT <= now) {
-            *text = self.exporter.text(text.len()).into();
-            *since = Some(now);
+        if last.since.is_none_or(|it| it + MOMENT <= now) {
+            let open_metrics = self.exporter.text(last.open_metrics.len()).into();
+            *last = Texts { since: Some(now), open_metrics, plain: None };
         }
-        text.clone()
+        let Texts { open_metrics, plain: plain_text, .. } = &mut *last;
+        match format {
+            Format::OpenMetrics => open_metrics.clone(),
+            Format::Plain => {
+                let make = || plain(str::from_utf8(open_metrics).unwrap_or_default()).into();
+                plain_text.get_or_insert_with(make).clone()
+            }
+        }
     }
 }
 
@@ -111,10 +135,13 @@ mod tests {
     fn readers_of_one_moment_get_one_text_and_later_ones_another() {
         let metrics = Metrics::default();
         let (page, now) = (Page::new(Exporter::new(&metrics)), Instant::now());
-        let first = page.at(now);
-        metrics.slice_written(SliceWrite::Create);
-        assert_eq!(page.at(now + MOMENT / 2), first);
-        assert_ne!(page.at(now + MOMENT), first);
+        for format in [Format::OpenMetrics, Format::Plain] {
+            let now = now + if matches!(format, Format::Plain) { MOMENT * 2 } else { Duration::ZERO };
+            let first = page.at(now, format);
+            metrics.slice_written(SliceWrite::Create);
+            assert_eq!(page.at(now + MOMENT / 2, format), first);
+            assert_ne!(page.at(now + MOMENT, format), first);
+        }
     }
 
     #[test]

@@ -1,0 +1,176 @@
+use super::super::owner::fixture::{record, xid};
+use super::super::{changes, owner};
+use super::*;
+use crate::inventory::Inventory;
+use crate::nvml::{CallError, Code};
+
+const GPU: &str = "GPU-0";
+
+fn after(machine: &mut Machine, event: &GpuEvent, records: &[Arc<Record>]) -> Verdict {
+    machine.event(event, &owner(event, records, "boot", &Inventory::default()), 7)
+}
+
+fn heard() -> Listening {
+    [(GPU.to_owned(), Hearing::Heard)].into()
+}
+
+fn error(code: Code) -> Listening {
+    [(GPU.to_owned(), Hearing::Failed(CallError { call: "nvmlEventSetWait_v2", code }))].into()
+}
+
+fn condition(machine: &Machine, at: Instant) -> Condition {
+    machine.report(at).gpu(GPU).clone()
+}
+
+fn sick(xid: u64) -> Condition {
+    Condition::Sick(Sickness { cause: Cause::Xid(xid), since: 7 })
+}
+
+#[test]
+fn an_error_of_nobody_is_the_gpus_and_its_first_reason_stays() {
+    let (mut machine, now) = (Machine::default(), Instant::now());
+    assert_eq!(after(&mut machine, &xid(GPU, 48, None), &[]), Verdict::Gpu);
+    assert_eq!(after(&mut machine, &xid(GPU, 63, None), &[]), Verdict::Gpu);
+    assert_eq!(condition(&machine, now), sick(48));
+    machine.scanned([(GPU.to_owned(), Scan::Well)], now, 8);
+    assert_eq!(condition(&machine, now), sick(48), "that it answers does not make it well");
+    machine.forget();
+    assert_eq!(condition(&machine, now), Condition::Healthy);
+}
+
+#[test]
+fn an_error_of_an_instance_is_its_claims_until_it_is_made_anew() {
+    let (mut machine, now) = (Machine::default(), Instant::now());
+    let records = [record("a", GPU, Some(7)), record("b", GPU, Some(8))];
+    assert_eq!(after(&mut machine, &xid(GPU, 94, Some(7)), &records), Verdict::Instance);
+    assert_eq!(after(&mut machine, &xid(GPU, 94, Some(7)), &records), Verdict::Instance);
+    let report = machine.report(now);
+    assert_eq!((report.instances.len(), report.gpu(GPU)), (1, &Condition::Healthy));
+    assert!(report.device(GPU, "device-of-a").is_bad() && !report.device(GPU, "device-of-b").is_bad());
+    machine.live(&records, &[]);
+    assert_eq!(machine.report(now).instances.len(), 1);
+    machine.live(&records[1..], &[]);
+    assert!(machine.report(now).instances.is_empty());
+}
+
+#[test]
+fn errors_of_applications_and_of_others_make_nothing_sick() {
+    let (mut machine, now) = (Machine::default(), Instant::now());
+    let records = [record("a", GPU, Some(7))];
+    for number in [13, 31, 43, 45, 68, 109] {
+        assert_eq!(after(&mut machine, &xid(GPU, number, None), &records), Verdict::Harmless);
+    }
+    assert_eq!(after(&mut machine, &xid(GPU, 94, Some(3)), &records), Verdict::Foreign);
+    let corrected = GpuEvent { kind: EventKind::SingleBitEcc, ..xid(GPU, 0, Some(7)) };
+    assert_eq!(after(&mut machine, &corrected, &records), Verdict::Harmless);
+    let report = machine.report(now);
+    assert_eq!((report.gpu(GPU), report.instances.len()), (&Condition::Healthy, 0));
+}
+
+#[test]
+fn some_errors_are_the_gpus_whoever_notices_them() {
+    let mut machine = Machine::default();
+    let records = [record("a", GPU, Some(7))];
+    assert_eq!(after(&mut machine, &xid(GPU, 95, Some(7)), &records), Verdict::Gpu);
+    assert_eq!(after(&mut machine, &xid(GPU, 119, Some(3)), &records), Verdict::Gpu);
+}
+
+#[test]
+fn a_lost_gpu_that_answers_again_is_well() {
+    let (mut machine, now) = (Machine::default(), Instant::now());
+    after(&mut machine, &xid(GPU, 79, None), &[]);
+    let lost = || [(GPU.to_owned(), Scan::Lost("GPU_IS_LOST".to_owned()))];
+    machine.scanned(lost(), now, 9);
+    machine.scanned(lost(), now, 10);
+    let expected = Condition::Lost { reason: "GPU_IS_LOST".to_owned(), since: 9 };
+    assert_eq!(condition(&machine, now), expected);
+    machine.forget();
+    assert_eq!(condition(&machine, now), expected, "nobody can declare it found");
+    after(&mut machine, &xid(GPU, 79, None), &[]);
+    machine.scanned([(GPU.to_owned(), Scan::Well)], now, 11);
+    assert_eq!(condition(&machine, now), Condition::Healthy);
+}
+
+#[test]
+fn a_gap_counts_once_it_lasts_and_ends_at_once() {
+    let (mut machine, start) = (Machine::default(), Instant::now());
+    machine.listening(&heard(), start);
+    machine.listening(&error(Code::UNKNOWN), start);
+    machine.listening(&Listening::new(), start + GRACE / 2);
+    assert_eq!(condition(&machine, start + GRACE / 2), Condition::Healthy);
+    assert!(matches!(condition(&machine, start + GRACE), Condition::Unmonitored { is_for_good: false, .. }));
+    machine.listening(&heard(), start + GRACE);
+    assert_eq!(condition(&machine, start + GRACE), Condition::Healthy);
+    machine.hears(false, start + GRACE);
+    assert!(matches!(condition(&machine, start + GRACE * 2), Condition::Unmonitored { .. }));
+    machine.hears(true, start + GRACE * 2);
+    assert_eq!(
+        condition(&machine, start + GRACE * 4),
+        Condition::Healthy,
+        "it need not say again whom it hears"
+    );
+}
+
+#[test]
+fn a_gpu_that_is_let_alone_on_purpose_is_as_it_was() {
+    let (mut machine, start) = (Machine::default(), Instant::now());
+    let aside = Listening::from([(GPU.to_owned(), Hearing::Aside)]);
+    machine.listening(&heard(), start);
+    machine.listening(&aside, start);
+    machine.listening(&aside, start + GRACE);
+    assert_eq!(condition(&machine, start + GRACE * 2), Condition::Healthy);
+    machine.listening(&error(Code::UNKNOWN), start);
+    machine.listening(&aside, start + GRACE);
+    assert!(
+        matches!(condition(&machine, start + GRACE), Condition::Unmonitored { .. }),
+        "deaf it was before"
+    );
+}
+
+#[test]
+fn an_instance_of_somebody_else_is_sick_until_it_is_gone_whoever_has_it() {
+    let (mut machine, now) = (Machine::default(), Instant::now());
+    let (device, uuid) = ("device-of-a".to_owned(), "MIG-a".to_owned());
+    let instance = Instance { device: device.clone(), gpu_instance: 7, uuid, is_adopted: true };
+    let suffer =
+        |machine: &mut Machine| machine.event(&xid(GPU, 94, Some(7)), &Owner::Unclaimed(instance.clone()), 7);
+    assert_eq!([suffer(&mut machine), suffer(&mut machine)], [Verdict::Instance; 2]);
+    assert_eq!(machine.report(now).sick_adopted(), [device.clone()].into());
+    // A claim comes and goes.
+    let records = [record("a", GPU, Some(7))];
+    machine.live(&records, &[]);
+    assert_eq!(machine.report(now).instances[0].claim.as_ref(), Some(&records[0].claim));
+    machine.live(&[], &[]);
+    assert_eq!(machine.report(now).instances[0].claim, None);
+    assert!(machine.report(now).device(GPU, &device).is_bad());
+    machine.forget();
+    assert_eq!(machine.report(now).instances, []);
+}
+
+#[test]
+fn a_gpu_without_events_is_unmonitored_for_good_and_that_is_no_silence() {
+    let (mut machine, now) = (Machine::default(), Instant::now());
+    machine.listening(&error(Code::FUNCTION_NOT_FOUND), now);
+    machine.hears(false, now);
+    let is_for_good = |it: &Condition| matches!(it, Condition::Unmonitored { is_for_good: true, .. });
+    assert!(is_for_good(&condition(&machine, now)));
+}
+
+#[test]
+fn what_could_not_be_read_is_unmonitored_and_no_reason_to_be_sick() {
+    let (mut machine, now) = (Machine::default(), Instant::now());
+    machine.scanned([(GPU.to_owned(), Scan::Unread("NVML is silent".to_owned()))], now, 7);
+    assert!(matches!(condition(&machine, now + GRACE), Condition::Unmonitored { .. }));
+    machine.scanned([(GPU.to_owned(), Scan::Well)], now, 8);
+    assert_eq!(condition(&machine, now + GRACE), Condition::Healthy);
+}
+
+#[test]
+fn what_was_sick_before_the_start_still_is() {
+    let (mut before, now) = (Machine::default(), Instant::now());
+    after(&mut before, &xid(GPU, 48, None), &[]);
+    let (gpus, instances) = before.sick();
+    let machine = Machine::new(IgnoredXids::default(), gpus, instances.to_vec());
+    assert_eq!(machine.report(now), before.report(now));
+    assert_eq!(changes(&Report::default(), &machine.report(now)).len(), 1);
+}
