@@ -1,5 +1,6 @@
 //! The GPUs of this node while the driver runs: what they are, their threads, and what changed on them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use crate::args::HardwareArgs;
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
 use crate::health::Report;
 use crate::host;
-use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Withheld};
+use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, Withheld, inventory_on};
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, SkippedGpu};
 use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
 use crate::telemetry::metrics::Metrics;
@@ -29,6 +30,8 @@ pub struct NodeState {
     pub hardware: Result<Arc<Hardware>, String>,
     /// What they offer.
     pub inventory: Arc<Inventory>,
+    /// What that was made from.
+    pub basis: Arc<Basis>,
     /// Names of the devices that claims hold.
     pub held: BTreeSet<String>,
     /// GPUs that are not offered, and why.
@@ -41,13 +44,38 @@ pub struct NodeState {
     pub withheld: BTreeMap<(String, Withheld), usize>,
 }
 
+/// What an inventory is made from, besides what NVML says once and for all.
+#[derive(Debug, Default)]
+pub struct Basis {
+    /// The GPUs, with a problem for those of which nobody else should be given a part.
+    pub gpus: Vec<Gpu>,
+    /// On which terms they are offered.
+    pub terms: Terms,
+}
+
 impl NodeState {
+    /// What is offered where these devices stay as well, as what claims hold does: the API server has them as allocated,
+    /// although nobody has asked for them here yet.
+    #[must_use]
+    pub fn inventory_with(&self, allocated: &BTreeSet<String>) -> Cow<'_, Inventory> {
+        let is_offered = |name: &String| self.inventory.devices().any(|it| it.name.as_str() == name);
+        match &self.hardware {
+            Ok(hardware) if !allocated.iter().all(is_offered) => {
+                let held = &self.held | allocated;
+                let terms = Terms { held, ..self.basis.terms.clone() };
+                Cow::Owned(inventory_on(&hardware.facts, &self.basis.gpus, &terms))
+            }
+            _ => Cow::Borrowed(&self.inventory),
+        }
+    }
+
     /// A node of which no more is known than why there is nothing.
     #[must_use]
     pub fn without(reason: &str) -> Self {
         Self {
             hardware: Err(reason.to_owned()),
             inventory: Arc::default(),
+            basis: Arc::default(),
             held: BTreeSet::new(),
             problems: Vec::new(),
             left_alone: Vec::new(),

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, scrape, unprepare};
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceSlice};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube_sim::kubelet::{Claim, DeviceHealth, Health, HealthStream, Plugin};
@@ -193,9 +193,42 @@ async fn an_xid_of_nobody_withdraws_what_is_free_and_taints_what_is_held() {
 
         // What is released is withdrawn, too.
         unprepare(&kubelet, &claim).await.unwrap();
+        lab.delete_claim(&claim).await;
         count_of(&lab, 0, 0).await;
         lab.stop().await;
         ends(stream).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_allocated_and_not_prepared_stays_published_and_tainted() {
+    with_gates(true, true, async |plane| {
+        let (mut lab, kubelet, _) = started(plane, "2xH100-80GB", &[]).await;
+        let before = count_of(&lab, 0, ALL).await;
+        let claim = lab.claim_of("one", LAST).await;
+        lab.sim.post_xid(0, 48, None, None).unwrap();
+        published_of(&lab, 0, &[LAST]).await;
+        let after = lab.slices_when(|it| taints(it) == taint("xid", "48", "NoSchedule")).await;
+        let cost = |slices: &[ResourceSlice]| device(slices, LAST).consumes_counters.clone();
+        assert_eq!(cost(&after), cost(&before), "an allocated device is never re-costed");
+        assert_eq!(of_gpu(&lab, &after, 1).len(), ALL, "the other GPU is none of that");
+
+        // Also over a restart, and when a kubelet has deleted the slices meanwhile.
+        lab.stop().await;
+        for slice in lab.slices().await {
+            lab.slices_api().delete(&slice.metadata.name.unwrap(), &DeleteParams::default()).await.unwrap();
+        }
+        drop(kubelet);
+        let kubelet = start(&mut lab).await;
+        let again = published_of(&lab, 0, &[LAST]).await;
+        assert_eq!(cost(&again), cost(&before));
+
+        prepare(&kubelet, &claim).await.unwrap();
+        unprepare(&kubelet, &claim).await.unwrap();
+        lab.delete_claim(&claim).await;
+        count_of(&lab, 0, 0).await;
+        lab.stop().await;
     })
     .await;
 }
@@ -257,8 +290,7 @@ async fn what_is_sick_stays_so_over_a_restart_until_an_operator_says_otherwise()
 
         let kubelet = start(&mut lab).await;
         unprepare(&kubelet, &claim).await.unwrap();
-        let claims: Api<ResourceClaim> = Api::namespaced(lab.client.clone(), "default");
-        claims.delete(&claim.name, &DeleteParams::default()).await.unwrap();
+        lab.delete_claim(&claim).await;
         count_of(&lab, 0, 0).await;
         std::fs::remove_file(lab.path("plugins").join(DRIVER).join("health.json")).unwrap();
         let slices = count_of(&lab, 0, offered.len()).await;

@@ -14,11 +14,31 @@ use super::publish::RESYNC;
 use crate::api::SliceError;
 use crate::inventory::{DeviceKind, DeviceName, GpuInventory, Inventory};
 
-/// Whole GPUs and shares that were withdrawn lately, and since when they are gone; `None` until that is written. Pure.
-#[derive(Debug, Default)]
-pub(super) struct Withdrawn(BTreeMap<String, Option<Instant>>);
+/// Whole GPUs and shares that were withdrawn lately, so far as this process knows. Pure.
+#[derive(Debug)]
+pub(super) struct Withdrawn {
+    /// Since when they are gone; `None` until that is written.
+    gone: BTreeMap<String, Option<Instant>>,
+    /// When this process first looked, if a driver before it may have withdrawn something a moment before.
+    start: Option<Instant>,
+    has_past: bool,
+}
 
 impl Withdrawn {
+    /// Starts without knowledge of what was before; `has_past` is whether a driver was on this node before this process.
+    pub(super) fn new(has_past: bool) -> Self {
+        Self { gone: BTreeMap::new(), start: None, has_past }
+    }
+
+    /// Takes note of the time. Until a settle time after the first look nothing may come that was not published then, unless
+    /// this process itself has withdrawn it.
+    fn look(&mut self, now: Instant, settle: Duration) {
+        if std::mem::take(&mut self.has_past) {
+            self.start = Some(now);
+        }
+        self.start = self.start.filter(|it| now < *it + settle);
+    }
+
     /// What of a GPU's devices may be published now. `before` is what is published of it, `held` what claims have, by a read
     /// of the claims that began at `read_at`.
     fn step(
@@ -31,35 +51,37 @@ impl Withdrawn {
     ) -> GpuInventory {
         let wanted = names(target);
         for name in before.difference(&wanted) {
-            self.0.entry(name.clone()).or_insert(None);
+            self.gone.entry(name.clone()).or_insert(None);
         }
         let is_settled = |since: &Option<Instant>| since.is_some_and(|it| it + settle <= read_at);
-        self.0.retain(|name, since| !wanted.contains(name) && !is_settled(since) || !is_of(name, target));
-        let gone = || self.0.keys().filter(|it| is_of(it, target));
+        self.gone.retain(|name, since| !wanted.contains(name) && !is_settled(since) || !is_of(name, target));
+        let gone = || self.gone.keys().filter(|it| is_of(it, target));
         let (whole_is_gone, share_is_gone) =
             (gone().any(|it| *it == target.counter_set), gone().any(|it| *it != target.counter_set));
         let mut next = target.clone();
         next.devices.retain(|it| {
             let is_excluded = if it.kind == DeviceKind::Gpu { share_is_gone } else { whole_is_gone };
-            !is_excluded || held.contains(it.name.as_str())
+            let name = it.name.as_str();
+            let may_come = self.start.is_none() || before.contains(name);
+            may_come && !is_excluded || held.contains(name)
         });
         // What is published and has to wait all the same was never withdrawn for long; it counts from now.
         for name in before.difference(&names(&next)) {
-            self.0.entry(name.clone()).or_insert(None);
+            self.gone.entry(name.clone()).or_insert(None);
         }
         next
     }
 
     /// Takes note that what the last step said is written.
     pub(super) fn written(&mut self, now: Instant) {
-        for since in self.0.values_mut() {
+        for since in self.gone.values_mut() {
             since.get_or_insert(now);
         }
     }
 
-    /// Since when the first of them is gone.
+    /// Since when the first thing is waited for.
     fn since(&self) -> Option<Instant> {
-        self.0.values().flatten().min().copied()
+        self.gone.values().flatten().chain(&self.start).min().copied()
     }
 }
 
@@ -75,11 +97,12 @@ impl Publisher {
         let before: BTreeSet<String> =
             published.iter().filter(|name| uncut().any(|it| is_of(name, it))).cloned().collect();
         let wanted: BTreeSet<String> = uncut().flat_map(names).collect();
-        self.withdrawn.0.retain(|name, _| uncut().any(|it| is_of(name, it)));
-        if before == wanted && self.withdrawn.0.is_empty() {
+        let (settle, read_at) = (self.parts.settle_time, Instant::now());
+        self.withdrawn.look(read_at, settle);
+        self.withdrawn.gone.retain(|name, _| uncut().any(|it| is_of(name, it)));
+        if before == wanted && self.withdrawn.gone.is_empty() {
             return Ok((Cow::Borrowed(inventory), RESYNC));
         }
-        let (settle, read_at) = (self.parts.settle_time, Instant::now());
         let held = held | &self.parts.allocations.read().await?;
         let mut settled = inventory.clone();
         let mut is_held_up = false;
@@ -91,7 +114,7 @@ impl Publisher {
         }
         let due = match self.withdrawn.since() {
             Some(since) => (since + settle).saturating_duration_since(Instant::now()),
-            None if self.withdrawn.0.is_empty() => RESYNC,
+            None if self.withdrawn.gone.is_empty() => RESYNC,
             None => settle,
         };
         // Claims that are not prepared are not heard of when they are released.
@@ -104,7 +127,7 @@ fn names(gpu: &GpuInventory) -> BTreeSet<String> {
 }
 
 /// True for the name of a GPU or of a share of it.
-fn is_of(name: &str, gpu: &GpuInventory) -> bool {
+pub(super) fn is_of(name: &str, gpu: &GpuInventory) -> bool {
     DeviceName::share_in(name).map_or(name, |(gpu, _)| gpu) == gpu.counter_set
 }
 
@@ -137,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_whole_gpu_comes_when_its_shares_have_been_gone_for_the_settle_time() {
-        let (mut withdrawn, start) = (Withdrawn::default(), Instant::now());
+        let (mut withdrawn, start) = (Withdrawn::new(false), Instant::now());
         let shares = set(&["gpu-0000-3b-00-share-0", "gpu-0000-3b-00-share-1"]);
         let nobody = BTreeSet::new();
         let mut step = |before: &BTreeSet<String>, held: &BTreeSet<String>, seconds: u64| {
@@ -158,7 +181,7 @@ mod tests {
 
     #[test]
     fn shares_come_when_the_whole_gpu_has_been_gone_and_fewer_of_them_at_once() {
-        let (mut withdrawn, start) = (Withdrawn::default(), Instant::now());
+        let (mut withdrawn, start) = (Withdrawn::new(false), Instant::now());
         let (whole, nobody) = (set(&["gpu-0000-3b-00"]), BTreeSet::new());
         let mut step = |count, before: &BTreeSet<String>, seconds: u64| {
             let read_at = start + Duration::from_secs(seconds);
@@ -174,5 +197,33 @@ mod tests {
             names(&gpu(4)),
             "what was withdrawn may come back at any time"
         );
+    }
+
+    #[test]
+    fn a_restart_behind_a_withdrawal_waits_as_the_process_before_would_have() {
+        let (whole, nobody) = (set(&["gpu-0000-3b-00"]), BTreeSet::new());
+        for (has_past, first) in [(true, &nobody), (false, &whole)] {
+            let (mut withdrawn, start) = (Withdrawn::new(has_past), Instant::now());
+            let mut step = |before: &BTreeSet<String>, held: &BTreeSet<String>, seconds: u64| {
+                let read_at = start + Duration::from_secs(seconds);
+                withdrawn.look(read_at, SETTLE);
+                let next = withdrawn.step(&gpu(0).with_held(held), before, held, read_at, SETTLE);
+                withdrawn.written(read_at);
+                names(&next)
+            };
+            assert_eq!(step(&nobody, &nobody, 0), *first);
+            if has_past {
+                // Somebody took a share of which only the process before knew.
+                let taken = set(&["gpu-0000-3b-00-share-3"]);
+                assert_eq!(step(&nobody, &taken, 5), taken);
+                assert_eq!(step(&taken, &nobody, 9), nobody);
+                assert_eq!(step(&nobody, &nobody, 18), nobody);
+                assert_eq!(step(&nobody, &nobody, 19), whole);
+            }
+        }
+        let (mut withdrawn, start) = (Withdrawn::new(true), Instant::now());
+        withdrawn.look(start, SETTLE);
+        let next = withdrawn.step(&gpu(0), &whole, &nobody, start, SETTLE);
+        assert_eq!(names(&next), whole, "what is published stays");
     }
 }

@@ -20,10 +20,10 @@ use tracing::{debug, info, warn};
 
 use super::by_sharing::Withdrawn;
 use super::probe::keeps_counters;
-use super::render::names as names_in;
+use super::render::{keep, names as names_in};
 use super::shelves::shelves;
 use super::taint::{TaintEffect, Taints};
-use super::{Change, Owner, Pool, Publication, Transition, diff, keep_order, lost_counters, render};
+use super::{Change, Kept, Owner, Publication, Transition, diff, keep_order, lost_counters, render};
 use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
 use crate::hardware::NodeState;
@@ -108,6 +108,10 @@ pub struct Publisher {
     taints: Taints,
     /// Whole and time-shared GPUs that are not offered any more.
     pub(super) withdrawn: Withdrawn,
+    /// Devices that stay because they are allocated.
+    pub(super) kept: Kept,
+    /// Devices that stay as they are published: claims have them, and the node cannot describe them any more.
+    pub(super) strangers: BTreeSet<String>,
     /// Resource versions of our own last writes, to tell them from those of others.
     written: BTreeMap<String, Option<String>>,
     /// Names of the devices in each slice of devices, as they stood after the last round.
@@ -125,6 +129,8 @@ impl Publisher {
     #[must_use]
     pub fn new(parts: PublisherParts) -> Self {
         let transition = Transition::new(parts.settle_time, parts.has_past);
+        let kept = Kept::new(parts.settle_time, parts.has_past);
+        let withdrawn = Withdrawn::new(parts.has_past);
         let taints = Taints::new(&parts.driver, parts.taint_effect);
         Self {
             parts,
@@ -135,7 +141,9 @@ impl Publisher {
             taken: BTreeSet::new(),
             transition,
             taints,
-            withdrawn: Withdrawn::default(),
+            withdrawn,
+            kept,
+            strangers: BTreeSet::new(),
             written: BTreeMap::new(),
             published: Vec::new(),
             has_told_profiles: false,
@@ -184,11 +192,12 @@ impl Publisher {
         if !std::mem::replace(&mut self.had_turn, true) {
             // Another one has published meanwhile: nothing is known of what it withdrew, as after a start.
             self.transition = Transition::new(self.parts.settle_time, true);
-            self.withdrawn = Withdrawn::default();
+            self.kept = Kept::new(self.parts.settle_time, true);
+            self.withdrawn = Withdrawn::new(true);
             (self.keeps_counters, self.asked) = (None, None);
         }
         self.taints.follow(&state.health);
-        match self.sync(&state.inventory, &state.held).await {
+        match self.sync(state).await {
             Ok(pause) => pause,
             Err(error) if error.is_conflict => {
                 debug!(%error, "slices changed underneath, reading again");
@@ -242,8 +251,10 @@ impl Publisher {
         if !self.counts() {
             return true;
         }
-        let offered = self.offered(&state.inventory, &state.held);
-        let ranking = Ranking::of(&offered, &state.held, self.parts.offer.policy);
+        let inventory = state.inventory_with(self.kept.taken());
+        let held = &state.held | self.kept.taken();
+        let offered = self.offered(&inventory, &held);
+        let ranking = Ranking::of(&offered, &held, self.parts.offer.policy);
         let shelves = shelves(&offered);
         let is_served = |(shelf, names): (&Vec<_>, &Vec<String>)| {
             let names = || names.iter().map(String::as_str);
@@ -254,7 +265,11 @@ impl Publisher {
         shelves.len() == self.published.len() && shelves.iter().zip(&self.published).all(is_served)
     }
 
-    fn offered<'i>(&self, inventory: &'i Inventory, held: &BTreeSet<String>) -> Cow<'i, Inventory> {
+    pub(super) fn offered<'i>(
+        &self,
+        inventory: &'i Inventory,
+        held: &BTreeSet<String>,
+    ) -> Cow<'i, Inventory> {
         if self.parts.offer.profiles.is_everything() {
             Cow::Borrowed(inventory)
         } else {
@@ -310,24 +325,27 @@ impl Publisher {
         self.parts.mode != Mode::Layout && self.keeps_counters != Some(false)
     }
 
-    async fn sync(&mut self, inventory: &Inventory, held: &BTreeSet<String>) -> Result<Duration, SliceError> {
+    async fn sync(&mut self, state: &NodeState) -> Result<Duration, SliceError> {
         let node_uid = self.parts.api.node_uid().await?;
         let owner = Owner { driver: self.parts.driver.clone(), node: self.parts.node.clone(), node_uid };
         let published = self.parts.api.list().await?;
         let before = published.iter().flat_map(names_in).map(str::to_owned).collect();
-        let (inventory, soon) = self.settle_shares(inventory, held, &before).await?;
+        self.keep_allocated(state, &before).await?;
+        let inventory = state.inventory_with(self.kept.taken());
+        let (inventory, soon) = self.settle_shares(&inventory, &state.held, &before).await?;
         let inventory = &*inventory;
         self.tell_of_profiles(inventory);
         let can_be_cut = inventory.gpus.iter().any(GpuInventory::can_be_cut);
-        let offered = self.offered(inventory, held);
-        let ranking = Ranking::of(&offered, held, self.parts.offer.policy);
+        let held = &state.held | self.kept.taken();
+        let offered = self.offered(inventory, &held);
+        let ranking = Ranking::of(&offered, &held, self.parts.offer.policy);
         let slices = render(&offered, &ranking, &owner);
         if self.parts.mode != Mode::Layout && can_be_cut {
             self.ask_for_the_gate(published.len() < slices.len(), &owner).await?;
         }
         if self.counts() {
-            let pool = Pool::of(&published);
-            let part = self.transition.count(&offered, pool.as_ref(), held, Instant::now());
+            let pool = self.pool(&published);
+            let part = self.transition.count(&offered, pool.as_ref(), &held, Instant::now());
             let slices = part.as_ref().map_or(slices, |it| render(it, &ranking, &owner));
             let slices = self.publish(slices, &ranking, &published).await?;
             self.transition.written(Instant::now());
@@ -339,7 +357,7 @@ impl Publisher {
             let is_rolling = self.restarted.is_some_and(|it| it.elapsed() < ROLLING_RESTART);
             return Ok(self.due().min(soon).min(if is_rolling { GATE_RETRY } else { RESYNC }));
         }
-        Ok(self.publish_layout(inventory, held, &published, &owner).await?.min(soon))
+        Ok(self.publish_layout(inventory, &state.held, &published, &owner).await?.min(soon))
     }
 
     /// An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
@@ -352,9 +370,10 @@ impl Publisher {
         Ok(())
     }
 
-    /// How long until what was withdrawn no longer keeps anything away.
+    /// How long until what was withdrawn no longer keeps anything away, or may not come back any more.
     pub(super) fn due(&self) -> Duration {
-        self.transition.next().map_or(RESYNC, |it| it.saturating_duration_since(Instant::now()))
+        let next = self.transition.next().into_iter().chain(self.kept.next()).min();
+        next.map_or(RESYNC, |it| it.saturating_duration_since(Instant::now()))
     }
 
     /// Brings the API server's slices to what is rendered, and answers with their number.
@@ -364,6 +383,8 @@ impl Publisher {
         ranking: &Ranking,
         published: &[ResourceSlice],
     ) -> Result<usize, SliceError> {
+        let own = slices.len();
+        keep(&mut slices, published, &self.strangers, self.counts());
         if !self.transition.is_open() {
             close(&mut slices);
         }
@@ -371,7 +392,8 @@ impl Publisher {
         self.taints.apply(&mut slices, published, &self.parts.api).await?;
         self.write(&slices, published).await?;
         self.withdrawn.written(Instant::now());
-        let shown = slices.iter().map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
+        self.kept.written(Instant::now());
+        let shown = slices.iter().take(own).map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
         self.published = shown.filter(|it| !it.is_empty()).collect();
         Ok(slices.len())
     }
