@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nvml_wrapper::Nvml;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::args::HardwareArgs;
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
@@ -154,6 +154,7 @@ impl Hardware {
         let (threads, events, is_stale) = (Mutex::default(), Arc::default(), Arc::default());
         let session = Session { nvml, threads, events, sys_root, is_stale, metrics: metrics.clone() };
         let opened = Self::discover(Arc::new(session), boot_id, &BTreeMap::new())?;
+        opened.tell_of_skipped(&[]);
         let (facts, gpus) = (&opened.facts, opened.gpus.len());
         let driver = &facts.driver_version;
         info!(library = %library.display(), driver, gpus, skipped = facts.skipped.len(), "NVML opened");
@@ -164,7 +165,15 @@ impl Hardware {
     /// keep their threads. Blocks for as long as NVML takes.
     pub fn again(&self) -> Result<Option<Self>, HardwareError> {
         let found = Self::discover(Arc::clone(&self.session), self.boot_id.clone(), &self.gpus)?;
+        found.tell_of_skipped(&self.facts.skipped);
         Ok((found.facts != self.facts).then_some(found))
+    }
+
+    fn tell_of_skipped(&self, before: &[SkippedGpu]) {
+        for skipped in self.facts.skipped.iter().filter(|it| !before.contains(it)) {
+            let SkippedGpu { index, uuid, reason, .. } = skipped;
+            warn!(index, uuid, reason, "GPU skipped");
+        }
     }
 
     /// Listens to the events of these GPUs, on one thread for as long as NVML is open. What is heard goes to `heard`.
@@ -221,7 +230,13 @@ impl Hardware {
         self.gpus.get(uuid)
     }
 
-    /// True where no GPU was left out that may come back.
+    /// True where a GPU was left out that may be there again: also one that was lost, after a reset.
+    #[must_use]
+    pub fn is_worth_another_look(&self) -> bool {
+        self.facts.skipped.iter().any(|it| !it.is_for_good)
+    }
+
+    /// True where no GPU was left out that may come back with what was on it.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.facts.skipped.iter().all(|it| it.is_gone)

@@ -415,6 +415,38 @@ async fn a_lost_gpu_is_told_of_and_comes_back_when_it_answers_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_a_gpu_that_is_lost_when_the_driver_starts_what_claims_have_stays_until_it_comes_back() {
+    for (counters, mode) in [(true, "partitionable"), (false, "layout")] {
+        with_gates(counters, true, async |plane| {
+            let (mut lab, kubelet, _) = started(plane, "2xH100-80GB", &["--mode", mode]).await;
+            let before = lab.slices_when(|it| is_complete(it) && !of_gpu(&lab, it, 0).is_empty()).await;
+            let (offered, others) = (of_gpu(&lab, &before, 0), of_gpu(&lab, &before, 1));
+            let held = prepared(&lab, &kubelet, "held", &offered[0]).await;
+            let allocated = lab.claim_of("allocated", &offered[1]).await;
+            lab.stop().await;
+            lab.sim.lose_gpu(0).unwrap();
+            lab.start();
+            let after = published_of(&lab, 0, &[&offered[0], &offered[1]]).await;
+            for name in &offered[..2] {
+                let (was, is) = (device(&before, name), device(&after, name));
+                assert_eq!((&is.attributes, &is.capacity), (&was.attributes, &was.capacity));
+                assert_eq!(is.consumes_counters, was.consumes_counters, "it is never re-costed");
+            }
+            assert_eq!(of_gpu(&lab, &after, 1), others, "the other GPU is none of that");
+            assert!(event(&lab, &lab.node_name, "GpuNotOffered").await.contains("GPU_IS_LOST"));
+
+            lab.delete_claim(&allocated).await;
+            published_of(&lab, 0, &[&offered[0]]).await;
+            lab.sim.recover_gpu(0).unwrap();
+            count_of(&lab, 0, offered.len()).await;
+            unprepare(&lab.kubelet().await, &held).await.unwrap();
+            lab.stop().await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gap_of_events_is_a_condition_of_its_own_and_withdraws_nothing() {
     let plane = ControlPlane::simulated_with(true, true).await;
     let (mut lab, kubelet, metrics) = started(plane, "1xH100-80GB", &[]).await;

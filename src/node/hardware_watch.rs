@@ -100,7 +100,7 @@ impl HardwareWatch {
                 self.metrics.recovered(Recovery::ReopenNvml, opened.is_ok());
                 opened
             }
-            Ok(open) if open.is_complete() => Ok(open),
+            Ok(open) if !open.is_worth_another_look() => Ok(open),
             Ok(open) => {
                 let _busy = self.opening.begin();
                 Ok(completed(open).await?)

@@ -155,7 +155,7 @@ mod tests {
         let shared: Vec<_> = (0..shares).map(|it| whole.share(it)).collect();
         let (devices, withheld) = if shares == 0 { (vec![whole], Vec::new()) } else { (shared, vec![whole]) };
         let counters = BTreeMap::new();
-        GpuInventory { counter_set: "gpu-0000-3b-00".to_owned(), counters, devices, withheld }
+        GpuInventory { counter_set: "gpu-0000-3b-00".to_owned(), counters, devices, withheld, problem: None }
     }
 
     #[test]

@@ -74,6 +74,11 @@ impl Kept {
         }
     }
 
+    /// Takes note that what was published by other rules, and may just have gone, may have to come back.
+    pub fn expect_more(&mut self) {
+        self.gone = Some(Gone::NotYet);
+    }
+
     /// Takes note that what was decided last is written.
     pub fn written(&mut self, now: Instant) {
         if self.gone == Some(Gone::NotYet) {

@@ -346,6 +346,9 @@ impl Publisher {
         if self.counts() {
             let pool = self.pool(&published);
             let part = self.transition.count(&offered, pool.as_ref(), &held, Instant::now());
+            if part.is_some() {
+                self.kept.expect_more();
+            }
             let slices = part.as_ref().map_or(slices, |it| render(it, &ranking, &owner));
             let slices = self.publish(slices, &ranking, &published).await?;
             self.transition.written(Instant::now());
