@@ -133,6 +133,9 @@ pub(super) fn is_of(name: &str, gpu: &GpuInventory) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
+
     use super::*;
     use crate::inventory::AllocatableDevice;
 
@@ -225,5 +228,145 @@ mod tests {
         withdrawn.look(start, SETTLE);
         let next = withdrawn.step(&gpu(0), &whole, &nobody, start, SETTLE);
         assert_eq!(names(&next), whole, "what is published stays");
+    }
+
+    /// One GPU, its publisher, and schedulers of which each may act on what was published less than the settle time ago.
+    struct World {
+        shares: u32,
+        withdrawn: Withdrawn,
+        decided: Option<BTreeSet<String>>,
+        start: Instant,
+        now: u64,
+        views: Vec<(u64, BTreeSet<String>)>,
+        /// Device, whether it is allocated, and whether it is prepared.
+        claims: Vec<(String, bool, bool)>,
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Event {
+        Wait(u8),
+        Decide,
+        Write,
+        /// With another number of shares.
+        Restart(u8),
+        KubeletRestart,
+        Allocate(u8, u8),
+        Prepare(u8),
+        End(u8),
+    }
+
+    fn pick(number: u8, of: usize) -> usize {
+        usize::from(number) % of
+    }
+
+    impl World {
+        fn new() -> Self {
+            let (withdrawn, start) = (Withdrawn::new(false), Instant::now());
+            let (views, claims) = (vec![(0, BTreeSet::new())], Vec::new());
+            Self { shares: 0, withdrawn, decided: None, start, now: 0, views, claims }
+        }
+
+        fn with(&self, is_it: impl Fn(&(String, bool, bool)) -> bool) -> BTreeSet<String> {
+            self.claims.iter().filter(|it| is_it(it)).map(|it| it.0.clone()).collect()
+        }
+
+        fn published(&self) -> BTreeSet<String> {
+            self.views.last().unwrap().1.clone()
+        }
+
+        fn decide(&mut self) {
+            self.write();
+            let now = self.start + Duration::from_secs(self.now);
+            let (before, prepared) = (self.published(), self.with(|it| it.2));
+            let gpu = gpu(self.shares).with_held(&prepared);
+            self.withdrawn.look(now, SETTLE);
+            let next = if before == names(&gpu) && self.withdrawn.gone.is_empty() {
+                names(&gpu)
+            } else {
+                let held = &prepared | &self.with(|it| it.1);
+                names(&self.withdrawn.step(&gpu.with_held(&held), &before, &held, now, SETTLE))
+            };
+            let allocated = self.with(|it| it.1);
+            let gone = before.difference(&next).find(|it| allocated.contains(*it));
+            assert_eq!(gone, None, "it is allocated and goes");
+            self.decided = Some(next);
+        }
+
+        fn write(&mut self) {
+            let Some(next) = self.decided.take() else { return };
+            self.views.push((self.now, next));
+            self.withdrawn.written(self.start + Duration::from_secs(self.now));
+        }
+
+        fn allocate(&mut self, which: u8, age: u8) {
+            let is_recent =
+                |it: &usize| self.views.get(it + 1).is_none_or(|next| self.now < next.0 + SETTLE.as_secs());
+            let recent: Vec<usize> = (0..self.views.len()).filter(is_recent).collect();
+            let seen = &self.views[recent[pick(age, recent.len())]].1;
+            let allocated = self.with(|it| it.1);
+            let free: Vec<&String> = seen.difference(&allocated).collect();
+            if !free.is_empty() {
+                self.claims.push((free[pick(which, free.len())].clone(), true, false));
+            }
+            let allocated = self.with(|it| it.1);
+            let has_whole = allocated.contains("gpu-0000-3b-00");
+            assert!(!has_whole || allocated.len() == 1, "allocated together: {allocated:?}");
+        }
+
+        fn play(&mut self, event: Event) {
+            match event {
+                Event::Wait(seconds) => self.now += u64::from(seconds),
+                Event::Decide => self.decide(),
+                Event::Write => self.write(),
+                Event::Restart(shares) => {
+                    self.shares = [0, 2, 4][pick(shares, 3)];
+                    (self.withdrawn, self.decided) = (Withdrawn::new(true), None);
+                }
+                Event::KubeletRestart => self.views.push((self.now, BTreeSet::new())),
+                Event::Allocate(which, age) => self.allocate(which, age),
+                Event::Prepare(which) if !self.claims.is_empty() => {
+                    let index = pick(which, self.claims.len());
+                    self.claims[index].2 = self.claims[index].1;
+                }
+                Event::End(which) if !self.claims.is_empty() => {
+                    drop(self.claims.swap_remove(pick(which, self.claims.len())));
+                }
+                Event::Prepare(_) | Event::End(_) => {}
+            }
+        }
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        any::<(u8, u8, u8)>().prop_map(|(what, which, other)| match what % 12 {
+            0 => Event::Wait(1 + which % 12),
+            1..=3 => Event::Decide,
+            4 => Event::Write,
+            5 => Event::Restart(which),
+            6 => Event::KubeletRestart,
+            7 | 8 => Event::Allocate(which, other),
+            9 => Event::Prepare(which),
+            _ => Event::End(which),
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4096, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn late_schedulers_never_give_away_a_whole_gpu_beside_a_share_and_what_they_gave_stays(
+            events in prop::collection::vec(event(), 1..60),
+        ) {
+            let mut world = World::new();
+            for event in events {
+                world.play(event);
+            }
+            for _ in 0..4 {
+                world.now += SETTLE.as_secs();
+                world.decide();
+                world.write();
+            }
+            let held = world.with(|_| true);
+            prop_assert_eq!(world.published(), names(&gpu(world.shares).with_held(&held)));
+        }
     }
 }

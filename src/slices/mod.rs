@@ -8,6 +8,7 @@ mod by_layout;
 mod by_sharing;
 mod diff;
 mod kept;
+mod news;
 mod probe;
 mod publication;
 mod publish;

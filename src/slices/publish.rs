@@ -12,16 +12,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use futures::{Stream, StreamExt};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::by_sharing::Withdrawn;
 use super::probe::keeps_counters;
 use super::render::{keep, names as names_in};
-use super::shelves::shelves;
 use super::taint::{TaintEffect, Taints};
 use super::{Change, Kept, Owner, Publication, Transition, diff, keep_order, lost_counters, render};
 use crate::api::{Allocations, NodeSlices, SliceError};
@@ -34,9 +32,7 @@ use crate::placement::{Policy, Ranking};
 use crate::telemetry::metrics::{Metrics, SliceWrite};
 
 /// How long changes made by others are collected before they are looked at.
-const DEBOUNCE: Duration = Duration::from_millis(500);
-/// How long a burst of changes may put the next look off.
-const LONGEST_BURST: Duration = Duration::from_secs(5);
+pub(super) const DEBOUNCE: Duration = Duration::from_millis(500);
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(2);
 /// Full comparison even if nothing was heard: a watch may lose a deletion.
@@ -113,9 +109,9 @@ pub struct Publisher {
     /// Devices that stay as they are published: claims have them, and the node cannot describe them any more.
     pub(super) strangers: BTreeSet<String>,
     /// Resource versions of our own last writes, to tell them from those of others.
-    written: BTreeMap<String, Option<String>>,
+    pub(super) written: BTreeMap<String, Option<String>>,
     /// Names of the devices in each slice of devices, as they stood after the last round.
-    published: Vec<Vec<String>>,
+    pub(super) published: Vec<Vec<String>>,
     /// Whether it was told which of `--profiles` have no effect on this node.
     has_told_profiles: bool,
     /// Whether the slices were complete once.
@@ -214,57 +210,6 @@ impl Publisher {
         }
     }
 
-    /// Returns once what is published has to change; false when nobody tells the state any more.
-    async fn news(&self, node: &mut watch::Receiver<NodeState>, seen: &NodeState) -> bool {
-        while node.changed().await.is_ok() {
-            if self.is_news(&node.borrow_and_update(), seen) {
-                return true;
-            }
-            let burst = async {
-                while timeout(DEBOUNCE, node.changed()).await.is_ok_and(|it| it.is_ok()) {
-                    if self.is_news(&node.borrow(), seen) {
-                        return;
-                    }
-                }
-            };
-            let _ = timeout(LONGEST_BURST, burst).await;
-            let now = node.borrow_and_update();
-            if self.is_news(&now, seen) || !self.is_served(&now) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// True where something that is published differs from `seen`. What claims hold rarely matters: with counters never, with
-    /// a layout where it makes room for more of it.
-    fn is_news(&self, now: &NodeState, seen: &NodeState) -> bool {
-        now.inventory != seen.inventory
-            || now.health != seen.health
-            || now.hardware.as_ref().err() != seen.hardware.as_ref().err()
-            || now.held != seen.held && (now.hardware.is_err() || self.makes_room(now))
-    }
-
-    /// True where the published slices have what is offered, in an order that leads to the choices of the ranking. Of a
-    /// layout only what it makes room for counts.
-    fn is_served(&self, state: &NodeState) -> bool {
-        if !self.counts() {
-            return true;
-        }
-        let inventory = state.inventory_with(self.kept.taken());
-        let held = &state.held | self.kept.taken();
-        let offered = self.offered(&inventory, &held);
-        let ranking = Ranking::of(&offered, &held, self.parts.offer.policy);
-        let shelves = shelves(&offered);
-        let is_served = |(shelf, names): (&Vec<_>, &Vec<String>)| {
-            let names = || names.iter().map(String::as_str);
-            shelf.len() == names().count()
-                && names().all(|it| ranking.place(it) < usize::MAX)
-                && ranking.agrees_with(names())
-        };
-        shelves.len() == self.published.len() && shelves.iter().zip(&self.published).all(is_served)
-    }
-
     pub(super) fn offered<'i>(
         &self,
         inventory: &'i Inventory,
@@ -275,28 +220,6 @@ impl Publisher {
         } else {
             Cow::Owned(inventory.with_profiles(&self.parts.offer.profiles, held))
         }
-    }
-
-    /// Returns after somebody else changed our slices, and after the burst that often follows has ended. True where the watch
-    /// began anew.
-    async fn foreign_change(
-        &self,
-        changes: &mut (impl Stream<Item = (String, Option<String>)> + Unpin),
-    ) -> bool {
-        while let Some((name, version)) = changes.next().await {
-            if version.is_none() || self.written.get(&name) != Some(&version) {
-                let mut is_restart = name.is_empty();
-                let burst = async {
-                    while let Ok(Some((name, _))) = timeout(DEBOUNCE, changes.next()).await {
-                        is_restart |= name.is_empty();
-                    }
-                };
-                // A burst that does not end is no reason to wait for ever.
-                let _ = timeout(LONGEST_BURST, burst).await;
-                return is_restart;
-            }
-        }
-        std::future::pending().await
     }
 
     /// Warns once, when there are GPUs, of patterns that mean none of their profiles, and of all of them in a mode in which

@@ -37,7 +37,7 @@ pub(super) struct Claim {
 pub(super) struct World {
     pub(super) facts: Vec<GpuFacts>,
     /// All that the GPU could ever be.
-    pub(super) inventory: Inventory,
+    pub(super) inventory: Arc<Inventory>,
     /// Nobody is to be given more of the GPU.
     pub(super) is_sick: bool,
     /// What is left out where counters are kept.
@@ -65,7 +65,7 @@ impl World {
     pub(super) fn new(model: Model) -> Self {
         let facts = facts(model.name());
         Self {
-            inventory: inventory_of(&facts, true, &BTreeSet::new()),
+            inventory: Arc::new(inventory_of(&facts, true, &BTreeSet::new())),
             is_sick: false,
             filter: ProfileFilter::default(),
             kept: Kept::new(Duration::from_secs(SETTLE), false),
@@ -110,18 +110,19 @@ impl World {
     }
 
     /// What the GPU offers where these devices are held.
-    fn offers(&self, held: &BTreeSet<String>) -> Inventory {
+    fn offers(&self, held: &BTreeSet<String>) -> Arc<Inventory> {
         if !self.is_sick {
-            return self.inventory.clone();
+            return Arc::clone(&self.inventory);
         }
         let mut gpus = gpus(&self.facts, true, &[]);
         gpus[0].state.problem = Some("it is sick".to_owned());
-        inventory(&NodeFacts::default(), &gpus, held)
+        Arc::new(inventory(&NodeFacts::default(), &gpus, held))
     }
 
     /// What is published with counters.
-    fn counted(&self, held: &BTreeSet<String>) -> Inventory {
-        self.offers(held).with_profiles(&self.filter, held)
+    fn counted(&self, held: &BTreeSet<String>) -> Arc<Inventory> {
+        let all = self.offers(held);
+        if self.filter.is_everything() { all } else { Arc::new(all.with_profiles(&self.filter, held)) }
     }
 
     /// The first half of a round of the publisher: it reads and decides.
