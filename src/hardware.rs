@@ -1,5 +1,6 @@
 //! The GPUs of this node while the driver runs: what they are, their threads, and what changed on them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
@@ -12,13 +13,13 @@ use std::time::{Duration, Instant};
 use nvml_wrapper::Nvml;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::args::HardwareArgs;
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
 use crate::health::Report;
 use crate::host;
-use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Withheld};
+use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, Withheld, inventory_on};
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, SkippedGpu};
 use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
 use crate::telemetry::metrics::{EventGap, Metrics};
@@ -30,6 +31,8 @@ pub struct NodeState {
     pub hardware: Result<Arc<Hardware>, String>,
     /// What they offer.
     pub inventory: Arc<Inventory>,
+    /// What that was made from.
+    pub basis: Arc<Basis>,
     /// Names of the devices that claims hold.
     pub held: BTreeSet<String>,
     /// GPUs that are not offered, and why.
@@ -57,13 +60,38 @@ impl fmt::Display for Problem {
     }
 }
 
+/// What an inventory is made from, besides what NVML says once and for all.
+#[derive(Debug, Default)]
+pub struct Basis {
+    /// The GPUs, with a problem for those of which nobody else should be given a part.
+    pub gpus: Vec<Gpu>,
+    /// On which terms they are offered.
+    pub terms: Terms,
+}
+
 impl NodeState {
+    /// What is offered where these devices stay as well, as what claims hold does: the API server has them as allocated,
+    /// although nobody has asked for them here yet.
+    #[must_use]
+    pub fn inventory_with(&self, allocated: &BTreeSet<String>) -> Cow<'_, Inventory> {
+        let is_offered = |name: &String| self.inventory.devices().any(|it| it.name.as_str() == name);
+        match &self.hardware {
+            Ok(hardware) if !allocated.iter().all(is_offered) => {
+                let held = &self.held | allocated;
+                let terms = Terms { held, ..self.basis.terms.clone() };
+                Cow::Owned(inventory_on(&hardware.facts, &self.basis.gpus, &terms))
+            }
+            _ => Cow::Borrowed(&self.inventory),
+        }
+    }
+
     /// A node of which no more is known than why there is nothing.
     #[must_use]
     pub fn without(reason: &str) -> Self {
         Self {
             hardware: Err(reason.to_owned()),
             inventory: Arc::default(),
+            basis: Arc::default(),
             held: BTreeSet::new(),
             problems: Vec::new(),
             left_alone: Vec::new(),
@@ -142,6 +170,7 @@ impl Hardware {
         let (threads, events, is_stale) = (Mutex::default(), Arc::default(), Arc::default());
         let session = Session { nvml, threads, events, sys_root, is_stale, metrics: metrics.clone() };
         let opened = Self::discover(Arc::new(session), boot_id, &BTreeMap::new())?;
+        opened.tell_of_skipped(&[]);
         let (facts, gpus) = (&opened.facts, opened.gpus.len());
         let driver = &facts.driver_version;
         info!(library = %library.display(), driver, gpus, skipped = facts.skipped.len(), "NVML opened");
@@ -152,7 +181,15 @@ impl Hardware {
     /// keep their threads. Blocks for as long as NVML takes.
     pub fn again(&self) -> Result<Option<Self>, HardwareError> {
         let found = Self::discover(Arc::clone(&self.session), self.boot_id.clone(), &self.gpus)?;
+        found.tell_of_skipped(&self.facts.skipped);
         Ok((found.facts != self.facts).then_some(found))
+    }
+
+    fn tell_of_skipped(&self, before: &[SkippedGpu]) {
+        for skipped in self.facts.skipped.iter().filter(|it| !before.contains(it)) {
+            let SkippedGpu { index, uuid, reason, .. } = skipped;
+            warn!(index, uuid, reason, "GPU skipped");
+        }
     }
 
     /// Listens to the events of these GPUs, on one thread for as long as NVML is open. What is heard goes to `heard`.
@@ -209,7 +246,13 @@ impl Hardware {
         self.gpus.get(uuid)
     }
 
-    /// True where no GPU was left out that may come back.
+    /// True where a GPU was left out that may be there again: also one that was lost, after a reset.
+    #[must_use]
+    pub fn is_worth_another_look(&self) -> bool {
+        self.facts.skipped.iter().any(|it| !it.is_for_good)
+    }
+
+    /// True where no GPU was left out that may come back with what was on it.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.facts.skipped.iter().all(|it| it.is_gone)

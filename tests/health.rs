@@ -224,9 +224,42 @@ async fn an_xid_of_nobody_withdraws_what_is_free_and_taints_what_is_held() {
 
         // What is released is withdrawn, too.
         unprepare(&kubelet, &claim).await.unwrap();
+        lab.delete_claim(&claim).await;
         count_of(&lab, 0, 0).await;
         lab.stop().await;
         ends(stream).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_allocated_and_not_prepared_stays_published_and_tainted() {
+    with_gates(true, true, async |plane| {
+        let (mut lab, kubelet, _) = started(plane, "2xH100-80GB", &[]).await;
+        let before = count_of(&lab, 0, ALL).await;
+        let claim = lab.claim_of("one", LAST).await;
+        lab.sim.post_xid(0, 48, None, None).unwrap();
+        published_of(&lab, 0, &[LAST]).await;
+        let after = lab.slices_when(|it| taints(it) == taint("xid", "48", "NoSchedule")).await;
+        let cost = |slices: &[ResourceSlice]| device(slices, LAST).consumes_counters.clone();
+        assert_eq!(cost(&after), cost(&before), "an allocated device is never re-costed");
+        assert_eq!(of_gpu(&lab, &after, 1).len(), ALL, "the other GPU is none of that");
+
+        // Also over a restart, and when a kubelet has deleted the slices meanwhile.
+        lab.stop().await;
+        for slice in lab.slices().await {
+            lab.slices_api().delete(&slice.metadata.name.unwrap(), &DeleteParams::default()).await.unwrap();
+        }
+        drop(kubelet);
+        let kubelet = start(&mut lab).await;
+        let again = published_of(&lab, 0, &[LAST]).await;
+        assert_eq!(cost(&again), cost(&before));
+
+        prepare(&kubelet, &claim).await.unwrap();
+        unprepare(&kubelet, &claim).await.unwrap();
+        lab.delete_claim(&claim).await;
+        count_of(&lab, 0, 0).await;
+        lab.stop().await;
     })
     .await;
 }
@@ -288,7 +321,7 @@ async fn what_is_sick_stays_so_over_a_restart_until_an_operator_says_otherwise()
 
         let kubelet = start(&mut lab).await;
         unprepare(&kubelet, &claim).await.unwrap();
-        claims(&lab).delete(&claim.name, &DeleteParams::default()).await.unwrap();
+        lab.delete_claim(&claim).await;
         count_of(&lab, 0, 0).await;
         std::fs::remove_file(lab.path("plugins").join(DRIVER).join("health.json")).unwrap();
         let slices = count_of(&lab, 0, offered.len()).await;
@@ -423,6 +456,43 @@ async fn a_lost_gpu_is_told_of_and_comes_back_when_it_answers_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_a_gpu_that_is_lost_when_the_driver_starts_what_claims_have_stays_until_it_comes_back() {
+    for (counters, mode) in [(true, "partitionable"), (false, "layout")] {
+        with_gates(counters, true, async |plane| {
+            let (mut lab, kubelet, _) = started(plane, "2xH100-80GB", &["--mode", mode]).await;
+            let before = lab.slices_when(|it| is_complete(it) && !of_gpu(&lab, it, 0).is_empty()).await;
+            let offered = of_gpu(&lab, &before, 0);
+            let held = prepared(&lab, &kubelet, "held", &offered[0]).await;
+            let allocated = lab.claim_of("allocated", &offered[1]).await;
+            lab.stop().await;
+            lab.sim.lose_gpu(0).unwrap();
+            lab.start();
+            let after = lab.slices_when(|it| {
+                let mut now = of_gpu(&lab, it, 0);
+                now.sort_by_key(|it| offered.iter().position(|other| other == it));
+                is_complete(it) && now == offered[..2]
+            });
+            let after = after.await;
+            for name in &offered[..2] {
+                let (was, is) = (device(&before, name), device(&after, name));
+                assert_eq!((&is.attributes, &is.capacity), (&was.attributes, &was.capacity));
+                assert_eq!(is.consumes_counters, was.consumes_counters, "it is never re-costed");
+            }
+            lab.slices_when(|it| is_complete(it) && !of_gpu(&lab, it, 1).is_empty()).await;
+            assert!(event(&lab, &lab.node_name, "GpuNotOffered").await.contains("GPU_IS_LOST"));
+
+            lab.delete_claim(&allocated).await;
+            published_of(&lab, 0, &[&offered[0]]).await;
+            lab.sim.recover_gpu(0).unwrap();
+            count_of(&lab, 0, offered.len()).await;
+            unprepare(&lab.kubelet().await, &held).await.unwrap();
+            lab.stop().await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gap_of_events_is_a_condition_of_its_own_and_withdraws_nothing() {
     let plane = ControlPlane::simulated_with(true, true).await;
     let (mut lab, kubelet, metrics) = started(plane, "1xH100-80GB", &[]).await;
@@ -532,7 +602,7 @@ async fn a_sick_instance_of_somebody_else_is_not_offered_until_it_is_made_anew()
         sick_instances(&lab, metrics, 1.0).await;
         offered(&lab, true).await;
         unprepare(&kubelet, &claim).await.unwrap();
-        claims(&lab).delete(&claim.name, &DeleteParams::default()).await.unwrap();
+        lab.delete_claim(&claim).await;
         offered(&lab, false).await;
         // A restart does not make it well.
         lab.stop().await;

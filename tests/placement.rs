@@ -428,11 +428,34 @@ async fn a_profile_that_is_left_out_goes_with_its_last_claim() {
     let claim = lab.claim_of("media", "gpu-0000-1a-00-mig-1g-10gb-me-2").await;
     lab.kubelet().await.prepare(std::slice::from_ref(&claim)).await.unwrap();
     lab.stop().await;
-    lab = lab.with_args(&["--profiles", "!*+me*"]);
+    lab = lab.with_args(&["--profiles", "!*+me*", "--settle-time", "1"]);
     lab.start();
     let slices = lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26 - 7 + 1).await;
     assert!(first(&slices, "-me-2").is_some());
     lab.kubelet().await.unprepare(std::slice::from_ref(&claim)).await.unwrap();
+    lab.delete_claim(&claim).await;
     lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26 - 7).await;
     lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_that_is_left_out_stays_for_a_claim_that_is_allocated_and_not_prepared() {
+    // Published before by layout or with counters, which is all the same to the claim.
+    for counted in [true, false] {
+        let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await;
+        let before = if counted { &[][..] } else { &["--mode", "layout"] };
+        lab = lab.with_args(&[before, &["--settle-time", "1"]].concat());
+        lab.start();
+        let slices = lab.slices_when(|it| is_complete(it) && !device_names(it).is_empty()).await;
+        let left_out = first(&slices, "mig-1g-10gb-").unwrap().to_owned();
+        let claim = lab.claim_of("small", &left_out).await;
+        lab.stop().await;
+        lab = lab.with_args(&["--profiles", "!1g.10gb", "--settle-time", "1"]);
+        lab.start();
+        let slices = lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26 - 7 + 1).await;
+        assert!(device_names(&slices).contains(&left_out.as_str()));
+        lab.delete_claim(&claim).await;
+        lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26 - 7).await;
+        lab.stop().await;
+    }
 }

@@ -16,7 +16,7 @@ use dra_driver_mig::nvml;
 use dra_driver_mig::nvml::facts::MigMode;
 use k8s_openapi::api::resource::v1::{Device, ResourceClaim};
 use kube::Api;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use kube_sim::kubelet::Claim;
 use nvml_sim::{Model, SimNode};
 use serde_json::json;
@@ -267,4 +267,42 @@ async fn another_number_of_shares_waits_for_what_claims_have() {
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_behind_a_withdrawal_gives_nobody_the_whole_gpu_beside_a_share() {
+    let plane = ControlPlane::simulated(false).await;
+    let ControlPlane::Simulated(server) = plane.clone() else { unreachable!("it is the simulated one") };
+    let mut lab = lab(plane, "1xL4", "2").await;
+    lab.start();
+    published_when(&lab, &[&share(0), &share(1)]).await;
+    lab.stop().await;
+    // The shares are withdrawn, and the driver ends before the settle time does.
+    lab.set_args(&["--settle-time", "3600"]);
+    lab.start();
+    published_when(&lab, &[]).await;
+    lab.stop().await;
+
+    let seen = server.requests().len();
+    lab.start();
+    let rounds = || {
+        let requests = server.requests().split_off(seen);
+        let lists = requests.iter().filter(|it| it.path.ends_with("/resourceslices") && it.method == "GET");
+        lists.filter(|it| !it.is_watch() && it.query.contains("fieldSelector")).count()
+    };
+    // Two rounds: what the first one decides is written before the second one begins.
+    for round in 1..=2 {
+        let before = rounds();
+        let name = lab.slices().await[0].metadata.name.clone().unwrap();
+        let odd = json!({"metadata": {"annotations": {"example.com/round": round.to_string()}}});
+        lab.slices_api().patch(&name, &PatchParams::default(), &Patch::Merge(odd)).await.unwrap();
+        eventually("the driver compares", async || (before + 1 < rounds()).then_some(())).await;
+    }
+    assert_eq!(device_names(&lab.slices().await), [""; 0], "a scheduler may still give away a share");
+    // One that did is not too late.
+    lab.claim_of("late", &share(1)).await;
+    let name = lab.slices().await[0].metadata.name.clone().unwrap();
+    lab.slices_api().delete(&name, &DeleteParams::default()).await.unwrap();
+    published_when(&lab, &[&share(1)]).await;
+    lab.stop().await;
 }

@@ -12,7 +12,7 @@ use super::slices::{SliceError, call};
 const PAGE: u32 = 500;
 
 /// Reads the allocations of all claims of the cluster. Needs the verb `list`, and is asked only when published devices
-/// change where no counters keep them apart.
+/// are about to go, or others are to take their place.
 #[derive(Debug, Clone)]
 pub struct Allocations {
     api: Api<ResourceClaim>,

@@ -28,7 +28,7 @@ const fn right(group: &'static str, resource: &'static str, verb: &'static str) 
 /// rules that are shipped.
 pub const RIGHTS: [Right; 14] = [
     right("resource.k8s.io", "resourceclaims", "get"),
-    // Before a layout changes: which devices are allocated, prepared or not.
+    // Before devices go: which ones are allocated, prepared or not.
     right("resource.k8s.io", "resourceclaims", "list"),
     // What became of a claim's devices.
     right("resource.k8s.io", "resourceclaims/status", "patch"),

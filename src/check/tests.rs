@@ -76,7 +76,13 @@ fn a_library_that_does_not_initialise_is_told_from_one_that_is_not_there() {
 #[test]
 fn a_gpu_that_is_left_out_and_a_node_without_gpus_are_told() {
     let mut host = host();
-    let skipped = SkippedGpu { index: 3, uuid: None, reason: "it is lost".to_owned(), is_gone: true };
+    let skipped = SkippedGpu {
+        index: 3,
+        uuid: None,
+        reason: "it is lost".to_owned(),
+        is_gone: true,
+        is_for_good: false,
+    };
     host.hardware = Ok(NodeFacts { skipped: vec![skipped], ..NodeFacts::default() });
     let found = of("GPUs", &Facts { host, cluster: ClusterFacts::Rights(Vec::new()) });
     assert!(found[0].text.contains("GPU 3") && found[1].text.contains("none"), "{found:?}");

@@ -76,6 +76,8 @@ pub struct GpuInventory {
     /// Devices that exist but cannot be had now. They are not published; a claim that was given one before may still
     /// ask for it, and then the hardware tells.
     pub withheld: Vec<AllocatableDevice>,
+    /// Why no more of it is offered than what claims have, if so: it is unhealthy, or cannot be read.
+    pub problem: Option<String>,
 }
 
 /// Something a claim can be given.
@@ -204,7 +206,8 @@ fn offers(node: &NodeFacts, gpu: &Gpu, terms: &Terms) -> GpuInventory {
             (true, count) => ((0..count.min(MOST_SHARES)).map(|it| whole.share(it)).collect(), vec![whole]),
             (false, _) => (Vec::new(), vec![whole]),
         };
-        let offered = GpuInventory { counter_set, counters: BTreeMap::new(), devices, withheld };
+        let problem = gpu.state.problem.clone();
+        let offered = GpuInventory { counter_set, counters: BTreeMap::new(), devices, withheld, problem };
         return offered.with_held(&terms.held);
     };
     let mut counters = remaining(&plan, gpu);
@@ -227,7 +230,7 @@ fn offers(node: &NodeFacts, gpu: &Gpu, terms: &Terms) -> GpuInventory {
     let (adopted, not_adopted) = existing::devices(node, gpu, terms);
     devices.extend(adopted);
     withheld.extend(not_adopted);
-    GpuInventory { counter_set, counters, devices, withheld }
+    GpuInventory { counter_set, counters, devices, withheld, problem: gpu.state.problem.clone() }
 }
 
 /// A GPU that switches MIG mode without a reset can be had either way, any other one as its mode is.

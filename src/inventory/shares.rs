@@ -60,7 +60,7 @@ impl GpuInventory {
             has_whole.then(|| whole.clone()).into_iter().chain(shares.into_values()).collect();
         let is_left_out = |it: &&AllocatableDevice| !devices.iter().any(|other| other.name == it.name);
         let withheld = self.all().filter(is_left_out).cloned().collect();
-        Self { counter_set: self.counter_set.clone(), counters: self.counters.clone(), devices, withheld }
+        Self { devices, withheld, ..self.clone() }
     }
 
     /// The whole GPU, offered or not.

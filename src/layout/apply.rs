@@ -26,8 +26,8 @@ pub fn apply(inventory: &Inventory, layouts: &Layouts, held: &BTreeSet<String>) 
     let mut one = |gpu: &GpuInventory| {
         let (devices, reason) = offer(gpu, layouts.get(&gpu.counter_set), held);
         waiting.extend(reason.map(|it| format!("{}: {it}", gpu.counter_set)));
-        let counter_set = gpu.counter_set.clone();
-        GpuInventory { counter_set, counters: BTreeMap::new(), devices, withheld: Vec::new() }
+        let (counter_set, problem) = (gpu.counter_set.clone(), gpu.problem.clone());
+        GpuInventory { counter_set, counters: BTreeMap::new(), devices, withheld: Vec::new(), problem }
     };
     let gpus = inventory.gpus.iter().map(&mut one).collect();
     Offer { inventory: Inventory { gpus }, waiting }
@@ -78,12 +78,12 @@ fn whole<'a>(gpu: &'a GpuInventory, kept: &[&AllocatableDevice]) -> Chosen<'a> {
     if kept.iter().any(|it| it.kind == DeviceKind::Gpu) {
         return (Vec::new(), None);
     }
-    if !kept.is_empty() {
+    if !kept.is_empty() && gpu.problem.is_none() {
         return (Vec::new(), Some(format!("the whole GPU waits for {}", names(kept))));
     }
     match gpu.devices.iter().find(|it| it.kind == DeviceKind::Gpu) {
         Some(device) => (vec![device], None),
-        None => (Vec::new(), Some(unavailable("the whole GPU cannot be had now"))),
+        None => (Vec::new(), Some(unavailable(gpu, "the whole GPU"))),
     }
 }
 
@@ -114,8 +114,10 @@ fn cut<'a>(gpu: &'a GpuInventory, kept: &[&AllocatableDevice], counts: &BTreeMap
     let reason = match (missing.is_empty(), surplus.is_empty(), kept.is_empty()) {
         (true, true, _) => None,
         (true, false, _) => Some(format!("{} stays until it is released", names(&surplus))),
-        (false, _, false) => Some(format!("{} waits for {}", show_counts(&missing), names(kept))),
-        (false, _, true) => Some(unavailable(&format!("{} cannot be had now", show_counts(&missing)))),
+        (false, _, false) if gpu.problem.is_none() => {
+            Some(format!("{} waits for {}", show_counts(&missing), names(kept)))
+        }
+        (false, ..) => Some(unavailable(gpu, &show_counts(&missing))),
     };
     (chosen.into_iter().map(|it| free[it]).collect(), reason)
 }
@@ -133,11 +135,14 @@ fn mig(device: &AllocatableDevice) -> Option<&MigSpec> {
 }
 
 /// Nothing of ours is in the way, so it is something that only a person can change.
-fn unavailable(what: &str) -> String {
-    format!(
-        "{what}: its MIG mode needs a GPU reset to change, an instance of somebody else is in the way, or the GPU cannot \
-         be read; `dra-driver-mig inspect` tells which"
-    )
+fn unavailable(gpu: &GpuInventory, what: &str) -> String {
+    match &gpu.problem {
+        Some(problem) => format!("{what} cannot be had now: the GPU is not offered: {problem}"),
+        None => format!(
+            "{what} cannot be had now: its MIG mode needs a GPU reset to change, or an instance of somebody else is in the \
+             way; `dra-driver-mig inspect` tells which"
+        ),
+    }
 }
 
 fn names(devices: &[&AllocatableDevice]) -> String {

@@ -32,12 +32,6 @@ impl LayoutMemory {
         Self { path }
     }
 
-    /// Whether a driver was on this node before: it decides on layouts in every mode.
-    #[must_use]
-    pub fn exists(&self) -> bool {
-        self.path.exists()
-    }
-
     /// What was in force last, where that can be told.
     #[must_use]
     pub fn read(&self) -> Option<Layouts> {

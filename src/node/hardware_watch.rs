@@ -16,7 +16,7 @@ use crate::api::{EventReason, Events};
 use crate::args::HardwareArgs;
 use crate::cdi::ClaimFiles;
 use crate::checkpoint::{Checkpoint, Record, RecordedKind, Stored};
-use crate::hardware::{Hardware, NodeState, Problem};
+use crate::hardware::{Basis, Hardware, NodeState, Problem};
 use crate::health::{Keeper, Report, Scan};
 use crate::inventory::{ExistingInstances, Gpu, Inventory, Terms, inventory_on, not_adopted, withheld};
 use crate::nvml::facts::GpuInstance;
@@ -100,7 +100,7 @@ impl HardwareWatch {
                 self.metrics.recovered(Recovery::ReopenNvml, opened.is_ok());
                 opened
             }
-            Ok(open) if open.is_complete() => Ok(open),
+            Ok(open) if !open.is_worth_another_look() => Ok(open),
             Ok(open) => {
                 let _busy = self.opening.begin();
                 Ok(completed(open).await?)
@@ -280,8 +280,9 @@ impl HardwareWatch {
 
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
         let (terms, health) = (self.terms()?, self.health.report());
+        let gpus = health.withhold(&self.gpus);
         let inventory = match &hardware {
-            Ok(hardware) => inventory_on(&hardware.facts, &health.withhold(&self.gpus), &terms),
+            Ok(hardware) => inventory_on(&hardware.facts, &gpus, &terms),
             Err(_) => Inventory::default(),
         };
         let skipped = hardware.as_ref().map_or(&[][..], |it| &it.facts.skipped);
@@ -293,7 +294,8 @@ impl HardwareWatch {
             self.tell_problems(&told, &problems, &health);
         }
         let withheld = withheld(&inventory, &self.gpus, &health);
-        let held = terms.held;
+        let held = terms.held.clone();
+        let basis = Basis { gpus, terms };
         // Dropped after the lock: closing NVML takes its time.
         let mut before = None;
         self.state.send_if_modified(|state| {
@@ -305,8 +307,8 @@ impl HardwareWatch {
                 && state.health == health
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();
-            let inventory = Arc::new(inventory);
-            let now = NodeState { hardware, inventory, held, problems, left_alone, withheld, health };
+            let (inventory, basis) = (Arc::new(inventory), Arc::new(basis));
+            let now = NodeState { hardware, inventory, basis, held, problems, left_alone, withheld, health };
             before = Some(std::mem::replace(state, now));
             !is_same
         });

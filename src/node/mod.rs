@@ -45,7 +45,10 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let kind = Kind::of_driver(&args.driver.driver_name)?;
     let client = api::counted(api::client(args.kubeconfig.as_deref()).await?, &metrics);
     let boot_id = host::boot_id(&args.hardware.proc_root)?;
-    let checkpoint = Checkpoint::open(&args.driver.claims_directory())?;
+    let directory = args.driver.claims_directory();
+    // Every driver that ran here has left it, whatever the GPUs and the mode.
+    let has_past = directory.exists();
+    let checkpoint = Checkpoint::open(&directory)?;
     let cdi = ClaimFiles::open(&args.host.cdi_root, kind.clone())?;
     let (changed, changes) = watch::channel(());
     let surprised = Arc::new(Notify::new());
@@ -162,7 +165,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         mode: args.mode,
         offer: Offer { policy: args.placement, profiles: args.profiles.clone() },
         settle_time: args.settle_time,
-        has_past: memory.exists(),
+        has_past,
         layouts,
         taint_effect: args.taint_effect,
         turn: turn.clone(),

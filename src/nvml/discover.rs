@@ -21,10 +21,7 @@ pub fn discover(nvml: &Nvml) -> Result<NodeFacts, CallError> {
     for index in 0..nvml.device_count().map_err(CallError::wrapped("nvmlDeviceGetCount_v2"))? {
         match gpu(nvml, index) {
             Ok(gpu) => facts.gpus.push(gpu),
-            Err(skipped) => {
-                warn!(index, uuid = skipped.uuid, reason = skipped.reason, "GPU skipped");
-                facts.skipped.push(skipped);
-            }
+            Err(skipped) => facts.skipped.push(skipped),
         }
     }
     Ok(facts)
@@ -59,6 +56,7 @@ fn gpu(nvml: &Nvml, index: u32) -> Result<GpuFacts, SkippedGpu> {
         uuid: uuid.map(str::to_owned),
         reason,
         is_gone,
+        is_for_good: false,
     };
     let failed =
         |uuid: Option<&str>, error: CallError| skip(uuid, error.to_string(), error.code == Code::GPU_IS_LOST);
@@ -72,7 +70,7 @@ fn gpu(nvml: &Nvml, index: u32) -> Result<GpuFacts, SkippedGpu> {
         .map_err(|error| failed(None, error))?;
     if let Ok(GpuVirtualizationMode::Vgpu) = device.virtualization_mode() {
         let reason = "this is a vGPU in a virtual machine; its host decides on MIG";
-        return Err(skip(Some(&uuid), reason.to_owned(), true));
+        return Err(SkippedGpu { is_for_good: true, ..skip(Some(&uuid), reason.to_owned(), true) });
     }
     describe(nvml, &device, index, uuid.clone()).map_err(|error| failed(Some(&uuid), error))
 }

@@ -29,6 +29,9 @@ pub struct SkippedGpu {
     pub reason: String,
     /// True where it cannot come back without a reset or another machine; what was on it is gone.
     pub is_gone: bool,
+    /// True where it never becomes anything else while this machine runs, so that it is not looked at again.
+    #[serde(skip)]
+    pub is_for_good: bool,
 }
 
 /// One physical GPU.

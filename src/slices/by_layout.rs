@@ -53,7 +53,7 @@ impl Publisher {
             self.tell(Publication::Pending { reason: NO_LABELS.to_owned() });
             return Ok(RESYNC);
         }
-        let pool = Pool::of(published);
+        let pool = self.pool(published);
         let (read_at, is_held_up) =
             self.read_claims(inventory, &decision.layouts, held, pool.as_ref()).await?;
         let prepared = held;

@@ -14,11 +14,31 @@ use super::publish::RESYNC;
 use crate::api::SliceError;
 use crate::inventory::{DeviceKind, DeviceName, GpuInventory, Inventory};
 
-/// Whole GPUs and shares that were withdrawn lately, and since when they are gone; `None` until that is written. Pure.
-#[derive(Debug, Default)]
-pub(super) struct Withdrawn(BTreeMap<String, Option<Instant>>);
+/// Whole GPUs and shares that were withdrawn lately, so far as this process knows. Pure.
+#[derive(Debug)]
+pub(super) struct Withdrawn {
+    /// Since when they are gone; `None` until that is written.
+    gone: BTreeMap<String, Option<Instant>>,
+    /// When this process first looked, if a driver before it may have withdrawn something a moment before.
+    start: Option<Instant>,
+    has_past: bool,
+}
 
 impl Withdrawn {
+    /// Starts without knowledge of what was before; `has_past` is whether a driver was on this node before this process.
+    pub(super) fn new(has_past: bool) -> Self {
+        Self { gone: BTreeMap::new(), start: None, has_past }
+    }
+
+    /// Takes note of the time. Until a settle time after the first look nothing may come that was not published then, unless
+    /// this process itself has withdrawn it.
+    fn look(&mut self, now: Instant, settle: Duration) {
+        if std::mem::take(&mut self.has_past) {
+            self.start = Some(now);
+        }
+        self.start = self.start.filter(|it| now < *it + settle);
+    }
+
     /// What of a GPU's devices may be published now. `before` is what is published of it, `held` what claims have, by a read
     /// of the claims that began at `read_at`.
     fn step(
@@ -31,35 +51,37 @@ impl Withdrawn {
     ) -> GpuInventory {
         let wanted = names(target);
         for name in before.difference(&wanted) {
-            self.0.entry(name.clone()).or_insert(None);
+            self.gone.entry(name.clone()).or_insert(None);
         }
         let is_settled = |since: &Option<Instant>| since.is_some_and(|it| it + settle <= read_at);
-        self.0.retain(|name, since| !wanted.contains(name) && !is_settled(since) || !is_of(name, target));
-        let gone = || self.0.keys().filter(|it| is_of(it, target));
+        self.gone.retain(|name, since| !wanted.contains(name) && !is_settled(since) || !is_of(name, target));
+        let gone = || self.gone.keys().filter(|it| is_of(it, target));
         let (whole_is_gone, share_is_gone) =
             (gone().any(|it| *it == target.counter_set), gone().any(|it| *it != target.counter_set));
         let mut next = target.clone();
         next.devices.retain(|it| {
             let is_excluded = if it.kind == DeviceKind::Gpu { share_is_gone } else { whole_is_gone };
-            !is_excluded || held.contains(it.name.as_str())
+            let name = it.name.as_str();
+            let may_come = self.start.is_none() || before.contains(name);
+            may_come && !is_excluded || held.contains(name)
         });
         // What is published and has to wait all the same was never withdrawn for long; it counts from now.
         for name in before.difference(&names(&next)) {
-            self.0.entry(name.clone()).or_insert(None);
+            self.gone.entry(name.clone()).or_insert(None);
         }
         next
     }
 
     /// Takes note that what the last step said is written.
     pub(super) fn written(&mut self, now: Instant) {
-        for since in self.0.values_mut() {
+        for since in self.gone.values_mut() {
             since.get_or_insert(now);
         }
     }
 
-    /// Since when the first of them is gone.
+    /// Since when the first thing is waited for.
     fn since(&self) -> Option<Instant> {
-        self.0.values().flatten().min().copied()
+        self.gone.values().flatten().chain(&self.start).min().copied()
     }
 }
 
@@ -75,11 +97,12 @@ impl Publisher {
         let before: BTreeSet<String> =
             published.iter().filter(|name| uncut().any(|it| is_of(name, it))).cloned().collect();
         let wanted: BTreeSet<String> = uncut().flat_map(names).collect();
-        self.withdrawn.0.retain(|name, _| uncut().any(|it| is_of(name, it)));
-        if before == wanted && self.withdrawn.0.is_empty() {
+        let (settle, read_at) = (self.parts.settle_time, Instant::now());
+        self.withdrawn.look(read_at, settle);
+        self.withdrawn.gone.retain(|name, _| uncut().any(|it| is_of(name, it)));
+        if before == wanted && self.withdrawn.gone.is_empty() {
             return Ok((Cow::Borrowed(inventory), RESYNC));
         }
-        let (settle, read_at) = (self.parts.settle_time, Instant::now());
         let held = held | &self.parts.allocations.read().await?;
         let mut settled = inventory.clone();
         let mut is_held_up = false;
@@ -91,7 +114,7 @@ impl Publisher {
         }
         let due = match self.withdrawn.since() {
             Some(since) => (since + settle).saturating_duration_since(Instant::now()),
-            None if self.withdrawn.0.is_empty() => RESYNC,
+            None if self.withdrawn.gone.is_empty() => RESYNC,
             None => settle,
         };
         // Claims that are not prepared are not heard of when they are released.
@@ -104,12 +127,15 @@ fn names(gpu: &GpuInventory) -> BTreeSet<String> {
 }
 
 /// True for the name of a GPU or of a share of it.
-fn is_of(name: &str, gpu: &GpuInventory) -> bool {
+pub(super) fn is_of(name: &str, gpu: &GpuInventory) -> bool {
     DeviceName::share_in(name).map_or(name, |(gpu, _)| gpu) == gpu.counter_set
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
+
     use super::*;
     use crate::inventory::AllocatableDevice;
 
@@ -132,12 +158,12 @@ mod tests {
         let shared: Vec<_> = (0..shares).map(|it| whole.share(it)).collect();
         let (devices, withheld) = if shares == 0 { (vec![whole], Vec::new()) } else { (shared, vec![whole]) };
         let counters = BTreeMap::new();
-        GpuInventory { counter_set: "gpu-0000-3b-00".to_owned(), counters, devices, withheld }
+        GpuInventory { counter_set: "gpu-0000-3b-00".to_owned(), counters, devices, withheld, problem: None }
     }
 
     #[test]
     fn a_whole_gpu_comes_when_its_shares_have_been_gone_for_the_settle_time() {
-        let (mut withdrawn, start) = (Withdrawn::default(), Instant::now());
+        let (mut withdrawn, start) = (Withdrawn::new(false), Instant::now());
         let shares = set(&["gpu-0000-3b-00-share-0", "gpu-0000-3b-00-share-1"]);
         let nobody = BTreeSet::new();
         let mut step = |before: &BTreeSet<String>, held: &BTreeSet<String>, seconds: u64| {
@@ -158,7 +184,7 @@ mod tests {
 
     #[test]
     fn shares_come_when_the_whole_gpu_has_been_gone_and_fewer_of_them_at_once() {
-        let (mut withdrawn, start) = (Withdrawn::default(), Instant::now());
+        let (mut withdrawn, start) = (Withdrawn::new(false), Instant::now());
         let (whole, nobody) = (set(&["gpu-0000-3b-00"]), BTreeSet::new());
         let mut step = |count, before: &BTreeSet<String>, seconds: u64| {
             let read_at = start + Duration::from_secs(seconds);
@@ -174,5 +200,173 @@ mod tests {
             names(&gpu(4)),
             "what was withdrawn may come back at any time"
         );
+    }
+
+    #[test]
+    fn a_restart_behind_a_withdrawal_waits_as_the_process_before_would_have() {
+        let (whole, nobody) = (set(&["gpu-0000-3b-00"]), BTreeSet::new());
+        for (has_past, first) in [(true, &nobody), (false, &whole)] {
+            let (mut withdrawn, start) = (Withdrawn::new(has_past), Instant::now());
+            let mut step = |before: &BTreeSet<String>, held: &BTreeSet<String>, seconds: u64| {
+                let read_at = start + Duration::from_secs(seconds);
+                withdrawn.look(read_at, SETTLE);
+                let next = withdrawn.step(&gpu(0).with_held(held), before, held, read_at, SETTLE);
+                withdrawn.written(read_at);
+                names(&next)
+            };
+            assert_eq!(step(&nobody, &nobody, 0), *first);
+            if has_past {
+                // Somebody took a share of which only the process before knew.
+                let taken = set(&["gpu-0000-3b-00-share-3"]);
+                assert_eq!(step(&nobody, &taken, 5), taken);
+                assert_eq!(step(&taken, &nobody, 9), nobody);
+                assert_eq!(step(&nobody, &nobody, 18), nobody);
+                assert_eq!(step(&nobody, &nobody, 19), whole);
+            }
+        }
+        let (mut withdrawn, start) = (Withdrawn::new(true), Instant::now());
+        withdrawn.look(start, SETTLE);
+        let next = withdrawn.step(&gpu(0), &whole, &nobody, start, SETTLE);
+        assert_eq!(names(&next), whole, "what is published stays");
+    }
+
+    /// One GPU, its publisher, and schedulers of which each may act on what was published less than the settle time ago.
+    struct World {
+        shares: u32,
+        withdrawn: Withdrawn,
+        decided: Option<BTreeSet<String>>,
+        start: Instant,
+        now: u64,
+        views: Vec<(u64, BTreeSet<String>)>,
+        /// Device, whether it is allocated, and whether it is prepared.
+        claims: Vec<(String, bool, bool)>,
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Event {
+        Wait(u8),
+        Decide,
+        Write,
+        /// With another number of shares.
+        Restart(u8),
+        KubeletRestart,
+        Allocate(u8, u8),
+        Prepare(u8),
+        End(u8),
+    }
+
+    fn pick(number: u8, of: usize) -> usize {
+        usize::from(number) % of
+    }
+
+    impl World {
+        fn new() -> Self {
+            let (withdrawn, start) = (Withdrawn::new(false), Instant::now());
+            let (views, claims) = (vec![(0, BTreeSet::new())], Vec::new());
+            Self { shares: 0, withdrawn, decided: None, start, now: 0, views, claims }
+        }
+
+        fn with(&self, is_it: impl Fn(&(String, bool, bool)) -> bool) -> BTreeSet<String> {
+            self.claims.iter().filter(|it| is_it(it)).map(|it| it.0.clone()).collect()
+        }
+
+        fn published(&self) -> BTreeSet<String> {
+            self.views.last().unwrap().1.clone()
+        }
+
+        fn decide(&mut self) {
+            self.write();
+            let now = self.start + Duration::from_secs(self.now);
+            let (before, prepared) = (self.published(), self.with(|it| it.2));
+            let gpu = gpu(self.shares).with_held(&prepared);
+            self.withdrawn.look(now, SETTLE);
+            let next = if before == names(&gpu) && self.withdrawn.gone.is_empty() {
+                names(&gpu)
+            } else {
+                let held = &prepared | &self.with(|it| it.1);
+                names(&self.withdrawn.step(&gpu.with_held(&held), &before, &held, now, SETTLE))
+            };
+            let allocated = self.with(|it| it.1);
+            let gone = before.difference(&next).find(|it| allocated.contains(*it));
+            assert_eq!(gone, None, "it is allocated and goes");
+            self.decided = Some(next);
+        }
+
+        fn write(&mut self) {
+            let Some(next) = self.decided.take() else { return };
+            self.views.push((self.now, next));
+            self.withdrawn.written(self.start + Duration::from_secs(self.now));
+        }
+
+        fn allocate(&mut self, which: u8, age: u8) {
+            let is_recent =
+                |it: &usize| self.views.get(it + 1).is_none_or(|next| self.now < next.0 + SETTLE.as_secs());
+            let recent: Vec<usize> = (0..self.views.len()).filter(is_recent).collect();
+            let seen = &self.views[recent[pick(age, recent.len())]].1;
+            let allocated = self.with(|it| it.1);
+            let free: Vec<&String> = seen.difference(&allocated).collect();
+            if !free.is_empty() {
+                self.claims.push((free[pick(which, free.len())].clone(), true, false));
+            }
+            let allocated = self.with(|it| it.1);
+            let has_whole = allocated.contains("gpu-0000-3b-00");
+            assert!(!has_whole || allocated.len() == 1, "allocated together: {allocated:?}");
+        }
+
+        fn play(&mut self, event: Event) {
+            match event {
+                Event::Wait(seconds) => self.now += u64::from(seconds),
+                Event::Decide => self.decide(),
+                Event::Write => self.write(),
+                Event::Restart(shares) => {
+                    self.shares = [0, 2, 4][pick(shares, 3)];
+                    (self.withdrawn, self.decided) = (Withdrawn::new(true), None);
+                }
+                Event::KubeletRestart => self.views.push((self.now, BTreeSet::new())),
+                Event::Allocate(which, age) => self.allocate(which, age),
+                Event::Prepare(which) if !self.claims.is_empty() => {
+                    let index = pick(which, self.claims.len());
+                    self.claims[index].2 = self.claims[index].1;
+                }
+                Event::End(which) if !self.claims.is_empty() => {
+                    drop(self.claims.swap_remove(pick(which, self.claims.len())));
+                }
+                Event::Prepare(_) | Event::End(_) => {}
+            }
+        }
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        any::<(u8, u8, u8)>().prop_map(|(what, which, other)| match what % 12 {
+            0 => Event::Wait(1 + which % 12),
+            1..=3 => Event::Decide,
+            4 => Event::Write,
+            5 => Event::Restart(which),
+            6 => Event::KubeletRestart,
+            7 | 8 => Event::Allocate(which, other),
+            9 => Event::Prepare(which),
+            _ => Event::End(which),
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4096, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn late_schedulers_never_give_away_a_whole_gpu_beside_a_share_and_what_they_gave_stays(
+            events in prop::collection::vec(event(), 1..60),
+        ) {
+            let mut world = World::new();
+            for event in events {
+                world.play(event);
+            }
+            for _ in 0..4 {
+                world.now += SETTLE.as_secs();
+                world.decide();
+                world.write();
+            }
+            let held = world.with(|_| true);
+            prop_assert_eq!(world.published(), names(&gpu(world.shares).with_held(&held)));
+        }
     }
 }

@@ -1,11 +1,14 @@
 //! Inventory to ResourceSlices, and these to the API server.
 //!
-//! `render`, `diff` and `transition` are pure, `publish` is the loop around them. A slice is only ever written as a whole;
+//! `render`, `diff`, `kept` and `transition` are pure, `publish` is the loop around them. A slice is only ever written as a whole;
 //! nothing is published that the API server would strip of its counters.
 
+mod by_allocation;
 mod by_layout;
 mod by_sharing;
 mod diff;
+mod kept;
+mod news;
 mod probe;
 mod publication;
 mod publish;
@@ -16,6 +19,7 @@ mod taint;
 mod transition;
 
 pub use diff::{Change, diff, is_same, lost_counters};
+pub use kept::{Devices, Kept};
 pub use probe::keeps_counters;
 pub use publication::Publication;
 pub use publish::{Offer, Publisher, PublisherParts};

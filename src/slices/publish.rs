@@ -12,18 +12,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use futures::{Stream, StreamExt};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::by_sharing::Withdrawn;
 use super::probe::keeps_counters;
-use super::render::names as names_in;
-use super::shelves::shelves;
+use super::render::{keep, names as names_in};
 use super::taint::{TaintEffect, Taints};
-use super::{Change, Owner, Pool, Publication, Transition, diff, keep_order, lost_counters, render};
+use super::{Change, Kept, Owner, Publication, Transition, diff, keep_order, lost_counters, render};
 use crate::api::{Allocations, NodeSlices, SliceError};
 use crate::args::Mode;
 use crate::hardware::NodeState;
@@ -34,9 +32,7 @@ use crate::placement::{Policy, Ranking};
 use crate::telemetry::metrics::{Metrics, SliceWrite};
 
 /// How long changes made by others are collected before they are looked at.
-const DEBOUNCE: Duration = Duration::from_millis(500);
-/// How long a burst of changes may put the next look off.
-const LONGEST_BURST: Duration = Duration::from_secs(5);
+pub(super) const DEBOUNCE: Duration = Duration::from_millis(500);
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(2);
 /// Full comparison even if nothing was heard: a watch may lose a deletion.
@@ -108,10 +104,14 @@ pub struct Publisher {
     taints: Taints,
     /// Whole and time-shared GPUs that are not offered any more.
     pub(super) withdrawn: Withdrawn,
+    /// Devices that stay because they are allocated.
+    pub(super) kept: Kept,
+    /// Devices that stay as they are published: claims have them, and the node cannot describe them any more.
+    pub(super) strangers: BTreeSet<String>,
     /// Resource versions of our own last writes, to tell them from those of others.
-    written: BTreeMap<String, Option<String>>,
+    pub(super) written: BTreeMap<String, Option<String>>,
     /// Names of the devices in each slice of devices, as they stood after the last round.
-    published: Vec<Vec<String>>,
+    pub(super) published: Vec<Vec<String>>,
     /// Whether it was told which of `--profiles` have no effect on this node.
     has_told_profiles: bool,
     /// Whether the slices were complete once.
@@ -125,6 +125,8 @@ impl Publisher {
     #[must_use]
     pub fn new(parts: PublisherParts) -> Self {
         let transition = Transition::new(parts.settle_time, parts.has_past);
+        let kept = Kept::new(parts.settle_time, parts.has_past);
+        let withdrawn = Withdrawn::new(parts.has_past);
         let taints = Taints::new(&parts.driver, parts.taint_effect);
         Self {
             parts,
@@ -135,7 +137,9 @@ impl Publisher {
             taken: BTreeSet::new(),
             transition,
             taints,
-            withdrawn: Withdrawn::default(),
+            withdrawn,
+            kept,
+            strangers: BTreeSet::new(),
             written: BTreeMap::new(),
             published: Vec::new(),
             has_told_profiles: false,
@@ -184,11 +188,12 @@ impl Publisher {
         if !std::mem::replace(&mut self.had_turn, true) {
             // Another one has published meanwhile: nothing is known of what it withdrew, as after a start.
             self.transition = Transition::new(self.parts.settle_time, true);
-            self.withdrawn = Withdrawn::default();
+            self.kept = Kept::new(self.parts.settle_time, true);
+            self.withdrawn = Withdrawn::new(true);
             (self.keeps_counters, self.asked) = (None, None);
         }
         self.taints.follow(&state.health);
-        match self.sync(&state.inventory, &state.held).await {
+        match self.sync(state).await {
             Ok(pause) => pause,
             Err(error) if error.is_conflict => {
                 debug!(%error, "slices changed underneath, reading again");
@@ -205,83 +210,16 @@ impl Publisher {
         }
     }
 
-    /// Returns once what is published has to change; false when nobody tells the state any more.
-    async fn news(&self, node: &mut watch::Receiver<NodeState>, seen: &NodeState) -> bool {
-        while node.changed().await.is_ok() {
-            if self.is_news(&node.borrow_and_update(), seen) {
-                return true;
-            }
-            let burst = async {
-                while timeout(DEBOUNCE, node.changed()).await.is_ok_and(|it| it.is_ok()) {
-                    if self.is_news(&node.borrow(), seen) {
-                        return;
-                    }
-                }
-            };
-            let _ = timeout(LONGEST_BURST, burst).await;
-            let now = node.borrow_and_update();
-            if self.is_news(&now, seen) || !self.is_served(&now) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// True where something that is published differs from `seen`. What claims hold rarely matters: with counters never, with
-    /// a layout where it makes room for more of it.
-    fn is_news(&self, now: &NodeState, seen: &NodeState) -> bool {
-        now.inventory != seen.inventory
-            || now.health != seen.health
-            || now.hardware.as_ref().err() != seen.hardware.as_ref().err()
-            || now.held != seen.held && (now.hardware.is_err() || self.makes_room(now))
-    }
-
-    /// True where the published slices have what is offered, in an order that leads to the choices of the ranking. Of a
-    /// layout only what it makes room for counts.
-    fn is_served(&self, state: &NodeState) -> bool {
-        if !self.counts() {
-            return true;
-        }
-        let offered = self.offered(&state.inventory, &state.held);
-        let ranking = Ranking::of(&offered, &state.held, self.parts.offer.policy);
-        let shelves = shelves(&offered);
-        let is_served = |(shelf, names): (&Vec<_>, &Vec<String>)| {
-            let names = || names.iter().map(String::as_str);
-            shelf.len() == names().count()
-                && names().all(|it| ranking.place(it) < usize::MAX)
-                && ranking.agrees_with(names())
-        };
-        shelves.len() == self.published.len() && shelves.iter().zip(&self.published).all(is_served)
-    }
-
-    fn offered<'i>(&self, inventory: &'i Inventory, held: &BTreeSet<String>) -> Cow<'i, Inventory> {
+    pub(super) fn offered<'i>(
+        &self,
+        inventory: &'i Inventory,
+        held: &BTreeSet<String>,
+    ) -> Cow<'i, Inventory> {
         if self.parts.offer.profiles.is_everything() {
             Cow::Borrowed(inventory)
         } else {
             Cow::Owned(inventory.with_profiles(&self.parts.offer.profiles, held))
         }
-    }
-
-    /// Returns after somebody else changed our slices, and after the burst that often follows has ended. True where the watch
-    /// began anew.
-    async fn foreign_change(
-        &self,
-        changes: &mut (impl Stream<Item = (String, Option<String>)> + Unpin),
-    ) -> bool {
-        while let Some((name, version)) = changes.next().await {
-            if version.is_none() || self.written.get(&name) != Some(&version) {
-                let mut is_restart = name.is_empty();
-                let burst = async {
-                    while let Ok(Some((name, _))) = timeout(DEBOUNCE, changes.next()).await {
-                        is_restart |= name.is_empty();
-                    }
-                };
-                // A burst that does not end is no reason to wait for ever.
-                let _ = timeout(LONGEST_BURST, burst).await;
-                return is_restart;
-            }
-        }
-        std::future::pending().await
     }
 
     /// Warns once, when there are GPUs, of patterns that mean none of their profiles, and of all of them in a mode in which
@@ -310,24 +248,30 @@ impl Publisher {
         self.parts.mode != Mode::Layout && self.keeps_counters != Some(false)
     }
 
-    async fn sync(&mut self, inventory: &Inventory, held: &BTreeSet<String>) -> Result<Duration, SliceError> {
+    async fn sync(&mut self, state: &NodeState) -> Result<Duration, SliceError> {
         let node_uid = self.parts.api.node_uid().await?;
         let owner = Owner { driver: self.parts.driver.clone(), node: self.parts.node.clone(), node_uid };
         let published = self.parts.api.list().await?;
         let before = published.iter().flat_map(names_in).map(str::to_owned).collect();
-        let (inventory, soon) = self.settle_shares(inventory, held, &before).await?;
+        self.keep_allocated(state, &before).await?;
+        let inventory = state.inventory_with(self.kept.taken());
+        let (inventory, soon) = self.settle_shares(&inventory, &state.held, &before).await?;
         let inventory = &*inventory;
         self.tell_of_profiles(inventory);
         let can_be_cut = inventory.gpus.iter().any(GpuInventory::can_be_cut);
-        let offered = self.offered(inventory, held);
-        let ranking = Ranking::of(&offered, held, self.parts.offer.policy);
+        let held = &state.held | self.kept.taken();
+        let offered = self.offered(inventory, &held);
+        let ranking = Ranking::of(&offered, &held, self.parts.offer.policy);
         let slices = render(&offered, &ranking, &owner);
         if self.parts.mode != Mode::Layout && can_be_cut {
             self.ask_for_the_gate(published.len() < slices.len(), &owner).await?;
         }
         if self.counts() {
-            let pool = Pool::of(&published);
-            let part = self.transition.count(&offered, pool.as_ref(), held, Instant::now());
+            let pool = self.pool(&published);
+            let part = self.transition.count(&offered, pool.as_ref(), &held, Instant::now());
+            if part.is_some() {
+                self.kept.expect_more();
+            }
             let slices = part.as_ref().map_or(slices, |it| render(it, &ranking, &owner));
             let slices = self.publish(slices, &ranking, &published).await?;
             self.transition.written(Instant::now());
@@ -339,7 +283,7 @@ impl Publisher {
             let is_rolling = self.restarted.is_some_and(|it| it.elapsed() < ROLLING_RESTART);
             return Ok(self.due().min(soon).min(if is_rolling { GATE_RETRY } else { RESYNC }));
         }
-        Ok(self.publish_layout(inventory, held, &published, &owner).await?.min(soon))
+        Ok(self.publish_layout(inventory, &state.held, &published, &owner).await?.min(soon))
     }
 
     /// An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
@@ -352,9 +296,10 @@ impl Publisher {
         Ok(())
     }
 
-    /// How long until what was withdrawn no longer keeps anything away.
+    /// How long until what was withdrawn no longer keeps anything away, or may not come back any more.
     pub(super) fn due(&self) -> Duration {
-        self.transition.next().map_or(RESYNC, |it| it.saturating_duration_since(Instant::now()))
+        let next = self.transition.next().into_iter().chain(self.kept.next()).min();
+        next.map_or(RESYNC, |it| it.saturating_duration_since(Instant::now()))
     }
 
     /// Brings the API server's slices to what is rendered, and answers with their number.
@@ -364,6 +309,8 @@ impl Publisher {
         ranking: &Ranking,
         published: &[ResourceSlice],
     ) -> Result<usize, SliceError> {
+        let own = slices.len();
+        keep(&mut slices, published, &self.strangers, self.counts());
         if !self.transition.is_open() {
             close(&mut slices);
         }
@@ -371,7 +318,8 @@ impl Publisher {
         self.taints.apply(&mut slices, published, &self.parts.api).await?;
         self.write(&slices, published).await?;
         self.withdrawn.written(Instant::now());
-        let shown = slices.iter().map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
+        self.kept.written(Instant::now());
+        let shown = slices.iter().take(own).map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
         self.published = shown.filter(|it| !it.is_empty()).collect();
         Ok(slices.len())
     }

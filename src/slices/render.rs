@@ -1,6 +1,6 @@
 //! Inventory to ResourceSlices. Pure; knows the limits of resource.k8s.io/v1.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::resource::v1::{
     Counter, CounterSet, Device, DeviceAttribute, DeviceCapacity, DeviceCounterConsumption, ResourcePool,
@@ -15,6 +15,8 @@ use crate::placement::Ranking;
 
 /// Counter sets in one slice (ResourceSliceMaxCounterSets).
 const MAX_COUNTER_SETS: usize = 8;
+/// Devices in one slice where any of them consumes counters (ResourceSliceMaxDevicesWithTaintsOrConsumesCounters).
+const MAX_DEVICES: usize = 64;
 /// Longest object name.
 const MAX_NAME: usize = 253;
 
@@ -71,6 +73,42 @@ pub fn render(inventory: &Inventory, ranking: &Ranking, owner: &Owner) -> Vec<Re
         },
     };
     contents.into_iter().enumerate().map(complete).collect()
+}
+
+/// Adds slices with these devices as they are published, and with the counters that they take where `is_counted`: devices
+/// that the node cannot describe any more.
+pub(super) fn keep(
+    slices: &mut Vec<ResourceSlice>,
+    published: &[ResourceSlice],
+    kept: &BTreeSet<String>,
+    is_counted: bool,
+) {
+    let mut devices: Vec<Device> =
+        published.iter().flat_map(|it| it.spec.devices.iter().flatten()).cloned().collect();
+    devices.retain(|it| kept.contains(&it.name));
+    let sets = |slices: &[ResourceSlice]| -> Vec<CounterSet> {
+        slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten()).cloned().collect()
+    };
+    let known = sets(slices);
+    let mut counted = sets(published);
+    let takes_from = |it: &CounterSet| {
+        let taken = devices.iter().flat_map(|it| it.consumes_counters.iter().flatten());
+        taken.map(|taken| &taken.counter_set).any(|name| *name == it.name)
+    };
+    counted.retain(|it| is_counted && takes_from(it) && !known.iter().any(|known| known.name == it.name));
+    if !is_counted {
+        devices.iter_mut().for_each(|it| it.consumes_counters = None);
+    }
+    let counted = counted.chunks(MAX_COUNTER_SETS).map(|sets| (Some(sets.to_vec()), None));
+    let devices = devices.chunks(MAX_DEVICES).map(|devices| (None, Some(devices.to_vec())));
+    for (shared_counters, devices) in counted.chain(devices) {
+        let Some(ResourceSlice { metadata, spec }) = slices.first().cloned() else { return };
+        let name = slice_name(slices.len(), &spec.driver, spec.node_name.as_deref().unwrap_or_default());
+        let metadata = ObjectMeta { name: Some(name), ..metadata };
+        slices.push(ResourceSlice { metadata, spec: ResourceSliceSpec { shared_counters, devices, ..spec } });
+    }
+    let count = i64::try_from(slices.len()).unwrap_or(i64::MAX);
+    slices.iter_mut().for_each(|it| it.spec.pool.resource_slice_count = count);
 }
 
 /// Leaves the devices of a slice in the order that is published if that serves as well: it has the same devices, and leads
@@ -174,8 +212,6 @@ pub fn fnv1a(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::placement::Policy;
 
@@ -189,11 +225,48 @@ mod tests {
         assert_eq!(slice_name(0, "d", "node"), "00000-d-node");
     }
 
-    #[test]
-    fn an_empty_inventory_is_one_empty_slice() {
+    fn nothing() -> Vec<ResourceSlice> {
         let owner = Owner { driver: "d".to_owned(), node: "n".to_owned(), node_uid: "u".to_owned() };
         let ranking = Ranking::of(&Inventory::default(), &BTreeSet::new(), Policy::Pack);
-        let slices = render(&Inventory::default(), &ranking, &owner);
+        render(&Inventory::default(), &ranking, &owner)
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_described_stays_as_it_is_published_and_keeps_its_cost() {
+        let taken = |name: &str, counter_set: &str| Device {
+            name: name.to_owned(),
+            consumes_counters: Some(vec![DeviceCounterConsumption {
+                counter_set: counter_set.to_owned(),
+                counters: [("memory-slice-0".to_owned(), counter(1))].into(),
+            }]),
+            ..Device::default()
+        };
+        let set = |name: &str| CounterSet {
+            name: name.to_owned(),
+            counters: [("memory-slice-0".to_owned(), counter(1))].into(),
+        };
+        let mut published = [nothing(), nothing()].concat();
+        published[0].spec.shared_counters = Some(vec![set("lost"), set("other")]);
+        published[1].spec.devices = Some(vec![taken("one", "lost"), taken("two", "lost")]);
+
+        let mut slices = nothing();
+        keep(&mut slices, &published, &["two".to_owned()].into(), true);
+        assert_eq!(slices[1].spec.shared_counters, Some(vec![set("lost")]));
+        assert_eq!(slices[2].spec.devices, Some(vec![taken("two", "lost")]));
+        assert!(slices.len() == 3 && slices.iter().all(|it| it.spec.pool.resource_slice_count == 3));
+        assert_eq!(slices[2].metadata.name.as_deref(), Some("00002-d-n"));
+
+        let mut slices = nothing();
+        keep(&mut slices, &published, &["two".to_owned()].into(), false);
+        let uncounted = Device { consumes_counters: None, ..taken("two", "lost") };
+        assert_eq!((slices.len(), &slices[1].spec.devices), (2, &Some(vec![uncounted])));
+        keep(&mut slices, &published, &BTreeSet::new(), true);
+        assert_eq!(slices.len(), 2);
+    }
+
+    #[test]
+    fn an_empty_inventory_is_one_empty_slice() {
+        let slices = nothing();
         assert_eq!(slices.len(), 1);
         assert_eq!(slices[0].spec.pool.resource_slice_count, 1);
         assert_eq!(slices[0].spec.pool.name, "n/d");

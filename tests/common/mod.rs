@@ -23,7 +23,7 @@ use clap::Parser;
 use dra_driver_mig::args::{Cli, Command, NodeArgs};
 use dra_driver_mig::node;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use kube_sim::kubelet::{Claim, KubeletClient, Plugin};
 use nvml_sim::SimNode;
@@ -254,6 +254,12 @@ impl Lab {
     /// The claim that has one of this node's devices.
     pub(crate) async fn claim_of(&self, name: &str, device: &str) -> Claim {
         self.claim(name, &[("gpu", DRIVER, device)]).await
+    }
+
+    /// Deletes a claim, as Kubernetes does with one that was made for a pod that has ended.
+    pub(crate) async fn delete_claim(&self, claim: &Claim) {
+        let api: Api<ResourceClaim> = Api::namespaced(self.client.clone(), &claim.namespace);
+        api.delete(&claim.name, &DeleteParams::default()).await.unwrap();
     }
 
     /// Live GPU instances as the hardware has them: GPU, profile, start.

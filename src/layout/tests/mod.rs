@@ -107,6 +107,10 @@ fn shown(offer: &Offer) -> Vec<String> {
     shown
 }
 
+fn names_of(offer: &Offer) -> BTreeSet<String> {
+    offer.inventory.devices().map(|it| it.name.to_string()).collect()
+}
+
 fn all_placements(profiles: &[Profile]) -> Vec<(&Profile, Placement)> {
     profiles.iter().flat_map(|it| it.placements.iter().map(move |placement| (it, *placement))).collect()
 }
@@ -315,6 +319,23 @@ fn an_instance_of_somebody_else_is_gone_around() {
     let offer = apply(&inventory, &choose(Some("all-1g.10gb"), None, &facts).unwrap(), &held);
     assert_eq!(shown(&offer).len(), 6);
     assert!(offer.waiting[0].contains("1 x 1g.10gb cannot be had now"), "{:?}", offer.waiting);
+}
+
+#[test]
+fn of_a_gpu_that_is_unhealthy_a_layout_says_so_whatever_claims_have_of_it() {
+    let facts = facts("1xH100-80GB");
+    let mut gpus = gpus(&facts, true, &[]);
+    gpus[0].state.problem = Some("unhealthy: XID 48 (a double-bit ECC error)".to_owned());
+    for held in [set(&[]), set(&["gpu-0000-1a-00-mig-1g-10gb-6"])] {
+        let inventory = inventory(&NodeFacts::default(), &gpus, &held);
+        for (layout, what) in [("all-1g.10gb", "x 1g.10gb"), ("all-disabled", "the whole GPU")] {
+            let offer = apply(&inventory, &choose(Some(layout), None, &facts).unwrap(), &held);
+            assert_eq!(names_of(&offer), held);
+            let why = &offer.waiting[0];
+            let told = format!("{what} cannot be had now: the GPU is not offered: unhealthy: XID 48");
+            assert!(why.contains(&told) && !why.contains("reset"), "{why}");
+        }
+    }
 }
 
 #[test]

@@ -10,39 +10,82 @@ use crate::slices::{Pool, names};
 /// Enough to find each of the faults that are named in the tests below within seconds.
 const CASES: u32 = 1024;
 
-/// What, which, and which other: any number will do, a smaller one shrinks better than an index.
-type Step = (u8, u8, u8);
+/// Something that happens. The numbers choose among what there is then: any will do, and a smaller one shrinks better than
+/// an index.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    ChangeLayout(u8, u8),
+    Wait(u8),
+    End(u8, u8),
+    Prepare(u8),
+    Decide,
+    Write,
+    /// With these flags.
+    Restart(u8),
+    /// A kubelet's, which deletes the slices of the node.
+    KubeletRestart,
+    NodeRestart(u8),
+    Sickness,
+    Recovery,
+    Allocate(u8, u8),
+    TurnGate,
+}
+
+/// With counters, sickness and flags come together: both make devices go that no layout has withdrawn.
+fn step(has_gate: bool, has_flags: bool) -> impl Strategy<Value = Step> {
+    let step = move |(what, which, other): (u8, u8, u8)| match pick(what, if has_gate { 15 } else { 14 }) {
+        0 => Step::ChangeLayout(which, other),
+        1 => Step::Wait(1 + which % 12),
+        2 | 3 => Step::End(which, other % 4),
+        4 | 5 => Step::Prepare(which),
+        6 | 7 => Step::Decide,
+        8 => Step::Write,
+        9 if which % 3 == 0 => Step::Restart(if has_flags { other } else { 0 }),
+        9 if which % 3 == 1 => Step::KubeletRestart,
+        9 => Step::NodeRestart(if has_flags { other } else { 0 }),
+        13 if which % 2 == 0 && (has_flags || !has_gate) => Step::Sickness,
+        13 => Step::Recovery,
+        14 => Step::TurnGate,
+        _ => Step::Allocate(which, other),
+    };
+    any::<(u8, u8, u8)>().prop_map(step)
+}
 
 /// Plays what a fuzzer thinks of. With `is_wild`, schedulers give away anything, twice as well, whatever was published.
 fn play(model: u8, steps: &[Step], has_gate: bool, is_wild: bool) {
     let models = mig_models();
     let mut world = World::new(models[pick(model, models.len())]);
     world.keeps_counters = has_gate && pick(model, 3) == 0;
-    for &(what, which, other) in steps {
-        match pick(what, if has_gate { 14 } else { 13 }) {
-            0 => world.change_layout(which, other),
-            1 => world.now += 1 + u64::from(which % 12),
-            2 | 3 => world.end(which, other % 4),
-            4 | 5 => world.prepare(which, is_wild),
-            6 | 7 => world.decide(),
-            8 => world.write(),
-            // A restart at the worst moment, and a kubelet's, which deletes the slices of the node.
-            9 if which % 3 == 0 => world.restart(),
-            9 if which % 3 == 1 => world.show(None),
-            9 => {
+    for step in steps {
+        match *step {
+            Step::ChangeLayout(which, other) => world.change_layout(which, other),
+            Step::Wait(seconds) => world.now += u64::from(seconds),
+            Step::End(which, how) => world.end(which, how),
+            Step::Prepare(which) => world.prepare(which, is_wild),
+            Step::Decide => world.decide(),
+            Step::Write => world.write(),
+            Step::Restart(flags) => world.restart(flags),
+            Step::KubeletRestart => world.show(None),
+            Step::NodeRestart(flags) => {
                 world.show(None);
-                world.restart();
+                world.restart(flags);
             }
-            13 => world.keeps_counters = !world.keeps_counters,
-            _ if is_wild => {
+            Step::Sickness => {
+                world.is_sick = true;
+                world.may_overlap |= has_gate;
+            }
+            Step::Recovery => world.is_sick = false,
+            Step::TurnGate => world.keeps_counters = !world.keeps_counters,
+            Step::Allocate(which, _) if is_wild => {
                 let all: Vec<String> = names(&world.inventory).into_iter().collect();
                 world.claim(all[pick(which, all.len())].clone());
             }
-            _ => world.allocate(which, other),
+            Step::Allocate(which, age) => world.allocate(which, age),
         }
         let allocated: Vec<String> =
             world.claims.values().filter(|it| it.is_allocated).map(|it| it.device.clone()).collect();
-        assert!(is_wild || world.can_exist(&allocated), "allocated together: {allocated:?}");
+        let is_safe = is_wild || world.may_overlap || world.can_exist(&allocated);
+        assert!(is_safe, "allocated together: {allocated:?}");
         world.check_prepared();
     }
     if !is_wild {
@@ -56,7 +99,7 @@ proptest! {
     #[test]
     fn late_schedulers_never_give_away_what_overlaps(
         model in any::<u8>(),
-        steps in prop::collection::vec(any::<Step>(), 1..60),
+        steps in prop::collection::vec(step(false, false), 1..60),
     ) {
         play(model, &steps, false, false);
     }
@@ -64,7 +107,15 @@ proptest! {
     #[test]
     fn nor_when_the_gate_is_turned_on_and_off(
         model in any::<u8>(),
-        steps in prop::collection::vec(any::<Step>(), 1..60),
+        steps in prop::collection::vec(step(true, false), 1..60),
+    ) {
+        play(model, &steps, true, false);
+    }
+
+    #[test]
+    fn nor_is_it_prepared_or_withdrawn_from_a_claim_when_flags_change_or_the_gpu_is_sick(
+        model in any::<u8>(),
+        steps in prop::collection::vec(step(true, true), 1..60),
     ) {
         play(model, &steps, true, false);
     }
@@ -72,7 +123,7 @@ proptest! {
     #[test]
     fn whatever_schedulers_give_away_nothing_that_overlaps_is_prepared(
         model in any::<u8>(),
-        steps in prop::collection::vec(any::<Step>(), 1..60),
+        steps in prop::collection::vec(step(true, true), 1..60),
     ) {
         play(model, &steps, true, true);
     }
@@ -173,7 +224,7 @@ fn a_restart_behind_a_withdrawal_waits_as_the_process_before_would_have() {
         if is_wiped {
             world.show(None);
         }
-        world.restart();
+        world.restart(0);
         world.claim(mig("1g-10gb-6"));
         world.now += SETTLE - 1;
         sync(&mut world);
@@ -184,4 +235,34 @@ fn a_restart_behind_a_withdrawal_waits_as_the_process_before_would_have() {
         assert_eq!(world.published(), [mig("1g-10gb-6")].into(), "the whole GPU waits for it");
         assert!(world.pool().unwrap().is_open);
     }
+}
+
+#[test]
+fn where_counters_are_kept_what_is_allocated_outlives_sickness_and_filters_and_late_schedulers() {
+    let mut world = world("all-1g.10gb");
+    world.keeps_counters = true;
+    for _ in 0..2 {
+        world.now += SETTLE;
+        sync(&mut world);
+    }
+    let (first, late) = (mig("1g-10gb-6"), mig("1g-10gb-0"));
+    world.claim(first.clone());
+    world.is_sick = true;
+    sync(&mut world);
+    assert_eq!(world.published(), [first.clone()].into());
+    // By a scheduler that has not seen that yet.
+    world.claim(late.clone());
+    world.now += SETTLE;
+    sync(&mut world);
+    assert_eq!(world.published(), [first.clone(), late.clone()].into());
+    world.is_sick = false;
+    world.restart(1);
+    sync(&mut world);
+    assert_eq!(world.published().iter().filter(|it| it.contains("-1g-")).count(), 2);
+    world.end(0, 0);
+    world.end(0, 0);
+    world.now += SETTLE;
+    sync(&mut world);
+    assert!(world.published().iter().all(|it| !it.contains("-1g-")), "{:?}", world.published());
+    assert!(!world.published().is_empty());
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::checkpoint::{Record, RecordedKind};
 use crate::claim::{AllocatedDevice, ClaimRef, Ground, PlanError, plan};
-use crate::slices::{Held, Pool, Transition, names};
+use crate::inventory::ProfileFilter;
+use crate::slices::{Devices, Held, Kept, Pool, Transition, names};
 
 /// Seconds.
 pub(super) const SETTLE: u64 = 10;
@@ -35,10 +36,19 @@ pub(super) struct Claim {
 
 pub(super) struct World {
     pub(super) facts: Vec<GpuFacts>,
-    pub(super) inventory: Inventory,
+    /// All that the GPU could ever be.
+    pub(super) inventory: Arc<Inventory>,
+    /// Nobody is to be given more of the GPU.
+    pub(super) is_sick: bool,
+    /// What is left out where counters are kept.
+    filter: ProfileFilter,
     pub(super) layouts: Layouts,
     pub(super) keeps_counters: bool,
     transition: Transition,
+    kept: Kept,
+    /// Devices have gone for another reason than a layout where counters are kept. Schedulers that have seen that and others
+    /// that have not don't count the same devices for a while, so they may give away what overlaps; it must not be prepared.
+    pub(super) may_overlap: bool,
     /// Whether the driver has not decided anything yet.
     is_new: bool,
     decided: Option<Decided>,
@@ -55,7 +65,11 @@ impl World {
     pub(super) fn new(model: Model) -> Self {
         let facts = facts(model.name());
         Self {
-            inventory: inventory_of(&facts, true, &BTreeSet::new()),
+            inventory: Arc::new(inventory_of(&facts, true, &BTreeSet::new())),
+            is_sick: false,
+            filter: ProfileFilter::default(),
+            kept: Kept::new(Duration::from_secs(SETTLE), false),
+            may_overlap: false,
             layouts: default_layouts(&facts),
             keeps_counters: false,
             transition: Transition::new(Duration::from_secs(SETTLE), false),
@@ -95,6 +109,22 @@ impl World {
         self.records().iter().flat_map(|it| &it.devices).map(|it| it.name.clone()).collect()
     }
 
+    /// What the GPU offers where these devices are held.
+    fn offers(&self, held: &BTreeSet<String>) -> Arc<Inventory> {
+        if !self.is_sick {
+            return Arc::clone(&self.inventory);
+        }
+        let mut gpus = gpus(&self.facts, true, &[]);
+        gpus[0].state.problem = Some("it is sick".to_owned());
+        Arc::new(inventory(&NodeFacts::default(), &gpus, held))
+    }
+
+    /// What is published with counters.
+    fn counted(&self, held: &BTreeSet<String>) -> Arc<Inventory> {
+        let all = self.offers(held);
+        if self.filter.is_everything() { all } else { Arc::new(all.with_profiles(&self.filter, held)) }
+    }
+
     /// The first half of a round of the publisher: it reads and decides.
     pub(super) fn decide(&mut self) {
         self.write();
@@ -105,15 +135,28 @@ impl World {
         self.is_new = false;
         let (now, published) = (self.at(self.now), self.pool().cloned());
         let (allocated, prepared) = (self.allocated(), self.prepared());
+        let (known, seen) = (names(&self.inventory), self.published());
+        let offered = if self.keeps_counters { names(&self.counted(&prepared)) } else { known.clone() };
+        let withheld = &known - &offered;
+        let devices = Devices { offered: &offered, withheld: &withheld, published: &seen };
+        if self.kept.asks(devices, now) {
+            self.kept.found(&allocated, devices, now);
+        }
         let pool = if self.keeps_counters {
-            let part = self.transition.count(&self.inventory, published.as_ref(), &prepared, now);
-            let devices = names(part.as_ref().unwrap_or(&self.inventory));
+            let held = &prepared | self.kept.taken();
+            let all = self.counted(&held);
+            let part = self.transition.count(&all, published.as_ref(), &held, now);
+            if part.is_some() {
+                self.kept.expect_more();
+            }
+            let devices = names(part.as_ref().unwrap_or(&all));
             Pool { devices, is_counted: true, is_open: self.transition.is_open() }
         } else {
             let held = &prepared | &allocated;
-            let target = apply(&self.inventory, &self.layouts, &held).inventory;
+            let all = self.offers(&prepared);
+            let target = apply(&all, &self.layouts, &held).inventory;
             let held = Held { prepared: &prepared, allocated: &allocated, read_at: now };
-            let next = self.transition.step(&self.inventory, &target, published.as_ref(), held);
+            let next = self.transition.step(&all, &target, published.as_ref(), held);
             Pool { devices: names(&next), is_counted: false, is_open: self.transition.is_open() }
         };
         self.decided = Some(Decided { pool, allocated });
@@ -139,14 +182,19 @@ impl World {
         );
         self.show(Some(pool));
         self.transition.written(self.at(self.now));
+        self.kept.written(self.at(self.now));
     }
 
     pub(super) fn show(&mut self, pool: Option<Pool>) {
         self.views.push(View { since: self.now, pool });
     }
 
-    /// Another process goes on; the publisher's memory is lost, wherever it was.
-    pub(super) fn restart(&mut self) {
+    /// Another process goes on, with other flags; the publisher's memory is lost, wherever it was.
+    pub(super) fn restart(&mut self, flags: u8) {
+        let filter = ["", "!1g.*", "!*+me*,!full", "1g.*"][pick(flags, 4)].parse().unwrap();
+        self.may_overlap |= filter != self.filter;
+        self.filter = filter;
+        self.kept = Kept::new(Duration::from_secs(SETTLE), true);
         self.is_new = true;
         self.decided = None;
         self.transition = Transition::new(Duration::from_secs(SETTLE), true);
@@ -185,7 +233,7 @@ impl World {
             Ok(record) => self.claims.get_mut(&number).unwrap().record = Some(Arc::new(record)),
             Err(PlanError::Held(conflict)) => {
                 let holder: usize = conflict.holder.uid.as_str().parse().unwrap();
-                assert!(is_wild || !self.claims[&holder].is_allocated, "{conflict}");
+                assert!(is_wild || self.may_overlap || !self.claims[&holder].is_allocated, "{conflict}");
             }
             Err(error) => panic!("{error}"),
         }
@@ -245,17 +293,29 @@ impl World {
         self.layouts.values_mut().for_each(|it| *it = layout.clone());
     }
 
-    /// Whatever happened: when nothing happens any more, the layout is in force as far as claims allow.
-    pub(super) fn comes_to_rest(&mut self) {
-        self.keeps_counters = false;
-        self.claims.retain(|_, it| it.is_allocated);
+    fn rest(&mut self) {
         for _ in 0..4 {
             self.now += SETTLE;
             self.decide();
             self.write();
         }
+    }
+
+    /// Whatever happened: when nothing happens any more, what is allocated is published, and the layout is in force as far as claims allow.
+    pub(super) fn comes_to_rest(&mut self) {
+        self.claims.retain(|_, it| it.is_allocated);
+        self.rest();
         let held = &self.prepared() | &self.allocated();
-        let target = apply(&self.inventory, &self.layouts, &held).inventory;
+        assert!(held.is_subset(&self.published()), "{held:?} are allocated, not {:?}", self.published());
+        if self.keeps_counters {
+            assert_eq!(self.published(), names(&self.counted(&held)), "and the rest is as it is wanted");
+        }
+        if self.may_overlap {
+            return;
+        }
+        self.keeps_counters = false;
+        self.rest();
+        let target = apply(&self.offers(&held), &self.layouts, &held).inventory;
         assert_eq!(self.published(), names(&target));
         assert!(self.pool().unwrap().is_open, "somebody can be given what is free");
     }
