@@ -24,8 +24,8 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-const ADOPT: [&str; 4] = ["--existing-instances", "adopt", "--rescan-interval", "1"];
-const WITHHOLD: [&str; 2] = ["--rescan-interval", "1"];
+const ADOPT: [&str; 6] = ["--existing-instances", "adopt", "--rescan-interval", "1", "--settle-time", "1"];
+const WITHHOLD: [&str; 4] = ["--rescan-interval", "1", "--settle-time", "1"];
 
 /// Name of the device for an instance on the first GPU.
 fn device(planted: &Planted) -> String {
@@ -159,8 +159,7 @@ async fn an_adopted_instance_is_a_device_beside_what_it_leaves_of_the_gpu() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_counters_adopted_instances_stand_beside_the_layout() {
     each_control_plane(false, async |plane| {
-        let args = [&ADOPT[..], &["--settle-time", "1"]].concat();
-        let mut lab = Lab::new(plane, "1xH100-80GB").await.with_args(&args);
+        let mut lab = Lab::new(plane, "1xH100-80GB").await.with_args(&ADOPT);
         let planted = lab.sim.plant_instance(0, "1g.10gb", 2).unwrap();
         let label = Patch::Merge(json!({"metadata": {"labels": {"nvidia.com/mig.config": "all-1g.10gb"}}}));
         let nodes = Api::<Node>::all(lab.client.clone());
@@ -221,11 +220,12 @@ async fn a_switch_back_to_withhold_leaves_a_claim_what_it_has() {
     let held = published(&lab, &name).await.unwrap();
     assert_eq!(text(&held, "uuid"), planted.uuid);
     unprepare(&kubelet, &claim).await.unwrap();
-    published_when(&lab, &name, false).await;
+    lab.delete_claim(&claim).await;
     // Given away while it was offered.
     prepare(&kubelet, &allocated).await.unwrap();
     published_when(&lab, &name, true).await;
     unprepare(&kubelet, &allocated).await.unwrap();
+    lab.delete_claim(&allocated).await;
     published_when(&lab, &name, false).await;
     assert_eq!(lab.instances(), [(0, "2g.20gb".to_owned(), 2)]);
     lab.stop().await;
@@ -251,6 +251,7 @@ async fn an_instance_that_vanishes_under_a_claim_is_told_and_its_place_stays_the
     prepare(&kubelet, &other).await.unwrap();
 
     unprepare(&kubelet, &claim).await.unwrap();
+    lab.delete_claim(&claim).await;
     published_when(&lab, &name, false).await;
     published_when(&lab, "gpu-0000-1a-00-mig-1g-10gb-2", true).await;
     let stale = lab.claim_of("stale", &name).await;
@@ -275,9 +276,13 @@ async fn another_instance_in_the_same_place_is_another_device() {
     let another = "gpu-0000-1a-00-adopted-00000000-1111-2222-3333-444455556666";
     assert!(published(&lab, another).await.is_none());
     unprepare(&kubelet, &claim).await.unwrap();
+    lab.delete_claim(&claim).await;
     published_when(&lab, another, true).await;
-    published_when(&lab, &device(&planted), false).await;
+    // Another claim has it still, for what that is worth.
+    assert!(published(&lab, &device(&planted)).await.is_some());
     assert!(prepare(&kubelet, &stale).await.unwrap_err().contains("no such instance any more"));
+    lab.delete_claim(&stale).await;
+    published_when(&lab, &device(&planted), false).await;
     let new = lab.claim_of("new", another).await;
     prepare(&kubelet, &new).await.unwrap();
     unprepare(&kubelet, &new).await.unwrap();
@@ -307,6 +312,7 @@ async fn a_reboot_takes_adopted_instances_and_the_same_one_made_again_serves_its
     lab.start();
     let kubelet = lab.kubelet().await;
     unprepare(&kubelet, &claim).await.unwrap();
+    lab.delete_claim(&claim).await;
     published_when(&lab, &name, false).await;
     published_when(&lab, "gpu-0000-1a-00", true).await;
     lab.stop().await;
@@ -374,8 +380,9 @@ async fn what_was_made_for_a_claim_is_not_adopted_when_its_record_is_lost() {
     std::fs::remove_dir_all(lab.path(&format!("plugins/{DRIVER}/claims"))).unwrap();
     lab.start();
     let kubelet = lab.kubelet().await;
-    published_when(&lab, "gpu-0000-1a-00-mig-1g-10gb-6", false).await;
+    published_when(&lab, "gpu-0000-1a-00", false).await;
     let slices = lab.slices_when(is_complete).await;
+    assert!(device_names(&slices).contains(&"gpu-0000-1a-00-mig-1g-10gb-6"), "it is allocated still");
     assert!(device_names(&slices).iter().all(|it| !it.contains("adopted")), "a pod may be using it");
     unprepare(&kubelet, &claim).await.unwrap();
     assert_eq!(lab.left(), Vec::<String>::new());
