@@ -480,16 +480,35 @@ async fn of_a_gpu_that_is_lost_when_the_driver_starts_what_claims_have_stays_unt
             }
             lab.slices_when(|it| is_complete(it) && !of_gpu(&lab, it, 1).is_empty()).await;
             assert!(event(&lab, &lab.node_name, "GpuNotOffered").await.contains("GPU_IS_LOST"));
+            assert_eq!(is_ready(&lab, &held, "False", "").await.reason, "Lost");
 
             lab.delete_claim(&allocated).await;
             published_of(&lab, 0, &[&offered[0]]).await;
             lab.sim.recover_gpu(0).unwrap();
             count_of(&lab, 0, offered.len()).await;
+            is_ready(&lab, &held, "True", "").await;
             unprepare(&lab.kubelet().await, &held).await.unwrap();
             lab.stop().await;
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_fell_off_the_bus_is_well_after_its_reset_also_behind_a_restart() {
+    let plane = ControlPlane::simulated_with(true, true).await;
+    let (mut lab, _, _) = started(plane, "2xH100-80GB", &[]).await;
+    count_of(&lab, 0, ALL).await;
+    lab.sim.post_xid(0, 79, None, None).unwrap();
+    lab.sim.lose_gpu(0).unwrap();
+    count_of(&lab, 0, 0).await;
+    lab.stop().await;
+    let _kubelet = start(&mut lab).await;
+    count_of(&lab, 1, ALL).await;
+    lab.sim.recover_gpu(0).unwrap();
+    count_of(&lab, 0, ALL).await;
+    event(&lab, &lab.node_name, "GpuRecovered").await;
+    lab.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

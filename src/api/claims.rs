@@ -7,7 +7,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::core::Status;
 use kube::{Api, Client, Error};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::{CALL_TIMEOUT, with_causes};
@@ -15,7 +15,7 @@ use crate::claim::ClaimRef;
 
 /// Claims that are read at once. Each has a connection to the API server, which stays open for a while after a burst of
 /// pods; more of them than this cost memory and gain no time.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 16;
 
 /// Reads ResourceClaims. Needs the verb `get` only.
 #[derive(Debug, Clone)]
@@ -62,14 +62,16 @@ impl ClaimReader {
     pub async fn read(&self, claim: &ClaimRef, deadline: Instant) -> Result<ResourceClaim, ReadError> {
         const PAUSE: Duration = Duration::from_millis(250);
         let api = self.api.clone().constrain(&claim.namespace);
+        let unavailable = |message| ReadError::Unavailable { claim: claim.clone(), message };
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let answer = async {
-                // Never closed, so there is always a turn.
-                let _turn = self.turns.acquire().await;
-                api.get(&claim.name).await
+            // Never closed, so there is a turn sooner or later. Waiting for it is not waiting for an answer.
+            let Ok(turn) = timeout_at(deadline, self.turns.acquire()).await else {
+                return Err(unavailable("other claims are still being read".to_owned()));
             };
-            let message = match timeout(CALL_TIMEOUT.min(left), answer).await {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let answer = timeout(CALL_TIMEOUT.min(left), api.get(&claim.name)).await;
+            drop(turn);
+            let message = match answer {
                 Ok(Ok(found)) => match who(&found, claim) {
                     Some(uid) if uid == claim.uid.as_str() => return Ok(found),
                     Some(_) => return Err(ReadError::Gone(claim.clone())),
@@ -85,7 +87,7 @@ impl ClaimReader {
                 Err(_) => format!("no answer within {} s", CALL_TIMEOUT.min(left).as_secs()),
             };
             if deadline < Instant::now() + PAUSE {
-                return Err(ReadError::Unavailable { claim: claim.clone(), message });
+                return Err(unavailable(message));
             }
             debug!(message, "reading the claim failed, trying again");
             sleep(PAUSE).await;

@@ -1,6 +1,6 @@
 //! Listens: what the thread of the GPUs' events hears goes to the state, and what changes is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use super::{Cause, Change, Condition, Holder, Instance, Keeper, Owner, Report, V
 use crate::api::{EventReason, Events};
 use crate::checkpoint::Checkpoint;
 use crate::hardware::NodeState;
+use crate::inventory::ExistingInstances;
 use crate::nvml::{EventKind, GpuEvent, Heard, Hearing, is_unsupported};
 use crate::telemetry::metrics::{EventGap, Metrics, Pods};
 
@@ -53,6 +54,8 @@ impl Follower {
         let mut reports = self.keeper.reports();
         let mut seen = Arc::new(Report::default());
         let mut told = ToldOf::new();
+        // GPUs that could not be listened to when the thread last told.
+        let mut failed = BTreeSet::new();
         let mut clock = interval(PERIOD);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -62,7 +65,7 @@ impl Follower {
             }
             seen = now;
             tokio::select! {
-                Some(heard) = self.heard.recv() => self.hear(heard, &mut told),
+                Some(heard) = self.heard.recv() => self.hear(heard, &mut told, &mut failed),
                 changed = reports.changed() => if changed.is_err() { return },
                 changed = self.node.changed() => if changed.is_err() { return },
                 _ = clock.tick() => self.tick(),
@@ -75,16 +78,19 @@ impl Follower {
         self.keeper.change(|machine, at, _| machine.hears(can_hear, at));
     }
 
-    fn hear(&self, heard: Heard, told: &mut ToldOf) {
+    fn hear(&self, heard: Heard, told: &mut ToldOf, failed: &mut BTreeSet<String>) {
         match heard {
             Heard::Event(event) => self.happened(&event, told),
             Heard::Listening(listening) => {
-                // Where it cannot be listened to, it may have gone.
-                if listening.values().any(|it| matches!(it, Hearing::Failed(error) if !is_unsupported(error)))
-                {
+                let is_failed = |it: &Hearing| matches!(it, Hearing::Failed(error) if !is_unsupported(error));
+                let now: BTreeSet<String> =
+                    listening.iter().filter(|(_, it)| is_failed(it)).map(|(gpu, _)| gpu.clone()).collect();
+                // Where it cannot be listened to any more, it may have gone.
+                if !now.is_subset(failed) {
                     self.metrics.event_gap(EventGap::Failed);
                     self.surprised.notify_one();
                 }
+                *failed = now;
                 self.keeper.change(|machine, at, _| machine.listening(&listening, at));
             }
         }
@@ -96,8 +102,12 @@ impl Follower {
             Vec::new()
         });
         self.metrics.gpu_event(event);
-        let offered = Arc::clone(&self.node.borrow().inventory);
-        let owner = owner(event, &records, &self.boot_id, &offered);
+        let adopted = {
+            let node = self.node.borrow();
+            let is_adopted = node.basis.terms.existing == ExistingInstances::Adopt;
+            if is_adopted { Arc::clone(&node.inventory) } else { Arc::default() }
+        };
+        let owner = owner(event, &records, &self.boot_id, &adopted);
         let verdict = self.keeper.change(|machine, _, now| machine.event(event, &owner, now));
         if is_told(told, event, Instant::now()) {
             return;
@@ -141,10 +151,14 @@ impl Follower {
         }
         let Holder { claim, device, .. } = holder;
         let (kind, uuid) = (describe(event.kind), &event.gpu);
-        let pods = match self.pods.names(&claim.uid) {
-            pods if pods.is_empty() => String::new(),
-            pods if pods.contains(',') => format!(" of the pods {pods}"),
-            pod => format!(" of the pod {pod}"),
+        let pods = self.pods.of(&claim.uid);
+        let named = &pods[..pods.len().min(MOST_PODS)];
+        let names = named.iter().map(|it| it.name.as_str()).collect::<Vec<_>>().join(", ");
+        let of_pods = match pods.len() {
+            0 => String::new(),
+            1 => format!(" of the pod {names}"),
+            all if all == named.len() => format!(" of the pods {names}"),
+            all => format!(" of the pods {names} and {} more", all - named.len()),
         };
         let (reason, follows) = match verdict {
             Verdict::Harmless => (
@@ -156,11 +170,11 @@ impl Follower {
                 "the device is unhealthy. What runs there should be started anew, with another device.",
             ),
         };
-        let note = format!("{kind} on device {device}{pods}, GPU {uuid}: {follows}");
-        for pod in self.pods.of(&claim.uid).iter().take(MOST_PODS) {
+        let note = format!("{kind} on device {device}{of_pods}, GPU {uuid}: {follows}");
+        self.events.tell_claim(reason, claim, note.clone());
+        for pod in named {
             self.events.tell_pod(reason, &claim.namespace, pod, note.clone());
         }
-        self.events.tell_claim(reason, claim, note);
     }
 
     fn tell_unclaimed(&self, Instance { device, gpu_instance, .. }: &Instance, event: &GpuEvent) {

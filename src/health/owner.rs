@@ -14,7 +14,7 @@ pub enum Owner {
     Gpu,
     /// A claim, by one of its devices.
     Claim(Holder),
-    /// An instance that somebody else made and that is, or could be, offered as a device; no claim has it.
+    /// An instance that somebody else made and that is adopted, offered at the moment or not; no claim has it.
     Unclaimed(Instance),
     /// Any other instance that no claim of this driver has.
     Foreign,
@@ -45,9 +45,10 @@ pub struct Instance {
 }
 
 /// Finds out whom an event concerns. A GPU that a claim holds as a whole is that claim's, whatever happens on it. An
-/// instance is known by its GPU instance: this driver makes one compute instance in each, and adopts no others.
+/// instance is known by its GPU instance: this driver makes one compute instance in each, and adopts no others. `adopted`
+/// has the instances of others that are devices, offered at the moment or not.
 #[must_use]
-pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str, offered: &Inventory) -> Owner {
+pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str, adopted: &Inventory) -> Owner {
     let of_this_boot = records.iter().filter(|it| it.boot_id == boot_id);
     let devices = of_this_boot.flat_map(|record| record.devices.iter().map(move |it| (record, it)));
     let on_this_gpu = devices.filter(|(_, it)| it.parent_uuid == event.gpu);
@@ -72,14 +73,14 @@ pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str, offered: 
     };
     match (on_this_gpu.filter_map(held).next(), event.gpu_instance) {
         (Some(holder), _) => Owner::Claim(holder),
-        (None, Some(id)) => unclaimed(&event.gpu, id, offered).map_or(Owner::Foreign, Owner::Unclaimed),
+        (None, Some(id)) => unclaimed(&event.gpu, id, adopted).map_or(Owner::Foreign, Owner::Unclaimed),
         (None, None) => Owner::Gpu,
     }
 }
 
-/// The instance of somebody else that is a device, offered at the moment or not.
-fn unclaimed(gpu: &str, gpu_instance: u32, offered: &Inventory) -> Option<Instance> {
-    let all = offered.gpus.iter().flat_map(|it| it.devices.iter().chain(&it.withheld));
+/// The instance of somebody else that is a device.
+fn unclaimed(gpu: &str, gpu_instance: u32, adopted: &Inventory) -> Option<Instance> {
+    let all = adopted.gpus.iter().flat_map(|it| it.devices.iter().chain(&it.withheld));
     all.filter(|it| it.parent_uuid == gpu).find_map(|device| match &device.kind {
         DeviceKind::Adopted(it) if it.gpu_instance == gpu_instance => {
             let (device, uuid) = (device.name.to_string(), it.uuid.clone());

@@ -114,8 +114,8 @@ impl Machine {
         self.instances.push(SickInstance { parent, gpu_instance, uuid, claim, device, is_adopted, sickness });
     }
 
-    /// These GPUs are listened to, or not; one that is not mentioned is not. One that is let alone for a moment, so that
-    /// something of it can be destroyed, counts as it did before.
+    /// These GPUs are listened to, or not; one that is not mentioned is not. One that is let alone, so that something of it
+    /// can be destroyed, is not either; that takes a moment, and longer only where somebody else uses it.
     pub fn listening(&mut self, listening: &Listening, at: Instant) {
         for uuid in listening.keys() {
             self.gpus.entry(uuid.clone()).or_default();
@@ -123,7 +123,10 @@ impl Machine {
         for (uuid, gpu) in &mut self.gpus {
             match listening.get(uuid) {
                 Some(Hearing::Heard) => gpu.unheard = None,
-                Some(Hearing::Aside) => {}
+                Some(Hearing::Aside) => {
+                    let reason = "it is let alone, so that something of it can be destroyed".to_owned();
+                    gap(&mut gpu.unheard, reason, false, at);
+                }
                 Some(Hearing::Failed(error)) => {
                     let reason = format!("its events cannot be heard: {error}");
                     gap(&mut gpu.unheard, reason, is_unsupported(error), at);
@@ -190,7 +193,7 @@ impl Machine {
                 records.iter().filter(|it| Some(&it.claim) == sick.claim.as_ref()).find(has_it)
             };
             let claim = holder.map(|it| it.claim.clone());
-            let stays = claim.is_some() || sick.is_adopted && exists(sick);
+            let stays = if sick.is_adopted { exists(sick) } else { claim.is_some() };
             sick.claim = claim;
             stays
         });

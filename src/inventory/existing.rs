@@ -83,11 +83,11 @@ pub fn not_adopted(gpu: &Gpu, instance: &GpuInstance, terms: &Terms) -> Option<N
     if terms.held.contains(name.as_str()) {
         return None;
     }
-    if terms.sick.contains(name.as_str()) {
-        return Some(NotAdopted::Unhealthy);
-    }
     if terms.existing == ExistingInstances::Withhold {
         return Some(NotAdopted::Unwanted);
+    }
+    if terms.sick.contains(name.as_str()) {
+        return Some(NotAdopted::Unhealthy);
     }
     taken(gpu, &adopted, terms).map(NotAdopted::Taken)
 }

@@ -155,7 +155,8 @@ impl HardwareWatch {
             self.report(gpu);
         }
         self.health.obey();
-        let scans = gpus.iter().map(|it| found(hardware, it));
+        let missing = missing(hardware, &records, &self.health.report());
+        let scans = gpus.iter().map(|it| found(hardware, it)).chain(missing);
         self.health.change(|health, at, now| {
             health.scanned(scans, at, now);
             health.live(&records, &gpus);
@@ -343,4 +344,19 @@ fn found(hardware: &Hardware, gpu: &Gpu) -> (String, Scan) {
         Some(problem) => Scan::Unread(problem.clone()),
     };
     (uuid.clone(), scan)
+}
+
+/// GPUs that are lost since before this process began, so that NVML does not show them: those of which claims of this boot
+/// have devices, and those that were sick.
+fn missing(hardware: &Hardware, records: &[Arc<Record>], health: &Report) -> Vec<(String, Scan)> {
+    let of_this_boot = records.iter().filter(|it| it.boot_id == hardware.boot_id);
+    let held = of_this_boot.flat_map(|it| it.devices.iter().map(|it| it.parent_uuid.as_str()));
+    let known: BTreeSet<&str> = held.chain(health.gpus.keys().map(String::as_str)).collect();
+    let gone = known.into_iter().filter(|it| hardware.is_gone(it));
+    let lost = gone.map(|uuid| {
+        let skipped = hardware.facts.skipped.iter().find(|it| it.uuid.as_deref() == Some(uuid));
+        let reason = skipped.map_or("NVML does not show it any more", |it| &it.reason);
+        (uuid.to_owned(), Scan::Lost(reason.to_owned()))
+    });
+    lost.collect()
 }

@@ -112,19 +112,17 @@ fn a_gap_counts_once_it_lasts_and_ends_at_once() {
 }
 
 #[test]
-fn a_gpu_that_is_let_alone_on_purpose_is_as_it_was() {
+fn a_gpu_that_is_let_alone_on_purpose_is_as_it_was_unless_that_lasts() {
     let (mut machine, start) = (Machine::default(), Instant::now());
     let aside = Listening::from([(GPU.to_owned(), Hearing::Aside)]);
     machine.listening(&heard(), start);
     machine.listening(&aside, start);
-    machine.listening(&aside, start + GRACE);
+    assert_eq!(condition(&machine, start + GRACE / 2), Condition::Healthy);
+    machine.listening(&aside, start + GRACE / 2);
+    let unmonitored = |it: &Condition| matches!(it, Condition::Unmonitored { is_for_good: false, .. });
+    assert!(unmonitored(&condition(&machine, start + GRACE)), "somebody else uses what is to be destroyed");
+    machine.listening(&heard(), start + GRACE);
     assert_eq!(condition(&machine, start + GRACE * 2), Condition::Healthy);
-    machine.listening(&error(Code::UNKNOWN), start);
-    machine.listening(&aside, start + GRACE);
-    assert!(
-        matches!(condition(&machine, start + GRACE), Condition::Unmonitored { .. }),
-        "deaf it was before"
-    );
 }
 
 #[test]

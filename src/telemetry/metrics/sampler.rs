@@ -143,6 +143,7 @@ impl Sampler {
                     self.look().await;
                     sleep(PAUSE).await;
                 }
+                self.let_go(&self.seen.instances(), |_| false).await;
             }
         };
         tokio::select! {
@@ -193,11 +194,35 @@ impl Sampler {
             }
         }
         let before = self.seen.instances();
+        let is_wanted = |known: &InstanceUse| {
+            wanted.get(known.gpu.uuid.as_str()).is_some_and(|it| it.iter().any(|it| it.is(known)))
+        };
+        self.let_go(&before, is_wanted).await;
         let looks = wanted.into_iter().filter_map(|(uuid, wanted)| {
             let gpu = hardware.gpu(uuid)?;
             Some(self.use_on(gpu, wanted, &before))
         });
         join_all(looks).await.into_iter().flatten().collect()
+    }
+
+    /// Gives back what NVML holds for instances that are not wanted any more. One that the driver destroys is let go of in any
+    /// case, but one that somebody else made, and may destroy, outlives its claim.
+    async fn let_go(&self, known: &[InstanceUse], is_wanted: impl Fn(&InstanceUse) -> bool) {
+        let hardware = self.node.borrow().hardware.clone();
+        let Ok(hardware) = hardware else { return };
+        let unwanted = known.iter().filter(|it| !is_wanted(it));
+        let forgotten = unwanted.filter_map(|known| {
+            let (gpu, gpu_instance) = (hardware.gpu(&known.gpu.uuid)?, known.gpu_instance);
+            // It is done in its turn, also where nobody waits for it.
+            Some(timeout(
+                PATIENCE,
+                gpu.queue.run(move |handle| {
+                    handle.forget_utilization_of(gpu_instance);
+                    Ok::<_, CallError>(())
+                }),
+            ))
+        });
+        join_all(forgotten).await;
     }
 
     /// What instances of one GPU use. Of those for which there was no time it is what was known before.
@@ -210,7 +235,7 @@ impl Sampler {
         let mut found = Vec::new();
         let mut is_silent = false;
         for it in wanted {
-            let known = || before.iter().find(|known| it.is(gpu, known)).cloned();
+            let known = || before.iter().find(|known| it.is(known)).cloned();
             if is_silent || 0 < gpu.queue.pending() {
                 found.extend(known());
                 continue;
@@ -254,10 +279,9 @@ struct Wanted<'r> {
 }
 
 impl Wanted<'_> {
-    fn is(&self, gpu: &LiveGpu, known: &InstanceUse) -> bool {
-        known.gpu.uuid == gpu.facts.uuid
-            && known.gpu_instance == self.ids.0
-            && known.claim.uid == self.claim.uid
+    /// Whether it is this one, on the same GPU.
+    fn is(&self, known: &InstanceUse) -> bool {
+        known.gpu_instance == self.ids.0 && known.claim.uid == self.claim.uid
     }
 }
 
