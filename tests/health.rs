@@ -497,13 +497,18 @@ async fn of_a_gpu_that_is_lost_when_the_driver_starts_what_claims_have_stays_unt
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gpu_that_fell_off_the_bus_is_well_after_its_reset_also_behind_a_restart() {
     let plane = ControlPlane::simulated_with(true, true).await;
-    let (mut lab, _, _) = started(plane, "2xH100-80GB", &[]).await;
+    let (mut lab, _, metrics) = started(plane, "2xH100-80GB", &[]).await;
     count_of(&lab, 0, ALL).await;
-    lab.sim.post_xid(0, 79, None, None).unwrap();
+    // XID 79 is heard.
     lab.sim.lose_gpu(0).unwrap();
     count_of(&lab, 0, 0).await;
+    eventually("it is remembered", async || {
+        lab.path("plugins").join(DRIVER).join("health.json").exists().then_some(())
+    })
+    .await;
     lab.stop().await;
-    let _kubelet = start(&mut lab).await;
+    lab.start();
+    is_condition(&lab, metrics, 0, "lost").await;
     count_of(&lab, 1, ALL).await;
     lab.sim.recover_gpu(0).unwrap();
     count_of(&lab, 0, ALL).await;

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -16,7 +17,7 @@ use crate::api::{EventReason, Events};
 use crate::args::HardwareArgs;
 use crate::cdi::ClaimFiles;
 use crate::checkpoint::{Checkpoint, Record, RecordedKind, Stored};
-use crate::hardware::{Basis, Hardware, NodeState, Problem};
+use crate::hardware::{Basis, Hardware, HardwareError, NodeState, Problem};
 use crate::health::{Keeper, Report, Scan};
 use crate::inventory::{ExistingInstances, Gpu, Inventory, Terms, inventory_on, not_adopted, withheld};
 use crate::nvml::facts::GpuInstance;
@@ -42,8 +43,17 @@ pub(super) struct HardwareWatch {
     pub(super) was_open: bool,
     /// While NVML is opened, or asked for GPUs.
     pub(super) opening: Pulse,
+    /// A look for GPUs that were skipped, if one is under way.
+    pub(super) looking: Option<Looking>,
     pub(super) events: Events,
     pub(super) metrics: Metrics,
+}
+
+/// A look for GPUs that were skipped.
+pub(super) struct Looking {
+    /// What was known when it began.
+    known: Arc<Hardware>,
+    found: JoinHandle<Result<Option<Hardware>, HardwareError>>,
 }
 
 impl HardwareWatch {
@@ -101,10 +111,7 @@ impl HardwareWatch {
                 opened
             }
             Ok(open) if !open.is_worth_another_look() => Ok(open),
-            Ok(open) => {
-                let _busy = self.opening.begin();
-                Ok(completed(open).await?)
-            }
+            Ok(open) => Ok(self.completed(open).await?),
             Err(before) => self.opened(&before).await?,
         };
         self.gpus = match &hardware {
@@ -134,6 +141,40 @@ impl HardwareWatch {
             }
             reason
         }))
+    }
+
+    /// The same hardware with those of the GPUs that were skipped and have come back. One that is lost may keep NVML busy, and
+    /// must not keep the others from being looked at: then what comes of it is seen at a later look.
+    async fn completed(&mut self, open: Arc<Hardware>) -> anyhow::Result<Arc<Hardware>> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let is_of_this = |it: &Looking| Arc::ptr_eq(&it.known, &open);
+        let mut looking = match self.looking.take().filter(is_of_this) {
+            Some(begun) => begun,
+            None => {
+                let (known, busy) = (Arc::clone(&open), self.opening.begin());
+                let found = tokio::task::spawn_blocking(move || {
+                    let _busy = busy;
+                    known.again()
+                });
+                Looking { known: Arc::clone(&open), found }
+            }
+        };
+        let Ok(found) = timeout(PATIENCE, &mut looking.found).await else {
+            self.looking = Some(looking);
+            return Ok(open);
+        };
+        match found? {
+            Ok(Some(more)) => {
+                let (gpus, skipped) = (more.facts.gpus.len(), more.facts.skipped.len());
+                info!(gpus, skipped, "GPUs have come back");
+                Ok(Arc::new(more))
+            }
+            Ok(None) => Ok(open),
+            Err(error) => {
+                warn!(%error, "cannot look for GPUs that were skipped");
+                Ok(open)
+            }
+        }
     }
 
     /// Reads every GPU and leaves only those instances that no record means. Records are read before and after, because
@@ -314,23 +355,6 @@ impl HardwareWatch {
             !is_same
         });
         Ok(())
-    }
-}
-
-/// The same hardware with those of the GPUs that were skipped and have come back.
-async fn completed(open: Arc<Hardware>) -> anyhow::Result<Arc<Hardware>> {
-    let known = Arc::clone(&open);
-    match tokio::task::spawn_blocking(move || known.again()).await? {
-        Ok(Some(more)) => {
-            let (gpus, skipped) = (more.facts.gpus.len(), more.facts.skipped.len());
-            info!(gpus, skipped, "GPUs have come back");
-            Ok(Arc::new(more))
-        }
-        Ok(None) => Ok(open),
-        Err(error) => {
-            warn!(%error, "cannot look for GPUs that were skipped");
-            Ok(open)
-        }
     }
 }
 

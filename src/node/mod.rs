@@ -83,6 +83,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         heard,
         was_open: false,
         opening: Pulse::default(),
+        looking: None,
         events: events.clone(),
         metrics: metrics.clone(),
     };

@@ -100,8 +100,9 @@ impl Publisher {
             self.taken.clear();
             return Ok((now, false));
         }
-        self.taken = self.parts.allocations.read().await?;
+        let (read_at, allocated) = self.allocated().await?;
+        self.taken = allocated;
         let possible = names(&apply(inventory, layouts, &(held | &self.taken)).inventory);
-        Ok((now, possible != wanted))
+        Ok((read_at, possible != wanted))
     }
 }

@@ -97,13 +97,14 @@ impl Publisher {
         let before: BTreeSet<String> =
             published.iter().filter(|name| uncut().any(|it| is_of(name, it))).cloned().collect();
         let wanted: BTreeSet<String> = uncut().flat_map(names).collect();
-        let (settle, read_at) = (self.parts.settle_time, Instant::now());
-        self.withdrawn.look(read_at, settle);
+        let settle = self.parts.settle_time;
+        self.withdrawn.look(Instant::now(), settle);
         self.withdrawn.gone.retain(|name, _| uncut().any(|it| is_of(name, it)));
         if before == wanted && self.withdrawn.gone.is_empty() {
             return Ok((Cow::Borrowed(inventory), RESYNC));
         }
-        let held = held | &self.parts.allocations.read().await?;
+        let (read_at, allocated) = self.allocated().await?;
+        let held = held | &allocated;
         let mut settled = inventory.clone();
         let mut is_held_up = false;
         for gpu in settled.gpus.iter_mut().filter(|it| !it.can_be_cut()) {

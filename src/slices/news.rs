@@ -38,13 +38,18 @@ impl Publisher {
         false
     }
 
-    /// True where something that is published differs from `seen`. What claims hold rarely matters: with counters never, with
-    /// a layout where it makes room for more of it.
+    /// True where something that is published differs from `seen`. What claims hold rarely matters: with a layout where it makes
+    /// room for more of it, and where something stays published only because it is held.
     fn is_news(&self, now: &NodeState, seen: &NodeState) -> bool {
         now.inventory != seen.inventory
             || now.health != seen.health
             || now.hardware.as_ref().err() != seen.hardware.as_ref().err()
-            || now.held != seen.held && (now.hardware.is_err() || self.makes_room(now))
+            || now.held != seen.held
+                && (now.hardware.is_err() || self.makes_room(now) || self.may_lose_a_stranger(now))
+    }
+
+    fn may_lose_a_stranger(&self, now: &NodeState) -> bool {
+        self.strangers.names().any(|it| !now.held.contains(it) && !self.kept.taken().contains(it))
     }
 
     /// True where the published slices have what is offered, in an order that leads to the choices of the ranking. Of a

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use super::by_allocation::Strangers;
 use super::by_sharing::Withdrawn;
 use super::probe::keeps_counters;
 use super::render::{keep, names as names_in};
@@ -107,7 +108,9 @@ pub struct Publisher {
     /// Devices that stay because they are allocated.
     pub(super) kept: Kept,
     /// Devices that stay as they are published: claims have them, and the node cannot describe them any more.
-    pub(super) strangers: BTreeSet<String>,
+    pub(super) strangers: Strangers,
+    /// What claims have, as read in this round.
+    pub(super) claims: Option<(Instant, BTreeSet<String>)>,
     /// Resource versions of our own last writes, to tell them from those of others.
     pub(super) written: BTreeMap<String, Option<String>>,
     /// Names of the devices in each slice of devices, as they stood after the last round.
@@ -139,7 +142,8 @@ impl Publisher {
             taints,
             withdrawn,
             kept,
-            strangers: BTreeSet::new(),
+            strangers: Strangers::default(),
+            claims: None,
             written: BTreeMap::new(),
             published: Vec::new(),
             has_told_profiles: false,
@@ -190,6 +194,7 @@ impl Publisher {
             self.transition = Transition::new(self.parts.settle_time, true);
             self.kept = Kept::new(self.parts.settle_time, true);
             self.withdrawn = Withdrawn::new(true);
+            self.published.clear();
             (self.keeps_counters, self.asked) = (None, None);
         }
         self.taints.follow(&state.health);
@@ -253,7 +258,8 @@ impl Publisher {
         let owner = Owner { driver: self.parts.driver.clone(), node: self.parts.node.clone(), node_uid };
         let published = self.parts.api.list().await?;
         let before = published.iter().flat_map(names_in).map(str::to_owned).collect();
-        self.keep_allocated(state, &before).await?;
+        self.claims = None;
+        self.keep_allocated(state, &published).await?;
         let inventory = state.inventory_with(self.kept.taken());
         let (inventory, soon) = self.settle_shares(&inventory, &state.held, &before).await?;
         let inventory = &*inventory;
@@ -310,7 +316,7 @@ impl Publisher {
         published: &[ResourceSlice],
     ) -> Result<usize, SliceError> {
         let own = slices.len();
-        keep(&mut slices, published, &self.strangers, self.counts());
+        keep(&mut slices, &self.strangers, self.counts());
         if !self.transition.is_open() {
             close(&mut slices);
         }

@@ -1,6 +1,6 @@
 //! Inventory to ResourceSlices. Pure; knows the limits of resource.k8s.io/v1.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::resource::v1::{
     Counter, CounterSet, Device, DeviceAttribute, DeviceCapacity, DeviceCounterConsumption, ResourcePool,
@@ -8,6 +8,7 @@ use k8s_openapi::api::resource::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
+use super::by_allocation::Strangers;
 use super::quantity;
 use super::shelves::shelves;
 use crate::inventory::{AllocatableDevice, Attribute, Capacity, GpuInventory, Inventory};
@@ -75,29 +76,24 @@ pub fn render(inventory: &Inventory, ranking: &Ranking, owner: &Owner) -> Vec<Re
     contents.into_iter().enumerate().map(complete).collect()
 }
 
-/// Adds slices with these devices as they are published, and with the counters that they take where `is_counted`: devices
-/// that the node cannot describe any more.
-pub(super) fn keep(
-    slices: &mut Vec<ResourceSlice>,
-    published: &[ResourceSlice],
-    kept: &BTreeSet<String>,
-    is_counted: bool,
-) {
-    let mut devices: Vec<Device> =
-        published.iter().flat_map(|it| it.spec.devices.iter().flatten()).cloned().collect();
-    devices.retain(|it| kept.contains(&it.name));
-    let sets = |slices: &[ResourceSlice]| -> Vec<CounterSet> {
-        slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten()).cloned().collect()
+/// Adds slices with these devices as they were published, and with the counters that they take where `is_counted`. What is
+/// counted nowhere any more costs nothing: its GPU is not offered, and a counter that is missing would make the whole pool
+/// invalid (dynamic-resource-allocation, structured allocator).
+pub(super) fn keep(slices: &mut Vec<ResourceSlice>, strangers: &Strangers, is_counted: bool) {
+    let mut known: BTreeMap<String, CounterSet> = BTreeMap::new();
+    let theirs = slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten());
+    known.extend(theirs.map(|it| (it.name.clone(), it.clone())));
+    let mut counted: Vec<CounterSet> = strangers.sets().cloned().collect();
+    counted.retain(|it| is_counted && !known.contains_key(&it.name));
+    known.extend(counted.iter().map(|it| (it.name.clone(), it.clone())));
+    let is_known = |it: &DeviceCounterConsumption| {
+        let set = known.get(&it.counter_set);
+        is_counted && set.is_some_and(|set| it.counters.keys().all(|name| set.counters.contains_key(name)))
     };
-    let known = sets(slices);
-    let mut counted = sets(published);
-    let takes_from = |it: &CounterSet| {
-        let taken = devices.iter().flat_map(|it| it.consumes_counters.iter().flatten());
-        taken.map(|taken| &taken.counter_set).any(|name| *name == it.name)
-    };
-    counted.retain(|it| is_counted && takes_from(it) && !known.iter().any(|known| known.name == it.name));
-    if !is_counted {
-        devices.iter_mut().for_each(|it| it.consumes_counters = None);
+    let mut devices: Vec<Device> = strangers.devices().cloned().collect();
+    for device in &mut devices {
+        device.consumes_counters.iter_mut().for_each(|it| it.retain(is_known));
+        device.consumes_counters = device.consumes_counters.take().filter(|it| !it.is_empty());
     }
     let counted = counted.chunks(MAX_COUNTER_SETS).map(|sets| (Some(sets.to_vec()), None));
     let devices = devices.chunks(MAX_DEVICES).map(|devices| (None, Some(devices.to_vec())));
@@ -212,6 +208,8 @@ pub fn fnv1a(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::placement::Policy;
 
@@ -249,19 +247,34 @@ mod tests {
         published[0].spec.shared_counters = Some(vec![set("lost"), set("other")]);
         published[1].spec.devices = Some(vec![taken("one", "lost"), taken("two", "lost")]);
 
-        let mut slices = nothing();
-        keep(&mut slices, &published, &["two".to_owned()].into(), true);
+        let strangers = |published: &[ResourceSlice]| {
+            let mut strangers = Strangers::default();
+            strangers.are(&["two".to_owned()].into(), published);
+            strangers
+        };
+        let kept = |strangers: &Strangers, is_counted| {
+            let mut slices = nothing();
+            keep(&mut slices, strangers, is_counted);
+            slices
+        };
+        let slices = kept(&strangers(&published), true);
         assert_eq!(slices[1].spec.shared_counters, Some(vec![set("lost")]));
         assert_eq!(slices[2].spec.devices, Some(vec![taken("two", "lost")]));
         assert!(slices.len() == 3 && slices.iter().all(|it| it.spec.pool.resource_slice_count == 3));
         assert_eq!(slices[2].metadata.name.as_deref(), Some("00002-d-n"));
 
-        let mut slices = nothing();
-        keep(&mut slices, &published, &["two".to_owned()].into(), false);
         let uncounted = Device { consumes_counters: None, ..taken("two", "lost") };
+        let slices = kept(&strangers(&published), false);
+        assert_eq!((slices.len(), &slices[1].spec.devices), (2, &Some(vec![uncounted.clone()])));
+
+        // A write that failed halfway has taken the counters away already, and another one the device.
+        let slices = kept(&strangers(&published[1..]), true);
         assert_eq!((slices.len(), &slices[1].spec.devices), (2, &Some(vec![uncounted])));
-        keep(&mut slices, &published, &BTreeSet::new(), true);
-        assert_eq!(slices.len(), 2);
+        let mut remembered = strangers(&published);
+        remembered.are(&["two".to_owned()].into(), &[]);
+        assert_eq!(kept(&remembered, true), kept(&strangers(&published), true));
+        remembered.are(&BTreeSet::new(), &published);
+        assert_eq!(kept(&remembered, true).len(), 1);
     }
 
     #[test]
