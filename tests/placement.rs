@@ -168,7 +168,7 @@ fn a_change_of_what_is_held_only_reorders_devices_within_their_slices() {
             let write = |published: &[ResourceSlice]| {
                 let mut wanted = render(&inventory, &ranking, &owner());
                 keep_order(&mut wanted, published, &ranking);
-                diff(&wanted, published)
+                diff(wanted, published)
             };
             for change in write(&published) {
                 let Change::Update(new) = change else { panic!("{change:?}") };

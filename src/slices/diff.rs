@@ -23,9 +23,10 @@ pub enum Change {
     Create(ResourceSlice),
 }
 
-/// The writes that lead from `published`, all slices of this node and driver, to `wanted`, in the order to make them.
+/// The writes that lead from `published`, all slices of this node and driver, to `wanted`, in the order to make them. Takes
+/// what is wanted, because slices are large and most of them are not written.
 #[must_use]
-pub fn diff(wanted: &[ResourceSlice], published: &[ResourceSlice]) -> Vec<Change> {
+pub fn diff(wanted: Vec<ResourceSlice>, published: &[ResourceSlice]) -> Vec<Change> {
     let by_name: BTreeMap<&str, &ResourceSlice> = published.iter().map(|it| (name(it), it)).collect();
     let existing = |wanted: &ResourceSlice| {
         by_name.get(name(wanted)).copied().filter(|published| is_update_of(wanted, published))
@@ -49,12 +50,11 @@ pub fn diff(wanted: &[ResourceSlice], published: &[ResourceSlice]) -> Vec<Change
 
     let mut changes: Vec<Change> = obsolete.cloned().map(Change::Delete).collect();
     let mut creates = Vec::new();
-    for slice in wanted {
-        let existing = existing(slice);
-        if existing.is_some_and(|it| is_same_at(next, slice, it, Order::Matters)) {
+    for mut slice in wanted {
+        let existing = existing(&slice);
+        if existing.is_some_and(|it| is_same_at(next, &slice, it, Order::Matters)) {
             continue;
         }
-        let mut slice = slice.clone();
         slice.spec.pool.generation = next;
         match existing {
             None => creates.push(Change::Create(slice)),
@@ -216,7 +216,7 @@ mod tests {
             Change::Update(it) => format!("update {} @{}", name(it), it.spec.pool.generation),
             Change::Create(it) => format!("create {} @{}", name(it), it.spec.pool.generation),
         };
-        diff(wanted, published).iter().map(word).collect()
+        diff(wanted.to_vec(), published).iter().map(word).collect()
     }
 
     #[test]

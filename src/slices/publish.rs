@@ -322,12 +322,14 @@ impl Publisher {
         }
         keep_order(&mut slices, published, ranking);
         self.taints.apply(&mut slices, published, &self.parts.api).await?;
-        self.write(&slices, published).await?;
+        let count = slices.len();
+        let shown = slices.iter().take(own).map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
+        let shown = shown.filter(|it| !it.is_empty()).collect();
+        self.write(slices, published).await?;
         self.withdrawn.written(Instant::now());
         self.kept.written(Instant::now());
-        let shown = slices.iter().take(own).map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
-        self.published = shown.filter(|it| !it.is_empty()).collect();
-        Ok(slices.len())
+        self.published = shown;
+        Ok(count)
     }
 
     pub(super) fn tell(&mut self, publication: Publication) {
@@ -344,7 +346,7 @@ impl Publisher {
 
     async fn write(
         &mut self,
-        wanted: &[ResourceSlice],
+        wanted: Vec<ResourceSlice>,
         published: &[ResourceSlice],
     ) -> Result<(), SliceError> {
         for change in diff(wanted, published) {

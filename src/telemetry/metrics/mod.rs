@@ -174,7 +174,8 @@ impl Exporter {
     /// The numbers of this moment, as OpenMetrics text, which is about so many bytes long.
     #[must_use]
     pub fn text(&self, bytes: usize) -> String {
-        let mut text = String::with_capacity(bytes);
+        // A little more is no reason to double it.
+        let mut text = String::with_capacity(bytes + bytes / 8);
         // Writing to a String does not fail, and what is half written would be refused for its missing end.
         let _ = text::encode(&mut text, &self.registry);
         text
