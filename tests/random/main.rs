@@ -235,13 +235,14 @@ impl World {
         }
     }
 
-    /// Returns once the driver has asked for every claim that it has, which it does once after its start.
+    /// Returns once the driver has asked twice for every claim that it has, which it does after its start: what its status
+    /// says, and whether it exists. They come in any order.
     async fn wait_for_the_questions_after(&self, start: usize) {
         let has_asked = async || {
             let requests = self.server().requests().split_off(start);
             let is_asked = |it: &Tenant| {
                 let path = format!("/resourceclaims/{}", it.claim.name);
-                requests.iter().any(|it| it.method == "GET" && it.path.ends_with(&path))
+                requests.iter().filter(|it| it.method == "GET" && it.path.ends_with(&path)).count() > 1
             };
             self.model.tenants.iter().filter(|it| it.is_recorded()).all(is_asked).then_some(())
         };
