@@ -508,6 +508,7 @@ async fn a_gpu_that_fell_off_the_bus_is_well_after_its_reset_also_behind_a_resta
     .await;
     lab.stop().await;
     lab.start();
+    let _kubelet = lab.kubelet().await;
     is_condition(&lab, metrics, 0, "lost").await;
     count_of(&lab, 1, ALL).await;
     lab.sim.recover_gpu(0).unwrap();
