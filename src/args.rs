@@ -8,6 +8,9 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
 use crate::cdi::{DEFAULT_LDCONFIG, DriverRoot, HookSettings, Root};
 use crate::health::IgnoredXids;
 use crate::inventory::{ExistingInstances, MOST_SHARES, ProfileFilter};
@@ -274,7 +277,7 @@ pub struct NodeArgs {
     #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub rescan_interval: Duration,
     /// Log level, or a filter such as `info,dra_driver_mig::claim=debug`.
-    #[arg(long, env, value_name = "LEVEL", default_value = "info")]
+    #[arg(long, env, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
     pub log_level: String,
     /// Log format.
     #[arg(long, env, value_enum, value_name = "FORMAT", default_value = "text")]
@@ -359,6 +362,18 @@ fn pod_uid(text: &str) -> Result<String, String> {
     if is_pod_uid(text) { Ok(text.to_owned()) } else { Err("a pod's UID, as in metadata.uid".to_owned()) }
 }
 
+/// A level, or a list of `target=level`. EnvFilter alone would take a misspelt level for the name of a target.
+fn log_level(text: &str) -> Result<String, String> {
+    let is_known = |part: &str| {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level).trim();
+        level.parse::<LevelFilter>().is_ok()
+    };
+    if text.split(',').all(is_known) && EnvFilter::try_new(text).is_ok() {
+        return Ok(text.to_owned());
+    }
+    Err("a level (error, warn, info, debug, trace or off), or a list such as `info,dra_driver_mig::claim=debug`".to_owned())
+}
+
 fn time_slices(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(count) if (1..=MOST_SHARES).contains(&count) => Ok(count),
@@ -405,6 +420,16 @@ mod tests {
         assert_eq!((time_slices("1"), time_slices("48")), (Ok(1), Ok(48)));
         for text in ["0", "49", "-1", "two", ""] {
             assert!(time_slices(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_log_level_is_refused() {
+        for text in ["info", "warn", "off", "info,dra_driver_mig::claim=debug", "dra_driver_mig=trace"] {
+            assert_eq!(log_level(text).as_deref(), Ok(text));
+        }
+        for text in ["", "nonsense", "info,verbose", "dra_driver_mig=loud", "info,,"] {
+            assert!(log_level(text).is_err(), "{text}");
         }
     }
 

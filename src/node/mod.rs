@@ -20,8 +20,8 @@ use crate::hardware::NodeState;
 use crate::health::{Follower, Keeper};
 use crate::host;
 use crate::kubelet::{
-    DeviceHealth, DraPlugin, Registration, RegistrationState, Socket, SocketPaths, Turn, serve_plugin,
-    serve_registration,
+    DeviceHealth, DraPlugin, Registration, RegistrationState, Socket, SocketPaths, SoleProcess, Turn,
+    serve_plugin, serve_registration,
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
 use crate::nvml::Pulse;
@@ -42,6 +42,11 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let health_listener = bind_health(args.http_address).await?;
     let metrics_listener = bind_metrics(args.metrics_address).await?;
     let metrics = Metrics::default();
+    // Before anything is touched that a process which runs already may be using. Pods have sockets of their own.
+    let _sole = match args.pod_uid {
+        None => Some(SoleProcess::claim(&args.driver.plugin_directory())?),
+        Some(_) => None,
+    };
     let kind = Kind::of_driver(&args.driver.driver_name)?;
     let client = api::counted(api::client(args.kubeconfig.as_deref()).await?, &metrics);
     let boot_id = host::boot_id(&args.hardware.proc_root)?;
@@ -189,6 +194,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     // The work socket first: the kubelet dials it as soon as it sees the other one.
     let plugin_socket = Socket::listen(&paths.plugin)?;
     let registration_socket = Socket::listen(&paths.registration)?;
+    let (plugin_watch, registration_watch) = (plugin_socket.watch(), registration_socket.watch());
     let service = Registration::new(&driver, paths.plugin.clone(), registration_report);
     let sweep = paths.keep_clean(driver, args.rescan_interval, stop.clone());
 
@@ -202,6 +208,8 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, device_health, health, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add_endless("sockets", sweep);
+    parts.add("plugin socket", plugin_watch.run(stop.clone()));
+    parts.add("registration socket", registration_watch.run(stop.clone()));
     parts.add_endless("device status of claims", statuses.run(changes.clone(), stop.clone()));
     parts.add("sampler", sampler.run(stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
