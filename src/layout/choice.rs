@@ -53,7 +53,7 @@ pub fn default_layouts(gpus: &[GpuFacts]) -> Layouts {
     sorted.sort_by_key(|it| it.pci);
     let kind = |gpu: &GpuFacts| (gpu.pci_device_id, gpu.product_name.clone());
     let layout = |gpu: &GpuFacts| {
-        let Some(mig) = &gpu.mig else { return GpuLayout::Whole };
+        let Some(mig) = gpu.cuttable() else { return GpuLayout::Whole };
         let alike: Vec<&&GpuFacts> = sorted.iter().filter(|it| kind(it) == kind(gpu)).collect();
         let position = alike.iter().position(|it| it.pci == gpu.pci).unwrap_or(0);
         GpuLayout::Free { cut: position < alike.len().div_ceil(2), counts: mix::balanced(&mig.profiles) }
@@ -92,7 +92,7 @@ fn from_file(config: &str, file: &LayoutFile, gpus: &[GpuFacts]) -> Result<Layou
             }
         }
         for gpu in gpus.iter().filter(|it| entry.selects(it.index, it.pci_device_id)) {
-            let layout = match (&entry.cut, &gpu.mig) {
+            let layout = match (&entry.cut, gpu.cuttable()) {
                 (None, _) => Ok(GpuLayout::Whole),
                 // "All" means those that can be cut; to name a GPU that cannot is a mistake.
                 (Some(_), None) if entry.devices == Devices::All => Ok(GpuLayout::Whole),
@@ -128,7 +128,7 @@ fn built_in(config: &str, gpus: &[GpuFacts]) -> Result<Layouts, Refusal> {
             true
         }
         "all-enabled" | "all-balanced" => {
-            set(&|gpu| Some(GpuLayout::Cut(mix::balanced(&gpu.mig.as_ref()?.profiles))));
+            set(&|gpu| Some(GpuLayout::Cut(mix::balanced(&gpu.cuttable()?.profiles))));
             true
         }
         other => other
@@ -172,7 +172,7 @@ fn check(gpu: &GpuFacts, counts: &BTreeMap<String, u32>) -> Result<(), String> {
 }
 
 fn describe(gpu: &GpuFacts) -> String {
-    format!("GPU {} ({}, {})", gpu.index, gpu.product_name, gpu.pci)
+    format!("GPU {} ({}, {})", gpu.index, gpu.product(), gpu.pci)
 }
 
 /// `1 x 3g.40gb + 2 x 1g.10gb`.
