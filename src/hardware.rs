@@ -277,10 +277,11 @@ impl Hardware {
         skipped.iter().any(|it| !it.is_for_good) || unknown.any(|it| !it.is_lasting())
     }
 
-    /// True where no GPU was left out that may come back with what was on it.
+    /// True where no GPU was left out that may come back with what was on it, and no MIG profile that one has.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.facts.skipped.iter().all(|it| it.is_gone)
+            && self.facts.gpus.iter().all(GpuFacts::has_all_profiles)
     }
 
     /// True where this GPU is not there any more, and what was on it neither; false also where it may be one that could

@@ -12,17 +12,25 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::choice::{Layouts, choose, default_layouts};
+use super::choice::{Layouts, Refusal, choose, default_layouts};
 use super::file::{LayoutFile, MAX_FILE};
 use super::memory::LayoutMemory;
 use crate::api::{EventReason, Events, LayoutLabels, OwnNode};
 use crate::hardware::{Hardware, NodeState};
 use crate::kubelet::Turn;
+use crate::nvml::facts::SkippedGpu;
 use crate::slices::Publication;
 
 /// How often the file is looked at, and a label that could not be written is tried again. The kubelet needs about a
 /// minute to bring a changed ConfigMap, so this adds nothing that is noticed.
 const PERIOD: Duration = Duration::from_secs(2);
+
+/// Why layouts have no effect where the API server keeps counters.
+const COUNTED: &str = "kube-apiserver keeps shared counters, so every placement of every profile is published at all times; \
+                       remove the label nvidia.com/mig.config, or start the driver with --mode=layout";
+/// Why they have none where counters are insisted on.
+const INSISTING: &str = "--mode=partitionable publishes whole GPUs where kube-apiserver drops shared counters; start the driver \
+                         with --mode=auto or --mode=layout";
 
 /// How GPUs are to be offered where no counters keep devices apart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,7 +42,7 @@ pub struct Decision {
     /// What is in force.
     pub layouts: Layouts,
     /// Why that is not what the label asks for, if so.
-    pub refusal: Option<String>,
+    pub refusal: Option<Refusal>,
 }
 
 /// Turns labels and files into decisions.
@@ -56,7 +64,7 @@ pub struct LayoutFollower {
 /// How a decision fares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Counters keep devices apart; layouts play no part.
+    /// Devices are not published by layout.
     Unused,
     Pending,
     Success,
@@ -98,7 +106,9 @@ impl LayoutFollower {
         let mut known: Option<Arc<Hardware>> = None;
         let mut is_new = true;
         loop {
-            let now = hardware.borrow_and_update().hardware.clone().ok();
+            let now = hardware.borrow_and_update().hardware.clone();
+            let lacking = no_gpus(&now);
+            let now = now.ok();
             is_new |= now.as_ref().map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr);
             known = now;
             if is_new && self.labels.is_some() {
@@ -106,7 +116,7 @@ impl LayoutFollower {
                 is_new = false;
             }
             let published = publication.borrow_and_update().clone();
-            self.tell(known.is_some(), &published).await;
+            self.tell(lacking.as_slice(), &published).await;
             tokio::select! {
                 next = next_of(&mut labels) => {
                     is_new |= self.labels.as_ref().is_none_or(|it| it.config != next.config);
@@ -125,10 +135,10 @@ impl LayoutFollower {
         let Some(gpus) = hardware.map(|it| &it.facts.gpus).filter(|it| !it.is_empty()) else { return };
         let chosen = match (&label, &mut self.file) {
             (Some(_), Some(source)) => match source.content() {
-                Ok(file) => choose(label.as_deref(), Some(file), gpus).map_err(|it| it.to_string()),
-                Err(error) => Err(error.clone()),
+                Ok(file) => choose(label.as_deref(), Some(file), gpus),
+                Err(error) => Err(Refusal::Impossible(error.clone())),
             },
-            _ => choose(label.as_deref(), None, gpus).map_err(|it| it.to_string()),
+            _ => choose(label.as_deref(), None, gpus),
         };
         let before = self.decision.borrow().clone();
         let (layouts, refusal) = match chosen {
@@ -148,22 +158,22 @@ impl LayoutFollower {
         }
         next.revision += 1;
         match &next.refusal {
-            Some(refusal) => warn!(label = next.label, refusal, "layout refused"),
+            Some(refusal) => warn!(label = next.label, %refusal, "layout refused"),
             None => info!(label = next.label, layouts = ?next.layouts, "layout"),
         }
         self.decision.send_replace(next);
     }
 
-    /// Brings the state label and the events up to date.
-    async fn tell(&mut self, has_gpus: bool, publication: &Publication) {
+    /// Brings the state label and the events up to date. `lacking` says why there is no GPU, if so.
+    async fn tell(&mut self, lacking: &[String], publication: &Publication) {
         let decision = self.decision.borrow().clone();
         let Some(labels) = self.labels.clone() else { return };
-        if decision.revision == 0 || !has_gpus {
-            return;
-        }
         let (stage, waiting) = match publication {
             Publication::Pending { .. } => return,
-            Publication::Complete { .. } | Publication::WithoutCounters { .. } => (Stage::Unused, &[][..]),
+            Publication::Complete { .. } => (Stage::Unused, &[COUNTED.to_owned()][..]),
+            Publication::WithoutCounters { .. } => (Stage::Unused, &[INSISTING.to_owned()][..]),
+            Publication::Layout { .. } if !lacking.is_empty() => (Stage::Pending, lacking),
+            Publication::Layout { .. } if decision.revision == 0 => return,
             Publication::Layout { .. } if decision.refusal.is_some() => (Stage::Failed, &[][..]),
             Publication::Layout { revision, waiting, settling, .. } => {
                 let is_settled = *revision == decision.revision && !settling;
@@ -178,17 +188,17 @@ impl LayoutFollower {
         if !self.turn.is_ours().await {
             return;
         }
-        self.label(&labels, stage, decision.label.is_some()).await;
-        self.report(stage, &decision, waiting);
+        self.label(&labels, stage).await;
+        self.report(labels.config.as_deref(), stage, &decision, waiting);
     }
 
-    async fn label(&mut self, labels: &LayoutLabels, stage: Stage, is_asked: bool) {
+    async fn label(&mut self, labels: &LayoutLabels, stage: Stage) {
         let state = match stage {
-            _ if !is_asked => None,
-            Stage::Unused => None,
+            _ if labels.config.is_none() => None,
             Stage::Pending => Some("pending"),
             Stage::Success => Some("success"),
-            Stage::Failed => Some("failed"),
+            // Whoever waits for the state has to learn that nothing will come.
+            Stage::Failed | Stage::Unused => Some("failed"),
         };
         // A state that somebody else wrote is none of ours to remove.
         if labels.state.as_deref() == state || state.is_none() && !self.wrote_state {
@@ -205,7 +215,7 @@ impl LayoutFollower {
         }
     }
 
-    fn report(&mut self, stage: Stage, decision: &Decision, waiting: &[String]) {
+    fn report(&mut self, label: Option<&str>, stage: Stage, decision: &Decision, waiting: &[String]) {
         let report = Report { revision: decision.revision, stage, has_reasons: !waiting.is_empty() };
         let before = self.reported.replace(report.clone());
         if before.as_ref() == Some(&report) {
@@ -224,9 +234,19 @@ impl LayoutFollower {
             }
             _ => {}
         }
-        let Some(label) = &decision.label else { return };
+        let Some(label) = label else { return };
         match (stage, &decision.refusal) {
-            (Stage::Failed, Some(refusal)) => {
+            (Stage::Unused, _) => {
+                let note = format!("layout `{label}` has no effect on this node: {}", waiting.join("; "));
+                self.events.tell(EventReason::LayoutHasNoEffect, note);
+            }
+            (Stage::Failed, Some(Refusal::NoEffect(refusal))) => {
+                let note = format!(
+                    "layout `{label}` has no effect on this node, the one before stays in force: {refusal}"
+                );
+                self.events.tell(EventReason::LayoutHasNoEffect, note);
+            }
+            (Stage::Failed, Some(Refusal::Impossible(refusal))) => {
                 let note = format!("layout `{label}` refused, the one before stays in force: {refusal}");
                 self.events.tell(EventReason::LayoutRefused, note);
             }
@@ -240,6 +260,19 @@ impl LayoutFollower {
             _ => {}
         }
     }
+}
+
+/// Why there is no GPU that a layout could be about, if so.
+fn no_gpus(hardware: &Result<Arc<Hardware>, String>) -> Option<String> {
+    let reason = match hardware {
+        Ok(hardware) if !hardware.facts.gpus.is_empty() => return None,
+        Ok(hardware) => match &hardware.facts.skipped[..] {
+            [] => "NVML lists no GPU",
+            [SkippedGpu { reason, .. }, ..] => reason,
+        },
+        Err(reason) => reason,
+    };
+    Some(format!("no GPU of this node can be offered now: {reason}"))
 }
 
 /// The next labels; the watch behind them reconnects for ever.

@@ -78,6 +78,14 @@ impl GpuFacts {
         self.mig.as_ref().filter(|it| !it.profiles.is_empty())
     }
 
+    /// False where another look may find MIG profiles that are not known now, and with them what was made of them.
+    #[must_use]
+    pub fn has_all_profiles(&self) -> bool {
+        let concerns_profiles = |it: &CallError| it.call.starts_with("nvmlDeviceGetGpuInstance");
+        let is_missing_one = self.unknown.iter().any(|it| concerns_profiles(it) && !it.is_lasting());
+        self.mig.as_ref().is_none_or(|it| !it.profiles.is_empty() && !is_missing_one)
+    }
+
     /// These facts with what another look found out besides; nothing where that is nothing. What is known stays as it is:
     /// devices that are allocated depend on it.
     #[must_use]
