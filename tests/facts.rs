@@ -5,7 +5,6 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, unprepare};
 use dra_driver_mig::args::HardwareArgs;
@@ -34,7 +33,7 @@ const ALL: usize = 26;
 
 /// A simulated node without a cluster.
 struct Bench {
-    directory: TempDir,
+    _directory: TempDir,
     sim: SimNode,
     has_sysfs: bool,
 }
@@ -44,7 +43,7 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let models = nvml_sim::parse_gpus(GPUS).unwrap();
         let sim = SimNode::create(&directory.path().join("host"), &models).unwrap();
-        Self { directory, sim, has_sysfs: true }
+        Self { _directory: directory, sim, has_sysfs: true }
     }
 
     fn open(&self) -> Hardware {

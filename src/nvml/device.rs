@@ -280,6 +280,15 @@ impl<'nvml> DeviceHandle<'nvml> {
         Ok(architecture)
     }
 
+    /// `nvmlGpuVirtualizationMode_t`, for the same reason a number.
+    pub fn virtualization_mode(&self) -> Result<u32, CallError> {
+        let function = function!(self.nvml, nvmlDeviceGetVirtualizationMode)?;
+        let mut mode = 0;
+        // SAFETY: a live handle and a writable integer.
+        check("nvmlDeviceGetVirtualizationMode", unsafe { function(self.raw, &raw mut mode) })?;
+        Ok(mode)
+    }
+
     /// `nvmlBrandType_t`, for the same reason a number.
     pub fn brand(&self) -> Result<u32, CallError> {
         let function = function!(self.nvml, nvmlDeviceGetBrand)?;

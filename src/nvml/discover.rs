@@ -35,7 +35,7 @@
 //! | host of vGPUs (vGPU, vSGA) | nothing: the GPU serves virtual machines, and the driver for such hosts has no CUDA |
 
 use nvml_wrapper::Nvml;
-use nvml_wrapper::enum_wrappers::device::{Brand, GpuVirtualizationMode};
+use nvml_wrapper::enum_wrappers::device::Brand;
 use nvml_wrapper::enums::device::DeviceArchitecture;
 use tracing::warn;
 
@@ -114,6 +114,13 @@ pub fn live_instances(
     }
     Ok(all)
 }
+
+/// `nvmlGpuVirtualizationMode_t`: a vGPU in a virtual machine.
+const VGPU: u32 = 2;
+/// The same: a GPU of a host that serves vGPUs.
+const HOST_VGPU: u32 = 3;
+/// The same: a GPU of a host that shares it by vSGA.
+const HOST_VSGA: u32 = 4;
 
 /// Why a GPU is left out.
 enum Skip {
@@ -197,11 +204,8 @@ fn mig(
     memory_bytes: Option<u64>,
     unknown: &mut Unknown,
 ) -> Result<Option<MigFacts>, Skip> {
-    use GpuVirtualizationMode::{HostVgpu, HostVsga, Vgpu};
-    let virtualization = device.wrapper().virtualization_mode();
-    let virtualization =
-        unknown.fact(virtualization.map_err(CallError::wrapped("nvmlDeviceGetVirtualizationMode")))?;
-    if let Some(HostVgpu | HostVsga) = virtualization {
+    let virtualization = unknown.fact(device.virtualization_mode())?;
+    if let Some(HOST_VGPU | HOST_VSGA) = virtualization {
         return Err(Skip::Virtual(
             "it serves virtual machines as vGPUs, so it is not for containers of this host",
         ));
@@ -214,8 +218,8 @@ fn mig(
         Err(error) => return Err(error.into()),
     };
     match (virtualization, mode.current) {
-        (Some(Vgpu), false) => return Ok(None),
-        (Some(Vgpu), true) => {
+        (Some(VGPU), false) => return Ok(None),
+        (Some(VGPU), true) => {
             return Err(Skip::Virtual(
                 "it is a vGPU in MIG mode: one instance that the host of the virtual machine made, which this driver cannot \
                  make or destroy; give the virtual machine a vGPU without MIG, or the whole GPU",
