@@ -18,7 +18,6 @@ use super::memory::LayoutMemory;
 use crate::api::{EventReason, Events, LayoutLabels, OwnNode};
 use crate::hardware::{Hardware, NodeState};
 use crate::kubelet::Turn;
-use crate::nvml::facts::SkippedGpu;
 use crate::slices::Publication;
 
 /// How often the file is looked at, and a label that could not be written is tried again. The kubelet needs about a
@@ -59,6 +58,8 @@ pub struct LayoutFollower {
     wrote_state: bool,
     /// What was reported last.
     reported: Option<Report>,
+    /// Whether the API server kept counters, when that was seen last.
+    was_counted: Option<bool>,
 }
 
 /// How a decision fares.
@@ -91,7 +92,18 @@ impl LayoutFollower {
         turn: Turn,
     ) -> Self {
         let file = file.map(LayoutSource::new);
-        Self { node, events, file, memory, decision, turn, labels: None, wrote_state: false, reported: None }
+        Self {
+            node,
+            events,
+            file,
+            memory,
+            decision,
+            turn,
+            labels: None,
+            wrote_state: false,
+            reported: None,
+            was_counted: None,
+        }
     }
 
     /// Runs until the senders of the hardware's state and of the publication are gone.
@@ -107,7 +119,7 @@ impl LayoutFollower {
         let mut is_new = true;
         loop {
             let now = hardware.borrow_and_update().hardware.clone();
-            let lacking = no_gpus(&now);
+            let gpus = Gpus::of(&now);
             let now = now.ok();
             is_new |= now.as_ref().map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr);
             known = now;
@@ -116,7 +128,7 @@ impl LayoutFollower {
                 is_new = false;
             }
             let published = publication.borrow_and_update().clone();
-            self.tell(lacking.as_slice(), &published).await;
+            self.tell(&gpus, &published).await;
             tokio::select! {
                 next = next_of(&mut labels) => {
                     is_new |= self.labels.as_ref().is_none_or(|it| it.config != next.config);
@@ -164,18 +176,21 @@ impl LayoutFollower {
         self.decision.send_replace(next);
     }
 
-    /// Brings the state label and the events up to date. `lacking` says why there is no GPU, if so.
-    async fn tell(&mut self, lacking: &[String], publication: &Publication) {
+    /// Brings the state label and the events up to date.
+    async fn tell(&mut self, gpus: &Gpus, publication: &Publication) {
         let decision = self.decision.borrow().clone();
         let Some(labels) = self.labels.clone() else { return };
-        let (stage, waiting) = match publication {
-            Publication::Pending { .. } => return,
-            Publication::Complete { .. } => (Stage::Unused, &[COUNTED.to_owned()][..]),
-            Publication::WithoutCounters { .. } => (Stage::Unused, &[INSISTING.to_owned()][..]),
-            Publication::Layout { .. } if !lacking.is_empty() => (Stage::Pending, lacking),
-            Publication::Layout { .. } if decision.revision == 0 => return,
-            Publication::Layout { .. } if decision.refusal.is_some() => (Stage::Failed, &[][..]),
-            Publication::Layout { revision, waiting, settling, .. } => {
+        let (stage, waiting) = match (publication, gpus) {
+            (Publication::Pending { .. }, _) => return,
+            (_, Gpus::None(reason)) => (Stage::Pending, std::slice::from_ref(reason)),
+            (Publication::Complete { is_counted: true, .. }, _) => (Stage::Unused, &[COUNTED.to_owned()][..]),
+            (Publication::WithoutCounters { .. }, _) => (Stage::Unused, &[INSISTING.to_owned()][..]),
+            _ if decision.revision == 0 => return,
+            _ if decision.refusal.is_some() => (Stage::Failed, &[][..]),
+            // Whole GPUs, which no layout changes; unless one that can be cut has just come.
+            (Publication::Complete { .. }, Gpus::Whole) => (Stage::Success, &[][..]),
+            (Publication::Complete { .. }, Gpus::Cuttable) => (Stage::Pending, &[][..]),
+            (Publication::Layout { revision, waiting, settling, .. }, _) => {
                 let is_settled = *revision == decision.revision && !settling;
                 match (is_settled, waiting.is_empty()) {
                     (true, true) => (Stage::Success, &[][..]),
@@ -188,6 +203,7 @@ impl LayoutFollower {
         if !self.turn.is_ours().await {
             return;
         }
+        self.report_counters(publication);
         self.label(&labels, stage).await;
         self.report(labels.config.as_deref(), stage, &decision, waiting);
     }
@@ -215,14 +231,14 @@ impl LayoutFollower {
         }
     }
 
-    fn report(&mut self, label: Option<&str>, stage: Stage, decision: &Decision, waiting: &[String]) {
-        let report = Report { revision: decision.revision, stage, has_reasons: !waiting.is_empty() };
-        let before = self.reported.replace(report.clone());
-        if before.as_ref() == Some(&report) {
-            return;
-        }
-        let was_unused = before.as_ref().map(|it| it.stage == Stage::Unused);
-        match (was_unused, stage == Stage::Unused) {
+    /// Says so where the API server began or ceased to keep counters.
+    fn report_counters(&mut self, publication: &Publication) {
+        let is_counted = match publication {
+            Publication::Complete { is_counted: true, .. } => true,
+            Publication::Layout { .. } => false,
+            _ => return,
+        };
+        match (self.was_counted.replace(is_counted), is_counted) {
             (Some(true), false) => {
                 let note = "kube-apiserver drops shared counters (feature gate DRAPartitionableDevices): devices that \
                             don't overlap are published, by layout";
@@ -233,6 +249,14 @@ impl LayoutFollower {
                 self.events.tell(EventReason::CountersKept, note.to_owned());
             }
             _ => {}
+        }
+    }
+
+    fn report(&mut self, label: Option<&str>, stage: Stage, decision: &Decision, waiting: &[String]) {
+        let report = Report { revision: decision.revision, stage, has_reasons: !waiting.is_empty() };
+        let before = self.reported.replace(report.clone());
+        if before.as_ref() == Some(&report) {
+            return;
         }
         let Some(label) = label else { return };
         match (stage, &decision.refusal) {
@@ -262,17 +286,31 @@ impl LayoutFollower {
     }
 }
 
-/// Why there is no GPU that a layout could be about, if so.
-fn no_gpus(hardware: &Result<Arc<Hardware>, String>) -> Option<String> {
-    let reason = match hardware {
-        Ok(hardware) if !hardware.facts.gpus.is_empty() => return None,
-        Ok(hardware) => match &hardware.facts.skipped[..] {
-            [] => "NVML lists no GPU",
-            [SkippedGpu { reason, .. }, ..] => reason,
-        },
-        Err(reason) => reason,
-    };
-    Some(format!("no GPU of this node can be offered now: {reason}"))
+/// What a layout could be about.
+enum Gpus {
+    /// Nothing, and why.
+    None(String),
+    /// GPUs of which none can be cut.
+    Whole,
+    /// GPUs of which one at least can be cut.
+    Cuttable,
+}
+
+impl Gpus {
+    fn of(hardware: &Result<Arc<Hardware>, String>) -> Self {
+        let (gpus, reason) = match hardware {
+            Ok(hardware) => {
+                let first = hardware.facts.skipped.first();
+                (&hardware.facts.gpus[..], first.map_or("NVML lists no GPU", |it| &it.reason))
+            }
+            Err(reason) => (&[][..], reason.as_str()),
+        };
+        match gpus {
+            [] => Self::None(format!("no GPU of this node can be offered now: {reason}")),
+            gpus if gpus.iter().any(|it| it.cuttable().is_some()) => Self::Cuttable,
+            _ => Self::Whole,
+        }
+    }
 }
 
 /// The next labels; the watch behind them reconnects for ever.

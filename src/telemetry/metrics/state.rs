@@ -149,7 +149,7 @@ fn withheld(encoder: &mut DescriptorEncoder<'_>, node: &NodeState, publication: 
 fn published(encoder: &mut DescriptorEncoder<'_>, publication: &Publication) -> fmt::Result {
     let (state, slices, devices) = match publication {
         Publication::Pending { .. } => ("pending", None, None),
-        Publication::Complete { slices, devices } => ("counters", Some(*slices), Some(*devices)),
+        Publication::Complete { slices, devices, .. } => ("counters", Some(*slices), Some(*devices)),
         Publication::Layout { slices, devices, .. } => ("layout", Some(*slices), Some(*devices)),
         Publication::WithoutCounters { devices, .. } => ("without_counters", None, Some(*devices)),
     };
