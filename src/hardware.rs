@@ -20,9 +20,7 @@ use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
 use crate::health::Report;
 use crate::host;
 use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, Withheld, inventory_on};
-use crate::nvml::facts::{
-    GpuFacts, GpuInstance, MigMode, NodeFacts, RecoveryAction, SkippedGpu, still_unknown,
-};
+use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, RecoveryAction, SkippedGpu};
 use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
 use crate::telemetry::metrics::{EventGap, Metrics};
 
@@ -235,7 +233,7 @@ impl Hardware {
         if let Some(NodeFacts { driver_version, cuda_version, unknown, .. }) = before.map(|it| &it.facts) {
             facts.driver_version = facts.driver_version.or_else(|| driver_version.clone());
             facts.cuda_version = facts.cuda_version.or(*cuda_version);
-            facts.unknown = still_unknown(unknown, &facts.unknown);
+            facts.unknown = nvml::still_unknown(unknown, &facts.unknown);
         }
         let known = before.map_or_else(BTreeMap::new, |it| it.gpus.clone());
         let mut gpus = BTreeMap::new();

@@ -146,6 +146,12 @@ impl CallError {
     }
 }
 
+/// Of calls that failed before, those that fail now. What a call reported before is known.
+#[must_use]
+pub fn still_unknown(before: &[CallError], now: &[CallError]) -> Vec<CallError> {
+    now.iter().filter(|it| before.iter().any(|before| before.call == it.call)).cloned().collect()
+}
+
 /// Turns a raw return value into a result that names the call.
 pub(super) fn check(call: &'static str, value: u32) -> Result<(), CallError> {
     match Code(value) {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::CallError;
+use super::error::{CallError, still_unknown};
 
 /// Everything that does not change while the NVIDIA driver stays loaded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -117,12 +117,6 @@ impl GpuFacts {
     pub fn profile(&self, id: u32) -> Option<&Profile> {
         self.mig.as_ref()?.profiles.iter().find(|it| it.id == id)
     }
-}
-
-/// Of calls that failed before, those that fail now. A call that did not fail before has told what it has to tell.
-#[must_use]
-pub fn still_unknown(before: &[CallError], now: &[CallError]) -> Vec<CallError> {
-    now.iter().filter(|it| before.iter().any(|before| before.call == it.call)).cloned().collect()
 }
 
 /// What a MIG-capable GPU can be cut into.

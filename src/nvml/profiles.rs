@@ -5,7 +5,7 @@ use tracing::{debug, warn};
 use super::device::DeviceHandle;
 use super::discover::Unknown;
 use super::error::{CallError, Code};
-use super::facts::Profile;
+use super::facts::{Placement, Profile};
 
 /// Enumerates profiles until INVALID_ARGUMENT. What this GPU does not have, and what cannot be described, is left out.
 /// NOT_FOUND where there is none.
@@ -40,25 +40,8 @@ pub(super) fn profiles(
             };
             profile.name = name;
         }
-        match device.placements(profile.id) {
-            Ok(placements) if placements.iter().all(|it| it.is_plausible()) => {
-                profile.placements = placements
-            }
-            Ok(placements) => {
-                warn!(
-                    uuid,
-                    profile = profile.name,
-                    ?placements,
-                    "MIG profile skipped: no GPU has such placements"
-                );
-                continue;
-            }
-            Err(error) if concerns_the_profile(&error) => {
-                unknown.add(error);
-                continue;
-            }
-            Err(error) => return Err(error),
-        }
+        let Some(placements) = placements(device, uuid, &profile, unknown)? else { continue };
+        profile.placements = placements;
         if found.iter().any(|it| it.name == profile.name || it.id == profile.id) {
             warn!(
                 uuid,
@@ -81,6 +64,28 @@ pub(super) fn profiles(
         return Err(CallError { call: "nvmlDeviceGetGpuInstanceProfileInfo", code: Code::NOT_FOUND });
     }
     Ok(found)
+}
+
+/// Where a profile can be placed; nothing where that cannot be read, or is no place that a GPU could have.
+fn placements(
+    device: &DeviceHandle<'_>,
+    uuid: &str,
+    profile: &Profile,
+    unknown: &mut Unknown,
+) -> Result<Option<Vec<Placement>>, CallError> {
+    match device.placements(profile.id) {
+        Ok(placements) if placements.iter().all(|it| it.is_plausible()) => Ok(Some(placements)),
+        Ok(placements) => {
+            let profile = &profile.name;
+            warn!(uuid, profile, ?placements, "MIG profile skipped: no GPU has such placements");
+            Ok(None)
+        }
+        Err(error) if concerns_the_profile(&error) => {
+            unknown.add(error);
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// True for errors that say something of one profile, which can be left out, rather than of the GPU or of our rights.
