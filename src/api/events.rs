@@ -41,6 +41,8 @@ pub enum EventReason {
     UnreadableState,
     /// The layout that the node's label asks for cannot be had.
     LayoutRefused,
+    /// The layout that the node's label asks for changes nothing here.
+    LayoutHasNoEffect,
     /// The layout is in force as far as claims and GPUs allow.
     LayoutPending,
     /// The layout is in force.
@@ -92,9 +94,10 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::UnreadableState,
         Self::LayoutRefused,
+        Self::LayoutHasNoEffect,
         Self::LayoutPending,
         Self::LayoutApplied,
         Self::CountersDropped,
@@ -122,6 +125,7 @@ impl EventReason {
         match self {
             Self::UnreadableState => "UnreadableState",
             Self::LayoutRefused => "LayoutRefused",
+            Self::LayoutHasNoEffect => "LayoutHasNoEffect",
             Self::LayoutPending => "LayoutPending",
             Self::LayoutApplied => "LayoutApplied",
             Self::CountersDropped => "CountersDropped",
@@ -150,6 +154,7 @@ impl EventReason {
         match self {
             Self::UnreadableState
             | Self::LayoutRefused
+            | Self::LayoutHasNoEffect
             | Self::CountersDropped
             | Self::ForeignInstance
             | Self::GpuNotOffered
@@ -191,6 +196,7 @@ impl EventReason {
         match self {
             Self::UnreadableState | Self::PrepareUndone | Self::UnprepareFinished => "Recover",
             Self::LayoutRefused
+            | Self::LayoutHasNoEffect
             | Self::LayoutPending
             | Self::LayoutApplied
             | Self::CountersDropped

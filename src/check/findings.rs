@@ -150,8 +150,9 @@ fn driver(host: &HostFacts) -> Vec<Finding> {
             ]
         }
         Ok(facts) => {
-            let text = format!("version {}, {}", facts.driver_version, library.display());
-            let mut all = vec![good(LIBRARY, text)];
+            let version = facts.driver_version.as_deref().unwrap_or("unknown");
+            let mut all = vec![good(LIBRARY, format!("version {version}, {}", library.display()))];
+            all.extend(facts.unknown.iter().map(|it| open(LIBRARY, it.to_string(), None)));
             all.extend(gpus(GPUS, facts));
             all
         }
@@ -164,7 +165,11 @@ fn gpus(subject: &'static str, facts: &NodeFacts) -> Vec<Finding> {
         let text = format!("GPU {} is not offered: {}", skipped.index, skipped.reason);
         all.push(missing(subject, text, "`nvidia-smi -q` and the kernel's log on the host tell more"));
     }
-    let with_mig = facts.gpus.iter().filter(|it| it.mig.is_some()).count();
+    for gpu in &facts.gpus {
+        let text = |it| format!("{} ({}): {it}; it is offered as far as that allows", gpu.pci, gpu.product());
+        all.extend(gpu.unknown.iter().map(|it| open(subject, text(it), None)));
+    }
+    let with_mig = facts.gpus.iter().filter(|it| it.cuttable().is_some()).count();
     match (facts.gpus.len(), with_mig) {
         (0, _) => {
             all.push(missing(subject, "NVML lists none", "nothing to do on a node that has no NVIDIA GPU"))
@@ -175,12 +180,13 @@ fn gpus(subject: &'static str, facts: &NodeFacts) -> Vec<Finding> {
         (count, with_mig) => all.push(good(subject, format!("{count}, {with_mig} of them with MIG"))),
     }
     let needs_reset = |it: &&crate::nvml::facts::GpuFacts| {
-        it.mig.as_ref().is_some_and(|mig| !mig.resetless && !mig.mode.current)
+        it.cuttable().is_some_and(|mig| !mig.resetless && !mig.mode.current)
     };
     for gpu in facts.gpus.iter().filter(needs_reset) {
         let text = format!(
             "{} ({}) has MIG mode off and cannot switch it without a reset: it is offered whole",
-            gpu.pci, gpu.product_name
+            gpu.pci,
+            gpu.product()
         );
         let remedy = format!(
             "to have it cut: drain the node, `nvidia-smi -i {} -mig 1`, then reset the GPU or reboot",

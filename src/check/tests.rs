@@ -13,7 +13,7 @@ fn host() -> HostFacts {
     };
     HostFacts {
         library: Ok("/usr/lib64/libnvidia-ml.so.1".into()),
-        hardware: Ok(NodeFacts { driver_version: "570.124.06".to_owned(), ..NodeFacts::default() }),
+        hardware: Ok(NodeFacts { driver_version: Some("570.124.06".to_owned()), ..NodeFacts::default() }),
         missing: Vec::new(),
         hook: ("/usr/bin/nvidia-cdi-hook".to_owned(), true),
         directories: vec![directory("CDI directory", "/var/run/cdi")],

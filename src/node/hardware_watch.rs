@@ -166,7 +166,7 @@ impl HardwareWatch {
         match found? {
             Ok(Some(more)) => {
                 let (gpus, skipped) = (more.facts.gpus.len(), more.facts.skipped.len());
-                info!(gpus, skipped, "GPUs have come back");
+                info!(gpus, skipped, "NVML reports GPUs, or facts of them, that it did not report before");
                 Ok(Arc::new(more))
             }
             Ok(None) => Ok(open),

@@ -47,7 +47,7 @@ pub struct Gpu {
     pub mig_current: bool,
     /// MIG mode after the next reset.
     pub mig_pending: bool,
-    /// `nvmlGpuVirtualizationMode_t`: 0 bare metal, 1 passthrough, 2 vGPU guest.
+    /// `nvmlGpuVirtualizationMode_t`: 0 bare metal, 1 passthrough, 2 vGPU guest, 3 and 4 host of vGPUs.
     pub virtualization: u32,
     /// Off the bus: every call answers GPU_IS_LOST.
     pub lost: bool,
@@ -68,6 +68,15 @@ pub struct Gpu {
     pub processes: Vec<Process>,
     /// Other programs that hold the GPU or an instance open, such as a monitoring agent.
     pub holders: Vec<Holder>,
+    /// Product name, where it is not that of the model.
+    #[serde(default)]
+    pub product_name: Option<String>,
+    /// `nvmlBrandType_t`, where it is not that of the model.
+    #[serde(default)]
+    pub brand: Option<u32>,
+    /// `nvmlDeviceArchitecture_t`, where it is not that of the model.
+    #[serde(default)]
+    pub architecture: Option<u32>,
     /// Profiles that the tables do not have: an unknown future one, or a changed row (same index replaces).
     pub extra_profiles: Vec<Profile>,
 }
@@ -255,6 +264,9 @@ impl Gpu {
             mig_slots: Vec::new(),
             processes: Vec::new(),
             holders: Vec::new(),
+            product_name: None,
+            brand: None,
+            architecture: None,
             extra_profiles: Vec::new(),
         }
     }

@@ -191,7 +191,7 @@ impl SimNode {
         self.on_gpu(gpu, Gpu::reset)
     }
 
-    /// Changes anything else of a GPU: virtualization mode, minor, extra profiles, utilisation.
+    /// Changes anything else of a GPU: virtualization mode, minor, name, brand, architecture, extra profiles, utilisation.
     pub fn on_gpu(&self, gpu: usize, change: impl FnOnce(&mut Gpu)) -> io::Result<()> {
         self.change(|machine, _| {
             change(machine.gpu_mut(gpu)?);

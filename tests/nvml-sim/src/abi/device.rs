@@ -67,7 +67,10 @@ fn pci(machine: &Machine, device: Handle) -> Answer<Pci> {
 }
 
 fn device_name(device: &Device<'_>) -> Answer<String> {
-    let product = device.gpu.model().ok_or(Code::UNKNOWN)?.data().product_name;
+    let product = match &device.gpu.product_name {
+        Some(name) => name,
+        None => device.gpu.model().ok_or(Code::UNKNOWN)?.data().product_name,
+    };
     match device.mig {
         None => Ok(product.into()),
         Some(_) => Ok(format!("{product} MIG {}", mig_profile(device)?.name)),
@@ -232,11 +235,15 @@ nvml! {
     }
 
     fn nvmlDeviceGetBrand(device: Handle, brand: Out<u32>) on device, |s| {
-        brand.set(device.device(s.machine())?.gpu.model().ok_or(Code::UNKNOWN)?.data().brand)
+        let gpu = device.device(s.machine())?.gpu;
+        let of_model = gpu.model().map(|it| it.data().brand);
+        brand.set(gpu.brand.or(of_model).ok_or(Code::UNKNOWN)?)
     }
 
     fn nvmlDeviceGetArchitecture(device: Handle, architecture: Out<u32>) on device, |s| {
-        architecture.set(device.device(s.machine())?.gpu.model().ok_or(Code::UNKNOWN)?.data().architecture)
+        let gpu = device.device(s.machine())?.gpu;
+        let of_model = gpu.model().map(|it| it.data().architecture);
+        architecture.set(gpu.architecture.or(of_model).ok_or(Code::UNKNOWN)?)
     }
 
     fn nvmlDeviceGetCudaComputeCapability(device: Handle, major: Out<i32>, minor: Out<i32>) on device, |s| {
