@@ -4,3 +4,4 @@ mod common_file;
 mod discovery;
 mod files;
 mod judge;
+mod management;
