@@ -38,6 +38,7 @@ pub mod claim;
 pub mod kubelet;
 pub mod mig;
 
+pub mod access;
 pub mod api;
 pub mod check;
 pub mod checkpoint;

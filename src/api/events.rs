@@ -67,6 +67,8 @@ pub enum EventReason {
     GpuNotOffered,
     /// It can be again.
     GpuOffered,
+    /// MIG instances may not be created: the device node that permits it is not in the driver's container.
+    MigDenied,
     /// A call into NVML has not come back for long.
     NvmlSilent,
     /// It has.
@@ -92,7 +94,7 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutPending,
@@ -102,6 +104,7 @@ impl EventReason {
         Self::ForeignInstance,
         Self::GpuNotOffered,
         Self::GpuOffered,
+        Self::MigDenied,
         Self::NvmlSilent,
         Self::NvmlAnswers,
         Self::GpuUnhealthy,
@@ -135,6 +138,7 @@ impl EventReason {
             Self::ForeignInstance => "ForeignInstance",
             Self::GpuNotOffered => "GpuNotOffered",
             Self::GpuOffered => "GpuOffered",
+            Self::MigDenied => "MigDenied",
             Self::NvmlSilent => "NvmlSilent",
             Self::NvmlAnswers => "NvmlAnswers",
             Self::PrepareImpossible => "PrepareImpossible",
@@ -153,6 +157,7 @@ impl EventReason {
             | Self::CountersDropped
             | Self::ForeignInstance
             | Self::GpuNotOffered
+            | Self::MigDenied
             | Self::NvmlSilent
             | Self::GpuUnhealthy
             | Self::GpuLost
@@ -195,7 +200,7 @@ impl EventReason {
             | Self::LayoutApplied
             | Self::CountersDropped
             | Self::CountersKept => "Layout",
-            Self::ForeignInstance | Self::GpuNotOffered | Self::GpuOffered => "Offer",
+            Self::ForeignInstance | Self::GpuNotOffered | Self::GpuOffered | Self::MigDenied => "Offer",
             Self::NvmlSilent
             | Self::NvmlAnswers
             | Self::GpuUnhealthy
