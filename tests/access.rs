@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use common::{ControlPlane, Lab, eventually, free_address, scrape};
 use dra_driver_mig::api::EventReason;
@@ -163,7 +164,9 @@ async fn a_container_from_before_the_kernel_module_ends_once_with_a_spec_that_gi
 
     fs::write(in_host(&lab, "proc/devices"), devices).unwrap();
     moved("proc/driver/nvidia-later", "proc/driver/nvidia");
-    let status = eventually("the container ends", async || driver.try_wait().unwrap()).await;
+    let ended = tokio::task::spawn_blocking(move || driver.wait().unwrap());
+    let status =
+        tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the container ends").unwrap();
     assert!(!status.success());
     let renewed = fs::read_to_string(&spec).unwrap();
     for node in ["/dev/nvidiactl", "/dev/nvidia0", "/dev/nvidia-caps/nvidia-cap1"] {
