@@ -87,6 +87,10 @@ pub enum Command {
     /// List what the driver needs on this host and in the cluster, what of it is missing, and what to do. Changes nothing;
     /// exit status 1 if something is missing.
     Check(Box<CheckArgs>),
+    /// Write the CDI spec by which this driver's own container gets the GPUs, `<driver>-management.json` with the device
+    /// `<driver>/management=all`, from what the kernel lists in /proc. Run before `node` in an init container; needs no GPU, no
+    /// capability and no API server. Exit status 1 only if the spec cannot be written.
+    ManagementSpec(ManagementSpecArgs),
     /// Turn manifests that ask the device plugin (`nvidia.com/mig-1g.10gb: 1`, `nvidia.com/gpu: 1`) into ones that claim
     /// devices of this driver. Comments and what else is in the file stay. Exit status: 0 all converted, 1 something was
     /// left as it is (see standard error), 2 the file cannot be used and nothing is written.
@@ -338,6 +342,20 @@ pub struct InspectArgs {
     pub interval: Duration,
 }
 
+/// Arguments of `management-spec`.
+#[derive(Debug, Clone, Args)]
+pub struct ManagementSpecArgs {
+    /// Name of the DRA driver, which is the vendor of the CDI device.
+    #[arg(long, env, value_name = "NAME", default_value = "mig.dra-driver.dev")]
+    pub driver_name: String,
+    /// The proc file system.
+    #[arg(long, env, value_name = "DIR", default_value = "/proc")]
+    pub proc_root: PathBuf,
+    /// Where the spec goes; the container runtime must read this directory.
+    #[arg(long, env, value_name = "DIR", default_value = "/var/run/cdi")]
+    pub cdi_root: PathBuf,
+}
+
 /// Arguments of `convert`.
 #[derive(Debug, Clone, Args)]
 pub struct ConvertArgs {
@@ -396,7 +414,7 @@ mod tests {
     fn the_command_line_is_consistent_and_every_flag_is_an_environment_variable() {
         let command = Cli::command();
         command.clone().debug_assert();
-        for name in ["node", "check"] {
+        for name in ["node", "check", "management-spec"] {
             let subcommand = command.find_subcommand(name).unwrap();
             for argument in subcommand.get_arguments().filter(|it| it.get_id() != "help") {
                 assert!(argument.get_env().is_some(), "{}", argument.get_id());

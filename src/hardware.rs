@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::access::AccessReport;
 use crate::args::HardwareArgs;
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
 use crate::health::Report;
@@ -39,6 +40,8 @@ pub struct NodeState {
     pub problems: Vec<Problem>,
     /// Instances that somebody else made and that are not offered either, and why.
     pub left_alone: Vec<String>,
+    /// GPUs that this process does not see, and whether it may cut the others.
+    pub access: AccessReport,
     /// What GPUs and instances suffer from.
     pub health: Arc<Report>,
     /// How many devices of a GPU cannot be had, and why, by the name of its counter set.
@@ -48,7 +51,7 @@ pub struct NodeState {
 /// Why a GPU is not offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// UUID of the GPU; the NVML index of one that has not told its UUID.
+    /// UUID of the GPU; the NVML index of one that has not told its UUID, the PCI address of one that NVML does not show.
     pub gpu: String,
     /// Why.
     pub reason: String,
@@ -96,6 +99,7 @@ impl NodeState {
             problems: Vec::new(),
             left_alone: Vec::new(),
             withheld: BTreeMap::new(),
+            access: AccessReport::default(),
             health: Arc::default(),
         }
     }

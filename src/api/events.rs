@@ -69,6 +69,8 @@ pub enum EventReason {
     GpuNotOffered,
     /// It can be again.
     GpuOffered,
+    /// MIG instances may not be created: the device node that permits it is not in the driver's container.
+    MigDenied,
     /// A call into NVML has not come back for long.
     NvmlSilent,
     /// It has.
@@ -105,6 +107,7 @@ impl EventReason {
         Self::ForeignInstance,
         Self::GpuNotOffered,
         Self::GpuOffered,
+        Self::MigDenied,
         Self::NvmlSilent,
         Self::NvmlAnswers,
         Self::GpuUnhealthy,
@@ -139,6 +142,7 @@ impl EventReason {
             Self::ForeignInstance => "ForeignInstance",
             Self::GpuNotOffered => "GpuNotOffered",
             Self::GpuOffered => "GpuOffered",
+            Self::MigDenied => "MigDenied",
             Self::NvmlSilent => "NvmlSilent",
             Self::NvmlAnswers => "NvmlAnswers",
             Self::PrepareImpossible => "PrepareImpossible",
@@ -158,6 +162,7 @@ impl EventReason {
             | Self::CountersDropped
             | Self::ForeignInstance
             | Self::GpuNotOffered
+            | Self::MigDenied
             | Self::NvmlSilent
             | Self::GpuUnhealthy
             | Self::GpuLost
@@ -201,7 +206,7 @@ impl EventReason {
             | Self::LayoutApplied
             | Self::CountersDropped
             | Self::CountersKept => "Layout",
-            Self::ForeignInstance | Self::GpuNotOffered | Self::GpuOffered => "Offer",
+            Self::ForeignInstance | Self::GpuNotOffered | Self::GpuOffered | Self::MigDenied => "Offer",
             Self::NvmlSilent
             | Self::NvmlAnswers
             | Self::GpuUnhealthy

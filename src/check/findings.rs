@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::runtime::CdiSetting;
+use crate::access::AccessReport;
 use crate::api::Right;
 use crate::cdi::{Missing, Severity};
 use crate::nvml::facts::NodeFacts;
@@ -47,6 +48,8 @@ pub struct HostFacts {
     pub library: Result<PathBuf, String>,
     /// What NVML says, or why it says nothing.
     pub hardware: Result<NodeFacts, String>,
+    /// GPUs that the kernel lists and NVML does not, and whether MIG instances may be created.
+    pub access: AccessReport,
     /// What containers would lack.
     pub missing: Vec<Missing>,
     /// Host path of nvidia-cdi-hook, and whether it is there.
@@ -144,19 +147,31 @@ fn driver(host: &HostFacts) -> Vec<Finding> {
             let remedy = "run `nvidia-smi` on the host: it must list the GPUs. In a container, the GPUs' device nodes must be \
                           given to it: by NVIDIA's container runtime (runtimeClassName) or with `privileged: true`";
             let text = reason.split("; `nvidia-smi`").next().unwrap_or_default();
-            vec![
+            let mut all = vec![
                 missing(LIBRARY, format!("{} does not work: {text}", library.display()), remedy),
                 open(GPUS, "cannot be told before the NVIDIA driver works", None),
-            ]
+            ];
+            all.extend(access(GPUS, &host.access));
+            all
         }
         Ok(facts) => {
             let version = facts.driver_version.as_deref().unwrap_or("unknown");
             let mut all = vec![good(LIBRARY, format!("version {version}, {}", library.display()))];
             all.extend(facts.unknown.iter().map(|it| open(LIBRARY, it.to_string(), None)));
             all.extend(gpus(GPUS, facts));
+            all.extend(access(GPUS, &host.access));
             all
         }
     }
+}
+
+/// What the kernel lists and this process lacks. The remedy is the sentence after the first.
+fn access(subject: &'static str, report: &AccessReport) -> impl Iterator<Item = Finding> {
+    let lines = report.missing.iter().map(ToString::to_string).chain(report.mig_denied.clone());
+    lines.map(move |line| match line.split_once(". ") {
+        Some((text, remedy)) => missing(subject, text, remedy),
+        None => missing(subject, line, "`nvidia-smi` and the kernel log on the host tell more"),
+    })
 }
 
 fn gpus(subject: &'static str, facts: &NodeFacts) -> Vec<Finding> {

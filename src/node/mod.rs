@@ -1,6 +1,7 @@
 //! Wires everything and watches it run: the only file that names every part.
 
 mod hardware_watch;
+mod kernel_view;
 mod parts;
 mod problems;
 
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, Events, NodeSlices, OwnNode};
 use crate::args::NodeArgs;
-use crate::cdi::{ClaimFiles, Kind};
+use crate::cdi::{ClaimFiles, Kind, ManagementFile};
 use crate::check;
 use crate::checkpoint::Checkpoint;
 use crate::claim::{Claims, ClaimsParts, CommonSource};
@@ -32,6 +33,7 @@ use crate::telemetry::metrics::{
 };
 use crate::telemetry::{Health, Silent, Watchdog, bind_health, serve_health};
 use hardware_watch::HardwareWatch;
+use kernel_view::KernelView;
 use parts::Parts;
 
 /// Events of GPUs that wait to be looked at; the kernel keeps more.
@@ -82,6 +84,11 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         time_slices: args.time_slices,
         checkpoint: checkpoint.clone(),
         cdi: cdi.clone(),
+        kernel: KernelView::new(
+            args.hardware.proc_root.clone(),
+            args.host.dev_root.clone(),
+            ManagementFile::new(&args.host.cdi_root, kind.clone()),
+        ),
         state,
         gpus: Vec::new(),
         health: keeper.clone(),

@@ -6,7 +6,12 @@ use crate::inventory::{Gpu, Terms, not_adopted};
 use crate::nvml::facts::{GpuInstance, SkippedGpu};
 
 /// Which GPUs are not offered, and why.
-pub(super) fn problems(gpus: &[Gpu], skipped: &[SkippedGpu], health: &Report) -> Vec<Problem> {
+pub(super) fn problems(
+    gpus: &[Gpu],
+    skipped: &[SkippedGpu],
+    missing: &[Problem],
+    health: &Report,
+) -> Vec<Problem> {
     let problem = |gpu: &str, reason: &str| Problem { gpu: gpu.to_owned(), reason: reason.to_owned() };
     let unreadable = gpus.iter().filter_map(|it| Some(problem(&it.facts.uuid, it.state.problem.as_ref()?)));
     let sick = gpus.iter().filter(|it| it.state.problem.is_none()).map(|it| &it.facts.uuid);
@@ -17,7 +22,7 @@ pub(super) fn problems(gpus: &[Gpu], skipped: &[SkippedGpu], health: &Report) ->
         let index = it.index.to_string();
         problem(it.uuid.as_ref().unwrap_or(&index), &it.reason)
     });
-    unreadable.chain(sick).chain(uncut).chain(skipped).collect()
+    unreadable.chain(sick).chain(uncut).chain(skipped).chain(missing.iter().cloned()).collect()
 }
 
 /// Nothing of such a GPU is offered: whole it cannot be used, and how it can be cut is not known.

@@ -37,7 +37,7 @@ const MAX_PROFILES: u32 = 64;
 
 /// Directories below a driver root that hold the driver's libraries, in the order in which they are tried:
 /// Debian and Ubuntu, RHEL and the driver container, arm64, then the rest.
-const LIBRARY_DIRECTORIES: [&str; 8] = [
+const LIBRARY_DIRECTORIES: [&str; 11] = [
     "usr/lib/x86_64-linux-gnu",
     "usr/lib64",
     "usr/lib/aarch64-linux-gnu",
@@ -46,6 +46,10 @@ const LIBRARY_DIRECTORIES: [&str; 8] = [
     "lib/x86_64-linux-gnu",
     "lib64",
     "lib",
+    // Talos since 1.10, and before; Bottlerocket.
+    "usr/local/lib",
+    "usr/local/glibc/usr/lib",
+    "usr/lib/nvidia/tesla",
 ];
 
 /// The library could not be opened.

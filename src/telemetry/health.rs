@@ -82,6 +82,9 @@ impl Health {
         for problem in problems.chain(node.left_alone.iter().cloned()) {
             gpus.push_str(&format!("\n    not offered: {problem}"));
         }
+        if let Some(reason) = &node.access.mig_denied {
+            gpus.push_str(&format!("\n    denied: {reason}"));
+        }
         let mark = |is_well| if is_well { '+' } else { '-' };
         let text = format!(
             "[{}] kubelet: {registration}\n[{}] resourceslices: {publication}\n[+] gpus: {gpus}\n",

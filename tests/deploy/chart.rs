@@ -68,6 +68,12 @@ fn render(renderer: &Renderer, template: &str) -> String {
     renderer.render(&text).unwrap_or_else(|error| panic!("{template}: {error}"))
 }
 
+/// Why a template does not render with these values, if so.
+pub(crate) fn refusal(change: &Value, template: &str) -> Option<String> {
+    let text = read(&chart().join("templates").join(template));
+    renderer(values(change)).render(&text).err()
+}
+
 /// Every object that the chart has with these values.
 pub(crate) fn objects(change: &Value) -> Vec<Value> {
     let renderer = renderer(values(change));
@@ -168,7 +174,7 @@ fn leaves(value: &Value, path: &str, whole: &BTreeSet<String>, found: &mut Vec<S
 fn every_value_is_used() {
     let mut used = BTreeSet::new();
     let everything = json!({"podMonitor": {"enabled": true}, "driverRoot": "/run/nvidia/driver", "privileged": true,
-                            "profiles": "1g.*", "layouts": {"configMap": "x"}});
+                            "runtimeClassName": "", "profiles": "1g.*", "layouts": {"configMap": "x"}});
     for change in [json!({}), everything] {
         let renderer = renderer(values(&change));
         files(&chart().join("templates")).iter().for_each(|it| drop(render(&renderer, it)));
@@ -225,6 +231,7 @@ pub(crate) fn variations() -> Vec<Value> {
     vec![
         json!({}),
         json!({"privileged": true, "runtimeClassName": ""}),
+        json!({"nriPlugin": true, "runtimeClassName": "", "podAnnotations": {"a/b": "c"}}),
         json!({"driverRoot": "/run/nvidia/driver", "devRoot": "/run/nvidia/driver", "migMode": "release"}),
         json!({"existingInstances": "adopt", "timeSlices": 4}),
         json!({"rbac": {"layoutLabels": true}, "podMonitor": {"enabled": true, "labels": {"release": "x"}}}),
@@ -306,7 +313,8 @@ fn every_mount_has_its_volume() {
 
 #[test]
 fn privileged_is_a_value_and_only_that() {
-    let context = driver_container(&json!({"privileged": true}))["securityContext"].clone();
+    let context =
+        driver_container(&json!({"privileged": true, "runtimeClassName": ""}))["securityContext"].clone();
     // The API server refuses `privileged` together with a forbidden escalation.
     assert_eq!(
         context,

@@ -7,6 +7,7 @@ mod chart;
 mod classes;
 #[path = "../common/mod.rs"]
 mod common;
+mod gpu_access;
 mod image;
 mod policy;
 mod rights;

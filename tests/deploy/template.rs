@@ -181,6 +181,8 @@ fn call(name: &str, arguments: &[Value]) -> Result<Value, Error> {
         }
         ("eq", [one, two]) => (one == two).into(),
         ("ne", [one, two]) => (one != two).into(),
+        ("not", [it]) => (!is_true(it)).into(),
+        ("fail", [it]) => return Err(text(it)?),
         _ => return Err(format!("no function `{name}` of {} arguments is known here", arguments.len())),
     })
 }

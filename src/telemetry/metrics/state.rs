@@ -58,11 +58,16 @@ fn hardware(encoder: &mut DescriptorEncoder<'_>, node: &NodeState) -> fmt::Resul
     write_one(encoder, &gauge("nvml_up", help), flag(facts.is_some()))?;
     let gpus = facts.map_or(0, |it| it.gpus.len());
     let skipped = facts.map_or(0, |it| it.skipped.len());
-    let states = [([("state", "known")], count(gpus)), ([("state", "skipped")], count(skipped))];
-    let help = "GPUs of the node: those that are looked after, and those that NVML cannot describe.";
+    let missing = node.access.missing.len();
+    let states = [("known", gpus), ("skipped", skipped), ("missing", missing)];
+    let states = states.map(|(state, number)| ([("state", state)], count(number)));
+    let help = "GPUs of the node: those that NVML describes, those that it cannot describe, and those that the kernel lists and \
+                NVML does not.";
     write(encoder, &gauge("gpus", help), states)?;
     let help = "GPUs of which nothing more is offered, or which are left out, as /readyz lists them.";
     write_one(encoder, &gauge("gpu_problems", help), count(node.problems.len()))?;
+    let help = "1 where the device node that permits MIG instances to be created is there or not needed.";
+    write_one(encoder, &gauge("mig_config_permitted", help), flag(node.access.mig_denied.is_none()))?;
     let driver = facts.map(|it| {
         let unknown = || "unknown".to_owned();
         let version = it.driver_version.clone().unwrap_or_else(unknown);

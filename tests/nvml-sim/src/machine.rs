@@ -20,6 +20,10 @@ pub struct Machine {
     pub next_serial: u32,
     /// The GPUs in NVML's order: by PCI address.
     pub gpus: Vec<Gpu>,
+    /// How many of them NVML counts, the first ones; `None` for all. The kernel lists all. So it is in a container that lacks
+    /// the device nodes of the last ones.
+    #[serde(default)]
+    pub counted: Option<usize>,
     /// The last events, oldest first.
     pub events: VecDeque<Event>,
     /// The sequence number of the next event.
@@ -178,6 +182,7 @@ impl Machine {
             driver_version: "580.82.07".into(),
             next_serial: 1,
             gpus,
+            counted: None,
             events: VecDeque::new(),
             next_event: 0,
         })
@@ -198,6 +203,11 @@ impl Machine {
         let serial = self.next_serial;
         self.next_serial = if serial >= 0xff_ffff { 1 } else { serial + 1 };
         serial
+    }
+
+    /// How many GPUs NVML counts.
+    pub fn count(&self) -> usize {
+        self.counted.map_or(self.gpus.len(), |it| it.min(self.gpus.len()))
     }
 
     /// Adds an event; old ones make room.

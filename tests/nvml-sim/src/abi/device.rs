@@ -19,7 +19,11 @@ fn gpu_handle(machine: &Machine, index: usize) -> Answer<Handle> {
 }
 
 fn by_index(machine: &Machine, index: u32, device: Out<Handle>) -> Answer<()> {
-    device.set(gpu_handle(machine, index as usize)?)
+    let index = index as usize;
+    if machine.count() <= index {
+        return Err(Code::INVALID_ARGUMENT);
+    }
+    device.set(gpu_handle(machine, index)?)
 }
 
 fn by_uuid(machine: &Machine, uuid: &str, device: Out<Handle>) -> Answer<()> {
@@ -105,13 +109,13 @@ nvml! {
     fn nvmlDeviceGetCount(
         count: Out<u32>,
     ), |s| {
-        count.set(u32::try_from(s.machine().gpus.len()).unwrap_or(0))
+        count.set(u32::try_from(s.machine().count()).unwrap_or(0))
     }
 
     fn nvmlDeviceGetCount_v2(
         count: Out<u32>,
     ), |s| {
-        count.set(u32::try_from(s.machine().gpus.len()).unwrap_or(0))
+        count.set(u32::try_from(s.machine().count()).unwrap_or(0))
     }
 
     fn nvmlDeviceGetHandleByIndex(
