@@ -71,6 +71,8 @@ pub enum EventReason {
     NvmlSilent,
     /// It has.
     NvmlAnswers,
+    /// The API server, or a policy in it, refuses a ResourceSlice, or its name is taken.
+    PublishRefused,
     /// A claim cannot be prepared, and asking again will not change that.
     PrepareImpossible,
     /// A claim waits for a part of a GPU that another one still holds.
@@ -92,7 +94,7 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutPending,
@@ -110,6 +112,7 @@ impl EventReason {
         Self::GpuRecovered,
         Self::DeviceUnhealthy,
         Self::DeviceError,
+        Self::PublishRefused,
         Self::PrepareImpossible,
         Self::PrepareWaits,
         Self::PrepareUndone,
@@ -137,6 +140,7 @@ impl EventReason {
             Self::GpuOffered => "GpuOffered",
             Self::NvmlSilent => "NvmlSilent",
             Self::NvmlAnswers => "NvmlAnswers",
+            Self::PublishRefused => "PublishRefused",
             Self::PrepareImpossible => "PrepareImpossible",
             Self::PrepareWaits => "PrepareWaits",
             Self::PrepareUndone => "PrepareUndone",
@@ -158,6 +162,7 @@ impl EventReason {
             | Self::GpuLost
             | Self::GpuUnmonitored
             | Self::DeviceUnhealthy
+            | Self::PublishRefused
             | Self::PrepareImpossible => true,
             Self::LayoutPending
             | Self::LayoutApplied
@@ -204,6 +209,7 @@ impl EventReason {
             | Self::GpuRecovered
             | Self::DeviceUnhealthy
             | Self::DeviceError => "Watch",
+            Self::PublishRefused => "Publish",
             Self::PrepareImpossible | Self::PrepareWaits => "Prepare",
         }
     }

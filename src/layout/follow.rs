@@ -214,8 +214,8 @@ impl LayoutFollower {
         let was_unused = before.as_ref().map(|it| it.stage == Stage::Unused);
         match (was_unused, stage == Stage::Unused) {
             (Some(true), false) => {
-                let note = "kube-apiserver drops shared counters (feature gate DRAPartitionableDevices): devices that \
-                            don't overlap are published, by layout";
+                let note = "kube-apiserver does not keep the pool's shared counters (Kubernetes 1.35 or later with the feature gate \
+                            DRAPartitionableDevices does): devices that don't overlap are published, by layout";
                 self.events.tell(EventReason::CountersDropped, note.to_owned());
             }
             (Some(false), true) => {

@@ -19,12 +19,13 @@ use tracing::{debug, info, warn};
 
 use super::by_allocation::Strangers;
 use super::by_sharing::Withdrawn;
-use super::probe::keeps_counters;
+use super::probe::{CounterSupport, counter_support};
 use super::render::{keep, names as names_in};
 use super::taint::{TaintEffect, Taints};
 use super::{Change, Kept, Owner, Publication, Transition, diff, keep_order, lost_counters, render};
-use crate::api::{Allocations, NodeSlices, SliceError};
+use crate::api::{Allocations, EventReason, Events, NodeSlices, SliceError, SliceErrorKind};
 use crate::args::Mode;
+use crate::backoff::Backoff;
 use crate::hardware::NodeState;
 use crate::inventory::{GpuInventory, Inventory, ProfileFilter};
 use crate::kubelet::Turn;
@@ -34,8 +35,10 @@ use crate::telemetry::metrics::{Metrics, SliceWrite};
 
 /// How long changes made by others are collected before they are looked at.
 pub(super) const DEBOUNCE: Duration = Duration::from_millis(500);
-/// Pause after a failure.
-const RETRY: Duration = Duration::from_secs(2);
+/// Longest pause after failures; the first is that of changes by others.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Conflicts in a row that may be races with another writer; more are reported.
+const MOST_RACES: u32 = 4;
 /// Full comparison even if nothing was heard: a watch may lose a deletion.
 pub(super) const RESYNC: Duration = Duration::from_secs(300);
 /// How soon a process that left the slices to a newer one sees that it is gone.
@@ -73,6 +76,8 @@ pub struct PublisherParts {
     pub taint_effect: TaintEffect,
     /// Whether this process or a newer one writes them.
     pub turn: Turn,
+    /// Events of the node.
+    pub events: Events,
     /// Where to report.
     pub report: watch::Sender<Publication>,
     /// Where writes are counted.
@@ -92,10 +97,12 @@ pub struct Offer {
 #[derive(Debug)]
 pub struct Publisher {
     pub(super) parts: PublisherParts,
-    /// Whether the API server keeps counters; `None` before it was asked.
-    keeps_counters: Option<bool>,
+    /// What the API server does with counters; `None` before it was asked.
+    pub(super) counters: Option<CounterSupport>,
     /// When it was asked last; `None` where it has to be asked again.
     asked: Option<Instant>,
+    /// Pauses after failures.
+    retry: Backoff,
     /// When a watch broke off last, as it does when an API server is started anew.
     restarted: Option<Instant>,
     is_watching: bool,
@@ -131,10 +138,12 @@ impl Publisher {
         let kept = Kept::new(parts.settle_time, parts.has_past);
         let withdrawn = Withdrawn::new(parts.has_past);
         let taints = Taints::new(&parts.driver, parts.taint_effect);
+        let retry = Backoff::new(DEBOUNCE, LONGEST_PAUSE, &parts.node);
         Self {
             parts,
-            keeps_counters: None,
+            counters: None,
             asked: None,
+            retry,
             restarted: None,
             is_watching: false,
             taken: BTreeSet::new(),
@@ -195,24 +204,34 @@ impl Publisher {
             self.kept = Kept::new(self.parts.settle_time, true);
             self.withdrawn = Withdrawn::new(true);
             self.published.clear();
-            (self.keeps_counters, self.asked) = (None, None);
+            (self.counters, self.asked) = (None, None);
         }
         self.taints.follow(&state.health);
         match self.sync(state).await {
-            Ok(pause) => pause,
-            Err(error) if error.is_conflict => {
-                debug!(%error, "slices changed underneath, reading again");
-                DEBOUNCE
+            Ok(pause) => {
+                self.retry.succeeded();
+                pause
             }
-            Err(error) => {
-                let pending = Publication::Pending { reason: error.to_string() };
-                if *self.parts.report.borrow() != pending {
-                    warn!(%error, "cannot publish resourceslices, trying again");
-                }
-                self.parts.report.send_replace(pending);
-                RETRY
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Reports why a round failed, once for each reason, and says how long to wait before the next.
+    fn failed(&mut self, error: &SliceError) -> Duration {
+        let pause = self.retry.failed();
+        if error.kind == SliceErrorKind::Conflict && self.retry.failures() <= MOST_RACES {
+            debug!(%error, "slices changed underneath, reading again");
+            return pause;
+        }
+        let pending = Publication::Pending { reason: error.to_string() };
+        if *self.parts.report.borrow() != pending {
+            warn!(%error, "cannot publish resourceslices, trying again");
+            if matches!(error.kind, SliceErrorKind::NameTaken | SliceErrorKind::Refused) {
+                self.parts.events.tell(EventReason::PublishRefused, error.to_string());
             }
         }
+        self.parts.report.send_replace(pending);
+        pause
     }
 
     pub(super) fn offered<'i>(
@@ -250,7 +269,7 @@ impl Publisher {
 
     /// Whether counters keep devices apart.
     pub(super) fn counts(&self) -> bool {
-        self.parts.mode != Mode::Layout && self.keeps_counters != Some(false)
+        self.parts.mode != Mode::Layout && self.counters.is_none_or(|it| it == CounterSupport::Pool)
     }
 
     async fn sync(&mut self, state: &NodeState) -> Result<Duration, SliceError> {
@@ -279,7 +298,7 @@ impl Publisher {
                 self.kept.expect_more();
             }
             let slices = part.as_ref().map_or(slices, |it| render(it, &ranking, &owner));
-            let slices = self.publish(slices, &ranking, &published).await?;
+            let slices = self.publish(slices, &ranking, &published, &owner).await?;
             self.transition.written(Instant::now());
             self.tell(if self.transition.is_open() {
                 Publication::Complete { slices, devices: offered.devices().count() }
@@ -295,9 +314,9 @@ impl Publisher {
     /// An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
     async fn ask_for_the_gate(&mut self, creates: bool, owner: &Owner) -> Result<(), SliceError> {
         let is_known = self.asked.is_some_and(|it| it.elapsed() < GATE_RETRY);
-        if !is_known || self.keeps_counters == Some(true) && creates {
-            let keeps = keeps_counters(&self.parts.api, owner).await?;
-            self.set_gate(keeps);
+        if !is_known || self.counters == Some(CounterSupport::Pool) && creates {
+            let support = counter_support(&self.parts.api, owner).await?;
+            self.set_support(support);
         }
         Ok(())
     }
@@ -314,14 +333,15 @@ impl Publisher {
         mut slices: Vec<ResourceSlice>,
         ranking: &Ranking,
         published: &[ResourceSlice],
+        owner: &Owner,
     ) -> Result<usize, SliceError> {
         let own = slices.len();
-        keep(&mut slices, &self.strangers, self.counts());
+        keep(&mut slices, &self.strangers, self.counts(), owner);
         if !self.transition.is_open() {
             close(&mut slices);
         }
         keep_order(&mut slices, published, ranking);
-        self.taints.apply(&mut slices, published, &self.parts.api).await?;
+        self.taints.apply(&mut slices, published, &self.parts.api, owner).await?;
         let count = slices.len();
         let shown = slices.iter().take(own).map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
         let shown = shown.filter(|it| !it.is_empty()).collect();
@@ -350,7 +370,13 @@ impl Publisher {
         published: &[ResourceSlice],
     ) -> Result<(), SliceError> {
         for change in diff(wanted, published) {
-            let stored = self.parts.api.apply(&change).await?;
+            let stored = match self.parts.api.apply(&change).await {
+                Err(error) if error.kind == SliceErrorKind::CountersRefused => {
+                    self.set_support(CounterSupport::SliceOnly);
+                    return Err(SliceError::lost_counters());
+                }
+                answer => answer?,
+            };
             self.parts.metrics.slice_written(match &change {
                 Change::Create(_) => SliceWrite::Create,
                 Change::Update(_) => SliceWrite::Update,
@@ -364,7 +390,7 @@ impl Publisher {
             }
             self.taints.check(sent, &stored);
             if lost_counters(sent, &stored) {
-                self.set_gate(false);
+                self.set_support(CounterSupport::Dropped);
                 // Whatever was written is withdrawn by the next round, which starts at once.
                 return Err(SliceError::lost_counters());
             }
@@ -372,21 +398,26 @@ impl Publisher {
         Ok(())
     }
 
-    fn set_gate(&mut self, keeps_counters: bool) {
-        let is_news = self.keeps_counters.replace(keeps_counters) != Some(keeps_counters);
+    fn set_support(&mut self, support: CounterSupport) {
         self.asked = Some(Instant::now());
-        match (is_news, keeps_counters, self.parts.mode) {
-            (false, ..) => {}
-            (true, true, _) => info!("the API server keeps counters: every placement is published"),
-            (true, false, Mode::Partitionable) => warn!(
-                "kube-apiserver drops shared counters: only whole GPUs are published; start kube-apiserver and \
-                 kube-scheduler with --feature-gates=DRAPartitionableDevices=true, or leave --mode away"
+        if self.counters.replace(support) == Some(support) {
+            return;
+        }
+        let insists = self.parts.mode == Mode::Partitionable;
+        match support {
+            CounterSupport::Pool => info!("kube-apiserver keeps shared counters: every placement is published"),
+            CounterSupport::SliceOnly if insists => warn!(
+                "kube-apiserver refuses counters of another slice: only whole GPUs are published; upgrade kube-apiserver and \
+                 kube-scheduler to 1.35.6 or later, or remove --mode=partitionable"
             ),
-            (true, false, _) => {
-                info!(
-                    "kube-apiserver drops shared counters: devices that don't overlap are published, by layout"
-                );
-            }
+            CounterSupport::Dropped if insists => warn!(
+                "kube-apiserver drops shared counters: only whole GPUs are published; start kube-apiserver and \
+                 kube-scheduler with --feature-gates=DRAPartitionableDevices=true, or remove --mode=partitionable"
+            ),
+            CounterSupport::SliceOnly | CounterSupport::Dropped => info!(
+                ?support,
+                "kube-apiserver does not keep the pool's counters: devices that don't overlap are published, by layout"
+            ),
         }
     }
 }

@@ -15,4 +15,5 @@ pub mod server;
 pub mod store;
 mod strategy;
 pub mod table;
+pub mod version;
 mod watch;

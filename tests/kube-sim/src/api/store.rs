@@ -12,6 +12,7 @@ use super::error::{ApiError, FieldError};
 use super::kinds::{self, Kind, KindRef};
 use super::patch::{self, Patch};
 use super::selector::Selectors;
+use super::version::Version;
 use super::{clock, schema, strategy};
 
 pub use super::strategy::Part;
@@ -22,6 +23,8 @@ const HISTORY: usize = 20_000;
 /// Feature gates of the server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Gates {
+    /// The version of the server, which is no gate but changes what they let through.
+    pub version: Version,
     /// `DRAPartitionableDevices`: off in 1.35, on from 1.36. Off, shared counters are silently dropped.
     pub partitionable_devices: bool,
     /// `DRADeviceTaints`: off in 1.35. Off, device taints are silently dropped.
@@ -137,6 +140,12 @@ impl Store {
     /// Switches `DRAPartitionableDevices`, as a restarted API server with another flag would.
     pub fn set_gates(&self, change: impl FnOnce(&mut Gates)) {
         change(&mut self.lock().gates);
+    }
+
+    /// The version of the server.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.lock().gates.version
     }
 
     /// The current resource version.
@@ -341,7 +350,7 @@ impl Store {
             }
         }
         strategy::before_update(kind, &old.value, &mut new, part, inner.gates);
-        strategy::validated(kind, &new, Some(&old.value), part)?;
+        strategy::validated(kind, &new, Some(&old.value), part, inner.gates.version)?;
         strategy::finish(kind, &mut new);
         if new == *old.value {
             // The real server does not write what does not change, so a no-op gives no watch event.
@@ -576,7 +585,7 @@ impl Inner {
             meta["generation"] = json!(1);
         }
         strategy::before_create(kind, &mut value, self.gates);
-        strategy::validated(kind, &value, None, Part::Main)?;
+        strategy::validated(kind, &value, None, Part::Main, self.gates.version)?;
         strategy::finish(kind, &mut value);
         Ok(value)
     }
