@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::{Stream, StreamExt};
 use tokio::sync::watch;
@@ -16,13 +16,16 @@ use super::choice::{Layouts, choose, default_layouts};
 use super::file::{LayoutFile, MAX_FILE};
 use super::memory::LayoutMemory;
 use crate::api::{EventReason, Events, LayoutLabels, OwnNode};
+use crate::backoff::Backoff;
 use crate::hardware::{Hardware, NodeState};
 use crate::kubelet::Turn;
 use crate::slices::Publication;
 
-/// How often the file is looked at, and a label that could not be written is tried again. The kubelet needs about a
-/// minute to bring a changed ConfigMap, so this adds nothing that is noticed.
+/// How often the file is looked at. The kubelet needs about a minute to bring a changed ConfigMap, so this adds nothing that is
+/// noticed. Also the first pause after a label could not be written.
 const PERIOD: Duration = Duration::from_secs(2);
+/// The longest of these pauses.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// How GPUs are to be offered where no counters keep devices apart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub struct LayoutFollower {
     wrote_state: bool,
     /// What was reported last.
     reported: Option<Report>,
+    /// Pauses after a label could not be written, and until when the last one lasts.
+    retry: (Backoff, Option<Instant>),
 }
 
 /// How a decision fares.
@@ -83,7 +88,19 @@ impl LayoutFollower {
         turn: Turn,
     ) -> Self {
         let file = file.map(LayoutSource::new);
-        Self { node, events, file, memory, decision, turn, labels: None, wrote_state: false, reported: None }
+        let retry = (Backoff::new(PERIOD, LONGEST_PAUSE, node.name()), None);
+        Self {
+            node,
+            events,
+            file,
+            memory,
+            decision,
+            turn,
+            labels: None,
+            wrote_state: false,
+            reported: None,
+            retry,
+        }
     }
 
     /// Runs until the senders of the hardware's state and of the publication are gone.
@@ -194,14 +211,24 @@ impl LayoutFollower {
         if labels.state.as_deref() == state || state.is_none() && !self.wrote_state {
             return;
         }
+        let (retry, not_before) = &mut self.retry;
+        if not_before.is_some_and(|it| Instant::now() < it) {
+            return;
+        }
         match self.node.set_state(state).await {
             Ok(()) => {
+                retry.succeeded();
                 self.wrote_state = state.is_some();
                 if let Some(labels) = &mut self.labels {
                     labels.state = state.map(str::to_owned);
                 }
             }
-            Err(error) => warn!(%error, "cannot tell the state of the layout on the node, trying again"),
+            Err(error) => {
+                if retry.failures() == 0 {
+                    warn!(%error, "cannot write the state of the layout to the node's label, trying again");
+                }
+                *not_before = Some(Instant::now() + retry.failed());
+            }
         }
     }
 

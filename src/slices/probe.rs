@@ -1,12 +1,16 @@
 //! Questions to the API server, asked with slices that are never stored.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use k8s_openapi::api::resource::v1::{Counter, Device, DeviceCounterConsumption, ResourceSlice};
+use tracing::{info, warn};
 
 use super::render::slice_name;
-use super::{Owner, lost_counters, quantity, render};
+use super::publish::GATE_RETRY;
+use super::{Owner, Publisher, lost_counters, quantity, render};
 use crate::api::{NodeSlices, SliceError, SliceErrorKind};
+use crate::args::Mode;
 use crate::inventory::Inventory;
 use crate::placement::{Policy, Ranking};
 
@@ -38,6 +42,42 @@ pub async fn counter_support(api: &NodeSlices, owner: &Owner) -> Result<CounterS
         Ok(_) => Ok(CounterSupport::Pool),
         Err(error) if error.kind == SliceErrorKind::CountersRefused => Ok(CounterSupport::SliceOnly),
         Err(error) => Err(error),
+    }
+}
+
+impl Publisher {
+    /// An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
+    pub(super) async fn ask_for_the_gate(&mut self, creates: bool, owner: &Owner) -> Result<(), SliceError> {
+        let is_known = self.asked.is_some_and(|it| it.elapsed() < GATE_RETRY);
+        if !is_known || self.counters == Some(CounterSupport::Pool) && creates {
+            let support = counter_support(&self.parts.api, owner).await?;
+            self.set_support(support);
+        }
+        Ok(())
+    }
+
+    /// Notes what the API server does with counters, and logs when that is another thing than before.
+    pub(super) fn set_support(&mut self, support: CounterSupport) {
+        self.asked = Some(Instant::now());
+        if self.counters.replace(support) == Some(support) {
+            return;
+        }
+        let insists = self.parts.mode == Mode::Partitionable;
+        match support {
+            CounterSupport::Pool => info!("kube-apiserver keeps shared counters: every placement is published"),
+            CounterSupport::SliceOnly if insists => warn!(
+                "kube-apiserver refuses counters of another slice: only whole GPUs are published; upgrade kube-apiserver and \
+                 kube-scheduler to 1.35.6 or later, or remove --mode=partitionable"
+            ),
+            CounterSupport::Dropped if insists => warn!(
+                "kube-apiserver drops shared counters: only whole GPUs are published; start kube-apiserver and \
+                 kube-scheduler with --feature-gates=DRAPartitionableDevices=true, or remove --mode=partitionable"
+            ),
+            CounterSupport::SliceOnly | CounterSupport::Dropped => info!(
+                ?support,
+                "kube-apiserver does not keep the pool's counters: devices that don't overlap are published, by layout"
+            ),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::by_allocation::Strangers;
 use super::by_sharing::Withdrawn;
-use super::probe::{CounterSupport, counter_support};
+use super::probe::CounterSupport;
 use super::render::{keep, names as names_in};
 use super::taint::{TaintEffect, Taints};
 use super::{Change, Kept, Owner, Publication, Transition, diff, keep_order, lost_counters, render};
@@ -100,7 +100,7 @@ pub struct Publisher {
     /// What the API server does with counters; `None` before it was asked.
     pub(super) counters: Option<CounterSupport>,
     /// When it was asked last; `None` where it has to be asked again.
-    asked: Option<Instant>,
+    pub(super) asked: Option<Instant>,
     /// Pauses after failures.
     retry: Backoff,
     /// When a watch broke off last, as it does when an API server is started anew.
@@ -311,16 +311,6 @@ impl Publisher {
         Ok(self.publish_layout(inventory, &state.held, &published, &owner).await?.min(soon))
     }
 
-    /// An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
-    async fn ask_for_the_gate(&mut self, creates: bool, owner: &Owner) -> Result<(), SliceError> {
-        let is_known = self.asked.is_some_and(|it| it.elapsed() < GATE_RETRY);
-        if !is_known || self.counters == Some(CounterSupport::Pool) && creates {
-            let support = counter_support(&self.parts.api, owner).await?;
-            self.set_support(support);
-        }
-        Ok(())
-    }
-
     /// How long until what was withdrawn no longer keeps anything away, or may not come back any more.
     pub(super) fn due(&self) -> Duration {
         let next = self.transition.next().into_iter().chain(self.kept.next()).min();
@@ -396,29 +386,6 @@ impl Publisher {
             }
         }
         Ok(())
-    }
-
-    fn set_support(&mut self, support: CounterSupport) {
-        self.asked = Some(Instant::now());
-        if self.counters.replace(support) == Some(support) {
-            return;
-        }
-        let insists = self.parts.mode == Mode::Partitionable;
-        match support {
-            CounterSupport::Pool => info!("kube-apiserver keeps shared counters: every placement is published"),
-            CounterSupport::SliceOnly if insists => warn!(
-                "kube-apiserver refuses counters of another slice: only whole GPUs are published; upgrade kube-apiserver and \
-                 kube-scheduler to 1.35.6 or later, or remove --mode=partitionable"
-            ),
-            CounterSupport::Dropped if insists => warn!(
-                "kube-apiserver drops shared counters: only whole GPUs are published; start kube-apiserver and \
-                 kube-scheduler with --feature-gates=DRAPartitionableDevices=true, or remove --mode=partitionable"
-            ),
-            CounterSupport::SliceOnly | CounterSupport::Dropped => info!(
-                ?support,
-                "kube-apiserver does not keep the pool's counters: devices that don't overlap are published, by layout"
-            ),
-        }
     }
 }
 

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::info;
 
+use super::bind::bind;
 use super::{Silent, health_service};
 use crate::hardware::NodeState;
 use crate::kubelet::RegistrationState;
@@ -143,7 +144,7 @@ impl Health {
 /// without taking the sockets of the one that runs.
 pub async fn bind_health(address: SocketAddr) -> Result<TcpListener, HealthError> {
     let failed = |source| HealthError { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener = bind(address).await.map_err(failed)?;
     info!(address = %listener.local_addr().map_err(failed)?, "serving /healthz and /readyz");
     Ok(listener)
 }

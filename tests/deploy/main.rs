@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
 mod accepted;
+mod admission;
 mod chart;
 mod classes;
 #[path = "../common/mod.rs"]

@@ -78,12 +78,24 @@ async fn client(plane: &ControlPlane, token: &str) -> Client {
 
 fn slice(node: &str, driver: &str) -> ResourceSlice {
     let slice = json!({
-        "metadata": {"name": format!("{node}-{driver}")},
+        "metadata": {"name": format!("0fff0-{driver}-{node}")},
         "spec": {"driver": driver, "nodeName": node,
                  "pool": {"name": format!("{node}/{driver}"), "generation": 1, "resourceSliceCount": 1},
                  "devices": []},
     });
     serde_json::from_value(slice).unwrap()
+}
+
+/// As in a merge patch: null removes.
+fn json_patch(value: &mut Value, change: &Value) {
+    let (Value::Object(map), Value::Object(change)) = (&mut *value, change) else { return *value = change.clone() };
+    for (key, it) in change {
+        if it.is_null() {
+            map.remove(key);
+        } else {
+            json_patch(map.entry(key.clone()).or_insert(Value::Null), it);
+        }
+    }
 }
 
 /// The API server's message for a refusal.
@@ -241,6 +253,40 @@ async fn a_pod_of_the_driver_writes_the_slices_of_its_own_node_and_driver_only()
         assert!(message.contains(&told), "{message}");
     }
 
+    // Nor one that only seems to be its own.
+    let own = |change: &Value| {
+        let mut slice = serde_json::to_value(&more).unwrap();
+        json_patch(&mut slice, change);
+        serde_json::from_value::<ResourceSlice>(slice).unwrap()
+    };
+    let other_pool = format!("other-node/{DRIVER}");
+    for (change, told) in [
+        (json!({"spec": {"pool": {"name": other_pool}}}), "resourceslices of the pool"),
+        (json!({"spec": {"pool": {"name": other_pool, "generation": 999_999_999}}}), "resourceslices of the pool"),
+        (json!({"spec": {"nodeName": "other-node"}}), "may not write resourceslices of node other-node"),
+        (json!({"spec": {"nodeName": null, "allNodes": true}}), "may not write resourceslices of node (none)"),
+        (json!({"spec": {"driver": "gpu.example.com"}}), "resourceslices of the driver"),
+        (json!({"metadata": {"name": format!("00000-{DRIVER}-other-node")}}), "with names such as"),
+        (json!({"metadata": {"name": format!("x-{DRIVER}-{}", lab.node_name)}}), "with names such as"),
+        (json!({"metadata": {"name": null, "generateName": format!("00000-{DRIVER}-")}}), "with names such as"),
+    ] {
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        for params in [&params, &dry] {
+            let message = refused(slices(&here).create(params, &own(&change)).await);
+            assert!(message.contains(told), "{change}: {message}");
+        }
+    }
+    // What somebody else has put under such a name it may neither change nor delete.
+    let squatted = own(&json!({"metadata": {"name": format!("0fff1-{DRIVER}-{}", lab.node_name)}, "spec": {"driver": "gpu.example.com"}}));
+    let squatted = slices(&lab.client).create(&params, &squatted).await.unwrap();
+    let name_of_it = squatted.metadata.name.clone().unwrap();
+    for message in [
+        refused(slices(&here).replace(&name_of_it, &params, &squatted).await),
+        refused(slices(&here).delete(&name_of_it, &delete).await),
+    ] {
+        assert!(message.contains("resourceslices of the driver"), "{message}");
+    }
+
     // Nor those of another driver; and with a token that is bound to no pod, none at all.
     let message = refused(slices(&here).create(&params, &slice(&lab.node_name, "gpu.example.com")).await);
     assert!(message.contains("resourceslices of the driver"), "{message}");
@@ -249,7 +295,7 @@ async fn a_pod_of_the_driver_writes_the_slices_of_its_own_node_and_driver_only()
 
     // Its own it may.
     slices(&there).create(&params, &slice("other-node", DRIVER)).await.unwrap();
-    slices(&there).delete(&format!("other-node-{DRIVER}"), &delete).await.unwrap();
+    slices(&there).delete(&format!("0fff0-{DRIVER}-other-node"), &delete).await.unwrap();
     slices(&here).replace(&name, &params, &changed).await.unwrap();
     slices(&here).delete(&name, &delete).await.unwrap();
 }

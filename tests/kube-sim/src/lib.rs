@@ -3,6 +3,7 @@
 //! Not a cluster: no networking, no images, no authentication. What it does simulate it takes from Kubernetes 1.35, and the rules for
 //! ResourceSlices from 1.34, too ([`Version`]).
 
+pub mod admission;
 pub mod allocator;
 pub mod api;
 pub mod cel_env;

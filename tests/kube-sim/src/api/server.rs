@@ -102,6 +102,11 @@ impl ApiServer {
         self.shared.store.set_gates(|gates| gates.partitionable_devices = on);
     }
 
+    /// Switches the version whose rules apply, as an upgrade of the server would.
+    pub fn set_version(&self, version: Version) {
+        self.shared.store.set_gates(|gates| gates.version = version);
+    }
+
     /// The store, for controllers in the same process.
     #[must_use]
     pub fn store(&self) -> Arc<Store> {

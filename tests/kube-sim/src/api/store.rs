@@ -33,6 +33,29 @@ pub struct Gates {
     pub without_device_status: bool,
 }
 
+/// What judges writes before they are made: the kind, `CREATE`, `UPDATE` or `DELETE`, and the object after and before.
+type Judge = Box<dyn Fn(KindRef, &str, &Value, &Value) -> Result<(), String> + Send>;
+
+/// Admission, where a test has set it.
+#[derive(Default)]
+struct Admission(Option<Judge>);
+
+impl std::fmt::Debug for Admission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Admission")
+    }
+}
+
+impl Admission {
+    fn judge(&self, kind: KindRef, operation: &str, new: &Value, old: &Value) -> Result<(), ApiError> {
+        let Some(judge) = &self.0 else { return Ok(()) };
+        judge(kind, operation, new, old).map_err(|why| {
+            let name = [new, old].into_iter().find_map(|it| it["metadata"]["name"].as_str()).unwrap_or_default();
+            ApiError::denied(kind, name, &why)
+        })
+    }
+}
+
 /// Where an object stands.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
@@ -108,6 +131,7 @@ struct Inner {
     history: VecDeque<Change>,
     compacted: u64,
     gates: Gates,
+    admission: Admission,
 }
 
 /// All objects of the simulated cluster.
@@ -140,6 +164,14 @@ impl Store {
     /// Switches `DRAPartitionableDevices`, as a restarted API server with another flag would.
     pub fn set_gates(&self, change: impl FnOnce(&mut Gates)) {
         change(&mut self.lock().gates);
+    }
+
+    /// Has every write judged from now on, whoever makes it.
+    pub fn set_admission(
+        &self,
+        judge: impl Fn(KindRef, &str, &Value, &Value) -> Result<(), String> + Send + 'static,
+    ) {
+        self.lock().admission = Admission(Some(Box::new(judge)));
     }
 
     /// The version of the server.
@@ -352,6 +384,7 @@ impl Store {
         strategy::before_update(kind, &old.value, &mut new, part, inner.gates);
         strategy::validated(kind, &new, Some(&old.value), part, inner.gates.version)?;
         strategy::finish(kind, &mut new);
+        inner.admission.judge(kind, "UPDATE", &new, &old.value)?;
         if new == *old.value {
             // The real server does not write what does not change, so a no-op gives no watch event.
             if let Some(entry) = inner.objects.get_mut(key).filter(|_| !options.dry_run) {
@@ -399,6 +432,7 @@ impl Store {
                 return Err(ApiError::conflict(kind, name, &why));
             }
         }
+        inner.admission.judge(kind, "DELETE", &Value::Null, &old.value)?;
         if options.dry_run {
             return Ok((old.value.clone(), true));
         }
@@ -587,6 +621,7 @@ impl Inner {
         strategy::before_create(kind, &mut value, self.gates);
         strategy::validated(kind, &value, None, Part::Main, self.gates.version)?;
         strategy::finish(kind, &mut value);
+        self.admission.judge(kind, "CREATE", &value, &Value::Null)?;
         Ok(value)
     }
 
