@@ -38,11 +38,14 @@ fn nodes() -> Vec<String> {
     NODES.into_iter().map(str::to_owned).chain([long("n"), long("m")]).collect()
 }
 
-fn policy(driver: &str) -> Value {
-    let is_ours = |it: &Value| {
-        it["kind"] == "ValidatingAdmissionPolicy" && it["metadata"]["name"] == "dra-driver-mig"
-    };
-    objects(&json!({"driverName": driver})).into_iter().find(is_ours).unwrap()
+/// The shipped policy.
+fn policy() -> Value {
+    policy_in(objects(&json!({})))
+}
+
+fn policy_in(objects: Vec<Value>) -> Value {
+    let is_it = |it: &Value| it["kind"] == "ValidatingAdmissionPolicy" && it["metadata"]["name"] == "dra-driver-mig";
+    objects.into_iter().find(is_it).unwrap()
 }
 
 fn uid(node: &str) -> String {
@@ -88,7 +91,7 @@ fn judge(policy: &Value, node: &str, slice: &Value) -> Result<(), String> {
 
 #[test]
 fn a_pod_writes_the_slices_of_its_own_node_and_of_no_other() {
-    let policy = policy(DRIVER);
+    let policy = policy();
     for writer in nodes() {
         for owner in nodes() {
             for index in [0, 0x2f, 0xf_ffff] {
@@ -101,7 +104,7 @@ fn a_pod_writes_the_slices_of_its_own_node_and_of_no_other() {
 
 #[test]
 fn of_a_slice_everything_that_names_a_node_has_to_be_the_own() {
-    let policy = policy(DRIVER);
+    let policy = policy();
     for writer in nodes() {
         for other in nodes().into_iter().filter(|it| *it != writer) {
             let theirs = slice(&other, DRIVER, 0);
@@ -122,7 +125,7 @@ fn of_a_slice_everything_that_names_a_node_has_to_be_the_own() {
 
 #[test]
 fn other_drivers_pools_and_forms_of_names_are_refused() {
-    let policy = policy(DRIVER);
+    let policy = policy();
     let with = |field: &str, value: Value| {
         let mut slice = slice("a", DRIVER, 0);
         *slice.pointer_mut(field).unwrap() = value;
@@ -150,14 +153,14 @@ fn other_drivers_pools_and_forms_of_names_are_refused() {
 
 #[test]
 fn the_policy_follows_the_name_of_the_driver() {
-    let policy = policy("gpu.nvidia.com");
+    let policy = policy_in(objects(&json!({"driverName": "gpu.nvidia.com"})));
     judge(&policy, "a", &slice("a", "gpu.nvidia.com", 0)).unwrap();
     judge(&policy, "a", &slice("a", DRIVER, 0)).unwrap_err();
 }
 
 /// Judges every write of a slice as one of the driver's pod on this node.
 fn put_into_force(server: &ApiServer, node: String, node_uid: String) {
-    let policy = policy(DRIVER);
+    let policy = policy();
     server.store().set_admission(move |kind, operation, object, old_object| {
         if kind != &kinds::RESOURCE_SLICE {
             return Ok(());

@@ -9,6 +9,7 @@ mod classes;
 #[path = "../common/mod.rs"]
 mod common;
 mod image;
+mod openshift;
 mod policy;
 mod rights;
 mod rollout;
