@@ -43,24 +43,26 @@ pub(crate) async fn apply(client: &Client, object: &Value, dry_run: bool) -> Res
     api.patch(&text(&object["metadata"]["name"]), &params, &Patch::Apply(object)).await.map(|_| ())
 }
 
-/// A token of the driver's account: bound to a pod on this node, which is made for it, or to nothing.
-async fn token(admin: &Client, node: Option<&str>) -> String {
-    let mut bound_object_ref = None;
-    if let Some(node) = node {
-        let pods: Api<Pod> = Api::namespaced(admin.clone(), NAMESPACE);
-        let pod = json!({
-            "metadata": {"name": format!("driver-on-{node}")},
-            "spec": {"nodeName": node, "serviceAccountName": "dra-driver-mig",
-                     "containers": [{"name": "driver", "image": "x"}]},
-        });
-        let pod = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
-        bound_object_ref = Some(BoundObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            name: pod.metadata.name,
-            uid: pod.metadata.uid,
-        });
-    }
+/// A token of the driver's account that is bound to a pod of this name on this node, which is made for it.
+async fn token_on(admin: &Client, node: &str, name: &str) -> String {
+    let pods: Api<Pod> = Api::namespaced(admin.clone(), NAMESPACE);
+    let pod = json!({
+        "metadata": {"name": name},
+        "spec": {"nodeName": node, "serviceAccountName": "dra-driver-mig",
+                 "containers": [{"name": "driver", "image": "x"}]},
+    });
+    let pod = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+    let reference = BoundObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        name: pod.metadata.name,
+        uid: pod.metadata.uid,
+    };
+    token(admin, Some(reference)).await
+}
+
+/// A token of the driver's account, bound to this or to nothing.
+async fn token(admin: &Client, bound_object_ref: Option<BoundObjectReference>) -> String {
     let spec = TokenRequestSpec { bound_object_ref, ..TokenRequestSpec::default() };
     let request = TokenRequest { spec, ..TokenRequest::default() };
     let accounts: Api<ServiceAccount> = Api::namespaced(admin.clone(), NAMESPACE);
@@ -179,11 +181,11 @@ impl Installed {
         let mut other = Node::default();
         other.metadata.name = Some("other-node".to_owned());
         Api::<Node>::all(admin.clone()).create(&PostParams::default(), &other).await.unwrap();
-        let here = token(&admin, Some(&lab.node_name)).await;
+        let here = token_on(&admin, &lab.node_name, "driver-here").await;
         let mine = plane.kubeconfig().replace("token: sandbox", &format!("token: {here}"));
         std::fs::write(lab.path("kubeconfig"), mine).unwrap();
         let here = client(&plane, &here).await;
-        let there = client(&plane, &token(&admin, Some("other-node")).await).await;
+        let there = client(&plane, &token_on(&admin, "other-node", "driver-there").await).await;
         let unbound = client(&plane, &token(&admin, None).await).await;
 
         // A policy is in force some moments after it was made.
@@ -298,6 +300,30 @@ async fn a_pod_of_the_driver_writes_the_slices_of_its_own_node_and_driver_only()
     slices(&there).delete(&format!("0fff0-{DRIVER}-other-node"), &delete).await.unwrap();
     slices(&here).replace(&name, &params, &changed).await.unwrap();
     slices(&here).delete(&name, &delete).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slices_of_a_node_with_a_very_long_name_have_its_uid_in_theirs() {
+    let Some(Installed { lab, here, .. }) = Installed::new().await else {
+        return eprintln!("skipped: no KUBEBUILDER_ASSETS");
+    };
+    let mut node = Node::default();
+    node.metadata.name = Some("n".repeat(230));
+    let node = Api::<Node>::all(lab.client.clone()).create(&PostParams::default(), &node).await.unwrap();
+    let (name, uid) = (node.metadata.name.unwrap(), node.metadata.uid.unwrap());
+    let token = token_on(&lab.client, &name, "driver-on-a-long-name").await;
+    let there = client(&lab.plane, &token).await;
+    let slices = |client: &Client| Api::<ResourceSlice>::all(client.clone());
+    let named = |uid: &str| {
+        let mut slice = slice(&name, DRIVER);
+        slice.metadata.name = Some(format!("00000-{DRIVER}.{uid}"));
+        slice
+    };
+    let params = PostParams::default();
+    let message = refused(slices(&there).create(&params, &named("another")).await);
+    assert!(message.contains("with names such as"), "{message}");
+    refused(slices(&here).create(&params, &named(&uid)).await);
+    slices(&there).create(&params, &named(&uid)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
