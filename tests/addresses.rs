@@ -77,7 +77,8 @@ async fn an_api_server_at_an_ipv6_address_is_reached() {
     let address = over_ipv6(before.trim_start_matches("http://").parse().unwrap()).await;
     let kubeconfig = std::fs::read_to_string(lab.path("kubeconfig")).unwrap();
     assert!(kubeconfig.contains(&before));
-    std::fs::write(lab.path("kubeconfig"), kubeconfig.replace(&before, &format!("http://{address}"))).unwrap();
+    std::fs::write(lab.path("kubeconfig"), kubeconfig.replace(&before, &format!("http://{address}")))
+        .unwrap();
     lab.start();
     lab.slices_when(is_complete).await;
     lab.stop().await;

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 
 use std::time::{Duration, Instant};
 
-use common::{ControlPlane, DRIVER, Lab, device_names, each_control_plane, eventually, free_address, get, is_complete};
+use common::{
+    ControlPlane, DRIVER, Lab, device_names, each_control_plane, eventually, free_address, get, is_complete,
+};
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -154,14 +156,18 @@ async fn a_name_that_another_driver_has_is_reported_and_asked_for_less_and_less_
     lab.start();
     let creates = || {
         let requests = server.requests().into_iter();
-        requests.filter(|it| it.method == "POST" && it.path.ends_with("resourceslices") && it.query.is_empty()).count()
+        requests
+            .filter(|it| it.method == "POST" && it.path.ends_with("resourceslices") && it.query.is_empty())
+            .count()
     };
     // The squatter's, the counters, and five attempts for the devices: four pauses, each at least half of what it can be.
     let least: Duration = (0..4).map(|it| Duration::from_millis(250) * 2_u32.pow(it)).sum();
     eventually("it is tried five times", async || (2 + 5 <= creates()).then_some(())).await;
     assert!(least <= begun.elapsed(), "{:?}", begun.elapsed());
 
-    let told = format!("create resourceslice {name} failed: the name is taken by a slice of driver gpu.example.com, node elsewhere");
+    let told = format!(
+        "create resourceslice {name} failed: the name is taken by a slice of driver gpu.example.com, node elsewhere"
+    );
     let answer = get(address, "/readyz").await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains(&told), "{answer}");
     assert!(answer.contains(&format!("kubectl delete resourceslice {name}")), "{answer}");
@@ -179,6 +185,29 @@ async fn a_name_that_another_driver_has_is_reported_and_asked_for_less_and_less_
     lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26).await;
     eventually("it is ready for the scheduler", async || {
         get(address, "/readyz").await?.contains("[+] resourceslices").then_some(())
+    })
+    .await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_never_gives_up_is_reported_and_corrected_less_and_less_often() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xL4").await;
+    lab.start();
+    let mut uid = lab.slices_when(is_complete).await.swap_remove(0).metadata.uid;
+    let begun = Instant::now();
+    for _ in 0..6 {
+        let slice = lab.slices_when(is_complete).await.swap_remove(0);
+        lab.slices_api().delete(&slice.metadata.name.unwrap(), &DeleteParams::default()).await.unwrap();
+        let after = lab.slices_when(|it| is_complete(it) && it[0].metadata.uid != uid).await;
+        uid.clone_from(&after[0].metadata.uid);
+    }
+    // Four are corrected at once, the fifth too, and the sixth after half of eight seconds at least.
+    assert!(Duration::from_secs(4) < begun.elapsed(), "{:?}", begun.elapsed());
+    let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
+    eventually("an event says so", async || {
+        let events = events.list(&ListParams::default()).await.unwrap().items;
+        events.iter().any(|it| it.reason.as_deref() == Some("SlicesOverwritten")).then_some(())
     })
     .await;
     lab.stop().await;

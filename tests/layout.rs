@@ -371,7 +371,8 @@ async fn where_counters_belong_to_one_slice_a_layout_decides_until_the_api_serve
     published_when(&lab, &MIXED).await;
     state_when(&lab, "success").await;
     // Nothing was sent that this version refuses, but for the question.
-    let writes = server.requests().into_iter().filter(|it| it.is_write() && it.path.contains("resourceslices"));
+    let writes =
+        server.requests().into_iter().filter(|it| it.is_write() && it.path.contains("resourceslices"));
     let (questions, writes): (Vec<_>, Vec<_>) = writes.partition(|it| it.query.contains("dryRun=All"));
     assert!(!questions.is_empty());
     assert_eq!(writes.len(), lab.slices().await.len(), "{writes:?}");

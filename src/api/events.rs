@@ -73,6 +73,8 @@ pub enum EventReason {
     NvmlAnswers,
     /// The API server, or a policy in it, refuses a ResourceSlice, or its name is taken.
     PublishRefused,
+    /// Another writer keeps changing or deleting the node's ResourceSlices.
+    SlicesOverwritten,
     /// A claim cannot be prepared, and asking again will not change that.
     PrepareImpossible,
     /// A claim waits for a part of a GPU that another one still holds.
@@ -94,7 +96,7 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutPending,
@@ -113,6 +115,7 @@ impl EventReason {
         Self::DeviceUnhealthy,
         Self::DeviceError,
         Self::PublishRefused,
+        Self::SlicesOverwritten,
         Self::PrepareImpossible,
         Self::PrepareWaits,
         Self::PrepareUndone,
@@ -141,6 +144,7 @@ impl EventReason {
             Self::NvmlSilent => "NvmlSilent",
             Self::NvmlAnswers => "NvmlAnswers",
             Self::PublishRefused => "PublishRefused",
+            Self::SlicesOverwritten => "SlicesOverwritten",
             Self::PrepareImpossible => "PrepareImpossible",
             Self::PrepareWaits => "PrepareWaits",
             Self::PrepareUndone => "PrepareUndone",
@@ -163,6 +167,7 @@ impl EventReason {
             | Self::GpuUnmonitored
             | Self::DeviceUnhealthy
             | Self::PublishRefused
+            | Self::SlicesOverwritten
             | Self::PrepareImpossible => true,
             Self::LayoutPending
             | Self::LayoutApplied
@@ -209,7 +214,7 @@ impl EventReason {
             | Self::GpuRecovered
             | Self::DeviceUnhealthy
             | Self::DeviceError => "Watch",
-            Self::PublishRefused => "Publish",
+            Self::PublishRefused | Self::SlicesOverwritten => "Publish",
             Self::PrepareImpossible | Self::PrepareWaits => "Prepare",
         }
     }

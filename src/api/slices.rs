@@ -136,7 +136,8 @@ impl NodeSlices {
     /// What the API server would store, without storing it.
     pub async fn try_create(&self, slice: &ResourceSlice) -> Result<ResourceSlice, SliceError> {
         let params = PostParams { dry_run: true, ..Default::default() };
-        let created = call("dry-run create of a resourceslice".to_owned(), self.slices.create(&params, slice)).await;
+        let created =
+            call("dry-run create of a resourceslice".to_owned(), self.slices.create(&params, slice)).await;
         self.explained(created, name(slice)).await
     }
 

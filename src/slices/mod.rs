@@ -9,6 +9,7 @@ mod by_sharing;
 mod diff;
 mod kept;
 mod news;
+mod pauses;
 mod probe;
 mod publication;
 mod publish;

@@ -6,8 +6,8 @@ use std::time::Instant;
 use k8s_openapi::api::resource::v1::{Counter, Device, DeviceCounterConsumption, ResourceSlice};
 use tracing::{info, warn};
 
-use super::render::slice_name;
 use super::publish::GATE_RETRY;
+use super::render::slice_name;
 use super::{Owner, Publisher, lost_counters, quantity, render};
 use crate::api::{NodeSlices, SliceError, SliceErrorKind};
 use crate::args::Mode;
@@ -64,7 +64,9 @@ impl Publisher {
         }
         let insists = self.parts.mode == Mode::Partitionable;
         match support {
-            CounterSupport::Pool => info!("kube-apiserver keeps shared counters: every placement is published"),
+            CounterSupport::Pool => {
+                info!("kube-apiserver keeps shared counters: every placement is published")
+            }
             CounterSupport::SliceOnly if insists => warn!(
                 "kube-apiserver refuses counters of another slice: only whole GPUs are published; upgrade kube-apiserver and \
                  kube-scheduler to 1.35.6 or later, or remove --mode=partitionable"

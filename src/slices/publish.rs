@@ -19,11 +19,12 @@ use tracing::{debug, info, warn};
 
 use super::by_allocation::Strangers;
 use super::by_sharing::Withdrawn;
+use super::pauses::{Overwritten, retry};
 use super::probe::CounterSupport;
 use super::render::{keep, names as names_in};
 use super::taint::{TaintEffect, Taints};
 use super::{Change, Kept, Owner, Publication, Transition, diff, keep_order, lost_counters, render};
-use crate::api::{Allocations, EventReason, Events, NodeSlices, SliceError, SliceErrorKind};
+use crate::api::{Allocations, Events, NodeSlices, SliceError, SliceErrorKind};
 use crate::args::Mode;
 use crate::backoff::Backoff;
 use crate::hardware::NodeState;
@@ -35,10 +36,6 @@ use crate::telemetry::metrics::{Metrics, SliceWrite};
 
 /// How long changes made by others are collected before they are looked at.
 pub(super) const DEBOUNCE: Duration = Duration::from_millis(500);
-/// Longest pause after failures; the first is that of changes by others.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Conflicts in a row that may be races with another writer; more are reported.
-const MOST_RACES: u32 = 4;
 /// Full comparison even if nothing was heard: a watch may lose a deletion.
 pub(super) const RESYNC: Duration = Duration::from_secs(300);
 /// How soon a process that left the slices to a newer one sees that it is gone.
@@ -102,7 +99,9 @@ pub struct Publisher {
     /// When it was asked last; `None` where it has to be asked again.
     pub(super) asked: Option<Instant>,
     /// Pauses after failures.
-    retry: Backoff,
+    pub(super) retry: Backoff,
+    /// What others did to the slices.
+    pub(super) overwritten: Overwritten,
     /// When a watch broke off last, as it does when an API server is started anew.
     restarted: Option<Instant>,
     is_watching: bool,
@@ -124,6 +123,8 @@ pub struct Publisher {
     pub(super) published: Vec<Vec<String>>,
     /// Whether it was told which of `--profiles` have no effect on this node.
     has_told_profiles: bool,
+    /// Whether this round has written anything.
+    has_written: bool,
     /// Whether the slices were complete once.
     has_published: bool,
     /// Whether the last round was ours.
@@ -138,12 +139,14 @@ impl Publisher {
         let kept = Kept::new(parts.settle_time, parts.has_past);
         let withdrawn = Withdrawn::new(parts.has_past);
         let taints = Taints::new(&parts.driver, parts.taint_effect);
-        let retry = Backoff::new(DEBOUNCE, LONGEST_PAUSE, &parts.node);
+        let retry = retry(&parts.node);
+        let overwritten = Overwritten::new(&parts.node);
         Self {
             parts,
             counters: None,
             asked: None,
             retry,
+            overwritten,
             restarted: None,
             is_watching: false,
             taken: BTreeSet::new(),
@@ -156,6 +159,7 @@ impl Publisher {
             written: BTreeMap::new(),
             published: Vec::new(),
             has_told_profiles: false,
+            has_written: false,
             has_published: false,
             had_turn: true,
         }
@@ -165,9 +169,11 @@ impl Publisher {
     pub async fn run(mut self, mut node: watch::Receiver<NodeState>) {
         let mut changes = pin!(self.parts.api.changes());
         let mut layouts = self.parts.layouts.clone();
+        let mut is_foreign = false;
         loop {
             let state = node.borrow_and_update().clone();
             layouts.mark_unchanged();
+            self.has_written = false;
             let pause = match (&state.hardware, state.held.is_empty()) {
                 // Claims hold devices that cannot be described now; an allocated device is never withdrawn.
                 (Err(reason), false) => {
@@ -176,15 +182,21 @@ impl Publisher {
                 }
                 _ => self.sync_or_report(&state).await,
             };
+            if std::mem::take(&mut is_foreign) && self.has_written {
+                self.overwritten.corrected(&self.parts.events);
+            }
             tokio::select! {
                 is_alive = self.news(&mut node, &state) => if !is_alive { return },
                 is_alive = layouts.changed() => if is_alive.is_err() { return },
-                is_restart = self.foreign_change(&mut changes) => if is_restart {
-                    // The API server may have come back with another gate.
-                    self.asked = None;
-                    // The first time it only began.
-                    self.restarted = self.is_watching.then(Instant::now);
-                    self.is_watching = true;
+                is_restart = self.foreign_change(&mut changes) => {
+                    is_foreign = !is_restart;
+                    if is_restart {
+                        // The API server may have come back with another gate.
+                        self.asked = None;
+                        // The first time it only began.
+                        self.restarted = self.is_watching.then(Instant::now);
+                        self.is_watching = true;
+                    }
                 },
                 () = sleep(pause) => {}
             }
@@ -214,24 +226,6 @@ impl Publisher {
             }
             Err(error) => self.failed(&error),
         }
-    }
-
-    /// Reports why a round failed, once for each reason, and says how long to wait before the next.
-    fn failed(&mut self, error: &SliceError) -> Duration {
-        let pause = self.retry.failed();
-        if error.kind == SliceErrorKind::Conflict && self.retry.failures() <= MOST_RACES {
-            debug!(%error, "slices changed underneath, reading again");
-            return pause;
-        }
-        let pending = Publication::Pending { reason: error.to_string() };
-        if *self.parts.report.borrow() != pending {
-            warn!(%error, "cannot publish resourceslices, trying again");
-            if matches!(error.kind, SliceErrorKind::NameTaken | SliceErrorKind::Refused) {
-                self.parts.events.tell(EventReason::PublishRefused, error.to_string());
-            }
-        }
-        self.parts.report.send_replace(pending);
-        pause
     }
 
     pub(super) fn offered<'i>(
@@ -373,6 +367,7 @@ impl Publisher {
                 Change::Delete(_) => SliceWrite::Delete,
             });
             debug!(?change, "resourceslice written");
+            self.has_written = true;
             let (Change::Create(sent) | Change::Update(sent)) = &change else { continue };
             let Some(stored) = stored else { continue };
             if let Some(name) = &sent.metadata.name {

@@ -79,12 +79,7 @@ pub fn render(inventory: &Inventory, ranking: &Ranking, owner: &Owner) -> Vec<Re
 /// Adds slices with these devices as they were published, and with the counters that they take where `is_counted`. What is
 /// counted nowhere any more costs nothing: its GPU is not offered, and a counter that is missing would make the whole pool
 /// invalid (dynamic-resource-allocation, structured allocator).
-pub(super) fn keep(
-    slices: &mut Vec<ResourceSlice>,
-    strangers: &Strangers,
-    is_counted: bool,
-    owner: &Owner,
-) {
+pub(super) fn keep(slices: &mut Vec<ResourceSlice>, strangers: &Strangers, is_counted: bool, owner: &Owner) {
     let mut known: BTreeMap<String, CounterSet> = BTreeMap::new();
     let theirs = slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten());
     known.extend(theirs.map(|it| (it.name.clone(), it.clone())));

@@ -216,8 +216,7 @@ mod tests {
 
     #[test]
     fn dropped_counters_and_a_silent_kubelet_are_not_ready_and_say_what_to_do() {
-        let without =
-            |support| Publication::WithoutCounters { support, devices: 2, withheld: 50 };
+        let without = |support| Publication::WithoutCounters { support, devices: 2, withheld: 50 };
         let withheld = without(CounterSupport::Dropped);
         let (is_ready, text) = report(RegistrationState::Registered, withheld.clone());
         assert!(!is_ready && text.contains("DRAPartitionableDevices"), "{text}");

@@ -44,7 +44,8 @@ fn policy() -> Value {
 }
 
 fn policy_in(objects: Vec<Value>) -> Value {
-    let is_it = |it: &Value| it["kind"] == "ValidatingAdmissionPolicy" && it["metadata"]["name"] == "dra-driver-mig";
+    let is_it =
+        |it: &Value| it["kind"] == "ValidatingAdmissionPolicy" && it["metadata"]["name"] == "dra-driver-mig";
     objects.into_iter().find(is_it).unwrap()
 }
 
@@ -177,7 +178,8 @@ fn put_into_force(server: &ApiServer, node: String, node_uid: String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_driver_does_its_whole_work_within_the_policy() {
     for keeps_counters in [true, false] {
-        let options = Options { partitionable_devices: keeps_counters, device_taints: true, ..Options::default() };
+        let options =
+            Options { partitionable_devices: keeps_counters, device_taints: true, ..Options::default() };
         let server = Arc::new(ApiServer::start(options).await.unwrap());
         let plane = ControlPlane::Simulated(Arc::clone(&server));
         let mut lab = Lab::new(plane, "3xH100-80GB").await.with_args(&["--settle-time", "1"]);
@@ -188,7 +190,10 @@ async fn the_driver_does_its_whole_work_within_the_policy() {
         let published = lab.slices_when(is_complete).await;
         // Delete and create again: a whole pool, and a slice that the driver did not make.
         for slice in &published {
-            lab.slices_api().delete(slice.metadata.name.as_deref().unwrap(), &DeleteParams::default()).await.unwrap();
+            lab.slices_api()
+                .delete(slice.metadata.name.as_deref().unwrap(), &DeleteParams::default())
+                .await
+                .unwrap();
         }
         lab.slices_when(|it| is_complete(it) && it.len() == published.len()).await;
         let mut odd = slice(&lab.node_name, DRIVER, 0xfff);

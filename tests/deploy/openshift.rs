@@ -30,7 +30,10 @@ fn refusals(scc: &Value, pod: &Value) -> Vec<String> {
     for container in list(&pod["initContainers"]).iter().chain(&list(&pod["containers"])) {
         let context = &container["securityContext"];
         let name = &container["name"];
-        check(context["privileged"] != true || scc["allowPrivilegedContainer"] == true, format!("{name} privileged"));
+        check(
+            context["privileged"] != true || scc["allowPrivilegedContainer"] == true,
+            format!("{name} privileged"),
+        );
         // Where it is not said, it is forbidden by default.
         let escalates = context["allowPrivilegeEscalation"] == true || context["privileged"] == true;
         check(!escalates || scc["allowPrivilegeEscalation"] == true, format!("{name} escalation"));
@@ -77,7 +80,9 @@ fn privileged() -> Value {
 
 #[test]
 fn the_constraints_admit_the_pod_of_the_daemonset() {
-    for change in [json!({}), privileged(), json!({"layouts": {"configMap": "x"}, "driverRoot": "/run/nvidia/driver"})] {
+    for change in
+        [json!({}), privileged(), json!({"layouts": {"configMap": "x"}, "driverRoot": "/run/nvidia/driver"})]
+    {
         let (scc, pod) = rendered(&change);
         assert_eq!(refusals(&scc, &pod), Vec::<String>::new(), "{change}");
     }
@@ -113,7 +118,10 @@ fn the_constraints_refuse_what_the_pod_does_not_need() {
         assert!(0 < refused(&field, value), "{field}");
     }
     let (_, pod) = rendered(&privileged());
-    assert!(!refusals(&scc, &pod).is_empty(), "a privileged pod needs the constraints of the value `privileged`");
+    assert!(
+        !refusals(&scc, &pod).is_empty(),
+        "a privileged pod needs the constraints of the value `privileged`"
+    );
 }
 
 #[test]

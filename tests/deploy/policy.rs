@@ -90,7 +90,9 @@ fn slice(node: &str, driver: &str) -> ResourceSlice {
 
 /// As in a merge patch: null removes.
 fn json_patch(value: &mut Value, change: &Value) {
-    let (Value::Object(map), Value::Object(change)) = (&mut *value, change) else { return *value = change.clone() };
+    let (Value::Object(map), Value::Object(change)) = (&mut *value, change) else {
+        return *value = change.clone();
+    };
     for (key, it) in change {
         if it.is_null() {
             map.remove(key);
@@ -264,13 +266,22 @@ async fn a_pod_of_the_driver_writes_the_slices_of_its_own_node_and_driver_only()
     let other_pool = format!("other-node/{DRIVER}");
     for (change, told) in [
         (json!({"spec": {"pool": {"name": other_pool}}}), "resourceslices of the pool"),
-        (json!({"spec": {"pool": {"name": other_pool, "generation": 999_999_999}}}), "resourceslices of the pool"),
+        (
+            json!({"spec": {"pool": {"name": other_pool, "generation": 999_999_999}}}),
+            "resourceslices of the pool",
+        ),
         (json!({"spec": {"nodeName": "other-node"}}), "may not write resourceslices of node other-node"),
-        (json!({"spec": {"nodeName": null, "allNodes": true}}), "may not write resourceslices of node (none)"),
+        (
+            json!({"spec": {"nodeName": null, "allNodes": true}}),
+            "may not write resourceslices of node (none)",
+        ),
         (json!({"spec": {"driver": "gpu.example.com"}}), "resourceslices of the driver"),
         (json!({"metadata": {"name": format!("00000-{DRIVER}-other-node")}}), "with names such as"),
         (json!({"metadata": {"name": format!("x-{DRIVER}-{}", lab.node_name)}}), "with names such as"),
-        (json!({"metadata": {"name": null, "generateName": format!("00000-{DRIVER}-")}}), "with names such as"),
+        (
+            json!({"metadata": {"name": null, "generateName": format!("00000-{DRIVER}-")}}),
+            "with names such as",
+        ),
     ] {
         let dry = PostParams { dry_run: true, ..PostParams::default() };
         for params in [&params, &dry] {
@@ -279,7 +290,9 @@ async fn a_pod_of_the_driver_writes_the_slices_of_its_own_node_and_driver_only()
         }
     }
     // What somebody else has put under such a name it may neither change nor delete.
-    let squatted = own(&json!({"metadata": {"name": format!("0fff1-{DRIVER}-{}", lab.node_name)}, "spec": {"driver": "gpu.example.com"}}));
+    let squatted = own(
+        &json!({"metadata": {"name": format!("0fff1-{DRIVER}-{}", lab.node_name)}, "spec": {"driver": "gpu.example.com"}}),
+    );
     let squatted = slices(&lab.client).create(&params, &squatted).await.unwrap();
     let name_of_it = squatted.metadata.name.clone().unwrap();
     for message in [

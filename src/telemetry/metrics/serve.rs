@@ -18,8 +18,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::Exporter;
 use super::super::bind::bind;
+use super::Exporter;
 use super::plain::{OPEN_METRICS, PLAIN, plain, takes_open_metrics};
 
 /// How long a text is the numbers of this moment.

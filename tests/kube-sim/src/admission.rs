@@ -34,13 +34,16 @@ pub struct Request<'a> {
 pub fn admit(policy: &Value, request: &Request<'_>) -> Result<(), String> {
     let spec = &policy["spec"];
     let list = |field: &str| spec[field].as_array().cloned().unwrap_or_default();
-    let name = [&request.object, &request.old_object].into_iter().find_map(|it| it["metadata"]["name"].as_str());
+    let name =
+        [&request.object, &request.old_object].into_iter().find_map(|it| it["metadata"]["name"].as_str());
     let asked = json!({
         "operation": request.operation, "name": name.unwrap_or_default(), "dryRun": false,
         "userInfo": {"username": request.username, "extra": request.extra},
     });
     let mut context = Context::with_env(Arc::new(environment()));
-    for (name, value) in [("request", &asked), ("object", &request.object), ("oldObject", &request.old_object)] {
+    for (name, value) in
+        [("request", &asked), ("object", &request.object), ("oldObject", &request.old_object)]
+    {
         context.add_variable(name, value).map_err(|error| error.to_string())?;
     }
     let mut variables: HashMap<Key, CelValue> = HashMap::new();
@@ -86,7 +89,13 @@ mod tests {
     use super::*;
 
     fn request(object: Value) -> Request<'static> {
-        Request { operation: "CREATE", username: "it", extra: json!({"k": ["v"]}), object, old_object: Value::Null }
+        Request {
+            operation: "CREATE",
+            username: "it",
+            extra: json!({"k": ["v"]}),
+            object,
+            old_object: Value::Null,
+        }
     }
 
     fn policy() -> Value {

@@ -180,7 +180,8 @@ impl ApiError {
 
     /// A ValidatingAdmissionPolicy says no.
     pub fn denied(kind: &Kind, name: &str, why: &str) -> Self {
-        let message = format!("{}.{} \"{name}\" is forbidden: denied request: {why}", kind.plural, kind.group);
+        let message =
+            format!("{}.{} \"{name}\" is forbidden: denied request: {why}", kind.plural, kind.group);
         Self { code: 422, reason: "Invalid", message, causes: Vec::new(), object: None }
     }
 

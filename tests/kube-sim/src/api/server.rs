@@ -16,8 +16,8 @@ use super::http::{Shared, handle};
 use super::kinds::{self, KindRef};
 use super::patch::Patch;
 use super::selector::Selectors;
-use super::version::Version;
 use super::store::{DeleteOptions, Gates, Part, Store, WriteOptions};
+use super::version::Version;
 
 /// How to start the server.
 #[derive(Debug, Clone, Default)]

@@ -50,7 +50,8 @@ impl Admission {
     fn judge(&self, kind: KindRef, operation: &str, new: &Value, old: &Value) -> Result<(), ApiError> {
         let Some(judge) = &self.0 else { return Ok(()) };
         judge(kind, operation, new, old).map_err(|why| {
-            let name = [new, old].into_iter().find_map(|it| it["metadata"]["name"].as_str()).unwrap_or_default();
+            let name =
+                [new, old].into_iter().find_map(|it| it["metadata"]["name"].as_str()).unwrap_or_default();
             ApiError::denied(kind, name, &why)
         })
     }

@@ -422,7 +422,8 @@ mod tests {
         let mut changed = good();
         changed["spec"]["nodeName"] = json!("m");
         changed["spec"]["pool"]["name"] = json!("m");
-        let found: Vec<String> = slice(&changed, Some(&good()), Version::V1_35).into_iter().map(|e| e.field).collect();
+        let found: Vec<String> =
+            slice(&changed, Some(&good()), Version::V1_35).into_iter().map(|e| e.field).collect();
         assert_eq!(found, ["spec.pool.name", "spec.nodeName"]);
     }
 
@@ -438,7 +439,8 @@ mod tests {
         assert_eq!(elsewhere.len(), 1, "{elsewhere:?}");
         assert!(
             elsewhere[0].starts_with("spec.devices[0].consumesCounters[0].counterSet: ")
-                && elsewhere[0].contains("must reference a counterSet defined in the ResourceSlice sharedCounters"),
+                && elsewhere[0]
+                    .contains("must reference a counterSet defined in the ResourceSlice sharedCounters"),
             "{elsewhere:?}"
         );
         let set = |counter: &str| json!([{"name": "gpu-0", "counters": {counter: {"value": "1"}}}]);
