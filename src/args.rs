@@ -235,11 +235,11 @@ pub struct NodeArgs {
     /// needs longer to notice has its pod refused by the node.
     #[arg(long, env, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub settle_time: Duration,
-    /// Address for /healthz and /readyz.
-    #[arg(long, env, value_name = "ADDRESS", default_value = "0.0.0.0:8081")]
+    /// Address for /healthz and /readyz. `[::]` is every address, IPv4 included, also where the kernel has no IPv6.
+    #[arg(long, env, value_name = "ADDRESS", default_value = "[::]:8081")]
     pub http_address: SocketAddr,
     /// Address for /metrics; `off`, or nothing, for none.
-    #[arg(long, env, value_name = "ADDRESS", default_value = "0.0.0.0:8082")]
+    #[arg(long, env, value_name = "ADDRESS", default_value = "[::]:8082")]
     pub metrics_address: MetricsAddress,
     /// What is measured of instances for /metrics.
     #[arg(long, env, value_enum, value_name = "WHAT", default_value = "all")]

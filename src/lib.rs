@@ -26,6 +26,7 @@
 //! * `unsafe` is in `nvml/device.rs` and `nvml/event.rs` alone.
 
 pub mod args;
+pub mod backoff;
 
 pub mod inventory;
 pub mod layout;

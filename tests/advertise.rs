@@ -5,8 +5,14 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{ControlPlane, Lab, device_names, each_control_plane, is_complete};
-use kube::api::{DeleteParams, Patch, PatchParams};
+use std::time::{Duration, Instant};
+
+use common::{
+    ControlPlane, DRIVER, Lab, device_names, each_control_plane, eventually, free_address, get, is_complete,
+};
+use k8s_openapi::api::events::v1::Event;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,6 +121,118 @@ async fn whoever_insists_on_counters_gets_whole_gpus_where_they_are_dropped() {
         lab.stop().await;
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_insists_on_counters_gets_whole_gpus_where_they_belong_to_one_slice() {
+    let plane = ControlPlane::simulated_1_34().await;
+    let mut lab = Lab::new(plane, "2xH100-80GB").await.with_args(&["--mode", "partitionable"]);
+    lab.start();
+    let slices = lab.slices_when(is_complete).await;
+    assert_eq!(device_names(&slices), ["gpu-0000-1a-00", "gpu-0000-1b-00"]);
+    lab.stop().await;
+}
+
+/// A slice of another driver under the name that one of this lab's slices has.
+async fn squat(lab: &Lab, index: usize) -> String {
+    let name = format!("{index:05x}-{DRIVER}-{}", lab.node_name);
+    let slice = json!({
+        "metadata": {"name": name},
+        "spec": {"driver": "gpu.example.com", "nodeName": "elsewhere", "devices": [],
+                 "pool": {"name": "x", "generation": 1, "resourceSliceCount": 1}},
+    });
+    lab.slices_api().create(&PostParams::default(), &serde_json::from_value(slice).unwrap()).await.unwrap();
+    name
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_another_driver_has_is_reported_and_asked_for_less_and_less_often() {
+    let plane = ControlPlane::simulated(true).await;
+    let ControlPlane::Simulated(server) = plane.clone() else { unreachable!("it is the simulated one") };
+    let address = free_address();
+    let mut lab = Lab::new(plane, "1xH100-80GB").await.with_args(&["--http-address", &address.to_string()]);
+    let name = squat(&lab, 1).await;
+    let begun = Instant::now();
+    lab.start();
+    let creates = || {
+        let requests = server.requests().into_iter();
+        requests
+            .filter(|it| it.method == "POST" && it.path.ends_with("resourceslices") && it.query.is_empty())
+            .count()
+    };
+    // The squatter's, the counters, and five attempts for the devices: four pauses, each at least half of what it can be.
+    let least: Duration = (0..4).map(|it| Duration::from_millis(250) * 2_u32.pow(it)).sum();
+    eventually("it is tried five times", async || (2 + 5 <= creates()).then_some(())).await;
+    assert!(least <= begun.elapsed(), "{:?}", begun.elapsed());
+
+    let told = format!(
+        "create resourceslice {name} failed: the name is taken by a slice of driver gpu.example.com, node elsewhere"
+    );
+    let answer = get(address, "/readyz").await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains(&told), "{answer}");
+    assert!(answer.contains(&format!("kubectl delete resourceslice {name}")), "{answer}");
+    let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
+    let found = eventually("an event says so", async || {
+        let mut events = events.list(&ListParams::default()).await.unwrap().items;
+        events.retain(|it| it.reason.as_deref() == Some("PublishRefused"));
+        (!events.is_empty()).then_some(events)
+    })
+    .await;
+    assert_eq!(found.len(), 1, "one event, however often it is tried");
+    assert!(found[0].series.is_none() && found[0].note.as_ref().unwrap().contains(&told), "{found:?}");
+
+    lab.slices_api().delete(&name, &DeleteParams::default()).await.unwrap();
+    lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26).await;
+    eventually("it is ready for the scheduler", async || {
+        get(address, "/readyz").await?.contains("[+] resourceslices").then_some(())
+    })
+    .await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_never_gives_up_is_reported_and_corrected_less_and_less_often() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xL4").await;
+    lab.start();
+    let mut uid = lab.slices_when(is_complete).await.swap_remove(0).metadata.uid;
+    let begun = Instant::now();
+    for _ in 0..7 {
+        let slice = lab.slices_when(is_complete).await.swap_remove(0);
+        lab.slices_api().delete(&slice.metadata.name.unwrap(), &DeleteParams::default()).await.unwrap();
+        let after = lab.slices_when(|it| is_complete(it) && it[0].metadata.uid != uid).await;
+        uid.clone_from(&after[0].metadata.uid);
+    }
+    // The first may be part of the start of the watch, five are corrected at once, and the next after half of eight seconds at least.
+    assert!(Duration::from_secs(4) < begun.elapsed(), "{:?}", begun.elapsed());
+    let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
+    eventually("an event says so", async || {
+        let events = events.list(&ListParams::default()).await.unwrap().items;
+        events.iter().any(|it| it.reason.as_deref() == Some("SlicesOverwritten")).then_some(())
+    })
+    .await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_published_stays_valid_while_a_further_slice_has_no_name() {
+    let plane = ControlPlane::simulated(true).await;
+    let mut lab = Lab::new(plane, "3xH100-80GB").await;
+    lab.sim.break_handle(2, Some(nvml_sim::Code::GPU_IS_LOST)).unwrap();
+    lab.start();
+    let before = lab.slices_when(is_complete).await;
+    let name = squat(&lab, before.len()).await;
+    lab.stop().await;
+    lab.sim.break_handle(2, None).unwrap();
+    lab.start();
+    let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
+    eventually("the further slice is refused", async || {
+        let events = events.list(&ListParams::default()).await.unwrap().items;
+        let is_about = |it: &Event| it.note.as_ref().is_some_and(|it| it.contains(&name));
+        events.iter().any(is_about).then_some(())
+    })
+    .await;
+    assert_eq!(lab.slices().await, before);
+    lab.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

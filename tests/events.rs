@@ -3,11 +3,10 @@
 
 mod common;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use common::{
-    ControlPlane, DRIVER, Lab, each_control_plane, eventually, free_address, prepare, scrape, unprepare,
+    ControlPlane, DRIVER, Lab, each_control_plane, eventually, free_address, get, prepare, scrape, unprepare,
 };
 use dra_driver_mig::api::{EventReason, Subject};
 use futures::StreamExt;
@@ -18,8 +17,6 @@ use kube_sim::kubelet::{Claim, HealthProbe};
 use kube_sim::{ApiServer, Fault, Options};
 use nvml_sim::{Action, Code};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
 const SECOND_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-5";
@@ -199,16 +196,6 @@ async fn events_that_cannot_be_written_hold_nothing_up() {
     prepare(&kubelet, &claim).await.unwrap();
     unprepare(&kubelet, &claim).await.unwrap();
     lab.stop().await;
-}
-
-/// The answer to a GET.
-async fn get(address: SocketAddr, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(address).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    Some(answer)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
+use kube_sim::Version;
 use kube_sim::kubelet::{Claim, Plugin};
 use serde_json::json;
 
@@ -346,6 +347,30 @@ async fn a_gate_that_is_turned_off_and_on_moves_between_the_modes_and_keeps_what
     event_when(&lab, "CountersKept", "every placement").await;
     state_when(&lab, "failed").await;
     assert_eq!(lab.instances().len(), 2);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_counters_belong_to_one_slice_a_layout_decides_until_the_api_server_is_newer() {
+    let plane = ControlPlane::simulated_1_34().await;
+    let ControlPlane::Simulated(server) = plane.clone() else { unreachable!("it is the simulated one") };
+    let mut lab = lab(plane, "1xH100-80GB").await;
+    label(&lab, Some("mixed")).await;
+    lab.start();
+    published_when(&lab, &MIXED).await;
+    state_when(&lab, "success").await;
+    // Nothing was sent that this version refuses, but for the question.
+    let writes =
+        server.requests().into_iter().filter(|it| it.is_write() && it.path.contains("resourceslices"));
+    let (questions, writes): (Vec<_>, Vec<_>) = writes.partition(|it| it.query.contains("dryRun=All"));
+    assert!(!questions.is_empty());
+    assert_eq!(writes.len(), lab.slices().await.len(), "{writes:?}");
+
+    server.set_version(Version::V1_35);
+    server.compact();
+    server.cut_watches();
+    lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26).await;
+    event_when(&lab, "CountersKept", "every placement").await;
     lab.stop().await;
 }
 

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 /// Kinds of others, of which only the group is looked at: there are no types of theirs here.
-const FOREIGN: [&str; 2] = ["monitoring.coreos.com/", "kustomize.config.k8s.io/"];
+const FOREIGN: [&str; 3] = ["monitoring.coreos.com/", "kustomize.config.k8s.io/", "security.openshift.io/"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

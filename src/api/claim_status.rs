@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::device_status::{Ailments, ailments, device_statuses, name_of, now};
 use super::{CALL_TIMEOUT, with_causes};
+use crate::backoff::Backoff;
 use crate::checkpoint::{Checkpoint, Record, Stage, Stored};
 use crate::claim::{ClaimRef, ClaimUid};
 use crate::health::Report;
@@ -57,7 +58,7 @@ pub struct ClaimStatuses {
 struct Entry {
     claim: ClaimRef,
     told: Told,
-    failures: u32,
+    retry: Backoff,
     not_before: Option<Instant>,
 }
 
@@ -326,7 +327,7 @@ impl ClaimStatuses {
                 self.not_before = Some(Instant::now() + UNTIL_GRANTED);
             }
             (Outcome::Failed(message), step) => {
-                if entry.failures == 0 {
+                if entry.retry.failures() == 0 {
                     warn!(%claim, message, "cannot write the device status of a claim, trying again");
                 }
                 // It may be there all the same.
@@ -334,7 +335,7 @@ impl ClaimStatuses {
                     entry.told = Told::Unseen;
                 }
                 entry.failed();
-                if matches!(step, Step::Withdraw(_)) && MOST_ATTEMPTS <= entry.failures {
+                if matches!(step, Step::Withdraw(_)) && MOST_ATTEMPTS <= entry.retry.failures() {
                     self.known.remove(uid);
                 }
             }
@@ -361,14 +362,12 @@ enum Kept {
 
 impl Entry {
     fn new(claim: ClaimRef, told: Told) -> Self {
-        Self { claim, told, failures: 0, not_before: None }
+        let retry = Backoff::new(PAUSES.0, PAUSES.1, claim.uid.as_str());
+        Self { claim, told, retry, not_before: None }
     }
 
     fn failed(&mut self) {
-        let (first, longest) = PAUSES;
-        let pause = longest.min(first * 2_u32.saturating_pow(self.failures.min(10)));
-        self.failures = self.failures.saturating_add(1);
-        self.not_before = Some(Instant::now() + pause);
+        self.not_before = Some(Instant::now() + self.retry.failed());
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::{CALL_TIMEOUT, with_causes};
+use crate::backoff::Backoff;
 use crate::claim::ClaimRef;
 
 /// Claims that are read at once. Each has a connection to the API server, which stays open for a while after a burst of
@@ -60,7 +61,8 @@ impl ClaimReader {
 
     /// The claim with this namespace, name and UID. Passing failures are tried again until the deadline.
     pub async fn read(&self, claim: &ClaimRef, deadline: Instant) -> Result<ResourceClaim, ReadError> {
-        const PAUSE: Duration = Duration::from_millis(250);
+        const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
+        let mut retry = Backoff::new(PAUSES.0, PAUSES.1, claim.uid.as_str());
         let api = self.api.clone().constrain(&claim.namespace);
         let unavailable = |message| ReadError::Unavailable { claim: claim.clone(), message };
         loop {
@@ -86,11 +88,12 @@ impl ClaimReader {
                 Ok(Err(error)) => with_causes(&error),
                 Err(_) => format!("no answer within {} s", CALL_TIMEOUT.min(left).as_secs()),
             };
-            if deadline < Instant::now() + PAUSE {
+            let pause = retry.failed();
+            if deadline < Instant::now() + pause {
                 return Err(unavailable(message));
             }
             debug!(message, "reading the claim failed, trying again");
-            sleep(PAUSE).await;
+            sleep(pause).await;
         }
     }
 }

@@ -75,6 +75,10 @@ pub enum EventReason {
     NvmlSilent,
     /// It has.
     NvmlAnswers,
+    /// The API server, or a policy in it, refuses a ResourceSlice, or its name is taken.
+    PublishRefused,
+    /// Another writer keeps changing or deleting the node's ResourceSlices.
+    SlicesOverwritten,
     /// A claim cannot be prepared, and asking again will not change that.
     PrepareImpossible,
     /// A claim waits for a part of a GPU that another one still holds.
@@ -96,7 +100,7 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutHasNoEffect,
@@ -116,6 +120,8 @@ impl EventReason {
         Self::GpuRecovered,
         Self::DeviceUnhealthy,
         Self::DeviceError,
+        Self::PublishRefused,
+        Self::SlicesOverwritten,
         Self::PrepareImpossible,
         Self::PrepareWaits,
         Self::PrepareUndone,
@@ -145,6 +151,8 @@ impl EventReason {
             Self::MigDenied => "MigDenied",
             Self::NvmlSilent => "NvmlSilent",
             Self::NvmlAnswers => "NvmlAnswers",
+            Self::PublishRefused => "PublishRefused",
+            Self::SlicesOverwritten => "SlicesOverwritten",
             Self::PrepareImpossible => "PrepareImpossible",
             Self::PrepareWaits => "PrepareWaits",
             Self::PrepareUndone => "PrepareUndone",
@@ -168,6 +176,8 @@ impl EventReason {
             | Self::GpuLost
             | Self::GpuUnmonitored
             | Self::DeviceUnhealthy
+            | Self::PublishRefused
+            | Self::SlicesOverwritten
             | Self::PrepareImpossible => true,
             Self::LayoutPending
             | Self::LayoutApplied
@@ -215,6 +225,7 @@ impl EventReason {
             | Self::GpuRecovered
             | Self::DeviceUnhealthy
             | Self::DeviceError => "Watch",
+            Self::PublishRefused | Self::SlicesOverwritten => "Publish",
             Self::PrepareImpossible | Self::PrepareWaits => "Prepare",
         }
     }

@@ -27,7 +27,7 @@ pub use device_status::{Ailment, Ailments, DATA_VERSION, ailments, device_status
 pub use events::{EventReason, Events, Subject};
 pub use node::{CONFIG_LABEL, LayoutLabels, OwnNode, STATE_LABEL};
 pub use rights::{RIGHTS, Right, is_allowed};
-pub use slices::{NodeSlices, SliceError};
+pub use slices::{NodeSlices, SliceError, SliceErrorKind};
 
 /// Longest wait for one answer. A Prepare has 45 s in all.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);

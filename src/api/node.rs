@@ -44,6 +44,12 @@ impl OwnNode {
         Self { nodes: Api::all(client), name: name.to_owned() }
     }
 
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The labels now, and whenever the Node changes. Reconnects for ever.
     pub fn labels(&self) -> impl Stream<Item = LayoutLabels> + Send + use<> {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));

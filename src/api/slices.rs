@@ -4,7 +4,7 @@ use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
-use kube::core::PartialObjectMeta;
+use kube::core::{PartialObjectMeta, Status};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Error};
 use tokio::time::timeout;
@@ -21,6 +21,7 @@ pub struct NodeSlices {
     heads: Api<PartialObjectMeta<ResourceSlice>>,
     nodes: Api<PartialObjectMeta<Node>>,
     node: String,
+    driver: String,
     selector: String,
 }
 
@@ -30,16 +31,35 @@ pub struct NodeSlices {
 pub struct SliceError {
     operation: String,
     message: String,
-    /// True where somebody else changed the object in between, so that reading again helps at once.
-    pub is_conflict: bool,
+    /// What to do about it.
+    pub kind: SliceErrorKind,
+}
+
+/// What a failure asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SliceErrorKind {
+    /// Another writer changed the object in between: reading again helps.
+    Conflict,
+    /// An object of that name exists already.
+    NameTaken,
+    /// The API server takes only devices whose counters are in the same slice.
+    CountersRefused,
+    /// The API server, or a policy in it, does not accept the request.
+    Refused,
+    /// No useful answer; trying again may help.
+    Unavailable,
 }
 
 impl SliceError {
-    /// The API server took a slice and dropped its counters; reading and rendering again withdraws it.
+    /// The API server did not keep the counters of a slice; reading and rendering again withdraws what was stored without them.
     #[must_use]
     pub fn lost_counters() -> Self {
-        let message = "kube-apiserver dropped the counters of a resourceslice".to_owned();
-        Self { operation: "publish resourceslices".to_owned(), message, is_conflict: true }
+        let message = "kube-apiserver did not keep the counters of a resourceslice".to_owned();
+        Self { operation: "publish resourceslices".to_owned(), message, kind: SliceErrorKind::Conflict }
+    }
+
+    fn unavailable(operation: String, message: String) -> Self {
+        Self { operation, message, kind: SliceErrorKind::Unavailable }
     }
 }
 
@@ -52,6 +72,7 @@ impl NodeSlices {
             heads: Api::all(client.clone()),
             nodes: Api::all(client),
             node: node.to_owned(),
+            driver: driver.to_owned(),
             selector: format!("spec.driver={driver},spec.nodeName={node}"),
         }
     }
@@ -60,17 +81,40 @@ impl NodeSlices {
     pub async fn node_uid(&self) -> Result<String, SliceError> {
         let operation = || format!("get node {}", self.node);
         let node = call(operation(), self.nodes.get(&self.node)).await?;
-        node.metadata.uid.ok_or_else(|| SliceError {
-            operation: operation(),
-            message: "the object has no UID".to_owned(),
-            is_conflict: false,
-        })
+        let missing = || SliceError::unavailable(operation(), "the object has no UID".to_owned());
+        node.metadata.uid.ok_or_else(missing)
     }
 
     /// All of them.
     pub async fn list(&self) -> Result<Vec<ResourceSlice>, SliceError> {
         let params = ListParams::default().fields(&self.selector);
         Ok(call("list resourceslices".to_owned(), self.slices.list(&params)).await?.items)
+    }
+
+    /// Says whose slice has the name, where a create failed for it. One of ours was created a moment ago: a race.
+    async fn explained<T>(&self, created: Result<T, SliceError>, name: &str) -> Result<T, SliceError> {
+        let mut error = match created {
+            Err(error) if error.kind == SliceErrorKind::NameTaken => error,
+            other => return other,
+        };
+        // A list of one, because the driver may not `get` slices.
+        let params = ListParams::default().fields(&format!("metadata.name={name}"));
+        match call(format!("look for resourceslice {name}"), self.slices.list(&params)).await {
+            Ok(found) => match found.items.first().map(|it| &it.spec) {
+                Some(spec) if spec.driver != self.driver || spec.node_name.as_ref() != Some(&self.node) => {
+                    error.message = format!(
+                        "the name is taken by a slice of driver {}, node {}, pool {}, which this driver may neither change nor \
+                         delete; find out who created it, then run: kubectl delete resourceslice {name}",
+                        spec.driver,
+                        spec.node_name.as_deref().unwrap_or("(none)"),
+                        spec.pool.name
+                    );
+                }
+                _ => error.kind = SliceErrorKind::Conflict,
+            },
+            Err(unknown) => error.message = format!("{}; {unknown}", error.message),
+        }
+        Err(error)
     }
 
     /// An item for every change that anybody makes to them, carrying name and resource version. One without a name says that
@@ -92,7 +136,9 @@ impl NodeSlices {
     /// What the API server would store, without storing it.
     pub async fn try_create(&self, slice: &ResourceSlice) -> Result<ResourceSlice, SliceError> {
         let params = PostParams { dry_run: true, ..Default::default() };
-        call("dry-run create of a resourceslice".to_owned(), self.slices.create(&params, slice)).await
+        let created =
+            call("dry-run create of a resourceslice".to_owned(), self.slices.create(&params, slice)).await;
+        self.explained(created, name(slice)).await
     }
 
     /// Makes one change and returns what is stored now; nothing after a delete.
@@ -101,7 +147,8 @@ impl NodeSlices {
         match change {
             Change::Create(slice) => {
                 let operation = format!("create resourceslice {}", name(slice));
-                call(operation, self.slices.create(&params, slice)).await.map(Some)
+                let created = call(operation, self.slices.create(&params, slice)).await;
+                self.explained(created, name(slice)).await.map(Some)
             }
             Change::Update(slice) => {
                 let operation = format!("update resourceslice {}", name(slice));
@@ -140,13 +187,31 @@ fn named<T>(
     match answer {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(Error::Api(status))) => {
-            let is_conflict = status.is_conflict() || status.is_already_exists();
-            Err(SliceError { operation, message: status.message.clone(), is_conflict })
+            let kind = kind_of(&status);
+            Err(SliceError { operation, message: status.message.clone(), kind })
         }
-        Ok(Err(error)) => Err(SliceError { operation, message: with_causes(&error), is_conflict: false }),
+        Ok(Err(error)) => Err(SliceError::unavailable(operation, with_causes(&error))),
         Err(_) => {
             let message = format!("no answer within {} s", CALL_TIMEOUT.as_secs());
-            Err(SliceError { operation, message, is_conflict: false })
+            Err(SliceError::unavailable(operation, message))
         }
     }
+}
+
+fn kind_of(status: &Status) -> SliceErrorKind {
+    match status.code {
+        409 if status.is_already_exists() => SliceErrorKind::NameTaken,
+        409 => SliceErrorKind::Conflict,
+        422 if refuses_counters(status) => SliceErrorKind::CountersRefused,
+        400 | 403 | 422 => SliceErrorKind::Refused,
+        _ => SliceErrorKind::Unavailable,
+    }
+}
+
+/// Kubernetes 1.34 (`validateDevice` in pkg/apis/resource/validation): "must reference a counterSet defined in the ResourceSlice
+/// sharedCounters". Other faults of the same field say something else.
+fn refuses_counters(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|it| &it.causes);
+    let mut of_counters = causes.filter(|it| it.field.contains(".consumesCounters["));
+    of_counters.any(|it| it.message.contains("must reference a counter"))
 }

@@ -7,6 +7,7 @@ use crate::access::AccessReport;
 use crate::api::Right;
 use crate::cdi::{Missing, Severity};
 use crate::nvml::facts::NodeFacts;
+use crate::slices::CounterSupport;
 
 /// A line of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,8 +91,8 @@ pub enum ClusterFacts {
         node: Option<(String, Result<(), String>)>,
         /// Each right, whether it was given, or why it cannot be told.
         rights: Vec<(Right, Result<bool, String>)>,
-        /// Whether counters are kept; `None` where it was not asked.
-        counters: Option<Result<bool, String>>,
+        /// What the API server does with counters; `None` where it was not asked.
+        counters: Option<Result<CounterSupport, String>>,
     },
 }
 
@@ -366,14 +367,20 @@ fn rights(granted: &[(Right, Result<bool, String>)]) -> Vec<Finding> {
     }
 }
 
-fn gate(counters: &Result<bool, String>) -> Finding {
+fn gate(counters: &Result<CounterSupport, String>) -> Finding {
     const SUBJECT: &str = "feature gate";
     match counters {
-        Ok(true) => good(
+        Ok(CounterSupport::Pool) => good(
             SUBJECT,
             "kube-apiserver has DRAPartitionableDevices on; kube-scheduler must have it on, too",
         ),
-        Ok(false) => missing(
+        Ok(CounterSupport::SliceOnly) => missing(
+            SUBJECT,
+            "kube-apiserver has DRAPartitionableDevices on, but its version (1.34) refuses devices that draw on the counters of \
+             another slice, so only devices that cannot overlap are offered",
+            "upgrade kube-apiserver and kube-scheduler to 1.35.6 or later; until then layouts decide what is offered",
+        ),
+        Ok(CounterSupport::Dropped) => missing(
             SUBJECT,
             "kube-apiserver has DRAPartitionableDevices off: it drops the counters that keep overlapping MIG devices apart, so \
              only devices that cannot overlap are offered",

@@ -17,7 +17,7 @@ use crate::args::{DriverArgs, HardwareArgs, HostArgs};
 use crate::cdi::{CommonEdits, Root};
 use crate::nvml;
 use crate::nvml::facts::NodeFacts;
-use crate::slices::{Owner, keeps_counters};
+use crate::slices::{Owner, counter_support};
 
 /// Looks at the host. `hardware` is what NVML says.
 pub(super) fn host(
@@ -133,7 +133,7 @@ pub(super) async fn cluster(client: Client, node: Option<&str>, driver: &str) ->
     let (node, counters) = match slices.node_uid().await {
         Ok(node_uid) => {
             let owner = Owner { driver: driver.to_owned(), node: name.to_owned(), node_uid };
-            (Ok(()), Some(keeps_counters(&slices, &owner).await.map_err(|it| it.to_string())))
+            (Ok(()), Some(counter_support(&slices, &owner).await.map_err(|it| it.to_string())))
         }
         Err(error) => (Err(error.to_string()), None),
     };

@@ -43,7 +43,7 @@ fn everything_that_is_missing_comes_with_what_to_do() {
         version: Ok("v1.35.6".to_owned()),
         node: Some(("n".to_owned(), Err("not found".to_owned()))),
         rights: all_rights(&Ok(false)),
-        counters: Some(Ok(false)),
+        counters: Some(Ok(CounterSupport::Dropped)),
     };
     let found = findings(&Facts { host, cluster });
     let missing: Vec<&Finding> = found.iter().filter(|it| it.verdict == Verdict::Missing).collect();

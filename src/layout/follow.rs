@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use tokio::sync::watch;
@@ -14,13 +14,16 @@ use super::choice::{Layouts, Refusal, choose, default_layouts};
 use super::memory::LayoutMemory;
 use super::source::LayoutSource;
 use crate::api::{EventReason, Events, LayoutLabels, OwnNode};
+use crate::backoff::Backoff;
 use crate::hardware::{Hardware, NodeState};
 use crate::kubelet::Turn;
 use crate::slices::Publication;
 
-/// How often the file is looked at, and a label that could not be written is tried again. The kubelet needs about a
-/// minute to bring a changed ConfigMap, so this adds nothing that is noticed.
+/// How often the file is looked at. The kubelet needs about a minute to bring a changed ConfigMap, so this adds nothing that is
+/// noticed. Also the first pause after a label could not be written.
 const PERIOD: Duration = Duration::from_secs(2);
+/// The longest of these pauses.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why layouts have no effect where the API server keeps counters.
 const COUNTED: &str = "kube-apiserver keeps shared counters, so every placement of every profile is published at all times; \
@@ -58,6 +61,8 @@ pub struct LayoutFollower {
     reported: Option<Report>,
     /// Whether the API server kept counters, when that was seen last.
     was_counted: Option<bool>,
+    /// Pauses after a label could not be written, and until when the last one lasts.
+    retry: (Backoff, Option<Instant>),
 }
 
 /// How a decision fares.
@@ -90,6 +95,7 @@ impl LayoutFollower {
         turn: Turn,
     ) -> Self {
         let file = file.map(LayoutSource::new);
+        let retry = (Backoff::new(PERIOD, LONGEST_PAUSE, node.name()), None);
         Self {
             node,
             events,
@@ -101,6 +107,7 @@ impl LayoutFollower {
             wrote_state: false,
             reported: None,
             was_counted: None,
+            retry,
         }
     }
 
@@ -218,14 +225,24 @@ impl LayoutFollower {
         if labels.state.as_deref() == state || state.is_none() && !self.wrote_state {
             return;
         }
+        let (retry, not_before) = &mut self.retry;
+        if not_before.is_some_and(|it| Instant::now() < it) {
+            return;
+        }
         match self.node.set_state(state).await {
             Ok(()) => {
+                retry.succeeded();
                 self.wrote_state = state.is_some();
                 if let Some(labels) = &mut self.labels {
                     labels.state = state.map(str::to_owned);
                 }
             }
-            Err(error) => warn!(%error, "cannot tell the state of the layout on the node, trying again"),
+            Err(error) => {
+                if retry.failures() == 0 {
+                    warn!(%error, "cannot write the state of the layout to the node's label, trying again");
+                }
+                *not_before = Some(Instant::now() + retry.failed());
+            }
         }
     }
 
@@ -238,8 +255,8 @@ impl LayoutFollower {
         };
         match (self.was_counted.replace(is_counted), is_counted) {
             (Some(true), false) => {
-                let note = "kube-apiserver drops shared counters (feature gate DRAPartitionableDevices): devices that \
-                            don't overlap are published, by layout";
+                let note = "kube-apiserver does not keep the pool's shared counters (Kubernetes 1.35 or later with the feature gate \
+                            DRAPartitionableDevices does): devices that don't overlap are published, by layout";
                 self.events.tell(EventReason::CountersDropped, note.to_owned());
             }
             (Some(false), true) => {

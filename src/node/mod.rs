@@ -182,6 +182,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         layouts,
         taint_effect: args.taint_effect,
         turn: turn.clone(),
+        events: events.clone(),
         report: publication_report,
         node: name.clone(),
         driver: driver.clone(),

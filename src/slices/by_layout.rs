@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::publish::{GATE_RETRY, RESYNC};
-use super::{Held, Owner, Pool, Publication, Publisher, names, render};
+use super::{CounterSupport, Held, Owner, Pool, Publication, Publisher, names, render};
 use crate::api::SliceError;
 use crate::args::Mode;
 use crate::hardware::NodeState;
@@ -64,7 +64,7 @@ impl Publisher {
         let claims = Held { prepared, allocated, read_at };
         let next = self.transition.step(inventory, &target.inventory, pool.as_ref(), claims);
         let ranking = Ranking::of(&next, &held, self.parts.offer.policy);
-        let slices = self.publish(render(&next, &ranking, owner), &ranking, published).await?;
+        let slices = self.publish(render(&next, &ranking, owner), &ranking, published, owner).await?;
         self.transition.written(Instant::now());
 
         let devices = next.devices().count();
@@ -72,7 +72,8 @@ impl Publisher {
             !self.transition.is_open() || self.transition.next().is_some() && next != target.inventory;
         self.tell(if insists {
             let withheld = inventory.devices().count().saturating_sub(devices);
-            Publication::WithoutCounters { devices, withheld }
+            let support = self.counters.unwrap_or(CounterSupport::Dropped);
+            Publication::WithoutCounters { support, devices, withheld }
         } else {
             let (revision, waiting) = (decision.revision, target.waiting);
             Publication::Layout { revision, slices, devices, waiting, settling }

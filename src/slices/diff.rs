@@ -45,11 +45,12 @@ pub fn diff(wanted: Vec<ResourceSlice>, published: &[ResourceSlice]) -> Vec<Chan
     let next = match generation {
         None => 1,
         Some(generation) if touched == 0 || (touched == 1 && !created) => generation,
-        Some(generation) => generation + 1,
+        // Somebody has written the highest one there is: the pool begins again, which it may once all its slices say so.
+        Some(generation) => generation.checked_add(1).unwrap_or(1),
     };
 
     let mut changes: Vec<Change> = obsolete.cloned().map(Change::Delete).collect();
-    let mut creates = Vec::new();
+    let mut updates = Vec::new();
     for mut slice in wanted {
         let existing = existing(&slice);
         if existing.is_some_and(|it| is_same_at(next, &slice, it, Order::Matters)) {
@@ -57,14 +58,15 @@ pub fn diff(wanted: Vec<ResourceSlice>, published: &[ResourceSlice]) -> Vec<Chan
         }
         slice.spec.pool.generation = next;
         match existing {
-            None => creates.push(Change::Create(slice)),
+            None => changes.push(Change::Create(slice)),
             Some(existing) => {
                 slice.metadata.resource_version.clone_from(&existing.metadata.resource_version);
-                changes.push(Change::Update(slice));
+                updates.push(Change::Update(slice));
             }
         }
     }
-    changes.append(&mut creates);
+    // Last, so that a create which fails leaves the pool as it was.
+    changes.append(&mut updates);
     changes
 }
 
@@ -273,7 +275,13 @@ mod tests {
     fn a_missing_slice_raises_it_everywhere() {
         let mut stored = published(&["1Gi", "2Gi"], 4);
         stored.remove(0);
-        assert_eq!(words(&pool(&["1Gi", "2Gi"]), &stored), ["update 1-n @5", "create 0-n @5"]);
+        assert_eq!(words(&pool(&["1Gi", "2Gi"]), &stored), ["create 0-n @5", "update 1-n @5"]);
+    }
+
+    #[test]
+    fn a_generation_that_cannot_rise_begins_again() {
+        let changes = words(&pool(&["2Gi", "3Gi"]), &published(&["1Gi", "2Gi"], i64::MAX));
+        assert_eq!(changes, ["update 0-n @1", "update 1-n @1"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod by_sharing;
 mod diff;
 mod kept;
 mod news;
+mod pauses;
 mod probe;
 mod publication;
 mod publish;
@@ -20,7 +21,7 @@ mod transition;
 
 pub use diff::{Change, diff, is_same, lost_counters};
 pub use kept::{Devices, Kept};
-pub use probe::keeps_counters;
+pub use probe::{CounterSupport, counter_support};
 pub use publication::Publication;
 pub use publish::{Offer, Publisher, PublisherParts};
 pub use render::{Owner, fnv1a, keep_order, pool_name, render};

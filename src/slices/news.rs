@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
 
 use super::Publisher;
 use super::publish::DEBOUNCE;
@@ -78,6 +78,7 @@ impl Publisher {
         &self,
         changes: &mut (impl Stream<Item = (String, Option<String>)> + Unpin),
     ) -> bool {
+        sleep_until(self.overwritten.not_before()).await;
         while let Some((name, version)) = changes.next().await {
             if version.is_none() || self.written.get(&name) != Some(&version) {
                 let mut is_restart = name.is_empty();

@@ -1,5 +1,7 @@
 //! How the slices stand. Pure.
 
+use super::CounterSupport;
+
 /// What is published, for readiness and people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Publication {
@@ -30,8 +32,10 @@ pub enum Publication {
         /// True while devices that were withdrawn still keep others away.
         settling: bool,
     },
-    /// The API server drops counters although they are insisted on, so only whole GPUs are published.
+    /// The API server does not keep counters although they are insisted on, so only whole GPUs are published.
     WithoutCounters {
+        /// What it does with them.
+        support: CounterSupport,
         /// Devices published all the same.
         devices: usize,
         /// Devices held back.

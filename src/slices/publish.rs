@@ -19,12 +19,14 @@ use tracing::{debug, info, warn};
 
 use super::by_allocation::Strangers;
 use super::by_sharing::Withdrawn;
-use super::probe::keeps_counters;
+use super::pauses::{Overwritten, retry};
+use super::probe::CounterSupport;
 use super::render::{keep, names as names_in};
 use super::taint::{TaintEffect, Taints};
 use super::{Change, Kept, Owner, Publication, Transition, diff, keep_order, lost_counters, render};
-use crate::api::{Allocations, NodeSlices, SliceError};
+use crate::api::{Allocations, Events, NodeSlices, SliceError, SliceErrorKind};
 use crate::args::Mode;
+use crate::backoff::Backoff;
 use crate::hardware::NodeState;
 use crate::inventory::{GpuInventory, Inventory, ProfileFilter};
 use crate::kubelet::Turn;
@@ -34,8 +36,6 @@ use crate::telemetry::metrics::{Metrics, SliceWrite};
 
 /// How long changes made by others are collected before they are looked at.
 pub(super) const DEBOUNCE: Duration = Duration::from_millis(500);
-/// Pause after a failure.
-const RETRY: Duration = Duration::from_secs(2);
 /// Full comparison even if nothing was heard: a watch may lose a deletion.
 pub(super) const RESYNC: Duration = Duration::from_secs(300);
 /// How soon a process that left the slices to a newer one sees that it is gone.
@@ -73,6 +73,8 @@ pub struct PublisherParts {
     pub taint_effect: TaintEffect,
     /// Whether this process or a newer one writes them.
     pub turn: Turn,
+    /// Events of the node.
+    pub events: Events,
     /// Where to report.
     pub report: watch::Sender<Publication>,
     /// Where writes are counted.
@@ -92,10 +94,14 @@ pub struct Offer {
 #[derive(Debug)]
 pub struct Publisher {
     pub(super) parts: PublisherParts,
-    /// Whether the API server keeps counters; `None` before it was asked.
-    keeps_counters: Option<bool>,
+    /// What the API server does with counters; `None` before it was asked.
+    pub(super) counters: Option<CounterSupport>,
     /// When it was asked last; `None` where it has to be asked again.
-    asked: Option<Instant>,
+    pub(super) asked: Option<Instant>,
+    /// Pauses after failures.
+    pub(super) retry: Backoff,
+    /// What others did to the slices.
+    pub(super) overwritten: Overwritten,
     /// When a watch broke off last, as it does when an API server is started anew.
     restarted: Option<Instant>,
     is_watching: bool,
@@ -117,6 +123,8 @@ pub struct Publisher {
     pub(super) published: Vec<Vec<String>>,
     /// Whether it was told which of `--profiles` have no effect on this node.
     has_told_profiles: bool,
+    /// Whether this round has written anything.
+    has_written: bool,
     /// Whether the slices were complete once.
     has_published: bool,
     /// Whether the last round was ours.
@@ -131,10 +139,14 @@ impl Publisher {
         let kept = Kept::new(parts.settle_time, parts.has_past);
         let withdrawn = Withdrawn::new(parts.has_past);
         let taints = Taints::new(&parts.driver, parts.taint_effect);
+        let retry = retry(&parts.node);
+        let overwritten = Overwritten::new(&parts.node);
         Self {
             parts,
-            keeps_counters: None,
+            counters: None,
             asked: None,
+            retry,
+            overwritten,
             restarted: None,
             is_watching: false,
             taken: BTreeSet::new(),
@@ -147,6 +159,7 @@ impl Publisher {
             written: BTreeMap::new(),
             published: Vec::new(),
             has_told_profiles: false,
+            has_written: false,
             has_published: false,
             had_turn: true,
         }
@@ -156,9 +169,11 @@ impl Publisher {
     pub async fn run(mut self, mut node: watch::Receiver<NodeState>) {
         let mut changes = pin!(self.parts.api.changes());
         let mut layouts = self.parts.layouts.clone();
+        let mut is_foreign = false;
         loop {
             let state = node.borrow_and_update().clone();
             layouts.mark_unchanged();
+            self.has_written = false;
             let pause = match (&state.hardware, state.held.is_empty()) {
                 // Claims hold devices that cannot be described now; an allocated device is never withdrawn.
                 (Err(reason), false) => {
@@ -167,15 +182,21 @@ impl Publisher {
                 }
                 _ => self.sync_or_report(&state).await,
             };
+            if std::mem::take(&mut is_foreign) && self.has_written {
+                self.overwritten.corrected(&self.parts.events);
+            }
             tokio::select! {
                 is_alive = self.news(&mut node, &state) => if !is_alive { return },
                 is_alive = layouts.changed() => if is_alive.is_err() { return },
-                is_restart = self.foreign_change(&mut changes) => if is_restart {
-                    // The API server may have come back with another gate.
-                    self.asked = None;
-                    // The first time it only began.
-                    self.restarted = self.is_watching.then(Instant::now);
-                    self.is_watching = true;
+                is_restart = self.foreign_change(&mut changes) => {
+                    is_foreign = !is_restart;
+                    if is_restart {
+                        // The API server may have come back with another gate.
+                        self.asked = None;
+                        // The first time it only began.
+                        self.restarted = self.is_watching.then(Instant::now);
+                        self.is_watching = true;
+                    }
                 },
                 () = sleep(pause) => {}
             }
@@ -195,23 +216,15 @@ impl Publisher {
             self.kept = Kept::new(self.parts.settle_time, true);
             self.withdrawn = Withdrawn::new(true);
             self.published.clear();
-            (self.keeps_counters, self.asked) = (None, None);
+            (self.counters, self.asked) = (None, None);
         }
         self.taints.follow(&state.health);
         match self.sync(state).await {
-            Ok(pause) => pause,
-            Err(error) if error.is_conflict => {
-                debug!(%error, "slices changed underneath, reading again");
-                DEBOUNCE
+            Ok(pause) => {
+                self.retry.succeeded();
+                pause
             }
-            Err(error) => {
-                let pending = Publication::Pending { reason: error.to_string() };
-                if *self.parts.report.borrow() != pending {
-                    warn!(%error, "cannot publish resourceslices, trying again");
-                }
-                self.parts.report.send_replace(pending);
-                RETRY
-            }
+            Err(error) => self.failed(&error),
         }
     }
 
@@ -250,7 +263,7 @@ impl Publisher {
 
     /// Whether counters keep devices apart.
     pub(super) fn counts(&self) -> bool {
-        self.parts.mode != Mode::Layout && self.keeps_counters != Some(false)
+        self.parts.mode != Mode::Layout && self.counters.is_none_or(|it| it == CounterSupport::Pool)
     }
 
     async fn sync(&mut self, state: &NodeState) -> Result<Duration, SliceError> {
@@ -279,7 +292,7 @@ impl Publisher {
                 self.kept.expect_more();
             }
             let slices = part.as_ref().map_or(slices, |it| render(it, &ranking, &owner));
-            let slices = self.publish(slices, &ranking, &published).await?;
+            let slices = self.publish(slices, &ranking, &published, &owner).await?;
             self.transition.written(Instant::now());
             self.tell(if self.transition.is_open() {
                 Publication::Complete { slices, devices: offered.devices().count(), is_counted: can_be_cut }
@@ -290,16 +303,6 @@ impl Publisher {
             return Ok(self.due().min(soon).min(if is_rolling { GATE_RETRY } else { RESYNC }));
         }
         Ok(self.publish_layout(inventory, &state.held, &published, &owner).await?.min(soon))
-    }
-
-    /// An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
-    async fn ask_for_the_gate(&mut self, creates: bool, owner: &Owner) -> Result<(), SliceError> {
-        let is_known = self.asked.is_some_and(|it| it.elapsed() < GATE_RETRY);
-        if !is_known || self.keeps_counters == Some(true) && creates {
-            let keeps = keeps_counters(&self.parts.api, owner).await?;
-            self.set_gate(keeps);
-        }
-        Ok(())
     }
 
     /// How long until what was withdrawn no longer keeps anything away, or may not come back any more.
@@ -314,14 +317,15 @@ impl Publisher {
         mut slices: Vec<ResourceSlice>,
         ranking: &Ranking,
         published: &[ResourceSlice],
+        owner: &Owner,
     ) -> Result<usize, SliceError> {
         let own = slices.len();
-        keep(&mut slices, &self.strangers, self.counts());
+        keep(&mut slices, &self.strangers, self.counts(), owner);
         if !self.transition.is_open() {
             close(&mut slices);
         }
         keep_order(&mut slices, published, ranking);
-        self.taints.apply(&mut slices, published, &self.parts.api).await?;
+        self.taints.apply(&mut slices, published, &self.parts.api, owner).await?;
         let count = slices.len();
         let shown = slices.iter().take(own).map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
         let shown = shown.filter(|it| !it.is_empty()).collect();
@@ -350,13 +354,20 @@ impl Publisher {
         published: &[ResourceSlice],
     ) -> Result<(), SliceError> {
         for change in diff(wanted, published) {
-            let stored = self.parts.api.apply(&change).await?;
+            let stored = match self.parts.api.apply(&change).await {
+                Err(error) if error.kind == SliceErrorKind::CountersRefused => {
+                    self.set_support(CounterSupport::SliceOnly);
+                    return Err(SliceError::lost_counters());
+                }
+                answer => answer?,
+            };
             self.parts.metrics.slice_written(match &change {
                 Change::Create(_) => SliceWrite::Create,
                 Change::Update(_) => SliceWrite::Update,
                 Change::Delete(_) => SliceWrite::Delete,
             });
             debug!(?change, "resourceslice written");
+            self.has_written = true;
             let (Change::Create(sent) | Change::Update(sent)) = &change else { continue };
             let Some(stored) = stored else { continue };
             if let Some(name) = &sent.metadata.name {
@@ -364,30 +375,12 @@ impl Publisher {
             }
             self.taints.check(sent, &stored);
             if lost_counters(sent, &stored) {
-                self.set_gate(false);
+                self.set_support(CounterSupport::Dropped);
                 // Whatever was written is withdrawn by the next round, which starts at once.
                 return Err(SliceError::lost_counters());
             }
         }
         Ok(())
-    }
-
-    fn set_gate(&mut self, keeps_counters: bool) {
-        let is_news = self.keeps_counters.replace(keeps_counters) != Some(keeps_counters);
-        self.asked = Some(Instant::now());
-        match (is_news, keeps_counters, self.parts.mode) {
-            (false, ..) => {}
-            (true, true, _) => info!("the API server keeps counters: every placement is published"),
-            (true, false, Mode::Partitionable) => warn!(
-                "kube-apiserver drops shared counters: only whole GPUs are published; start kube-apiserver and \
-                 kube-scheduler with --feature-gates=DRAPartitionableDevices=true, or leave --mode away"
-            ),
-            (true, false, _) => {
-                info!(
-                    "kube-apiserver drops shared counters: devices that don't overlap are published, by layout"
-                );
-            }
-        }
     }
 }
 

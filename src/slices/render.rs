@@ -79,7 +79,7 @@ pub fn render(inventory: &Inventory, ranking: &Ranking, owner: &Owner) -> Vec<Re
 /// Adds slices with these devices as they were published, and with the counters that they take where `is_counted`. What is
 /// counted nowhere any more costs nothing: its GPU is not offered, and a counter that is missing would make the whole pool
 /// invalid (dynamic-resource-allocation, structured allocator).
-pub(super) fn keep(slices: &mut Vec<ResourceSlice>, strangers: &Strangers, is_counted: bool) {
+pub(super) fn keep(slices: &mut Vec<ResourceSlice>, strangers: &Strangers, is_counted: bool, owner: &Owner) {
     let mut known: BTreeMap<String, CounterSet> = BTreeMap::new();
     let theirs = slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten());
     known.extend(theirs.map(|it| (it.name.clone(), it.clone())));
@@ -99,7 +99,7 @@ pub(super) fn keep(slices: &mut Vec<ResourceSlice>, strangers: &Strangers, is_co
     let devices = devices.chunks(MAX_DEVICES).map(|devices| (None, Some(devices.to_vec())));
     for (shared_counters, devices) in counted.chain(devices) {
         let Some(ResourceSlice { metadata, spec }) = slices.first().cloned() else { return };
-        let name = slice_name(slices.len(), &spec.driver, spec.node_name.as_deref().unwrap_or_default());
+        let name = slice_name(slices.len(), owner);
         let metadata = ObjectMeta { name: Some(name), ..metadata };
         slices.push(ResourceSlice { metadata, spec: ResourceSliceSpec { shared_counters, devices, ..spec } });
     }
@@ -172,7 +172,7 @@ fn counter(amount: u32) -> Counter {
 
 fn metadata(index: usize, owner: &Owner) -> ObjectMeta {
     ObjectMeta {
-        name: Some(slice_name(index, &owner.driver, &owner.node)),
+        name: Some(slice_name(index, owner)),
         owner_references: Some(vec![OwnerReference {
             api_version: "v1".to_owned(),
             kind: "Node".to_owned(),
@@ -185,17 +185,13 @@ fn metadata(index: usize, owner: &Owner) -> ObjectMeta {
     }
 }
 
-/// `<index>-<driver>-<node>`: the same at every start, and sorted by preference, which the scheduler honours from 1.36 on.
-/// Shortened and told apart by a hash where that would be too long.
-fn slice_name(index: usize, driver: &str, node: &str) -> String {
+/// `<index>-<driver>-<node>`: the same at every start, and sorted by preference, which the scheduler honours from 1.36 on. Where
+/// that would be too long, `<index>-<driver>.<UID of the node>`: unlike a hash, the admission policy can compare it with the
+/// token of the pod, so that no node can take the names of another one. The two forms never meet.
+pub(super) fn slice_name(index: usize, owner: &Owner) -> String {
+    let Owner { driver, node, node_uid } = owner;
     let name = format!("{index:05x}-{driver}-{node}");
-    if name.len() <= MAX_NAME {
-        return name;
-    }
-    const HASH: usize = 17;
-    let end = (0..=MAX_NAME - HASH).rev().find(|it| name.is_char_boundary(*it)).unwrap_or(0);
-    let kept = name[..end].trim_end_matches(|it: char| !it.is_ascii_alphanumeric());
-    format!("{kept}-{:016x}", fnv1a(name.as_bytes()))
+    if name.len() <= MAX_NAME { name } else { format!("{index:05x}-{driver}.{node_uid}") }
 }
 
 /// FNV-1a, 64 bits: stable over versions and machines, which std's hasher does not promise.
@@ -213,18 +209,32 @@ mod tests {
     use super::*;
     use crate::placement::Policy;
 
+    fn owner(driver: &str, node: &str) -> Owner {
+        Owner { driver: driver.to_owned(), node: node.to_owned(), node_uid: "0f3c-u".to_owned() }
+    }
+
     #[test]
-    fn long_node_names_give_valid_distinct_slice_names() {
-        let node = format!("{}.example.com", "n".repeat(236));
-        let first = slice_name(0, "mig.dra-driver.dev", &node);
-        let second = slice_name(1, "mig.dra-driver.dev", &node);
-        assert!(first.len() <= MAX_NAME);
-        assert_ne!(first, second);
-        assert_eq!(slice_name(0, "d", "node"), "00000-d-node");
+    fn a_slice_is_named_by_the_node_or_where_that_is_too_long_by_its_uid() {
+        const DRIVER: &str = "mig.dra-driver.dev";
+        assert_eq!(slice_name(0x2a, &owner("d", "node")), "0002a-d-node");
+        let longest = owner(DRIVER, &"n".repeat(MAX_NAME - "00000--".len() - DRIVER.len()));
+        assert_eq!(slice_name(1, &longest).len(), MAX_NAME);
+        let too_long = owner(DRIVER, &format!("{}n", longest.node));
+        assert_eq!(slice_name(1, &too_long), "00001-mig.dra-driver.dev.0f3c-u");
+    }
+
+    #[test]
+    fn no_two_nodes_have_slices_of_one_name() {
+        let nodes = ["a", "b-a", "a-b", "d-a", "00000-d-a", "d.a", "d", "d-d", "0f3c-u", "d.0f3c-u"];
+        let names: BTreeSet<String> = nodes.iter().map(|it| slice_name(0, &owner("d", it))).collect();
+        assert_eq!(names.len(), nodes.len());
+        // Not even a node that is called as another one's UID.
+        let long = owner("d", &"n".repeat(MAX_NAME));
+        assert!(!names.contains(&slice_name(0, &long)));
     }
 
     fn nothing() -> Vec<ResourceSlice> {
-        let owner = Owner { driver: "d".to_owned(), node: "n".to_owned(), node_uid: "u".to_owned() };
+        let owner = Owner { node_uid: "u".to_owned(), ..owner("d", "n") };
         let ranking = Ranking::of(&Inventory::default(), &BTreeSet::new(), Policy::Pack);
         render(&Inventory::default(), &ranking, &owner)
     }
@@ -254,7 +264,7 @@ mod tests {
         };
         let kept = |strangers: &Strangers, is_counted| {
             let mut slices = nothing();
-            keep(&mut slices, strangers, is_counted);
+            keep(&mut slices, strangers, is_counted, &owner("d", "n"));
             slices
         };
         let slices = kept(&strangers(&published), true);

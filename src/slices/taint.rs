@@ -14,6 +14,8 @@ use clap::ValueEnum;
 use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceSlice};
 use tracing::{info, warn};
 
+use super::Owner;
+use super::probe::probe;
 use crate::api::{NodeSlices, SliceError};
 use crate::health::{Condition, Report};
 
@@ -58,13 +60,14 @@ impl Taints {
         slices: &mut [ResourceSlice],
         published: &[ResourceSlice],
         api: &NodeSlices,
+        owner: &Owner,
     ) -> Result<(), SliceError> {
-        let Some(first) = slices.first() else { return Ok(()) };
         if !devices(slices).any(|it| self.of(it).is_some()) {
             return Ok(());
         }
         if self.asked.is_none_or(|it| GATE_RETRY <= it.elapsed()) {
-            let probe = self.probe(first);
+            let taints = Some(vec![self.taint("probe", "true".to_owned())]);
+            let probe = probe(owner, Device { taints, ..Device::default() });
             let is_kept = !lost_taints(&probe, &api.try_create(&probe).await?);
             self.set(is_kept);
         }
@@ -117,18 +120,6 @@ impl Taints {
         };
         let key = format!("{}/{name}", self.driver);
         DeviceTaint { key, value: Some(value), effect: effect.to_owned(), time_added: None }
-    }
-
-    /// A slice that is never stored: it asks whether taints survive.
-    fn probe(&self, like: &ResourceSlice) -> ResourceSlice {
-        let mut probe = like.clone();
-        probe.metadata.name = Some(format!("probe-{}", probe.metadata.name.unwrap_or_default()));
-        probe.spec.pool.name.push_str("/probe");
-        probe.spec.pool.generation = 1;
-        probe.spec.shared_counters = None;
-        let taints = Some(vec![self.taint("probe", "true".to_owned())]);
-        probe.spec.devices = Some(vec![Device { name: "probe".to_owned(), taints, ..Device::default() }]);
-        probe
     }
 }
 

@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::info;
 
+use super::bind::bind;
 use super::{Silent, health_service};
 use crate::hardware::NodeState;
 use crate::kubelet::RegistrationState;
-use crate::slices::Publication;
+use crate::slices::{CounterSupport, Publication};
 
 /// What readiness is made of.
 #[derive(Debug, Clone)]
@@ -65,13 +66,22 @@ impl Health {
                 }
                 (true, text)
             }
-            Publication::WithoutCounters { devices, withheld } => (
-                false,
-                format!(
-                    "{devices} devices, {withheld} withheld: kube-apiserver drops shared counters; turn the feature gate \
-                     DRAPartitionableDevices on in kube-apiserver and kube-scheduler, or leave --mode=partitionable away"
-                ),
-            ),
+            Publication::WithoutCounters { support, devices, withheld } => {
+                let (reason, remedy) = match support {
+                    CounterSupport::SliceOnly => (
+                        "refuses counters of another slice",
+                        "upgrade kube-apiserver and kube-scheduler to 1.35.6 or later",
+                    ),
+                    CounterSupport::Pool | CounterSupport::Dropped => (
+                        "drops shared counters",
+                        "turn the feature gate DRAPartitionableDevices on in kube-apiserver and kube-scheduler",
+                    ),
+                };
+                let text = format!(
+                    "{devices} devices, {withheld} withheld: kube-apiserver {reason}; {remedy}, or remove --mode=partitionable"
+                );
+                (false, text)
+            }
         };
         let node = self.node.borrow();
         let mut gpus = match &node.hardware {
@@ -137,7 +147,7 @@ impl Health {
 /// without taking the sockets of the one that runs.
 pub async fn bind_health(address: SocketAddr) -> Result<TcpListener, HealthError> {
     let failed = |source| HealthError { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener = bind(address).await.map_err(failed)?;
     info!(address = %listener.local_addr().map_err(failed)?, "serving /healthz and /readyz");
     Ok(listener)
 }
@@ -211,9 +221,12 @@ mod tests {
 
     #[test]
     fn dropped_counters_and_a_silent_kubelet_are_not_ready_and_say_what_to_do() {
-        let withheld = Publication::WithoutCounters { devices: 2, withheld: 50 };
+        let without = |support| Publication::WithoutCounters { support, devices: 2, withheld: 50 };
+        let withheld = without(CounterSupport::Dropped);
         let (is_ready, text) = report(RegistrationState::Registered, withheld.clone());
         assert!(!is_ready && text.contains("DRAPartitionableDevices"), "{text}");
+        let (is_ready, text) = report(RegistrationState::Registered, without(CounterSupport::SliceOnly));
+        assert!(!is_ready && text.contains("upgrade kube-apiserver"), "{text}");
         let (is_ready, text) = report(
             RegistrationState::Waiting,
             Publication::Complete { slices: 2, devices: 26, is_counted: true },

@@ -1,5 +1,6 @@
 //! What the process says of itself: its log, whether it is ready, and its numbers.
 
+mod bind;
 mod grpc;
 mod health;
 mod logging;

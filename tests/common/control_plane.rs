@@ -9,7 +9,7 @@ use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use kube_sim::real::RealApiServer;
-use kube_sim::{ApiServer, Options};
+use kube_sim::{ApiServer, Options, Version};
 use tempfile::TempDir;
 
 /// An API server; it ends with its last clone.
@@ -42,6 +42,12 @@ impl ControlPlane {
             device_taints: keeps_taints,
             ..Options::default()
         };
+        Self::Simulated(Arc::new(ApiServer::start(options).await.unwrap()))
+    }
+
+    /// One of Kubernetes 1.34 with the gate on, where counters belong to a slice and not to a pool.
+    pub(crate) async fn simulated_1_34() -> Self {
+        let options = Options { version: Version::V1_34, partitionable_devices: true, ..Options::default() };
         Self::Simulated(Arc::new(ApiServer::start(options).await.unwrap()))
     }
 

@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use control_plane::{ControlPlane, each_control_plane};
 pub(crate) use kubelet::{is_soak, prepare, promised, try_prepare, try_unprepare, unprepare};
 pub(crate) use random::Random;
-pub(crate) use scrape::{Scrape, scrape, scrape_as};
+pub(crate) use scrape::{Scrape, get, scrape, scrape_as};
 
 pub(crate) const DRIVER: &str = "mig.dra-driver.dev";
 
@@ -106,6 +106,12 @@ impl Lab {
         let address = free_address();
         self.metrics = address.to_string();
         (self.with_args(extra), address)
+    }
+
+    /// The same with metrics at this address.
+    pub(crate) fn with_metrics_at(mut self, address: SocketAddr) -> Self {
+        self.metrics = address.to_string();
+        self
     }
 
     /// Starts the driver.

@@ -42,6 +42,16 @@ pub(crate) async fn scrape_as(address: SocketAddr, accept: &str) -> (String, Str
     (head.to_owned(), text.to_owned())
 }
 
+/// The answer to a GET; nothing where nobody answers.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    Some(answer)
+}
+
 impl Scrape {
     /// The value of the one series with this name and these labels, whatever other labels it has.
     pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {

@@ -38,7 +38,9 @@ fn objects(path: &Path) -> Vec<Value> {
 fn prepared(mut objects: Vec<Value>) -> Vec<Value> {
     objects.retain(|it| {
         let version = it["apiVersion"].as_str().unwrap();
-        !version.contains("kustomize.config.k8s.io") && !version.contains("monitoring.coreos.com")
+        !["kustomize.config.k8s.io", "monitoring.coreos.com", "security.openshift.io"]
+            .iter()
+            .any(|group| version.contains(group))
     });
     for object in &mut objects {
         let is_cluster_wide = CLUSTER_WIDE.contains(&object["kind"].as_str().unwrap());

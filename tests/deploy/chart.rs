@@ -15,8 +15,16 @@ use crate::template::Renderer;
 const NAMESPACE: &str = "dra-driver-mig";
 /// Manifests that do not come from the chart: Helm makes the namespace itself.
 const BY_HAND: [&str; 2] = ["kustomization.yaml", "namespace.yaml"];
-/// Of an API that not every cluster has, so it is not in the kustomization.
-const OPTIONAL: &str = "podmonitor.yaml";
+/// Of APIs that not every cluster has, so they are not in the kustomization; each with the value that renders it.
+const OPTIONAL: [(&str, &str); 2] = [
+    ("podmonitor.yaml", "podMonitor.enabled"),
+    ("securitycontextconstraints.yaml", "openshift.securityContextConstraints.enabled"),
+];
+
+/// The values that render all of them.
+fn with_optional() -> Value {
+    json!({"podMonitor": {"enabled": true}, "openshift": {"securityContextConstraints": {"enabled": true}}})
+}
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")
@@ -88,20 +96,21 @@ pub(crate) fn objects_of(kind: &str) -> Vec<Value> {
 
 #[test]
 fn the_manifests_are_what_the_chart_renders() {
-    let with_monitor = renderer(values(&json!({"podMonitor": {"enabled": true}})));
+    let with_optional = renderer(values(&with_optional()));
     let directory = root().join("manifests");
     let mut expected: BTreeSet<String> = BY_HAND.map(str::to_owned).into();
     for template in files(&chart().join("templates")) {
-        let (path, note) = if template == OPTIONAL {
-            (directory.join("optional").join(&template), " with podMonitor.enabled")
-        } else {
-            expected.insert(template.clone());
-            (directory.join(&template), "")
+        let (path, note) = match OPTIONAL.iter().find(|(it, _)| *it == template) {
+            Some((_, value)) => (directory.join("optional").join(&template), format!(" with {value}")),
+            None => {
+                expected.insert(template.clone());
+                (directory.join(&template), String::new())
+            }
         };
         let text = format!(
             "# Rendered from deploy/helm/dra-driver-mig/templates/{template}{note}; change it there, then run\n# \
              UPDATE_MANIFESTS=1 cargo test --test deploy\n{}",
-            render(&with_monitor, &template).trim_start()
+            render(&with_optional, &template).trim_start()
         );
         if std::env::var_os("UPDATE_MANIFESTS").is_some() {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -110,7 +119,7 @@ fn the_manifests_are_what_the_chart_renders() {
         assert!(read(&path) == text, "{} is not what the chart renders", path.display());
     }
     assert_eq!(files(&directory), expected);
-    assert_eq!(files(&directory.join("optional")), BTreeSet::from([OPTIONAL.to_owned()]));
+    assert_eq!(files(&directory.join("optional")), BTreeSet::from(OPTIONAL.map(|(it, _)| it.to_owned())));
 }
 
 #[test]
@@ -173,8 +182,9 @@ fn leaves(value: &Value, path: &str, whole: &BTreeSet<String>, found: &mut Vec<S
 #[test]
 fn every_value_is_used() {
     let mut used = BTreeSet::new();
-    let everything = json!({"podMonitor": {"enabled": true}, "driverRoot": "/run/nvidia/driver", "privileged": true,
-                            "runtimeClassName": "", "profiles": "1g.*", "layouts": {"configMap": "x"}});
+    let everything = json!({"podMonitor": {"enabled": true}, "openshift": {"securityContextConstraints": {"enabled": true}},
+                            "driverRoot": "/run/nvidia/driver", "privileged": true, "runtimeClassName": "", "profiles": "1g.*",
+                            "layouts": {"configMap": "x"}});
     for change in [json!({}), everything] {
         let renderer = renderer(values(&change));
         files(&chart().join("templates")).iter().for_each(|it| drop(render(&renderer, it)));
@@ -221,6 +231,7 @@ fn the_schema_takes_the_values_and_refuses_mistakes() {
         json!({"podMonitor": {"interval": "often"}}),
         json!({"resources": {"limit": {}}}),
         json!({"extraArgs": "--x"}),
+        json!({"openshift": {"enabled": true}}),
     ] {
         assert!(!errors(&wrong).is_empty(), "taken: {wrong}");
     }
@@ -232,6 +243,8 @@ pub(crate) fn variations() -> Vec<Value> {
         json!({}),
         json!({"privileged": true, "runtimeClassName": ""}),
         json!({"nriPlugin": true, "runtimeClassName": "", "podAnnotations": {"a/b": "c"}}),
+        json!({"openshift": {"securityContextConstraints": {"enabled": true}}}),
+        json!({"privileged": true, "runtimeClassName": "", "openshift": {"securityContextConstraints": {"enabled": true}}}),
         json!({"driverRoot": "/run/nvidia/driver", "devRoot": "/run/nvidia/driver", "migMode": "release"}),
         json!({"existingInstances": "adopt", "timeSlices": 4}),
         json!({"rbac": {"layoutLabels": true}, "podMonitor": {"enabled": true, "labels": {"release": "x"}}}),

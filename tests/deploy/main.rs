@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
 mod accepted;
+mod admission;
 mod chart;
 mod classes;
 #[path = "../common/mod.rs"]
 mod common;
 mod gpu_access;
 mod image;
+mod openshift;
 mod policy;
 mod rights;
 mod rollout;

@@ -43,24 +43,26 @@ pub(crate) async fn apply(client: &Client, object: &Value, dry_run: bool) -> Res
     api.patch(&text(&object["metadata"]["name"]), &params, &Patch::Apply(object)).await.map(|_| ())
 }
 
-/// A token of the driver's account: bound to a pod on this node, which is made for it, or to nothing.
-async fn token(admin: &Client, node: Option<&str>) -> String {
-    let mut bound_object_ref = None;
-    if let Some(node) = node {
-        let pods: Api<Pod> = Api::namespaced(admin.clone(), NAMESPACE);
-        let pod = json!({
-            "metadata": {"name": format!("driver-on-{node}")},
-            "spec": {"nodeName": node, "serviceAccountName": "dra-driver-mig",
-                     "containers": [{"name": "driver", "image": "x"}]},
-        });
-        let pod = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
-        bound_object_ref = Some(BoundObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            name: pod.metadata.name,
-            uid: pod.metadata.uid,
-        });
-    }
+/// A token of the driver's account that is bound to a pod of this name on this node, which is made for it.
+async fn token_on(admin: &Client, node: &str, name: &str) -> String {
+    let pods: Api<Pod> = Api::namespaced(admin.clone(), NAMESPACE);
+    let pod = json!({
+        "metadata": {"name": name},
+        "spec": {"nodeName": node, "serviceAccountName": "dra-driver-mig",
+                 "containers": [{"name": "driver", "image": "x"}]},
+    });
+    let pod = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+    let reference = BoundObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        name: pod.metadata.name,
+        uid: pod.metadata.uid,
+    };
+    token(admin, Some(reference)).await
+}
+
+/// A token of the driver's account, bound to this or to nothing.
+async fn token(admin: &Client, bound_object_ref: Option<BoundObjectReference>) -> String {
     let spec = TokenRequestSpec { bound_object_ref, ..TokenRequestSpec::default() };
     let request = TokenRequest { spec, ..TokenRequest::default() };
     let accounts: Api<ServiceAccount> = Api::namespaced(admin.clone(), NAMESPACE);
@@ -78,12 +80,26 @@ async fn client(plane: &ControlPlane, token: &str) -> Client {
 
 fn slice(node: &str, driver: &str) -> ResourceSlice {
     let slice = json!({
-        "metadata": {"name": format!("{node}-{driver}")},
+        "metadata": {"name": format!("0fff0-{driver}-{node}")},
         "spec": {"driver": driver, "nodeName": node,
                  "pool": {"name": format!("{node}/{driver}"), "generation": 1, "resourceSliceCount": 1},
                  "devices": []},
     });
     serde_json::from_value(slice).unwrap()
+}
+
+/// As in a merge patch: null removes.
+fn json_patch(value: &mut Value, change: &Value) {
+    let (Value::Object(map), Value::Object(change)) = (&mut *value, change) else {
+        return *value = change.clone();
+    };
+    for (key, it) in change {
+        if it.is_null() {
+            map.remove(key);
+        } else {
+            json_patch(map.entry(key.clone()).or_insert(Value::Null), it);
+        }
+    }
 }
 
 /// The API server's message for a refusal.
@@ -167,11 +183,11 @@ impl Installed {
         let mut other = Node::default();
         other.metadata.name = Some("other-node".to_owned());
         Api::<Node>::all(admin.clone()).create(&PostParams::default(), &other).await.unwrap();
-        let here = token(&admin, Some(&lab.node_name)).await;
+        let here = token_on(&admin, &lab.node_name, "driver-here").await;
         let mine = plane.kubeconfig().replace("token: sandbox", &format!("token: {here}"));
         std::fs::write(lab.path("kubeconfig"), mine).unwrap();
         let here = client(&plane, &here).await;
-        let there = client(&plane, &token(&admin, Some("other-node")).await).await;
+        let there = client(&plane, &token_on(&admin, "other-node", "driver-there").await).await;
         let unbound = client(&plane, &token(&admin, None).await).await;
 
         // A policy is in force some moments after it was made.
@@ -241,6 +257,51 @@ async fn a_pod_of_the_driver_writes_the_slices_of_its_own_node_and_driver_only()
         assert!(message.contains(&told), "{message}");
     }
 
+    // Nor one that only seems to be its own.
+    let own = |change: &Value| {
+        let mut slice = serde_json::to_value(&more).unwrap();
+        json_patch(&mut slice, change);
+        serde_json::from_value::<ResourceSlice>(slice).unwrap()
+    };
+    let other_pool = format!("other-node/{DRIVER}");
+    for (change, told) in [
+        (json!({"spec": {"pool": {"name": other_pool}}}), "resourceslices of the pool"),
+        (
+            json!({"spec": {"pool": {"name": other_pool, "generation": 999_999_999}}}),
+            "resourceslices of the pool",
+        ),
+        (json!({"spec": {"nodeName": "other-node"}}), "may not write resourceslices of node other-node"),
+        (
+            json!({"spec": {"nodeName": null, "allNodes": true}}),
+            "may not write resourceslices of node (none)",
+        ),
+        (json!({"spec": {"driver": "gpu.example.com"}}), "resourceslices of the driver"),
+        (json!({"metadata": {"name": format!("00000-{DRIVER}-other-node")}}), "with names such as"),
+        (json!({"metadata": {"name": format!("x-{DRIVER}-{}", lab.node_name)}}), "with names such as"),
+        (
+            json!({"metadata": {"name": null, "generateName": format!("00000-{DRIVER}-")}}),
+            "with names such as",
+        ),
+    ] {
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        for params in [&params, &dry] {
+            let message = refused(slices(&here).create(params, &own(&change)).await);
+            assert!(message.contains(told), "{change}: {message}");
+        }
+    }
+    // What somebody else has put under such a name it may neither change nor delete.
+    let squatted = own(
+        &json!({"metadata": {"name": format!("0fff1-{DRIVER}-{}", lab.node_name)}, "spec": {"driver": "gpu.example.com"}}),
+    );
+    let squatted = slices(&lab.client).create(&params, &squatted).await.unwrap();
+    let name_of_it = squatted.metadata.name.clone().unwrap();
+    for message in [
+        refused(slices(&here).replace(&name_of_it, &params, &squatted).await),
+        refused(slices(&here).delete(&name_of_it, &delete).await),
+    ] {
+        assert!(message.contains("resourceslices of the driver"), "{message}");
+    }
+
     // Nor those of another driver; and with a token that is bound to no pod, none at all.
     let message = refused(slices(&here).create(&params, &slice(&lab.node_name, "gpu.example.com")).await);
     assert!(message.contains("resourceslices of the driver"), "{message}");
@@ -249,9 +310,33 @@ async fn a_pod_of_the_driver_writes_the_slices_of_its_own_node_and_driver_only()
 
     // Its own it may.
     slices(&there).create(&params, &slice("other-node", DRIVER)).await.unwrap();
-    slices(&there).delete(&format!("other-node-{DRIVER}"), &delete).await.unwrap();
+    slices(&there).delete(&format!("0fff0-{DRIVER}-other-node"), &delete).await.unwrap();
     slices(&here).replace(&name, &params, &changed).await.unwrap();
     slices(&here).delete(&name, &delete).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slices_of_a_node_with_a_very_long_name_have_its_uid_in_theirs() {
+    let Some(Installed { lab, here, .. }) = Installed::new().await else {
+        return eprintln!("skipped: no KUBEBUILDER_ASSETS");
+    };
+    let mut node = Node::default();
+    node.metadata.name = Some("n".repeat(230));
+    let node = Api::<Node>::all(lab.client.clone()).create(&PostParams::default(), &node).await.unwrap();
+    let (name, uid) = (node.metadata.name.unwrap(), node.metadata.uid.unwrap());
+    let token = token_on(&lab.client, &name, "driver-on-a-long-name").await;
+    let there = client(&lab.plane, &token).await;
+    let slices = |client: &Client| Api::<ResourceSlice>::all(client.clone());
+    let named = |uid: &str| {
+        let mut slice = slice(&name, DRIVER);
+        slice.metadata.name = Some(format!("00000-{DRIVER}.{uid}"));
+        slice
+    };
+    let params = PostParams::default();
+    let message = refused(slices(&there).create(&params, &named("another")).await);
+    assert!(message.contains("with names such as"), "{message}");
+    refused(slices(&here).create(&params, &named(&uid)).await);
+    slices(&there).create(&params, &named(&uid)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

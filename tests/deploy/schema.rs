@@ -62,6 +62,49 @@ fn pod_monitor(object: &Value) -> Value {
     known
 }
 
+/// OpenShift's type is not in the Kubernetes API either: the fields of its CRD (openshift/api, security/v1), and those of them that
+/// it requires.
+fn security_context_constraints(object: &Value) -> Value {
+    const REQUIRED: [&str; 12] = [
+        "allowHostDirVolumePlugin",
+        "allowHostIPC",
+        "allowHostNetwork",
+        "allowHostPID",
+        "allowHostPorts",
+        "allowPrivilegedContainer",
+        "allowedCapabilities",
+        "defaultAddCapabilities",
+        "priority",
+        "readOnlyRootFilesystem",
+        "requiredDropCapabilities",
+        "volumes",
+    ];
+    const OPTIONAL: [&str; 14] = [
+        "allowPrivilegeEscalation",
+        "allowedFlexVolumes",
+        "allowedUnsafeSysctls",
+        "defaultAllowPrivilegeEscalation",
+        "forbiddenSysctls",
+        "fsGroup",
+        "groups",
+        "metadata",
+        "runAsUser",
+        "seLinuxContext",
+        "seccompProfiles",
+        "supplementalGroups",
+        "userNamespaceLevel",
+        "users",
+    ];
+    assert_eq!(object["apiVersion"], "security.openshift.io/v1");
+    let mut known = object.clone();
+    for required in REQUIRED {
+        assert!(known.as_object_mut().unwrap().contains_key(required), "{required} is missing");
+    }
+    let is_known = |it: &str| [&REQUIRED[..], &OPTIONAL, &["apiVersion", "kind"]].concat().contains(&it);
+    known.as_object_mut().unwrap().retain(|field, _| is_known(field));
+    known
+}
+
 #[test]
 fn every_object_of_the_chart_is_one_of_the_kubernetes_api() {
     for change in variations() {
@@ -77,6 +120,7 @@ fn every_object_of_the_chart_is_one_of_the_kubernetes_api() {
                 "PriorityClass" => kept::<PriorityClass>(&object),
                 "Role" => kept::<Role>(&object),
                 "RoleBinding" => kept::<RoleBinding>(&object),
+                "SecurityContextConstraints" => security_context_constraints(&object),
                 "ServiceAccount" => kept::<ServiceAccount>(&object),
                 "ValidatingAdmissionPolicy" => kept::<ValidatingAdmissionPolicy>(&object),
                 "ValidatingAdmissionPolicyBinding" => kept::<ValidatingAdmissionPolicyBinding>(&object),

@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::super::bind::bind;
 use super::Exporter;
 use super::plain::{OPEN_METRICS, PLAIN, plain, takes_open_metrics};
 
@@ -56,7 +57,7 @@ pub struct MetricsError {
 pub async fn bind_metrics(address: MetricsAddress) -> Result<Option<TcpListener>, MetricsError> {
     let MetricsAddress::At(address) = address else { return Ok(None) };
     let failed = |source| MetricsError { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener = bind(address).await.map_err(failed)?;
     info!(address = %listener.local_addr().map_err(failed)?, "serving /metrics");
     Ok(Some(listener))
 }

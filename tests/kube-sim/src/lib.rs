@@ -1,7 +1,9 @@
 //! A simulated Kubernetes control plane and kubelet, as far as Dynamic Resource Allocation needs them, over real sockets.
 //!
-//! Not a cluster: no networking, no images, no authentication. What it does simulate it takes from Kubernetes 1.35.
+//! Not a cluster: no networking, no images, no authentication. What it does simulate it takes from Kubernetes 1.35, and the rules for
+//! ResourceSlices from 1.34, too ([`Version`]).
 
+pub mod admission;
 pub mod allocator;
 pub mod api;
 pub mod cel_env;
@@ -16,5 +18,6 @@ pub use api::faults::{Fault, RequestInfo};
 pub use api::kinds;
 pub use api::server::{ApiServer, Options};
 pub use api::store::Part;
+pub use api::version::Version;
 pub use control::ControlPlane;
 pub use kubelet::{Kubelet, KubeletClient, KubeletOptions};

@@ -4,9 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::kinds::{self, Kind};
-
-/// The version that the server says it is.
-pub const VERSION: &str = "v1.35.6";
+use super::version::Version;
 
 /// An answer that does not depend on the stored objects.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,12 +29,13 @@ fn in_group(group: &str, version: &str) -> Vec<&'static Kind> {
 
 /// The answer to a discovery path; `None` where the path is about objects.
 #[must_use]
-pub fn answer(path: &str) -> Option<Answer> {
+pub fn answer(path: &str, version: Version) -> Option<Answer> {
+    let release = version.release();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let value = match parts.as_slice() {
         ["healthz" | "livez" | "readyz"] => return Some(Answer::Text("ok")),
         ["version"] => {
-            json!({"major": "1", "minor": "35", "gitVersion": VERSION, "gitCommit": "", "gitTreeState": "",
+            json!({"major": "1", "minor": version.minor(), "gitVersion": release, "gitCommit": "", "gitTreeState": "",
             "buildDate": "", "goVersion": "", "compiler": "", "platform": "linux/amd64"})
         }
         ["api"] => json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
@@ -45,12 +44,12 @@ pub fn answer(path: &str) -> Option<Answer> {
         ["apis", group] => group_entry(groups().into_iter().find(|(g, _)| g == group)?),
         ["apis", group, version] => resource_list(group, version)?,
         ["openapi", "v2"] => {
-            json!({"swagger": "2.0", "info": {"title": "kube-sim", "version": VERSION}, "paths": {},
+            json!({"swagger": "2.0", "info": {"title": "kube-sim", "version": release}, "paths": {},
             "definitions": {}})
         }
         ["openapi", "v3"] => openapi_index(),
-        ["openapi", "v3", "api", version] => openapi_group("", version)?,
-        ["openapi", "v3", "apis", group, version] => openapi_group(group, version)?,
+        ["openapi", "v3", "api", version] => openapi_group("", version, release)?,
+        ["openapi", "v3", "apis", group, version] => openapi_group(group, version, release)?,
         _ => return None,
     };
     Some(Answer::Json(value))
@@ -103,7 +102,7 @@ fn openapi_index() -> Value {
 }
 
 /// One document per group: no schemas, only the paths with the parameters that tell `kubectl` that the server validates.
-fn openapi_group(group: &str, version: &str) -> Option<Value> {
+fn openapi_group(group: &str, version: &str, release: &str) -> Option<Value> {
     let kinds = in_group(group, version);
     let root = kinds.first()?.root();
     let mut paths = Map::new();
@@ -118,7 +117,7 @@ fn openapi_group(group: &str, version: &str) -> Option<Value> {
         paths.insert(path, json!({"patch": operation, "put": operation}));
         paths.insert(format!("{root}{scope}/{}", kind.plural), json!({"post": operation}));
     }
-    let info = json!({"title": "kube-sim", "version": VERSION});
+    let info = json!({"title": "kube-sim", "version": release});
     Some(json!({"openapi": "3.0.0", "info": info, "paths": paths, "components": {"schemas": {}}}))
 }
 
@@ -129,7 +128,7 @@ mod tests {
     #[test]
     fn every_kind_is_discovered_under_its_group() {
         for kind in kinds::ALL {
-            let Some(Answer::Json(list)) = answer(&kind.root()) else {
+            let Some(Answer::Json(list)) = answer(&kind.root(), Version::default()) else {
                 panic!("{} is not discovered", kind.root())
             };
             let resources = list["resources"].as_array().unwrap();
@@ -143,7 +142,7 @@ mod tests {
 
     #[test]
     fn paths_about_objects_are_left_to_the_store() {
-        assert_eq!(answer("/api/v1/nodes"), None);
-        assert_eq!(answer("/apis/none.example.com"), None);
+        assert_eq!(answer("/api/v1/nodes", Version::default()), None);
+        assert_eq!(answer("/apis/none.example.com", Version::default()), None);
     }
 }

@@ -178,6 +178,13 @@ impl ApiError {
         Self { code: 422, reason: "Invalid", message, causes, object: None }
     }
 
+    /// A ValidatingAdmissionPolicy says no.
+    pub fn denied(kind: &Kind, name: &str, why: &str) -> Self {
+        let message =
+            format!("{}.{} \"{name}\" is forbidden: denied request: {why}", kind.plural, kind.group);
+        Self { code: 422, reason: "Invalid", message, causes: Vec::new(), object: None }
+    }
+
     /// Any other code, for injected faults.
     #[must_use]
     pub fn injected(code: u16) -> Self {

@@ -72,7 +72,7 @@ pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) 
 async fn serve(shared: &Arc<Shared>, request: Request) -> Response {
     let path = request.uri().path().to_owned();
     if request.method() == Method::GET
-        && let Some(answer) = discovery::answer(&path)
+        && let Some(answer) = discovery::answer(&path, shared.store.version())
     {
         return match answer {
             discovery::Answer::Json(value) => json_reply(StatusCode::OK, &value),

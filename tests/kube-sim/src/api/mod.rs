@@ -1,6 +1,6 @@
 //! The API server: a store of JSON objects behind plain HTTP, for the kinds that DRA touches.
 //!
-//! It refuses to be a general API server: no authentication, no admission webhooks, no custom resources.
+//! It refuses to be a general API server: no authentication, no admission but what a test sets, no custom resources.
 
 pub mod clock;
 pub mod discovery;
@@ -15,4 +15,5 @@ pub mod server;
 pub mod store;
 mod strategy;
 pub mod table;
+pub mod version;
 mod watch;

@@ -17,6 +17,7 @@ use super::kinds::{self, KindRef};
 use super::patch::Patch;
 use super::selector::Selectors;
 use super::store::{DeleteOptions, Gates, Part, Store, WriteOptions};
+use super::version::Version;
 
 /// How to start the server.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +28,8 @@ pub struct Options {
     pub device_taints: bool,
     /// `DRAResourceClaimDeviceStatus` off; it is on by default since 1.33.
     pub without_device_status: bool,
+    /// Whose rules apply.
+    pub version: Version,
     /// TCP port; any free one by default.
     pub port: Option<u16>,
 }
@@ -50,6 +53,7 @@ impl ApiServer {
         let listener = TcpListener::bind(("127.0.0.1", options.port.unwrap_or(0))).await?;
         let address = listener.local_addr()?;
         let gates = Gates {
+            version: options.version,
             partitionable_devices: options.partitionable_devices,
             device_taints: options.device_taints,
             without_device_status: options.without_device_status,
@@ -96,6 +100,11 @@ impl ApiServer {
     /// Switches `DRAPartitionableDevices`, as a restart of the server with another flag would.
     pub fn set_partitionable_devices(&self, on: bool) {
         self.shared.store.set_gates(|gates| gates.partitionable_devices = on);
+    }
+
+    /// Switches the version whose rules apply, as an upgrade of the server would.
+    pub fn set_version(&self, version: Version) {
+        self.shared.store.set_gates(|gates| gates.version = version);
     }
 
     /// The store, for controllers in the same process.

@@ -12,6 +12,7 @@ use super::error::{ApiError, FieldError};
 use super::kinds::{self, Kind, KindRef};
 use super::patch::{self, Patch};
 use super::selector::Selectors;
+use super::version::Version;
 use super::{clock, schema, strategy};
 
 pub use super::strategy::Part;
@@ -22,12 +23,38 @@ const HISTORY: usize = 20_000;
 /// Feature gates of the server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Gates {
+    /// The version of the server, which is no gate but changes what they let through.
+    pub version: Version,
     /// `DRAPartitionableDevices`: off in 1.35, on from 1.36. Off, shared counters are silently dropped.
     pub partitionable_devices: bool,
     /// `DRADeviceTaints`: off in 1.35. Off, device taints are silently dropped.
     pub device_taints: bool,
     /// `DRAResourceClaimDeviceStatus` is off, which it is not by default: `status.devices` of claims is silently dropped.
     pub without_device_status: bool,
+}
+
+/// What judges writes before they are made: the kind, `CREATE`, `UPDATE` or `DELETE`, and the object after and before.
+type Judge = Box<dyn Fn(KindRef, &str, &Value, &Value) -> Result<(), String> + Send>;
+
+/// Admission, where a test has set it.
+#[derive(Default)]
+struct Admission(Option<Judge>);
+
+impl std::fmt::Debug for Admission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Admission")
+    }
+}
+
+impl Admission {
+    fn judge(&self, kind: KindRef, operation: &str, new: &Value, old: &Value) -> Result<(), ApiError> {
+        let Some(judge) = &self.0 else { return Ok(()) };
+        judge(kind, operation, new, old).map_err(|why| {
+            let name =
+                [new, old].into_iter().find_map(|it| it["metadata"]["name"].as_str()).unwrap_or_default();
+            ApiError::denied(kind, name, &why)
+        })
+    }
 }
 
 /// Where an object stands.
@@ -105,6 +132,7 @@ struct Inner {
     history: VecDeque<Change>,
     compacted: u64,
     gates: Gates,
+    admission: Admission,
 }
 
 /// All objects of the simulated cluster.
@@ -137,6 +165,20 @@ impl Store {
     /// Switches `DRAPartitionableDevices`, as a restarted API server with another flag would.
     pub fn set_gates(&self, change: impl FnOnce(&mut Gates)) {
         change(&mut self.lock().gates);
+    }
+
+    /// Has every write judged from now on, whoever makes it.
+    pub fn set_admission(
+        &self,
+        judge: impl Fn(KindRef, &str, &Value, &Value) -> Result<(), String> + Send + 'static,
+    ) {
+        self.lock().admission = Admission(Some(Box::new(judge)));
+    }
+
+    /// The version of the server.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.lock().gates.version
     }
 
     /// The current resource version.
@@ -341,8 +383,9 @@ impl Store {
             }
         }
         strategy::before_update(kind, &old.value, &mut new, part, inner.gates);
-        strategy::validated(kind, &new, Some(&old.value), part)?;
+        strategy::validated(kind, &new, Some(&old.value), part, inner.gates.version)?;
         strategy::finish(kind, &mut new);
+        inner.admission.judge(kind, "UPDATE", &new, &old.value)?;
         if new == *old.value {
             // The real server does not write what does not change, so a no-op gives no watch event.
             if let Some(entry) = inner.objects.get_mut(key).filter(|_| !options.dry_run) {
@@ -390,6 +433,7 @@ impl Store {
                 return Err(ApiError::conflict(kind, name, &why));
             }
         }
+        inner.admission.judge(kind, "DELETE", &Value::Null, &old.value)?;
         if options.dry_run {
             return Ok((old.value.clone(), true));
         }
@@ -576,8 +620,9 @@ impl Inner {
             meta["generation"] = json!(1);
         }
         strategy::before_create(kind, &mut value, self.gates);
-        strategy::validated(kind, &value, None, Part::Main)?;
+        strategy::validated(kind, &value, None, Part::Main, self.gates.version)?;
         strategy::finish(kind, &mut value);
+        self.admission.judge(kind, "CREATE", &value, &Value::Null)?;
         Ok(value)
     }
 

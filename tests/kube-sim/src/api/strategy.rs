@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, FieldError};
 use super::kinds::Kind;
+use super::version::Version;
 use super::{clock, store::Gates};
 use crate::validate;
 
@@ -82,12 +83,18 @@ fn remove(object: &mut Value, key: &str) {
 }
 
 /// Everything wrong with an object, as 422.
-pub(super) fn validated(kind: &Kind, new: &Value, old: Option<&Value>, part: Part) -> Result<(), ApiError> {
+pub(super) fn validated(
+    kind: &Kind,
+    new: &Value,
+    old: Option<&Value>,
+    part: Part,
+    version: Version,
+) -> Result<(), ApiError> {
     let mut errors: Vec<FieldError> = Vec::new();
     let name = new["metadata"]["name"].as_str().unwrap_or("");
     validate::object_name(name, &mut errors);
     errors.extend(match (kind.kind, part) {
-        ("ResourceSlice", _) => validate::slice(new, old),
+        ("ResourceSlice", _) => validate::slice(new, old, version),
         ("ResourceClaim", Part::Main) => validate::claim(new, old),
         ("ResourceClaim", Part::Status) => validate::claim_status(new, old),
         ("ResourceClaimTemplate", _) => validate::claim_template(new, old),

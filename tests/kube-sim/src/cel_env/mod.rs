@@ -61,7 +61,7 @@ fn bind() -> Macro {
     })
 }
 
-fn environment() -> Env {
+pub(crate) fn environment() -> Env {
     let mut env = Env::stdlib();
     // Neither can clash with the standard library: the names are not in it.
     let added = env.add_macro(bind()).and_then(|()| env.add_extension(cel::extensions::strings));

@@ -190,7 +190,7 @@ fn create_node(store: &Store, name: &str) -> Result<(), crate::api::error::ApiEr
     let node = json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}},
         "status": {"capacity": capacity, "allocatable": capacity,
             "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "simulated"}],
-            "nodeInfo": {"kubeletVersion": crate::api::discovery::VERSION, "architecture": "amd64", "operatingSystem": "linux",
+            "nodeInfo": {"kubeletVersion": crate::api::version::Version::default().release(), "architecture": "amd64", "operatingSystem": "linux",
                 "bootID": "", "containerRuntimeVersion": "", "kernelVersion": "", "kubeProxyVersion": "", "machineID": "",
                 "osImage": "", "systemUUID": ""}}});
     store.create(&NODE, "", node, &WriteOptions::default()).map(drop)

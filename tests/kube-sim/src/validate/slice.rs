@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Errors, items, names, text, unique};
 use crate::api::error::FieldError;
+use crate::api::version::Version;
 
 const NODE_CHOICE: &str =
     "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required";
@@ -16,9 +17,14 @@ const MAX_ATTRIBUTES_AND_CAPACITIES: usize = 32;
 const MAX_VALUE_BYTES: usize = 64;
 const MAX_TAINTS: usize = 16;
 
+/// In 1.34: counters of all sets of a slice.
+const MAX_SHARED_COUNTERS_1_34: usize = 32;
+/// In 1.34: counters that all devices of a slice consume.
+const MAX_DEVICE_COUNTERS_1_34: usize = 1024;
+
 /// Everything wrong with a slice; `old` is the stored object where this is an update.
 #[must_use]
-pub fn slice(slice: &Value, old: Option<&Value>) -> Errors {
+pub fn slice(slice: &Value, old: Option<&Value>, version: Version) -> Errors {
     let mut errors = Vec::new();
     let spec = &slice["spec"];
     names::driver(text(spec, "driver"), "spec.driver".into(), &mut errors);
@@ -34,7 +40,8 @@ pub fn slice(slice: &Value, old: Option<&Value>) -> Errors {
     }
     node_choice(spec, &mut errors);
     let devices = items(spec, "devices");
-    if !spec["sharedCounters"].is_null() && !spec["devices"].is_null() {
+    let is_per_slice = version == Version::V1_34;
+    if !is_per_slice && !spec["sharedCounters"].is_null() && !spec["devices"].is_null() {
         errors.push(FieldError::invalid(
             "spec",
             &json!(""),
@@ -43,7 +50,7 @@ pub fn slice(slice: &Value, old: Option<&Value>) -> Errors {
     }
     let advanced =
         devices.iter().any(|d| !items(d, "taints").is_empty() || !items(d, "consumesCounters").is_empty());
-    let max = if advanced { MAX_DEVICES_WITH_COUNTERS_OR_TAINTS } else { MAX_DEVICES };
+    let max = if advanced && !is_per_slice { MAX_DEVICES_WITH_COUNTERS_OR_TAINTS } else { MAX_DEVICES };
     if devices.len() > max {
         errors.push(FieldError::too_many("spec.devices", devices.len(), max));
     }
@@ -53,7 +60,80 @@ pub fn slice(slice: &Value, old: Option<&Value>) -> Errors {
     }
     unique(devices.iter().map(|d| text(d, "name")), |i| format!("spec.devices[{i}]"), &mut errors);
     shared_counters(items(spec, "sharedCounters"), &mut errors);
+    if is_per_slice {
+        counters_within(spec, devices, &mut errors);
+    } else {
+        counters_of_the_pool(spec, devices, &mut errors);
+    }
     errors
+}
+
+/// 1.35: counters may be in any slice of the pool, so that no reference is checked.
+fn counters_of_the_pool(spec: &Value, devices: &[Value], errors: &mut Errors) {
+    let sets = items(spec, "sharedCounters");
+    if sets.len() > MAX_COUNTER_SETS {
+        errors.push(FieldError::too_many("spec.sharedCounters", sets.len(), MAX_COUNTER_SETS));
+    }
+    for (index, set) in sets.iter().enumerate() {
+        at_most(&set["counters"], &format!("spec.sharedCounters[{index}].counters"), errors);
+    }
+    for (index, device) in devices.iter().enumerate() {
+        let field = format!("spec.devices[{index}].consumesCounters");
+        let consumed = items(device, "consumesCounters");
+        if consumed.len() > MAX_COUNTER_SETS_PER_DEVICE {
+            errors.push(FieldError::too_many(field.clone(), consumed.len(), MAX_COUNTER_SETS_PER_DEVICE));
+        }
+        for (at, set) in consumed.iter().enumerate() {
+            at_most(&set["counters"], &format!("{field}[{at}].counters"), errors);
+        }
+    }
+}
+
+fn at_most(counters: &Value, field: &str, errors: &mut Errors) {
+    let count = counters.as_object().map_or(0, Map::len);
+    if count > MAX_COUNTERS {
+        errors.push(FieldError::too_many(field, count, MAX_COUNTERS));
+    }
+}
+
+/// 1.34 (`validateResourceSliceSpec`, `validateDevice` of v1.34.9): what a device consumes must be in the same slice; the numbers
+/// are limited over all sets.
+fn counters_within(spec: &Value, devices: &[Value], errors: &mut Errors) {
+    let sets = items(spec, "sharedCounters");
+    let count = |sets: &[Value]| -> usize {
+        sets.iter().map(|it| it["counters"].as_object().map_or(0, Map::len)).sum()
+    };
+    for (index, device) in devices.iter().enumerate() {
+        let field = format!("spec.devices[{index}]");
+        let consumed = items(device, "consumesCounters");
+        if count(consumed) > MAX_COUNTERS {
+            let why = "the total number of counters must not exceed 32";
+            errors.push(FieldError::invalid(field.as_str(), &json!(count(consumed)), why));
+        }
+        for (at, one) in consumed.iter().enumerate() {
+            let field = format!("{field}.consumesCounters[{at}]");
+            let Some(set) = sets.iter().find(|it| it["name"] == one["counterSet"]) else {
+                let why = "must reference a counterSet defined in the ResourceSlice sharedCounters";
+                errors.push(FieldError::invalid(format!("{field}.counterSet"), &one["counterSet"], why));
+                continue;
+            };
+            for name in one["counters"].as_object().into_iter().flat_map(Map::keys) {
+                if set["counters"].get(name).is_none() {
+                    let why = "must reference a counter defined in the ResourceSlice sharedCounters";
+                    errors.push(FieldError::invalid(format!("{field}.counters"), &json!(name), why));
+                }
+            }
+        }
+    }
+    let consumed: usize = devices.iter().map(|it| count(items(it, "consumesCounters"))).sum();
+    if consumed > MAX_DEVICE_COUNTERS_1_34 {
+        let why = "the total number of counters in devices must not exceed 1024";
+        errors.push(FieldError::invalid("spec.devices", &json!(consumed), why));
+    }
+    if count(sets) > MAX_SHARED_COUNTERS_1_34 {
+        let why = "the total number of shared counters must not exceed 32";
+        errors.push(FieldError::invalid("spec.sharedCounters", &json!(count(sets)), why));
+    }
 }
 
 fn pool(pool: &Value, errors: &mut Errors) {
@@ -123,9 +203,6 @@ fn one_term(selector: &Value, field: &str, errors: &mut Errors) {
 }
 
 fn shared_counters(sets: &[Value], errors: &mut Errors) {
-    if sets.len() > MAX_COUNTER_SETS {
-        errors.push(FieldError::too_many("spec.sharedCounters", sets.len(), MAX_COUNTER_SETS));
-    }
     for (index, set) in sets.iter().enumerate() {
         let field = format!("spec.sharedCounters[{index}]");
         names::dns_label(text(set, "name"), format!("{field}.name"), errors);
@@ -139,9 +216,6 @@ fn counters(counters: &Value, field: &str, errors: &mut Errors) {
     let counters = counters.as_object().unwrap_or(&none);
     if counters.is_empty() {
         errors.push(FieldError::required(field, ""));
-    }
-    if counters.len() > MAX_COUNTERS {
-        errors.push(FieldError::too_many(field, counters.len(), MAX_COUNTERS));
     }
     for name in counters.keys() {
         names::dns_label(name, format!("{field}[{name}]"), errors);
@@ -217,9 +291,6 @@ fn taints(taints: &[Value], field: &str, errors: &mut Errors) {
 
 fn consumption(sets: &[Value], field: &str, errors: &mut Errors) {
     let field = format!("{field}.consumesCounters");
-    if sets.len() > MAX_COUNTER_SETS_PER_DEVICE {
-        errors.push(FieldError::too_many(field.clone(), sets.len(), MAX_COUNTER_SETS_PER_DEVICE));
-    }
     for (index, set) in sets.iter().enumerate() {
         names::dns_label(text(set, "counterSet"), format!("{field}[{index}].counterSet"), errors);
         counters(&set["counters"], &format!("{field}[{index}].counters"), errors);
@@ -269,7 +340,7 @@ mod tests {
     }
 
     fn fields(slice_object: &Value) -> Vec<String> {
-        slice(slice_object, None).into_iter().map(|e| e.field).collect()
+        slice(slice_object, None, Version::V1_35).into_iter().map(|e| e.field).collect()
     }
 
     /// Changes the good slice at a JSON pointer and expects an error at exactly this field.
@@ -351,7 +422,57 @@ mod tests {
         let mut changed = good();
         changed["spec"]["nodeName"] = json!("m");
         changed["spec"]["pool"]["name"] = json!("m");
-        let found: Vec<String> = slice(&changed, Some(&good())).into_iter().map(|e| e.field).collect();
+        let found: Vec<String> =
+            slice(&changed, Some(&good()), Version::V1_35).into_iter().map(|e| e.field).collect();
         assert_eq!(found, ["spec.pool.name", "spec.nodeName"]);
+    }
+
+    fn messages_of_1_34(object: &Value) -> Vec<String> {
+        let found = slice(object, None, Version::V1_34);
+        found.into_iter().map(|it| format!("{}: {}", it.field, it.message)).collect()
+    }
+
+    #[test]
+    fn in_1_34_a_device_draws_on_the_counters_of_its_own_slice_only() {
+        let mut object = good();
+        let elsewhere = messages_of_1_34(&object);
+        assert_eq!(elsewhere.len(), 1, "{elsewhere:?}");
+        assert!(
+            elsewhere[0].starts_with("spec.devices[0].consumesCounters[0].counterSet: ")
+                && elsewhere[0]
+                    .contains("must reference a counterSet defined in the ResourceSlice sharedCounters"),
+            "{elsewhere:?}"
+        );
+        let set = |counter: &str| json!([{"name": "gpu-0", "counters": {counter: {"value": "1"}}}]);
+        object["spec"]["sharedCounters"] = set("memory-slice-1");
+        let other = messages_of_1_34(&object);
+        assert!(other.len() == 1 && other[0].contains("must reference a counter defined"), "{other:?}");
+        object["spec"]["sharedCounters"] = set("memory-slice-0");
+        assert_eq!(messages_of_1_34(&object), Vec::<String>::new());
+        assert_eq!(fields(&object), ["spec"], "1.35 has counters and devices in different slices");
+    }
+
+    #[test]
+    fn in_1_34_counters_are_limited_over_all_sets_of_a_slice() {
+        let counters = |n: usize| -> Map<String, Value> {
+            (0..n).map(|it| (format!("c{it}"), json!({"value": "1"}))).collect()
+        };
+        let mut object = good();
+        object["spec"]["devices"] = json!([]);
+        let sets = |n: usize| json!([{"name": "a", "counters": counters(16)}, {"name": "b", "counters": counters(n)}]);
+        object["spec"]["sharedCounters"] = sets(16);
+        assert_eq!(messages_of_1_34(&object), Vec::<String>::new());
+        object["spec"]["sharedCounters"] = sets(17);
+        assert_eq!(messages_of_1_34(&object).len(), 1);
+        object["spec"]["sharedCounters"] = sets(8);
+        let device = |index: usize| {
+            let consumed = json!([{"counterSet": "a", "counters": counters(16)}]);
+            json!({"name": format!("d-{index}"), "consumesCounters": consumed})
+        };
+        object["spec"]["devices"] = (0..64).map(device).collect();
+        assert_eq!(messages_of_1_34(&object), Vec::<String>::new());
+        object["spec"]["devices"] = (0..65).map(device).collect();
+        let found = messages_of_1_34(&object);
+        assert!(found.len() == 1 && found[0].contains("must not exceed 1024"), "{found:?}");
     }
 }
