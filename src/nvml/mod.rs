@@ -22,7 +22,7 @@ use nvml_wrapper::error::NvmlError;
 
 pub use device::{DeviceHandle, GpuInstanceHandle};
 pub use discover::{answers, discover, live_instances};
-pub use error::{CallError, Code};
+pub use error::{CallError, Code, RESET_ADVICE};
 pub use event::{EventKind, EventSet, GpuEvent};
 pub(crate) use monitor::is_unsupported;
 pub use monitor::{Heard, Hearing, Listening, Monitor};
