@@ -45,6 +45,8 @@ pub enum EventReason {
     LayoutPending,
     /// The layout is in force.
     LayoutApplied,
+    /// Another program writes the label that says how a layout stands.
+    MigManagerDetected,
     /// The API server no longer keeps counters, so layouts decide what is published.
     CountersDropped,
     /// The API server keeps counters again, so everything is published.
@@ -92,11 +94,12 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutPending,
         Self::LayoutApplied,
+        Self::MigManagerDetected,
         Self::CountersDropped,
         Self::CountersKept,
         Self::ForeignInstance,
@@ -124,6 +127,7 @@ impl EventReason {
             Self::LayoutRefused => "LayoutRefused",
             Self::LayoutPending => "LayoutPending",
             Self::LayoutApplied => "LayoutApplied",
+            Self::MigManagerDetected => "MigManagerDetected",
             Self::CountersDropped => "CountersDropped",
             Self::CountersKept => "CountersKept",
             Self::GpuUnhealthy => "GpuUnhealthy",
@@ -150,6 +154,7 @@ impl EventReason {
         match self {
             Self::UnreadableState
             | Self::LayoutRefused
+            | Self::MigManagerDetected
             | Self::CountersDropped
             | Self::ForeignInstance
             | Self::GpuNotOffered
@@ -193,6 +198,7 @@ impl EventReason {
             Self::LayoutRefused
             | Self::LayoutPending
             | Self::LayoutApplied
+            | Self::MigManagerDetected
             | Self::CountersDropped
             | Self::CountersKept => "Layout",
             Self::ForeignInstance | Self::GpuNotOffered | Self::GpuOffered => "Offer",
