@@ -7,9 +7,9 @@ mod chart;
 mod classes;
 #[path = "../common/mod.rs"]
 mod common;
+mod helm;
 mod image;
 mod policy;
 mod rights;
 mod rollout;
 mod schema;
-mod template;
