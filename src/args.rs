@@ -231,6 +231,10 @@ pub struct NodeArgs {
     /// changes [default: built-in layouts, such as all-balanced, all-disabled, all-1g.10gb].
     #[arg(long, env, value_name = "FILE")]
     pub layouts: Option<PathBuf>,
+    /// Whether this driver answers with the node label nvidia.com/mig.config.state how the layout stands. `off` leaves the
+    /// label to another program, such as a MIG manager that only switches MIG mode.
+    #[arg(long, env, value_enum, value_name = "STATE", default_value = "on")]
+    pub state_label: StateLabel,
     /// How long a device that leaves a layout is withdrawn before one that overlaps it is published; a scheduler that
     /// needs longer to notice has its pod refused by the node.
     #[arg(long, env, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
@@ -297,6 +301,15 @@ pub enum Mode {
     Partitionable,
     /// Devices that don't overlap, chosen by a layout.
     Layout,
+}
+
+/// Whether the state of a layout is written to the node's label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StateLabel {
+    /// It is.
+    On,
+    /// It is not; another program owns the label.
+    Off,
 }
 
 /// Arguments of `check`.

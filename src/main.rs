@@ -1,6 +1,7 @@
 //! Parses the command line and calls the library.
 
 use std::env;
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command as Process, ExitCode};
 
@@ -18,6 +19,12 @@ fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     match dra_driver_mig::run(cli) {
         Ok(status) => status,
+        // Whoever read the output has enough of it, as in `dra-driver-mig inspect | head`.
+        Err(error)
+            if error.downcast_ref::<io::Error>().is_some_and(|it| it.kind() == io::ErrorKind::BrokenPipe) =>
+        {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             // The driver's errors tell their causes themselves, so the chain below them would repeat it.
             if tracing::dispatcher::has_been_set() {

@@ -123,3 +123,55 @@ fn links_lead_somewhere() {
         }
     }
 }
+
+/// Texts that ask for a reset of a GPU, or for something that only a reset does.
+const RESETS: [&str; 5] = ["--gpu-reset", "reset the GPU", "needs a reset", "reset it", "RESET_REQUIRED"];
+
+fn asks_for_a_reset(text: &str) -> bool {
+    RESETS.iter().any(|it| plain(text).contains(it))
+}
+
+#[test]
+fn every_text_that_asks_for_a_reset_says_that_the_drivers_pod_stops_first() {
+    let says = |text: &str| text.contains("mig.dra-driver.dev/deploy=false") || text.contains("#reset-a-gpu");
+    let mut count = 0;
+    // A table row or a paragraph is read alone.
+    let mut pages = files(&root().join("docs"), ".md");
+    pages.push(root().join("README.md"));
+    for page in pages {
+        let text = std::fs::read_to_string(&page).unwrap();
+        let rows = text.lines().filter(|it| it.starts_with('|'));
+        let prose: String =
+            text.lines().filter(|it| !it.starts_with('|')).map(|it| format!("{it}\n")).collect();
+        for part in rows.map(str::to_owned).chain(prose.split("\n\n").map(str::to_owned)) {
+            // What explains and asks for nothing.
+            let explains = ["--gpu-reset` is refused", "(needs a reset)"].iter().any(|it| part.contains(it));
+            if explains || !asks_for_a_reset(&part) {
+                continue;
+            }
+            count += 1;
+            assert!(says(&part), "{}: {part}", page.display());
+        }
+    }
+    for file in ["alerts.yaml", "prometheusrule.yaml"] {
+        let text = std::fs::read_to_string(root().join("deploy/observability").join(file)).unwrap();
+        for alert in text.split("- alert:").filter(|it| asks_for_a_reset(it)) {
+            count += 1;
+            assert!(says(alert), "{file}: {alert}");
+        }
+    }
+    assert!(9 < count, "{count}");
+}
+
+#[test]
+fn the_program_has_one_text_that_says_how_to_reset_a_gpu() {
+    for file in files(&root().join("src"), ".rs") {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let is_its_place = file.ends_with("src/nvml/error.rs");
+        // Comments may speak of resets.
+        let code: String = text.lines().filter(|it| !it.trim_start().starts_with("//")).collect();
+        let asks = ["gpu-reset", "reset the GPU", "reset it", "reload of the NVIDIA driver"];
+        let found = asks.iter().filter(|it| code.contains(*it)).count();
+        assert!(found == 0 || is_its_place, "{}: use RESET_ADVICE", file.display());
+    }
+}

@@ -263,3 +263,36 @@ async fn every_field_of_the_json_is_documented_and_no_other() {
         rows.map(|it| it.rsplit('.').next().unwrap().trim_end_matches("[]").to_owned()).collect();
     assert_eq!(documented, printed);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_in_a_file_has_no_escape_sequences() {
+    let lab = lab("1xH100-80GB").await;
+    let (log, other) = (lab.path("node.log"), lab.path("inspect.log"));
+    let file = |path| std::fs::File::create(path).unwrap();
+    let read = |path| std::fs::read_to_string(path).unwrap();
+    let mut driver = lab.command().env_remove("NO_COLOR").stderr(file(&log)).spawn().unwrap();
+    eventually("the slices are published", async || read(&log).contains("resourceslices").then_some(()))
+        .await;
+    let pid = rustix::process::Pid::from_child(&driver);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(driver.wait().unwrap().success());
+    let text = read(&log);
+    assert!(text.contains("INFO") && text.contains("stopped"), "{text}");
+    assert!(!text.contains('\u{1b}'), "{text:?}");
+
+    // Nothing is wrong with this node, so `inspect` has nothing to log; with another library it has.
+    let mut inspect = command(&lab, &["--driver-library", "/nonexistent"]);
+    let inspect = inspect.env_remove("NO_COLOR").stderr(file(&other)).stdout(Stdio::null()).status().unwrap();
+    let text = read(&other);
+    assert!(!inspect.success() && text.contains("ERROR") && !text.contains('\u{1b}'), "{text:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_enough_is_no_error() {
+    let lab = lab("1xH100-80GB").await;
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output =
+        command(&lab, &[]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}

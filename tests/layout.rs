@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use common::{ControlPlane, Lab, device_names, each_control_plane, eventually, is_complete, node_events};
 use k8s_openapi::api::core::v1::Node;
@@ -12,6 +13,7 @@ use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube_sim::Version;
 use kube_sim::kubelet::{Claim, Plugin};
+use kube_sim::{Fault, RequestInfo};
 use serde_json::json;
 
 const CONFIG: &str = "nvidia.com/mig.config";
@@ -452,4 +454,85 @@ async fn a_layout_is_pending_while_no_gpu_can_be_offered() {
     state_when(&lab, "success").await;
     assert_eq!(published(&lab).await.len(), 7);
     lab.stop().await;
+}
+
+/// Another program sets the state label, as nvidia-mig-manager does it. The simulated API server keeps no field managers, so
+/// there they are written as the real one writes them.
+async fn set_state_as(lab: &Lab, manager: &str, value: &str) {
+    let mut metadata = json!({"labels": {STATE: value}});
+    if matches!(lab.plane, ControlPlane::Simulated(_)) {
+        let fields = json!({"f:metadata": {"f:labels": {format!("f:{STATE}"): {}}}});
+        metadata["managedFields"] = json!([{
+            "manager": manager, "operation": "Update", "apiVersion": "v1", "time": "2026-11-29T00:00:00Z",
+            "fieldsType": "FieldsV1", "fieldsV1": fields,
+        }]);
+    }
+    let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
+    let nodes = Api::<Node>::all(lab.client.clone());
+    nodes.patch(&lab.node_name, &params, &Patch::Merge(json!({"metadata": metadata}))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_writer_of_the_state_label_is_an_event_of_the_node() {
+    each_control_plane(false, async |plane| {
+        let mut lab = lab_without_file(plane, "1xH100-80GB").await;
+        label(&lab, Some("all-1g.10gb")).await;
+        lab.start();
+        state_when(&lab, "success").await;
+        assert!(node_events(&lab, "MigManagerDetected").await.is_empty(), "its own label is not another's");
+
+        set_state_as(&lab, "nvidia-mig-manager", "failed").await;
+        event_when(&lab, "MigManagerDetected", "set to `failed` by `nvidia-mig-manager`").await;
+        let remedy = format!("kubectl label node {} nvidia.com/gpu.deploy.mig-manager=false", lab.node_name);
+        event_when(&lab, "MigManagerDetected", &remedy).await;
+        state_when(&lab, "success").await;
+        lab.stop().await;
+        assert_eq!(node_events(&lab, "MigManagerDetected").await.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_state_label_off_it_is_left_to_others() {
+    let mut lab = lab_without_file(ControlPlane::simulated(false).await, "1xH100-80GB").await;
+    lab.set_args(&["--settle-time", "1", "--rescan-interval", "1", "--state-label", "off"]);
+    label(&lab, Some("all-7g.80gb")).await;
+    set_state_as(&lab, "nvidia-mig-manager", "rebooting").await;
+    lab.start();
+    published_when(&lab, &["1a:7g-80gb-0"]).await;
+    // The event comes after the label would have been written.
+    event_when(&lab, "LayoutApplied", "all-7g.80gb").await;
+    lab.stop().await;
+    assert_eq!(state(&lab).await.as_deref(), Some("rebooting"));
+    assert!(node_events(&lab, "MigManagerDetected").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_rights_on_nodes_the_label_is_ignored_and_that_is_logged_once() {
+    let ControlPlane::Simulated(server) = ControlPlane::simulated(false).await else { unreachable!() };
+    let lab = lab_without_file(ControlPlane::Simulated(Arc::clone(&server)), "1xH100-80GB").await;
+    label(&lab, Some("all-7g.80gb")).await;
+    // As with rbac.layoutLabels: false, which leaves `get` alone.
+    let is_refused = |it: &RequestInfo| {
+        it.path == "/api/v1/nodes" || it.path.starts_with("/api/v1/nodes/") && it.is_write()
+    };
+    server.inject(usize::MAX, is_refused, Fault::Status(403));
+    let before = server.requests().len();
+    let log = lab.path("log");
+    let mut driver = lab.command().stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+    published_when(&lab, &MIXED).await;
+    let scans = || std::fs::read_to_string(&log).unwrap();
+    eventually("the log has it", async || scans().contains("may not watch its Node").then_some(())).await;
+
+    driver.kill().unwrap();
+    driver.wait().unwrap();
+    let said = scans();
+    let lines: Vec<&str> = said.lines().filter(|it| it.contains("nodes") || it.contains("label")).collect();
+    let warnings: Vec<&&str> =
+        lines.iter().filter(|it| it.contains(" WARN ") || it.contains("ERROR")).collect();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    assert_eq!(said.matches("may not watch its Node").count(), 1, "{said}");
+    let asked = server.requests().split_off(before).into_iter().filter(is_refused).count();
+    assert_eq!(asked, 1, "it does not ask again and again");
+    assert_eq!(state(&lab).await, None);
 }

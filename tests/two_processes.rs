@@ -23,10 +23,7 @@ async fn lab() -> Lab {
 
 /// Where the kubelet finds the driver, and where it sends the work.
 fn sockets(lab: &Lab) -> [PathBuf; 2] {
-    [
-        lab.path(&format!("registry/{DRIVER}@reg.sock")),
-        lab.path(&format!("plugins/{DRIVER}/dra.sock")),
-    ]
+    [lab.path(&format!("registry/{DRIVER}@reg.sock")), lab.path(&format!("plugins/{DRIVER}/dra.sock"))]
 }
 
 /// The exit of a process that ends by itself, and what it has written.

@@ -13,11 +13,14 @@ mod story;
 use std::process::ExitCode;
 
 use clap::Parser;
+use dra_driver_mig::telemetry::{LogFormat, init_logging};
 
 fn main() -> ExitCode {
     let args = args::Args::parse();
-    let log = tracing_subscriber::EnvFilter::new(&args.log_level);
-    tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).init();
+    if let Err(error) = init_logging(&args.log_level, LogFormat::Text) {
+        eprintln!("sandbox: --log-level {}: {error}", args.log_level);
+        return ExitCode::FAILURE;
+    }
     // kube asks for a TLS provider even where it speaks plain HTTP.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Runtime::new() {

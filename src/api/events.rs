@@ -47,6 +47,8 @@ pub enum EventReason {
     LayoutPending,
     /// The layout is in force.
     LayoutApplied,
+    /// Another program writes the label that says how a layout stands.
+    MigManagerDetected,
     /// The API server no longer keeps counters, so layouts decide what is published.
     CountersDropped,
     /// The API server keeps counters again, so everything is published.
@@ -100,12 +102,13 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutHasNoEffect,
         Self::LayoutPending,
         Self::LayoutApplied,
+        Self::MigManagerDetected,
         Self::CountersDropped,
         Self::CountersKept,
         Self::ForeignInstance,
@@ -137,6 +140,7 @@ impl EventReason {
             Self::LayoutHasNoEffect => "LayoutHasNoEffect",
             Self::LayoutPending => "LayoutPending",
             Self::LayoutApplied => "LayoutApplied",
+            Self::MigManagerDetected => "MigManagerDetected",
             Self::CountersDropped => "CountersDropped",
             Self::CountersKept => "CountersKept",
             Self::GpuUnhealthy => "GpuUnhealthy",
@@ -167,6 +171,7 @@ impl EventReason {
             Self::UnreadableState
             | Self::LayoutRefused
             | Self::LayoutHasNoEffect
+            | Self::MigManagerDetected
             | Self::CountersDropped
             | Self::ForeignInstance
             | Self::GpuNotOffered
@@ -214,6 +219,7 @@ impl EventReason {
             | Self::LayoutHasNoEffect
             | Self::LayoutPending
             | Self::LayoutApplied
+            | Self::MigManagerDetected
             | Self::CountersDropped
             | Self::CountersKept => "Layout",
             Self::ForeignInstance | Self::GpuNotOffered | Self::GpuOffered | Self::MigDenied => "Offer",

@@ -25,7 +25,7 @@ pub use claims::{ClaimReader, ReadError};
 pub use counted::counted;
 pub use device_status::{Ailment, Ailments, DATA_VERSION, ailments, device_statuses};
 pub use events::{EventReason, Events, Subject};
-pub use node::{CONFIG_LABEL, LayoutLabels, OwnNode, STATE_LABEL};
+pub use node::{CONFIG_LABEL, FORBIDDEN_PAUSE, LabelError, LayoutLabels, OwnNode, STATE_LABEL};
 pub use rights::{RIGHTS, Right, is_allowed};
 pub use slices::{NodeSlices, SliceError, SliceErrorKind};
 

@@ -1,24 +1,29 @@
-//! This node's own Node object: the label that names a layout, and the one that says how it stands.
+//! This node's own Node object: the label that names a layout, and the one that answers how it stands.
 
 use std::collections::BTreeMap;
+use std::future::ready;
+use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use kube::api::{Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, Error};
 use serde_json::json;
+use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use super::slices::{SliceError, call};
-use super::with_causes;
+use super::{CALL_TIMEOUT, with_causes};
 
 /// The label by which people name a layout, as they do with the GPU Operator's MIG manager.
 pub const CONFIG_LABEL: &str = "nvidia.com/mig.config";
-/// The label that tells how far it is: `pending`, `success` or `failed`.
+/// The label that answers how the layout stands: `pending`, `success` or `failed`.
 pub const STATE_LABEL: &str = "nvidia.com/mig.config.state";
+
+/// How long an account that may not watch or label its Node waits before it asks again.
+pub const FORBIDDEN_PAUSE: Duration = Duration::from_secs(600);
 
 /// The Node object of this node.
 #[derive(Debug, Clone)]
@@ -26,6 +31,7 @@ pub struct OwnNode {
     /// Only the metadata: a node's status is long, and changes all the time.
     nodes: Api<PartialObjectMeta<Node>>,
     name: String,
+    manager: String,
 }
 
 /// What the node's labels say.
@@ -33,15 +39,27 @@ pub struct OwnNode {
 pub struct LayoutLabels {
     /// The layout that is asked for.
     pub config: Option<String>,
-    /// What was said of it last, by whomever.
+    /// How the layout stands, as written last.
     pub state: Option<String>,
+    /// The field manager that wrote `state`, where the API server names one.
+    pub state_manager: Option<String>,
+}
+
+/// Why the Node could not be labelled.
+#[derive(Debug, thiserror::Error)]
+#[error("label node {node}: {message}")]
+pub struct LabelError {
+    node: String,
+    message: String,
+    /// True where this account may not do it, so that trying again soon is useless.
+    pub is_forbidden: bool,
 }
 
 impl OwnNode {
-    /// The node of this name.
+    /// The node of this name; what is written to it has the field manager `manager`.
     #[must_use]
-    pub fn new(client: Client, name: &str) -> Self {
-        Self { nodes: Api::all(client), name: name.to_owned() }
+    pub fn new(client: Client, name: &str, manager: &str) -> Self {
+        Self { nodes: Api::all(client), name: name.to_owned(), manager: manager.to_owned() }
     }
 
     /// Its name.
@@ -50,24 +68,63 @@ impl OwnNode {
         &self.name
     }
 
-    /// The labels now, and whenever the Node changes. Reconnects for ever.
-    pub fn labels(&self) -> impl Stream<Item = LayoutLabels> + Send + use<> {
+    /// The field manager under which this driver writes.
+    #[must_use]
+    pub fn manager(&self) -> &str {
+        &self.manager
+    }
+
+    /// The labels now, and whenever the Node changes. Reconnects for ever. An error says that this account may not watch its
+    /// Node; it is tried again every [`FORBIDDEN_PAUSE`].
+    pub fn labels(&self) -> impl Stream<Item = Result<LayoutLabels, String>> + Send + use<> {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
-        watcher(self.nodes.clone(), config).default_backoff().filter_map(async |event| match event {
-            Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => Some(labels(&node.metadata)),
-            Ok(_) => None,
-            Err(error) => {
-                warn!(error = with_causes(&error), "watching the node's labels failed, trying again");
+        watcher(self.nodes.clone(), config).default_backoff().flat_map(|event| {
+            let mut pause = Duration::ZERO;
+            let item = match event {
+                Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => {
+                    Some(Ok(labels(&node.metadata)))
+                }
+                Ok(_) => None,
+                Err(error) if is_forbidden(&error) => {
+                    pause = FORBIDDEN_PAUSE;
+                    Some(Err(with_causes(&error)))
+                }
+                Err(error) => {
+                    warn!(error = with_causes(&error), "watching the node's labels failed, trying again");
+                    None
+                }
+            };
+            // The next request is made when this stream has ended.
+            let paused = stream::once(async move {
+                sleep(pause).await;
                 None
-            }
+            });
+            stream::iter(item).chain(paused.filter_map(ready))
         })
     }
 
     /// Sets the state label, or removes it.
-    pub async fn set_state(&self, state: Option<&str>) -> Result<(), SliceError> {
+    pub async fn set_state(&self, state: Option<&str>) -> Result<(), LabelError> {
         let patch = Patch::Merge(json!({"metadata": {"labels": {STATE_LABEL: state}}}));
-        let operation = format!("label node {}", self.name);
-        call(operation, self.nodes.patch(&self.name, &PatchParams::default(), &patch)).await.map(drop)
+        let params = PatchParams { field_manager: Some(self.manager.clone()), ..PatchParams::default() };
+        let failed =
+            |message: String, is_forbidden| LabelError { node: self.name.clone(), message, is_forbidden };
+        match timeout(CALL_TIMEOUT, self.nodes.patch(&self.name, &params, &patch)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(Error::Api(status))) => Err(failed(status.message.clone(), status.code == 403)),
+            Ok(Err(error)) => Err(failed(with_causes(&error), false)),
+            Err(_) => Err(failed(format!("no answer within {} s", CALL_TIMEOUT.as_secs()), false)),
+        }
+    }
+}
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(Error::Api(status))
+        | watcher::Error::WatchStartFailed(Error::Api(status))
+        | watcher::Error::WatchFailed(Error::Api(status)) => status.code == 403,
+        watcher::Error::WatchError(status) => status.code == 403,
+        _ => false,
     }
 }
 
@@ -75,5 +132,48 @@ fn labels(metadata: &ObjectMeta) -> LayoutLabels {
     let empty = BTreeMap::new();
     let labels = metadata.labels.as_ref().unwrap_or(&empty);
     let label = |name: &str| labels.get(name).filter(|it| !it.is_empty()).cloned();
-    LayoutLabels { config: label(CONFIG_LABEL), state: label(STATE_LABEL) }
+    let state = label(STATE_LABEL);
+    let state_manager = state.as_ref().and_then(|_| manager_of(metadata, STATE_LABEL));
+    LayoutLabels { config: label(CONFIG_LABEL), state, state_manager }
+}
+
+/// The field manager of a label; of several, the one that wrote last.
+fn manager_of(metadata: &ObjectMeta, label: &str) -> Option<String> {
+    let field = format!("f:{label}");
+    let has_it = |entry: &&ManagedFieldsEntry| {
+        entry.fields_v1.as_ref().is_some_and(|it| it.0["f:metadata"]["f:labels"].get(&field).is_some())
+    };
+    let entries = metadata.managed_fields.iter().flatten().filter(has_it);
+    entries.max_by_key(|it| it.time.as_ref().map(|it| it.0))?.manager.clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manager_of_the_state_label_is_the_last_that_wrote_it() {
+        // As kube-apiserver 1.35 writes it.
+        let entry = |manager: &str, time: &str, label: &str| {
+            json!({"manager": manager, "operation": "Update", "apiVersion": "v1", "time": time,
+                   "fieldsType": "FieldsV1", "fieldsV1": {"f:metadata": {"f:labels": {format!("f:{label}"): {}}}}})
+        };
+        let metadata = json!({
+            "labels": {CONFIG_LABEL: "all-balanced", STATE_LABEL: "success"},
+            "managedFields": [
+                entry("kubectl-label", "2026-11-29T03:00:00Z", CONFIG_LABEL),
+                entry("nvidia-mig-manager", "2026-11-29T01:00:00Z", STATE_LABEL),
+                entry("mig.dra-driver.dev", "2026-11-29T00:00:00Z", STATE_LABEL),
+            ],
+        });
+        let mut metadata: ObjectMeta = serde_json::from_value(metadata).unwrap();
+        let seen = labels(&metadata);
+        assert_eq!(seen.state_manager.as_deref(), Some("nvidia-mig-manager"));
+        assert_eq!(seen.config.as_deref(), Some("all-balanced"));
+
+        metadata.managed_fields = None;
+        assert_eq!(labels(&metadata).state_manager, None);
+        metadata.labels = None;
+        assert_eq!(labels(&metadata), LayoutLabels::default());
+    }
 }

@@ -20,6 +20,19 @@ pub struct Right {
     pub verb: &'static str,
 }
 
+impl Right {
+    /// What is lost without it, where the driver works without it.
+    #[must_use]
+    pub fn lost_without(&self) -> Option<&'static str> {
+        match (self.resource, self.verb) {
+            ("nodes", "list" | "watch") => Some("the node label nvidia.com/mig.config is ignored"),
+            ("nodes", "patch") => Some("the node label nvidia.com/mig.config.state is not written"),
+            ("resourceclaims/status", _) => Some("status.devices of ResourceClaims is not written"),
+            _ => None,
+        }
+    }
+}
+
 const fn right(group: &'static str, resource: &'static str, verb: &'static str) -> Right {
     Right { group, resource, verb }
 }

@@ -6,6 +6,7 @@ use super::runtime::CdiSetting;
 use crate::access::AccessReport;
 use crate::api::Right;
 use crate::cdi::{Missing, Severity};
+use crate::nvml::RESET_ADVICE;
 use crate::nvml::facts::NodeFacts;
 use crate::slices::CounterSupport;
 
@@ -205,7 +206,7 @@ fn gpus(subject: &'static str, facts: &NodeFacts) -> Vec<Finding> {
             gpu.product()
         );
         let remedy = format!(
-            "to have it cut: drain the node, `nvidia-smi -i {} -mig 1`, then reset the GPU or reboot",
+            "to have it cut: run `nvidia-smi -i {} -mig 1` on the node, then {RESET_ADVICE}",
             gpu.index
         );
         all.push(open(subject, text, Some(&remedy)));
@@ -353,18 +354,27 @@ fn rights(granted: &[(Right, Result<bool, String>)]) -> Vec<Finding> {
         "" => format!("{} {}", right.verb, right.resource),
         group => format!("{} {}.{group}", right.verb, right.resource),
     };
-    let refused: Vec<String> =
-        granted.iter().filter(|(_, it)| *it == Ok(false)).map(|(it, _)| named(it)).collect();
-    let unknown = granted.iter().find_map(|(_, it)| it.as_ref().err());
-    if !refused.is_empty() {
+    let refused = || granted.iter().filter(|(_, it)| *it == Ok(false)).map(|(it, _)| it);
+    let needed: Vec<String> = refused().filter(|it| it.lost_without().is_none()).map(named).collect();
+    let mut all = Vec::new();
+    if !needed.is_empty() {
         let remedy = "apply the RBAC rules that come with the driver (deploy/helm or deploy/manifests/rbac.yaml) for its \
                       service account";
-        return vec![missing(SUBJECT, format!("this account may not {}", refused.join(", ")), remedy)];
+        all.push(missing(SUBJECT, format!("this account may not {}", needed.join(", ")), remedy));
     }
-    match unknown {
-        Some(reason) => vec![open(SUBJECT, format!("cannot be told: {reason}"), None)],
-        None => vec![good(SUBJECT, format!("this account has all {} rights", granted.len()))],
+    let optional = refused().filter_map(|it| Some((named(it), it.lost_without()?)));
+    all.extend(optional.map(|(right, lost)| {
+        let remedy =
+            "the chart's values rbac.layoutLabels, rbac.deviceStatus and stateLabel grant what is optional";
+        open(SUBJECT, format!("this account may not {right}: {lost}"), Some(remedy))
+    }));
+    if let Some(reason) = granted.iter().find_map(|(_, it)| it.as_ref().err()) {
+        all.push(open(SUBJECT, format!("cannot be told: {reason}"), None));
     }
+    if all.is_empty() {
+        all.push(good(SUBJECT, format!("this account has all {} rights", granted.len())));
+    }
+    all
 }
 
 fn gate(counters: &Result<CounterSupport, String>) -> Finding {

@@ -127,6 +127,26 @@ fn rights_that_cannot_be_told_are_not_called_missing() {
 }
 
 #[test]
+fn a_right_without_which_the_driver_works_is_not_called_missing() {
+    let without = |resource: &str| {
+        let granted = RIGHTS.iter().map(|it| (*it, Ok(it.resource != resource))).collect();
+        of("permissions", &Facts { host: host(), cluster: ClusterFacts::Rights(granted) })
+    };
+    let found = without("resourceclaims/status");
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].verdict, Verdict::Open);
+    assert!(
+        found[0].text.contains("patch resourceclaims/status.resource.k8s.io: status.devices"),
+        "{found:?}"
+    );
+    // To read the Node is needed, the rest is not.
+    let found = without("nodes");
+    let verdicts: Vec<Verdict> = found.iter().map(|it| it.verdict).collect();
+    assert_eq!(verdicts, [Verdict::Missing, Verdict::Open, Verdict::Open, Verdict::Open]);
+    assert!(found[0].text.ends_with("may not get nodes"), "{found:?}");
+}
+
+#[test]
 fn the_list_has_one_line_for_what_is_good_and_two_for_what_is_not() {
     let found = [good("a", "fine"), missing("bcd", "gone", "bring it back"), open("e", "who knows", None)];
     let expected =

@@ -15,7 +15,7 @@ use crate::api::{EventReason, Events};
 use crate::checkpoint::Checkpoint;
 use crate::hardware::NodeState;
 use crate::inventory::ExistingInstances;
-use crate::nvml::{EventKind, GpuEvent, Heard, Hearing, is_unsupported};
+use crate::nvml::{EventKind, GpuEvent, Heard, Hearing, RESET_ADVICE, is_unsupported};
 use crate::telemetry::metrics::{EventGap, Metrics, Pods};
 
 /// How often the clock is looked at: a gap is told of that much later.
@@ -200,15 +200,14 @@ impl Follower {
                 EventReason::GpuUnhealthy,
                 format!(
                     "GPU {gpu} is unhealthy: NVML recommends {action}. Its free devices are withdrawn; allocated devices stay \
-                     published. End its pods, stop the driver's pod on the node, which holds the GPU open, and follow the \
-                     recommendation. The GPU is healthy again when NVML recommends nothing."
+                     published. To follow the recommendation: {RESET_ADVICE}. The GPU is healthy again when NVML recommends nothing."
                 ),
             ),
             Condition::Sick(sickness) => (
                 EventReason::GpuUnhealthy,
                 format!(
-                    "GPU {gpu} is unhealthy: {}. Nobody else is given a part of it; what claims have of it stays. It counts as \
-                     healthy again after a reboot of the node or a reload of the NVIDIA driver, or when {} is removed.",
+                    "GPU {gpu} is unhealthy: {}. Nothing more of it is offered; what claims have of it stays. To end this: \
+                     {RESET_ADVICE}. It counts as healthy again after a reboot, or when {} is removed.",
                     sickness.cause,
                     self.keeper.path().display()
                 ),
@@ -216,8 +215,8 @@ impl Follower {
             Condition::Lost { reason, .. } => (
                 EventReason::GpuLost,
                 format!(
-                    "GPU {gpu} does not answer: {reason}. Nobody else is given a part of it until it answers again; it needs a \
-                     reset, or the node a reboot."
+                    "GPU {gpu} does not answer: {reason}. Nothing more of it is offered until it answers again. To end this: \
+                     {RESET_ADVICE}."
                 ),
             ),
             Condition::Unmonitored { is_for_good: true, .. } => return,

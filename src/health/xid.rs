@@ -118,7 +118,7 @@ pub(super) fn meaning(xid: u64) -> Option<&'static str> {
     })
 }
 
-/// XIDs that make nothing unhealthy: those that [NVIDIA's catalogue](HARMLESS) says so of, and those that the operator adds.
+/// XIDs that make nothing unhealthy: those that NVIDIA's catalogue says so of, and those that the operator adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IgnoredXids(BTreeSet<u64>);
 

@@ -1,19 +1,19 @@
-//! Follows the node's label and the layout file, and says on the node how that goes.
+//! Follows the node's label and the layout file, and reports on the node how the layout stands.
 
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::choice::{Layouts, Refusal, choose, default_layouts};
 use super::memory::LayoutMemory;
 use super::source::LayoutSource;
-use crate::api::{EventReason, Events, LayoutLabels, OwnNode};
+use crate::api::{CONFIG_LABEL, EventReason, Events, FORBIDDEN_PAUSE, LayoutLabels, OwnNode, STATE_LABEL};
 use crate::backoff::Backoff;
 use crate::hardware::{Hardware, NodeState};
 use crate::kubelet::Turn;
@@ -55,8 +55,12 @@ pub struct LayoutFollower {
     decision: watch::Sender<Decision>,
     turn: Turn,
     labels: Option<LayoutLabels>,
+    /// Whether the state label is this driver's to write.
+    writes_state: bool,
     /// Whether the state label on the node is ours.
     wrote_state: bool,
+    /// The other writer of the state label of which an event was written.
+    other_writer: Option<String>,
     /// What was reported last.
     reported: Option<Report>,
     /// Whether the API server kept counters, when that was seen last.
@@ -84,7 +88,8 @@ struct Report {
 }
 
 impl LayoutFollower {
-    /// Follows the labels of `node` and, where there is one, `file`; what comes of it is told while it is `turn`.
+    /// Follows the labels of `node` and, where there is one, `file`; what comes of it is reported while it is `turn`: as events,
+    /// and in the state label unless `writes_state` leaves that to another program.
     #[must_use]
     pub fn new(
         node: OwnNode,
@@ -93,6 +98,7 @@ impl LayoutFollower {
         memory: LayoutMemory,
         decision: watch::Sender<Decision>,
         turn: Turn,
+        writes_state: bool,
     ) -> Self {
         let file = file.map(LayoutSource::new);
         let retry = (Backoff::new(PERIOD, LONGEST_PAUSE, node.name()), None);
@@ -104,7 +110,9 @@ impl LayoutFollower {
             decision,
             turn,
             labels: None,
+            writes_state,
             wrote_state: false,
+            other_writer: None,
             reported: None,
             was_counted: None,
             retry,
@@ -135,15 +143,32 @@ impl LayoutFollower {
             let published = publication.borrow_and_update().clone();
             self.tell(&gpus, &published).await;
             tokio::select! {
-                next = next_of(&mut labels) => {
-                    is_new |= self.labels.as_ref().is_none_or(|it| it.config != next.config);
-                    self.labels = Some(next);
-                }
+                next = next_of(&mut labels) => is_new |= self.take(next),
                 changed = hardware.changed() => if changed.is_err() { return },
                 changed = publication.changed() => if changed.is_err() { return },
                 _ = clock.tick() => is_new |= self.file.as_mut().is_some_and(LayoutSource::refresh),
             }
         }
+    }
+
+    /// Takes over what the Node says, and answers whether it may change the decision. What is known already stays in force while
+    /// this account may not watch its Node; without anything known, the node counts as one without the label.
+    fn take(&mut self, next: Result<LayoutLabels, String>) -> bool {
+        let next = match next {
+            Ok(next) => next,
+            Err(_) if self.labels.is_some() => return false,
+            Err(reason) => {
+                info!(
+                    reason,
+                    "this account may not watch its Node: the label {CONFIG_LABEL} is ignored, and layouts are chosen by the \
+                     built-in rule; to use the label, grant list, watch and patch on nodes (chart value rbac.layoutLabels)"
+                );
+                LayoutLabels::default()
+            }
+        };
+        let is_new = self.labels.as_ref().is_none_or(|it| it.config != next.config);
+        self.labels = Some(next);
+        is_new
     }
 
     fn decide(&mut self, hardware: Option<&Hardware>) {
@@ -185,6 +210,9 @@ impl LayoutFollower {
     async fn tell(&mut self, gpus: &Gpus, publication: &Publication) {
         let decision = self.decision.borrow().clone();
         let Some(labels) = self.labels.clone() else { return };
+        if self.turn.is_ours().await {
+            self.notice_other_writer(&labels);
+        }
         let (stage, waiting) = match (publication, gpus) {
             (Publication::Pending { .. }, _) => return,
             (_, Gpus::None(reason)) => (Stage::Pending, std::slice::from_ref(reason)),
@@ -221,12 +249,12 @@ impl LayoutFollower {
             // Whoever waits for the state has to learn that nothing will come.
             Stage::Failed | Stage::Unused => Some("failed"),
         };
-        // A state that somebody else wrote is none of ours to remove.
+        // A state that another program wrote is not ours to remove.
         if labels.state.as_deref() == state || state.is_none() && !self.wrote_state {
             return;
         }
         let (retry, not_before) = &mut self.retry;
-        if not_before.is_some_and(|it| Instant::now() < it) {
+        if !self.writes_state || not_before.is_some_and(|it| Instant::now() < it) {
             return;
         }
         match self.node.set_state(state).await {
@@ -235,15 +263,45 @@ impl LayoutFollower {
                 self.wrote_state = state.is_some();
                 if let Some(labels) = &mut self.labels {
                     labels.state = state.map(str::to_owned);
+                    labels.state_manager = state.map(|_| self.node.manager().to_owned());
                 }
+            }
+            Err(error) if error.is_forbidden => {
+                *not_before = Some(Instant::now() + FORBIDDEN_PAUSE);
+                warn!(
+                    %error,
+                    "this account may not label its Node: the label {STATE_LABEL} is not written; grant patch on nodes (chart \
+                     value rbac.layoutLabels), or leave the label alone with --state-label off"
+                );
             }
             Err(error) => {
                 if retry.failures() == 0 {
-                    warn!(%error, "cannot write the state of the layout to the node's label, trying again");
+                    warn!(%error, "the label {STATE_LABEL} could not be written, trying again");
                 }
                 *not_before = Some(Instant::now() + retry.failed());
             }
         }
+    }
+
+    /// Reports once that another program writes the state label: a MIG manager destroys instances that this driver offers.
+    fn notice_other_writer(&mut self, labels: &LayoutLabels) {
+        let other =
+            labels.state_manager.as_deref().filter(|it| self.writes_state && *it != self.node.manager());
+        if other == self.other_writer.as_deref() {
+            return;
+        }
+        self.other_writer = other.map(str::to_owned);
+        let (Some(manager), Some(state)) = (other, &labels.state) else { return };
+        let node = self.node.name();
+        let note = format!(
+            "label {STATE_LABEL} was set to `{state}` by `{manager}`, not by this driver. A MIG manager on this node destroys and \
+             creates the MIG instances that this driver offers: stop it here (kubectl label node {node} \
+             nvidia.com/gpu.deploy.mig-manager=false --overwrite). If it only switches MIG mode, leave the label to it: \
+             --state-label off, chart value stateLabel. If no program writes the label any more, remove it: kubectl label node \
+             {node} {STATE_LABEL}-"
+        );
+        warn!(state, manager, "another program writes the label {STATE_LABEL}");
+        self.events.tell(EventReason::MigManagerDetected, note);
     }
 
     /// Says so where the API server began or ceased to keep counters.
@@ -329,7 +387,7 @@ impl Gpus {
 }
 
 /// The next labels; the watch behind them reconnects for ever.
-async fn next_of(labels: &mut (impl Stream<Item = LayoutLabels> + Unpin)) -> LayoutLabels {
+async fn next_of<T>(labels: &mut (impl Stream<Item = T> + Unpin)) -> T {
     match labels.next().await {
         Some(labels) => labels,
         None => std::future::pending().await,

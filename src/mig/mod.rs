@@ -19,7 +19,7 @@ use std::fmt;
 use crate::checkpoint::{Progress, StoreError};
 use crate::inventory::MigSpec;
 use crate::nvml::facts::ComputeInstance;
-use crate::nvml::{CallError, Code, DeviceHandle, GpuInstanceHandle};
+use crate::nvml::{CallError, Code, DeviceHandle, GpuInstanceHandle, RESET_ADVICE};
 
 /// A MIG device that exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +37,8 @@ pub struct MigDevice {
 pub enum MigError {
     /// MIG mode did not change.
     #[error(
-        "MIG mode of the GPU could not be switched {wanted} (activation status {activation}{}); stop whatever uses \
-         the GPU (`nvidia-smi` lists processes), or reset it with `nvidia-smi --gpu-reset`",
+        "MIG mode of the GPU could not be switched {wanted} (activation status {activation}{}); stop what uses the GPU \
+         (`nvidia-smi` lists processes); where that does not help: {RESET_ADVICE}",
         if *pending { ", the change is pending" } else { "" }
     )]
     ModeNotSwitched {
@@ -51,8 +51,8 @@ pub enum MigError {
     },
     /// Switching needs a reset.
     #[error(
-        "MIG mode is {} and this GPU needs a reset to change that; drain the node, then run `nvidia-smi -mig {}` and \
-         reset the GPU", if *is_on { "on" } else { "off" }, u8::from(!*is_on)
+        "MIG mode is {} and this GPU needs a reset to change that; run `nvidia-smi -mig {}` on the node, then {RESET_ADVICE}",
+        if *is_on { "on" } else { "off" }, u8::from(!*is_on)
     )]
     NeedsReset {
         /// MIG mode now.

@@ -257,7 +257,7 @@ impl HardwareWatch {
                 uuid,
                 current = mode.current,
                 pending = mode.pending,
-                "MIG mode changes at the next GPU reset"
+                "MIG mode changes when the node is rebooted or the GPU is reset"
             );
         }
     }

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, Events, NodeSlices, OwnNode};
-use crate::args::NodeArgs;
+use crate::args::{NodeArgs, StateLabel};
 use crate::cdi::{ClaimFiles, Kind, ManagementFile};
 use crate::check;
 use crate::checkpoint::Checkpoint;
@@ -189,12 +189,13 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         metrics: metrics.clone(),
     });
     let follower = LayoutFollower::new(
-        OwnNode::new(client.clone(), &name),
+        OwnNode::new(client.clone(), &name, &driver),
         events,
         args.layouts.clone(),
         memory,
         decision,
         turn,
+        args.state_label == StateLabel::On,
     );
     let layouts = follower.run(node.clone(), publication.clone());
     let statuses = ClaimStatuses::new(client.clone(), checkpoint, reports, &name, &driver);

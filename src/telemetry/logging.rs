@@ -1,6 +1,8 @@
 //! The log: one line an event, to standard error.
 
-use std::io;
+use std::env;
+use std::ffi::OsStr;
+use std::io::{self, IsTerminal};
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
@@ -19,11 +21,31 @@ pub enum LogFormat {
 /// call in one process, as tests make it, changes nothing.
 pub fn init_logging(level: &str, format: LogFormat) -> Result<(), ParseError> {
     let filter = EnvFilter::try_new(level)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let colors = has_colors(io::stderr().is_terminal(), env::var_os("NO_COLOR").as_deref());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colors);
     // The error only says that a log is set up already.
     let _ = match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     Ok(())
+}
+
+/// Colors are for terminals; a file or a log collector would keep the escape sequences. `NO_COLOR`, unless empty, turns them
+/// off everywhere (https://no-color.org).
+fn has_colors(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colors_are_for_terminals_without_no_color() {
+        assert!(has_colors(true, None));
+        assert!(has_colors(true, Some(OsStr::new(""))));
+        assert!(!has_colors(true, Some(OsStr::new("1"))));
+        assert!(!has_colors(false, None));
+    }
 }

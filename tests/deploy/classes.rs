@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dra_driver_mig::inventory::{Attachment, Gpu, GpuState, inventory};
+use dra_driver_mig::nvml::facts::NodeFacts;
 use dra_driver_mig::nvml::{self, DeviceHandle};
 use dra_driver_mig::placement::{Policy, Ranking};
 use dra_driver_mig::slices::{Owner, render};
@@ -15,8 +16,8 @@ use serde_json::json;
 use crate::chart::{objects, objects_of};
 use crate::common::DRIVER;
 
-/// What the driver publishes for one GPU of a model, in MIG mode where it has one.
-fn devices(model: Model) -> Vec<Device> {
+/// What NVML says of one GPU of a model, in MIG mode where it has one.
+fn facts(model: Model) -> NodeFacts {
     let directory = tempfile::tempdir().unwrap();
     let node = SimNode::create(directory.path(), &[model]).unwrap();
     let library = nvml::open(&node.library()).unwrap();
@@ -25,48 +26,92 @@ fn devices(model: Model) -> Vec<Device> {
         DeviceHandle::by_uuid(&library, &uuid).unwrap().set_mig_mode(true).unwrap();
         node.reset_gpu(0).unwrap();
     }
-    let facts = nvml::discover(&library).unwrap();
+    nvml::discover(&library).unwrap()
+}
+
+/// What the driver publishes for the GPU.
+fn devices(facts: &NodeFacts) -> Vec<Device> {
     let mode = facts.gpus[0].mig.as_ref().map(|it| it.mode);
     let attachment = Attachment::default();
     let state = GpuState { mode, instances: Vec::new(), problem: None };
     let gpu = Gpu { facts: Arc::new(facts.gpus[0].clone()), attachment, state };
     let owner = Owner { driver: DRIVER.to_owned(), node: "n".to_owned(), node_uid: "u".to_owned() };
-    let offered = inventory(&facts, &[gpu], &BTreeSet::new());
+    let offered = inventory(facts, &[gpu], &BTreeSet::new());
     let ranking = Ranking::of(&offered, &BTreeSet::new(), Policy::Pack);
     let slices = render(&offered, &ranking, &owner);
     slices.into_iter().flat_map(|it| it.spec.devices.unwrap_or_default()).collect()
 }
 
-/// Names of the classes that take a device; a selector that fails fails the test.
-fn taken_by(driver: &str, device: &Device) -> BTreeSet<String> {
-    let evaluator = Evaluator::new();
-    let takes = |class: &serde_json::Value| {
-        class["spec"]["selectors"].as_array().unwrap().iter().all(|selector| {
-            let expression = selector["cel"]["expression"].as_str().unwrap();
-            evaluator
-                .selects(&compile(expression).unwrap(), driver, device)
-                .unwrap_or_else(|error| panic!("{expression} on {}: {error}", device.name))
-        })
+/// Names the shipped classes that take a device of a driver; a selector that fails fails the test.
+fn taker() -> impl Fn(&str, &Device) -> BTreeSet<String> {
+    let compiled = |class: &serde_json::Value| {
+        let selectors = class["spec"]["selectors"].as_array().unwrap().iter();
+        let expressions = selectors.map(|it| compile(it["cel"]["expression"].as_str().unwrap()).unwrap());
+        (class["metadata"]["name"].as_str().unwrap().to_owned(), expressions.collect::<Vec<_>>())
     };
-    let classes = objects_of("DeviceClass");
-    classes
-        .iter()
-        .filter(|it| takes(it))
-        .map(|it| it["metadata"]["name"].as_str().unwrap().to_owned())
-        .collect()
+    let classes: Vec<_> = objects_of("DeviceClass").iter().map(compiled).collect();
+    let evaluator = Evaluator::new();
+    move |driver, device| {
+        let is_taken = |(name, expressions): &(String, Vec<_>)| {
+            expressions.iter().all(|it| {
+                let answer = evaluator.selects(it, driver, device);
+                answer.unwrap_or_else(|error| panic!("{name} on {}: {error}", device.name))
+            })
+        };
+        classes.iter().filter(|it| is_taken(it)).map(|(name, _)| name.clone()).collect()
+    }
 }
 
 fn text(device: &Device, attribute: &str) -> String {
     device.attributes.as_ref().unwrap()[attribute].string.clone().unwrap()
 }
 
+/// The class of a profile.
+fn class(profile: &str) -> String {
+    format!("mig-{}", profile.replace('+', ".").replace("-me", ".nome"))
+}
+
+/// The profiles that mig-parted's own configuration names: a list that comes neither from this chart nor from the simulator.
+fn known_profiles() -> Vec<&'static str> {
+    let list = include_str!("../data/mig-parted-profiles.txt");
+    list.lines().filter(|it| !it.starts_with('#')).collect()
+}
+
+#[test]
+fn every_profile_that_mig_parted_names_has_a_class() {
+    let profiles = known_profiles();
+    assert!(70 < profiles.len(), "{}", profiles.len());
+    let mut expected: BTreeSet<String> = profiles.into_iter().map(class).collect();
+    expected.extend(["gpu.dra-driver.dev", "mig.dra-driver.dev"].map(str::to_owned));
+    let name = |it: serde_json::Value| it["metadata"]["name"].as_str().unwrap().to_owned();
+    let shipped: BTreeSet<String> = objects_of("DeviceClass").into_iter().map(name).collect();
+    assert_eq!(shipped, expected);
+}
+
+#[test]
+fn every_class_of_the_list_takes_the_devices_of_its_profile_alone() {
+    let taken_by = taker();
+    let mut facts = facts(Model::all().find(|it| it.name() == "H100-80GB").unwrap());
+    for profile in known_profiles() {
+        // A GPU that has this profile and no other, whatever model that will be.
+        let mig = facts.gpus[0].mig.as_mut().unwrap();
+        mig.profiles.truncate(1);
+        mig.profiles[0].name = profile.to_owned();
+        let devices = devices(&facts);
+        let device = devices.iter().find(|it| text(it, "type") == "mig").unwrap();
+        let expected = BTreeSet::from(["mig.dra-driver.dev".to_owned(), class(profile)]);
+        assert_eq!(taken_by(DRIVER, device), expected, "{profile}");
+    }
+}
+
 #[test]
 fn every_device_of_every_model_has_its_class() {
+    let taken_by = taker();
     let mut seen = BTreeSet::new();
     for model in Model::all() {
         // One of each kind: the other placements differ in nothing that a class asks for.
         let by_profile: BTreeMap<String, Device> =
-            devices(model).into_iter().map(|it| (text(&it, "profile"), it)).collect();
+            devices(&facts(model)).into_iter().map(|it| (text(&it, "profile"), it)).collect();
         assert_eq!(model.has_mig(), 1 < by_profile.len(), "{}", model.name());
         for (profile, device) in by_profile {
             if !seen.insert(profile.clone()) {
@@ -75,17 +120,16 @@ fn every_device_of_every_model_has_its_class() {
             let expected = if profile == "full" {
                 BTreeSet::from(["gpu.dra-driver.dev".to_owned()])
             } else {
-                let class = format!("mig-{}", profile.replace('+', ".").replace("-me", ".nome"));
-                BTreeSet::from(["mig.dra-driver.dev".to_owned(), class])
+                BTreeSet::from(["mig.dra-driver.dev".to_owned(), class(&profile)])
             };
             assert_eq!(taken_by(DRIVER, &device), expected, "{} {profile}", model.name());
         }
     }
-    assert_eq!(seen.len(), objects_of("DeviceClass").len() - 1, "a class for each profile and none besides");
 }
 
 #[test]
 fn a_device_of_another_driver_is_taken_by_no_class_and_breaks_none() {
+    let taken_by = taker();
     let bare = Device { name: "nic-0".to_owned(), ..Device::default() };
     assert_eq!(taken_by("nic.example.com", &bare), BTreeSet::new());
     // Even one that says of itself what ours say.
@@ -97,17 +141,39 @@ fn a_device_of_another_driver_is_taken_by_no_class_and_breaks_none() {
     assert_eq!(taken_by("nic.example.com", &disguised), BTreeSet::new());
 }
 
+/// The extended resource of each class that has one.
+fn resources(objects: &[serde_json::Value]) -> BTreeMap<String, String> {
+    let classes = objects.iter().filter(|it| it["kind"] == "DeviceClass");
+    let named = classes.filter_map(|it| {
+        let text = |it: &serde_json::Value| it.as_str().map(str::to_owned);
+        Some((text(&it["metadata"]["name"])?, text(&it["spec"]["extendedResourceName"])?))
+    });
+    named.collect()
+}
+
 #[test]
 fn extended_resources_have_the_device_plugins_names_and_can_be_left_out() {
-    let classes = objects_of("DeviceClass");
-    let resource = |name: &str| {
-        let class = classes.iter().find(|it| it["metadata"]["name"] == name).unwrap();
-        class["spec"]["extendedResourceName"].clone()
-    };
-    assert_eq!(resource("mig-1g.10gb"), "nvidia.com/mig-1g.10gb");
-    assert_eq!(resource("mig-1g.10gb.me"), "nvidia.com/mig-1g.10gb.me");
-    assert_eq!(resource("gpu.dra-driver.dev"), "nvidia.com/gpu");
-    assert_eq!(resource("mig.dra-driver.dev"), json!(null), "no device plugin has a name for any MIG device");
-    let without = objects(&json!({"deviceClasses": {"extendedResources": false}}));
-    assert!(without.iter().all(|it| it["spec"].get("extendedResourceName").is_none()));
+    let shipped = resources(&objects_of("DeviceClass"));
+    assert_eq!(shipped["mig-1g.10gb"], "nvidia.com/mig-1g.10gb");
+    assert_eq!(shipped["mig-1g.10gb.me"], "nvidia.com/mig-1g.10gb.me");
+    assert_eq!(shipped.get("mig.dra-driver.dev"), None, "no device plugin has a name for any MIG device");
+    // A second driver's class may have it, and the newer class would take all pods.
+    assert_eq!(shipped.get("gpu.dra-driver.dev"), None);
+    let Some(without) = objects(&json!({"deviceClasses": {"extendedResources": false}})) else { return };
+    assert_eq!(resources(&without), BTreeMap::new());
+    let with = objects(&json!({"deviceClasses": {"gpuExtendedResource": true}})).unwrap();
+    assert_eq!(resources(&with)["gpu.dra-driver.dev"], "nvidia.com/gpu");
+    assert_eq!(resources(&with).len(), shipped.len() + 1);
+}
+
+#[test]
+fn a_value_adds_classes_to_the_list() {
+    let change = json!({"deviceClasses": {"extraProfiles": ["1g.40gb", "1g.10gb"]}});
+    let Some(objects) = objects(&change) else { return };
+    let with = resources(&objects);
+    let shipped = resources(&objects_of("DeviceClass"));
+    let more: Vec<&String> = with.keys().filter(|it| !shipped.contains_key(*it)).collect();
+    assert_eq!(more, ["mig-1g.40gb"]);
+    let classes = objects.iter().filter(|it| it["kind"] == "DeviceClass").count();
+    assert_eq!(classes, objects_of("DeviceClass").len() + 1, "a profile in both lists has one class");
 }

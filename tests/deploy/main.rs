@@ -9,10 +9,10 @@ mod classes;
 #[path = "../common/mod.rs"]
 mod common;
 mod gpu_access;
+mod helm;
 mod image;
 mod openshift;
 mod policy;
 mod rights;
 mod rollout;
 mod schema;
-mod template;

@@ -17,7 +17,7 @@ use kube::{Api, Client, Config};
 use kube_sim::manifest;
 use serde_json::{Value, json};
 
-use crate::chart::objects;
+use crate::chart::shipped;
 use crate::common::{ControlPlane, DRIVER, Lab, eventually, is_complete};
 
 const NAMESPACE: &str = "dra-driver-mig";
@@ -114,7 +114,7 @@ pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, kube::Error>) -> Str
 async fn install(admin: &Client) {
     let namespace = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/manifests/namespace.yaml");
     apply(admin, &manifest::load(&namespace).unwrap()[0], false).await.unwrap();
-    for object in objects(&json!({})) {
+    for object in shipped() {
         apply(admin, &object, true).await.unwrap_or_else(|error| panic!("{error}\n{object:#}"));
         if object["kind"] != "DaemonSet" {
             apply(admin, &object, false).await.unwrap();

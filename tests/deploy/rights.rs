@@ -210,15 +210,20 @@ fn the_check_asks_for_the_rights_that_are_shipped() {
 }
 
 #[test]
-fn rights_on_nodes_beyond_reading_come_only_with_layout_labels() {
-    let roles = |on: bool| {
-        let all = objects(&json!({"rbac": {"layoutLabels": on}}));
-        granted(&all.into_iter().filter(|it| it.get("rules").is_some()).collect::<Vec<_>>())
+fn rights_on_nodes_beyond_reading_come_only_with_the_labels_that_need_them() {
+    let roles = |rbac: Value| {
+        let all = objects(&rbac)?;
+        Some(granted(&all.into_iter().filter(|it| it.get("rules").is_some()).collect::<Vec<_>>()))
     };
-    let with = roles(true);
-    let without = roles(false);
-    let more: Vec<(&str, &str)> =
-        with.difference(&without).map(|it| (it.2.as_str(), it.3.as_str())).collect();
-    let nodes = [("nodes", "list"), ("nodes", "patch"), ("nodes", "watch")];
-    assert_eq!(more, nodes);
+    let with = granted(&objects_of("ClusterRole"));
+    let missing = |without: &BTreeSet<Used>| -> Vec<(String, String)> {
+        with.difference(without).map(|it| (it.2.clone(), it.3.clone())).collect()
+    };
+    let nodes = |verbs: &[&str]| -> Vec<(String, String)> {
+        verbs.iter().map(|it| ("nodes".to_owned(), (*it).to_owned())).collect()
+    };
+    let Some(without) = roles(json!({"rbac": {"layoutLabels": false}})) else { return };
+    assert_eq!(missing(&without), nodes(&["list", "patch", "watch"]));
+    let Some(without) = roles(json!({"stateLabel": false})) else { return };
+    assert_eq!(missing(&without), nodes(&["patch"]));
 }

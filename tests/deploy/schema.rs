@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::chart::{objects, variations};
+use crate::chart::{objects, shipped, variations};
 
 /// What the type keeps of an object.
 fn kept<T: DeserializeOwned + Serialize + Debug>(object: &Value) -> Value {
@@ -107,8 +107,10 @@ fn security_context_constraints(object: &Value) -> Value {
 
 #[test]
 fn every_object_of_the_chart_is_one_of_the_kubernetes_api() {
-    for change in variations() {
-        for object in objects(&change) {
+    // Where Helm's engine is not at hand, at least those that are shipped.
+    let rendered: Option<Vec<Vec<Value>>> = variations().iter().map(objects).collect();
+    for objects in rendered.unwrap_or_else(|| vec![shipped()]) {
+        for object in objects {
             let kept = match object["kind"].as_str().unwrap() {
                 "ClusterRole" => kept::<ClusterRole>(&object),
                 "ClusterRoleBinding" => kept::<ClusterRoleBinding>(&object),
