@@ -8,6 +8,9 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
 use crate::cdi::{DEFAULT_LDCONFIG, DriverRoot, HookSettings, Root};
 use crate::health::IgnoredXids;
 use crate::inventory::{ExistingInstances, MOST_SHARES, ProfileFilter};
@@ -84,6 +87,10 @@ pub enum Command {
     /// List what the driver needs on this host and in the cluster, what of it is missing, and what to do. Changes nothing;
     /// exit status 1 if something is missing.
     Check(Box<CheckArgs>),
+    /// Write the CDI spec by which this driver's own container gets the GPUs, `<driver>-management.json` with the device
+    /// `<driver>/management=all`, from what the kernel lists in /proc. Run before `node` in an init container; needs no GPU, no
+    /// capability and no API server. Exit status 1 only if the spec cannot be written.
+    ManagementSpec(ManagementSpecArgs),
     /// Turn manifests that ask the device plugin (`nvidia.com/mig-1g.10gb: 1`, `nvidia.com/gpu: 1`) into ones that claim
     /// devices of this driver. Comments and what else is in the file stay. Exit status: 0 all converted, 1 something was
     /// left as it is (see standard error), 2 the file cannot be used and nothing is written.
@@ -278,7 +285,7 @@ pub struct NodeArgs {
     #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub rescan_interval: Duration,
     /// Log level, or a filter such as `info,dra_driver_mig::claim=debug`.
-    #[arg(long, env, value_name = "LEVEL", default_value = "info")]
+    #[arg(long, env, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
     pub log_level: String,
     /// Log format.
     #[arg(long, env, value_enum, value_name = "FORMAT", default_value = "text")]
@@ -348,6 +355,20 @@ pub struct InspectArgs {
     pub interval: Duration,
 }
 
+/// Arguments of `management-spec`.
+#[derive(Debug, Clone, Args)]
+pub struct ManagementSpecArgs {
+    /// Name of the DRA driver, which is the vendor of the CDI device.
+    #[arg(long, env, value_name = "NAME", default_value = "mig.dra-driver.dev")]
+    pub driver_name: String,
+    /// The proc file system.
+    #[arg(long, env, value_name = "DIR", default_value = "/proc")]
+    pub proc_root: PathBuf,
+    /// Where the spec goes; the container runtime must read this directory.
+    #[arg(long, env, value_name = "DIR", default_value = "/var/run/cdi")]
+    pub cdi_root: PathBuf,
+}
+
 /// Arguments of `convert`.
 #[derive(Debug, Clone, Args)]
 pub struct ConvertArgs {
@@ -372,6 +393,18 @@ fn pod_uid(text: &str) -> Result<String, String> {
     if is_pod_uid(text) { Ok(text.to_owned()) } else { Err("a pod's UID, as in metadata.uid".to_owned()) }
 }
 
+/// A level, or a list of `target=level`. EnvFilter alone would take a misspelt level for the name of a target.
+fn log_level(text: &str) -> Result<String, String> {
+    let is_known = |part: &str| {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level).trim();
+        level.parse::<LevelFilter>().is_ok()
+    };
+    if text.split(',').all(is_known) && EnvFilter::try_new(text).is_ok() {
+        return Ok(text.to_owned());
+    }
+    Err("a level (error, warn, info, debug, trace or off), or a list such as `info,dra_driver_mig::claim=debug`".to_owned())
+}
+
 fn time_slices(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(count) if (1..=MOST_SHARES).contains(&count) => Ok(count),
@@ -394,7 +427,7 @@ mod tests {
     fn the_command_line_is_consistent_and_every_flag_is_an_environment_variable() {
         let command = Cli::command();
         command.clone().debug_assert();
-        for name in ["node", "check"] {
+        for name in ["node", "check", "management-spec"] {
             let subcommand = command.find_subcommand(name).unwrap();
             for argument in subcommand.get_arguments().filter(|it| it.get_id() != "help") {
                 assert!(argument.get_env().is_some(), "{}", argument.get_id());
@@ -418,6 +451,16 @@ mod tests {
         assert_eq!((time_slices("1"), time_slices("48")), (Ok(1), Ok(48)));
         for text in ["0", "49", "-1", "two", ""] {
             assert!(time_slices(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_log_level_is_refused() {
+        for text in ["info", "warn", "off", "info,dra_driver_mig::claim=debug", "dra_driver_mig=trace"] {
+            assert_eq!(log_level(text).as_deref(), Ok(text));
+        }
+        for text in ["", "nonsense", "info,verbose", "dra_driver_mig=loud", "info,,"] {
+            assert!(log_level(text).is_err(), "{text}");
         }
     }
 

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::access::AccessReport;
 use crate::args::HardwareArgs;
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
 use crate::health::Report;
@@ -39,6 +40,8 @@ pub struct NodeState {
     pub problems: Vec<Problem>,
     /// Instances that somebody else made and that are not offered either, and why.
     pub left_alone: Vec<String>,
+    /// GPUs that this process does not see, and whether it may cut the others.
+    pub access: AccessReport,
     /// What GPUs and instances suffer from.
     pub health: Arc<Report>,
     /// How many devices of a GPU cannot be had, and why, by the name of its counter set.
@@ -48,7 +51,7 @@ pub struct NodeState {
 /// Why a GPU is not offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// UUID of the GPU; the NVML index of one that has not told its UUID.
+    /// UUID of the GPU; the NVML index of one that has not told its UUID, the PCI address of one that NVML does not show.
     pub gpu: String,
     /// Why.
     pub reason: String,
@@ -96,6 +99,7 @@ impl NodeState {
             problems: Vec::new(),
             left_alone: Vec::new(),
             withheld: BTreeMap::new(),
+            access: AccessReport::default(),
             health: Arc::default(),
         }
     }
@@ -171,26 +175,39 @@ impl Hardware {
         let sys_root = args.sys_root.clone();
         let (threads, events, is_stale) = (Mutex::default(), Arc::default(), Arc::default());
         let session = Session { nvml, threads, events, sys_root, is_stale, metrics: metrics.clone() };
-        let opened = Self::discover(Arc::new(session), boot_id, &BTreeMap::new())?;
-        opened.tell_of_skipped(&[]);
+        let opened = Self::discover(Arc::new(session), boot_id, None)?;
+        opened.log_missing(None);
         let (facts, gpus) = (&opened.facts, opened.gpus.len());
-        let driver = &facts.driver_version;
+        let driver = facts.driver_version.as_deref().unwrap_or("unknown");
         info!(library = %library.display(), driver, gpus, skipped = facts.skipped.len(), "NVML opened");
         Ok(opened)
     }
 
-    /// The same node looked at once more, for GPUs that were skipped; nothing where all is as it was. GPUs that are known
-    /// keep their threads. Blocks for as long as NVML takes.
+    /// The same node looked at once more, for GPUs that were skipped and facts that were unknown; nothing where all is as it
+    /// was. GPUs that are known keep their threads. Blocks for as long as NVML takes.
     pub fn again(&self) -> Result<Option<Self>, HardwareError> {
-        let found = Self::discover(Arc::clone(&self.session), self.boot_id.clone(), &self.gpus)?;
-        found.tell_of_skipped(&self.facts.skipped);
+        let found = Self::discover(Arc::clone(&self.session), self.boot_id.clone(), Some(self))?;
+        found.log_missing(Some(&self.facts));
         Ok((found.facts != self.facts).then_some(found))
     }
 
-    fn tell_of_skipped(&self, before: &[SkippedGpu]) {
-        for skipped in self.facts.skipped.iter().filter(|it| !before.contains(it)) {
+    /// Logs what `before` did not lack.
+    fn log_missing(&self, before: Option<&NodeFacts>) {
+        let was_skipped = |it: &SkippedGpu| before.is_some_and(|before| before.skipped.contains(it));
+        for skipped in self.facts.skipped.iter().filter(|it| !was_skipped(it)) {
             let SkippedGpu { index, uuid, reason, .. } = skipped;
             warn!(index, uuid, reason, "GPU skipped");
+        }
+        let was_unknown = |error: &CallError| before.is_some_and(|it| it.unknown.contains(error));
+        for error in self.facts.unknown.iter().filter(|it| !was_unknown(it)) {
+            warn!(%error, "fact unknown");
+        }
+        for gpu in &self.facts.gpus {
+            let known = before.and_then(|it| it.gpus.iter().find(|it| it.uuid == gpu.uuid));
+            let was_unknown = |error: &CallError| known.is_some_and(|it| it.unknown.contains(error));
+            for error in gpu.unknown.iter().filter(|it| !was_unknown(it)) {
+                warn!(uuid = gpu.uuid, %error, "fact of the GPU unknown: it is offered as far as that allows");
+            }
         }
     }
 
@@ -214,21 +231,30 @@ impl Hardware {
     fn discover(
         session: Arc<Session>,
         boot_id: String,
-        known: &BTreeMap<String, Arc<LiveGpu>>,
+        before: Option<&Self>,
     ) -> Result<Self, HardwareError> {
         let mut facts = nvml::discover(&session.nvml)?;
+        if let Some(NodeFacts { driver_version, cuda_version, unknown, .. }) = before.map(|it| &it.facts) {
+            facts.driver_version = facts.driver_version.or_else(|| driver_version.clone());
+            facts.cuda_version = facts.cuda_version.or(*cuda_version);
+            facts.unknown = nvml::still_unknown(unknown, &facts.unknown);
+        }
+        let known = before.map_or_else(BTreeMap::new, |it| it.gpus.clone());
         let mut gpus = BTreeMap::new();
         for gpu in &mut facts.gpus {
             let live = match known.get(&gpu.uuid) {
-                Some(known) => Arc::clone(known),
+                // What is known is kept, so that only what is new makes a difference.
+                Some(known) => match known.facts.completed_by(gpu) {
+                    Some(facts) => Arc::new(known.with_facts(facts)),
+                    None => Arc::clone(known),
+                },
                 None => Arc::new(session.start(gpu)?),
             };
-            // What is known is kept, so that only what is new makes a difference.
             *gpu = GpuFacts::clone(&live.facts);
             gpus.insert(gpu.uuid.clone(), live);
         }
         // What was known and cannot be described now stays: the next scan says what it suffers from.
-        for (uuid, live) in known {
+        for (uuid, live) in &known {
             if gpus.contains_key(uuid) {
                 continue;
             }
@@ -248,16 +274,20 @@ impl Hardware {
         self.gpus.get(uuid)
     }
 
-    /// True where a GPU was left out that may be there again: also one that was lost, after a reset.
+    /// True where a GPU was left out that may be there again, also one that was lost, after a reset; and where a fact is
+    /// unknown that may be known the next time.
     #[must_use]
     pub fn is_worth_another_look(&self) -> bool {
-        self.facts.skipped.iter().any(|it| !it.is_for_good)
+        let NodeFacts { gpus, skipped, unknown, .. } = &self.facts;
+        let mut unknown = unknown.iter().chain(gpus.iter().flat_map(|it| &it.unknown));
+        skipped.iter().any(|it| !it.is_for_good) || unknown.any(|it| !it.is_lasting())
     }
 
-    /// True where no GPU was left out that may come back with what was on it.
+    /// True where no GPU was left out that may come back with what was on it, and no MIG profile that one has.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.facts.skipped.iter().all(|it| it.is_gone)
+            && self.facts.gpus.iter().all(GpuFacts::has_all_profiles)
     }
 
     /// True where this GPU is not there any more, and what was on it neither; false also where it may be one that could
@@ -371,6 +401,21 @@ impl LiveGpu {
     #[must_use]
     pub fn recovery_action(&self) -> Option<RecoveryAction> {
         *self.recovery.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same GPU, of which more is known.
+    fn with_facts(&self, facts: GpuFacts) -> Self {
+        Self {
+            facts: Arc::new(facts),
+            queue: self.queue.clone(),
+            metrics: self.metrics.clone(),
+            attachment: self.attachment.clone(),
+            events: Arc::clone(&self.events),
+            is_stale: Arc::clone(&self.is_stale),
+            is_lost: AtomicBool::new(self.is_lost()),
+            recovery: Arc::clone(&self.recovery),
+            is_asked: Arc::clone(&self.is_asked),
+        }
     }
 
     async fn scan(&self) -> Result<Gpu, QueueClosed> {

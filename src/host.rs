@@ -20,9 +20,10 @@ pub fn boot_id(proc_root: &Path) -> io::Result<String> {
 #[must_use]
 pub fn attachment(sys_root: &Path, pci: PciAddress) -> Attachment {
     let device = sys_root.join("bus/pci/devices").join(pci.to_string());
-    let numa_node = read_line(&device.join("numa_node")).ok().and_then(|it| it.parse().ok()).unwrap_or(-1);
+    // The kernel says -1 where it knows no node.
+    let numa_node = read_line(&device.join("numa_node")).ok().and_then(|it| it.parse().ok());
     // The link leads to /sys/devices/pci0000:3a/…/0000:3b:00.0; its first component of that form is the root complex.
-    let pcie_root = std::fs::canonicalize(&device).ok().and_then(|it| root_complex(&it)).unwrap_or_default();
+    let pcie_root = std::fs::canonicalize(&device).ok().and_then(|it| root_complex(&it));
     Attachment { pcie_root, numa_node }
 }
 
@@ -57,8 +58,10 @@ mod tests {
         std::os::unix::fs::symlink(&device, bus.join("0000:3b:00.0")).unwrap();
 
         let found = attachment(root.path(), "0000:3b:00.0".parse().unwrap());
-        assert_eq!(found, Attachment { pcie_root: "pci0000:3a".to_owned(), numa_node: 1 });
+        assert_eq!(found, Attachment { pcie_root: Some("pci0000:3a".to_owned()), numa_node: Some(1) });
+        std::fs::write(device.join("numa_node"), "-1\n").unwrap();
+        assert_eq!(attachment(root.path(), "0000:3b:00.0".parse().unwrap()).numa_node, None);
         let unknown = attachment(root.path(), "0000:4b:00.0".parse().unwrap());
-        assert_eq!(unknown, Attachment { pcie_root: String::new(), numa_node: -1 });
+        assert_eq!(unknown, Attachment { pcie_root: None, numa_node: None });
     }
 }

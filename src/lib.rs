@@ -10,7 +10,8 @@
 //!
 //! [`placement`] says in which order the slices offer devices, [`layout`] which of them where there are no counters; [`node`]
 //! wires everything, [`checkpoint`] is what was promised, on disk, [`health`] what GPUs suffer from; [`api`], [`host`] and
-//! [`telemetry`] stand beside both flows. [`inspect`] and [`check`] only look.
+//! [`telemetry`] stand beside both flows. [`inspect`] and [`check`] only look. [`management`]
+//! runs before the driver and gives its container the GPUs.
 //!
 //! What is never lost, and the test behind each promise, is in [`guarantees`]. What holds everywhere:
 //!
@@ -37,6 +38,7 @@ pub mod claim;
 pub mod kubelet;
 pub mod mig;
 
+pub mod access;
 pub mod api;
 pub mod check;
 pub mod checkpoint;
@@ -46,6 +48,7 @@ pub mod hardware;
 pub mod health;
 pub mod host;
 pub mod inspect;
+pub mod management;
 pub mod node;
 pub mod telemetry;
 
@@ -62,8 +65,10 @@ use tracing::info;
 
 /// Runs a subcommand to its end. Answers the exit status of what ended well; only `convert` has others than 0.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    if let Command::Convert(args) = &cli.command {
-        return Ok(convert::run(args).into());
+    match &cli.command {
+        Command::Convert(args) => return Ok(convert::run(args).into()),
+        Command::ManagementSpec(args) => return management::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Node(_) | Command::Inspect(_) | Command::Check(_) => {}
     }
     // Two threads: the work is NVML's, on threads of its own, and waiting. Two more stand in for them while they wait for
     // a disk; with tokio's limit of 512 a burst of claims has a thread each, and each thread its share of the heap.
@@ -85,8 +90,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             }
             // No log: what there is to say is in the list.
             Command::Check(args) => check::run(&args).await?,
-            // Done above: it needs no runtime.
-            Command::Convert(_) => {}
+            // Done above: they need no runtime.
+            Command::Convert(_) | Command::ManagementSpec(_) => {}
         }
         Ok(ExitCode::SUCCESS)
     });

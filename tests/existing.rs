@@ -118,7 +118,11 @@ async fn an_adopted_instance_is_a_device_beside_what_it_leaves_of_the_gpu() {
         assert!(adopted.consumes_counters.is_none(), "what it takes is not in the counters");
         let keys = |it: &Device| it.attributes.as_ref().unwrap().keys().cloned().collect::<Vec<_>>();
         for other in devices.iter().filter(|it| it.name != adopted.name) {
-            assert_eq!((text(other, "uuid"), keys(other)), (String::new(), keys(adopted)));
+            assert_eq!(
+                (text(other, "uuid"), keys(other)),
+                (other.name.clone(), keys(adopted)),
+                "made on demand"
+            );
             let slices = other.consumes_counters.as_ref().unwrap()[0].counters.keys().cloned();
             let taken = ["memory-slice-2", "memory-slice-3"].map(str::to_owned).into();
             assert!(slices.collect::<BTreeSet<_>>().is_disjoint(&taken), "{}", other.name);

@@ -227,16 +227,21 @@ fn facts(name: &str, placements: Vec<Placement>, numbers: [u32; 8], texts: &[Str
         uuid: "GPU-1".into(),
         pci: "0000:1a:00.0".parse().unwrap(),
         pci_device_id: id,
-        product_name,
-        brand,
-        architecture,
-        compute_capability: (slices, id),
-        memory_bytes: u64::from(id) << 40,
+        product_name: Some(product_name),
+        brand: Some(brand),
+        architecture: Some(architecture),
+        compute_capability: Some((slices, id)),
+        memory_bytes: Some(u64::from(id) << 40),
+        unknown: Vec::new(),
         mig: Some(MigFacts { resetless: true, profiles: vec![profile], mode }),
     });
     let state = GpuState { mode: Some(mode), instances: Vec::new(), problem: None };
     let gpu = Gpu { facts: Arc::clone(&facts), attachment: Attachment::default(), state };
-    let node = NodeFacts { driver_version, gpus: vec![(*facts).clone()], ..NodeFacts::default() };
+    let node = NodeFacts {
+        driver_version: Some(driver_version),
+        gpus: vec![(*facts).clone()],
+        ..NodeFacts::default()
+    };
     (node, gpu)
 }
 

@@ -6,12 +6,11 @@ mod common;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use common::{ControlPlane, Lab, device_names, each_control_plane, eventually, is_complete};
+use common::{ControlPlane, Lab, device_names, each_control_plane, eventually, is_complete, node_events};
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use kube_sim::kubelet::{Claim, Plugin};
 use kube_sim::{Fault, RequestInfo};
 use serde_json::json;
@@ -96,21 +95,9 @@ async fn state_when(lab: &Lab, wanted: &str) {
     .await;
 }
 
-/// Notes of the node's events with this reason, oldest first.
-async fn events(lab: &Lab, reason: &str) -> Vec<String> {
-    let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
-    let mut found: Vec<Event> = events.list(&ListParams::default()).await.unwrap().items;
-    found.retain(|it| {
-        it.regarding.as_ref().and_then(|it| it.name.as_ref()) == Some(&lab.node_name)
-            && it.reason.as_deref() == Some(reason)
-    });
-    found.sort_by_key(|it| it.event_time.as_ref().map(|it| it.0));
-    found.into_iter().filter_map(|it| it.note).collect()
-}
-
 async fn event_when(lab: &Lab, reason: &str, text: &str) {
     eventually(&format!("an event {reason} says {text:?}"), async || {
-        events(lab, reason).await.iter().any(|it| it.contains(text)).then_some(())
+        node_events(lab, reason).await.iter().any(|it| it.contains(text)).then_some(())
     })
     .await;
 }
@@ -242,7 +229,7 @@ async fn what_is_unprepared_but_still_allocated_is_not_withdrawn() {
     unprepare(&kubelet, &shared).await;
     // The next pod that uses the claim.
     eventually("the claims are read after the device is not held any more", async || {
-        events(&lab, "LayoutPending").await.first().map(drop)
+        node_events(&lab, "LayoutPending").await.first().map(drop)
     })
     .await;
     prepare(&kubelet, &shared).await.unwrap();
@@ -340,7 +327,9 @@ async fn a_gate_that_is_turned_off_and_on_moves_between_the_modes_and_keeps_what
     label(&lab, Some("mixed")).await;
     lab.start();
     lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26).await;
-    assert_eq!(state(&lab).await, None, "where everything is published, a layout has no state");
+    state_when(&lab, "failed").await;
+    event_when(&lab, "LayoutHasNoEffect", "layout `mixed` has no effect on this node: kube-apiserver keeps")
+        .await;
     let kubelet = lab.kubelet().await;
     let claim = lab.claim_of("one", "gpu-0000-1a-00-mig-1g-10gb-6").await;
     prepare(&kubelet, &claim).await.unwrap();
@@ -357,7 +346,7 @@ async fn a_gate_that_is_turned_off_and_on_moves_between_the_modes_and_keeps_what
     let counted = slices.iter().flat_map(|it| it.spec.devices.iter().flatten());
     assert!(counted.into_iter().all(|it| it.consumes_counters.is_some()));
     event_when(&lab, "CountersKept", "every placement").await;
-    eventually("the state is taken back", async || state(&lab).await.is_none().then_some(())).await;
+    state_when(&lab, "failed").await;
     assert_eq!(lab.instances().len(), 2);
     lab.stop().await;
 }
@@ -371,6 +360,74 @@ async fn the_layout_mode_can_be_chosen_where_the_gate_is_on() {
     lab.start();
     published_when(&lab, &MIXED).await;
     state_when(&lab, "success").await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layout_that_asks_nothing_of_the_nodes_gpus_fails_and_says_why() {
+    each_control_plane(false, async |plane| {
+        let mut lab = lab(plane.clone(), "1xL4").await;
+        lab.start();
+        for (name, why) in [
+            ("mixed", "no entry matches a GPU of this node; it has GPU 0 (NVIDIA L4, 0000:1a:00.0), PCI id 0x27B810DE"),
+            ("small", "ask for MIG instances, which none of these GPUs can have"),
+        ] {
+            label(&lab, Some(name)).await;
+            event_when(&lab, "LayoutHasNoEffect", &format!("layout `{name}` has no effect on this node")).await;
+            event_when(&lab, "LayoutHasNoEffect", why).await;
+            state_when(&lab, "failed").await;
+            published_when(&lab, &["1a-00"]).await;
+        }
+        // This one has what it asks for, although it was so before.
+        label(&lab, Some("whole")).await;
+        state_when(&lab, "success").await;
+        lab.stop().await;
+
+        let mut lab = lab_without_file(plane, "1xL4").await;
+        label(&lab, Some("all-balanced")).await;
+        lab.start();
+        event_when(&lab, "LayoutHasNoEffect", "no GPU of this node can have MIG instances").await;
+        state_when(&lab, "failed").await;
+        lab.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_success_that_was_left_on_the_node_does_not_stay_where_layouts_have_no_effect() {
+    let mut lab = lab_without_file(ControlPlane::simulated(true).await, "1xH100-80GB").await;
+    label(&lab, Some("all-1g.10gb")).await;
+    let left = Patch::Merge(json!({"metadata": {"labels": {STATE: "success"}}}));
+    let nodes = Api::<Node>::all(lab.client.clone());
+    nodes.patch(&lab.node_name, &PatchParams::default(), &left).await.unwrap();
+    lab.start();
+    state_when(&lab, "failed").await;
+    event_when(&lab, "LayoutHasNoEffect", "--mode=layout").await;
+    assert_eq!(node_events(&lab, "LayoutApplied").await, [""; 0]);
+    label(&lab, None).await;
+    eventually("the state goes with the label", async || state(&lab).await.is_none().then_some(())).await;
+    lab.stop().await;
+
+    let lab = Lab::new(ControlPlane::simulated(false).await, "1xH100-80GB").await;
+    let mut lab = lab.with_args(&["--mode", "partitionable", "--settle-time", "1"]);
+    label(&lab, Some("all-disabled")).await;
+    lab.start();
+    event_when(&lab, "LayoutHasNoEffect", "--mode=partitionable publishes whole GPUs").await;
+    state_when(&lab, "failed").await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layout_is_pending_while_no_gpu_can_be_offered() {
+    let mut lab = lab_without_file(ControlPlane::simulated(false).await, "1xH100-80GB").await;
+    lab.sim.break_handle(0, Some(nvml_sim::Code::UNKNOWN)).unwrap();
+    label(&lab, Some("all-1g.10gb")).await;
+    lab.start();
+    state_when(&lab, "pending").await;
+    event_when(&lab, "LayoutPending", "nvmlDeviceGetHandleByIndex_v2 failed with UNKNOWN").await;
+    lab.sim.break_handle(0, None).unwrap();
+    state_when(&lab, "success").await;
+    assert_eq!(published(&lab).await.len(), 7);
     lab.stop().await;
 }
 
@@ -397,7 +454,7 @@ async fn another_writer_of_the_state_label_is_an_event_of_the_node() {
         label(&lab, Some("all-1g.10gb")).await;
         lab.start();
         state_when(&lab, "success").await;
-        assert!(events(&lab, "MigManagerDetected").await.is_empty(), "its own label is not another's");
+        assert!(node_events(&lab, "MigManagerDetected").await.is_empty(), "its own label is not another's");
 
         set_state_as(&lab, "nvidia-mig-manager", "failed").await;
         event_when(&lab, "MigManagerDetected", "set to `failed` by `nvidia-mig-manager`").await;
@@ -405,7 +462,7 @@ async fn another_writer_of_the_state_label_is_an_event_of_the_node() {
         event_when(&lab, "MigManagerDetected", &remedy).await;
         state_when(&lab, "success").await;
         lab.stop().await;
-        assert_eq!(events(&lab, "MigManagerDetected").await.len(), 1);
+        assert_eq!(node_events(&lab, "MigManagerDetected").await.len(), 1);
     })
     .await;
 }
@@ -422,7 +479,7 @@ async fn with_the_state_label_off_it_is_left_to_others() {
     event_when(&lab, "LayoutApplied", "all-7g.80gb").await;
     lab.stop().await;
     assert_eq!(state(&lab).await.as_deref(), Some("rebooting"));
-    assert!(events(&lab, "MigManagerDetected").await.is_empty());
+    assert!(node_events(&lab, "MigManagerDetected").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

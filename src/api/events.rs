@@ -41,6 +41,8 @@ pub enum EventReason {
     UnreadableState,
     /// The layout that the node's label asks for cannot be had.
     LayoutRefused,
+    /// The layout that the node's label asks for changes nothing here.
+    LayoutHasNoEffect,
     /// The layout is in force as far as claims and GPUs allow.
     LayoutPending,
     /// The layout is in force.
@@ -69,6 +71,8 @@ pub enum EventReason {
     GpuNotOffered,
     /// It can be again.
     GpuOffered,
+    /// MIG instances may not be created: the device node that permits it is not in the driver's container.
+    MigDenied,
     /// A call into NVML has not come back for long.
     NvmlSilent,
     /// It has.
@@ -94,9 +98,10 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::UnreadableState,
         Self::LayoutRefused,
+        Self::LayoutHasNoEffect,
         Self::LayoutPending,
         Self::LayoutApplied,
         Self::MigManagerDetected,
@@ -105,6 +110,7 @@ impl EventReason {
         Self::ForeignInstance,
         Self::GpuNotOffered,
         Self::GpuOffered,
+        Self::MigDenied,
         Self::NvmlSilent,
         Self::NvmlAnswers,
         Self::GpuUnhealthy,
@@ -125,6 +131,7 @@ impl EventReason {
         match self {
             Self::UnreadableState => "UnreadableState",
             Self::LayoutRefused => "LayoutRefused",
+            Self::LayoutHasNoEffect => "LayoutHasNoEffect",
             Self::LayoutPending => "LayoutPending",
             Self::LayoutApplied => "LayoutApplied",
             Self::MigManagerDetected => "MigManagerDetected",
@@ -139,6 +146,7 @@ impl EventReason {
             Self::ForeignInstance => "ForeignInstance",
             Self::GpuNotOffered => "GpuNotOffered",
             Self::GpuOffered => "GpuOffered",
+            Self::MigDenied => "MigDenied",
             Self::NvmlSilent => "NvmlSilent",
             Self::NvmlAnswers => "NvmlAnswers",
             Self::PrepareImpossible => "PrepareImpossible",
@@ -155,9 +163,11 @@ impl EventReason {
             Self::UnreadableState
             | Self::LayoutRefused
             | Self::MigManagerDetected
+            | Self::LayoutHasNoEffect
             | Self::CountersDropped
             | Self::ForeignInstance
             | Self::GpuNotOffered
+            | Self::MigDenied
             | Self::NvmlSilent
             | Self::GpuUnhealthy
             | Self::GpuLost
@@ -196,12 +206,13 @@ impl EventReason {
         match self {
             Self::UnreadableState | Self::PrepareUndone | Self::UnprepareFinished => "Recover",
             Self::LayoutRefused
+            | Self::LayoutHasNoEffect
             | Self::LayoutPending
             | Self::LayoutApplied
             | Self::MigManagerDetected
             | Self::CountersDropped
             | Self::CountersKept => "Layout",
-            Self::ForeignInstance | Self::GpuNotOffered | Self::GpuOffered => "Offer",
+            Self::ForeignInstance | Self::GpuNotOffered | Self::GpuOffered | Self::MigDenied => "Offer",
             Self::NvmlSilent
             | Self::NvmlAnswers
             | Self::GpuUnhealthy

@@ -74,7 +74,8 @@ pub(super) fn read_major(proc_root: &Path, driver: &'static str) -> Result<u32, 
         .ok_or(CapsError::NoMajor { path, driver })
 }
 
-fn read_access(major: u32, path: PathBuf) -> Result<CapNode, CapsError> {
+/// The node that an `access` file, or one of the two files `mig/config` and `mig/monitor`, describes.
+pub(super) fn read_access(major: u32, path: PathBuf) -> Result<CapNode, CapsError> {
     let hint = "the instance may be gone, or MIG mode off; compare `nvidia-smi mig -lci`";
     let text = read_text(&path, hint)?;
     let value = |field: &'static str, max: u32| {

@@ -5,8 +5,10 @@
 use crate::cdi::root::Root;
 use crate::cdi::spec::{ContainerEdits, DeviceNode, SpecError};
 
-/// The CDI class of everything this driver writes.
+/// The CDI class of claims.
 const CLASS: &str = "claim";
+/// The CDI class of what the driver's own container gets.
+const MANAGEMENT: &str = "management";
 /// A Kubernetes UID has 36 characters; nothing longer than a DNS label is one.
 const MAX_NAME: usize = 63;
 
@@ -63,6 +65,26 @@ impl Kind {
     /// The name of the DRA driver.
     pub fn driver(&self) -> &str {
         &self.vendor
+    }
+
+    /// The one device of the management spec.
+    pub const MANAGEMENT_DEVICE: &str = "all";
+
+    /// The kind of the spec for the driver's own container, `<driver>/management`.
+    #[must_use]
+    pub fn management(&self) -> String {
+        format!("{}/{MANAGEMENT}", self.vendor)
+    }
+
+    /// The id by which the driver's own container asks for every GPU, `<driver>/management=all`.
+    #[must_use]
+    pub fn management_id(&self) -> String {
+        format!("{}={}", self.management(), Self::MANAGEMENT_DEVICE)
+    }
+
+    /// The name of that spec's file.
+    pub(super) fn management_file(&self) -> String {
+        format!("{}-{MANAGEMENT}{FILE_SUFFIX}", self.vendor)
     }
 
     /// The id by which a container asks for a device: `<driver>/claim=<claim uid>-<device>`. It is a function of its
@@ -153,7 +175,8 @@ pub(super) fn numbered_node(path: String, major: i64, minor: i64) -> DeviceNode 
     }
 }
 
-fn cap_node(cap: CapNode) -> DeviceNode {
+/// A capability's node, by its numbers.
+pub(super) fn cap_node(cap: CapNode) -> DeviceNode {
     let path = format!("/dev/nvidia-caps/nvidia-cap{}", cap.minor);
     DeviceNode { file_mode: Some(cap.mode), ..numbered_node(path, cap.major.into(), cap.minor.into()) }
 }

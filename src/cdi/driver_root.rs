@@ -252,7 +252,8 @@ fn firmware(root: &DriverRoot, version: &str) -> Vec<DriverFile> {
         kernel_text(root.sys.join("module/firmware_class/parameters/path")).filter(|p| p.starts_with('/'));
     let release =
         kernel_text(root.proc.join("sys/kernel/osrelease")).filter(|release| is_plain_name(release));
-    let bases = ["/lib/firmware/updates", "/lib/firmware"];
+    // The last two are the same directories on most hosts, where /lib is a link, or not mounted here.
+    let bases = ["/lib/firmware/updates", "/lib/firmware", "/usr/lib/firmware/updates", "/usr/lib/firmware"];
     let usual =
         bases.iter().flat_map(|base| [release.as_ref().map(|r| join(base, r)), Some((*base).to_owned())]);
     let directories = own.into_iter().chain(usual.flatten());

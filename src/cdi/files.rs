@@ -14,7 +14,7 @@ use crate::cdi::root::read_bounded;
 use crate::cdi::spec::{Spec, SpecError};
 
 /// Runtimes that do not run as root read the files, too.
-const MODE: u32 = 0o644;
+pub(super) const MODE: u32 = 0o644;
 const UNFINISHED: &str = ".tmp";
 /// A claim's file has some ten KiB, mostly mounts of libraries.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
@@ -62,23 +62,7 @@ impl ClaimFiles {
 
     /// Writes a claim's file, in place of the one that may be there.
     pub fn write(&self, claim_uid: &str, spec: &Spec) -> Result<PathBuf, FilesError> {
-        spec.validate()?;
-        let path = self.path(claim_uid)?;
-        let mut json = serde_json::to_vec_pretty(spec)?;
-        json.push(b'\n');
-        create_directory(&self.directory)?;
-        let unfinished = self.unfinished(claim_uid)?;
-        let written =
-            write_and_sync(&unfinished, &json).map_err(failed("write", &unfinished)).and_then(|()| {
-                fs::rename(&unfinished, &path).map_err(failed("rename to its final name", &unfinished))
-            });
-        if written.is_err() {
-            // The first error is the one to report; what is left over goes with the claim.
-            let _ = fs::remove_file(&unfinished);
-        }
-        written?;
-        sync_directory(&self.directory)?;
-        Ok(path)
+        write_spec(&self.directory, &self.kind.file_name(claim_uid)?, spec)
     }
 
     /// Removes a claim's file, and what an interrupted write left. That there is none is success.
@@ -131,8 +115,33 @@ impl ClaimFiles {
 
     /// Where a claim's file is written.
     fn unfinished(&self, claim_uid: &str) -> Result<PathBuf, FilesError> {
-        Ok(self.directory.join(format!(".{}{UNFINISHED}", self.kind.file_name(claim_uid)?)))
+        Ok(self.directory.join(unfinished(&self.kind.file_name(claim_uid)?)))
     }
+}
+
+/// Writes a spec file with this name, in place of the one that may be there. The directory is made if absent.
+pub(super) fn write_spec(directory: &Path, name: &str, spec: &Spec) -> Result<PathBuf, FilesError> {
+    spec.validate()?;
+    let path = directory.join(name);
+    let mut json = serde_json::to_vec_pretty(spec)?;
+    json.push(b'\n');
+    create_directory(directory)?;
+    let unfinished = directory.join(unfinished(name));
+    let written = write_and_sync(&unfinished, &json).map_err(failed("write", &unfinished)).and_then(|()| {
+        fs::rename(&unfinished, &path).map_err(failed("rename to its final name", &unfinished))
+    });
+    if written.is_err() {
+        // The first error is the one to report; what is left over goes with the next write or removal.
+        let _ = fs::remove_file(&unfinished);
+    }
+    written?;
+    sync_directory(directory)?;
+    Ok(path)
+}
+
+/// The name under which a file is written; runtimes ignore it.
+fn unfinished(name: &str) -> String {
+    format!(".{name}{UNFINISHED}")
 }
 
 fn write_and_sync(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -28,7 +28,8 @@ impl Fixture {
         Self::with_driver_root(CONTAINER_ROOT)
     }
 
-    fn with_driver_root(driver_root: &'static str) -> Self {
+    /// A host that has the driver in this directory.
+    pub(super) fn with_driver_root(driver_root: &'static str) -> Self {
         let fixture = Self { dir: tempfile::tempdir().unwrap(), driver_root };
         fixture.host_program("/usr/bin/nvidia-cdi-hook");
         fixture.host_program("/sbin/ldconfig");

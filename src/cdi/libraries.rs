@@ -12,7 +12,7 @@ use crate::cdi::missing::{Missing, Severity};
 use crate::cdi::root::{Root, is_plain_name, read_bounded};
 
 /// Where distributions put the driver's 64-bit libraries.
-const DIRECTORIES: [&str; 11] = [
+const DIRECTORIES: [&str; 14] = [
     "/",
     "/usr/lib64",
     "/usr/lib/x86_64-linux-gnu",
@@ -24,6 +24,10 @@ const DIRECTORIES: [&str; 11] = [
     "/lib/aarch64-linux-gnu",
     "/lib/x86_64-linux-gnu/nvidia/current",
     "/lib/aarch64-linux-gnu/nvidia/current",
+    // Talos since 1.10, and before; Bottlerocket.
+    "/usr/local/lib",
+    "/usr/local/glibc/usr/lib",
+    "/usr/lib/nvidia/tesla",
 ];
 const LD_CACHE: &str = "/etc/ld.so.cache";
 /// A cache of a host with everything installed has some hundred KiB.

@@ -4,10 +4,11 @@
 //! driver root -> CommonEdits --\
 //!                               claim_spec -> Spec -> ClaimFiles -> <cdi root>/<driver>-claim_<uid>.json
 //! /proc -> MigCaps -> ClaimDevice --/
+//! /proc -> KernelDevices -> management_spec -> Spec -> ManagementFile -> <cdi root>/<driver>-management.json
 //! ```
 //!
 //! [`claim_spec`] and everything in `device` and `spec` are pure. The file system is read in `driver_root` (what the
-//! driver's installation has), `caps` (device numbers of MIG instances) and `common` (an operator's file), and written
+//! driver's installation has), `caps` and `kernel` (device numbers) and `common` (an operator's file), and written
 //! in `files` only.
 //!
 //! What this folder refuses to do: it starts no program, makes no device node, serves no graphics, and never follows
@@ -20,8 +21,10 @@ mod device;
 mod driver_root;
 mod files;
 mod hooks;
+mod kernel;
 mod ld_cache;
 mod libraries;
+mod management;
 mod missing;
 mod root;
 mod spec;
@@ -37,6 +40,8 @@ pub use device::{CapNode, DeviceNodes, Kind, MigCaps, device_edits};
 pub use driver_root::DriverRoot;
 pub use files::{ClaimFiles, FilesError};
 pub use hooks::{DEFAULT_HOOK, DEFAULT_LDCONFIG, HookKind, HookSettings};
+pub use kernel::{KernelDevices, KernelGpu};
+pub use management::{ManagementFile, management_spec};
 pub use missing::{Missing, Severity};
 pub use root::Root;
 pub use spec::{ContainerEdits, Device, DeviceNode, Hook, Mount, Spec, SpecError};

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::runtime::CdiSetting;
+use crate::access::AccessReport;
 use crate::api::Right;
 use crate::cdi::{Missing, Severity};
 use crate::nvml::RESET_ADVICE;
@@ -48,6 +49,8 @@ pub struct HostFacts {
     pub library: Result<PathBuf, String>,
     /// What NVML says, or why it says nothing.
     pub hardware: Result<NodeFacts, String>,
+    /// GPUs that the kernel lists and NVML does not, and whether MIG instances may be created.
+    pub access: AccessReport,
     /// What containers would lack.
     pub missing: Vec<Missing>,
     /// Host path of nvidia-cdi-hook, and whether it is there.
@@ -145,18 +148,31 @@ fn driver(host: &HostFacts) -> Vec<Finding> {
             let remedy = "run `nvidia-smi` on the host: it must list the GPUs. In a container, the GPUs' device nodes must be \
                           given to it: by NVIDIA's container runtime (runtimeClassName) or with `privileged: true`";
             let text = reason.split("; `nvidia-smi`").next().unwrap_or_default();
-            vec![
+            let mut all = vec![
                 missing(LIBRARY, format!("{} does not work: {text}", library.display()), remedy),
                 open(GPUS, "cannot be told before the NVIDIA driver works", None),
-            ]
+            ];
+            all.extend(access(GPUS, &host.access));
+            all
         }
         Ok(facts) => {
-            let text = format!("version {}, {}", facts.driver_version, library.display());
-            let mut all = vec![good(LIBRARY, text)];
+            let version = facts.driver_version.as_deref().unwrap_or("unknown");
+            let mut all = vec![good(LIBRARY, format!("version {version}, {}", library.display()))];
+            all.extend(facts.unknown.iter().map(|it| open(LIBRARY, it.to_string(), None)));
             all.extend(gpus(GPUS, facts));
+            all.extend(access(GPUS, &host.access));
             all
         }
     }
+}
+
+/// What the kernel lists and this process lacks. The remedy is the sentence after the first.
+fn access(subject: &'static str, report: &AccessReport) -> impl Iterator<Item = Finding> {
+    let lines = report.missing.iter().map(ToString::to_string).chain(report.mig_denied.clone());
+    lines.map(move |line| match line.split_once(". ") {
+        Some((text, remedy)) => missing(subject, text, remedy),
+        None => missing(subject, line, "`nvidia-smi` and the kernel log on the host tell more"),
+    })
 }
 
 fn gpus(subject: &'static str, facts: &NodeFacts) -> Vec<Finding> {
@@ -165,7 +181,11 @@ fn gpus(subject: &'static str, facts: &NodeFacts) -> Vec<Finding> {
         let text = format!("GPU {} is not offered: {}", skipped.index, skipped.reason);
         all.push(missing(subject, text, "`nvidia-smi -q` and the kernel's log on the host tell more"));
     }
-    let with_mig = facts.gpus.iter().filter(|it| it.mig.is_some()).count();
+    for gpu in &facts.gpus {
+        let text = |it| format!("{} ({}): {it}; it is offered as far as that allows", gpu.pci, gpu.product());
+        all.extend(gpu.unknown.iter().map(|it| open(subject, text(it), None)));
+    }
+    let with_mig = facts.gpus.iter().filter(|it| it.cuttable().is_some()).count();
     match (facts.gpus.len(), with_mig) {
         (0, _) => {
             all.push(missing(subject, "NVML lists none", "nothing to do on a node that has no NVIDIA GPU"))
@@ -176,12 +196,13 @@ fn gpus(subject: &'static str, facts: &NodeFacts) -> Vec<Finding> {
         (count, with_mig) => all.push(good(subject, format!("{count}, {with_mig} of them with MIG"))),
     }
     let needs_reset = |it: &&crate::nvml::facts::GpuFacts| {
-        it.mig.as_ref().is_some_and(|mig| !mig.resetless && !mig.mode.current)
+        it.cuttable().is_some_and(|mig| !mig.resetless && !mig.mode.current)
     };
     for gpu in facts.gpus.iter().filter(needs_reset) {
         let text = format!(
             "{} ({}) has MIG mode off and cannot switch it without a reset: it is offered whole",
-            gpu.pci, gpu.product_name
+            gpu.pci,
+            gpu.product()
         );
         let remedy = format!(
             "to have it cut: run `nvidia-smi -i {} -mig 1` on the node, then {RESET_ADVICE}",

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::findings::{ClusterFacts, DirectoryFacts, HostFacts};
 use super::runtime::{CONTAINERD, CRIO, cdi_setting};
+use crate::access::DeviceAccess;
 use crate::api::{CALL_TIMEOUT, NodeSlices, RIGHTS, Right, is_allowed, with_causes};
 use crate::args::{DriverArgs, HardwareArgs, HostArgs};
 use crate::cdi::{CommonEdits, Root};
@@ -34,7 +35,9 @@ pub(super) fn host(
     let common = host.common_edits.as_deref().and_then(|it| CommonEdits::from_file(it, &root.hooks).ok());
     let missing = common.unwrap_or_else(|| CommonEdits::discover(&root)).missing().to_vec();
     let host_root = Root::new(&host.host_root, "/");
+    let access = DeviceAccess::look(&hardware_args.proc_root, &host.dev_root).report(hardware.as_ref().ok());
     HostFacts {
+        access,
         library,
         hardware,
         missing,

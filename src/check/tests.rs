@@ -1,6 +1,7 @@
 use super::*;
 use crate::api::RIGHTS;
 use crate::check::list;
+use crate::hardware::Problem;
 use crate::nvml::facts::SkippedGpu;
 
 fn host() -> HostFacts {
@@ -13,7 +14,8 @@ fn host() -> HostFacts {
     };
     HostFacts {
         library: Ok("/usr/lib64/libnvidia-ml.so.1".into()),
-        hardware: Ok(NodeFacts { driver_version: "570.124.06".to_owned(), ..NodeFacts::default() }),
+        hardware: Ok(NodeFacts { driver_version: Some("570.124.06".to_owned()), ..NodeFacts::default() }),
+        access: AccessReport::default(),
         missing: Vec::new(),
         hook: ("/usr/bin/nvidia-cdi-hook".to_owned(), true),
         directories: vec![directory("CDI directory", "/var/run/cdi")],
@@ -86,6 +88,21 @@ fn a_gpu_that_is_left_out_and_a_node_without_gpus_are_told() {
     host.hardware = Ok(NodeFacts { skipped: vec![skipped], ..NodeFacts::default() });
     let found = of("GPUs", &Facts { host, cluster: ClusterFacts::Rights(Vec::new()) });
     assert!(found[0].text.contains("GPU 3") && found[1].text.contains("none"), "{found:?}");
+}
+
+#[test]
+fn a_gpu_that_only_the_kernel_lists_and_a_missing_right_to_cut_are_missing_with_their_remedies() {
+    let mut host = host();
+    let gpu = Problem {
+        gpu: "0000:86:00.0".to_owned(),
+        reason: "has no node. Delete this pod: it helps".to_owned(),
+    };
+    host.access = AccessReport { missing: vec![gpu], mig_denied: Some("no right. Ask for it".to_owned()) };
+    let found = of("GPUs", &Facts { host, cluster: ClusterFacts::Rights(Vec::new()) });
+    let lines: Vec<_> = found.iter().filter(|it| it.verdict == Verdict::Missing).collect();
+    assert!(lines.iter().any(|it| it.text == "GPU 0000:86:00.0: has no node"), "{found:?}");
+    assert!(lines.iter().any(|it| it.remedy.as_deref() == Some("Delete this pod: it helps")), "{found:?}");
+    assert!(lines.iter().any(|it| it.text == "no right" && it.remedy.as_deref() == Some("Ask for it")));
 }
 
 #[test]

@@ -12,8 +12,8 @@ use crate::cdi::{CommonEdits, CommonFileError, DriverRoot};
 pub struct CommonSource {
     root: DriverRoot,
     file: Option<PathBuf>,
-    /// The edits, and the driver version that they were read for.
-    kept: Mutex<Option<(String, Arc<CommonEdits>)>>,
+    /// The edits, and the driver version that they were read for, where NVML reports it.
+    kept: Mutex<Option<(Option<String>, Arc<CommonEdits>)>>,
 }
 
 /// Why there are no common edits.
@@ -40,15 +40,16 @@ impl CommonSource {
         &self.root
     }
 
-    /// The edits for this version of the driver, read again if what they were read from has changed. Reads files; what
-    /// is missing is logged once for each time it is read.
-    pub fn get(&self, driver_version: &str) -> Result<Arc<CommonEdits>, CommonError> {
+    /// The edits for this version of the driver, read again if what they were read from has changed. Without a version the
+    /// names of the driver's libraries tell it. Reads files; what is missing is logged once for each time it is read.
+    pub fn get(&self, driver_version: Option<&str>) -> Result<Arc<CommonEdits>, CommonError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_good =
-            |(version, edits): &(String, Arc<CommonEdits>)| version == driver_version && edits.is_current();
+        let is_good = |(version, edits): &(Option<String>, Arc<CommonEdits>)| {
+            version.as_deref() == driver_version && edits.is_current()
+        };
         let (version, edits) = match kept.take().filter(is_good) {
             Some(known) => known,
-            None => (driver_version.to_owned(), Arc::new(self.read(driver_version)?)),
+            None => (driver_version.map(str::to_owned), Arc::new(self.read(driver_version)?)),
         };
         let result = match edits.fatal() {
             Some(fatal) => Err(CommonError::Incomplete(fatal.to_string())),
@@ -58,11 +59,11 @@ impl CommonSource {
         result
     }
 
-    fn read(&self, driver_version: &str) -> Result<CommonEdits, CommonFileError> {
+    fn read(&self, driver_version: Option<&str>) -> Result<CommonEdits, CommonFileError> {
         let edits = match &self.file {
             Some(path) => CommonEdits::from_file(path, &self.root.hooks)?,
             None => {
-                let version = Some(driver_version.to_owned());
+                let version = driver_version.map(str::to_owned);
                 CommonEdits::discover(&DriverRoot { version, ..self.root.clone() })
             }
         };

@@ -260,7 +260,7 @@ impl Claims {
     /// logged at the start.
     pub fn warm_up(&self) {
         if let Ok(hardware) = self.hardware()
-            && let Err(error) = self.common.get(&hardware.facts.driver_version)
+            && let Err(error) = self.common.get(hardware.facts.driver_version.as_deref())
         {
             warn!(%error, "claims cannot be prepared yet");
         }

@@ -176,7 +176,7 @@ impl Claims {
         // All are waited for, also after one has failed: no step of this call may be taken after its end.
         let nodes = join_all(makes).await.into_iter().collect::<Result<_, _>>()?;
         blocking(|| {
-            let driver_version = &hardware.facts.driver_version;
+            let driver_version = hardware.facts.driver_version.as_deref();
             self.metrics.timed(Step::CdiWrite, || self.write_cdi(before, nodes, driver_version))?;
             let mut draft = held(draft);
             draft.enter(Stage::Prepared)?;
@@ -240,7 +240,7 @@ impl Claims {
         &self,
         record: &Record,
         nodes: Vec<DeviceNodes>,
-        driver_version: &str,
+        driver_version: Option<&str>,
     ) -> Result<(), PrepareError> {
         if record.devices.is_empty() {
             return Ok(());

@@ -20,10 +20,12 @@ use crate::nvml::facts::{GpuInstance, MigMode, Placement, Profile, SkippedGpu};
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeReport {
-    /// NVIDIA driver version as NVML tells it.
-    pub driver_version: String,
+    /// NVIDIA driver version; `null` where NVML does not report it, as with each fact below that may be `null`.
+    pub driver_version: Option<String>,
     /// Newest CUDA version the driver serves.
-    pub cuda_version: String,
+    pub cuda_version: Option<String>,
+    /// NVML calls for facts of the node that failed.
+    pub unknown_facts: Vec<String>,
     /// GPUs in PCI order.
     pub gpus: Vec<GpuReport>,
     /// GPUs that the driver leaves out, and why.
@@ -43,11 +45,11 @@ pub struct GpuReport {
     /// PCI address.
     pub pci: String,
     /// Product name.
-    pub product_name: String,
+    pub product_name: Option<String>,
     /// Architecture.
-    pub architecture: String,
+    pub architecture: Option<String>,
     /// Frame buffer, MiB.
-    pub memory_mib: u64,
+    pub memory_mib: Option<u64>,
     /// How much of it is used, MiB; `null` where NVML does not tell.
     pub memory_used_mib: Option<u64>,
     /// How busy it was lately, as of an instance; `null` in MIG mode.
@@ -62,6 +64,8 @@ pub struct GpuReport {
     pub shares: BTreeMap<u32, String>,
     /// MIG; `null` on a GPU without it.
     pub mig: Option<MigReport>,
+    /// NVML calls for facts of the GPU that failed.
+    pub unknown_facts: Vec<String>,
 }
 
 /// What MIG makes of a GPU.
@@ -197,7 +201,7 @@ pub(super) struct Seen<'a> {
 
 impl Seen<'_> {
     pub(super) fn report(&self) -> NodeReport {
-        let (major, minor) = self.hardware.facts.cuda_version;
+        let facts = &self.hardware.facts;
         let mut gpus: Vec<&Gpu> = self.gpus.iter().collect();
         gpus.sort_by_key(|it| it.facts.pci);
         let mut claims: Vec<ClaimReport> = self.claims.iter().filter_map(|it| self.claim(it)).collect();
@@ -205,10 +209,11 @@ impl Seen<'_> {
             (&left.namespace, &left.name, &left.uid).cmp(&(&right.namespace, &right.name, &right.uid))
         });
         NodeReport {
-            driver_version: self.hardware.facts.driver_version.clone(),
-            cuda_version: format!("{major}.{minor}"),
+            driver_version: facts.driver_version.clone(),
+            cuda_version: facts.cuda_version.map(|(major, minor)| format!("{major}.{minor}")),
+            unknown_facts: facts.unknown.iter().map(ToString::to_string).collect(),
             gpus: gpus.into_iter().map(|it| self.gpu(it)).collect(),
-            skipped: self.hardware.facts.skipped.clone(),
+            skipped: facts.skipped.clone(),
             claims,
         }
     }
@@ -284,7 +289,7 @@ impl Seen<'_> {
             pci: gpu.facts.pci.to_string(),
             product_name: gpu.facts.product_name.clone(),
             architecture: gpu.facts.architecture.clone(),
-            memory_mib: gpu.facts.memory_bytes >> 20,
+            memory_mib: gpu.facts.memory_bytes.map(|it| it >> 20),
             memory_used_mib: self.memory_of(uuid, None).map(|it| it.used >> 20),
             utilization: self.utilization_of(uuid, None),
             problem: gpu.state.problem.clone(),
@@ -292,6 +297,7 @@ impl Seen<'_> {
             owner,
             shares: self.held_of(uuid).filter_map(share).collect(),
             mig,
+            unknown_facts: gpu.facts.unknown.iter().map(ToString::to_string).collect(),
         }
     }
 

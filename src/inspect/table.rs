@@ -8,7 +8,10 @@ use crate::nvml::facts::{Engine, Placement};
 
 /// The whole report as text.
 pub(super) fn table(report: &NodeReport) -> String {
-    let mut text = format!("NVIDIA driver {}, CUDA {}\n", report.driver_version, report.cuda_version);
+    let known = |fact: &Option<String>| fact.clone().unwrap_or_else(|| "unknown".to_owned());
+    let (driver, cuda) = (known(&report.driver_version), known(&report.cuda_version));
+    let mut text = format!("NVIDIA driver {driver}, CUDA {cuda}\n");
+    text.push_str(&unknown(&report.unknown_facts));
     if report.gpus.is_empty() && report.skipped.is_empty() {
         text.push_str("no GPUs\n");
     }
@@ -27,10 +30,11 @@ pub(super) fn table(report: &NodeReport) -> String {
 }
 
 fn gpu_table(gpu: &GpuReport) -> String {
-    let memory = used_of(gpu.memory_used_mib, Some(gpu.memory_mib));
+    let memory = used_of(gpu.memory_used_mib, gpu.memory_mib);
     let busy = busy(gpu.utilization.as_ref()).map_or_else(String::new, |it| format!("  {it} busy"));
-    let mut text =
-        format!("\nGPU {}  {}  {}  {}  {memory}{busy}\n", gpu.index, gpu.pci, gpu.product_name, gpu.uuid);
+    let product = gpu.product_name.as_deref().unwrap_or("unknown product");
+    let mut text = format!("\nGPU {}  {}  {product}  {}  {memory}{busy}\n", gpu.index, gpu.pci, gpu.uuid);
+    text.push_str(&unknown(&gpu.unknown_facts));
     if let Some(problem) = &gpu.problem {
         text.push_str(&format!("  cannot be read: {problem}\n"));
     }
@@ -55,6 +59,10 @@ fn mig_table(mig: &MigReport, is_whole: bool) -> String {
     let mut text = format!("  MIG {}", on_off(mig.mode.current));
     if mig.mode.current != mig.mode.pending {
         text.push_str(&format!(", {} after a reset", on_off(mig.mode.pending)));
+    }
+    if mig.profiles.is_empty() {
+        text.push_str(", and no profile is known: offered whole while it is off\n");
+        return text;
     }
     text.push_str(if mig.resetless { ", switched without a reset\n" } else { ", switching needs a reset\n" });
     let blocks: Vec<Block> = match is_whole {
@@ -122,6 +130,11 @@ fn mig_table(mig: &MigReport, is_whole: bool) -> String {
     }));
     text.push_str(&columns(&profiles));
     text
+}
+
+/// A line for each fact that NVML did not report.
+fn unknown(facts: &[String]) -> String {
+    facts.iter().map(|it| format!("  unknown: {it}\n")).collect()
 }
 
 fn claims_table(claims: &[ClaimReport]) -> String {

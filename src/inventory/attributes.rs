@@ -1,11 +1,23 @@
 //! Attributes and capacities: what users select devices by.
 //!
-//! Every device of the driver carries the same keys, because CEL that reads a missing key aborts the scheduling of the
-//! pod on all nodes. Capacity names are those of NVIDIA's driver, so that selectors carry over.
+//! Every device of the driver carries the same keys of the driver's own domain, because CEL that reads a missing key aborts
+//! the scheduling of the pod on all nodes. What is unknown has a value that no other GPU has, so that `matchAttribute` never
+//! takes two unknowns for one thing:
+//!
+//! | attribute | where it is unknown, or there is none |
+//! |---|---|
+//! | `productName`, `brand`, `architecture` | `unknown-gpu-<pci>` |
+//! | `cudaComputeCapability` | `0.0.0-unknown.gpu-<pci>`, below every real version |
+//! | `driverVersion`, `cudaDriverVersion` | `0.0.0`: one node has one driver, whatever its version is |
+//! | `uuid` of a MIG device that is made on demand | the name of the device |
+//! | standard attributes (`resource.kubernetes.io/…`) | left out: drivers of other devices do so, too, and constraints across drivers rely on it |
+//! | capacities | 0: no request for an amount is served by it |
+//!
+//! Capacity names are those of NVIDIA's driver, so that selectors carry over.
 
 use std::collections::BTreeMap;
 
-use super::Gpu;
+use super::{Attachment, DeviceName, Gpu};
 use crate::nvml::facts::{GpuFacts, MediaEngines, NodeFacts, Placement, Profile};
 
 /// Domain of the attributes that Kubernetes standardises.
@@ -43,7 +55,7 @@ pub(super) fn of_gpu(node: &NodeFacts, gpu: &Gpu) -> BTreeMap<&'static str, Attr
     let mut all = common(node, gpu);
     all.extend([
         ("type", string("gpu")),
-        ("uuid", string("")),
+        ("uuid", string(&gpu.facts.uuid)),
         ("profile", string("full")),
         ("computeSlices", Attribute::Int(slices.into())),
         ("memorySlices", Attribute::Int(mig.map_or(0, |it| it.memory_slices()).into())),
@@ -53,7 +65,8 @@ pub(super) fn of_gpu(node: &NodeFacts, gpu: &Gpu) -> BTreeMap<&'static str, Attr
     all
 }
 
-/// Attributes of a MIG device. `uuid` is that of an instance which exists, and empty for one that is yet to be made.
+/// Attributes of a MIG device. `uuid` is that of an instance which exists, and the device's name for one that is made on
+/// demand.
 pub(super) fn of_mig(
     node: &NodeFacts,
     gpu: &Gpu,
@@ -75,7 +88,7 @@ pub(super) fn of_mig(
 }
 
 /// Capacities of a whole GPU. NVML tells engines of profiles only, so a GPU has what its richest profile has, and a GPU
-/// without MIG reports 0, which means unknown.
+/// without MIG reports 0, which means unknown; so does the memory of a GPU that has none of its own.
 pub(super) fn capacities_of_gpu(gpu: &GpuFacts) -> BTreeMap<&'static str, Capacity> {
     let profiles = gpu.mig.as_ref().map_or(&[][..], |it| &it.profiles);
     let most = |count: fn(&Profile) -> u32| profiles.iter().map(count).max().unwrap_or(0);
@@ -85,7 +98,12 @@ pub(super) fn capacities_of_gpu(gpu: &GpuFacts) -> BTreeMap<&'static str, Capaci
         jpegs: most(|it| it.media.jpegs),
         ofas: most(|it| it.media.ofas),
     };
-    capacities(gpu.memory_bytes >> 20, most(|it| it.multiprocessors), most(|it| it.copy_engines), media)
+    capacities(
+        gpu.memory_bytes.unwrap_or(0) >> 20,
+        most(|it| it.multiprocessors),
+        most(|it| it.copy_engines),
+        media,
+    )
 }
 
 /// Capacities of a MIG device.
@@ -102,21 +120,30 @@ fn has_media_extension(profile: &Profile) -> bool {
 }
 
 fn common(node: &NodeFacts, gpu: &Gpu) -> BTreeMap<&'static str, Attribute> {
-    let (cuda_major, cuda_minor) = node.cuda_version;
-    let (major, minor) = gpu.facts.compute_capability;
-    BTreeMap::from([
-        ("parentUUID", string(&gpu.facts.uuid)),
+    let facts = &gpu.facts;
+    let unknown = format!("unknown-{}", DeviceName::gpu(facts.pci));
+    let known = |fact: &Option<String>| string(fact.as_ref().unwrap_or(&unknown));
+    let capability = match facts.compute_capability {
+        Some((major, minor)) => format!("{major}.{minor}.0"),
+        None => format!("0.0.0-unknown.{}", DeviceName::gpu(facts.pci)),
+    };
+    let (cuda_major, cuda_minor) = node.cuda_version.unwrap_or_default();
+    let driver_version = semver(node.driver_version.as_deref().unwrap_or_default());
+    let mut all = BTreeMap::from([
+        ("parentUUID", string(&facts.uuid)),
         ("sharing", string("exclusive")),
-        ("productName", string(&gpu.facts.product_name)),
-        ("brand", string(&gpu.facts.brand)),
-        ("architecture", string(&gpu.facts.architecture)),
-        ("cudaComputeCapability", Attribute::Version(format!("{major}.{minor}.0"))),
-        ("driverVersion", Attribute::Version(semver(&node.driver_version))),
+        ("productName", known(&facts.product_name)),
+        ("brand", known(&facts.brand)),
+        ("architecture", known(&facts.architecture)),
+        ("cudaComputeCapability", Attribute::Version(capability)),
+        ("driverVersion", Attribute::Version(driver_version)),
         ("cudaDriverVersion", Attribute::Version(format!("{cuda_major}.{cuda_minor}.0"))),
-        ("resource.kubernetes.io/pciBusID", string(&gpu.facts.pci.to_string())),
-        ("resource.kubernetes.io/pcieRoot", string(&gpu.attachment.pcie_root)),
-        ("resource.kubernetes.io/numaNode", Attribute::Int(gpu.attachment.numa_node)),
-    ])
+        ("resource.kubernetes.io/pciBusID", string(&facts.pci.to_string())),
+    ]);
+    let Attachment { pcie_root, numa_node } = &gpu.attachment;
+    all.extend(pcie_root.as_ref().map(|it| ("resource.kubernetes.io/pcieRoot", string(it))));
+    all.extend(numa_node.map(|it| ("resource.kubernetes.io/numaNode", Attribute::Int(it.into()))));
+    all
 }
 
 fn capacities(

@@ -26,13 +26,13 @@ pub use withheld::{Withheld, withheld};
 
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigFacts, MigMode, NodeFacts, Placement, Profile};
 
-/// Where a GPU is attached to the machine, from sysfs.
+/// Where a GPU is attached to the machine, from sysfs; nothing where that is unknown.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attachment {
-    /// PCIe root complex, `pci0000:3a`; empty where unknown.
-    pub pcie_root: String,
-    /// NUMA node; -1 where unknown, as the kernel says it.
-    pub numa_node: i64,
+    /// PCIe root complex, `pci0000:3a`.
+    pub pcie_root: Option<String>,
+    /// NUMA node.
+    pub numa_node: Option<u32>,
 }
 
 /// What can change about a GPU while the driver runs.
@@ -89,7 +89,7 @@ pub struct AllocatableDevice {
     pub parent_uuid: String,
     /// Whole GPU or MIG device.
     pub kind: DeviceKind,
-    /// Attributes; the same keys on every device of this driver.
+    /// Attributes: the same keys on every device of this driver, but for those of [`STANDARD_DOMAIN`].
     pub attributes: BTreeMap<&'static str, Attribute>,
     /// Capacities; the same keys on every device of this driver.
     pub capacities: BTreeMap<&'static str, Capacity>,
@@ -275,13 +275,16 @@ fn mig_devices(node: &NodeFacts, gpu: &Gpu, mig: &MigFacts, plan: &CounterPlan) 
         .filter(|(profile, placement)| {
             placement.is_plausible() && named.insert((profile.id, placement.start))
         })
-        .map(|(profile, placement)| AllocatableDevice {
-            name: DeviceName::mig(gpu.facts.pci, &profile.name, placement.start),
-            parent_uuid: gpu.facts.uuid.clone(),
-            kind: DeviceKind::Mig(MigSpec::of(profile, placement)),
-            attributes: attributes::of_mig(node, gpu, profile, placement, ""),
-            capacities: attributes::capacities_of_profile(profile),
-            consumes: plan.cost(profile, placement),
+        .map(|(profile, placement)| {
+            let name = DeviceName::mig(gpu.facts.pci, &profile.name, placement.start);
+            AllocatableDevice {
+                parent_uuid: gpu.facts.uuid.clone(),
+                kind: DeviceKind::Mig(MigSpec::of(profile, placement)),
+                attributes: attributes::of_mig(node, gpu, profile, placement, name.as_str()),
+                capacities: attributes::capacities_of_profile(profile),
+                consumes: plan.cost(profile, placement),
+                name,
+            }
         })
         .collect()
 }

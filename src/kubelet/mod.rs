@@ -14,6 +14,7 @@ mod pb;
 mod plugin;
 mod registration;
 mod socket;
+mod sole;
 mod turn;
 
 use std::path::PathBuf;
@@ -26,7 +27,8 @@ use tracing::info;
 pub use health::DeviceHealth;
 pub use plugin::DraPlugin;
 pub use registration::{Registration, RegistrationState};
-pub use socket::{Socket, SocketError, SocketPaths, is_pod_uid};
+pub use socket::{Socket, SocketError, SocketGone, SocketPaths, SocketWatch, is_pod_uid};
+pub use sole::{SoleError, SoleProcess};
 pub use turn::Turn;
 
 use crate::api::with_causes;

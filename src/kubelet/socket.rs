@@ -166,9 +166,58 @@ impl Socket {
         &self.file.path
     }
 
+    /// What notices that its file is not this socket's any more.
+    #[must_use]
+    pub fn watch(&self) -> SocketWatch {
+        SocketWatch { path: self.file.path.clone(), inode: self.file.inode }
+    }
+
     /// The connections that are made to it. The file goes when the stream is dropped.
     pub fn into_incoming(self) -> impl Stream<Item = io::Result<UnixStream>> {
         Incoming { connections: UnixListenerStream::new(self.listener), _file: self.file }
+    }
+}
+
+/// Looks whether a socket can still be found by its path.
+#[derive(Debug, Clone)]
+pub struct SocketWatch {
+    path: PathBuf,
+    inode: u64,
+}
+
+/// A socket that nobody can connect to any more.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the socket `{path}` was {what} while the driver listened on it, so the kubelet cannot reach this process any more; the driver \
+     ends, and makes the socket again when it is started"
+)]
+pub struct SocketGone {
+    path: PathBuf,
+    what: &'static str,
+}
+
+impl SocketWatch {
+    /// Looks every two seconds until `stop`, or until the socket is gone.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), SocketGone> {
+        const INTERVAL: Duration = Duration::from_secs(2);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = sleep(INTERVAL) => self.look()?,
+            }
+        }
+    }
+
+    /// What cannot be looked at is taken for unchanged.
+    fn look(&self) -> Result<(), SocketGone> {
+        let gone = |what| Err(SocketGone { path: self.path.clone(), what });
+        match fs::symlink_metadata(&self.path) {
+            Ok(metadata) if metadata.ino() == self.inode => Ok(()),
+            Ok(_) => gone("replaced by another file"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => gone("removed"),
+            Err(_) => Ok(()),
+        }
     }
 }
 
@@ -278,6 +327,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let error = Socket::listen(&directory.path().join("x".repeat(LONGEST_PATH))).unwrap_err();
         assert!(error.to_string().contains("--driver-name"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_removed_or_replaced_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.sock");
+        let socket = Socket::listen(&path).unwrap();
+        let watch = socket.watch();
+        watch.look().unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(watch.look().unwrap_err().to_string().contains("was removed while"));
+        // A file of another kind, so that it cannot be the same one by chance.
+        fs::create_dir(&path).unwrap();
+        fs::create_dir(path.join("x")).unwrap();
+        let replaced = SocketWatch { path, inode: watch.inode.wrapping_add(1) };
+        assert!(replaced.look().unwrap_err().to_string().contains("was replaced by another file"));
     }
 
     #[tokio::test]

@@ -32,8 +32,14 @@ pub type Layouts = BTreeMap<String, GpuLayout>;
 
 /// Why a layout is not put into force.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Refusal(pub String);
+pub enum Refusal {
+    /// It cannot be understood, or a GPU does not fit it.
+    #[error("{0}")]
+    Impossible(String),
+    /// It asks for nothing that a GPU of this node could be. mig-parted calls that a success.
+    #[error("{0}")]
+    NoEffect(String),
+}
 
 /// The layouts that `label` asks for. Without a file, the label's value is one of the built-in names; without a label, each
 /// GPU has what [`default_layouts`] gives.
@@ -53,7 +59,7 @@ pub fn default_layouts(gpus: &[GpuFacts]) -> Layouts {
     sorted.sort_by_key(|it| it.pci);
     let kind = |gpu: &GpuFacts| (gpu.pci_device_id, gpu.product_name.clone());
     let layout = |gpu: &GpuFacts| {
-        let Some(mig) = &gpu.mig else { return GpuLayout::Whole };
+        let Some(mig) = gpu.cuttable() else { return GpuLayout::Whole };
         let alike: Vec<&&GpuFacts> = sorted.iter().filter(|it| kind(it) == kind(gpu)).collect();
         let position = alike.iter().position(|it| it.pci == gpu.pci).unwrap_or(0);
         GpuLayout::Free { cut: position < alike.len().div_ceil(2), counts: mix::balanced(&mig.profiles) }
@@ -70,13 +76,15 @@ fn profiles(gpu: &GpuFacts) -> &[Profile] {
 }
 
 fn from_file(config: &str, file: &LayoutFile, gpus: &[GpuFacts]) -> Result<Layouts, Refusal> {
-    let refuse = |text: String| Refusal(format!("layout file `{}`: {text}", file.name));
+    let text = |text: String| format!("layout file `{}`: {text}", file.name);
+    let refuse = |it: String| Refusal::Impossible(text(it));
     let Some(entries) = file.configs.get(config) else {
         let names: Vec<&str> = file.configs.keys().map(String::as_str).collect();
         return Err(refuse(format!("it has no layout `{config}`; it has {}", some(&names))));
     };
     let mut layouts = default_layouts(gpus);
     let mut problems = Vec::new();
+    let mut has_effect = false;
     let selects = |entry: &Entry| gpus.iter().any(|it| entry.selects(it.index, it.pci_device_id));
     let is_about_a_gpu = entries.iter().any(selects);
     for (position, entry) in entries.iter().enumerate() {
@@ -92,7 +100,8 @@ fn from_file(config: &str, file: &LayoutFile, gpus: &[GpuFacts]) -> Result<Layou
             }
         }
         for gpu in gpus.iter().filter(|it| entry.selects(it.index, it.pci_device_id)) {
-            let layout = match (&entry.cut, &gpu.mig) {
+            has_effect |= entry.cut.is_none() || gpu.cuttable().is_some();
+            let layout = match (&entry.cut, gpu.cuttable()) {
                 (None, _) => Ok(GpuLayout::Whole),
                 // "All" means those that can be cut; to name a GPU that cannot is a mistake.
                 (Some(_), None) if entry.devices == Devices::All => Ok(GpuLayout::Whole),
@@ -110,7 +119,19 @@ fn from_file(config: &str, file: &LayoutFile, gpus: &[GpuFacts]) -> Result<Layou
             }
         }
     }
-    all_or_nothing(layouts, &problems).map_err(|it| refuse(it.0))
+    if let Some(problem) = one_of(&problems) {
+        return Err(refuse(problem));
+    }
+    if !has_effect {
+        let why = match is_about_a_gpu {
+            true => {
+                "the entries that match GPUs of this node ask for MIG instances, which none of these GPUs can have"
+            }
+            false => "no entry matches a GPU of this node",
+        };
+        return Err(Refusal::NoEffect(text(format!("mig-configs.{config}: {why}; it has {}", all(gpus)))));
+    }
+    Ok(layouts)
 }
 
 /// The names of the GPU Operator's own file, from rules instead of tables.
@@ -128,8 +149,8 @@ fn built_in(config: &str, gpus: &[GpuFacts]) -> Result<Layouts, Refusal> {
             true
         }
         "all-enabled" | "all-balanced" => {
-            set(&|gpu| Some(GpuLayout::Cut(mix::balanced(&gpu.mig.as_ref()?.profiles))));
-            true
+            set(&|gpu| Some(GpuLayout::Cut(mix::balanced(&gpu.cuttable()?.profiles))));
+            gpus.iter().any(|it| it.cuttable().is_some())
         }
         other => other
             .strip_prefix("all-")
@@ -137,6 +158,10 @@ fn built_in(config: &str, gpus: &[GpuFacts]) -> Result<Layouts, Refusal> {
     };
     if is_known {
         return Ok(layouts);
+    }
+    if gpus.iter().all(|it| it.cuttable().is_none()) {
+        let text = format!("`{config}`: no GPU of this node can have MIG instances; it has {}", all(gpus));
+        return Err(Refusal::NoEffect(text));
     }
     let mut known: Vec<String> =
         gpus.iter().flat_map(profiles).map(|it| format!("all-{}", mix::label(&it.name))).collect();
@@ -146,7 +171,7 @@ fn built_in(config: &str, gpus: &[GpuFacts]) -> Result<Layouts, Refusal> {
         .into_iter()
         .chain(known.iter().map(String::as_str))
         .collect();
-    Err(Refusal(format!(
+    Err(Refusal::Impossible(format!(
         "there is no built-in layout `{config}` for these GPUs; there are {}; others come from a file, see --layouts",
         some(&known)
     )))
@@ -172,7 +197,7 @@ fn check(gpu: &GpuFacts, counts: &BTreeMap<String, u32>) -> Result<(), String> {
 }
 
 fn describe(gpu: &GpuFacts) -> String {
-    format!("GPU {} ({}, {})", gpu.index, gpu.product_name, gpu.pci)
+    format!("GPU {} ({}, {})", gpu.index, gpu.product(), gpu.pci)
 }
 
 /// `1 x 3g.40gb + 2 x 1g.10gb`.
@@ -197,10 +222,19 @@ fn some(names: &[&str]) -> String {
     text
 }
 
-fn all_or_nothing(layouts: Layouts, problems: &[String]) -> Result<Layouts, Refusal> {
+/// The GPUs of a node for a message, with what a `device-filter` compares.
+fn all(gpus: &[GpuFacts]) -> String {
+    let gpus: Vec<String> =
+        gpus.iter().map(|it| format!("{}, PCI id 0x{:08X}", describe(it), it.pci_device_id)).collect();
+    let gpus: Vec<&str> = gpus.iter().map(String::as_str).collect();
+    some(&gpus)
+}
+
+/// All problems as one text, if there are any: the first, and how many more.
+fn one_of(problems: &[String]) -> Option<String> {
     match problems {
-        [] => Ok(layouts),
-        [problem] => Err(Refusal(problem.clone())),
-        [first, others @ ..] => Err(Refusal(format!("{first} (and {} more like this)", others.len()))),
+        [] => None,
+        [problem] => Some(problem.clone()),
+        [first, others @ ..] => Some(format!("{first} (and {} more like this)", others.len())),
     }
 }

@@ -1,20 +1,18 @@
 //! Follows the node's label and the layout file, and reports on the node how the layout stands.
 
-use std::fs;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::choice::{Layouts, choose, default_layouts};
-use super::file::{LayoutFile, MAX_FILE};
+use super::choice::{Layouts, Refusal, choose, default_layouts};
 use super::memory::LayoutMemory;
+use super::source::LayoutSource;
 use crate::api::{CONFIG_LABEL, EventReason, Events, FORBIDDEN_PAUSE, LayoutLabels, OwnNode, STATE_LABEL};
 use crate::hardware::{Hardware, NodeState};
 use crate::kubelet::Turn;
@@ -23,6 +21,13 @@ use crate::slices::Publication;
 /// How often the file is looked at, and a label that could not be written is tried again. The kubelet needs about a
 /// minute to bring a changed ConfigMap, so this adds nothing that is noticed.
 const PERIOD: Duration = Duration::from_secs(2);
+
+/// Why layouts have no effect where the API server keeps counters.
+const COUNTED: &str = "kube-apiserver keeps shared counters, so every placement of every profile is published at all times; \
+                       remove the label nvidia.com/mig.config, or start the driver with --mode=layout";
+/// Why they have none where counters are insisted on.
+const INSISTING: &str = "--mode=partitionable publishes whole GPUs where kube-apiserver drops shared counters; start the driver \
+                         with --mode=auto or --mode=layout";
 
 /// How GPUs are to be offered where no counters keep devices apart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,7 +39,7 @@ pub struct Decision {
     /// What is in force.
     pub layouts: Layouts,
     /// Why that is not what the label asks for, if so.
-    pub refusal: Option<String>,
+    pub refusal: Option<Refusal>,
 }
 
 /// Turns labels and files into decisions.
@@ -57,12 +62,14 @@ pub struct LayoutFollower {
     other_writer: Option<String>,
     /// What was reported last.
     reported: Option<Report>,
+    /// Whether the API server kept counters, when that was seen last.
+    was_counted: Option<bool>,
 }
 
 /// How a decision fares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Counters keep devices apart; layouts play no part.
+    /// Devices are not published by layout.
     Unused,
     Pending,
     Success,
@@ -103,6 +110,7 @@ impl LayoutFollower {
             retry_state_at: None,
             other_writer: None,
             reported: None,
+            was_counted: None,
         }
     }
 
@@ -118,7 +126,9 @@ impl LayoutFollower {
         let mut known: Option<Arc<Hardware>> = None;
         let mut is_new = true;
         loop {
-            let now = hardware.borrow_and_update().hardware.clone().ok();
+            let now = hardware.borrow_and_update().hardware.clone();
+            let gpus = Gpus::of(&now);
+            let now = now.ok();
             is_new |= now.as_ref().map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr);
             known = now;
             if is_new && self.labels.is_some() {
@@ -126,7 +136,7 @@ impl LayoutFollower {
                 is_new = false;
             }
             let published = publication.borrow_and_update().clone();
-            self.tell(known.is_some(), &published).await;
+            self.tell(&gpus, &published).await;
             tokio::select! {
                 next = next_of(&mut labels) => is_new |= self.take(next),
                 changed = hardware.changed() => if changed.is_err() { return },
@@ -162,10 +172,10 @@ impl LayoutFollower {
         let Some(gpus) = hardware.map(|it| &it.facts.gpus).filter(|it| !it.is_empty()) else { return };
         let chosen = match (&label, &mut self.file) {
             (Some(_), Some(source)) => match source.content() {
-                Ok(file) => choose(label.as_deref(), Some(file), gpus).map_err(|it| it.to_string()),
-                Err(error) => Err(error.clone()),
+                Ok(file) => choose(label.as_deref(), Some(file), gpus),
+                Err(error) => Err(Refusal::Impossible(error.clone())),
             },
-            _ => choose(label.as_deref(), None, gpus).map_err(|it| it.to_string()),
+            _ => choose(label.as_deref(), None, gpus),
         };
         let before = self.decision.borrow().clone();
         let (layouts, refusal) = match chosen {
@@ -185,27 +195,30 @@ impl LayoutFollower {
         }
         next.revision += 1;
         match &next.refusal {
-            Some(refusal) => warn!(label = next.label, refusal, "layout refused"),
+            Some(refusal) => warn!(label = next.label, %refusal, "layout refused"),
             None => info!(label = next.label, layouts = ?next.layouts, "layout"),
         }
         self.decision.send_replace(next);
     }
 
     /// Brings the state label and the events up to date.
-    async fn tell(&mut self, has_gpus: bool, publication: &Publication) {
+    async fn tell(&mut self, gpus: &Gpus, publication: &Publication) {
         let decision = self.decision.borrow().clone();
         let Some(labels) = self.labels.clone() else { return };
         if self.turn.is_ours().await {
             self.notice_other_writer(&labels);
         }
-        if decision.revision == 0 || !has_gpus {
-            return;
-        }
-        let (stage, waiting) = match publication {
-            Publication::Pending { .. } => return,
-            Publication::Complete { .. } | Publication::WithoutCounters { .. } => (Stage::Unused, &[][..]),
-            Publication::Layout { .. } if decision.refusal.is_some() => (Stage::Failed, &[][..]),
-            Publication::Layout { revision, waiting, settling, .. } => {
+        let (stage, waiting) = match (publication, gpus) {
+            (Publication::Pending { .. }, _) => return,
+            (_, Gpus::None(reason)) => (Stage::Pending, std::slice::from_ref(reason)),
+            (Publication::Complete { is_counted: true, .. }, _) => (Stage::Unused, &[COUNTED.to_owned()][..]),
+            (Publication::WithoutCounters { .. }, _) => (Stage::Unused, &[INSISTING.to_owned()][..]),
+            _ if decision.revision == 0 => return,
+            _ if decision.refusal.is_some() => (Stage::Failed, &[][..]),
+            // Whole GPUs, which no layout changes; unless one that can be cut has just come.
+            (Publication::Complete { .. }, Gpus::Whole) => (Stage::Success, &[][..]),
+            (Publication::Complete { .. }, Gpus::Cuttable) => (Stage::Pending, &[][..]),
+            (Publication::Layout { revision, waiting, settling, .. }, _) => {
                 let is_settled = *revision == decision.revision && !settling;
                 match (is_settled, waiting.is_empty()) {
                     (true, true) => (Stage::Success, &[][..]),
@@ -218,17 +231,18 @@ impl LayoutFollower {
         if !self.turn.is_ours().await {
             return;
         }
-        self.label(&labels, stage, decision.label.is_some()).await;
-        self.report(stage, &decision, waiting);
+        self.report_counters(publication);
+        self.label(&labels, stage).await;
+        self.report(labels.config.as_deref(), stage, &decision, waiting);
     }
 
-    async fn label(&mut self, labels: &LayoutLabels, stage: Stage, is_asked: bool) {
+    async fn label(&mut self, labels: &LayoutLabels, stage: Stage) {
         let state = match stage {
-            _ if !is_asked => None,
-            Stage::Unused => None,
+            _ if labels.config.is_none() => None,
             Stage::Pending => Some("pending"),
             Stage::Success => Some("success"),
-            Stage::Failed => Some("failed"),
+            // Whoever waits for the state has to learn that nothing will come.
+            Stage::Failed | Stage::Unused => Some("failed"),
         };
         // A state that another program wrote is not ours to remove.
         if labels.state.as_deref() == state || state.is_none() && !self.wrote_state {
@@ -278,14 +292,14 @@ impl LayoutFollower {
         self.events.tell(EventReason::MigManagerDetected, note);
     }
 
-    fn report(&mut self, stage: Stage, decision: &Decision, waiting: &[String]) {
-        let report = Report { revision: decision.revision, stage, has_reasons: !waiting.is_empty() };
-        let before = self.reported.replace(report.clone());
-        if before.as_ref() == Some(&report) {
-            return;
-        }
-        let was_unused = before.as_ref().map(|it| it.stage == Stage::Unused);
-        match (was_unused, stage == Stage::Unused) {
+    /// Says so where the API server began or ceased to keep counters.
+    fn report_counters(&mut self, publication: &Publication) {
+        let is_counted = match publication {
+            Publication::Complete { is_counted: true, .. } => true,
+            Publication::Layout { .. } => false,
+            _ => return,
+        };
+        match (self.was_counted.replace(is_counted), is_counted) {
             (Some(true), false) => {
                 let note = "kube-apiserver drops shared counters (feature gate DRAPartitionableDevices): devices that \
                             don't overlap are published, by layout";
@@ -297,9 +311,27 @@ impl LayoutFollower {
             }
             _ => {}
         }
-        let Some(label) = &decision.label else { return };
+    }
+
+    fn report(&mut self, label: Option<&str>, stage: Stage, decision: &Decision, waiting: &[String]) {
+        let report = Report { revision: decision.revision, stage, has_reasons: !waiting.is_empty() };
+        let before = self.reported.replace(report.clone());
+        if before.as_ref() == Some(&report) {
+            return;
+        }
+        let Some(label) = label else { return };
         match (stage, &decision.refusal) {
-            (Stage::Failed, Some(refusal)) => {
+            (Stage::Unused, _) => {
+                let note = format!("layout `{label}` has no effect on this node: {}", waiting.join("; "));
+                self.events.tell(EventReason::LayoutHasNoEffect, note);
+            }
+            (Stage::Failed, Some(Refusal::NoEffect(refusal))) => {
+                let note = format!(
+                    "layout `{label}` has no effect on this node, the one before stays in force: {refusal}"
+                );
+                self.events.tell(EventReason::LayoutHasNoEffect, note);
+            }
+            (Stage::Failed, Some(Refusal::Impossible(refusal))) => {
                 let note = format!("layout `{label}` refused, the one before stays in force: {refusal}");
                 self.events.tell(EventReason::LayoutRefused, note);
             }
@@ -315,90 +347,37 @@ impl LayoutFollower {
     }
 }
 
+/// What a layout could be about.
+enum Gpus {
+    /// Nothing, and why.
+    None(String),
+    /// GPUs of which none can be cut.
+    Whole,
+    /// GPUs of which one at least can be cut.
+    Cuttable,
+}
+
+impl Gpus {
+    fn of(hardware: &Result<Arc<Hardware>, String>) -> Self {
+        let (gpus, reason) = match hardware {
+            Ok(hardware) => {
+                let first = hardware.facts.skipped.first();
+                (&hardware.facts.gpus[..], first.map_or("NVML lists no GPU", |it| &it.reason))
+            }
+            Err(reason) => (&[][..], reason.as_str()),
+        };
+        match gpus {
+            [] => Self::None(format!("no GPU of this node can be offered now: {reason}")),
+            gpus if gpus.iter().any(|it| it.cuttable().is_some()) => Self::Cuttable,
+            _ => Self::Whole,
+        }
+    }
+}
+
 /// The next labels; the watch behind them reconnects for ever.
 async fn next_of<T>(labels: &mut (impl Stream<Item = T> + Unpin)) -> T {
     match labels.next().await {
         Some(labels) => labels,
         None => std::future::pending().await,
-    }
-}
-
-/// The layout file, read again when it changes.
-#[derive(Debug)]
-struct LayoutSource {
-    path: PathBuf,
-    stamp: Option<Stamp>,
-    content: Option<Result<LayoutFile, String>>,
-}
-
-/// What changes with a file's content. A ConfigMap's files are links that move as a whole, hence the inode.
-type Stamp = (SystemTime, u64, u64);
-
-impl LayoutSource {
-    fn new(path: PathBuf) -> Self {
-        Self { path, stamp: None, content: None }
-    }
-
-    /// True where the content is another one than before.
-    fn refresh(&mut self) -> bool {
-        let stamp = stamp(&self.path);
-        if self.content.is_some() && stamp.is_some() && stamp == self.stamp {
-            return false;
-        }
-        let content = read(&self.path);
-        let is_new = self.content.as_ref() != Some(&content);
-        (self.stamp, self.content) = (stamp, Some(content));
-        is_new
-    }
-
-    fn content(&mut self) -> Result<&LayoutFile, &String> {
-        self.content.get_or_insert_with(|| read(&self.path)).as_ref()
-    }
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    use std::os::unix::fs::MetadataExt;
-    let metadata = fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
-}
-
-fn read(path: &Path) -> Result<LayoutFile, String> {
-    let name = path.display().to_string();
-    let mut bytes = Vec::new();
-    // One byte more than allowed shows that there is too much.
-    let limit = u64::try_from(MAX_FILE + 1).unwrap_or(u64::MAX);
-    fs::File::open(path)
-        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
-        .map_err(|error| format!("layout file `{name}` cannot be read: {error}; check --layouts"))?;
-    LayoutFile::parse(&name, &bytes).map_err(|error| error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_read_again_when_it_changes_and_its_errors_are_told() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("layouts.yaml");
-        let mut source = LayoutSource::new(path.clone());
-        assert!(source.refresh(), "that there is no file is news once");
-        assert!(!source.refresh());
-        assert!(source.content().unwrap_err().contains("check --layouts"));
-
-        let write = |text: &str| {
-            let next = directory.path().join("next");
-            fs::write(&next, text).unwrap();
-            fs::rename(next, &path).unwrap();
-        };
-        write("{version: v1, mig-configs: {a: [{devices: all, mig-enabled: false}]}}");
-        assert!(source.refresh() && !source.refresh());
-        assert!(source.content().unwrap().configs.contains_key("a"));
-        write("{version: v3}");
-        assert!(source.refresh());
-        assert!(source.content().unwrap_err().contains("it must be `v1`"));
-        write(&" ".repeat(MAX_FILE + 5));
-        assert!(source.refresh());
-        assert!(source.content().unwrap_err().contains("larger than"));
     }
 }

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! `file`, `fit`, `mix`, `choice` and `apply` are functions from data to data; `follow` is the loop that reads the label and
-//! the file and tells how it goes. No instance is made here: a layout only decides which devices can be allocated, and each
+//! the file (`source`) and reports how it goes. No instance is made here: a layout only decides which devices can be allocated, and each
 //! of them is still made when a claim is prepared.
 
 mod apply;
@@ -15,6 +15,7 @@ mod fit;
 mod follow;
 mod memory;
 mod mix;
+mod source;
 #[cfg(test)]
 mod tests;
 

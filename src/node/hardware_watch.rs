@@ -12,6 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::kernel_view::{KernelView, NodesChanged};
 use super::problems::{left_alone, otherwise, problems};
 use crate::api::{EventReason, Events};
 use crate::args::HardwareArgs;
@@ -34,6 +35,7 @@ pub(super) struct HardwareWatch {
     pub(super) time_slices: u32,
     pub(super) checkpoint: Checkpoint,
     pub(super) cdi: ClaimFiles,
+    pub(super) kernel: KernelView,
     pub(super) state: watch::Sender<NodeState>,
     pub(super) gpus: Vec<Gpu>,
     pub(super) health: Keeper,
@@ -93,14 +95,19 @@ impl HardwareWatch {
                 _ = clock.tick() => {}
             }
             // What was known stays; the next look may succeed.
-            if let Err(error) = self.look().await {
-                warn!(%error, "cannot look at the hardware now");
+            match self.look().await {
+                Err(error) if error.is::<NodesChanged>() => return Err(error),
+                Err(error) => warn!(%error, "cannot look at the hardware now"),
+                Ok(()) => {}
             }
         }
     }
 
     /// Opens the hardware if it is not open, reads what may have changed, and tells everybody.
+    ///
+    /// Fails with [`NodesChanged`] where nothing can be seen before the container is created again.
     pub(super) async fn look(&mut self) -> anyhow::Result<()> {
+        self.kernel.read().await;
         let known = self.state.borrow().hardware.clone();
         let hardware = match known {
             Ok(open) if open.is_stale() => {
@@ -110,7 +117,9 @@ impl HardwareWatch {
                 self.metrics.recovered(Recovery::ReopenNvml, opened.is_ok());
                 opened
             }
-            Ok(open) if !open.is_worth_another_look() => Ok(open),
+            Ok(open) if !open.is_worth_another_look() && !self.kernel.access.may_find_more(&open.facts) => {
+                Ok(open)
+            }
             Ok(open) => Ok(self.completed(open).await?),
             Err(before) => self.opened(&before).await?,
         };
@@ -120,7 +129,10 @@ impl HardwareWatch {
                 hardware.listen(&self.heard)?;
                 self.scan(hardware).await?
             }
-            Err(_) => Vec::new(),
+            Err(_) => {
+                self.kernel.renew_spec()?;
+                Vec::new()
+            }
         };
         self.publish(hardware)
     }
@@ -166,7 +178,7 @@ impl HardwareWatch {
         match found? {
             Ok(Some(more)) => {
                 let (gpus, skipped) = (more.facts.gpus.len(), more.facts.skipped.len());
-                info!(gpus, skipped, "GPUs have come back");
+                info!(gpus, skipped, "NVML reports GPUs, or facts of them, that it did not report before");
                 Ok(Arc::new(more))
             }
             Ok(None) => Ok(open),
@@ -320,6 +332,18 @@ impl HardwareWatch {
         }
     }
 
+    /// Reports that MIG instances may not be created, and that they may again.
+    fn tell_denied(&self, before: Option<&str>, now: Option<&str>) {
+        match now {
+            Some(reason) if before != now => {
+                warn!("{reason}");
+                self.events.tell(EventReason::MigDenied, reason.to_owned());
+            }
+            None if before.is_some() => info!("MIG instances may be created again"),
+            _ => {}
+        }
+    }
+
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
         let (terms, health) = (self.terms()?, self.health.report());
         let gpus = health.withhold(&self.gpus);
@@ -328,12 +352,14 @@ impl HardwareWatch {
             Err(_) => Inventory::default(),
         };
         let skipped = hardware.as_ref().map_or(&[][..], |it| &it.facts.skipped);
-        let problems = problems(&self.gpus, skipped, &health);
+        let access = self.kernel.access.report(hardware.as_ref().ok().map(|it| &it.facts));
+        let problems = problems(&self.gpus, skipped, &access.missing, &health);
         let left_alone = left_alone(&self.gpus, &terms);
         if hardware.is_ok() {
             let before = self.state.borrow();
             let told: Vec<Problem> = otherwise(&before.problems, &before.health).cloned().collect();
             self.tell_problems(&told, &problems, &health);
+            self.tell_denied(before.access.mig_denied.as_deref(), access.mig_denied.as_deref());
         }
         let withheld = withheld(&inventory, &self.gpus, &health);
         let held = terms.held.clone();
@@ -346,11 +372,22 @@ impl HardwareWatch {
                 && state.problems == problems
                 && state.left_alone == left_alone
                 && state.withheld == withheld
+                && state.access == access
                 && state.health == health
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();
             let (inventory, basis) = (Arc::new(inventory), Arc::new(basis));
-            let now = NodeState { hardware, inventory, basis, held, problems, left_alone, withheld, health };
+            let now = NodeState {
+                hardware,
+                inventory,
+                basis,
+                held,
+                problems,
+                left_alone,
+                withheld,
+                access,
+                health,
+            };
             before = Some(std::mem::replace(state, now));
             !is_same
         });

@@ -1,6 +1,7 @@
 //! Wires everything and watches it run: the only file that names every part.
 
 mod hardware_watch;
+mod kernel_view;
 mod parts;
 mod problems;
 
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, Events, NodeSlices, OwnNode};
 use crate::args::{NodeArgs, StateLabel};
-use crate::cdi::{ClaimFiles, Kind};
+use crate::cdi::{ClaimFiles, Kind, ManagementFile};
 use crate::check;
 use crate::checkpoint::Checkpoint;
 use crate::claim::{Claims, ClaimsParts, CommonSource};
@@ -20,8 +21,8 @@ use crate::hardware::NodeState;
 use crate::health::{Follower, Keeper};
 use crate::host;
 use crate::kubelet::{
-    DeviceHealth, DraPlugin, Registration, RegistrationState, Socket, SocketPaths, Turn, serve_plugin,
-    serve_registration,
+    DeviceHealth, DraPlugin, Registration, RegistrationState, Socket, SocketPaths, SoleProcess, Turn,
+    serve_plugin, serve_registration,
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
 use crate::nvml::Pulse;
@@ -32,6 +33,7 @@ use crate::telemetry::metrics::{
 };
 use crate::telemetry::{Health, Silent, Watchdog, bind_health, serve_health};
 use hardware_watch::HardwareWatch;
+use kernel_view::KernelView;
 use parts::Parts;
 
 /// Events of GPUs that wait to be looked at; the kernel keeps more.
@@ -42,6 +44,11 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let health_listener = bind_health(args.http_address).await?;
     let metrics_listener = bind_metrics(args.metrics_address).await?;
     let metrics = Metrics::default();
+    // Before anything is touched that a process which runs already may be using. Pods have sockets of their own.
+    let _sole = match args.pod_uid {
+        None => Some(SoleProcess::claim(&args.driver.plugin_directory())?),
+        Some(_) => None,
+    };
     let kind = Kind::of_driver(&args.driver.driver_name)?;
     let client = api::counted(api::client(args.kubeconfig.as_deref()).await?, &metrics);
     let boot_id = host::boot_id(&args.hardware.proc_root)?;
@@ -77,6 +84,11 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         time_slices: args.time_slices,
         checkpoint: checkpoint.clone(),
         cdi: cdi.clone(),
+        kernel: KernelView::new(
+            args.hardware.proc_root.clone(),
+            args.host.dev_root.clone(),
+            ManagementFile::new(&args.host.cdi_root, kind.clone()),
+        ),
         state,
         gpus: Vec::new(),
         health: keeper.clone(),
@@ -190,6 +202,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     // The work socket first: the kubelet dials it as soon as it sees the other one.
     let plugin_socket = Socket::listen(&paths.plugin)?;
     let registration_socket = Socket::listen(&paths.registration)?;
+    let (plugin_watch, registration_watch) = (plugin_socket.watch(), registration_socket.watch());
     let service = Registration::new(&driver, paths.plugin.clone(), registration_report);
     let sweep = paths.keep_clean(driver, args.rescan_interval, stop.clone());
 
@@ -203,6 +216,8 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, device_health, health, stop.clone()));
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add_endless("sockets", sweep);
+    parts.add("plugin socket", plugin_watch.run(stop.clone()));
+    parts.add("registration socket", registration_watch.run(stop.clone()));
     parts.add_endless("device status of claims", statuses.run(changes.clone(), stop.clone()));
     parts.add("sampler", sampler.run(stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));

@@ -6,17 +6,35 @@ use crate::inventory::{Gpu, Terms, not_adopted};
 use crate::nvml::facts::{GpuInstance, SkippedGpu};
 
 /// Which GPUs are not offered, and why.
-pub(super) fn problems(gpus: &[Gpu], skipped: &[SkippedGpu], health: &Report) -> Vec<Problem> {
+pub(super) fn problems(
+    gpus: &[Gpu],
+    skipped: &[SkippedGpu],
+    missing: &[Problem],
+    health: &Report,
+) -> Vec<Problem> {
     let problem = |gpu: &str, reason: &str| Problem { gpu: gpu.to_owned(), reason: reason.to_owned() };
     let unreadable = gpus.iter().filter_map(|it| Some(problem(&it.facts.uuid, it.state.problem.as_ref()?)));
     let sick = gpus.iter().filter(|it| it.state.problem.is_none()).map(|it| &it.facts.uuid);
     let sick = sick.filter(|it| health.gpu(it).is_bad()).map(|it| problem(it, &health.gpu(it).text()));
+    let uncut = gpus.iter().filter(|it| it.state.problem.is_none()).filter_map(in_mig_mode_without_profiles);
     // By the same name as before it was skipped, so that it does not seem to be offered again.
     let skipped = skipped.iter().map(|it| {
         let index = it.index.to_string();
         problem(it.uuid.as_ref().unwrap_or(&index), &it.reason)
     });
-    unreadable.chain(sick).chain(skipped).collect()
+    unreadable.chain(sick).chain(uncut).chain(skipped).chain(missing.iter().cloned()).collect()
+}
+
+/// Nothing of such a GPU is offered: whole it cannot be used, and how it can be cut is not known.
+fn in_mig_mode_without_profiles(gpu: &Gpu) -> Option<Problem> {
+    let has_profiles = gpu.facts.cuttable().is_some();
+    gpu.state.mode.filter(|it| it.current && !has_profiles)?;
+    let why: Vec<String> = gpu.facts.unknown.iter().map(ToString::to_string).collect();
+    let reason = format!(
+        "MIG mode is on, and NVML reports no MIG profile ({}); with MIG mode off the GPU is offered whole",
+        why.join(", ")
+    );
+    Some(Problem { gpu: gpu.facts.uuid.clone(), reason })
 }
 
 /// Which instances of others are not offered, and why.

@@ -52,9 +52,17 @@ macro_rules! function {
 pub(super) use function;
 
 impl<'nvml> DeviceHandle<'nvml> {
-    /// The GPU with this UUID.
+    /// The GPU with this UUID. Where NVML does not find it that way, the GPUs are asked one by one.
     pub fn by_uuid(nvml: &'nvml Nvml, uuid: &str) -> Result<Self, CallError> {
-        let device = nvml.device_by_uuid(uuid).map_err(CallError::wrapped("nvmlDeviceGetHandleByUUID"))?;
+        let found = nvml.device_by_uuid(uuid).map_err(CallError::wrapped("nvmlDeviceGetHandleByUUID"));
+        let device = match found {
+            Err(error) if !error.concerns_whole_gpu() => {
+                let mut all =
+                    (0..nvml.device_count().unwrap_or(0)).filter_map(|it| nvml.device_by_index(it).ok());
+                all.find(|it| it.uuid().is_ok_and(|it| it == uuid)).ok_or(error)?
+            }
+            found => found?,
+        };
         Ok(Self::of(nvml, &device))
     }
 
@@ -130,7 +138,11 @@ impl<'nvml> DeviceHandle<'nvml> {
     /// tell it.
     pub fn profile(&self, index: u32) -> Result<Profile, CallError> {
         match self.named_profile(index) {
-            Err(error) if error.code == Code::FUNCTION_NOT_FOUND => self.unnamed_profile(index),
+            Err(error)
+                if [Code::FUNCTION_NOT_FOUND, Code::ARGUMENT_VERSION_MISMATCH].contains(&error.code) =>
+            {
+                self.unnamed_profile(index)
+            }
             result => result,
         }
     }
@@ -254,11 +266,49 @@ impl<'nvml> DeviceHandle<'nvml> {
         Ok(pids)
     }
 
-    /// Memory of this device.
+    /// Memory of this device. NOT_SUPPORTED on a GPU that uses the memory of the system.
     pub fn memory(&self) -> Result<Memory, CallError> {
-        let memory =
-            self.wrapper().memory_info().map_err(CallError::wrapped("nvmlDeviceGetMemoryInfo_v2"))?;
+        match self.wrapper().memory_info().map_err(CallError::wrapped("nvmlDeviceGetMemoryInfo_v2")) {
+            Ok(it) => Ok(Memory { used: it.used, free: it.free, total: it.total }),
+            Err(error) if error.code == Code::FUNCTION_NOT_FOUND => self.memory_of_old_drivers(),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The same from drivers before 510.
+    fn memory_of_old_drivers(&self) -> Result<Memory, CallError> {
+        let function = function!(self.nvml, nvmlDeviceGetMemoryInfo)?;
+        let mut memory = sys::nvmlMemory_t { total: 0, free: 0, used: 0 };
+        // SAFETY: a live handle and a writable struct.
+        check("nvmlDeviceGetMemoryInfo", unsafe { function(self.raw, &raw mut memory) })?;
         Ok(Memory { used: memory.used, free: memory.free, total: memory.total })
+    }
+
+    /// `nvmlDeviceArchitecture_t`. The number, because nvml-wrapper has no name for those that are newer than itself.
+    pub fn architecture(&self) -> Result<u32, CallError> {
+        let function = function!(self.nvml, nvmlDeviceGetArchitecture)?;
+        let mut architecture = 0;
+        // SAFETY: a live handle and a writable integer.
+        check("nvmlDeviceGetArchitecture", unsafe { function(self.raw, &raw mut architecture) })?;
+        Ok(architecture)
+    }
+
+    /// `nvmlGpuVirtualizationMode_t`, for the same reason a number.
+    pub fn virtualization_mode(&self) -> Result<u32, CallError> {
+        let function = function!(self.nvml, nvmlDeviceGetVirtualizationMode)?;
+        let mut mode = 0;
+        // SAFETY: a live handle and a writable integer.
+        check("nvmlDeviceGetVirtualizationMode", unsafe { function(self.raw, &raw mut mode) })?;
+        Ok(mode)
+    }
+
+    /// `nvmlBrandType_t`, for the same reason a number.
+    pub fn brand(&self) -> Result<u32, CallError> {
+        let function = function!(self.nvml, nvmlDeviceGetBrand)?;
+        let mut brand = 0;
+        // SAFETY: a live handle and a writable integer.
+        check("nvmlDeviceGetBrand", unsafe { function(self.raw, &raw mut brand) })?;
+        Ok(brand)
     }
 
     /// Memory of a MIG device; nothing where there is no such instance.

@@ -1,23 +1,84 @@
-//! Reads what a node has. A GPU that cannot be read is left out with a reason; it does not hide the others.
+//! Reads what a node has. What is missing hides nothing that does not need it: a GPU without a name is a GPU without a name.
+//!
+//! A fact is read by the call in the table; an error that concerns the GPU or the NVIDIA driver as a whole
+//! ([`CallError::concerns_whole_gpu`]) leaves the GPU out whatever was asked. Any other error makes the fact unknown: it is in
+//! [`GpuFacts::unknown`], which the log, `check` and `inspect` show, and is asked for again at every rescan unless the answer
+//! cannot change ([`CallError::is_lasting`]).
+//!
+//! | fact | call | essential for | offered without it |
+//! |---|---|---|---|
+//! | NVML itself | `nvmlInit_v2` | everything | nothing; opened again at every rescan |
+//! | boot id | `/proc/sys/kernel/random/boot_id` | which records are of this boot | nothing |
+//! | number of GPUs | `nvmlDeviceGetCount_v2` | finding GPUs | nothing; read again at every rescan |
+//! | version of the NVIDIA driver | `nvmlSystemGetDriverVersion` | nothing: the names of the driver's libraries have it, too | everything; `driverVersion` is `0.0.0` |
+//! | CUDA version | `nvmlSystemGetCudaDriverVersion_v2` | nothing | everything; `cudaDriverVersion` is `0.0.0` |
+//! | handle | `nvmlDeviceGetHandleByIndex_v2` | every other call | not this GPU |
+//! | handle by UUID | `nvmlDeviceGetHandleByUUID` | nothing: the GPUs are asked one by one instead | everything |
+//! | UUID | `nvmlDeviceGetUUID` | telling GPUs apart, records of claims | not this GPU |
+//! | PCI address | `nvmlDeviceGetPciInfo_v3` | names of devices and counter sets | not this GPU |
+//! | virtualization mode | `nvmlDeviceGetVirtualizationMode` | see below | everything, as on bare metal |
+//! | product name, brand, architecture, compute capability | `nvmlDeviceGetName`, `…Brand`, `…Architecture`, `…CudaComputeCapability` | nothing | everything; the attribute says `unknown` |
+//! | memory | `nvmlDeviceGetMemoryInfo_v2`, before driver 510 `nvmlDeviceGetMemoryInfo` | whether a GPU without MIG answers; names of profiles before driver 525 | everything; the capacity `memory` is 0. After an error that is not lasting, not this GPU: that is how a GPU looks that does not answer |
+//! | MIG mode | `nvmlDeviceGetMigMode` | whole or in parts | NOT_SUPPORTED, FUNCTION_NOT_FOUND: there is no MIG, the GPU is offered whole. Else not this GPU, since in MIG mode it cannot be used whole |
+//! | mode switches without a reset | `nvmlDeviceGetFieldValues` | offering whole GPU and parts side by side | what the present MIG mode allows |
+//! | one profile, its placements | `nvmlDeviceGetGpuInstanceProfileInfoV` (before 470 without the V), `…PossiblePlacements_v2` | that profile | the GPU and its other profiles |
+//! | all profiles | the same | cutting | the whole GPU, and only while MIG mode is off |
+//! | live instances | `nvmlDeviceGetGpuInstances` and what describes them | what is occupied | in MIG mode nothing but what claims hold |
+//! | PCIe root, NUMA node | sysfs | nothing | everything; the attribute is left out |
+//! | events | `nvmlEventSetCreate`, `nvmlDeviceRegisterEvents` | noticing errors | everything; event `GpuUnmonitored` unless the GPU has none |
+//!
+//! | virtualization mode | offered |
+//! |---|---|
+//! | none, passthrough | as the other facts say |
+//! | vGPU in a virtual machine, MIG mode off or not supported | whole; the hypervisor decides on MIG |
+//! | the same in MIG mode | nothing: it is a MIG instance of the host, and only the host can make or destroy one |
+//! | host of vGPUs (vGPU, vSGA) | nothing: the GPU serves virtual machines, and the driver for such hosts has no CUDA |
 
 use nvml_wrapper::Nvml;
-use nvml_wrapper::enum_wrappers::device::GpuVirtualizationMode;
-use tracing::{debug, warn};
+use nvml_wrapper::enum_wrappers::device::Brand;
+use nvml_wrapper::enums::device::DeviceArchitecture;
+use tracing::warn;
 
 use super::device::DeviceHandle;
 use super::error::{CallError, Code};
 use super::facts::{GpuFacts, GpuInstance, MigFacts, NodeFacts, Profile, SkippedGpu};
+use super::profiles::profiles;
 
-/// Reads driver and GPUs. Fails only where NVML does not even count the GPUs.
+/// Calls that failed without taking the GPU with them.
+#[derive(Debug, Default)]
+pub(super) struct Unknown(Vec<CallError>);
+
+impl Unknown {
+    /// Notes an error, once.
+    pub(super) fn add(&mut self, error: CallError) {
+        if !self.0.contains(&error) {
+            self.0.push(error);
+        }
+    }
+
+    /// The fact; nothing where it is unknown. Fails where the error is not about the fact alone.
+    fn fact<T>(&mut self, read: Result<T, CallError>) -> Result<Option<T>, CallError> {
+        match read {
+            Ok(fact) => Ok(Some(fact)),
+            Err(error) if error.concerns_whole_gpu() => Err(error),
+            Err(error) => {
+                self.add(error);
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Reads driver and GPUs. Fails only where NVML does not even count the GPUs, or does not fit the driver any more.
 pub fn discover(nvml: &Nvml) -> Result<NodeFacts, CallError> {
-    let driver_version =
-        nvml.sys_driver_version().map_err(CallError::wrapped("nvmlSystemGetDriverVersion"))?;
-    let cuda =
-        nvml.sys_cuda_driver_version().map_err(CallError::wrapped("nvmlSystemGetCudaDriverVersion_v2"))?;
+    let mut unknown = Unknown::default();
+    let version = nvml.sys_driver_version().map_err(CallError::wrapped("nvmlSystemGetDriverVersion"));
+    let driver_version = unknown.fact(version)?;
+    let cuda = nvml.sys_cuda_driver_version();
+    let cuda = unknown.fact(cuda.map_err(CallError::wrapped("nvmlSystemGetCudaDriverVersion_v2")))?;
     // NVML encodes 12.8 as 12080.
-    let cuda = u32::try_from(cuda).unwrap_or_default();
-    let mut facts =
-        NodeFacts { driver_version, cuda_version: (cuda / 1000, cuda % 1000 / 10), ..NodeFacts::default() };
+    let cuda_version = cuda.and_then(|it| u32::try_from(it).ok()).map(|it| (it / 1000, it % 1000 / 10));
+    let mut facts = NodeFacts { driver_version, cuda_version, unknown: unknown.0, ..NodeFacts::default() };
     for index in 0..nvml.device_count().map_err(CallError::wrapped("nvmlDeviceGetCount_v2"))? {
         match gpu(nvml, index) {
             Ok(gpu) => facts.gpus.push(gpu),
@@ -27,9 +88,13 @@ pub fn discover(nvml: &Nvml) -> Result<NodeFacts, CallError> {
     Ok(facts)
 }
 
-/// Asks the GPU for something that only it can tell, so that one which has fallen off the bus is noticed.
+/// Asks the GPU for something that only it can tell, so that one which has fallen off the bus is noticed. That a GPU has no
+/// memory of its own to report is an answer.
 pub fn answers(device: &DeviceHandle<'_>) -> Result<(), CallError> {
-    device.wrapper().memory_info().map(|_| ()).map_err(CallError::wrapped("nvmlDeviceGetMemoryInfo"))
+    match device.memory() {
+        Err(error) if !error.is_lasting() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Every live GPU instance of a GPU, whoever made it. Listed by GPU instance, because one without a compute instance
@@ -50,200 +115,121 @@ pub fn live_instances(
     Ok(all)
 }
 
-fn gpu(nvml: &Nvml, index: u32) -> Result<GpuFacts, SkippedGpu> {
-    let skip = |uuid: Option<&str>, reason: String, is_gone| SkippedGpu {
-        index,
-        uuid: uuid.map(str::to_owned),
-        reason,
-        is_gone,
-        is_for_good: false,
-    };
-    let failed =
-        |uuid: Option<&str>, error: CallError| skip(uuid, error.to_string(), error.code == Code::GPU_IS_LOST);
-    let device = nvml
-        .device_by_index(index)
-        .map_err(CallError::wrapped("nvmlDeviceGetHandleByIndex_v2"))
-        .map_err(|error| failed(None, error))?;
-    let uuid = device
-        .uuid()
-        .map_err(CallError::wrapped("nvmlDeviceGetUUID"))
-        .map_err(|error| failed(None, error))?;
-    if let Ok(GpuVirtualizationMode::Vgpu) = device.virtualization_mode() {
-        let reason = "this is a vGPU in a virtual machine; its host decides on MIG";
-        return Err(SkippedGpu { is_for_good: true, ..skip(Some(&uuid), reason.to_owned(), true) });
-    }
-    describe(nvml, &device, index, uuid.clone()).map_err(|error| failed(Some(&uuid), error))
+/// `nvmlGpuVirtualizationMode_t`: a vGPU in a virtual machine.
+const VGPU: u32 = 2;
+/// The same: a GPU of a host that serves vGPUs.
+const HOST_VGPU: u32 = 3;
+/// The same: a GPU of a host that shares it by vSGA.
+const HOST_VSGA: u32 = 4;
+
+/// Why a GPU is left out.
+enum Skip {
+    /// A call failed without which it cannot be offered.
+    Failed(CallError),
+    /// It serves virtual machines, or is a part of a GPU that somebody else cuts. That stays so while the machine runs.
+    Virtual(&'static str),
 }
 
-fn describe(
-    nvml: &Nvml,
-    device: &nvml_wrapper::Device<'_>,
-    index: u32,
-    uuid: String,
-) -> Result<GpuFacts, CallError> {
+impl From<CallError> for Skip {
+    fn from(error: CallError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+fn gpu(nvml: &Nvml, index: u32) -> Result<GpuFacts, SkippedGpu> {
+    let mut known_uuid = None;
+    describe(nvml, index, &mut known_uuid).map_err(|skip| {
+        let (reason, is_gone, is_for_good) = match skip {
+            Skip::Failed(error) => (error.to_string(), error.code == Code::GPU_IS_LOST, false),
+            Skip::Virtual(reason) => (reason.to_owned(), true, true),
+        };
+        SkippedGpu { index, uuid: known_uuid, reason, is_gone, is_for_good }
+    })
+}
+
+fn describe(nvml: &Nvml, index: u32, known_uuid: &mut Option<String>) -> Result<GpuFacts, Skip> {
     const PCI: &str = "nvmlDeviceGetPciInfo_v3";
+    let device = nvml.device_by_index(index).map_err(CallError::wrapped("nvmlDeviceGetHandleByIndex_v2"))?;
+    let uuid = device.uuid().map_err(CallError::wrapped("nvmlDeviceGetUUID"))?;
+    *known_uuid = Some(uuid.clone());
     let info = device.pci_info().map_err(CallError::wrapped(PCI))?;
     let pci = info.bus_id.parse().map_err(|error| {
         warn!(index, %error, "NVML reports a PCI address that cannot be read");
         CallError { call: PCI, code: Code::UNKNOWN }
     })?;
+    let handle = DeviceHandle::of(nvml, &device);
+    let mut unknown = Unknown::default();
+    let name = unknown.fact(device.name().map_err(CallError::wrapped("nvmlDeviceGetName")))?;
+    let capability = device.cuda_compute_capability();
     let capability =
-        device.cuda_compute_capability().map_err(CallError::wrapped("nvmlDeviceGetCudaComputeCapability"))?;
-    let memory_bytes = device.memory_info().map_err(CallError::wrapped("nvmlDeviceGetMemoryInfo"))?.total;
+        unknown.fact(capability.map_err(CallError::wrapped("nvmlDeviceGetCudaComputeCapability")))?;
+    let memory_bytes = unknown.fact(handle.memory())?.map(|it| it.total).filter(|it| 0 < *it);
     Ok(GpuFacts {
         index,
         pci,
         pci_device_id: info.pci_device_id,
-        product_name: device.name().map_err(CallError::wrapped("nvmlDeviceGetName"))?,
-        // Brand and architecture are for people; a value newer than nvml-wrapper must not hide the GPU.
-        brand: device.brand().map_or_else(|_| "Unknown".to_owned(), |it| format!("{it:?}")),
-        architecture: device.architecture().map_or_else(|_| "Unknown".to_owned(), |it| it.to_string()),
-        compute_capability: (
-            u32::try_from(capability.major).unwrap_or_default(),
-            u32::try_from(capability.minor).unwrap_or_default(),
-        ),
+        product_name: name.filter(|it| !it.is_empty()),
+        brand: unknown.fact(handle.brand())?.and_then(brand),
+        architecture: unknown.fact(handle.architecture())?.and_then(architecture),
+        compute_capability: capability
+            .and_then(|it| Some((u32::try_from(it.major).ok()?, u32::try_from(it.minor).ok()?))),
         memory_bytes,
-        mig: mig(&DeviceHandle::of(nvml, device), &uuid, memory_bytes)?,
+        mig: mig(&handle, &uuid, memory_bytes, &mut unknown)?,
+        unknown: unknown.0,
         uuid,
     })
 }
 
-fn mig(device: &DeviceHandle<'_>, uuid: &str, memory_bytes: u64) -> Result<Option<MigFacts>, CallError> {
+/// The name of a brand; its number where that is newer than nvml-wrapper, so that the same brand has the same name.
+fn brand(number: u32) -> Option<String> {
+    match Brand::try_from(number) {
+        Ok(Brand::Unknown) => None,
+        Ok(brand) => Some(format!("{brand:?}")),
+        Err(_) => Some(format!("brand-{number}")),
+    }
+}
+
+/// The same of an architecture.
+fn architecture(number: u32) -> Option<String> {
+    match DeviceArchitecture::try_from(number) {
+        Ok(DeviceArchitecture::Unknown) => None,
+        Ok(architecture) => Some(architecture.to_string()),
+        Err(_) => Some(format!("architecture-{number}")),
+    }
+}
+
+fn mig(
+    device: &DeviceHandle<'_>,
+    uuid: &str,
+    memory_bytes: Option<u64>,
+    unknown: &mut Unknown,
+) -> Result<Option<MigFacts>, Skip> {
+    let virtualization = unknown.fact(device.virtualization_mode())?;
+    if let Some(HOST_VGPU | HOST_VSGA) = virtualization {
+        return Err(Skip::Virtual(
+            "it serves virtual machines as vGPUs, so it is not for containers of this host",
+        ));
+    }
     let mode = match device.mig_mode() {
         Ok(mode) => mode,
         Err(error) if [Code::NOT_SUPPORTED, Code::FUNCTION_NOT_FOUND].contains(&error.code) => {
             return Ok(None);
         }
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
-    // A driver too old for the question is also too old for GPUs that switch without a reset.
-    let resetless = device.is_mig_resetless().unwrap_or(false);
-    let profiles = profiles(device, uuid, memory_bytes)?;
-    if profiles.is_empty() {
-        // Not the same as a GPU without MIG: handed out whole it might be in MIG mode.
-        return Err(CallError { call: "nvmlDeviceGetGpuInstanceProfileInfo", code: Code::NOT_FOUND });
-    }
-    Ok(Some(MigFacts { resetless, profiles, mode }))
-}
-
-/// Enumerates profiles until INVALID_ARGUMENT. What this GPU does not have, and what cannot be described, is left out.
-fn profiles(device: &DeviceHandle<'_>, uuid: &str, memory_bytes: u64) -> Result<Vec<Profile>, CallError> {
-    let mut found: Vec<Profile> = Vec::new();
-    for index in 0..super::MAX_PROFILES {
-        let mut profile = match device.profile(index) {
-            Ok(profile) => profile,
-            Err(error) if error.code == Code::INVALID_ARGUMENT => break,
-            Err(error) if error.code == Code::NOT_SUPPORTED => continue,
-            Err(error) if concerns_the_profile(&error) => {
-                warn!(uuid, index, %error, "MIG profile skipped");
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        if profile.name.is_empty() {
-            let Some(name) = formula_name(&profile, memory_bytes) else {
-                warn!(
-                    uuid,
-                    index,
-                    id = profile.id,
-                    "MIG profile skipped: this driver does not tell its name"
-                );
-                continue;
-            };
-            profile.name = name;
+    match (virtualization, mode.current) {
+        (Some(VGPU), false) => return Ok(None),
+        (Some(VGPU), true) => {
+            return Err(Skip::Virtual(
+                "it is a vGPU in MIG mode: one instance that the host of the virtual machine made, which this driver cannot \
+                 make or destroy; give the virtual machine a vGPU without MIG, or the whole GPU",
+            ));
         }
-        match device.placements(profile.id) {
-            Ok(placements) if placements.iter().all(|it| it.is_plausible()) => {
-                profile.placements = placements
-            }
-            Ok(placements) => {
-                warn!(
-                    uuid,
-                    profile = profile.name,
-                    ?placements,
-                    "MIG profile skipped: no GPU has such placements"
-                );
-                continue;
-            }
-            Err(error) if concerns_the_profile(&error) => {
-                warn!(uuid, profile = profile.name, %error, "MIG profile skipped: it has no placements");
-                continue;
-            }
-            Err(error) => return Err(error),
-        }
-        if found.iter().any(|it| it.name == profile.name || it.id == profile.id) {
-            warn!(
-                uuid,
-                profile = profile.name,
-                id = profile.id,
-                "MIG profile skipped: its name or id is taken"
-            );
-            continue;
-        }
-        debug!(
-            uuid,
-            profile = profile.name,
-            id = profile.id,
-            placements = profile.placements.len(),
-            "MIG profile"
-        );
-        found.push(profile);
+        _ => {}
     }
-    Ok(found)
-}
-
-/// True for errors that say something of one profile, which can be left out, rather than of the GPU or of our rights.
-fn concerns_the_profile(error: &CallError) -> bool {
-    const ARGUMENT_VERSION_MISMATCH: Code = Code(25);
-    [Code::NOT_SUPPORTED, Code::INVALID_ARGUMENT, Code::NOT_FOUND, Code::UNKNOWN, ARGUMENT_VERSION_MISMATCH]
-        .contains(&error.code)
-}
-
-/// Name of a profile whose driver does not tell it, as go-nvlib computes it (mig_profile.go, getMigMemorySizeGB).
-/// The revised profiles of those drivers are known by index: 7 and 8 are `+me`. Others have no certain name.
-fn formula_name(profile: &Profile, total_bytes: u64) -> Option<String> {
-    const MIB: u64 = 1 << 20;
-    const GIB: u64 = 1 << 30;
-    let suffix = match profile.index {
-        0..=6 | 9 => "",
-        7 | 8 => "+me",
-        _ => return None,
-    };
-    let eighths = (profile.memory_mib * MIB * 8).div_ceil(total_bytes.max(1));
-    // Rounded to the nearest integer, halves up.
-    let gigabytes = (eighths * total_bytes.div_ceil(GIB) + 4) / 8;
-    Some(format!("{}g.{gigabytes}gb{suffix}", profile.slices))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::nvml::facts::MediaEngines;
-
-    fn profile(index: u32, slices: u32, memory_mib: u64) -> Profile {
-        Profile {
-            index,
-            id: 0,
-            name: String::new(),
-            slices,
-            max_instances: 1,
-            multiprocessors: 0,
-            copy_engines: 0,
-            media: MediaEngines::default(),
-            memory_mib,
-            placements: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn names_follow_the_formula_where_the_driver_is_silent() {
-        let a100_40 = 40_960 << 20;
-        assert_eq!(formula_name(&profile(0, 1, 4864), a100_40).unwrap(), "1g.5gb");
-        assert_eq!(formula_name(&profile(9, 1, 9856), a100_40).unwrap(), "1g.10gb");
-        assert_eq!(formula_name(&profile(7, 1, 4864), a100_40).unwrap(), "1g.5gb+me");
-        assert_eq!(formula_name(&profile(4, 7, 40_192), a100_40).unwrap(), "7g.40gb");
-        let h100_80 = 81_559 << 20;
-        assert_eq!(formula_name(&profile(2, 3, 40_448), h100_80).unwrap(), "3g.40gb");
-        assert_eq!(formula_name(&profile(15, 1, 40_448), h100_80), None);
-    }
+    let resetless = unknown.fact(device.is_mig_resetless())?.unwrap_or(false);
+    let found = profiles(device, uuid, memory_bytes, unknown);
+    let profiles = unknown.fact(found)?.unwrap_or_default();
+    // Without profiles it is not a GPU without MIG: it may be in MIG mode, and then it cannot be used whole.
+    Ok(Some(MigFacts { resetless: resetless && !profiles.is_empty(), profiles, mode }))
 }

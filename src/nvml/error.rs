@@ -40,6 +40,8 @@ impl Code {
     pub const IN_USE: Self = Self(19);
     /// The placement, or an engine that the profile needs, is taken.
     pub const INSUFFICIENT_RESOURCES: Self = Self(23);
+    /// A struct of a version that this driver does not know.
+    pub const ARGUMENT_VERSION_MISMATCH: Self = Self(25);
     /// Anything else.
     pub const UNKNOWN: Self = Self(999);
 
@@ -122,12 +124,38 @@ impl CallError {
         [UNINITIALIZED, DRIVER_NOT_LOADED, LIB_RM_VERSION_MISMATCH].contains(&self.code)
     }
 
+    /// True where the error says something about the GPU or the NVIDIA driver as a whole, whatever was asked for.
+    #[must_use]
+    pub fn concerns_whole_gpu(&self) -> bool {
+        [Code::GPU_IS_LOST, Code::RESET_REQUIRED].contains(&self.code) || self.means_another_driver()
+    }
+
+    /// True where the same question has the same answer for as long as this process runs: the GPU, the NVIDIA driver or the
+    /// rights of the process do not allow it.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        [
+            Code::INVALID_ARGUMENT,
+            Code::NOT_SUPPORTED,
+            Code::NO_PERMISSION,
+            Code::FUNCTION_NOT_FOUND,
+            Code::ARGUMENT_VERSION_MISMATCH,
+        ]
+        .contains(&self.code)
+    }
+
     /// True where waiting may help: the object is in use, or the driver was busy.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         const NOT_READY: Code = Code(27);
         [Code::IN_USE, Code::TIMEOUT, NOT_READY].contains(&self.code)
     }
+}
+
+/// Of calls that failed before, those that fail now. What a call reported before is known.
+#[must_use]
+pub fn still_unknown(before: &[CallError], now: &[CallError]) -> Vec<CallError> {
+    now.iter().filter(|it| before.iter().any(|before| before.call == it.call)).cloned().collect()
 }
 
 /// Turns a raw return value into a result that names the call.

@@ -5,13 +5,17 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::error::{CallError, still_unknown};
+
 /// Everything that does not change while the NVIDIA driver stays loaded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// Version of the NVIDIA driver as it prints it, for example `570.124.06`.
-    pub driver_version: String,
-    /// Newest CUDA version the driver serves, as (major, minor).
-    pub cuda_version: (u32, u32),
+    /// Version of the NVIDIA driver as it prints it, for example `570.124.06`; `None` where NVML does not report it.
+    pub driver_version: Option<String>,
+    /// Newest CUDA version the driver serves, as (major, minor); `None` where NVML does not report it.
+    pub cuda_version: Option<(u32, u32)>,
+    /// Why the facts of the node that are `None` are so.
+    pub unknown: Vec<CallError>,
     /// GPUs that can be offered, in NVML's order.
     pub gpus: Vec<GpuFacts>,
     /// GPUs that cannot be offered, and why.
@@ -45,21 +49,69 @@ pub struct GpuFacts {
     pub pci: PciAddress,
     /// PCI device and vendor id as NVML joins them, for example 0x233010DE: device in the upper half.
     pub pci_device_id: u32,
-    /// Product name, for example `NVIDIA H100 80GB HBM3`.
-    pub product_name: String,
+    /// Product name, for example `NVIDIA H100 80GB HBM3`; `None` where NVML does not report it, as with each fact below.
+    pub product_name: Option<String>,
     /// Brand, for example `Nvidia`.
-    pub brand: String,
-    /// Architecture, for example `Hopper`; `Unknown` for one newer than nvml-wrapper.
-    pub architecture: String,
+    pub brand: Option<String>,
+    /// Architecture, for example `Hopper`.
+    pub architecture: Option<String>,
     /// CUDA compute capability as (major, minor).
-    pub compute_capability: (u32, u32),
-    /// Frame buffer, bytes.
-    pub memory_bytes: u64,
+    pub compute_capability: Option<(u32, u32)>,
+    /// Frame buffer, bytes. GPUs that use the memory of the system report none.
+    pub memory_bytes: Option<u64>,
     /// What MIG can do here; `None` on a GPU without MIG.
     pub mig: Option<MigFacts>,
+    /// Calls that failed, so that a fact above is `None`, a profile is left out or all profiles are.
+    pub unknown: Vec<CallError>,
 }
 
 impl GpuFacts {
+    /// The product name for a message.
+    #[must_use]
+    pub fn product(&self) -> &str {
+        self.product_name.as_deref().unwrap_or("unknown product")
+    }
+
+    /// What MIG can do here, where that is known well enough to cut the GPU.
+    #[must_use]
+    pub fn cuttable(&self) -> Option<&MigFacts> {
+        self.mig.as_ref().filter(|it| !it.profiles.is_empty())
+    }
+
+    /// False where another look may find MIG profiles that are not known now, and with them what was made of them.
+    #[must_use]
+    pub fn has_all_profiles(&self) -> bool {
+        let concerns_profiles = |it: &CallError| it.call.starts_with("nvmlDeviceGetGpuInstance");
+        let is_missing_one = self.unknown.iter().any(|it| concerns_profiles(it) && !it.is_lasting());
+        self.mig.as_ref().is_none_or(|it| !it.profiles.is_empty() && !is_missing_one)
+    }
+
+    /// These facts with what another look found out besides; nothing where that is nothing. What is known stays as it is:
+    /// devices that are allocated depend on it.
+    #[must_use]
+    pub fn completed_by(&self, found: &Self) -> Option<Self> {
+        let unknown = still_unknown(&self.unknown, &found.unknown);
+        if unknown == self.unknown {
+            return None;
+        }
+        let mig = match (&self.mig, &found.mig) {
+            (Some(known), Some(found)) if known.profiles.iter().all(|it| found.profiles.contains(it)) => {
+                Some(MigFacts { resetless: known.resetless || found.resetless, ..found.clone() })
+            }
+            (known, _) => known.clone(),
+        };
+        Some(Self {
+            product_name: self.product_name.clone().or_else(|| found.product_name.clone()),
+            brand: self.brand.clone().or_else(|| found.brand.clone()),
+            architecture: self.architecture.clone().or_else(|| found.architecture.clone()),
+            compute_capability: self.compute_capability.or(found.compute_capability),
+            memory_bytes: self.memory_bytes.or(found.memory_bytes),
+            mig,
+            unknown,
+            ..self.clone()
+        })
+    }
+
     /// The profile with this id.
     #[must_use]
     pub fn profile(&self, id: u32) -> Option<&Profile> {
@@ -70,9 +122,11 @@ impl GpuFacts {
 /// What a MIG-capable GPU can be cut into.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MigFacts {
-    /// True where MIG mode can be switched without resetting the GPU (Hopper and newer).
+    /// True where MIG mode can be switched without resetting the GPU (Hopper and newer). False where no profile is known:
+    /// then instances on the GPU cannot be listed, and its mode is left as it is.
     pub resetless: bool,
-    /// Every profile that NVML knows for this GPU, in NVML's order.
+    /// Every profile that NVML knows for this GPU, in NVML's order. Empty where NVML does not report them: such a GPU is
+    /// offered whole while MIG mode is off.
     pub profiles: Vec<Profile>,
     /// MIG mode when the facts were read.
     pub mode: MigMode,

@@ -1,8 +1,9 @@
 //! The NVIDIA management library: the only folder that loads or calls libnvidia-ml.so.
 //!
-//! `facts` is what comes out (plain data), `device` holds the calls, `discover` reads a node once, `queue` gives each
-//! GPU a thread of its own, since NVML calls block and changes to one GPU must not overlap. `event` and `monitor` hear of
-//! errors as they happen. Nothing here knows a GPU model, Kubernetes, or why an instance is wanted.
+//! `facts` is what comes out (plain data), `device` holds the calls, `discover` reads a node once (its table says which fact
+//! is essential for what), `profiles` reads what MIG can do, `queue` gives each GPU a thread of its own, since NVML calls
+//! block and changes to one GPU must not overlap. `event` and `monitor` hear of errors as they happen. Nothing here knows a
+//! GPU model, Kubernetes, or why an instance is wanted.
 
 mod device;
 mod discover;
@@ -10,6 +11,7 @@ mod error;
 mod event;
 pub mod facts;
 mod monitor;
+mod profiles;
 mod pulse;
 mod queue;
 mod usage;
@@ -22,7 +24,7 @@ use nvml_wrapper::error::NvmlError;
 
 pub use device::{DeviceHandle, GpuInstanceHandle};
 pub use discover::{answers, discover, live_instances};
-pub use error::{CallError, Code, RESET_ADVICE};
+pub use error::{CallError, Code, RESET_ADVICE, still_unknown};
 pub use event::{EventKind, EventSet, GpuEvent};
 pub(crate) use monitor::is_unsupported;
 pub use monitor::{Heard, Hearing, Listening, Monitor};
@@ -35,7 +37,7 @@ const MAX_PROFILES: u32 = 64;
 
 /// Directories below a driver root that hold the driver's libraries, in the order in which they are tried:
 /// Debian and Ubuntu, RHEL and the driver container, arm64, then the rest.
-const LIBRARY_DIRECTORIES: [&str; 8] = [
+const LIBRARY_DIRECTORIES: [&str; 11] = [
     "usr/lib/x86_64-linux-gnu",
     "usr/lib64",
     "usr/lib/aarch64-linux-gnu",
@@ -44,6 +46,10 @@ const LIBRARY_DIRECTORIES: [&str; 8] = [
     "lib/x86_64-linux-gnu",
     "lib64",
     "lib",
+    // Talos since 1.10, and before; Bottlerocket.
+    "usr/local/lib",
+    "usr/local/glibc/usr/lib",
+    "usr/lib/nvidia/tesla",
 ];
 
 /// The library could not be opened.

@@ -14,6 +14,8 @@ pub enum Publication {
         slices: usize,
         /// Devices in them.
         devices: usize,
+        /// Whether counters keep devices apart; false where no GPU can be cut, so that nothing overlaps.
+        is_counted: bool,
     },
     /// The API server has what the layouts allow at the moment; devices that don't overlap.
     Layout {

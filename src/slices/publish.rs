@@ -282,7 +282,7 @@ impl Publisher {
             let slices = self.publish(slices, &ranking, &published).await?;
             self.transition.written(Instant::now());
             self.tell(if self.transition.is_open() {
-                Publication::Complete { slices, devices: offered.devices().count() }
+                Publication::Complete { slices, devices: offered.devices().count(), is_counted: can_be_cut }
             } else {
                 Publication::Pending { reason: CLOSED.to_owned() }
             });

@@ -52,7 +52,7 @@ impl Health {
         };
         let (is_published, publication) = match &*self.publication.borrow() {
             Publication::Pending { reason } => (false, reason.clone()),
-            Publication::Complete { slices, devices } => {
+            Publication::Complete { slices, devices, .. } => {
                 (true, format!("{devices} devices in {slices} slices"))
             }
             Publication::Layout { slices, devices, waiting, settling, .. } => {
@@ -81,6 +81,9 @@ impl Health {
         let problems = node.problems.iter().map(ToString::to_string);
         for problem in problems.chain(node.left_alone.iter().cloned()) {
             gpus.push_str(&format!("\n    not offered: {problem}"));
+        }
+        if let Some(reason) = &node.access.mig_denied {
+            gpus.push_str(&format!("\n    denied: {reason}"));
         }
         let mark = |is_well| if is_well { '+' } else { '-' };
         let text = format!(
@@ -187,7 +190,7 @@ mod tests {
     #[test]
     fn a_call_that_hangs_is_not_ready_and_named() {
         let silent = Silent::from([("GPU GPU-7".to_owned(), Duration::from_secs(75))]);
-        let published = Publication::Complete { slices: 1, devices: 0 };
+        let published = Publication::Complete { slices: 1, devices: 0, is_counted: true };
         let (is_ready, text) = health(RegistrationState::Registered, published, silent).report();
         assert!(
             !is_ready && text.contains("[-] nvml: a call does not come back: GPU GPU-7 for 75 s"),
@@ -197,8 +200,10 @@ mod tests {
 
     #[test]
     fn a_node_without_gpus_is_ready_and_says_why_it_offers_nothing() {
-        let (is_ready, text) =
-            report(RegistrationState::Registered, Publication::Complete { slices: 1, devices: 0 });
+        let (is_ready, text) = report(
+            RegistrationState::Registered,
+            Publication::Complete { slices: 1, devices: 0, is_counted: true },
+        );
         assert!(is_ready);
         assert!(text.contains("0 devices in 1 slices") && text.contains("no libnvidia-ml.so.1"), "{text}");
         assert!(text.contains("not offered: GPU 3: it is lost"), "{text}");
@@ -209,8 +214,10 @@ mod tests {
         let withheld = Publication::WithoutCounters { devices: 2, withheld: 50 };
         let (is_ready, text) = report(RegistrationState::Registered, withheld.clone());
         assert!(!is_ready && text.contains("DRAPartitionableDevices"), "{text}");
-        let (is_ready, text) =
-            report(RegistrationState::Waiting, Publication::Complete { slices: 2, devices: 26 });
+        let (is_ready, text) = report(
+            RegistrationState::Waiting,
+            Publication::Complete { slices: 2, devices: 26, is_counted: true },
+        );
         assert!(!is_ready && text.contains("waiting for the kubelet"), "{text}");
         let (is_ready, text) = report(RegistrationState::Refused("name taken".into()), withheld);
         assert!(!is_ready && text.contains("name taken"), "{text}");

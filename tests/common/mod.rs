@@ -22,6 +22,7 @@ use std::time::Duration;
 use clap::Parser;
 use dra_driver_mig::args::{Cli, Command, NodeArgs};
 use dra_driver_mig::node;
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -42,6 +43,18 @@ pub(crate) const DRIVER: &str = "mig.dra-driver.dev";
 
 /// Longest wait for something that must happen; far above what it takes.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Notes of the node's events with this reason, oldest first.
+pub(crate) async fn node_events(lab: &Lab, reason: &str) -> Vec<String> {
+    let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
+    let mut found: Vec<Event> = events.list(&ListParams::default()).await.unwrap().items;
+    found.retain(|it| {
+        it.regarding.as_ref().and_then(|it| it.name.as_ref()) == Some(&lab.node_name)
+            && it.reason.as_deref() == Some(reason)
+    });
+    found.sort_by_key(|it| it.event_time.as_ref().map(|it| it.0));
+    found.into_iter().filter_map(|it| it.note).collect()
+}
 
 /// A node with simulated GPUs and, while it runs, the driver.
 pub(crate) struct Lab {

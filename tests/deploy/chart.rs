@@ -74,6 +74,11 @@ pub(crate) fn shipped() -> Vec<Value> {
     files.iter().flat_map(load).collect()
 }
 
+/// Why Helm does not render the chart with these values, if so; nothing where its engine is not at hand.
+pub(crate) fn refusal(change: &Value) -> Option<Option<String>> {
+    Some(helm::render(&chart(), change)?.err())
+}
+
 /// The objects of a kind that are shipped.
 pub(crate) fn objects_of(kind: &str) -> Vec<Value> {
     shipped().into_iter().filter(|it| it["kind"] == kind).collect()
@@ -250,6 +255,7 @@ pub(crate) fn variations() -> Vec<Value> {
     vec![
         json!({}),
         json!({"privileged": true, "runtimeClassName": ""}),
+        json!({"nriPlugin": true, "runtimeClassName": "", "podAnnotations": {"a/b": "c"}}),
         json!({"driverRoot": "/run/nvidia/driver", "devRoot": "/run/nvidia/driver", "migMode": "release"}),
         json!({"existingInstances": "adopt", "timeSlices": 4}),
         json!({"rbac": {"layoutLabels": false, "deviceStatus": false}, "podMonitor": {"enabled": true, "labels": {"release": "x"}}}),
@@ -341,7 +347,9 @@ fn every_mount_has_its_volume() {
 
 #[test]
 fn privileged_is_a_value_and_only_that() {
-    let Some(container) = driver_container(&json!({"privileged": true})) else { return };
+    let Some(container) = driver_container(&json!({"privileged": true, "runtimeClassName": ""})) else {
+        return;
+    };
     let context = container["securityContext"].clone();
     // The API server refuses `privileged` together with a forbidden escalation.
     assert_eq!(

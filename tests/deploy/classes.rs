@@ -32,7 +32,7 @@ fn facts(model: Model) -> NodeFacts {
 /// What the driver publishes for the GPU.
 fn devices(facts: &NodeFacts) -> Vec<Device> {
     let mode = facts.gpus[0].mig.as_ref().map(|it| it.mode);
-    let attachment = Attachment { pcie_root: String::new(), numa_node: -1 };
+    let attachment = Attachment::default();
     let state = GpuState { mode, instances: Vec::new(), problem: None };
     let gpu = Gpu { facts: Arc::new(facts.gpus[0].clone()), attachment, state };
     let owner = Owner { driver: DRIVER.to_owned(), node: "n".to_owned(), node_uid: "u".to_owned() };

@@ -7,6 +7,7 @@ mod chart;
 mod classes;
 #[path = "../common/mod.rs"]
 mod common;
+mod gpu_access;
 mod helm;
 mod image;
 mod policy;

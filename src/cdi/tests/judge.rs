@@ -24,7 +24,7 @@ fn mig_device(name: &str, parent_minor: u32, gi_minor: u32) -> ClaimDevice {
 }
 
 /// The judge reads the file as a runtime at start would: parse, schema, rules, lowest version.
-fn accept(path: &Path) -> judge::spec::Spec {
+pub(super) fn accept(path: &Path) -> judge::spec::Spec {
     let spec = judge::spec::read_spec(&path.to_path_buf(), 0).unwrap();
     let raw = judge::spec::parse_spec(&path.to_path_buf()).unwrap();
     let lowest = judge::version::minimum_required_version(&raw).unwrap().to_string();
@@ -34,7 +34,7 @@ fn accept(path: &Path) -> judge::spec::Spec {
 }
 
 /// The judge scans the directory and puts devices into an empty OCI spec.
-fn inject(dir: &Path, ids: &[String]) -> OciSpec {
+pub(super) fn inject(dir: &Path, ids: &[String]) -> OciSpec {
     let cache = judge::cache::new_cache(vec![
         judge::spec_dirs::with_spec_dirs(&[dir.to_str().unwrap()]),
         judge::cache::with_auto_refresh(false),
@@ -48,11 +48,11 @@ fn inject(dir: &Path, ids: &[String]) -> OciSpec {
     oci
 }
 
-fn nodes(oci: &OciSpec) -> Vec<&LinuxDevice> {
+pub(super) fn nodes(oci: &OciSpec) -> Vec<&LinuxDevice> {
     oci.linux().as_ref().unwrap().devices().iter().flatten().collect()
 }
 
-fn paths(oci: &OciSpec) -> Vec<&str> {
+pub(super) fn paths(oci: &OciSpec) -> Vec<&str> {
     nodes(oci).iter().map(|device| device.path().to_str().unwrap()).collect()
 }
 

@@ -4,3 +4,5 @@ mod common_file;
 mod discovery;
 mod files;
 mod judge;
+mod layouts;
+mod management;

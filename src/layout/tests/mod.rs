@@ -46,11 +46,12 @@ fn facts(models: &str) -> Vec<GpuFacts> {
             uuid: format!("GPU-{index}"),
             pci: PciAddress { domain: 0, bus: u8::try_from(index).unwrap() + 0x1a, device: 0 },
             pci_device_id: model.data().pci_device << 16 | 0x10DE,
-            product_name: model.data().product_name.to_owned(),
-            brand: String::new(),
-            architecture: String::new(),
-            compute_capability: model.data().compute_capability,
-            memory_bytes: model.data().memory_mib << 20,
+            product_name: Some(model.data().product_name.to_owned()),
+            brand: None,
+            architecture: None,
+            compute_capability: Some(model.data().compute_capability),
+            memory_bytes: Some(model.data().memory_mib << 20),
+            unknown: Vec::new(),
             mig: model.has_mig().then(|| MigFacts {
                 resetless: model.resetless_mig(),
                 profiles: profiles(model),
@@ -249,6 +250,36 @@ fn what_does_not_fit_is_refused_with_the_entry_the_gpu_and_the_nearest_that_does
 }
 
 #[test]
+fn a_layout_that_asks_nothing_of_these_gpus_is_no_success() {
+    let of_file = |entries: &str, models: &str| {
+        let text = format!("{{version: v1, mig-configs: {{x: [{entries}]}}}}");
+        choose(Some("x"), Some(&LayoutFile::parse("f", text.as_bytes()).unwrap()), &facts(models))
+    };
+    let has_no_effect = |it: Result<Layouts, Refusal>| match it {
+        Ok(_) => None,
+        Err(Refusal::NoEffect(text)) => Some(text),
+        Err(other) => panic!("{other}"),
+    };
+    let cut = "mig-enabled: true, mig-devices: {1g.10gb: 7}";
+    let filtered = format!("{{devices: all, device-filter: \"0x233010DE\", {cut}}}");
+    assert_eq!(has_no_effect(of_file(&filtered, "1xH100-80GB,1xL4")), None);
+    let text = has_no_effect(of_file(&filtered, "1xH200-141GB,1xL4")).unwrap();
+    assert!(text.contains("`f`: mig-configs.x: no entry matches a GPU of this node"), "{text}");
+    assert!(text.contains("GPU 1 (NVIDIA L4, 0000:1b:00.0), PCI id 0x27B810DE"), "{text}");
+    let all = format!("{{devices: all, {cut}}}");
+    assert!(has_no_effect(of_file(&all, "2xL4")).unwrap().contains("none of these GPUs can have"));
+    let whole = "{devices: all, device-filter: \"0x27B810DE\", mig-enabled: false}";
+    assert_eq!(has_no_effect(of_file(whole, "1xL4")), None, "it is as the layout asks for");
+
+    for name in ["all-balanced", "all-enabled", "all-1g.10gb"] {
+        let text = has_no_effect(choose(Some(name), None, &facts("1xL4"))).unwrap();
+        assert!(text.contains("no GPU of this node can have MIG instances"), "{text}");
+        assert_eq!(has_no_effect(choose(Some(name), None, &facts("1xH100-80GB,1xL4"))), None);
+    }
+    assert_eq!(has_no_effect(choose(Some("all-disabled"), None, &facts("1xL4"))), None);
+}
+
+#[test]
 fn an_entry_means_its_gpus_only_and_the_last_one_counts() {
     let text = r#"{version: v1, mig-configs: {x: [
         {devices: all, device-filter: "0x233010DE", mig-enabled: true, mig-devices: {7g.80gb: 1}},
@@ -347,8 +378,11 @@ fn the_layouts_of_the_example_fit_the_gpus_that_they_are_for() {
     let file = LayoutFile::parse("config.yaml", text.as_bytes()).unwrap();
     for name in file.configs.keys() {
         choose(Some(name), Some(&file), &facts("8xH100-80GB")).unwrap();
-        if name != "training-and-inference" {
-            choose(Some(name), Some(&file), &facts("2xB200-180GB,1xL4")).unwrap();
+        let others = choose(Some(name), Some(&file), &facts("2xB200-180GB,1xL4"));
+        match name.as_str() {
+            "training-and-inference" => {}
+            "mixed" => assert!(matches!(others, Err(Refusal::NoEffect(_))), "its filter has no B200"),
+            _ => drop(others.unwrap()),
         }
     }
 }

@@ -88,7 +88,7 @@ impl<'a> Named<'a> {
             ("gpu", &self.index),
             ("UUID", &facts.uuid),
             ("device", &self.device),
-            ("modelName", &facts.product_name),
+            ("modelName", facts.product()),
             ("GPU_I_PROFILE", &self.instance.profile),
             ("GPU_I_ID", &self.gpu_instance),
             ("Hostname", node),

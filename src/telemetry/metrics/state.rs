@@ -58,14 +58,21 @@ fn hardware(encoder: &mut DescriptorEncoder<'_>, node: &NodeState) -> fmt::Resul
     write_one(encoder, &gauge("nvml_up", help), flag(facts.is_some()))?;
     let gpus = facts.map_or(0, |it| it.gpus.len());
     let skipped = facts.map_or(0, |it| it.skipped.len());
-    let states = [([("state", "known")], count(gpus)), ([("state", "skipped")], count(skipped))];
-    let help = "GPUs of the node: those that are looked after, and those that NVML cannot describe.";
+    let missing = node.access.missing.len();
+    let states = [("known", gpus), ("skipped", skipped), ("missing", missing)];
+    let states = states.map(|(state, number)| ([("state", state)], count(number)));
+    let help = "GPUs of the node: those that NVML describes, those that it cannot describe, and those that the kernel lists and \
+                NVML does not.";
     write(encoder, &gauge("gpus", help), states)?;
     let help = "GPUs of which nothing more is offered, or which are left out, as /readyz lists them.";
     write_one(encoder, &gauge("gpu_problems", help), count(node.problems.len()))?;
+    let help = "1 where the device node that permits MIG instances to be created is there or not needed.";
+    write_one(encoder, &gauge("mig_config_permitted", help), flag(node.access.mig_denied.is_none()))?;
     let driver = facts.map(|it| {
-        let cuda = format!("{}.{}", it.cuda_version.0, it.cuda_version.1);
-        ([("driver_version", it.driver_version.clone()), ("cuda_version", cuda)], 1.0)
+        let unknown = || "unknown".to_owned();
+        let version = it.driver_version.clone().unwrap_or_else(unknown);
+        let cuda = it.cuda_version.map_or_else(unknown, |(major, minor)| format!("{major}.{minor}"));
+        ([("driver_version", version), ("cuda_version", cuda)], 1.0)
     });
     write(encoder, &gauge("nvidia_driver_info", "The NVIDIA driver."), driver)?;
     let gpus = facts.iter().flat_map(|it| &it.gpus).map(|it| {
@@ -73,7 +80,7 @@ fn hardware(encoder: &mut DescriptorEncoder<'_>, node: &NodeState) -> fmt::Resul
             ("gpu", DeviceName::gpu(it.pci).to_string()),
             ("uuid", it.uuid.clone()),
             ("index", it.index.to_string()),
-            ("product", it.product_name.clone()),
+            ("product", it.product().to_owned()),
         ];
         (labels, 1.0)
     });
@@ -147,7 +154,7 @@ fn withheld(encoder: &mut DescriptorEncoder<'_>, node: &NodeState, publication: 
 fn published(encoder: &mut DescriptorEncoder<'_>, publication: &Publication) -> fmt::Result {
     let (state, slices, devices) = match publication {
         Publication::Pending { .. } => ("pending", None, None),
-        Publication::Complete { slices, devices } => ("counters", Some(*slices), Some(*devices)),
+        Publication::Complete { slices, devices, .. } => ("counters", Some(*slices), Some(*devices)),
         Publication::Layout { slices, devices, .. } => ("layout", Some(*slices), Some(*devices)),
         Publication::WithoutCounters { devices, .. } => ("without_counters", None, Some(*devices)),
     };

@@ -17,6 +17,7 @@ use crate::model::MAX_GPUS;
 /// Where the driver's libraries lie, below the root.
 pub(crate) const LIBRARY_DIR: &str = "usr/lib/x86_64-linux-gnu";
 const CAPABILITIES: &str = "proc/driver/nvidia/capabilities";
+const GPUS: &str = "proc/driver/nvidia/gpus";
 /// What every file that stands in for a real one holds.
 const PLACEHOLDER: &str = "placeholder made by nvml-sim; not NVIDIA software\n";
 /// Majors as `/proc/devices` of a machine with the driver shows them; the last three are dynamic there.
@@ -41,6 +42,7 @@ pub(crate) fn build(root: &Path, machine: &Machine, library: &Path) -> io::Resul
     }
     for gpu in &machine.gpus {
         device_node(root, &format!("dev/nvidia{}", gpu.minor))?;
+        put(root, &format!("{GPUS}/{}/information", gpu.pci), &information(gpu, &machine.driver_version))?;
         sysfs(root, gpu)?;
         if gpu.memory_units() > 0 {
             fs::create_dir_all(root.join(format!("{CAPABILITIES}/gpu{}/mig", gpu.minor)))?;
@@ -65,6 +67,7 @@ pub(crate) fn follow(root: &Path, before: &Machine, after: &Machine) -> io::Resu
     for (was, is) in before.gpus.iter().zip(&after.gpus).filter(|(was, is)| was.minor != is.minor) {
         let _ = fs::remove_file(root.join(format!("dev/nvidia{}", was.minor)));
         device_node(root, &format!("dev/nvidia{}", is.minor))?;
+        put(root, &format!("{GPUS}/{}/information", is.pci), &information(is, &after.driver_version))?;
         fs::create_dir_all(root.join(format!("{CAPABILITIES}/gpu{}/mig", is.minor)))?;
     }
     let differs = |(was, is): &(&Gpu, &Gpu)| was.minor != is.minor || was.instances != is.instances;
@@ -131,6 +134,16 @@ fn mig_minors() -> String {
         }
     }
     text
+}
+
+/// What the kernel module says of a GPU (`nv-procfs.c`), as far as programs read it.
+fn information(gpu: &Gpu, version: &str) -> String {
+    let name = gpu.model().map_or("NVIDIA GPU", |model| model.data().product_name);
+    format!(
+        "Model: \t\t {name}\nGPU UUID: \t {}\nBus Type: \t PCIe\nBus Location: \t {}\nDevice Minor: \t {}\n\
+         GPU Firmware: \t {version}\nGPU Excluded:\t No\n",
+        gpu.uuid, gpu.pci, gpu.minor
+    )
 }
 
 fn version_text(version: &str) -> String {

@@ -20,6 +20,10 @@ pub struct Machine {
     pub next_serial: u32,
     /// The GPUs in NVML's order: by PCI address.
     pub gpus: Vec<Gpu>,
+    /// How many of them NVML counts, the first ones; `None` for all. The kernel lists all. So it is in a container that lacks
+    /// the device nodes of the last ones.
+    #[serde(default)]
+    pub counted: Option<usize>,
     /// The last events, oldest first.
     pub events: VecDeque<Event>,
     /// The sequence number of the next event.
@@ -47,7 +51,7 @@ pub struct Gpu {
     pub mig_current: bool,
     /// MIG mode after the next reset.
     pub mig_pending: bool,
-    /// `nvmlGpuVirtualizationMode_t`: 0 bare metal, 1 passthrough, 2 vGPU guest.
+    /// `nvmlGpuVirtualizationMode_t`: 0 bare metal, 1 passthrough, 2 vGPU guest, 3 and 4 host of vGPUs.
     pub virtualization: u32,
     /// Off the bus: every call answers GPU_IS_LOST.
     pub lost: bool,
@@ -68,6 +72,15 @@ pub struct Gpu {
     pub processes: Vec<Process>,
     /// Other programs that hold the GPU or an instance open, such as a monitoring agent.
     pub holders: Vec<Holder>,
+    /// Product name, where it is not that of the model.
+    #[serde(default)]
+    pub product_name: Option<String>,
+    /// `nvmlBrandType_t`, where it is not that of the model.
+    #[serde(default)]
+    pub brand: Option<u32>,
+    /// `nvmlDeviceArchitecture_t`, where it is not that of the model.
+    #[serde(default)]
+    pub architecture: Option<u32>,
     /// Profiles that the tables do not have: an unknown future one, or a changed row (same index replaces).
     pub extra_profiles: Vec<Profile>,
 }
@@ -169,6 +182,7 @@ impl Machine {
             driver_version: "580.82.07".into(),
             next_serial: 1,
             gpus,
+            counted: None,
             events: VecDeque::new(),
             next_event: 0,
         })
@@ -189,6 +203,11 @@ impl Machine {
         let serial = self.next_serial;
         self.next_serial = if serial >= 0xff_ffff { 1 } else { serial + 1 };
         serial
+    }
+
+    /// How many GPUs NVML counts.
+    pub fn count(&self) -> usize {
+        self.counted.map_or(self.gpus.len(), |it| it.min(self.gpus.len()))
     }
 
     /// Adds an event; old ones make room.
@@ -255,6 +274,9 @@ impl Gpu {
             mig_slots: Vec::new(),
             processes: Vec::new(),
             holders: Vec::new(),
+            product_name: None,
+            brand: None,
+            architecture: None,
             extra_profiles: Vec::new(),
         }
     }

@@ -173,6 +173,15 @@ impl SimNode {
         })
     }
 
+    /// NVML counts the first `count` GPUs only, as in a container that lacks the device nodes of the others; the kernel lists
+    /// all. `None` counts all again.
+    pub fn count_gpus(&self, count: Option<usize>) -> io::Result<()> {
+        self.change(|machine, _| {
+            machine.counted = count;
+            Ok(())
+        })
+    }
+
     /// `nvmlDeviceGetHandleByIndex` answers this code for the GPU; `None` repairs it.
     pub fn break_handle(&self, gpu: usize, code: Option<Code>) -> io::Result<()> {
         self.on_gpu(gpu, |gpu| gpu.handle_error = code.map(|code| code.0))
@@ -191,7 +200,7 @@ impl SimNode {
         self.on_gpu(gpu, Gpu::reset)
     }
 
-    /// Changes anything else of a GPU: virtualization mode, minor, extra profiles, utilisation.
+    /// Changes anything else of a GPU: virtualization mode, minor, name, brand, architecture, extra profiles, utilisation.
     pub fn on_gpu(&self, gpu: usize, change: impl FnOnce(&mut Gpu)) -> io::Result<()> {
         self.change(|machine, _| {
             change(machine.gpu_mut(gpu)?);

@@ -103,8 +103,23 @@ fn a_changed_minor_moves_device_and_capabilities() {
     bench.node.plant_instance(0, "7g.80gb", 0).unwrap();
     bench.node.on_gpu(0, |gpu| gpu.minor = 5).unwrap();
     assert!(bench.file("dev/nvidia5").exists() && !bench.file("dev/nvidia0").exists());
+    let pci = &bench.node.snapshot().unwrap().gpus[0].pci;
+    let listed = bench.file(&format!("proc/driver/nvidia/gpus/{pci}/information"));
+    assert!(fs::read_to_string(listed).unwrap().contains("Device Minor: \t 5\n"));
     let dir = bench.file("proc/driver/nvidia/capabilities");
     assert!(dir.join("gpu5/mig/gi0/ci0/access").exists() && !dir.join("gpu0/mig/gi0").exists());
     let client = bench.client();
     assert_eq!(number!(client, nvmlDeviceGetMinorNumber(client.gpu(0))), (SUCCESS, 5));
+}
+
+#[test]
+fn the_kernel_lists_gpus_that_nvml_does_not_count() {
+    let bench = Bench::new("2xH100-80GB");
+    bench.node.count_gpus(Some(1)).unwrap();
+    let client = bench.client();
+    assert_eq!(number!(client, nvmlDeviceGetCount_v2()), (SUCCESS, 1));
+    let listed = fs::read_dir(bench.file("proc/driver/nvidia/gpus")).unwrap();
+    assert_eq!(listed.count(), 2);
+    bench.node.count_gpus(None).unwrap();
+    assert_eq!(number!(client, nvmlDeviceGetCount_v2()), (SUCCESS, 2));
 }

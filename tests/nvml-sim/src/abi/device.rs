@@ -19,7 +19,11 @@ fn gpu_handle(machine: &Machine, index: usize) -> Answer<Handle> {
 }
 
 fn by_index(machine: &Machine, index: u32, device: Out<Handle>) -> Answer<()> {
-    device.set(gpu_handle(machine, index as usize)?)
+    let index = index as usize;
+    if machine.count() <= index {
+        return Err(Code::INVALID_ARGUMENT);
+    }
+    device.set(gpu_handle(machine, index)?)
 }
 
 fn by_uuid(machine: &Machine, uuid: &str, device: Out<Handle>) -> Answer<()> {
@@ -67,7 +71,10 @@ fn pci(machine: &Machine, device: Handle) -> Answer<Pci> {
 }
 
 fn device_name(device: &Device<'_>) -> Answer<String> {
-    let product = device.gpu.model().ok_or(Code::UNKNOWN)?.data().product_name;
+    let product = match &device.gpu.product_name {
+        Some(name) => name,
+        None => device.gpu.model().ok_or(Code::UNKNOWN)?.data().product_name,
+    };
     match device.mig {
         None => Ok(product.into()),
         Some(_) => Ok(format!("{product} MIG {}", mig_profile(device)?.name)),
@@ -102,13 +109,13 @@ nvml! {
     fn nvmlDeviceGetCount(
         count: Out<u32>,
     ), |s| {
-        count.set(u32::try_from(s.machine().gpus.len()).unwrap_or(0))
+        count.set(u32::try_from(s.machine().count()).unwrap_or(0))
     }
 
     fn nvmlDeviceGetCount_v2(
         count: Out<u32>,
     ), |s| {
-        count.set(u32::try_from(s.machine().gpus.len()).unwrap_or(0))
+        count.set(u32::try_from(s.machine().count()).unwrap_or(0))
     }
 
     fn nvmlDeviceGetHandleByIndex(
@@ -232,11 +239,15 @@ nvml! {
     }
 
     fn nvmlDeviceGetBrand(device: Handle, brand: Out<u32>) on device, |s| {
-        brand.set(device.device(s.machine())?.gpu.model().ok_or(Code::UNKNOWN)?.data().brand)
+        let gpu = device.device(s.machine())?.gpu;
+        let of_model = gpu.model().map(|it| it.data().brand);
+        brand.set(gpu.brand.or(of_model).ok_or(Code::UNKNOWN)?)
     }
 
     fn nvmlDeviceGetArchitecture(device: Handle, architecture: Out<u32>) on device, |s| {
-        architecture.set(device.device(s.machine())?.gpu.model().ok_or(Code::UNKNOWN)?.data().architecture)
+        let gpu = device.device(s.machine())?.gpu;
+        let of_model = gpu.model().map(|it| it.data().architecture);
+        architecture.set(gpu.architecture.or(of_model).ok_or(Code::UNKNOWN)?)
     }
 
     fn nvmlDeviceGetCudaComputeCapability(device: Handle, major: Out<i32>, minor: Out<i32>) on device, |s| {

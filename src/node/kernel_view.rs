@@ -1,0 +1,97 @@
+//! What the kernel lists, read again at each look, and what is done where this container was created too early.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use crate::access::DeviceAccess;
+use crate::cdi::{FilesError, ManagementFile};
+
+/// How long a look waits for the kernel, whose module may be busy with a GPU that hangs.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the kernel lists.
+pub(super) struct KernelView {
+    /// What it was when it was last read.
+    pub(super) access: DeviceAccess,
+    proc_root: PathBuf,
+    dev_root: PathBuf,
+    spec: ManagementFile,
+    /// A read that has not ended yet.
+    reading: Option<oneshot::Receiver<DeviceAccess>>,
+}
+
+/// The kernel lists GPUs, none of which can be used before this container is created again.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the NVIDIA kernel module was loaded after this container was created, so it has no device nodes of the GPUs: its CDI spec \
+     {path} names them now, and the container ends, so that the kubelet starts one that gets them"
+)]
+pub(super) struct NodesChanged {
+    path: String,
+}
+
+impl KernelView {
+    pub(super) fn new(proc_root: PathBuf, dev_root: PathBuf, spec: ManagementFile) -> Self {
+        Self { access: DeviceAccess::default(), proc_root, dev_root, spec, reading: None }
+    }
+
+    /// Reads it again, on a thread of its own: a read that hangs is left alone, and what was known stays.
+    pub(super) async fn read(&mut self) {
+        let mut reading = match self.reading.take() {
+            Some(begun) => begun,
+            None => match self.begin() {
+                Ok(begun) => begun,
+                Err(error) => return warn!(%error, "cannot start a thread that reads what the kernel lists"),
+            },
+        };
+        match timeout(PATIENCE, &mut reading).await {
+            Ok(Ok(access)) => {
+                for reason in
+                    access.kernel.unreadable.iter().filter(|it| !self.access.kernel.unreadable.contains(it))
+                {
+                    warn!(reason, "the kernel lists a GPU that cannot be described");
+                }
+                self.access = access;
+            }
+            Ok(Err(_)) => warn!("the thread that reads what the kernel lists has died"),
+            Err(_) => self.reading = Some(reading),
+        }
+    }
+
+    fn begin(&self) -> std::io::Result<oneshot::Receiver<DeviceAccess>> {
+        let (send, receive) = oneshot::channel();
+        let (proc_root, dev_root) = (self.proc_root.clone(), self.dev_root.clone());
+        thread::Builder::new().name("kernel".to_owned()).spawn(move || {
+            // Nobody waits any more once the driver ends.
+            let _ = send.send(DeviceAccess::look(&proc_root, &dev_root));
+        })?;
+        Ok(receive)
+    }
+
+    /// Where NVML cannot be opened, this container lacks GPUs' nodes, and the CDI spec that it was created by is not what it
+    /// would be now: writes the spec, and fails with [`NodesChanged`]. A container that was created by the present spec
+    /// and lacks nodes all the same would gain nothing from another start.
+    pub(super) fn renew_spec(&self) -> anyhow::Result<()> {
+        if !self.access.lacks_nodes() || !self.spec.exists() {
+            return Ok(());
+        }
+        let updated: Result<bool, FilesError> = self.spec.update(&self.access.kernel);
+        match updated {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                let error = NodesChanged { path: self.spec.path().display().to_string() };
+                info!("{error}");
+                Err(error.into())
+            }
+            Err(error) => {
+                warn!(%error, "cannot write the CDI spec of this container");
+                Ok(())
+            }
+        }
+    }
+}
