@@ -251,7 +251,8 @@ fn offers(node: &NodeFacts, gpu: Gpu) -> Result<Inventory, TestCaseError> {
     let owner = Owner { driver: DRIVER.into(), node: "node".into(), node_uid: UID.into() };
     let ranking = Ranking::of(&offered, &BTreeSet::new(), Policy::Pack);
     for slice in render(&offered, &ranking, &owner) {
-        let errors = kube_sim::validate::slice(&serde_json::to_value(&slice).unwrap(), None);
+        let errors =
+            kube_sim::validate::slice(&serde_json::to_value(&slice).unwrap(), None, kube_sim::Version::V1_35);
         prop_assert!(errors.is_empty(), "{:?}", errors);
     }
     Ok(offered)
