@@ -1,6 +1,5 @@
 //! The command line: every flag is also an environment variable, so that a DaemonSet can set it either way.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,11 +7,12 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::cdi::{DEFAULT_LDCONFIG, DriverRoot, HookSettings, Root};
+use crate::cdi::{DEFAULT_LDCONFIG, DisabledHooks, DriverRoot, HookSettings, Root, find_nvml};
 use crate::health::IgnoredXids;
 use crate::inventory::{ExistingInstances, MOST_SHARES, ProfileFilter};
 use crate::kubelet::is_pod_uid;
 use crate::mig::ModePolicy;
+use crate::nvml::OpenError;
 use crate::placement::Policy;
 use crate::slices::TaintEffect;
 use crate::telemetry::LogFormat;
@@ -97,7 +97,8 @@ pub struct HardwareArgs {
     /// `/run/nvidia/driver` for the GPU Operator's driver container, or where that is mounted.
     #[arg(long, env, value_name = "DIR", default_value = "/")]
     pub driver_root: PathBuf,
-    /// libnvidia-ml.so.1 [default: searched below --driver-root].
+    /// libnvidia-ml.so.1 [default: searched below --driver-root]. Libraries for containers are searched in its directory,
+    /// too, if that is below --driver-root.
     #[arg(long, env, value_name = "FILE")]
     pub driver_library: Option<PathBuf>,
     /// The proc file system.
@@ -106,6 +107,17 @@ pub struct HardwareArgs {
     /// The sys file system.
     #[arg(long, env, value_name = "DIR", default_value = "/sys")]
     pub sys_root: PathBuf,
+}
+
+impl HardwareArgs {
+    /// The path of libnvidia-ml.so.1. Looks for it in the directories in which the libraries for containers are looked for.
+    pub fn nvml_library(&self) -> Result<PathBuf, OpenError> {
+        match &self.driver_library {
+            Some(path) => Ok(path.clone()),
+            None => find_nvml(&Root::new(&self.driver_root, "/"))
+                .ok_or_else(|| OpenError::NotFound { root: self.driver_root.clone() }),
+        }
+    }
 }
 
 /// What identifies the driver on a node.
@@ -154,6 +166,10 @@ pub struct HostArgs {
     /// Path of nvidia-cdi-hook on the host.
     #[arg(long, env, value_name = "FILE", default_value = crate::cdi::DEFAULT_HOOK)]
     pub cdi_hook: String,
+    /// Hooks of nvidia-cdi-hook that CDI specs leave out, separated by commas: create-symlinks, enable-cuda-compat,
+    /// update-ldcache, disable-device-node-modification. Those that the program does not have are left out anyway.
+    #[arg(long, env, value_name = "LIST", default_value = "", hide_default_value = true)]
+    pub disable_hooks: DisabledHooks,
     /// Root below which this process finds --cdi-hook, where the host's files are mounted elsewhere.
     #[arg(long, env, value_name = "DIR", default_value = "/")]
     pub host_root: PathBuf,
@@ -170,15 +186,18 @@ impl HostArgs {
         let root = |here: &Path, host: &Option<String>| {
             Root::new(here, host.clone().unwrap_or_else(|| here.to_string_lossy().into_owned()))
         };
+        let files = root(&hardware.driver_root, &self.host_driver_root);
+        let nvml = hardware.driver_library.as_deref().and_then(Path::parent);
         DriverRoot {
-            files: root(&hardware.driver_root, &self.host_driver_root),
+            nvml_directory: nvml.and_then(|it| files.inside(it)),
+            files,
             devices: root(&self.dev_root, &self.host_dev_root),
             version: None,
             hooks: HookSettings {
                 host_root: self.host_root.clone(),
                 program: self.cdi_hook.clone(),
                 ldconfig: DEFAULT_LDCONFIG.to_owned(),
-                disabled: BTreeSet::new(),
+                disabled: self.disable_hooks.clone(),
             },
             proc: hardware.proc_root.clone(),
             sys: hardware.sys_root.clone(),

@@ -47,6 +47,7 @@ pub mod health;
 pub mod host;
 pub mod inspect;
 pub mod node;
+pub mod readiness;
 pub mod telemetry;
 
 use std::io;

@@ -67,6 +67,12 @@ pub enum EventReason {
     GpuNotOffered,
     /// It can be again.
     GpuOffered,
+    /// Something on the host keeps claims from being prepared: devices are withheld.
+    HostNotReady,
+    /// Something on the host keeps containers from working as they should; claims are prepared all the same.
+    HostDegraded,
+    /// One of these has passed.
+    HostRecovered,
     /// A call into NVML has not come back for long.
     NvmlSilent,
     /// It has.
@@ -92,7 +98,7 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutPending,
@@ -102,6 +108,9 @@ impl EventReason {
         Self::ForeignInstance,
         Self::GpuNotOffered,
         Self::GpuOffered,
+        Self::HostNotReady,
+        Self::HostDegraded,
+        Self::HostRecovered,
         Self::NvmlSilent,
         Self::NvmlAnswers,
         Self::GpuUnhealthy,
@@ -135,6 +144,9 @@ impl EventReason {
             Self::ForeignInstance => "ForeignInstance",
             Self::GpuNotOffered => "GpuNotOffered",
             Self::GpuOffered => "GpuOffered",
+            Self::HostNotReady => "HostNotReady",
+            Self::HostDegraded => "HostDegraded",
+            Self::HostRecovered => "HostRecovered",
             Self::NvmlSilent => "NvmlSilent",
             Self::NvmlAnswers => "NvmlAnswers",
             Self::PrepareImpossible => "PrepareImpossible",
@@ -153,6 +165,8 @@ impl EventReason {
             | Self::CountersDropped
             | Self::ForeignInstance
             | Self::GpuNotOffered
+            | Self::HostNotReady
+            | Self::HostDegraded
             | Self::NvmlSilent
             | Self::GpuUnhealthy
             | Self::GpuLost
@@ -163,6 +177,7 @@ impl EventReason {
             | Self::LayoutApplied
             | Self::CountersKept
             | Self::GpuOffered
+            | Self::HostRecovered
             | Self::NvmlAnswers
             | Self::GpuRecovered
             | Self::DeviceError
@@ -195,7 +210,12 @@ impl EventReason {
             | Self::LayoutApplied
             | Self::CountersDropped
             | Self::CountersKept => "Layout",
-            Self::ForeignInstance | Self::GpuNotOffered | Self::GpuOffered => "Offer",
+            Self::ForeignInstance
+            | Self::GpuNotOffered
+            | Self::GpuOffered
+            | Self::HostNotReady
+            | Self::HostDegraded
+            | Self::HostRecovered => "Offer",
             Self::NvmlSilent
             | Self::NvmlAnswers
             | Self::GpuUnhealthy

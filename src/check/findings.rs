@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::runtime::CdiSetting;
 use crate::api::Right;
-use crate::cdi::{Missing, Severity};
 use crate::nvml::facts::NodeFacts;
+use crate::readiness::{Effect, HostCondition, HostSubject};
 
 /// A line of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,10 +47,10 @@ pub struct HostFacts {
     pub library: Result<PathBuf, String>,
     /// What NVML says, or why it says nothing.
     pub hardware: Result<NodeFacts, String>,
-    /// What containers would lack.
-    pub missing: Vec<Missing>,
-    /// Host path of nvidia-cdi-hook, and whether it is there.
-    pub hook: (String, bool),
+    /// What keeps claims from being prepared or containers from working: the same that a running driver reports.
+    pub conditions: Vec<HostCondition>,
+    /// Host path of nvidia-cdi-hook.
+    pub hook: String,
     /// Directories that are written to.
     pub directories: Vec<DirectoryFacts>,
     /// The container runtime's word on CDI.
@@ -192,38 +192,32 @@ fn gpus(subject: &'static str, facts: &NodeFacts) -> Vec<Finding> {
 }
 
 fn containers(host: &HostFacts) -> Vec<Finding> {
-    const HOOK: &str = "nvidia-cdi-hook";
-    let (hook, is_there) = &host.hook;
-    let mut all = vec![if *is_there {
-        good(HOOK, hook.as_str())
-    } else {
-        missing(
-            HOOK,
-            format!("no program {hook} on the host"),
-            "install NVIDIA Container Toolkit 1.17.5 or later on the host, of which the package nvidia-container-toolkit-base is \
-             enough (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/); where the GPU Operator has put it, name \
-             it: --cdi-hook /usr/local/nvidia/toolkit/nvidia-cdi-hook",
-        )
-    }];
+    let about = |subject: &'static str, subjects: &[HostSubject]| -> Vec<Finding> {
+        let conditions = host.conditions.iter().filter(|it| subjects.contains(&it.subject));
+        conditions.map(|it| of_condition(subject, it)).collect()
+    };
+    let mut all = about("nvidia-cdi-hook", &[HostSubject::Hooks]);
+    if all.is_empty() {
+        all.push(good("nvidia-cdi-hook", host.hook.as_str()));
+    }
     if host.library.is_err() {
         all.push(open("device nodes", "come with the NVIDIA driver", None));
         return all;
     }
-    let about_others = host.missing.iter().filter(|it| *is_there || !it.what.contains(hook.as_str()));
-    let lacks: Vec<Finding> = about_others
-        .map(|it| {
-            let text = format!("{}: {}", it.what, it.consequence);
-            match it.severity {
-                Severity::Fatal => missing("containers", text, it.remedy),
-                Severity::Degraded => open("containers", text, Some(it.remedy)),
-            }
-        })
-        .collect();
+    let lacks = about("containers", &[HostSubject::DriverFiles, HostSubject::CommonEdits]);
     if lacks.is_empty() {
         all.push(good("containers", "find device nodes, libraries and programs of the driver"));
     }
     all.extend(lacks);
+    all.extend(about("MIG access", &[HostSubject::MigAccess]));
     all
+}
+
+fn of_condition(subject: &'static str, condition: &HostCondition) -> Finding {
+    match condition.effect {
+        Effect::Degraded => open(subject, condition.text.as_str(), Some(&condition.remedy)),
+        _ => missing(subject, condition.text.as_str(), &condition.remedy),
+    }
 }
 
 fn directories(directories: &[DirectoryFacts]) -> impl Iterator<Item = Finding> {

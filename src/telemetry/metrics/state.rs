@@ -13,6 +13,7 @@ use super::sampler::{ClaimState, Seen};
 use crate::hardware::NodeState;
 use crate::inventory::{DeviceName, Withheld};
 use crate::kubelet::RegistrationState;
+use crate::readiness::Effect;
 use crate::slices::Publication;
 
 /// Where it comes from.
@@ -63,6 +64,12 @@ fn hardware(encoder: &mut DescriptorEncoder<'_>, node: &NodeState) -> fmt::Resul
     write(encoder, &gauge("gpus", help), states)?;
     let help = "GPUs of which nothing more is offered, or which are left out, as /readyz lists them.";
     write_one(encoder, &gauge("gpu_problems", help), count(node.problems.len()))?;
+    let conditions = Effect::ALL.map(|effect| {
+        let number = node.host.iter().filter(|it| it.effect == effect).count();
+        ([("effect", effect.as_str())], count(number))
+    });
+    let help = "What on the host is not as it should be, by what follows from it, as /readyz lists it.";
+    write(encoder, &gauge("host_conditions", help), conditions)?;
     let driver = facts.map(|it| {
         let cuda = format!("{}.{}", it.cuda_version.0, it.cuda_version.1);
         ([("driver_version", it.driver_version.clone()), ("cuda_version", cuda)], 1.0)
@@ -128,6 +135,7 @@ fn withheld(encoder: &mut DescriptorEncoder<'_>, node: &NodeState, publication: 
         let reason = match why {
             Withheld::Unreadable => "unreadable",
             Withheld::Unhealthy => "unhealthy",
+            Withheld::HostNotReady => "host_not_ready",
             Withheld::Shared => "shared",
             Withheld::MigMode => "mig_mode",
             Withheld::Occupied => "occupied",
