@@ -140,7 +140,12 @@ pub struct HostReadiness {
 impl HostReadiness {
     /// Looks at the places from which claims are prepared.
     #[must_use]
-    pub fn new(common: CommonSource, proc_root: PathBuf, cdi_directory: PathBuf, state_directory: PathBuf) -> Self {
+    pub fn new(
+        common: CommonSource,
+        proc_root: PathBuf,
+        cdi_directory: PathBuf,
+        state_directory: PathBuf,
+    ) -> Self {
         let can_make_nodes = can_make_nodes();
         Self { common, proc_root, cdi_directory, state_directory, can_make_nodes, refused: Mutex::default() }
     }
@@ -180,11 +185,17 @@ impl HostReadiness {
                 subject: HostSubject::CommonEdits,
                 effect: Effect::NoClaims,
                 text: format!("can't use the common CDI edits in {:?}: {}", error.path, error.reason),
-                remedy: "give --common-edits a CDI spec made by `nvidia-ctk cdi generate`, or leave the flag out".to_owned(),
+                remedy:
+                    "give --common-edits a CDI spec made by `nvidia-ctk cdi generate`, or leave the flag out"
+                        .to_owned(),
             }],
         };
         let directories = [
-            (HostSubject::CdiDirectory, &self.cdi_directory, "run as root and mount the directory writable (--cdi-root)"),
+            (
+                HostSubject::CdiDirectory,
+                &self.cdi_directory,
+                "run as root and mount the directory writable (--cdi-root)",
+            ),
             (
                 HostSubject::StateDirectory,
                 &self.state_directory,
@@ -215,10 +226,13 @@ impl HostReadiness {
         let minor = match config_minor(&self.proc_root) {
             Ok(minor) => minor,
             // Drivers are thought of that have no such file; the files of instances are what claims need.
-            Err(CapsError::Read { .. }) if self.proc_root.join("driver/nvidia/capabilities").is_dir() => return None,
+            Err(CapsError::Read { .. }) if self.proc_root.join("driver/nvidia/capabilities").is_dir() => {
+                return None;
+            }
             Err(error) => {
                 let text = error.to_string();
-                let (text, remedy) = text.rsplit_once("; ").unwrap_or((&text, "see the kernel log of the node"));
+                let (text, remedy) =
+                    text.rsplit_once("; ").unwrap_or((&text, "see the kernel log of the node"));
                 return condition(Effect::NoMig, text.to_owned(), remedy);
             }
         };
@@ -262,16 +276,18 @@ fn can_make_nodes() -> bool {
 #[must_use]
 pub fn unwritable(directory: &Path) -> Option<String> {
     if !directory.is_dir() {
-        return Some("no such directory".to_owned());
+        return Some(
+            if directory.exists() { "it is not a directory" } else { "no such directory" }.to_owned(),
+        );
     }
     let access = rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK);
     access.err().map(|error| io::Error::from(error).to_string())
 }
 
-/// The same for one that the driver makes itself, which needs the nearest directory above it that exists.
+/// The same for one that the driver makes itself, which needs the nearest thing above it that exists to be a directory.
 #[must_use]
 pub fn not_makeable(directory: &Path) -> Option<String> {
-    let nearest = directory.ancestors().find(|it| it.is_dir())?;
+    let nearest = directory.ancestors().find(|it| it.exists())?;
     unwritable(nearest).map(|problem| match nearest == directory {
         true => problem,
         false => format!("cannot be made in {}: {problem}", nearest.display()),
@@ -315,7 +331,7 @@ mod tests {
         let (_directory, host) = host();
         let found = about(&host, HostSubject::DriverFiles);
         assert_eq!(found[0].effect, Effect::NoClaims);
-        assert!(found[0].text.contains("lib*.so.550.54.15"), "{found:?}");
+        assert!(found.iter().any(|it| it.text.contains("lib*.so.550.54.15")), "{found:?}");
     }
 
     #[test]
@@ -324,10 +340,13 @@ mod tests {
         assert_eq!(about(&host, HostSubject::CdiDirectory), []);
         fs::remove_dir(directory.path().join("cdi")).unwrap();
         assert_eq!(about(&host, HostSubject::CdiDirectory), [], "the driver makes it");
-        fs::write(directory.path().join("state-file"), "").unwrap();
-        let host = HostReadiness { state_directory: "/proc/nothing/can/be/made/here".into(), ..host };
+        fs::remove_dir(directory.path().join("state")).unwrap();
+        fs::write(directory.path().join("state"), "").unwrap();
         let found = about(&host, HostSubject::StateDirectory);
-        assert!(found[0].effect == Effect::NoClaims && found[0].text.contains("/proc"), "{found:?}");
+        assert!(
+            found[0].effect == Effect::NoClaims && found[0].text.contains("not a directory"),
+            "{found:?}"
+        );
     }
 
     #[test]
@@ -339,7 +358,10 @@ mod tests {
         fs::remove_file(&node).unwrap();
         let found = about(&in_container, HostSubject::MigAccess);
         assert_eq!(found[0].effect, Effect::NoPartitioning);
-        assert!(found[0].text.contains("nvidia-cap1") && found[0].remedy.contains("nvidia-modprobe"), "{found:?}");
+        assert!(
+            found[0].text.contains("nvidia-cap1") && found[0].remedy.contains("nvidia-modprobe"),
+            "{found:?}"
+        );
         let privileged = HostReadiness { can_make_nodes: true, ..in_container };
         assert_eq!(about(&privileged, HostSubject::MigAccess), [], "NVML makes it");
         std::os::unix::fs::symlink("nvidia-cap1", &node).unwrap();
@@ -362,7 +384,10 @@ mod tests {
         let refusal = MigError::Nvml(error);
         assert!(host.refused(&refusal) && !host.refused(&refusal), "once is news");
         let found = about(&host, HostSubject::MigAccess);
-        assert!(found[0].effect == Effect::NoPartitioning && found[0].text.contains("NO_PERMISSION"), "{found:?}");
+        assert!(
+            found[0].effect == Effect::NoPartitioning && found[0].text.contains("NO_PERMISSION"),
+            "{found:?}"
+        );
         assert!(host.permitted() && !host.permitted());
         assert_eq!(about(&host, HostSubject::MigAccess), []);
         let other = CallError { call: "nvmlDeviceSetMigMode", code: Code::UNKNOWN };

@@ -10,7 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::is_soak;
-use dra_driver_mig::cdi::{CommonEdits, DEFAULT_LDCONFIG, DisabledHooks, DriverRoot, HookSettings, Kind, MigCaps, Root};
+use dra_driver_mig::cdi::{
+    CommonEdits, DEFAULT_LDCONFIG, DisabledHooks, DriverRoot, HookSettings, Kind, MigCaps, Root,
+};
 use dra_driver_mig::checkpoint::{
     Checkpoint, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored, Taken, VERSION,
 };

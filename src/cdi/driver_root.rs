@@ -127,10 +127,11 @@ pub(super) fn discover(root: &DriverRoot) -> Discovery {
     let mut edits = ContainerEdits { device_nodes, ..ContainerEdits::default() };
     edits.env.push("NVIDIA_VISIBLE_DEVICES=void".to_owned());
 
-    let libraries = libraries::find(&root.files, root.nvml_directory.as_deref(), root.version.as_deref()).unwrap_or_else(|what| {
-        missing.push(what);
-        Libraries::default()
-    });
+    let libraries = libraries::find(&root.files, root.nvml_directory.as_deref(), root.version.as_deref())
+        .unwrap_or_else(|what| {
+            missing.push(what);
+            Libraries::default()
+        });
     let mut watched = watched_paths(root, &libraries);
     let folders = unique(libraries.files.iter().map(|file| parent(&file.in_container).to_owned()));
     let input = HookInput { version: &libraries.version, links: &libraries.links, folders: &folders };
@@ -316,7 +317,8 @@ fn watched_paths(root: &DriverRoot, libraries: &Libraries) -> Vec<(Root, String)
     let programs =
         PROGRAM_DIRECTORIES.iter().flat_map(|dir| PROGRAMS.iter().map(move |name| join(dir, name)));
     let sockets = SOCKETS.iter().map(|name| join("/run", name)).chain([MPS_DIRECTORY.to_owned()]);
-    let files = libraries::watched_paths(libraries, root.nvml_directory.as_deref()).chain(programs).chain(sockets);
+    let files =
+        libraries::watched_paths(libraries, root.nvml_directory.as_deref()).chain(programs).chain(sockets);
     let nodes = CONTROL_NODES.iter().map(|node| (root.devices.clone(), node.path.to_owned()));
     let files = files.map(|path| (root.files.clone(), path));
     files.chain(nodes).collect()

@@ -104,7 +104,8 @@ fn targets(script: &str, text: &str) -> Vec<String> {
     const NAME: &str = "nvidia-cdi-hook";
     let words = text.split(|it: char| it.is_whitespace() || "\"'`;|&()=".contains(it));
     let named = words.filter(|it| it.starts_with('/') && it[parent(it).len()..].contains(NAME));
-    let real = join(parent(script), &format!("{}.real", script[parent(script).len()..].trim_start_matches('/')));
+    let real =
+        join(parent(script), &format!("{}.real", script[parent(script).len()..].trim_start_matches('/')));
     [real].into_iter().chain(named.map(str::to_owned)).take(MAX_TARGETS).collect()
 }
 

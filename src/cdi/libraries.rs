@@ -259,9 +259,10 @@ fn not_found(root: &Root, what: &str) -> Missing {
         severity: Severity::Fatal,
         what: format!("{what} not found below the driver root {:?}", root.here("/")),
         consequence: "containers would get no CUDA libraries",
-        remedy: "install the NVIDIA driver there, set --driver-root to where it is, or give a common edits file \
+        remedy:
+            "install the NVIDIA driver there, set --driver-root to where it is, or give a common edits file \
                  (--common-edits)"
-            .to_owned(),
+                .to_owned(),
     }
 }
 

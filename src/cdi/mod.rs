@@ -38,7 +38,9 @@ pub use common::{CommonEdits, CommonFileError, CommonFileReason};
 pub use device::{CapNode, DeviceNodes, Kind, MigCaps, device_edits};
 pub use driver_root::DriverRoot;
 pub use files::{ClaimFiles, FilesError};
-pub use hooks::{DEFAULT_HOOK, DEFAULT_LDCONFIG, DisabledHooks, HookKind, HookSettings, MINIMUM_TOOLKIT, install_toolkit};
+pub use hooks::{
+    DEFAULT_HOOK, DEFAULT_LDCONFIG, DisabledHooks, HookKind, HookSettings, MINIMUM_TOOLKIT, install_toolkit,
+};
 pub use libraries::find_nvml;
 pub use missing::{Missing, MissingPart, Severity};
 pub use root::Root;

@@ -52,7 +52,9 @@ impl CommonSource {
     pub fn look(&self, driver_version: Option<&str>) -> Result<Arc<CommonEdits>, CommonFileError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let (version, edits) = match kept.take() {
-            Some((version, edits)) if version.as_deref() == driver_version && edits.is_current() => (version, edits),
+            Some((version, edits)) if version.as_deref() == driver_version && edits.is_current() => {
+                (version, edits)
+            }
             _ => (driver_version.map(str::to_owned), Arc::new(self.read(driver_version)?)),
         };
         let result = Arc::clone(&edits);

@@ -231,9 +231,11 @@ fn offers(node: &NodeFacts, gpu: &Gpu, terms: &Terms) -> GpuInventory {
     let mut candidates = mig_devices(node, gpu, mig, &plan);
     candidates.push(whole);
     let is_held = |device: &AllocatableDevice| terms.held.contains(device.name.as_str());
-    let fits = |it: &AllocatableDevice| mode_allows(gpu, &it.kind)
-        && access_allows(gpu, &it.kind, terms.mig_access)
-        && fits_into(&it.consumes, &counters);
+    let fits = |it: &AllocatableDevice| {
+        mode_allows(gpu, &it.kind)
+            && access_allows(gpu, &it.kind, terms.mig_access)
+            && fits_into(&it.consumes, &counters)
+    };
     // Whatever ails the GPU: what a claim holds keeps its cost, and the rest comes back beside it.
     let is_alone = candidates.iter().filter(|it| fits(it) || is_held(it)).count() <= 1;
     let is_offered = |it: &AllocatableDevice| gpu.state.problem.is_none() && fits(it) || is_held(it);

@@ -212,7 +212,11 @@ mod tests {
         };
         let published = || Publication::Complete { slices: 1, devices: 0 };
         for (effect, is_ready_then, line) in [
-            (Effect::NoPartitioning, false, "[-] host: devices are withheld\n    no MIG instance can be created: "),
+            (
+                Effect::NoPartitioning,
+                false,
+                "[-] host: devices are withheld\n    no MIG instance can be created: ",
+            ),
             (Effect::Impaired, true, "[+] host: claims can be prepared\n    CUDA fails in some containers: "),
         ] {
             let mut health = health(RegistrationState::Registered, published(), Silent::new());
