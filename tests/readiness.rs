@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,8 +15,10 @@ use common::{
 };
 use dra_driver_mig::api::EventReason;
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::resource::v1::ResourceSlice;
 use kube::Api;
 use kube::api::ListParams;
+use nvml_sim::{Code, Fault};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -198,7 +201,8 @@ async fn a_common_edits_file_that_cannot_be_used_is_reported_and_nothing_is_offe
 #[tokio::test(flavor = "multi_thread")]
 async fn where_nvml_refuses_to_create_instances_only_whole_gpus_are_offered_until_it_permits() {
     let (mut lab, health, _) = lab("1xH100-80GB,1xL4").await;
-    lab.sim.configure(|it| it.unprivileged = true).unwrap();
+    let refused = Fault::returning("nvmlDeviceSetMigMode", Code::NO_PERMISSION);
+    lab.sim.inject(refused).unwrap();
     lab.start();
     let kubelet = lab.kubelet().await;
     offers(&lab, 27).await;
@@ -212,13 +216,12 @@ async fn where_nvml_refuses_to_create_instances_only_whole_gpus_are_offered_unti
     );
     event_when(&lab, EventReason::HostNotReady, "NO_PERMISSION").await;
     // MIG mode is off, so that the whole GPU needs no right; the claim keeps its device.
-    let names = ["gpu-0000-1a-00", FIRST_1G, "gpu-0000-3b-00"];
-    let expected: std::collections::BTreeSet<&str> = names.into();
-    let is_expected =
-        |it: &[_]| device_names(it).into_iter().collect::<std::collections::BTreeSet<_>>() == expected;
+    let (h100, l4) = (lab.gpu_name(0), lab.gpu_name(1));
+    let expected = BTreeSet::from([h100.as_str(), FIRST_1G, l4.as_str()]);
+    let is_expected = |it: &[ResourceSlice]| BTreeSet::from_iter(device_names(it)) == expected;
     lab.slices_when(|it| is_complete(it) && is_expected(it)).await;
 
-    lab.sim.configure(|it| it.unprivileged = false).unwrap();
+    lab.sim.clear_faults().unwrap();
     // The kubelet asks again for the claim.
     prepare(&kubelet, &claim).await.unwrap();
     offers(&lab, 27).await;
