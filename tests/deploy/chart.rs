@@ -6,6 +6,7 @@ use std::process::Command;
 
 use clap::CommandFactory;
 use dra_driver_mig::args::Cli;
+use dra_driver_mig::cdi::DisabledHooks;
 use kube_sim::manifest;
 use serde_json::{Value, json};
 
@@ -197,6 +198,7 @@ fn the_schema_takes_the_values_and_refuses_mistakes() {
         json!({"driverName": "a-name-that-is-longer-than-forty.characters.example"}),
         json!({"driverRoot": "run/nvidia"}),
         json!({"hostDirectories": ["/"]}),
+        json!({"disabledHooks": ["chmod"]}),
         json!({"hostDirectories": ["/run"]}),
         json!({"hostDirectories": ["/var/run/containerd"]}),
         json!({"migMode": "never"}),
@@ -227,6 +229,7 @@ pub(crate) fn variations() -> Vec<Value> {
         json!({"privileged": true, "runtimeClassName": ""}),
         json!({"driverRoot": "/run/nvidia/driver", "devRoot": "/run/nvidia/driver", "migMode": "release"}),
         json!({"existingInstances": "adopt", "timeSlices": 4}),
+        json!({"disabledHooks": ["enable-cuda-compat", "disable-device-node-modification"]}),
         json!({"rbac": {"layoutLabels": true}, "podMonitor": {"enabled": true, "labels": {"release": "x"}}}),
         json!({"mode": "layout", "placement": "spread", "profiles": "!*+me*", "layouts": {"configMap": "default-mig-parted-config"}}),
         json!({"deviceClasses": {"create": false}, "admissionPolicy": {"enabled": false}}),
@@ -248,11 +251,25 @@ fn driver_container(change: &Value) -> Value {
 }
 
 #[test]
+fn disabled_hooks_reach_the_driver() {
+    let disabled = |change: &Value| {
+        let env = driver_container(change)["env"].as_array().unwrap().clone();
+        env.iter().find(|it| it["name"] == "DISABLE_HOOKS").map(|it| it["value"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(disabled(&json!({})), None);
+    let hooks = json!(["enable-cuda-compat", "disable-device-node-modification"]);
+    let list: DisabledHooks = disabled(&json!({"disabledHooks": hooks})).unwrap().parse().unwrap();
+    assert_eq!(list.to_string(), "enable-cuda-compat,disable-device-node-modification");
+}
+
+#[test]
 fn what_the_daemonset_sets_is_what_the_driver_reads() {
     let command = Cli::command();
     let node = command.find_subcommand("node").unwrap();
     let known: BTreeSet<&str> = node.get_arguments().filter_map(|it| it.get_env()?.to_str()).collect();
-    let container = driver_container(&json!({"profiles": "1g.*", "layouts": {"configMap": "x"}}));
+    let container = driver_container(
+        &json!({"profiles": "1g.*", "layouts": {"configMap": "x"}, "disabledHooks": ["update-ldcache"]}),
+    );
     for variable in container["env"].as_array().unwrap() {
         let name = variable["name"].as_str().unwrap();
         assert!(known.contains(name) || name.starts_with("NVIDIA_"), "{name}");
