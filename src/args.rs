@@ -265,7 +265,9 @@ pub struct NodeArgs {
     /// What becomes of a GPU's MIG mode when its last MIG device goes. Only GPUs that switch without a reset are switched.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "keep")]
     pub mig_mode: ModePolicy,
-    /// XIDs that make no GPU or instance unhealthy, separated by commas, besides those of applications: 13, 31, 43, 45, 68, 109.
+    /// XIDs that make no GPU or instance unhealthy, separated by commas, besides those that NVIDIA's catalogue
+    /// of XIDs answers with restarting the application or ignoring the error. An XID given here still counts where NVML recommends a
+    /// reset of the GPU.
     #[arg(long, env, value_name = "XIDS", default_value = "", hide_default_value = true)]
     pub ignore_xids: IgnoredXids,
     /// What the taint of an unhealthy GPU does, where kube-apiserver keeps device taints (feature gate DRADeviceTaints).

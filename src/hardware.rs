@@ -20,7 +20,7 @@ use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
 use crate::health::Report;
 use crate::host;
 use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, Withheld, inventory_on};
-use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, SkippedGpu};
+use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, RecoveryAction, SkippedGpu};
 use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
 use crate::readiness::HostCondition;
 use crate::telemetry::metrics::{EventGap, Metrics};
@@ -143,6 +143,8 @@ pub struct LiveGpu {
     is_stale: Arc<AtomicBool>,
     /// Whether the last scan found that the GPU has fallen off the bus, or must be reset before it answers again.
     is_lost: AtomicBool,
+    /// What NVML recommended at the last scan; nothing where the driver or the GPU does not know.
+    recovery: Arc<Mutex<Option<RecoveryAction>>>,
     /// Whether a scan has not been answered yet.
     is_asked: Arc<AtomicBool>,
 }
@@ -320,6 +322,7 @@ impl Session {
             attachment: host::attachment(&self.sys_root, gpu.pci),
             events: Arc::clone(&self.events),
             is_lost: AtomicBool::new(false),
+            recovery: Arc::default(),
             is_stale: Arc::clone(&self.is_stale),
             is_asked: Arc::default(),
         })
@@ -365,6 +368,12 @@ impl LiveGpu {
         self.is_lost.load(Ordering::Relaxed)
     }
 
+    /// What NVML recommended at the last scan to do with the GPU; nothing where the driver or the GPU does not know.
+    #[must_use]
+    pub fn recovery_action(&self) -> Option<RecoveryAction> {
+        *self.recovery.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn scan(&self) -> Result<Gpu, QueueClosed> {
         let state = match self.read().await? {
             Ok((mode, instances)) => GpuState { mode, instances, problem: None },
@@ -386,8 +395,11 @@ impl LiveGpu {
             return Ok(silent());
         }
         let (facts, asked) = (Arc::clone(&self.facts), Asked(Arc::clone(&self.is_asked)));
+        let recovery = Arc::clone(&self.recovery);
         let read = self.queue.run(move |device| {
             let _asked = asked;
+            // An answer that is not to be had is none: what the scan is about does not depend on it.
+            *recovery.lock().unwrap_or_else(PoisonError::into_inner) = device.recovery_action().ok();
             let Some(mig) = &facts.mig else { return nvml::answers(device).map(|()| (None, Vec::new())) };
             let mode = device.mig_mode()?;
             Ok((Some(mode), nvml::live_instances(device, &mig.profiles)?))

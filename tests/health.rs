@@ -233,6 +233,40 @@ async fn an_xid_of_nobody_withdraws_what_is_free_and_taints_what_is_held() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_nvml_recommends_withdraws_a_gpu_and_brings_it_back_without_a_reboot() {
+    let plane = ControlPlane::simulated_with(true, true).await;
+    let (mut lab, metrics) =
+        Lab::new(plane, "2xH100-80GB").await.with_metrics(&["--rescan-interval", "1", "--settle-time", "1"]);
+    for gpu in 0..2 {
+        lab.sim.set_recovery_action(gpu, Some(0)).unwrap();
+    }
+    let kubelet = start(&mut lab).await;
+    let claim = prepared(&lab, &kubelet, "one", LAST).await;
+    count_of(&lab, 0, ALL).await;
+
+    // An error of the GPU for which NVML recommends nothing withdraws nothing. The claim's event is written after it was judged.
+    lab.sim.post_xid(0, 48, Some(instance_at(&lab, 6)), Some(0)).unwrap();
+    lab.sim.post_xid(0, 95, None, None).unwrap();
+    event(&lab, &claim.name, "DeviceUnhealthy").await;
+    is_condition(&lab, metrics, 0, "healthy").await;
+    count_of(&lab, 0, ALL).await;
+
+    lab.sim.set_recovery_action(0, Some(4)).unwrap();
+    let after = lab.slices_when(|it| taints(it) == taint("recovery", "drain-and-reset", "NoSchedule")).await;
+    assert_eq!(of_gpu(&lab, &after, 1).len(), ALL, "the other GPU is offered as before");
+    published_of(&lab, 0, &[LAST]).await;
+    let note = event(&lab, &lab.node_name, "GpuUnhealthy").await;
+    assert!(note.contains("NVML recommends draining the GPU and a GPU reset"), "{note}");
+
+    lab.sim.set_recovery_action(0, Some(0)).unwrap();
+    count_of(&lab, 0, ALL).await;
+    is_condition(&lab, metrics, 0, "healthy").await;
+    event(&lab, &lab.node_name, "GpuRecovered").await;
+    unprepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_allocated_and_not_prepared_stays_published_and_tainted() {
     with_gates(true, true, async |plane| {
         let (mut lab, kubelet, _) = started(plane, "2xH100-80GB", &[]).await;
@@ -389,14 +423,15 @@ async fn an_xid_on_an_instance_is_its_claims_until_the_instance_is_made_anew() {
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_of_applications_are_told_and_counted_and_make_nothing_sick() {
     let plane = ControlPlane::simulated_with(true, true).await;
-    let (mut lab, kubelet, metrics) = started(plane, "1xH100-80GB", &["--ignore-xids", "63"]).await;
+    let (mut lab, kubelet, metrics) = started(plane, "1xH100-80GB", &["--ignore-xids", "74"]).await;
     let claim = prepared(&lab, &kubelet, "one", LAST).await;
     let mut stream = kubelet.watch_health().await.unwrap();
     let gi = Some(instance_at(&lab, 6));
-    for xid in [13, 31, 43, 45, 68, 109, 63] {
+    for xid in [8, 11, 13, 31, 43, 45, 63, 68, 74] {
         lab.sim.post_xid(0, xid, gi, Some(0)).unwrap();
     }
-    lab.sim.post_xid(0, 63, None, None).unwrap();
+    lab.sim.post_xid(0, 74, None, None).unwrap();
+    lab.sim.post_xid(0, 94, None, None).unwrap();
     lab.sim.post_ecc(0, false, gi, Some(0)).unwrap();
     let uuid = lab.sim.snapshot().unwrap().gpus[0].uuid.clone();
     eventually("all of it is counted", async || {
@@ -406,8 +441,10 @@ async fn errors_of_applications_are_told_and_counted_and_make_nothing_sick() {
             seen.value("dra_mig_gpu_events_total", &labels)
         };
         (count("single_bit_ecc", "") == Some(1.0)
-            && count("xid", "63") == Some(2.0)
-            && ["13", "31", "43", "45", "68", "109"].iter().all(|it| count("xid", it) == Some(1.0)))
+            && count("xid", "74") == Some(2.0)
+            && ["8", "11", "13", "31", "43", "45", "63", "68", "94"]
+                .iter()
+                .all(|it| count("xid", it) == Some(1.0)))
         .then_some(())
     })
     .await;

@@ -8,7 +8,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::{Cause, Change, Condition, Holder, Instance, Keeper, Owner, Report, Verdict, changes, owner};
+use super::{
+    Cause, Change, Condition, Holder, Instance, Keeper, Owner, Report, Sickness, Verdict, changes, owner,
+};
 use crate::api::{EventReason, Events};
 use crate::checkpoint::Checkpoint;
 use crate::hardware::NodeState;
@@ -109,6 +111,10 @@ impl Follower {
         };
         let owner = owner(event, &records, &self.boot_id, &adopted);
         let verdict = self.keeper.change(|machine, _, now| machine.event(event, &owner, now));
+        // A GPU that has fallen off the bus is noticed by looking, and what NVML recommends is known by asking.
+        if matches!(verdict, Verdict::Gpu | Verdict::Examine) {
+            self.surprised.notify_one();
+        }
         if is_told(told, event, Instant::now()) {
             return;
         }
@@ -136,10 +142,6 @@ impl Follower {
             }
             _ => warn!(uuid, gi, kind, ?verdict, "event of a GPU"),
         }
-        // A GPU that has fallen off the bus is noticed by looking.
-        if verdict == Verdict::Gpu {
-            self.surprised.notify_one();
-        }
     }
 
     /// Tells the claim, and the pods that it is known to be reserved for.
@@ -165,6 +167,11 @@ impl Follower {
                 EventReason::DeviceError,
                 "an error of the program that runs there, as a rule. The device goes on as it was.",
             ),
+            Verdict::Examine => (
+                EventReason::DeviceError,
+                "an error of the GPU. Restart what runs there if it failed. If NVML recommends a reset, the event GpuUnhealthy of the \
+                 node says so.",
+            ),
             _ => (
                 EventReason::DeviceUnhealthy,
                 "the device is unhealthy. What runs there should be started anew, with another device.",
@@ -189,6 +196,14 @@ impl Follower {
     fn tell(&self, change: &Change) {
         let Change { gpu, before, now } = change;
         let (reason, note) = match now {
+            Condition::Sick(Sickness { cause: Cause::Recovery(action), .. }) => (
+                EventReason::GpuUnhealthy,
+                format!(
+                    "GPU {gpu} is unhealthy: NVML recommends {action}. Its free devices are withdrawn; allocated devices stay \
+                     published. End its pods, stop the driver's pod on the node, which holds the GPU open, and follow the \
+                     recommendation. The GPU is healthy again when NVML recommends nothing."
+                ),
+            ),
             Condition::Sick(sickness) => (
                 EventReason::GpuUnhealthy,
                 format!(

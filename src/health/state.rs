@@ -8,11 +8,14 @@ use super::{Cause, Condition, IgnoredXids, Instance, Owner, Report, SickInstance
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
 use crate::claim::ClaimRef;
 use crate::inventory;
-use crate::nvml::facts::GpuInstance;
+use crate::nvml::facts::{GpuInstance, RecoveryAction};
 use crate::nvml::{EventKind, GpuEvent, Hearing, Listening, is_unsupported};
 
 /// How long a GPU may be unheard or unread before that is a condition of its own: longer than it takes to listen anew.
 pub const GRACE: Duration = Duration::from_secs(15);
+
+/// The XID with which the driver reports that it recommends another recovery action.
+const RECOVERY_ACTION_CHANGED: u64 = 154;
 
 /// Most sick instances that are remembered: more than a node has.
 const MOST_INSTANCES: usize = 512;
@@ -36,6 +39,8 @@ struct Gpu {
     unheard: Option<Gap>,
     /// Why it cannot be read.
     unread: Option<Gap>,
+    /// Whether NVML says what to do with it; then that decides whether the GPU is unhealthy, and not the number of an XID.
+    has_advice: bool,
 }
 
 #[derive(Debug)]
@@ -48,8 +53,8 @@ struct Gap {
 /// What a scan found of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scan {
-    /// It answers.
-    Well,
+    /// It answers. What NVML recommends to do with it; nothing where the driver or the GPU does not know.
+    Well(Option<RecoveryAction>),
     /// It is lost, in NVML's words.
     Lost(String),
     /// It could not be read for another reason.
@@ -65,6 +70,8 @@ pub enum Verdict {
     Instance,
     /// The whole GPU suffers.
     Gpu,
+    /// The next scan decides by what NVML recommends whether the whole GPU suffers.
+    Examine,
     /// Somebody else's instance suffers, which is none of ours to judge.
     Foreign,
 }
@@ -79,8 +86,11 @@ impl Machine {
 
     /// Something happened. `now` is in seconds since the epoch.
     pub fn event(&mut self, event: &GpuEvent, owner: &Owner, now: u64) -> Verdict {
+        let has_advice = self.gpus.get(&event.gpu).is_some_and(|it| it.has_advice);
         let cause = match event.kind {
             EventKind::SingleBitEcc => return Verdict::Harmless,
+            // It says nothing but that NVML's recommendation has changed.
+            EventKind::Xid(RECOVERY_ACTION_CHANGED) if has_advice => return Verdict::Examine,
             EventKind::Xid(number) if self.ignored.has(number) => return Verdict::Harmless,
             EventKind::Xid(number) => Cause::Xid(number),
             EventKind::DoubleBitEcc => Cause::DoubleBitEcc,
@@ -97,6 +107,12 @@ impl Machine {
         {
             self.suffers(&event.gpu, instance, claim, sickness);
             return Verdict::Instance;
+        }
+        if cause.is_contained() {
+            return Verdict::Harmless;
+        }
+        if has_advice {
+            return Verdict::Examine;
         }
         self.gpus.entry(event.gpu.clone()).or_default().sick.get_or_insert(sickness);
         Verdict::Gpu
@@ -150,13 +166,14 @@ impl Machine {
         for (uuid, scan) in scans {
             let gpu = self.gpus.entry(uuid.clone()).or_default();
             match scan {
-                Scan::Well => {
+                Scan::Well(advice) => {
                     gpu.unread = None;
                     // What has been lost answers only after it was reset.
                     if gpu.lost.take().is_some() {
                         gpu.sick = None;
                         self.instances.retain(|it| it.parent != uuid);
                     }
+                    gpu.advise(advice, now);
                 }
                 Scan::Lost(reason) => {
                     gpu.lost.get_or_insert((reason, now));
@@ -222,6 +239,18 @@ impl Machine {
 }
 
 impl Gpu {
+    /// What NVML recommends decides, where it does: nothing means that the GPU is healthy, whatever it suffered from.
+    fn advise(&mut self, advice: Option<RecoveryAction>, now: u64) {
+        self.has_advice = advice.is_some();
+        match advice {
+            Some(RecoveryAction::None) => self.sick = None,
+            Some(action) => {
+                self.sick.get_or_insert(Sickness { cause: Cause::Recovery(action), since: now });
+            }
+            None => {}
+        }
+    }
+
     /// `deaf` tells why it is not heard, as no GPU is; one that has no events was never heard.
     fn condition(&self, deaf: Option<&Gap>, at: Instant) -> Condition {
         if let Some((reason, since)) = &self.lost {

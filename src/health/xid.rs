@@ -6,13 +6,25 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// XIDs that a program causes by what it does, and that leave the GPU as good as it was: the list of NVIDIA's own driver
-/// (mig-nvml-cdi.md 6).
-const OF_APPLICATIONS: [u64; 6] = [13, 31, 43, 45, 68, 109];
+use crate::nvml::facts::RecoveryAction;
 
-/// XIDs that concern the whole GPU, whichever instance they are attributed to: a row that could not be remapped, off the bus,
-/// an uncontained ECC error, and two failures of the GPU's own processor.
-const OF_THE_GPU: [u64; 5] = [64, 79, 95, 119, 120];
+/// XIDs after which the device goes on as it was: NVIDIA's catalogue answers them with "restart the application" or "ignore",
+/// or refers to another XID that comes with them (45), or they announce what NVML is asked for anyway (154).
+///
+/// Source: <https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html>, as of October 2025, entries that the catalogue
+/// marks as unused left out. XID 94 is not among them: see [`CONTAINED`].
+const HARMLESS: [u64; 67] = [
+    8, 11, 13, 25, 31, 32, 37, 38, 39, 40, 41, 43, 44, 45, 60, 63, 66, 67, 68, 69, 70, 71, 72, 75, 76, 77,
+    80, 82, 83, 84, 85, 86, 88, 89, 92, 93, 96, 97, 98, 99, 100, 101, 102, 103, 104, 105, 106, 107, 121, 126,
+    127, 128, 129, 130, 131, 132, 133, 134, 135, 137, 139, 141, 152, 153, 154, 160, 161,
+];
+
+/// A memory error that was contained: it costs the application, and the instance that had it, but not the GPU.
+const CONTAINED: u64 = 94;
+
+/// XIDs that concern the whole GPU, whichever instance they are attributed to: the same catalogue answers them with a reset of
+/// the GPU, and 79 (off the bus) with a restart of the machine.
+const OF_THE_GPU: [u64; 15] = [46, 62, 64, 79, 95, 109, 110, 119, 120, 136, 140, 143, 155, 156, 158];
 
 /// Most numbers that may be given.
 const MOST: usize = 256;
@@ -25,13 +37,25 @@ pub enum Cause {
     Xid(u64),
     /// An error in memory that could not be corrected.
     DoubleBitEcc,
+    /// NVML recommends this.
+    Recovery(RecoveryAction),
 }
 
 impl Cause {
     /// True where the whole GPU suffers, even if an instance was the first to notice.
     #[must_use]
     pub fn concerns_the_gpu(self) -> bool {
-        matches!(self, Self::Xid(number) if OF_THE_GPU.contains(&number))
+        match self {
+            Self::Xid(number) => OF_THE_GPU.contains(&number),
+            Self::DoubleBitEcc => false,
+            Self::Recovery(_) => true,
+        }
+    }
+
+    /// True where only the application and the instance that had the error suffer, and never the whole GPU.
+    #[must_use]
+    pub fn is_contained(self) -> bool {
+        self == Self::Xid(CONTAINED)
     }
 
     /// The name of the taint's key behind the driver's name, and its value.
@@ -40,6 +64,7 @@ impl Cause {
         match self {
             Self::Xid(number) => ("xid", number.to_string()),
             Self::DoubleBitEcc => ("ecc", "double-bit".to_owned()),
+            Self::Recovery(action) => ("recovery", recovery_name(action)),
         }
     }
 }
@@ -52,7 +77,20 @@ impl fmt::Display for Cause {
                 meaning(*number).map_or(Ok(()), |it| write!(f, " ({it})"))
             }
             Self::DoubleBitEcc => f.write_str("an ECC error that could not be corrected"),
+            Self::Recovery(action) => write!(f, "NVML recommends {action}"),
         }
+    }
+}
+
+/// The value of a taint: letters, digits and dashes.
+fn recovery_name(action: RecoveryAction) -> String {
+    match action {
+        RecoveryAction::None => "none".to_owned(),
+        RecoveryAction::Reset => "reset".to_owned(),
+        RecoveryAction::Reboot => "reboot".to_owned(),
+        RecoveryAction::DrainPeerToPeer => "drain-p2p".to_owned(),
+        RecoveryAction::DrainAndReset => "drain-and-reset".to_owned(),
+        RecoveryAction::Other(value) => format!("action-{value}"),
     }
 }
 
@@ -73,14 +111,14 @@ pub(super) fn meaning(xid: u64) -> Option<&'static str> {
         92 => "many single-bit ECC errors",
         94 => "a contained ECC error",
         95 => "an uncontained ECC error",
-        109 => "a program's context switch timed out",
+        109 => "a context switch timed out",
         119 => "the GPU's own processor does not answer",
         120 => "the GPU's own processor failed",
         _ => return None,
     })
 }
 
-/// XIDs that make nothing sick: those of applications, and those that the operator adds.
+/// XIDs that make nothing unhealthy: those that [NVIDIA's catalogue](HARMLESS) says so of, and those that the operator adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IgnoredXids(BTreeSet<u64>);
 
@@ -99,14 +137,14 @@ impl IgnoredXids {
 
 impl Default for IgnoredXids {
     fn default() -> Self {
-        Self(OF_APPLICATIONS.into())
+        Self(HARMLESS.into())
     }
 }
 
 impl FromStr for IgnoredXids {
     type Err = InvalidXid;
 
-    /// Reads the numbers that are added to those of applications.
+    /// Reads the numbers that are added to those of the catalogue.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut ignored = Self::default();
         for part in text.split(',').map(str::trim).filter(|it| !it.is_empty()) {
@@ -123,13 +161,19 @@ mod tests {
 
     #[test]
     fn a_list_adds_to_the_errors_of_applications() {
-        let ignored: IgnoredXids = "63, 94,".parse().unwrap();
-        assert!([13, 31, 43, 45, 68, 109, 63, 94].iter().all(|it| ignored.has(*it)));
-        assert!(!ignored.has(48));
+        let ignored: IgnoredXids = "74, 94,".parse().unwrap();
+        assert!([8, 11, 13, 31, 43, 45, 63, 68, 74, 94].iter().all(|it| ignored.has(*it)));
+        assert!([48, 109].iter().all(|it| !ignored.has(*it)));
         assert_eq!("".parse(), Ok(IgnoredXids::default()));
         for text in ["x", "1;2", "-1", "1.5"] {
             assert!(text.parse::<IgnoredXids>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn no_error_is_in_two_lists() {
+        assert!(HARMLESS.is_sorted() && OF_THE_GPU.is_sorted());
+        assert!(OF_THE_GPU.iter().chain([&CONTAINED]).all(|it| !HARMLESS.contains(it)));
     }
 
     #[test]

@@ -427,9 +427,10 @@ fn mig_access(worst: Option<Effect>) -> MigAccess {
 /// What a scan found of a GPU, for its health.
 fn found(hardware: &Hardware, gpu: &Gpu) -> (String, Scan) {
     let uuid = &gpu.facts.uuid;
-    let is_lost = hardware.gpu(uuid).is_some_and(|it| it.is_lost());
+    let live = hardware.gpu(uuid);
+    let is_lost = live.is_some_and(|it| it.is_lost());
     let scan = match &gpu.state.problem {
-        None => Scan::Well,
+        None => Scan::Well(live.and_then(|it| it.recovery_action())),
         Some(problem) if is_lost => Scan::Lost(problem.clone()),
         Some(problem) => Scan::Unread(problem.clone()),
     };

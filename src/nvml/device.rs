@@ -13,7 +13,9 @@ use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings as sys;
 
 use super::error::{CallError, Code, check};
-use super::facts::{ComputeInstance, GpuInstance, MediaEngines, Memory, MigMode, Placement, Profile};
+use super::facts::{
+    ComputeInstance, GpuInstance, MediaEngines, Memory, MigMode, Placement, Profile, RecoveryAction,
+};
 use super::usage::Samples;
 
 /// A GPU, or the MIG device that stands for a compute instance, as NVML knows it. Stays on the thread that made it.
@@ -99,17 +101,28 @@ impl<'nvml> DeviceHandle<'nvml> {
     /// True where MIG mode can be switched without a GPU reset (field 184 of nvml.h).
     pub fn is_mig_resetless(&self) -> Result<bool, CallError> {
         const NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED: c_uint = 184;
+        self.field(NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED).map(|it| it != 0)
+    }
+
+    /// What NVML recommends to do with the GPU (`nvmlDeviceGpuRecoveryAction_t` of nvml.h, since driver 565). NOT_SUPPORTED where
+    /// the driver or the GPU does not know.
+    pub fn recovery_action(&self) -> Result<RecoveryAction, CallError> {
+        self.field(sys::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION).map(RecoveryAction::from)
+    }
+
+    /// One field value that NVML reports as an unsigned int.
+    fn field(&self, id: c_uint) -> Result<c_uint, CallError> {
         let function = function!(self.nvml, nvmlDeviceGetFieldValues)?;
         // SAFETY: every field of the struct is an integer or a union of numbers, for which zero is a value.
         let mut field: sys::nvmlFieldValue_t = unsafe { MaybeUninit::zeroed().assume_init() };
-        field.fieldId = NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED;
+        field.fieldId = id;
         // SAFETY: a live handle and one writable field value, as the count says.
         let code = unsafe { function(self.raw, 1, &raw mut field) };
         check("nvmlDeviceGetFieldValues", code)?;
         check("nvmlDeviceGetFieldValues", field.nvmlReturn)?;
         // SAFETY: all members of the union start with the low bytes of the value; NVML reports this field as an
         // unsigned int, and the union was zeroed, so reading 32 bits is defined for every value type.
-        Ok(unsafe { field.value.uiVal } != 0)
+        Ok(unsafe { field.value.uiVal })
     }
 
     /// The profile with this `NVML_GPU_INSTANCE_PROFILE_*` index, without its placements. INVALID_ARGUMENT past the

@@ -237,6 +237,50 @@ impl Engine {
     }
 }
 
+/// What NVML recommends to do with a GPU after errors (`nvmlDeviceGpuRecoveryAction_t` of nvml.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RecoveryAction {
+    /// Nothing.
+    None,
+    /// Reset the GPU.
+    Reset,
+    /// Reboot the node.
+    Reboot,
+    /// Drain peer-to-peer traffic, then reset.
+    DrainPeerToPeer,
+    /// The GPU works with less than it has: start nothing new on it, then reset it.
+    DrainAndReset,
+    /// A recommendation that this driver does not know.
+    Other(u32),
+}
+
+impl From<u32> for RecoveryAction {
+    fn from(value: u32) -> Self {
+        match value {
+            0 => Self::None,
+            1 => Self::Reset,
+            2 => Self::Reboot,
+            3 => Self::DrainPeerToPeer,
+            4 => Self::DrainAndReset,
+            other => Self::Other(other),
+        }
+    }
+}
+
+impl fmt::Display for RecoveryAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("no recovery action"),
+            Self::Reset => f.write_str("a GPU reset"),
+            Self::Reboot => f.write_str("a reboot of the node"),
+            Self::DrainPeerToPeer => f.write_str("draining peer-to-peer traffic and a GPU reset"),
+            Self::DrainAndReset => f.write_str("draining the GPU and a GPU reset"),
+            Self::Other(value) => write!(f, "recovery action {value}"),
+        }
+    }
+}
+
 /// PCI address of a GPU: domain, bus and device. The function is always 0 for a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciAddress {

@@ -30,9 +30,9 @@ fn sick(xid: u64) -> Condition {
 fn an_error_of_nobody_is_the_gpus_and_its_first_reason_stays() {
     let (mut machine, now) = (Machine::default(), Instant::now());
     assert_eq!(after(&mut machine, &xid(GPU, 48, None), &[]), Verdict::Gpu);
-    assert_eq!(after(&mut machine, &xid(GPU, 63, None), &[]), Verdict::Gpu);
+    assert_eq!(after(&mut machine, &xid(GPU, 64, None), &[]), Verdict::Gpu);
     assert_eq!(condition(&machine, now), sick(48));
-    machine.scanned([(GPU.to_owned(), Scan::Well)], now, 8);
+    machine.scanned([(GPU.to_owned(), Scan::Well(None))], now, 8);
     assert_eq!(condition(&machine, now), sick(48), "that it answers does not make it well");
     machine.forget();
     assert_eq!(condition(&machine, now), Condition::Healthy);
@@ -57,9 +57,14 @@ fn an_error_of_an_instance_is_its_claims_until_it_is_made_anew() {
 fn errors_of_applications_and_of_others_make_nothing_sick() {
     let (mut machine, now) = (Machine::default(), Instant::now());
     let records = [record("a", GPU, Some(7))];
-    for number in [13, 31, 43, 45, 68, 109] {
-        assert_eq!(after(&mut machine, &xid(GPU, number, None), &records), Verdict::Harmless);
+    for number in [8, 11, 13, 31, 43, 45, 63, 68, 154] {
+        assert_eq!(after(&mut machine, &xid(GPU, number, None), &records), Verdict::Harmless, "{number}");
     }
+    assert_eq!(
+        after(&mut machine, &xid(GPU, 94, None), &records),
+        Verdict::Harmless,
+        "contained, in no instance"
+    );
     assert_eq!(after(&mut machine, &xid(GPU, 94, Some(3)), &records), Verdict::Foreign);
     let corrected = GpuEvent { kind: EventKind::SingleBitEcc, ..xid(GPU, 0, Some(7)) };
     assert_eq!(after(&mut machine, &corrected, &records), Verdict::Harmless);
@@ -72,7 +77,43 @@ fn some_errors_are_the_gpus_whoever_notices_them() {
     let mut machine = Machine::default();
     let records = [record("a", GPU, Some(7))];
     assert_eq!(after(&mut machine, &xid(GPU, 95, Some(7)), &records), Verdict::Gpu);
+    assert_eq!(after(&mut machine, &xid(GPU, 109, Some(7)), &records), Verdict::Gpu);
     assert_eq!(after(&mut machine, &xid(GPU, 119, Some(3)), &records), Verdict::Gpu);
+}
+
+#[test]
+fn what_nvml_recommends_decides_about_the_gpu_and_not_the_number_of_an_error() {
+    let (mut machine, now) = (Machine::default(), Instant::now());
+    let mut advise = |machine: &mut Machine, action: Option<RecoveryAction>, at: u64| {
+        machine.scanned([(GPU.to_owned(), Scan::Well(action))], now, at);
+        condition(machine, now)
+    };
+    assert_eq!(advise(&mut machine, Some(RecoveryAction::None), 1), Condition::Healthy);
+    for number in [48, 95, 109, 154] {
+        assert_eq!(after(&mut machine, &xid(GPU, number, None), &[]), Verdict::Examine, "{number}");
+        assert_eq!(condition(&machine, now), Condition::Healthy, "{number}");
+    }
+    let cause = Cause::Recovery(RecoveryAction::DrainAndReset);
+    let expected = Condition::Sick(Sickness { cause, since: 9 });
+    assert_eq!(advise(&mut machine, Some(RecoveryAction::DrainAndReset), 9), expected);
+    machine.forget();
+    assert_eq!(advise(&mut machine, Some(RecoveryAction::DrainAndReset), 9), expected, "NVML insists");
+    assert_eq!(advise(&mut machine, Some(RecoveryAction::None), 12), Condition::Healthy, "without a reboot");
+    // An instance suffers by itself all the same.
+    let records = [record("a", GPU, Some(7))];
+    assert_eq!(after(&mut machine, &xid(GPU, 94, Some(7)), &records), Verdict::Instance);
+}
+
+#[test]
+fn a_gpu_that_was_unhealthy_before_the_start_is_healthy_once_nvml_recommends_nothing() {
+    let (mut before, now) = (Machine::default(), Instant::now());
+    after(&mut before, &xid(GPU, 48, None), &[]);
+    let (gpus, instances) = before.sick();
+    let mut machine = Machine::new(IgnoredXids::default(), gpus, instances.to_vec());
+    machine.scanned([(GPU.to_owned(), Scan::Well(None))], now, 8);
+    assert_eq!(condition(&machine, now), sick(48), "a driver that does not know clears nothing");
+    machine.scanned([(GPU.to_owned(), Scan::Well(Some(RecoveryAction::None)))], now, 9);
+    assert_eq!(condition(&machine, now), Condition::Healthy);
 }
 
 #[test]
@@ -87,7 +128,7 @@ fn a_lost_gpu_that_answers_again_is_well() {
     machine.forget();
     assert_eq!(condition(&machine, now), expected, "nobody can declare it found");
     after(&mut machine, &xid(GPU, 79, None), &[]);
-    machine.scanned([(GPU.to_owned(), Scan::Well)], now, 11);
+    machine.scanned([(GPU.to_owned(), Scan::Well(None))], now, 11);
     assert_eq!(condition(&machine, now), Condition::Healthy);
 }
 
@@ -159,7 +200,7 @@ fn what_could_not_be_read_is_unmonitored_and_no_reason_to_be_sick() {
     let (mut machine, now) = (Machine::default(), Instant::now());
     machine.scanned([(GPU.to_owned(), Scan::Unread("NVML is silent".to_owned()))], now, 7);
     assert!(matches!(condition(&machine, now + GRACE), Condition::Unmonitored { .. }));
-    machine.scanned([(GPU.to_owned(), Scan::Well)], now, 8);
+    machine.scanned([(GPU.to_owned(), Scan::Well(None))], now, 8);
     assert_eq!(condition(&machine, now + GRACE), Condition::Healthy);
 }
 

@@ -53,6 +53,9 @@ pub struct Gpu {
     pub lost: bool,
     /// Where set, `nvmlDeviceGetHandleByIndex` answers this code.
     pub handle_error: Option<u32>,
+    /// `nvmlDeviceGpuRecoveryAction_t`; `None` is a driver before 565, which does not know it.
+    #[serde(default)]
+    pub recovery_action: Option<u32>,
     /// `nvmlComputeMode_t`.
     pub compute_mode: u32,
     /// Utilisation in percent: GPU and memory.
@@ -245,6 +248,7 @@ impl Gpu {
             virtualization: 0,
             lost: false,
             handle_error: None,
+            recovery_action: None,
             compute_mode: 0,
             utilization: (0, 0),
             instances: Vec::new(),
@@ -283,6 +287,7 @@ impl Gpu {
         self.mig_current = self.mig_pending;
         self.instances.clear();
         self.mig_slots.clear();
+        self.recovery_action = self.recovery_action.map(|_| 0);
     }
 }
 

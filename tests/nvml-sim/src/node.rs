@@ -24,6 +24,8 @@ pub struct SimNode {
 
 /// XID 79: the GPU has fallen off the bus.
 const XID_OFF_THE_BUS: u64 = 79;
+/// "GPU recovery action changed".
+const XID_RECOVERY_ACTION_CHANGED: u64 = 154;
 
 impl SimNode {
     /// Makes a node in `root` (created if missing) with its own copy of the library, found beside the running
@@ -128,6 +130,18 @@ impl SimNode {
         self.change(|machine, _| {
             machine.gpu(gpu)?;
             machine.post(gpu, EVENT_XID, xid, gi, ci);
+            Ok(())
+        })
+    }
+
+    /// What NVML recommends from now on to do with a GPU (`nvmlDeviceGpuRecoveryAction_t`), with the XID by which the driver
+    /// reports the change; `None` is a driver before 565, which recommends nothing.
+    pub fn set_recovery_action(&self, gpu: usize, action: Option<u32>) -> io::Result<()> {
+        self.change(|machine, _| {
+            machine.gpu_mut(gpu)?.recovery_action = action;
+            if action.is_some() {
+                machine.post(gpu, EVENT_XID, XID_RECOVERY_ACTION_CHANGED, None, None);
+            }
             Ok(())
         })
     }

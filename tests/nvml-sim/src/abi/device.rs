@@ -81,6 +81,8 @@ fn device_uuid(device: &Device<'_>) -> String {
 /// `NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED`, `NVML_FI_DEV_IS_MIG_MODE_INDEPENDENT_MIG_QUERY_CAPABLE`.
 const FIELD_RESETLESS_MIG: u32 = 184;
 const FIELD_MIG_QUERY: u32 = 199;
+/// `NVML_FI_DEV_GET_GPU_RECOVERY_ACTION`.
+const FIELD_RECOVERY_ACTION: u32 = 230;
 /// `NVML_VALUE_TYPE_UNSIGNED_INT`.
 const TYPE_UNSIGNED: u32 = 1;
 
@@ -89,6 +91,7 @@ fn field(gpu: &Gpu, asked: FieldValue) -> FieldValue {
     let value = match asked.field {
         FIELD_RESETLESS_MIG => Ok(u64::from(model.is_some_and(|model| model.resetless_mig()))),
         FIELD_MIG_QUERY => Ok(u64::from(model.is_some_and(|model| model.has_mig()))),
+        FIELD_RECOVERY_ACTION => gpu.recovery_action.map(u64::from).ok_or(Code::NOT_SUPPORTED),
         _ => Err(Code::NOT_SUPPORTED),
     };
     let code = value.err().unwrap_or(Code::SUCCESS);

@@ -18,6 +18,7 @@ nvml-sim hold DIR GPU CLIENT [GI]      a foreign open handle;  nvml-sim release 
 nvml-sim xid DIR GPU XID [GI [CI]]     an XID event
 nvml-sim ecc DIR GPU single|double [GI [CI]]
                                        an ECC error, corrected or not
+nvml-sim recovery-action DIR GPU N     what NVML recommends: 0 nothing, 1 reset, 2 reboot, 3 drain P2P, 4 drain and reset
 nvml-sim lose DIR GPU                  the GPU falls off the bus;  nvml-sim recover DIR GPU
 nvml-sim reset DIR GPU                 a GPU reset
 nvml-sim reboot DIR                    a power cycle
@@ -75,6 +76,9 @@ fn run(words: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
         ["ecc", dir, gpu, kind @ ("single" | "double"), place @ ..] => {
             let (gi, ci) = instance(place)?;
             open(dir)?.post_ecc(gpu.parse()?, *kind == "double", gi, ci)?;
+        }
+        ["recovery-action", dir, gpu, action] => {
+            open(dir)?.set_recovery_action(gpu.parse()?, Some(action.parse()?))?;
         }
         ["recover", dir, gpu] => open(dir)?.recover_gpu(gpu.parse()?)?,
         ["lose", dir, gpu] => open(dir)?.lose_gpu(gpu.parse()?)?,
