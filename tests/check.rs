@@ -124,11 +124,11 @@ async fn a_gate_that_is_off_a_wrong_node_name_and_a_dead_server_are_told() {
     let output = on(&lab).await;
     let list = text(&output.stdout);
     assert!(
-        list.contains("MISSING  feature gate")
+        list.contains("?        feature gate")
             && list.contains("--feature-gates=DRAPartitionableDevices=true"),
         "{list}"
     );
-    assert_eq!(output.status.code(), Some(1));
+    assert!(output.status.success(), "layouts serve such a cluster: {list}");
 
     let right = std::mem::replace(&mut lab.node_name, "nobody".to_owned());
     let list = text(&on(&lab).await.stdout);

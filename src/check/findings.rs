@@ -346,11 +346,15 @@ fn gate(counters: &Result<bool, String>) -> Finding {
             SUBJECT,
             "kube-apiserver has DRAPartitionableDevices on; kube-scheduler must have it on, too",
         ),
-        Ok(false) => missing(
+        // The driver publishes by layout then, which is no fault.
+        Ok(false) => open(
             SUBJECT,
             "kube-apiserver has DRAPartitionableDevices off: it drops the counters that keep overlapping MIG devices apart, so \
-             only devices that cannot overlap are offered",
-            "start kube-apiserver and kube-scheduler with --feature-gates=DRAPartitionableDevices=true",
+             only devices that cannot overlap are offered, as a layout says",
+            Some(
+                "to have every placement offered, start kube-apiserver and kube-scheduler with \
+                 --feature-gates=DRAPartitionableDevices=true",
+            ),
         ),
         Err(reason) => open(SUBJECT, format!("DRAPartitionableDevices cannot be told: {reason}"), None),
     }

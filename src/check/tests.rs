@@ -59,7 +59,6 @@ fn everything_that_is_missing_comes_with_what_to_do() {
             "container runtime",
             "Node object",
             "permissions",
-            "feature gate"
         ]
     );
     assert!(missing.iter().all(|it| it.remedy.as_ref().is_some_and(|it| !it.is_empty())), "{missing:?}");

@@ -84,7 +84,7 @@ fn some_errors_are_the_gpus_whoever_notices_them() {
 #[test]
 fn what_nvml_recommends_decides_about_the_gpu_and_not_the_number_of_an_error() {
     let (mut machine, now) = (Machine::default(), Instant::now());
-    let mut advise = |machine: &mut Machine, action: Option<RecoveryAction>, at: u64| {
+    let advise = |machine: &mut Machine, action: Option<RecoveryAction>, at: u64| {
         machine.scanned([(GPU.to_owned(), Scan::Well(action))], now, at);
         condition(machine, now)
     };
