@@ -263,3 +263,32 @@ async fn a_library_named_by_its_path_brings_the_libraries_for_containers_with_it
     assert!(paths.iter().any(|it| it.starts_with("/opt/nvidia/lib/libcuda.so.")), "{paths:?}");
     lab.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_of_others_are_offered_where_none_can_be_made_but_not_without_device_numbers() {
+    let (mut lab, health, _) = lab("1xH100-80GB,1xL4").await;
+    let http = health.to_string();
+    lab.set_args(&["--http-address", &http, "--rescan-interval", "1", "--existing-instances", "adopt"]);
+    lab.sim.plant_instance(0, "1g.10gb", 0).unwrap();
+    let node = lab.path("host/dev/nvidia-caps/nvidia-cap1");
+    fs::remove_file(&node).unwrap();
+    std::os::unix::fs::symlink("nvidia-cap1", &node).unwrap();
+    lab.start();
+    // MIG mode is on, and switching it off would need the right, too.
+    offers(&lab, 2).await;
+    assert!(device_names(&lab.slices().await).iter().any(|it| it.contains("-adopted-")));
+
+    let devices = lab.path("host/proc/devices");
+    let with_caps = fs::read_to_string(&devices).unwrap();
+    fs::write(&devices, with_caps.replace("nvidia-caps\n", "other\n")).unwrap();
+    offers(&lab, 1).await;
+    let answer = readyz_when(health, "no MIG device can be prepared").await;
+    assert!(answer.contains("load the kernel modules of a driver that supports MIG"), "{answer}");
+
+    fs::write(&devices, with_caps).unwrap();
+    fs::remove_file(&node).unwrap();
+    std::os::unix::fs::symlink("/dev/null", &node).unwrap();
+    // Gone with slice 0 are 7g, 4g, 3g, 2g, both 1g, and the whole GPU; the adopted instance and the L4 are there.
+    lab.slices_when(|it| is_complete(it) && device_names(it).len() > 15).await;
+    lab.stop().await;
+}
