@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::cdi::{CapNode, KernelDevices, KernelGpu};
 use crate::hardware::Problem;
 use crate::nvml::facts::NodeFacts;
+use crate::readiness::{Effect, HostCondition, HostSubject};
 
 /// What the kernel lists, and which of the nodes are here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,8 +45,10 @@ enum DeviceFile {
 pub struct AccessReport {
     /// GPUs that the kernel lists and NVML does not.
     pub missing: Vec<Problem>,
-    /// Why MIG instances may not be created and destroyed, if so.
-    pub mig_denied: Option<String>,
+    /// Why NVML may refuse to create and destroy MIG instances, if so. The kernel module permits it to a process that has
+    /// opened this node or has CAP_SYS_ADMIN (`rmclientIsCapableOrAdmin` in NVIDIA's open-gpu-kernel-modules), so that this alone
+    /// withholds nothing.
+    pub mig_denied: Option<HostCondition>,
 }
 
 impl DeviceAccess {
@@ -117,18 +120,21 @@ impl DeviceAccess {
         )
     }
 
-    fn mig_denied(&self) -> Option<String> {
+    fn mig_denied(&self) -> Option<HostCondition> {
         let name = cap_name(self.kernel.mig_config?);
         let state = match self.mig_config {
             DeviceFile::Unlisted | DeviceFile::Present => return None,
             DeviceFile::Absent => "is not in this container",
             DeviceFile::Outdated => "has numbers from before the NVIDIA module was loaded again",
         };
-        Some(format!(
-            "MIG instances may not be created and destroyed: /dev/{name} {state}. Delete this pod: the init container of the new \
-             one passes the node on. In a privileged pod, create the node on the host: `nvidia-modprobe -f \
-             /proc/driver/nvidia/capabilities/mig/config`"
-        ))
+        Some(HostCondition {
+            subject: HostSubject::MigAccess,
+            effect: Effect::MayRefuse,
+            text: format!("/dev/{name}, which permits it, {state}; CAP_SYS_ADMIN may be enough"),
+            remedy: "delete this pod: the init container of the new one passes the node on. In a privileged pod, create the node \
+                     on the host: `nvidia-modprobe -f /proc/driver/nvidia/capabilities/mig/config`"
+                .to_owned(),
+        })
     }
 }
 

@@ -1,6 +1,5 @@
 //! The command line: every flag is also an environment variable, so that a DaemonSet can set it either way.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,11 +10,12 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::cdi::{DEFAULT_LDCONFIG, DriverRoot, HookSettings, Root};
+use crate::cdi::{DEFAULT_LDCONFIG, DisabledHooks, DriverRoot, HookSettings, Root, find_nvml};
 use crate::health::IgnoredXids;
 use crate::inventory::{ExistingInstances, MOST_SHARES, ProfileFilter};
 use crate::kubelet::is_pod_uid;
 use crate::mig::ModePolicy;
+use crate::nvml::OpenError;
 use crate::placement::Policy;
 use crate::slices::TaintEffect;
 use crate::telemetry::LogFormat;
@@ -104,7 +104,8 @@ pub struct HardwareArgs {
     /// `/run/nvidia/driver` for the GPU Operator's driver container, or where that is mounted.
     #[arg(long, env, value_name = "DIR", default_value = "/")]
     pub driver_root: PathBuf,
-    /// libnvidia-ml.so.1 [default: searched below --driver-root].
+    /// libnvidia-ml.so.1 [default: searched below --driver-root]. Libraries for containers are searched in its directory,
+    /// too, if that is below --driver-root.
     #[arg(long, env, value_name = "FILE")]
     pub driver_library: Option<PathBuf>,
     /// The proc file system.
@@ -113,6 +114,17 @@ pub struct HardwareArgs {
     /// The sys file system.
     #[arg(long, env, value_name = "DIR", default_value = "/sys")]
     pub sys_root: PathBuf,
+}
+
+impl HardwareArgs {
+    /// The path of libnvidia-ml.so.1. Looks for it in the directories in which the libraries for containers are looked for.
+    pub fn nvml_library(&self) -> Result<PathBuf, OpenError> {
+        match &self.driver_library {
+            Some(path) => Ok(path.clone()),
+            None => find_nvml(&Root::new(&self.driver_root, "/"))
+                .ok_or_else(|| OpenError::NotFound { root: self.driver_root.clone() }),
+        }
+    }
 }
 
 /// What identifies the driver on a node.
@@ -161,6 +173,10 @@ pub struct HostArgs {
     /// Path of nvidia-cdi-hook on the host.
     #[arg(long, env, value_name = "FILE", default_value = crate::cdi::DEFAULT_HOOK)]
     pub cdi_hook: String,
+    /// Hooks of nvidia-cdi-hook that CDI specs leave out, separated by commas: create-symlinks, enable-cuda-compat,
+    /// update-ldcache, disable-device-node-modification. Those that the program does not have are left out anyway.
+    #[arg(long, env, value_name = "LIST", default_value = "", hide_default_value = true)]
+    pub disable_hooks: DisabledHooks,
     /// Root below which this process finds --cdi-hook, where the host's files are mounted elsewhere.
     #[arg(long, env, value_name = "DIR", default_value = "/")]
     pub host_root: PathBuf,
@@ -177,15 +193,18 @@ impl HostArgs {
         let root = |here: &Path, host: &Option<String>| {
             Root::new(here, host.clone().unwrap_or_else(|| here.to_string_lossy().into_owned()))
         };
+        let files = root(&hardware.driver_root, &self.host_driver_root);
+        let nvml = hardware.driver_library.as_deref().and_then(Path::parent);
         DriverRoot {
-            files: root(&hardware.driver_root, &self.host_driver_root),
+            nvml_directory: nvml.and_then(|it| files.inside(it)),
+            files,
             devices: root(&self.dev_root, &self.host_dev_root),
             version: None,
             hooks: HookSettings {
                 host_root: self.host_root.clone(),
                 program: self.cdi_hook.clone(),
                 ldconfig: DEFAULT_LDCONFIG.to_owned(),
-                disabled: BTreeSet::new(),
+                disabled: self.disable_hooks.clone(),
             },
             proc: hardware.proc_root.clone(),
             sys: hardware.sys_root.clone(),
@@ -397,7 +416,7 @@ fn pod_uid(text: &str) -> Result<String, String> {
 fn log_level(text: &str) -> Result<String, String> {
     let is_known = |part: &str| {
         let level = part.rsplit_once('=').map_or(part, |(_, level)| level).trim();
-        level.parse::<LevelFilter>().is_ok()
+        !level.is_empty() && level.parse::<LevelFilter>().is_ok()
     };
     if text.split(',').all(is_known) && EnvFilter::try_new(text).is_ok() {
         return Ok(text.to_owned());

@@ -23,6 +23,7 @@ use crate::host;
 use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, Withheld, inventory_on};
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, RecoveryAction, SkippedGpu};
 use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
+use crate::readiness::HostCondition;
 use crate::telemetry::metrics::{EventGap, Metrics};
 
 /// What is known of the node at this moment.
@@ -46,6 +47,8 @@ pub struct NodeState {
     pub health: Arc<Report>,
     /// How many devices of a GPU cannot be had, and why, by the name of its counter set.
     pub withheld: BTreeMap<(String, Withheld), usize>,
+    /// What on the host keeps claims from being prepared or containers from working, the worst first.
+    pub host: Vec<HostCondition>,
 }
 
 /// Why a GPU is not offered.
@@ -101,6 +104,7 @@ impl NodeState {
             withheld: BTreeMap::new(),
             access: AccessReport::default(),
             health: Arc::default(),
+            host: Vec::new(),
         }
     }
 }
@@ -167,10 +171,7 @@ impl Hardware {
     /// Opens NVML and reads the node. Blocks for as long as NVML takes.
     pub fn open(args: &HardwareArgs, metrics: &Metrics) -> Result<Self, HardwareError> {
         let boot_id = host::boot_id(&args.proc_root)?;
-        let library = match &args.driver_library {
-            Some(path) => path.clone(),
-            None => nvml::find_library(&args.driver_root)?,
-        };
+        let library = args.nvml_library()?;
         let nvml = nvml::open(&library)?;
         let sys_root = args.sys_root.clone();
         let (threads, events, is_stale) = (Mutex::default(), Arc::default(), Arc::default());

@@ -51,6 +51,7 @@ pub mod host;
 pub mod inspect;
 pub mod management;
 pub mod node;
+pub mod readiness;
 pub mod telemetry;
 
 use std::io;

@@ -52,8 +52,8 @@ What dra-driver-mig needs, in the order in which a node is set up. `MISSING` is 
 MISSING  NVIDIA driver      no libnvidia-ml.so.1 below the driver root `/HOST/`
                             -> install the NVIDIA driver on this host (https://docs.nvidia.com/datacenter/tesla/); where it is there already, but elsewhere, name the directory that has its files: --driver-root /run/nvidia/driver with the GPU Operator's driver container
 ?        GPUs               cannot be told without the NVIDIA driver
-MISSING  nvidia-cdi-hook    no program /usr/bin/nvidia-cdi-hook on the host
-                            -> install NVIDIA Container Toolkit 1.17.5 or later on the host, of which the package nvidia-container-toolkit-base is enough (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/); where the GPU Operator has put it, name it: --cdi-hook /usr/local/nvidia/toolkit/nvidia-cdi-hook
+MISSING  nvidia-cdi-hook    hook program \"/usr/bin/nvidia-cdi-hook\" not found on the host (looked at \"/HOST/usr/bin/nvidia-cdi-hook\"): containers get the driver's libraries without a loader cache that lists them, so that CUDA works only in images whose loader searches the directories that this host uses
+                            -> install NVIDIA Container Toolkit 1.17.5 or later on the host, of which the package nvidia-container-toolkit-base is enough (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/); where the GPU Operator has put it, name it: --cdi-hook /usr/local/nvidia/toolkit/nvidia-cdi-hook (value cdiHook)
 ?        device nodes       come with the NVIDIA driver
 MISSING  kubelet registry   /HOST/kubelet/plugins_registry: no such directory
                             -> run the check on a node with a kubelet, as root; where its --root-dir is not /var/lib/kubelet, name the directory with --registry-dir and --plugins-dir
@@ -76,6 +76,11 @@ ok       CDI directory      /HOST/cdi: not there yet, the driver makes it
 
 /// The check on a simulated node.
 async fn on(lab: &Lab) -> Output {
+    on_with(lab, &[]).await
+}
+
+/// The same with further arguments.
+async fn on_with(lab: &Lab, extra: &[&str]) -> Output {
     std::fs::create_dir_all(lab.path("registry")).unwrap();
     let at = |name: &str| lab.path(name).display().to_string();
     let line: Vec<String> = [
@@ -92,6 +97,7 @@ async fn on(lab: &Lab) -> Output {
     ]
     .into_iter()
     .flat_map(|(flag, value)| [flag.to_owned(), value])
+    .chain(extra.iter().map(|it| (*it).to_owned()))
     .collect();
     let run = move || check(&line.iter().map(String::as_str).collect::<Vec<_>>());
     tokio::task::spawn_blocking(run).await.unwrap()
@@ -118,11 +124,11 @@ async fn a_gate_that_is_off_a_wrong_node_name_and_a_dead_server_are_told() {
     let output = on(&lab).await;
     let list = text(&output.stdout);
     assert!(
-        list.contains("MISSING  feature gate")
+        list.contains("?        feature gate")
             && list.contains("--feature-gates=DRAPartitionableDevices=true"),
         "{list}"
     );
-    assert_eq!(output.status.code(), Some(1));
+    assert!(output.status.success(), "layouts serve such a cluster: {list}");
 
     let right = std::mem::replace(&mut lab.node_name, "nobody".to_owned());
     let list = text(&on(&lab).await.stdout);
@@ -135,4 +141,69 @@ async fn a_gate_that_is_off_a_wrong_node_name_and_a_dead_server_are_told() {
     std::fs::write(lab.path("kubeconfig"), kubeconfig.replace(&server, &format!("http://{nobody}"))).unwrap();
     let list = text(&on(&lab).await.stdout);
     assert!(list.contains("MISSING  API server") && list.contains("refused"), "{list}");
+}
+
+/// The lines about a subject, with what to do.
+fn about(list: &str, subject: &str) -> String {
+    let lines: Vec<&str> = list.lines().collect();
+    let found = lines.windows(2).filter(|it| it[0].contains(&format!("  {subject}  ")));
+    found.map(|it| it.join("\n")).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_that_the_program_lacks_is_named_with_the_version_that_has_it() {
+    const HOOK: &str = "disable-device-node-modification";
+    let lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await;
+    let program = lab.path("host/usr/bin/nvidia-cdi-hook");
+    let newer = std::fs::read_to_string(&program).unwrap();
+    std::fs::write(&program, newer.replace(HOOK, "chmod")).unwrap();
+    let output = on(&lab).await;
+    let found = about(&text(&output.stdout), "nvidia-cdi-hook");
+    assert!(found.starts_with("?  ") && found.contains(&format!("no subcommand {HOOK}")), "{found}");
+    assert!(found.contains("NVIDIA Container Toolkit 1.18.0 or later"), "{found}");
+    assert!(output.status.success(), "containers work without it: {}", text(&output.stdout));
+
+    let found = about(&text(&on_with(&lab, &["--disable-hooks", HOOK]).await.stdout), "nvidia-cdi-hook");
+    assert!(found.starts_with("ok  "), "{found}");
+
+    std::fs::write(&program, newer.replace("update-ldcache", "chmod")).unwrap();
+    let output = on(&lab).await;
+    let found = about(&text(&output.stdout), "nvidia-cdi-hook");
+    assert!(found.starts_with("MISSING  ") && found.contains("no subcommand update-ldcache"), "{found}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_the_node_refuse_claims_fails_the_check() {
+    let lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await;
+    let file = lab.path("common.json");
+    std::fs::write(&file, "{}").unwrap();
+    let output = on_with(&lab, &["--common-edits", &file.display().to_string()]).await;
+    let found = about(&text(&output.stdout), "containers");
+    assert!(found.starts_with("MISSING  ") && found.contains("it has no containerEdits"), "{found}");
+    assert_eq!(output.status.code(), Some(1));
+
+    // Libraries of two versions: the node goes by what NVML says, and so does the check.
+    let libraries = lab.path("host/usr/lib/x86_64-linux-gnu");
+    std::fs::write(libraries.join("libcuda.so.535.104.05"), "").unwrap();
+    let output = on(&lab).await;
+    assert!(about(&text(&output.stdout), "containers").starts_with("ok  "), "{}", text(&output.stdout));
+
+    let node = lab.path("host/dev/nvidia-caps/nvidia-cap1");
+    std::fs::remove_file(&node).unwrap();
+    std::os::unix::fs::symlink("nvidia-cap1", &node).unwrap();
+    let output = on(&lab).await;
+    let found = about(&text(&output.stdout), "MIG access");
+    assert!(found.starts_with("MISSING  ") && found.contains("nvidia-modprobe -f "), "{found}");
+}
+
+#[test]
+fn the_documents_ask_for_the_toolkit_that_the_check_asks_for() {
+    let minimum = format!("NVIDIA Container Toolkit {}", dra_driver_mig::cdi::MINIMUM_TOOLKIT);
+    for document in ["README.md", "docs/troubleshooting.md", "deploy/helm/dra-driver-mig/values.yaml"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
+        let words = std::fs::read_to_string(path).unwrap().replace('#', " ");
+        let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(&minimum), "{document} does not ask for {minimum}");
+    }
 }

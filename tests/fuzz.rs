@@ -10,7 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::is_soak;
-use dra_driver_mig::cdi::{CommonEdits, DEFAULT_LDCONFIG, DriverRoot, HookSettings, Kind, MigCaps, Root};
+use dra_driver_mig::cdi::{
+    CommonEdits, DEFAULT_LDCONFIG, DisabledHooks, DriverRoot, HookSettings, Kind, MigCaps, Root,
+};
 use dra_driver_mig::checkpoint::{
     Checkpoint, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored, Taken, VERSION,
 };
@@ -304,12 +306,13 @@ fn discover(cache: &[u8]) -> CommonEdits {
         host_root: directory.path().to_owned(),
         program: "/usr/bin/nvidia-cdi-hook".into(),
         ldconfig: DEFAULT_LDCONFIG.into(),
-        disabled: BTreeSet::new(),
+        disabled: DisabledHooks::default(),
     };
     let root = Root::new(here, "/");
     CommonEdits::discover(&DriverRoot {
         files: root.clone(),
         devices: root,
+        nvml_directory: None,
         version: Some("580.82.07".into()),
         hooks,
         proc: directory.path().join("proc"),

@@ -71,8 +71,12 @@ pub enum EventReason {
     GpuNotOffered,
     /// It can be again.
     GpuOffered,
-    /// MIG instances may not be created: the device node that permits it is not in the driver's container.
-    MigDenied,
+    /// Something on the host keeps claims from being prepared: devices are withheld.
+    HostNotReady,
+    /// Something on the host keeps containers from working as they should; claims are prepared all the same.
+    HostDegraded,
+    /// One of these has passed.
+    HostRecovered,
     /// A call into NVML has not come back for long.
     NvmlSilent,
     /// It has.
@@ -102,7 +106,7 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutHasNoEffect,
@@ -114,7 +118,9 @@ impl EventReason {
         Self::ForeignInstance,
         Self::GpuNotOffered,
         Self::GpuOffered,
-        Self::MigDenied,
+        Self::HostNotReady,
+        Self::HostDegraded,
+        Self::HostRecovered,
         Self::NvmlSilent,
         Self::NvmlAnswers,
         Self::GpuUnhealthy,
@@ -152,7 +158,9 @@ impl EventReason {
             Self::ForeignInstance => "ForeignInstance",
             Self::GpuNotOffered => "GpuNotOffered",
             Self::GpuOffered => "GpuOffered",
-            Self::MigDenied => "MigDenied",
+            Self::HostNotReady => "HostNotReady",
+            Self::HostDegraded => "HostDegraded",
+            Self::HostRecovered => "HostRecovered",
             Self::NvmlSilent => "NvmlSilent",
             Self::NvmlAnswers => "NvmlAnswers",
             Self::PublishRefused => "PublishRefused",
@@ -175,7 +183,8 @@ impl EventReason {
             | Self::CountersDropped
             | Self::ForeignInstance
             | Self::GpuNotOffered
-            | Self::MigDenied
+            | Self::HostNotReady
+            | Self::HostDegraded
             | Self::NvmlSilent
             | Self::GpuUnhealthy
             | Self::GpuLost
@@ -188,6 +197,7 @@ impl EventReason {
             | Self::LayoutApplied
             | Self::CountersKept
             | Self::GpuOffered
+            | Self::HostRecovered
             | Self::NvmlAnswers
             | Self::GpuRecovered
             | Self::DeviceError
@@ -222,7 +232,12 @@ impl EventReason {
             | Self::MigManagerDetected
             | Self::CountersDropped
             | Self::CountersKept => "Layout",
-            Self::ForeignInstance | Self::GpuNotOffered | Self::GpuOffered | Self::MigDenied => "Offer",
+            Self::ForeignInstance
+            | Self::GpuNotOffered
+            | Self::GpuOffered
+            | Self::HostNotReady
+            | Self::HostDegraded
+            | Self::HostRecovered => "Offer",
             Self::NvmlSilent
             | Self::NvmlAnswers
             | Self::GpuUnhealthy

@@ -62,6 +62,13 @@ impl MigCaps {
     }
 }
 
+/// The minor number of the node that permits to make and destroy MIG instances, where the kernel module has capability
+/// nodes.
+pub fn config_minor(proc_root: &Path) -> Result<u32, CapsError> {
+    let major = read_major(proc_root, CAPS)?;
+    Ok(read_access(major, proc_root.join("driver/nvidia/capabilities/mig/config"))?.minor)
+}
+
 /// The major number of a character device driver that is loaded now.
 pub(super) fn read_major(proc_root: &Path, driver: &'static str) -> Result<u32, CapsError> {
     let path = proc_root.join("devices");

@@ -16,7 +16,7 @@ const VOID: &str = "NVIDIA_VISIBLE_DEVICES";
 
 /// The edits that every container with a claim gets, and what is known to be wrong with them.
 ///
-/// Making them reads many directories, so keep them, and make them anew when [`CommonEdits::is_current`] says so:
+/// Making them reads many directories, so keep them, and discover them again when [`CommonEdits::is_current`] says no:
 /// a driver upgrade exchanges the libraries under a running node.
 #[derive(Debug, Clone)]
 pub struct CommonEdits {
@@ -80,27 +80,24 @@ impl CommonEdits {
     /// Takes the edits from an operator's file, JSON or YAML: the top-level `containerEdits` of a complete CDI spec,
     /// or a bare `containerEdits` object. Its devices are ignored: this driver knows its own.
     ///
-    /// Hook programs that the file names and the host lacks are in [`CommonEdits::missing`].
+    /// Hooks whose subcommands the host's program lacks are left out. They, and hook programs that the host lacks, are in
+    /// [`CommonEdits::missing`].
     pub fn from_file(path: &Path, hooks: &HookSettings) -> Result<Self, CommonFileError> {
         let mut edits =
             read_edits(path).map_err(|reason| CommonFileError { path: path.to_owned(), reason })?;
         if !edits.env.iter().any(|entry| entry.starts_with(VOID) && entry[VOID.len()..].starts_with('=')) {
             edits.env.push(format!("{VOID}=void"));
         }
-        let mut programs: Vec<&str> = edits.hooks.iter().map(|hook| hook.path.as_str()).collect();
-        programs.sort_unstable();
-        programs.dedup();
-        // The file says that the hook is to run, so that a container without its program would not start.
-        let fatal = |missing: Missing| Missing {
-            severity: Severity::Fatal,
-            consequence: "the common edits file names it, so that no container would start",
-            ..missing
-        };
-        let missing =
-            programs.iter().filter_map(|program| hooks.missing_program(program).map(fatal)).collect();
+        let usable = hooks.usable(std::mem::take(&mut edits.hooks));
+        edits.hooks = usable.hooks;
+        let mut missing = usable.missing;
+        missing.sort_by_key(|it| it.severity);
         let host = hooks.host();
-        let mut watched: Vec<_> =
-            programs.iter().map(|p| (host.clone(), (*p).to_owned(), host.stamp(p))).collect();
+        let stamped = usable.watched.into_iter().map(|path| {
+            let stamp = host.stamp(&path);
+            (host.clone(), path, stamp)
+        });
+        let mut watched: Vec<_> = stamped.collect();
         if let Some(text) = path.to_str() {
             let here = Root::same("/");
             watched.push((here.clone(), text.to_owned(), here.stamp(text)));

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use crate::cdi::caps::read_major;
 use crate::cdi::device::{host_node, numbered_node, parent_path};
-use crate::cdi::hooks::{HookInput, HookKind, HookSettings};
+use crate::cdi::hooks::{HookInput, HookKind, HookSettings, Hooks};
 use crate::cdi::libraries::{self, DriverFile, Libraries, join, parent};
-use crate::cdi::missing::{Missing, Severity};
+use crate::cdi::missing::{Missing, MissingPart, Severity};
 use crate::cdi::root::{Root, is_plain_name, read_bounded};
 use crate::cdi::spec::{ContainerEdits, DeviceNode, Mount};
 
@@ -77,6 +77,8 @@ pub struct DriverRoot {
     pub files: Root,
     /// The tree whose `/dev` has the device nodes.
     pub devices: Root,
+    /// The directory below `files` in which NVML was found, where that may be none of the usual ones.
+    pub nvml_directory: Option<String>,
     /// The driver version from NVML, for example `550.54.15`; if absent, names of libraries tell it.
     pub version: Option<String>,
     /// Where hooks and the programs that they need are on the host.
@@ -93,6 +95,7 @@ impl DriverRoot {
         Self {
             files: Root::same("/"),
             devices: Root::same("/"),
+            nvml_directory: None,
             version: None,
             hooks: HookSettings::default(),
             proc: "/proc".into(),
@@ -124,23 +127,27 @@ pub(super) fn discover(root: &DriverRoot) -> Discovery {
     let mut edits = ContainerEdits { device_nodes, ..ContainerEdits::default() };
     edits.env.push("NVIDIA_VISIBLE_DEVICES=void".to_owned());
 
-    let libraries = libraries::find(&root.files, root.version.as_deref()).unwrap_or_else(|what| {
-        missing.push(what);
-        Libraries::default()
-    });
+    let libraries = libraries::find(&root.files, root.nvml_directory.as_deref(), root.version.as_deref())
+        .unwrap_or_else(|what| {
+            missing.push(what);
+            Libraries::default()
+        });
+    let mut watched = watched_paths(root, &libraries);
+    let folders = unique(libraries.files.iter().map(|file| parent(&file.in_container).to_owned()));
+    let input = HookInput { version: &libraries.version, links: &libraries.links, folders: &folders };
+    let Hooks { hooks, missing: missing_hooks, watched: hook_files } = root.hooks.hooks(&input);
+    let host = root.hooks.host();
+    watched.extend(hook_files.into_iter().map(|path| (host.clone(), path)));
+    missing.extend(missing_hooks);
     if !libraries.directories.is_empty() {
         missing.extend(missing_libraries(root, &libraries));
         edits.env.push(format!("NVIDIA_CTK_LIBCUDA_DIR={}", libraries.directories.join(":")));
         edits.mounts.extend(mounts(&root.files, &libraries.files, &FILE_OPTIONS));
-        let folders = unique(libraries.files.iter().map(|file| parent(&file.in_container).to_owned()));
-        let input = HookInput { version: &libraries.version, links: &libraries.links, folders: &folders };
-        let (hooks, missing_hooks) = root.hooks.hooks(&input);
         let makes_links = |args: &[String]| args.get(1).is_some_and(|a| a == HookKind::CreateSymlinks.name());
         if !hooks.iter().any(|hook| makes_links(&hook.args)) {
             edits.mounts.extend(mounts(&root.files, &links_as_files(&libraries), &FILE_OPTIONS));
         }
         edits.hooks = hooks;
-        missing.extend(missing_hooks);
     }
 
     let programs = programs(&root.files);
@@ -151,7 +158,6 @@ pub(super) fn discover(root: &DriverRoot) -> Discovery {
     edits.mounts.extend(mounts(&root.files, &[programs, firmware].concat(), &FILE_OPTIONS));
     edits.mounts.extend(mounts(&root.files, &sockets(&root.files), &SOCKET_OPTIONS));
     missing.sort_by_key(|missing| missing.severity);
-    let watched = watched_paths(root, &libraries);
     Discovery { edits, missing, watched }
 }
 
@@ -185,20 +191,23 @@ fn is_node(devices: &Root, path: &str) -> bool {
 
 fn missing_node(devices: &Root, path: &str, severity: Severity, consequence: &'static str) -> Missing {
     Missing {
+        part: MissingPart::Driver,
         severity,
         what: format!("device node {path:?} not found (looked at {:?})", devices.here(path)),
         consequence,
-        remedy: "load the kernel modules nvidia and nvidia-uvm and make the nodes (nvidia-modprobe -u -c0), or set \
-                 --dev-root to the tree whose /dev has them",
+        remedy: "run `nvidia-modprobe -u -c 0` on the host, which loads the kernel modules and makes the nodes, or set \
+                 --dev-root to the tree whose /dev has them"
+            .to_owned(),
     }
 }
 
 fn missing_file(root: &DriverRoot, name: &str, consequence: &'static str) -> Missing {
     Missing {
+        part: MissingPart::Driver,
         severity: Severity::Degraded,
         what: format!("{name} not found below the driver root {:?}", root.files.here("/")),
         consequence,
-        remedy: "install the whole driver, or set --driver-root to where it is",
+        remedy: "install the whole driver, or set --driver-root to where it is".to_owned(),
     }
 }
 
@@ -306,16 +315,14 @@ fn mounts(root: &Root, files: &[DriverFile], options: &[&str]) -> Vec<Mount> {
 }
 
 fn watched_paths(root: &DriverRoot, libraries: &Libraries) -> Vec<(Root, String)> {
-    let host = root.hooks.host();
-    let on_host =
-        [root.hooks.program.clone(), root.hooks.ldconfig.clone(), format!("{}.real", root.hooks.ldconfig)];
     let programs =
         PROGRAM_DIRECTORIES.iter().flat_map(|dir| PROGRAMS.iter().map(move |name| join(dir, name)));
     let sockets = SOCKETS.iter().map(|name| join("/run", name)).chain([MPS_DIRECTORY.to_owned()]);
-    let files = libraries::watched_paths(libraries).chain(programs).chain(sockets);
+    let files =
+        libraries::watched_paths(libraries, root.nvml_directory.as_deref()).chain(programs).chain(sockets);
     let nodes = CONTROL_NODES.iter().map(|node| (root.devices.clone(), node.path.to_owned()));
     let files = files.map(|path| (root.files.clone(), path));
-    files.chain(nodes).chain(on_host.map(|path| (host.clone(), path))).collect()
+    files.chain(nodes).collect()
 }
 
 fn unique(paths: impl IntoIterator<Item = String>) -> Vec<String> {

@@ -11,6 +11,10 @@ pub(super) const VERSION: &str = "550.54.15";
 /// Where the host has the driver root of the container layouts.
 pub(super) const CONTAINER_ROOT: &str = "/run/nvidia/driver";
 
+/// Stands for the hook program of toolkit 1.18 or later: a program that is not a script and has all names.
+pub(super) const HOOK_PROGRAM: &[u8] =
+    b"\x7fELF\x02 create-symlinks enable-cuda-compat update-ldcache disable-device-node-modification";
+
 /// A host: its root directory, and below it a driver root.
 pub(super) struct Fixture {
     dir: tempfile::TempDir,
@@ -31,7 +35,7 @@ impl Fixture {
     /// A host that has the driver in this directory.
     pub(super) fn with_driver_root(driver_root: &'static str) -> Self {
         let fixture = Self { dir: tempfile::tempdir().unwrap(), driver_root };
-        fixture.host_program("/usr/bin/nvidia-cdi-hook");
+        fixture.host_program_with("/usr/bin/nvidia-cdi-hook", HOOK_PROGRAM);
         fixture.host_program("/sbin/ldconfig");
         for node in ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia0", "nvidia3"] {
             fixture.node(node);
@@ -55,7 +59,15 @@ impl Fixture {
     fn root_with(&self, tree: Root) -> DriverRoot {
         let hooks = HookSettings { host_root: self.path("/"), ..HookSettings::default() };
         let [proc, sys] = [self.path("/proc"), self.path("/sys")];
-        DriverRoot { files: tree.clone(), devices: tree, version: Some(VERSION.into()), hooks, proc, sys }
+        DriverRoot {
+            files: tree.clone(),
+            devices: tree,
+            nvml_directory: None,
+            version: Some(VERSION.into()),
+            hooks,
+            proc,
+            sys,
+        }
     }
 
     /// The true path of something on the host.
@@ -102,6 +114,12 @@ impl Fixture {
     /// Writes an executable file on the host.
     pub(super) fn host_program(&self, path: &str) -> &Self {
         write(self.path(path), b"", 0o755);
+        self
+    }
+
+    /// Writes an executable file with content on the host.
+    pub(super) fn host_program_with(&self, path: &str, content: &[u8]) -> &Self {
+        write(self.path(path), content, 0o755);
         self
     }
 

@@ -1,15 +1,18 @@
 //! The hooks that make mounted libraries usable in a container, and what they need on the host.
 //!
-//! The container runtime runs a hook on the host, so its program must be there: this driver brings none. Without the
-//! hooks nothing is emitted that would fail at container start; what then does not work is reported instead.
+//! The container runtime runs a hook on the host, so its program must be there: this driver brings none. A hook is named
+//! only if the host's program has its subcommand, because one that fails keeps the container from starting. What then does
+//! not work is reported instead.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::cdi::device::name_error;
+use crate::cdi::hook_program::{HookProgram, HookProgramError};
 use crate::cdi::libraries::Link;
-use crate::cdi::missing::{Missing, Severity};
+use crate::cdi::missing::{Missing, MissingPart, Severity};
 use crate::cdi::root::Root;
 use crate::cdi::spec::{Hook, SpecError};
 
@@ -17,6 +20,9 @@ use crate::cdi::spec::{Hook, SpecError};
 pub const DEFAULT_HOOK: &str = "/usr/bin/nvidia-cdi-hook";
 /// What `nvidia-cdi-hook update-ldcache` runs unless told otherwise; it prefers `<this>.real`, as Ubuntu has it.
 pub const DEFAULT_LDCONFIG: &str = "/sbin/ldconfig";
+/// The first version of NVIDIA Container Toolkit that has every hook without which some containers do not work: the
+/// greatest [`HookKind::since`] of those. From it on all hooks take the arguments that this driver gives them.
+pub const MINIMUM_TOOLKIT: &str = "1.17.5";
 
 /// The programs that hooks need, and which hooks are wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +33,8 @@ pub struct HookSettings {
     pub program: String,
     /// Host path of `ldconfig`.
     pub ldconfig: String,
-    /// Hooks that are never emitted, for a toolkit too old to know them.
-    pub disabled: BTreeSet<HookKind>,
+    /// Hooks that are never named in a CDI spec.
+    pub disabled: DisabledHooks,
 }
 
 /// The hooks of `nvidia-cdi-hook` that compute needs, in the order in which they run.
@@ -36,13 +42,17 @@ pub struct HookSettings {
 pub enum HookKind {
     /// Makes links such as `libcuda.so`.
     CreateSymlinks,
-    /// Puts the image's CUDA compatibility libraries first where they are newer. Since toolkit 1.17.5.
+    /// Puts the image's CUDA compatibility libraries first where they are newer.
     EnableCudaCompat,
     /// Runs `ldconfig` for the container.
     UpdateLdcache,
-    /// Keeps the driver's tools from making device nodes in the container. Since toolkit 1.17.8.
+    /// Keeps the driver's tools from making device nodes in the container.
     DisableDeviceNodeModification,
 }
+
+/// Hooks that the operator does not want.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DisabledHooks(pub BTreeSet<HookKind>);
 
 /// What the hooks are about: found by the library search.
 #[derive(Debug)]
@@ -52,6 +62,14 @@ pub(super) struct HookInput<'a> {
     pub(super) links: &'a [Link],
     /// Directories of mounted libraries.
     pub(super) folders: &'a [String],
+}
+
+/// The hooks of a spec, what they lack, and the host's files on which both depend.
+#[derive(Debug, Default)]
+pub(super) struct Hooks {
+    pub(super) hooks: Vec<Hook>,
+    pub(super) missing: Vec<Missing>,
+    pub(super) watched: Vec<String>,
 }
 
 impl HookKind {
@@ -71,15 +89,66 @@ impl HookKind {
             Self::DisableDeviceNodeModification => "disable-device-node-modification",
         }
     }
+
+    /// The first version of NVIDIA Container Toolkit whose `nvidia-cdi-hook` has it in a form that works:
+    /// `create-symlinks` of 1.17.0 fails where the image has another link of that name.
+    pub fn since(self) -> &'static str {
+        match self {
+            Self::CreateSymlinks => "1.17.1",
+            Self::EnableCudaCompat => MINIMUM_TOOLKIT,
+            Self::UpdateLdcache => "1.16.0",
+            Self::DisableDeviceNodeModification => "1.18.0",
+        }
+    }
+
+    /// How bad it is for containers to go without it.
+    fn severity(self) -> Severity {
+        match self {
+            Self::EnableCudaCompat | Self::UpdateLdcache => Severity::Impaired,
+            Self::CreateSymlinks | Self::DisableDeviceNodeModification => Severity::Degraded,
+        }
+    }
+
+    /// What its absence means for containers.
+    fn consequence(self) -> &'static str {
+        match self {
+            Self::CreateSymlinks => "links such as libcuda.so are mounted as files",
+            Self::EnableCudaCompat => {
+                "images that bring CUDA compatibility libraries for a newer CUDA than the NVIDIA driver's do not use them"
+            }
+            Self::UpdateLdcache => {
+                "CUDA works only in images whose loader searches the directories that this host uses"
+            }
+            Self::DisableDeviceNodeModification => {
+                "tools such as nvidia-smi may make nodes of other GPUs in a container's /dev, which the container cannot open"
+            }
+        }
+    }
 }
 
 impl FromStr for HookKind {
     type Err = SpecError;
 
-    /// Reads what [`HookKind::name`] writes, for a flag that disables hooks.
+    /// Reads what [`HookKind::name`] writes.
     fn from_str(name: &str) -> Result<Self, SpecError> {
         let rule = "create-symlinks, enable-cuda-compat, update-ldcache or disable-device-node-modification";
         Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| name_error("hook", name, rule))
+    }
+}
+
+impl FromStr for DisabledHooks {
+    type Err = SpecError;
+
+    /// Reads names separated by commas; nothing is none.
+    fn from_str(list: &str) -> Result<Self, SpecError> {
+        let names = list.split(',').map(str::trim).filter(|it| !it.is_empty());
+        names.map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl fmt::Display for DisabledHooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.iter().map(|it| it.name()).collect::<Vec<_>>().join(","))
     }
 }
 
@@ -90,7 +159,7 @@ impl Default for HookSettings {
             host_root: "/".into(),
             program: DEFAULT_HOOK.to_owned(),
             ldconfig: DEFAULT_LDCONFIG.to_owned(),
-            disabled: BTreeSet::new(),
+            disabled: DisabledHooks::default(),
         }
     }
 }
@@ -100,47 +169,151 @@ impl HookSettings {
         Root::new(&self.host_root, "/")
     }
 
-    /// The hooks whose programs the host has, and what is missing for the others.
-    pub(super) fn hooks(&self, input: &HookInput<'_>) -> (Vec<Hook>, Vec<Missing>) {
-        if let Some(missing) = self.missing_program(&self.program) {
-            return (Vec::new(), vec![missing]);
-        }
-        let mut hooks = Vec::new();
-        let mut missing = Vec::new();
-        let mut add = |kind: HookKind, args: Vec<String>| {
-            if !self.disabled.contains(&kind) {
-                hooks.push(self.hook(kind, args));
+    /// The hooks that the host can run, and what is missing for the others.
+    pub(super) fn hooks(&self, input: &HookInput<'_>) -> Hooks {
+        let wanted: Vec<HookKind> =
+            HookKind::ALL.into_iter().filter(|it| !self.disabled.0.contains(it)).collect();
+        let names: Vec<&str> = wanted.iter().map(|it| it.name()).collect();
+        let program = HookProgram::read(&self.host(), &self.program, &names);
+        let mut all = Hooks { watched: program.watched, ..Hooks::default() };
+        let known = match program.names {
+            Ok(names) => Some(names),
+            Err(HookProgramError::NotFound) => {
+                all.missing.push(self.missing_program(&self.program));
+                return all;
+            }
+            Err(error) => {
+                all.missing.push(self.unknown_program(&self.program, &error));
+                None
             }
         };
-        if !input.links.is_empty() {
-            let links = input.links.iter().map(|link| format!("{}::{}", link.target, link.in_container));
-            add(HookKind::CreateSymlinks, links.flat_map(|link| ["--link".to_owned(), link]).collect());
+        for kind in wanted {
+            let has = |names: &BTreeSet<String>| names.contains(kind.name());
+            match &known {
+                Some(names) if !has(names) => {
+                    all.missing.push(self.missing_subcommand(&self.program, kind));
+                    continue;
+                }
+                None if kind == HookKind::DisableDeviceNodeModification => continue,
+                _ => {}
+            }
+            match self.args(kind, input) {
+                Ok(None) => {}
+                Ok(Some(args)) => all.hooks.push(self.hook(kind, args)),
+                Err(missing) => all.missing.push(missing),
+            }
         }
-        add(HookKind::EnableCudaCompat, vec![format!("--host-driver-version={}", input.version)]);
-        match self.missing_ldconfig() {
-            None => add(HookKind::UpdateLdcache, self.ldcache_args(input.folders)),
-            Some(ldconfig) if !self.disabled.contains(&HookKind::UpdateLdcache) => missing.push(ldconfig),
-            Some(_) => {}
+        if !self.disabled.0.contains(&HookKind::UpdateLdcache) {
+            all.watched.extend([self.ldconfig.clone(), format!("{}.real", self.ldconfig)]);
         }
-        add(HookKind::DisableDeviceNodeModification, Vec::new());
-        (hooks, missing)
+        all
     }
 
-    /// Reports a hook program that the host lacks.
-    pub(super) fn missing_program(&self, program: &str) -> Option<Missing> {
-        if self.host().find_program(program).is_some() {
-            return None;
+    /// The arguments of a hook behind its name; `None` where there is nothing for it to do.
+    fn args(&self, kind: HookKind, input: &HookInput<'_>) -> Result<Option<Vec<String>>, Missing> {
+        Ok(Some(match kind {
+            HookKind::CreateSymlinks if input.links.is_empty() => return Ok(None),
+            HookKind::CreateSymlinks => {
+                let links = input.links.iter().map(|link| format!("{}::{}", link.target, link.in_container));
+                links.flat_map(|link| ["--link".to_owned(), link]).collect()
+            }
+            HookKind::EnableCudaCompat => vec![format!("--host-driver-version={}", input.version)],
+            HookKind::UpdateLdcache => match self.missing_ldconfig() {
+                None => self.ldcache_args(input.folders),
+                Some(missing) => return Err(missing),
+            },
+            HookKind::DisableDeviceNodeModification => Vec::new(),
+        }))
+    }
+
+    /// Leaves out the hooks of an operator's file that the operator has disabled, and those whose subcommands the host's
+    /// program does not have.
+    pub(super) fn usable(&self, hooks: Vec<Hook>) -> Hooks {
+        let mut all = Hooks::default();
+        for hook in hooks {
+            let kind = subcommand(&hook).and_then(|it| it.parse::<HookKind>().ok());
+            if kind.is_some_and(|it| self.disabled.0.contains(&it)) {
+                continue;
+            }
+            match self.lacks(&hook, &mut all.watched) {
+                None => all.hooks.push(hook),
+                Some(missing) => {
+                    // The file says that the hook is to run, so that a container without its program would not start.
+                    if missing.severity == Severity::Fatal {
+                        all.hooks.push(hook);
+                    }
+                    if !all.missing.contains(&missing) {
+                        all.missing.push(missing);
+                    }
+                }
+            }
         }
-        Some(Missing {
-            severity: Severity::Degraded,
+        all
+    }
+
+    /// What a hook of an operator's file lacks on the host.
+    fn lacks(&self, hook: &Hook, watched: &mut Vec<String>) -> Option<Missing> {
+        let name = subcommand(hook);
+        let program = HookProgram::read(&self.host(), &hook.path, name.as_slice());
+        watched.extend(program.watched);
+        match program.names {
+            Err(HookProgramError::NotFound) => Some(Missing {
+                severity: Severity::Fatal,
+                consequence: "the common edits file names it, so that no container would start",
+                ..self.missing_program(&hook.path)
+            }),
+            // What is not known is left to the operator.
+            Err(_) => None,
+            Ok(names) => {
+                let name = name.filter(|it| !names.contains(*it))?;
+                Some(match name.parse::<HookKind>() {
+                    Ok(kind) => self.missing_subcommand(&hook.path, kind),
+                    Err(_) => lacks_subcommand(&hook.path, name),
+                })
+            }
+        }
+    }
+
+    fn missing_program(&self, program: &str) -> Missing {
+        Missing {
+            part: MissingPart::Hooks,
+            severity: Severity::Impaired,
             what: format!(
                 "hook program {program:?} not found on the host (looked at {:?})",
                 self.host().here(program)
             ),
             consequence: "containers get the driver's libraries without a loader cache that lists them, so that \
                           CUDA works only in images whose loader searches the directories that this host uses",
-            remedy: "install nvidia-container-toolkit-base on the host, or set the path of nvidia-cdi-hook",
-        })
+            remedy: install_toolkit(),
+        }
+    }
+
+    fn unknown_program(&self, program: &str, error: &HookProgramError) -> Missing {
+        Missing {
+            part: MissingPart::Hooks,
+            severity: Severity::Impaired,
+            what: format!("hook program {program:?} (looked at {:?}) {error}", self.host().here(program)),
+            consequence: "its subcommands are not known, so that only the hooks of the minimum version are used, and no \
+                          container starts if the program is older",
+            remedy: format!(
+                "set --cdi-hook (value cdiHook) to the program itself, of NVIDIA Container Toolkit {MINIMUM_TOOLKIT} or \
+                 later, in a directory that the driver sees (value hostDirectories)"
+            ),
+        }
+    }
+
+    fn missing_subcommand(&self, program: &str, kind: HookKind) -> Missing {
+        Missing {
+            severity: kind.severity(),
+            consequence: kind.consequence(),
+            remedy: format!(
+                "install NVIDIA Container Toolkit {} or later on the host, or accept it with --disable-hooks={} (value \
+                 disabledHooks)",
+                kind.since(),
+                kind.name()
+            ),
+            ..lacks_subcommand(program, kind.name())
+        }
     }
 
     fn missing_ldconfig(&self) -> Option<Missing> {
@@ -149,15 +322,17 @@ impl HookSettings {
             return None;
         }
         Some(Missing {
-            severity: Severity::Degraded,
+            part: MissingPart::Hooks,
+            severity: Severity::Impaired,
             what: format!(
-                "{:?} not found on the host (looked at {:?})",
+                "{:?} not found on the host (looked at {:?}), which the hook update-ldcache runs",
                 self.ldconfig,
                 self.host().here(&self.ldconfig)
             ),
-            consequence: "the hook update-ldcache is left out, so that CUDA works only in images whose loader searches \
-                          the directories that this host uses",
-            remedy: "make /sbin of the host visible there (value hostDirectories of the chart), or link its ldconfig to /sbin/ldconfig",
+            consequence: HookKind::UpdateLdcache.consequence(),
+            remedy: "make /sbin of the host visible there (value hostDirectories of the chart), or link its ldconfig to \
+                     /sbin/ldconfig"
+                .to_owned(),
         })
     }
 
@@ -178,39 +353,68 @@ impl HookSettings {
     }
 }
 
+/// The subcommand that a hook calls, if its program is `nvidia-cdi-hook`.
+fn subcommand(hook: &Hook) -> Option<&str> {
+    let program = hook.path.rsplit('/').next().unwrap_or_default();
+    hook.args.get(1).filter(|_| program.starts_with("nvidia-cdi-hook")).map(String::as_str)
+}
+
+fn lacks_subcommand(program: &str, name: &str) -> Missing {
+    Missing {
+        part: MissingPart::Hooks,
+        severity: Severity::Impaired,
+        what: format!("{program:?} has no subcommand {name}, so that CDI specs leave this hook out"),
+        consequence: "containers start without what the hook does",
+        remedy: "make the common edits file with the nvidia-ctk that belongs to this program".to_owned(),
+    }
+}
+
+/// What to do where the hook program is not there.
+#[must_use]
+pub fn install_toolkit() -> String {
+    format!(
+        "install NVIDIA Container Toolkit {MINIMUM_TOOLKIT} or later on the host, of which the package \
+         nvidia-container-toolkit-base is enough \
+         (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/); where the GPU Operator has put it, name it: \
+         --cdi-hook /usr/local/nvidia/toolkit/nvidia-cdi-hook (value cdiHook)"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cdi::fixture::{Fixture, HOOK_PROGRAM};
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
-    fn host_with(programs: &[&str]) -> (tempfile::TempDir, HookSettings) {
-        let dir = tempfile::tempdir().unwrap();
-        for program in programs {
-            let path = dir.path().join(&program[1..]);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, "").unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        let settings = HookSettings { host_root: dir.path().into(), ..HookSettings::default() };
-        (dir, settings)
+    /// Stands for the program of toolkit 1.17.
+    const OLDER: &[u8] = b"\x7fELF create-symlinks enable-cuda-compat update-ldcache";
+
+    fn host() -> (Fixture, HookSettings) {
+        let fixture = Fixture::on_host();
+        let settings = fixture.root().hooks;
+        (fixture, settings)
     }
 
-    fn names(hooks: &[Hook]) -> Vec<&str> {
-        hooks.iter().map(|hook| hook.args[1].as_str()).collect()
+    fn names(hooks: &Hooks) -> Vec<&str> {
+        hooks.hooks.iter().map(|hook| hook.args[1].as_str()).collect()
     }
 
     fn input<'a>(links: &'a [Link], folders: &'a [String]) -> HookInput<'a> {
         HookInput { version: "550.54.15", links, folders }
     }
 
+    fn disabled(kinds: &[HookKind]) -> DisabledHooks {
+        DisabledHooks(kinds.iter().copied().collect())
+    }
+
     #[test]
     fn all_hooks_run_in_order_with_their_arguments() {
-        let (_dir, settings) = host_with(&[DEFAULT_HOOK, DEFAULT_LDCONFIG]);
+        let (_fixture, settings) = host();
         let [target, in_container] = ["libcuda.so.1", "/usr/lib64/libcuda.so"].map(str::to_owned);
         let links = [Link { target, in_container, resolved: String::new() }];
         let folders = ["/usr/lib64".to_owned(), "/opt/lib".to_owned()];
-        let (hooks, missing) = settings.hooks(&input(&links, &folders));
+        let Hooks { hooks, missing, .. } = settings.hooks(&input(&links, &folders));
         assert_eq!(missing, []);
         let lines: Vec<String> = hooks.iter().map(|hook| hook.args.join(" ")).collect();
         assert_eq!(
@@ -227,41 +431,87 @@ mod tests {
 
     #[test]
     fn without_the_hook_program_there_is_no_hook_and_one_report() {
-        let (_dir, settings) = host_with(&[DEFAULT_LDCONFIG]);
-        let (hooks, missing) = settings.hooks(&input(&[], &[]));
-        assert_eq!(hooks, []);
-        assert_eq!(missing.len(), 1);
-        let text = missing[0].to_string();
+        let (fixture, settings) = host();
+        fs::remove_file(fixture.path(DEFAULT_HOOK)).unwrap();
+        let found = settings.hooks(&input(&[], &[]));
+        assert_eq!(found.hooks, []);
+        assert_eq!(found.missing.len(), 1);
+        let text = found.missing[0].to_string();
         assert!(text.contains(DEFAULT_HOOK) && text.contains("nvidia-container-toolkit-base"), "{text}");
     }
 
     #[test]
     fn a_hook_program_that_nobody_may_execute_is_missing() {
-        let (dir, settings) = host_with(&[DEFAULT_HOOK, DEFAULT_LDCONFIG]);
-        fs::set_permissions(dir.path().join(&DEFAULT_HOOK[1..]), fs::Permissions::from_mode(0o644)).unwrap();
-        assert_eq!(settings.hooks(&input(&[], &[])).0, []);
+        let (fixture, settings) = host();
+        fs::set_permissions(fixture.path(DEFAULT_HOOK), fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(settings.hooks(&input(&[], &[])).hooks, []);
+    }
+
+    #[test]
+    fn a_subcommand_that_the_program_lacks_is_left_out_and_reported_with_the_version_that_has_it() {
+        let (fixture, mut settings) = host();
+        fixture.host_program_with(DEFAULT_HOOK, OLDER);
+        let found = settings.hooks(&input(&[], &[]));
+        assert_eq!(names(&found), ["enable-cuda-compat", "update-ldcache"]);
+        let [missing] = &found.missing[..] else { panic!("{found:?}") };
+        assert_eq!(missing.severity, Severity::Degraded);
+        let text = missing.to_string();
+        assert!(text.contains("no subcommand disable-device-node-modification"), "{text}");
+        assert!(text.contains("1.18.0") && text.contains("--disable-hooks="), "{text}");
+        settings.disabled = disabled(&[HookKind::DisableDeviceNodeModification]);
+        assert_eq!(settings.hooks(&input(&[], &[])).missing, []);
+
+        fixture.host_program_with(DEFAULT_HOOK, b"\x7fELF another program");
+        let found = settings.hooks(&input(&[], &[]));
+        assert_eq!((found.hooks.len(), found.missing.len()), (0, 3));
+        assert!(found.missing.iter().any(|it| it.severity == Severity::Impaired));
+    }
+
+    #[test]
+    fn of_a_program_that_cannot_be_judged_the_hooks_of_the_minimum_are_used() {
+        let (fixture, settings) = host();
+        fixture.host_program_with(DEFAULT_HOOK, b"#!/bin/sh\nexec /elsewhere/program \"$@\"\n");
+        let found = settings.hooks(&input(&[], &[]));
+        assert_eq!(names(&found), ["enable-cuda-compat", "update-ldcache"]);
+        let [missing] = &found.missing[..] else { panic!("{found:?}") };
+        assert!(
+            missing.what.contains("is a script") && missing.remedy.contains(MINIMUM_TOOLKIT),
+            "{missing}"
+        );
+        assert!(found.watched.contains(&format!("{DEFAULT_HOOK}.real")), "{:?}", found.watched);
+    }
+
+    #[test]
+    fn the_minimum_is_the_version_that_has_every_hook_that_containers_need() {
+        let number = |version: &str| version.split('.').map(|it| it.parse().unwrap()).collect::<Vec<u32>>();
+        let needed = HookKind::ALL.into_iter().filter(|it| it.severity() == Severity::Impaired);
+        let greatest = needed.map(|it| number(it.since())).max().unwrap();
+        assert_eq!(greatest, number(MINIMUM_TOOLKIT));
+        assert!(number(HookKind::CreateSymlinks.since()) <= greatest);
     }
 
     #[test]
     fn without_ldconfig_only_its_hook_is_left_out() {
-        let (_dir, mut settings) = host_with(&[DEFAULT_HOOK]);
-        let (hooks, missing) = settings.hooks(&input(&[], &[]));
-        assert_eq!(names(&hooks), ["enable-cuda-compat", "disable-device-node-modification"]);
-        assert!(missing[0].what.contains(DEFAULT_LDCONFIG), "{missing:?}");
-        settings.disabled.insert(HookKind::UpdateLdcache);
-        assert_eq!(settings.hooks(&input(&[], &[])).1, []);
+        let (fixture, mut settings) = host();
+        fs::remove_file(fixture.path(DEFAULT_LDCONFIG)).unwrap();
+        let found = settings.hooks(&input(&[], &[]));
+        assert_eq!(names(&found), ["enable-cuda-compat", "disable-device-node-modification"]);
+        assert!(found.missing[0].what.contains(DEFAULT_LDCONFIG), "{found:?}");
+        settings.disabled = disabled(&[HookKind::UpdateLdcache]);
+        assert_eq!(settings.hooks(&input(&[], &[])).missing, []);
     }
 
     #[test]
     fn ldconfig_may_be_the_one_behind_a_wrapper_or_elsewhere() {
-        let (_dir, settings) = host_with(&[DEFAULT_HOOK, "/sbin/ldconfig.real"]);
-        let (hooks, missing) = settings.hooks(&input(&[], &["/lib".to_owned()]));
+        let (fixture, mut settings) = host();
+        fs::rename(fixture.path(DEFAULT_LDCONFIG), fixture.path("/sbin/ldconfig.real")).unwrap();
+        let Hooks { hooks, missing, .. } = settings.hooks(&input(&[], &["/lib".to_owned()]));
         assert_eq!(missing, []);
         assert_eq!(hooks[1].args[2..], ["--folder", "/lib"]);
 
-        let (_dir, mut settings) = host_with(&[DEFAULT_HOOK, "/opt/ldconfig"]);
+        fixture.host_program("/opt/ldconfig");
         settings.ldconfig = "/opt/ldconfig".into();
-        let (hooks, _) = settings.hooks(&input(&[], &["/lib".to_owned()]));
+        let Hooks { hooks, .. } = settings.hooks(&input(&[], &["/lib".to_owned()]));
         assert_eq!(hooks[1].args[2..], ["--ldconfig-path", "/opt/ldconfig", "--folder", "/lib"]);
     }
 
@@ -269,16 +519,27 @@ mod tests {
     fn every_hook_is_known_by_its_name_and_no_other() {
         for kind in HookKind::ALL {
             assert_eq!(kind.name().parse(), Ok(kind));
+            assert!(String::from_utf8_lossy(HOOK_PROGRAM).contains(kind.name()));
         }
         let error = "chmod".parse::<HookKind>().unwrap_err().to_string();
         assert!(error.contains("chmod") && error.contains("update-ldcache"), "{error}");
     }
 
     #[test]
+    fn a_list_of_disabled_hooks_is_read_as_it_is_written() {
+        let two = disabled(&[HookKind::EnableCudaCompat, HookKind::DisableDeviceNodeModification]);
+        assert_eq!("enable-cuda-compat, disable-device-node-modification,".parse(), Ok(two.clone()));
+        assert_eq!(two.to_string().parse(), Ok(two));
+        assert_eq!("".parse(), Ok(DisabledHooks::default()));
+        assert!("all".parse::<DisabledHooks>().is_err());
+    }
+
+    #[test]
     fn disabled_hooks_are_not_emitted() {
-        let (_dir, mut settings) = host_with(&[DEFAULT_HOOK, DEFAULT_LDCONFIG]);
-        settings.disabled = [HookKind::EnableCudaCompat, HookKind::DisableDeviceNodeModification].into();
-        let (hooks, _) = settings.hooks(&input(&[], &[]));
-        assert_eq!(names(&hooks), ["update-ldcache"]);
+        let (_fixture, mut settings) = host();
+        settings.disabled = disabled(&[HookKind::EnableCudaCompat, HookKind::DisableDeviceNodeModification]);
+        let found = settings.hooks(&input(&[], &[]));
+        assert_eq!(names(&found), ["update-ldcache"]);
+        assert_eq!(found.missing, []);
     }
 }

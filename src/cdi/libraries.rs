@@ -1,4 +1,5 @@
-//! Finds the driver's libraries below a driver root: those whose names end in the driver's version.
+//! Finds the driver's libraries below a driver root: NVML for this process, and those for containers, whose names end in the
+//! driver's version. Both are looked for in the same directories.
 //!
 //! Which directories and names count follows NVIDIA's container toolkit (`pkg/lookup/library.go` and
 //! `pkg/nvcdi/driver-nvml.go`), less what only graphics needs: the vendor-neutral GL libraries, and the link for
@@ -6,13 +7,17 @@
 //! and OptiX load each other at run time.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use crate::cdi::ld_cache;
-use crate::cdi::missing::{Missing, Severity};
+use crate::cdi::missing::{Missing, MissingPart, Severity};
 use crate::cdi::root::{Root, is_plain_name, read_bounded};
 
-/// Where distributions put the driver's 64-bit libraries.
-const DIRECTORIES: [&str; 14] = [
+/// Where distributions put the driver's 64-bit libraries; the last two are for distributions that have no other directory
+/// for them, and hold 32-bit libraries elsewhere.
+const DIRECTORIES: [&str; 16] = [
     "/",
     "/usr/lib64",
     "/usr/lib/x86_64-linux-gnu",
@@ -28,7 +33,11 @@ const DIRECTORIES: [&str; 14] = [
     "/usr/local/lib",
     "/usr/local/glibc/usr/lib",
     "/usr/lib/nvidia/tesla",
+    "/usr/lib",
+    "/lib",
 ];
+/// The library by which programs ask for GPUs, by the name that they open.
+const NVML: &str = "libnvidia-ml.so.1";
 const LD_CACHE: &str = "/etc/ld.so.cache";
 /// A cache of a host with everything installed has some hundred KiB.
 const LD_CACHE_LIMIT: u64 = 16 * 1024 * 1024;
@@ -69,15 +78,24 @@ pub(super) struct DriverFile {
     pub(super) resolved: String,
 }
 
-/// The paths whose change means that [`find`] could answer something else.
-pub(super) fn watched_paths(found: &Libraries) -> impl Iterator<Item = String> {
-    let places = DIRECTORIES.iter().chain(&[LD_CACHE]).map(|path| (*path).to_owned());
-    places.filter(|path| path != "/").chain(found.directories.clone())
+/// The path by which this process opens NVML below a driver root, free of links.
+#[must_use]
+pub fn find_nvml(root: &Root) -> Option<PathBuf> {
+    let paths = candidate_directories(root, None).into_iter().map(|it| join(&it, NVML));
+    let found = paths.filter_map(|it| root.find_file(&it)).map(|it| root.here(&it));
+    found.into_iter().find(|it| !is_32_bit(it))
 }
 
-/// Finds the libraries of the driver version given, or of the only version that is there.
-pub(super) fn find(root: &Root, version: Option<&str>) -> Result<Libraries, Missing> {
-    let candidates = candidate_directories(root);
+/// The paths whose change means that [`find`] could answer something else.
+pub(super) fn watched_paths(found: &Libraries, nvml: Option<&str>) -> impl Iterator<Item = String> {
+    let places = DIRECTORIES.iter().copied().chain(nvml).chain([LD_CACHE]).filter(|path| *path != "/");
+    places.map(str::to_owned).chain(found.directories.clone()).collect::<Vec<_>>().into_iter()
+}
+
+/// Finds the libraries of the driver version given, or of the only version that is there. `nvml` is a directory that counts
+/// besides the usual ones.
+pub(super) fn find(root: &Root, nvml: Option<&str>, version: Option<&str>) -> Result<Libraries, Missing> {
+    let candidates = candidate_directories(root, nvml);
     let version = match version {
         Some(version) if is_version(version) => version.to_owned(),
         Some(version) => return Err(not_found(root, &format!("a usable driver version (got {version:?})"))),
@@ -113,10 +131,14 @@ pub(super) fn is_version(text: &str) -> bool {
     text.len() <= 32 && text.contains('.') && text.split('.').all(is_number)
 }
 
-/// The usual directories, then those of the `ld.so.cache`; each once, free of links, and only if it exists.
-fn candidate_directories(root: &Root) -> Vec<String> {
+/// The directory in which NVML was found and the one that its links lead to, the usual directories, and those of the
+/// `ld.so.cache`; each once, free of links, and only if it exists.
+fn candidate_directories(root: &Root, nvml: Option<&str>) -> Vec<String> {
     let mut seen = BTreeSet::new();
-    let mut directories: Vec<String> = DIRECTORIES.iter().filter_map(|dir| root.find_dir(dir)).collect();
+    let real = nvml.and_then(|it| root.find_file(&join(it, NVML)));
+    let first = nvml.into_iter().chain(real.as_deref().map(parent));
+    let mut directories: Vec<String> =
+        first.chain(DIRECTORIES).filter_map(|dir| root.find_dir(dir)).collect();
     directories.extend(cached_directories(root));
     directories.retain(|dir| seen.insert(dir.clone()));
     directories
@@ -166,13 +188,22 @@ fn only_version(root: &Root, directories: &[String]) -> Result<String, Missing> 
     Err(not_found(root, "libcuda.so.<version> or libnvidia-ml.so.<version>"))
 }
 
-/// The libraries in one directory whose names pass; links count, if they lead to a file below the root.
+/// The 64-bit libraries in one directory whose names pass; links count, if they lead to a file below the root.
 fn driver_files(root: &Root, directory: &str, wanted: impl Fn(&str) -> bool) -> Vec<DriverFile> {
     let names = root.names(directory).into_iter().filter(|name| name.starts_with("lib") && wanted(name));
     let paths = names.map(|name| join(directory, &name));
     paths
         .filter_map(|path| Some(DriverFile { resolved: root.find_file(&path)?, in_container: path }))
+        .filter(|file| !is_32_bit(&root.here(&file.resolved)))
         .collect()
+}
+
+/// Whether a file says that it is a library for 32-bit programs.
+fn is_32_bit(path: &Path) -> bool {
+    const ELF_32: &[u8] = b"\x7fELF\x01";
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|it| it.take(ELF_32.len() as u64).read_to_end(&mut start));
+    read.is_ok() && start == ELF_32
 }
 
 /// The links in the libraries' directories that lead to one of them, as the host has them, and the expected ones.
@@ -228,10 +259,14 @@ pub(super) fn join(directory: &str, name: &str) -> String {
 
 fn not_found(root: &Root, what: &str) -> Missing {
     Missing {
+        part: MissingPart::Driver,
         severity: Severity::Fatal,
         what: format!("{what} not found below the driver root {:?}", root.here("/")),
         consequence: "containers would get no CUDA libraries",
-        remedy: "install the NVIDIA driver there, set --driver-root to where it is, or give a common edits file",
+        remedy:
+            "install the NVIDIA driver there, set --driver-root to where it is, or give a common edits file \
+                 (--common-edits)"
+                .to_owned(),
     }
 }
 

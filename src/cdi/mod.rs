@@ -20,6 +20,7 @@ mod common;
 mod device;
 mod driver_root;
 mod files;
+mod hook_program;
 mod hooks;
 mod kernel;
 mod ld_cache;
@@ -27,6 +28,7 @@ mod libraries;
 mod management;
 mod missing;
 mod root;
+mod source;
 mod spec;
 
 #[cfg(test)]
@@ -34,16 +36,20 @@ mod fixture;
 #[cfg(test)]
 mod tests;
 
-pub use caps::CapsError;
+pub use caps::{CapsError, config_minor};
 pub use common::{CommonEdits, CommonFileError, CommonFileReason};
 pub use device::{CapNode, DeviceNodes, Kind, MigCaps, device_edits};
 pub use driver_root::DriverRoot;
 pub use files::{ClaimFiles, FilesError};
-pub use hooks::{DEFAULT_HOOK, DEFAULT_LDCONFIG, HookKind, HookSettings};
+pub use hooks::{
+    DEFAULT_HOOK, DEFAULT_LDCONFIG, DisabledHooks, HookKind, HookSettings, MINIMUM_TOOLKIT, install_toolkit,
+};
 pub use kernel::{KernelDevices, KernelGpu};
+pub use libraries::find_nvml;
 pub use management::{ManagementFile, management_spec};
-pub use missing::{Missing, Severity};
+pub use missing::{Missing, MissingPart, Severity};
 pub use root::Root;
+pub use source::{CommonError, CommonSource};
 pub use spec::{ContainerEdits, Device, DeviceNode, Hook, Mount, Spec, SpecError};
 
 /// One allocated device of a claim.

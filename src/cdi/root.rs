@@ -50,6 +50,13 @@ impl Root {
         Self::new(path.clone(), path)
     }
 
+    /// What the tree's own path of `path` is, if this process sees that in the tree. Links are not looked at.
+    #[must_use]
+    pub fn inside(&self, path: &Path) -> Option<String> {
+        let rest = path.strip_prefix(&self.here).ok()?.to_str()?;
+        Some(format!("/{}", rest.trim_start_matches('/')))
+    }
+
     /// Where this process finds `inside`. Links are not looked at.
     pub fn here(&self, inside: &str) -> PathBuf {
         self.here.join(inside.trim_start_matches('/'))
@@ -192,6 +199,16 @@ mod tests {
         assert_eq!(root.host("/usr/lib"), "/run/nvidia/driver/usr/lib");
         assert_eq!(Root::same("/").host("/usr/lib"), "/usr/lib");
         assert_eq!(Root::same("/").here("/usr/lib"), Path::new("/usr/lib"));
+    }
+
+    #[test]
+    fn a_path_is_inside_only_where_it_is_below_the_root() {
+        let root = Root::new("/host/", "/");
+        assert_eq!(root.inside(Path::new("/host/opt/lib")).unwrap(), "/opt/lib");
+        assert_eq!(root.inside(Path::new("/host")).unwrap(), "/");
+        assert_eq!(root.inside(Path::new("/opt/lib")), None);
+        assert_eq!(root.inside(Path::new("/hostile")), None);
+        assert_eq!(Root::same("/").inside(Path::new("/opt/lib")).unwrap(), "/opt/lib");
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use super::runtime::CdiSetting;
-use crate::access::AccessReport;
 use crate::api::Right;
-use crate::cdi::{Missing, Severity};
+use crate::hardware::Problem;
 use crate::nvml::RESET_ADVICE;
 use crate::nvml::facts::NodeFacts;
+use crate::readiness::{Effect, HostCondition, HostSubject};
 use crate::slices::CounterSupport;
 
 /// A line of the list.
@@ -50,12 +50,12 @@ pub struct HostFacts {
     pub library: Result<PathBuf, String>,
     /// What NVML says, or why it says nothing.
     pub hardware: Result<NodeFacts, String>,
-    /// GPUs that the kernel lists and NVML does not, and whether MIG instances may be created.
-    pub access: AccessReport,
-    /// What containers would lack.
-    pub missing: Vec<Missing>,
-    /// Host path of nvidia-cdi-hook, and whether it is there.
-    pub hook: (String, bool),
+    /// GPUs that the kernel lists and NVML does not.
+    pub missing_gpus: Vec<Problem>,
+    /// What keeps claims from being prepared or containers from working: the same that a running driver reports.
+    pub conditions: Vec<HostCondition>,
+    /// Host path of nvidia-cdi-hook.
+    pub hook: String,
     /// Directories that are written to.
     pub directories: Vec<DirectoryFacts>,
     /// The container runtime's word on CDI.
@@ -153,7 +153,7 @@ fn driver(host: &HostFacts) -> Vec<Finding> {
                 missing(LIBRARY, format!("{} does not work: {text}", library.display()), remedy),
                 open(GPUS, "cannot be told before the NVIDIA driver works", None),
             ];
-            all.extend(access(GPUS, &host.access));
+            all.extend(missing_gpus(GPUS, &host.missing_gpus));
             all
         }
         Ok(facts) => {
@@ -161,16 +161,15 @@ fn driver(host: &HostFacts) -> Vec<Finding> {
             let mut all = vec![good(LIBRARY, format!("version {version}, {}", library.display()))];
             all.extend(facts.unknown.iter().map(|it| open(LIBRARY, it.to_string(), None)));
             all.extend(gpus(GPUS, facts));
-            all.extend(access(GPUS, &host.access));
+            all.extend(missing_gpus(GPUS, &host.missing_gpus));
             all
         }
     }
 }
 
-/// What the kernel lists and this process lacks. The remedy is the sentence after the first.
-fn access(subject: &'static str, report: &AccessReport) -> impl Iterator<Item = Finding> {
-    let lines = report.missing.iter().map(ToString::to_string).chain(report.mig_denied.clone());
-    lines.map(move |line| match line.split_once(". ") {
+/// GPUs that the kernel lists and this process lacks. The remedy is the sentence after the first.
+fn missing_gpus(subject: &'static str, gpus: &[Problem]) -> impl Iterator<Item = Finding> {
+    gpus.iter().map(ToString::to_string).map(move |line| match line.split_once(". ") {
         Some((text, remedy)) => missing(subject, text, remedy),
         None => missing(subject, line, "`nvidia-smi` and the kernel log on the host tell more"),
     })
@@ -215,38 +214,32 @@ fn gpus(subject: &'static str, facts: &NodeFacts) -> Vec<Finding> {
 }
 
 fn containers(host: &HostFacts) -> Vec<Finding> {
-    const HOOK: &str = "nvidia-cdi-hook";
-    let (hook, is_there) = &host.hook;
-    let mut all = vec![if *is_there {
-        good(HOOK, hook.as_str())
-    } else {
-        missing(
-            HOOK,
-            format!("no program {hook} on the host"),
-            "install NVIDIA Container Toolkit 1.17.5 or later on the host, of which the package nvidia-container-toolkit-base is \
-             enough (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/); where the GPU Operator has put it, name \
-             it: --cdi-hook /usr/local/nvidia/toolkit/nvidia-cdi-hook",
-        )
-    }];
+    let about = |subject: &'static str, subjects: &[HostSubject]| -> Vec<Finding> {
+        let conditions = host.conditions.iter().filter(|it| subjects.contains(&it.subject));
+        conditions.map(|it| of_condition(subject, it)).collect()
+    };
+    let mut all = about("nvidia-cdi-hook", &[HostSubject::Hooks]);
+    if all.is_empty() {
+        all.push(good("nvidia-cdi-hook", host.hook.as_str()));
+    }
     if host.library.is_err() {
         all.push(open("device nodes", "come with the NVIDIA driver", None));
         return all;
     }
-    let about_others = host.missing.iter().filter(|it| *is_there || !it.what.contains(hook.as_str()));
-    let lacks: Vec<Finding> = about_others
-        .map(|it| {
-            let text = format!("{}: {}", it.what, it.consequence);
-            match it.severity {
-                Severity::Fatal => missing("containers", text, it.remedy),
-                Severity::Degraded => open("containers", text, Some(it.remedy)),
-            }
-        })
-        .collect();
+    let lacks = about("containers", &[HostSubject::DriverFiles, HostSubject::CommonEdits]);
     if lacks.is_empty() {
         all.push(good("containers", "find device nodes, libraries and programs of the driver"));
     }
     all.extend(lacks);
+    all.extend(about("MIG access", &[HostSubject::MigAccess]));
     all
+}
+
+fn of_condition(subject: &'static str, condition: &HostCondition) -> Finding {
+    match condition.effect {
+        Effect::Degraded => open(subject, condition.text.as_str(), Some(&condition.remedy)),
+        _ => missing(subject, condition.text.as_str(), &condition.remedy),
+    }
 }
 
 fn directories(directories: &[DirectoryFacts]) -> impl Iterator<Item = Finding> {
@@ -384,17 +377,23 @@ fn gate(counters: &Result<CounterSupport, String>) -> Finding {
             SUBJECT,
             "kube-apiserver has DRAPartitionableDevices on; kube-scheduler must have it on, too",
         ),
-        Ok(CounterSupport::SliceOnly) => missing(
+        // The driver publishes by layout then, which is no fault.
+        Ok(CounterSupport::SliceOnly) => open(
             SUBJECT,
             "kube-apiserver has DRAPartitionableDevices on, but its version (1.34) refuses devices that draw on the counters of \
-             another slice, so only devices that cannot overlap are offered",
-            "upgrade kube-apiserver and kube-scheduler to 1.35.6 or later; until then layouts decide what is offered",
+             another slice, so only devices that cannot overlap are offered, as a layout says",
+            Some(
+                "to have every placement offered, upgrade kube-apiserver and kube-scheduler to 1.35.6 or later",
+            ),
         ),
-        Ok(CounterSupport::Dropped) => missing(
+        Ok(CounterSupport::Dropped) => open(
             SUBJECT,
             "kube-apiserver has DRAPartitionableDevices off: it drops the counters that keep overlapping MIG devices apart, so \
-             only devices that cannot overlap are offered",
-            "start kube-apiserver and kube-scheduler with --feature-gates=DRAPartitionableDevices=true",
+             only devices that cannot overlap are offered, as a layout says",
+            Some(
+                "to have every placement offered, start kube-apiserver and kube-scheduler with \
+                 --feature-gates=DRAPartitionableDevices=true",
+            ),
         ),
         Err(reason) => open(SUBJECT, format!("DRAPartitionableDevices cannot be told: {reason}"), None),
     }

@@ -1,12 +1,10 @@
 //! Looks at the host and asks the API server. The only file of the check that has effects, and none of them writes.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use futures::future::join_all;
 use kube::Client;
-use rustix::fs::Access;
 use tokio::time::timeout;
 
 use super::findings::{ClusterFacts, DirectoryFacts, HostFacts};
@@ -14,9 +12,9 @@ use super::runtime::{CONTAINERD, CRIO, cdi_setting};
 use crate::access::DeviceAccess;
 use crate::api::{CALL_TIMEOUT, NodeSlices, RIGHTS, Right, is_allowed, with_causes};
 use crate::args::{DriverArgs, HardwareArgs, HostArgs};
-use crate::cdi::{CommonEdits, Root};
-use crate::nvml;
+use crate::cdi::{CommonSource, Root};
 use crate::nvml::facts::NodeFacts;
+use crate::readiness::{HostReadiness, not_makeable, unwritable};
 use crate::slices::{Owner, counter_support};
 
 /// Looks at the host. `hardware` is what NVML says.
@@ -26,31 +24,32 @@ pub(super) fn host(
     driver: &DriverArgs,
     hardware: Result<NodeFacts, String>,
 ) -> HostFacts {
-    let library = match &hardware_args.driver_library {
-        Some(path) if path.exists() => Ok(path.clone()),
-        Some(path) => Err(format!("no file {}", path.display())),
-        None => nvml::find_library(&hardware_args.driver_root).map_err(|it| it.to_string()),
+    let library = match hardware_args.nvml_library() {
+        Ok(path) if path.exists() => Ok(path),
+        Ok(path) => Err(format!("no file {}", path.display())),
+        Err(error) => Err(error.to_string()),
     };
-    let root = host.driver_root(hardware_args);
-    let common = host.common_edits.as_deref().and_then(|it| CommonEdits::from_file(it, &root.hooks).ok());
-    let missing = common.unwrap_or_else(|| CommonEdits::discover(&root)).missing().to_vec();
+    let readiness = HostReadiness::new(
+        CommonSource::new(host.driver_root(hardware_args), host.common_edits.clone()),
+        hardware_args.proc_root.clone(),
+        host.cdi_root.clone(),
+        driver.claims_directory(),
+    );
+    let version = hardware.as_ref().ok().and_then(|it| it.driver_version.as_deref());
+    let has_mig = hardware.as_ref().is_ok_and(|it| it.gpus.iter().any(|gpu| gpu.cuttable().is_some()));
+    let mut conditions = readiness.look(version, has_mig);
     let host_root = Root::new(&host.host_root, "/");
     let access = DeviceAccess::look(&hardware_args.proc_root, &host.dev_root).report(hardware.as_ref().ok());
+    conditions.extend(access.mig_denied);
     HostFacts {
-        access,
+        missing_gpus: access.missing,
         library,
         hardware,
-        missing,
-        hook: (host.cdi_hook.clone(), is_program(&host_root, &host.cdi_hook)),
+        conditions,
+        hook: host.cdi_hook.clone(),
         directories: directories(host, driver),
         cdi: cdi_setting(&files(&host_root, &CONTAINERD), !files(&host_root, &CRIO).is_empty()),
     }
-}
-
-fn is_program(root: &Root, path: &str) -> bool {
-    const EXECUTABLE: u32 = 0o111;
-    let metadata = root.resolve(path).and_then(|it| fs::metadata(root.here(&it)));
-    metadata.is_ok_and(|it| it.is_file() && it.permissions().mode() & EXECUTABLE != 0)
 }
 
 fn directories(host: &HostArgs, driver: &DriverArgs) -> Vec<DirectoryFacts> {
@@ -74,24 +73,6 @@ fn directories(host: &HostArgs, driver: &DriverArgs) -> Vec<DirectoryFacts> {
         ),
         directory("CDI directory", &host.cdi_root, not_makeable(&host.cdi_root), cdi),
     ]
-}
-
-/// Why a directory cannot be written, if so.
-fn unwritable(directory: &Path) -> Option<String> {
-    if !directory.is_dir() {
-        return Some("no such directory".to_owned());
-    }
-    let access = rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK);
-    access.err().map(|error| std::io::Error::from(error).to_string())
-}
-
-/// The same for one that the driver makes itself, which needs the nearest directory above it that exists.
-fn not_makeable(directory: &Path) -> Option<String> {
-    let nearest = directory.ancestors().find(|it| it.is_dir())?;
-    unwritable(nearest).map(|problem| match nearest == directory {
-        true => problem,
-        false => format!("cannot be made in {}: {problem}", nearest.display()),
-    })
 }
 
 /// The text of those files that can be read; of directories, all files in them.

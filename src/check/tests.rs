@@ -15,12 +15,16 @@ fn host() -> HostFacts {
     HostFacts {
         library: Ok("/usr/lib64/libnvidia-ml.so.1".into()),
         hardware: Ok(NodeFacts { driver_version: Some("570.124.06".to_owned()), ..NodeFacts::default() }),
-        access: AccessReport::default(),
-        missing: Vec::new(),
-        hook: ("/usr/bin/nvidia-cdi-hook".to_owned(), true),
+        missing_gpus: Vec::new(),
+        conditions: Vec::new(),
+        hook: "/usr/bin/nvidia-cdi-hook".to_owned(),
         directories: vec![directory("CDI directory", "/var/run/cdi")],
         cdi: CdiSetting::Unseen,
     }
+}
+
+fn condition(subject: HostSubject, effect: Effect) -> HostCondition {
+    HostCondition { subject, effect, text: "x: y".to_owned(), remedy: "z".to_owned() }
 }
 
 fn all_rights(answer: &Result<bool, String>) -> Vec<(Right, Result<bool, String>)> {
@@ -35,7 +39,7 @@ fn of(subject: &str, facts: &Facts) -> Vec<Finding> {
 fn everything_that_is_missing_comes_with_what_to_do() {
     let mut host = host();
     host.library = Err("no libnvidia-ml.so.1 below the driver root `/`; install it".to_owned());
-    host.hook.1 = false;
+    host.conditions = vec![condition(HostSubject::Hooks, Effect::Impaired)];
     host.directories[0].problem = Some("read-only".to_owned());
     host.directories[0].remedy = "remount";
     host.cdi = CdiSetting::Off { file: "/etc/containerd/config.toml".into() };
@@ -57,7 +61,6 @@ fn everything_that_is_missing_comes_with_what_to_do() {
             "container runtime",
             "Node object",
             "permissions",
-            "feature gate"
         ]
     );
     assert!(missing.iter().all(|it| it.remedy.as_ref().is_some_and(|it| !it.is_empty())), "{missing:?}");
@@ -91,28 +94,26 @@ fn a_gpu_that_is_left_out_and_a_node_without_gpus_are_told() {
 }
 
 #[test]
-fn a_gpu_that_only_the_kernel_lists_and_a_missing_right_to_cut_are_missing_with_their_remedies() {
+fn a_gpu_that_only_the_kernel_lists_is_missing_with_its_remedy() {
     let mut host = host();
     let gpu = Problem {
         gpu: "0000:86:00.0".to_owned(),
         reason: "has no node. Delete this pod: it helps".to_owned(),
     };
-    host.access = AccessReport { missing: vec![gpu], mig_denied: Some("no right. Ask for it".to_owned()) };
+    host.missing_gpus = vec![gpu];
     let found = of("GPUs", &Facts { host, cluster: ClusterFacts::Rights(Vec::new()) });
     let lines: Vec<_> = found.iter().filter(|it| it.verdict == Verdict::Missing).collect();
     assert!(lines.iter().any(|it| it.text == "GPU 0000:86:00.0: has no node"), "{found:?}");
     assert!(lines.iter().any(|it| it.remedy.as_deref() == Some("Delete this pod: it helps")), "{found:?}");
-    assert!(lines.iter().any(|it| it.text == "no right" && it.remedy.as_deref() == Some("Ask for it")));
 }
 
 #[test]
 fn degraded_things_are_told_but_do_not_fail_the_check() {
     let mut host = host();
-    let missing =
-        Missing { severity: Severity::Degraded, what: "x".to_owned(), consequence: "y", remedy: "z" };
-    host.missing = vec![missing.clone(), Missing { severity: Severity::Fatal, ..missing }];
+    let effects = [Effect::NoClaims, Effect::Degraded];
+    host.conditions = effects.map(|it| condition(HostSubject::DriverFiles, it)).into();
     let found = of("containers", &Facts { host, cluster: ClusterFacts::Rights(Vec::new()) });
-    assert_eq!([found[0].verdict, found[1].verdict], [Verdict::Open, Verdict::Missing]);
+    assert_eq!([found[0].verdict, found[1].verdict], [Verdict::Missing, Verdict::Open]);
 }
 
 #[test]

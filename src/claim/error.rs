@@ -1,8 +1,8 @@
 //! Why a claim was not prepared or unprepared. The texts become events on the pod.
 
-use super::{AllocationError, ClaimRef, CommonError, PlanError};
+use super::{AllocationError, ClaimRef, PlanError};
 use crate::api::ReadError;
-use crate::cdi::{CapsError, FilesError, SpecError};
+use crate::cdi::{CapsError, CommonError, FilesError, SpecError};
 use crate::checkpoint::StoreError;
 use crate::mig::MigError;
 use crate::nvml::QueueClosed;
@@ -76,6 +76,16 @@ pub enum PrepareError {
 }
 
 impl PrepareError {
+    /// True where the hardware or the host is not as it was when it was last looked at.
+    #[must_use]
+    pub fn asks_for_a_look(&self) -> bool {
+        match self {
+            Self::Device { source, .. } => source.is_surprise(),
+            Self::Caps { .. } | Self::Common(_) | Self::Files(_) | Self::Store(_) => true,
+            _ => false,
+        }
+    }
+
     /// True where asking again does not help: the claim itself, or where it was sent, is wrong.
     #[must_use]
     pub fn is_final(&self) -> bool {

@@ -12,7 +12,6 @@
 
 mod allocation;
 mod draft;
-mod edits;
 mod error;
 mod plan;
 mod prepare;
@@ -33,7 +32,6 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
 pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
-pub use edits::{CommonError, CommonSource};
 pub use error::{Busy, PrepareError, UnprepareError};
 pub use plan::{Conflict, Ground, PlanError, plan};
 
@@ -43,6 +41,7 @@ use crate::checkpoint::{Checkpoint, Journal, Record, Stage, StoreError, Stored, 
 use crate::hardware::{Hardware, NodeState};
 use crate::inventory::Inventory;
 use crate::mig::ModePolicy;
+use crate::readiness::HostReadiness;
 use crate::telemetry::metrics::{Metrics, Pods, Step};
 use draft::{Opened, Turns};
 use work::blocking;
@@ -169,7 +168,7 @@ pub struct Claims {
     reader: ClaimReader,
     node: watch::Receiver<NodeState>,
     checkpoint: Checkpoint,
-    common: CommonSource,
+    readiness: Arc<HostReadiness>,
     cdi: ClaimFiles,
     changed: watch::Sender<()>,
     surprised: Arc<Notify>,
@@ -201,8 +200,8 @@ pub struct ClaimsParts {
     pub node: watch::Receiver<NodeState>,
     /// What was promised.
     pub checkpoint: Checkpoint,
-    /// The part of a CDI spec that all claims share.
-    pub common: CommonSource,
+    /// What claims need of the host, the part of a CDI spec that they share among it.
+    pub readiness: Arc<HostReadiness>,
     /// CDI files.
     pub cdi: ClaimFiles,
     /// Told after each change of what claims hold.
@@ -228,7 +227,7 @@ impl Claims {
     #[must_use]
     pub fn new(parts: ClaimsParts) -> Self {
         let driver = parts.kind.driver().to_owned();
-        let ClaimsParts { kind, pool, proc_root, reader, node, checkpoint, common, .. } = parts;
+        let ClaimsParts { kind, pool, proc_root, reader, node, checkpoint, readiness, .. } = parts;
         let ClaimsParts {
             cdi, changed, surprised, boot_id, budget, mode_policy, events, metrics, pods, ..
         } = parts;
@@ -240,7 +239,7 @@ impl Claims {
             reader,
             node,
             checkpoint,
-            common,
+            readiness,
             cdi,
             changed,
             surprised,
@@ -253,16 +252,6 @@ impl Claims {
             turns: Turns::default(),
             reserving: tokio::sync::Mutex::default(),
             reported: Mutex::default(),
-        }
-    }
-
-    /// Reads what all claims share now, so that the first one does not wait for it and what is missing on the host is
-    /// logged at the start.
-    pub fn warm_up(&self) {
-        if let Ok(hardware) = self.hardware()
-            && let Err(error) = self.common.get(hardware.facts.driver_version.as_deref())
-        {
-            warn!(%error, "claims cannot be prepared yet");
         }
     }
 

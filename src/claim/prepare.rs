@@ -10,11 +10,10 @@ use tracing::{Instrument, debug, info, warn};
 use super::draft::{Draft, Opened, SharedDraft, held};
 use super::work::{WorkError, blocking, on_gpu, retried};
 use super::{
-    AllocatedDevice, Busy, ClaimRef, Claims, CommonError, PlanError, PrepareError, PreparedDevice,
-    allocated_devices,
+    AllocatedDevice, Busy, ClaimRef, Claims, PlanError, PrepareError, PreparedDevice, allocated_devices,
 };
 use crate::api::EventReason;
-use crate::cdi::{ClaimDevice, DeviceNodes, MigCaps, claim_spec};
+use crate::cdi::{ClaimDevice, CommonError, DeviceNodes, MigCaps, claim_spec};
 use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::{Adopted, MigSpec};
@@ -34,8 +33,8 @@ impl Claims {
         let work = async move { this.prepare_now(&owned, opened, deadline).await };
         let interrupted = |_| Err(PrepareError::Interrupted(claim.clone()));
         let result = tokio::spawn(work.in_current_span()).await.unwrap_or_else(interrupted);
-        if let Err(PrepareError::Device { source, .. }) = &result
-            && source.is_surprise()
+        if let Err(error) = &result
+            && error.asks_for_a_look()
         {
             self.surprised.notify_one();
         }
@@ -204,8 +203,10 @@ impl Claims {
                 RecordedKind::Mig { spec, .. } => self.mig_device(draft, index, spec, gpu, deadline).await,
             }
         });
-        let (parent_minor, instance) = made.await.map_err(|error| failed(device, error))?;
-        if let Some(missing) = self.common.root().missing_gpu_node(parent_minor) {
+        let made = made.await;
+        self.note_permission(device, &made);
+        let (parent_minor, instance) = made.map_err(|error| failed(device, error))?;
+        if let Some(missing) = self.readiness.common().root().missing_gpu_node(parent_minor) {
             return Err(CommonError::Incomplete(missing.to_string()).into());
         }
         let caps = |source| PrepareError::Caps { device: device.name.clone(), source };
@@ -214,6 +215,19 @@ impl Claims {
             Some((gi, ci)) => Some(MigCaps::read(&self.proc_root, parent_minor, gi, ci).map_err(caps)?),
         };
         Ok(DeviceNodes { parent_minor, mig })
+    }
+
+    /// Takes down whether NVML permits work on MIG, and has the node looked at again where that is news. That an instance
+    /// was found which exists already says nothing.
+    fn note_permission(&self, device: &RecordedDevice, made: &Result<NodeNumbers, WorkError>) {
+        let is_news = match (made, &device.kind) {
+            (Err(WorkError::Mig(error)), _) => self.readiness.refused(error),
+            (Ok(_), RecordedKind::Mig { progress: Progress::Reserved, .. }) => self.readiness.permitted(),
+            _ => false,
+        };
+        if is_news {
+            self.surprised.notify_one();
+        }
     }
 
     async fn mig_device(
@@ -245,12 +259,13 @@ impl Claims {
         if record.devices.is_empty() {
             return Ok(());
         }
-        let common = self.common.get(driver_version)?;
+        let source = self.readiness.common();
+        let common = source.get(driver_version)?;
         let named = record.devices.iter().zip(nodes);
         let devices: Vec<ClaimDevice> =
             named.map(|(it, nodes)| ClaimDevice { name: it.name.clone(), nodes }).collect();
         let uid = record.claim.uid.as_str();
-        let spec = claim_spec(&self.kind, uid, &devices, &self.common.root().devices, common.edits())?;
+        let spec = claim_spec(&self.kind, uid, &devices, &source.root().devices, common.edits())?;
         self.cdi.write(uid, &spec)?;
         Ok(())
     }

@@ -6,7 +6,7 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{AllocatableDevice, DeviceKind, DeviceName, Gpu, MigSpec, Terms, attributes};
+use super::{AllocatableDevice, DeviceKind, DeviceName, Gpu, MigSpec, Terms, access_allows, attributes};
 use crate::nvml::facts::{GpuFacts, GpuInstance, NodeFacts, Placement, Profile};
 
 /// What becomes of instances that the driver did not make.
@@ -120,7 +120,9 @@ pub(super) fn devices(
         let Ok(adopted) = adoptable(&gpu.facts, instance) else { continue };
         let Some(device) = device(node, gpu, adopted) else { continue };
         // A GPU that is sick gives away nothing more, but what is held stays.
-        let can_be_had = gpu.state.problem.is_none() || terms.held.contains(device.name.as_str());
+        let is_permitted = access_allows(gpu, &device.kind, terms.mig_access);
+        let can_be_had =
+            gpu.state.problem.is_none() && is_permitted || terms.held.contains(device.name.as_str());
         let is_offered = can_be_had && not_adopted(gpu, instance, terms).is_none();
         let list = if is_offered { &mut offered } else { &mut withheld };
         list.push(device);

@@ -22,7 +22,7 @@ pub use existing::{Adopted, ExistingInstances, NotAdopted, adoptable, not_adopte
 pub use filter::{InvalidPattern, ProfileFilter};
 pub use name::DeviceName;
 pub use shares::MOST_SHARES;
-pub use withheld::{Withheld, withheld};
+pub use withheld::{HostAccess, Withheld, withheld};
 
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigFacts, MigMode, NodeFacts, Placement, Profile};
 
@@ -152,6 +152,20 @@ pub struct Terms {
     pub existing: ExistingInstances,
     /// Devices that a GPU without MIG is shared by; fewer than two is none.
     pub time_slices: u32,
+    /// What can be done with MIG on this host.
+    pub mig_access: MigAccess,
+}
+
+/// What this host permits the driver to do with MIG.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MigAccess {
+    /// Everything.
+    #[default]
+    Full,
+    /// Instances that exist can be handed out; none can be made or destroyed, nor can MIG mode be switched.
+    ExistingOnly,
+    /// No instance can be handed out.
+    None,
 }
 
 impl Terms {
@@ -217,7 +231,11 @@ fn offers(node: &NodeFacts, gpu: &Gpu, terms: &Terms) -> GpuInventory {
     let mut candidates = mig_devices(node, gpu, mig, &plan);
     candidates.push(whole);
     let is_held = |device: &AllocatableDevice| terms.held.contains(device.name.as_str());
-    let fits = |it: &AllocatableDevice| mode_allows(gpu, &it.kind) && fits_into(&it.consumes, &counters);
+    let fits = |it: &AllocatableDevice| {
+        mode_allows(gpu, &it.kind)
+            && access_allows(gpu, &it.kind, terms.mig_access)
+            && fits_into(&it.consumes, &counters)
+    };
     // Whatever ails the GPU: what a claim holds keeps its cost, and the rest comes back beside it.
     let is_alone = candidates.iter().filter(|it| fits(it) || is_held(it)).count() <= 1;
     let is_offered = |it: &AllocatableDevice| gpu.state.problem.is_none() && fits(it) || is_held(it);
@@ -238,6 +256,18 @@ fn mode_allows(gpu: &Gpu, kind: &DeviceKind) -> bool {
     match (&gpu.facts.mig, gpu.state.mode) {
         (Some(mig), Some(mode)) => mig.resetless || mode.current == matches!(kind, DeviceKind::Mig(_)),
         _ => *kind == DeviceKind::Gpu,
+    }
+}
+
+/// What the host permits; a GPU that has MIG off and can be handed out as it is needs no right.
+fn access_allows(gpu: &Gpu, kind: &DeviceKind, access: MigAccess) -> bool {
+    let is_on = gpu.state.mode.is_some_and(|it| it.current);
+    match (access, kind) {
+        (MigAccess::Full, _) | (_, DeviceKind::Share { .. }) => true,
+        (MigAccess::ExistingOnly, DeviceKind::Adopted(_)) => true,
+        (MigAccess::ExistingOnly, DeviceKind::Gpu) => !is_on,
+        (MigAccess::None, DeviceKind::Gpu) => true,
+        (_, DeviceKind::Mig(_) | DeviceKind::Adopted(_)) => false,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{AllocatableDevice, DeviceKind, Gpu, Inventory, mode_allows};
+use super::{AllocatableDevice, DeviceKind, Gpu, Inventory, MigAccess, access_allows, mode_allows};
 use crate::health::Report;
 
 /// Why a device exists and yet cannot be had.
@@ -12,6 +12,8 @@ pub enum Withheld {
     Unreadable,
     /// The GPU is sick or lost, or somebody else's instance, which the device is, is sick.
     Unhealthy,
+    /// The host lacks what claims need, or the right to partition GPUs.
+    HostNotReady,
     /// The GPU is offered as time-shared devices instead.
     Shared,
     /// It needs another MIG mode, and this GPU changes that with a reset only.
@@ -20,24 +22,40 @@ pub enum Withheld {
     Occupied,
 }
 
+/// What the host permits.
+#[derive(Debug, Clone, Copy)]
+pub struct HostAccess {
+    /// Whether claims can be prepared at all.
+    pub can_prepare: bool,
+    /// What can be done with MIG.
+    pub mig: MigAccess,
+}
+
 /// How many devices of each GPU are withheld, and why, by the name of its counter set.
 #[must_use]
-pub fn withheld(inventory: &Inventory, gpus: &[Gpu], health: &Report) -> BTreeMap<(String, Withheld), usize> {
+pub fn withheld(
+    inventory: &Inventory,
+    gpus: &[Gpu],
+    health: &Report,
+    host: HostAccess,
+) -> BTreeMap<(String, Withheld), usize> {
     let mut counts = BTreeMap::new();
     for offered in &inventory.gpus {
         for device in &offered.withheld {
             let Some(gpu) = gpus.iter().find(|it| it.facts.uuid == device.parent_uuid) else { continue };
-            *counts.entry((offered.counter_set.clone(), why(gpu, device, health))).or_default() += 1;
+            *counts.entry((offered.counter_set.clone(), why(gpu, device, health, host))).or_default() += 1;
         }
     }
     counts
 }
 
-fn why(gpu: &Gpu, device: &AllocatableDevice, health: &Report) -> Withheld {
+fn why(gpu: &Gpu, device: &AllocatableDevice, health: &Report, host: HostAccess) -> Withheld {
     if health.device(&gpu.facts.uuid, device.name.as_str()).is_bad() {
         Withheld::Unhealthy
     } else if gpu.state.problem.is_some() {
         Withheld::Unreadable
+    } else if !host.can_prepare || !access_allows(gpu, &device.kind, host.mig) {
+        Withheld::HostNotReady
     } else if gpu.facts.mig.is_none() {
         Withheld::Shared
     } else if matches!(device.kind, DeviceKind::Adopted(_)) || mode_allows(gpu, &device.kind) {

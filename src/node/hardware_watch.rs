@@ -20,9 +20,12 @@ use crate::cdi::ClaimFiles;
 use crate::checkpoint::{Checkpoint, Record, RecordedKind, Stored};
 use crate::hardware::{Basis, Hardware, HardwareError, NodeState, Problem};
 use crate::health::{Keeper, Report, Scan};
-use crate::inventory::{ExistingInstances, Gpu, Inventory, Terms, inventory_on, not_adopted, withheld};
+use crate::inventory::{
+    ExistingInstances, Gpu, HostAccess, Inventory, MigAccess, Terms, inventory_on, not_adopted, withheld,
+};
 use crate::nvml::facts::GpuInstance;
 use crate::nvml::{Heard, Pulse};
+use crate::readiness::{Effect, HostCondition, HostReadiness};
 use crate::telemetry::metrics::{Metrics, Recovery};
 
 /// How long changes of what claims hold are collected before they are looked at.
@@ -38,6 +41,9 @@ pub(super) struct HardwareWatch {
     pub(super) kernel: KernelView,
     pub(super) state: watch::Sender<NodeState>,
     pub(super) gpus: Vec<Gpu>,
+    pub(super) readiness: Arc<HostReadiness>,
+    /// What the last look at the host has found.
+    pub(super) host: Vec<HostCondition>,
     pub(super) health: Keeper,
     /// Where the thread that listens to GPUs sends what it hears.
     pub(super) heard: mpsc::Sender<Heard>,
@@ -134,7 +140,54 @@ impl HardwareWatch {
                 Vec::new()
             }
         };
+        self.host = hardware.as_ref().map_or_else(|_| Vec::new(), |it| self.look_at_host(it));
         self.publish(hardware)
+    }
+
+    /// Reads what claims of this hardware need of the host; nothing where there are no GPUs.
+    fn look_at_host(&self, hardware: &Hardware) -> Vec<HostCondition> {
+        if self.gpus.is_empty() {
+            return Vec::new();
+        }
+        let has_mig = self.gpus.iter().any(|it| it.facts.cuttable().is_some());
+        let version = hardware.facts.driver_version.as_deref();
+        let mut found = tokio::task::block_in_place(|| self.readiness.look(version, has_mig));
+        found.extend(self.kernel.access.report(Some(&hardware.facts)).mig_denied);
+        found.sort_by_key(|it| it.effect);
+        found
+    }
+
+    /// The worst that the host does to claims, if it does anything.
+    fn host_effect(&self) -> Option<Effect> {
+        self.host.iter().map(|it| it.effect).min()
+    }
+
+    /// The GPUs as they are offered: none of them where the host lets no claim be prepared.
+    fn withhold(&self, health: &Report) -> Vec<Gpu> {
+        let mut gpus = health.withhold(&self.gpus);
+        if let Some(condition) = self.host.iter().find(|it| it.effect == Effect::NoClaims) {
+            for gpu in &mut gpus {
+                gpu.state.problem.get_or_insert_with(|| format!("the host is not ready: {}", condition.text));
+            }
+        }
+        gpus
+    }
+
+    /// Reports what is new on the host, and what has passed.
+    fn report_host(&self, before: &[HostCondition]) {
+        for condition in self.host.iter().filter(|it| !before.contains(it)) {
+            let HostCondition { effect, text, remedy, .. } = condition;
+            warn!(effect = effect.as_str(), remedy, "host: {text}");
+            let reason = match effect.is_blocking() {
+                true => EventReason::HostNotReady,
+                false => EventReason::HostDegraded,
+            };
+            self.events.tell(reason, condition.to_string());
+        }
+        for HostCondition { effect, text, .. } in before.iter().filter(|it| !self.host.contains(it)) {
+            info!(effect = effect.as_str(), "host: no longer: {text}");
+            self.events.tell(EventReason::HostRecovered, format!("No longer: {text}"));
+        }
     }
 
     /// Opens the hardware; a reason why it cannot be is logged where it is another one than before.
@@ -293,7 +346,8 @@ impl HardwareWatch {
     fn terms(&self) -> anyhow::Result<Terms> {
         let (existing, time_slices) = (self.existing, self.time_slices);
         let sick = self.health.report().sick_adopted();
-        let mut terms = Terms { existing, time_slices, sick, ..Terms::default() };
+        let mig_access = mig_access(self.host_effect());
+        let mut terms = Terms { existing, time_slices, sick, mig_access, ..Terms::default() };
         let mut unrecorded = BTreeSet::new();
         // Only an instance of somebody else may be what was made for a claim of which no record tells.
         if existing == ExistingInstances::Adopt && self.gpus.iter().any(|it| !it.state.instances.is_empty()) {
@@ -332,21 +386,9 @@ impl HardwareWatch {
         }
     }
 
-    /// Reports that MIG instances may not be created, and that they may again.
-    fn tell_denied(&self, before: Option<&str>, now: Option<&str>) {
-        match now {
-            Some(reason) if before != now => {
-                warn!("{reason}");
-                self.events.tell(EventReason::MigDenied, reason.to_owned());
-            }
-            None if before.is_some() => info!("MIG instances may be created again"),
-            _ => {}
-        }
-    }
-
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
         let (terms, health) = (self.terms()?, self.health.report());
-        let gpus = health.withhold(&self.gpus);
+        let gpus = self.withhold(&health);
         let inventory = match &hardware {
             Ok(hardware) => inventory_on(&hardware.facts, &gpus, &terms),
             Err(_) => Inventory::default(),
@@ -359,9 +401,12 @@ impl HardwareWatch {
             let before = self.state.borrow();
             let told: Vec<Problem> = otherwise(&before.problems, &before.health).cloned().collect();
             self.tell_problems(&told, &problems, &health);
-            self.tell_denied(before.access.mig_denied.as_deref(), access.mig_denied.as_deref());
+            self.report_host(&before.host);
         }
-        let withheld = withheld(&inventory, &self.gpus, &health);
+        let can_prepare = self.host_effect() != Some(Effect::NoClaims);
+        let offered = HostAccess { can_prepare, mig: terms.mig_access };
+        let withheld = withheld(&inventory, &self.gpus, &health, offered);
+        let host = self.host.clone();
         let held = terms.held.clone();
         let basis = Basis { gpus, terms };
         // Dropped after the lock: closing NVML takes its time.
@@ -373,6 +418,7 @@ impl HardwareWatch {
                 && state.left_alone == left_alone
                 && state.withheld == withheld
                 && state.access == access
+                && state.host == host
                 && state.health == health
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();
@@ -387,11 +433,21 @@ impl HardwareWatch {
                 withheld,
                 access,
                 health,
+                host,
             };
             before = Some(std::mem::replace(state, now));
             !is_same
         });
         Ok(())
+    }
+}
+
+/// What the worst condition of the host leaves of MIG.
+fn mig_access(worst: Option<Effect>) -> MigAccess {
+    match worst {
+        Some(Effect::NoClaims | Effect::NoMig) => MigAccess::None,
+        Some(Effect::NoPartitioning) => MigAccess::ExistingOnly,
+        Some(Effect::MayRefuse | Effect::Impaired | Effect::Degraded) | None => MigAccess::Full,
     }
 }
 

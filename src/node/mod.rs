@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, Events, NodeSlices, OwnNode};
 use crate::args::{NodeArgs, StateLabel};
-use crate::cdi::{ClaimFiles, Kind, ManagementFile};
+use crate::cdi::{ClaimFiles, CommonSource, Kind, ManagementFile};
 use crate::check;
 use crate::checkpoint::Checkpoint;
-use crate::claim::{Claims, ClaimsParts, CommonSource};
+use crate::claim::{Claims, ClaimsParts};
 use crate::hardware::NodeState;
 use crate::health::{Follower, Keeper};
 use crate::host;
@@ -26,6 +26,7 @@ use crate::kubelet::{
 };
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
 use crate::nvml::Pulse;
+use crate::readiness::HostReadiness;
 use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
 use crate::telemetry::metrics::{
     DcgmInstances, Exporter, GpuHealth, Instances, Metrics, Pods, Sampler, Seen, StateParts, bind_metrics,
@@ -78,6 +79,14 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         node: node.clone(),
         silent,
     };
+    let common = CommonSource::new(args.host.driver_root(&args.hardware), args.host.common_edits.clone());
+    let readiness = HostReadiness::new(
+        common,
+        args.hardware.proc_root.clone(),
+        args.host.cdi_root.clone(),
+        args.driver.claims_directory(),
+    );
+    let readiness = Arc::new(readiness);
     let mut watch = HardwareWatch {
         args: args.hardware.clone(),
         existing: args.existing_instances,
@@ -91,6 +100,8 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         ),
         state,
         gpus: Vec::new(),
+        readiness: Arc::clone(&readiness),
+        host: Vec::new(),
         health: keeper.clone(),
         heard,
         was_open: false,
@@ -154,7 +165,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         reader: ClaimReader::new(client.clone()),
         node: node.clone(),
         checkpoint: checkpoint.clone(),
-        common: CommonSource::new(args.host.driver_root(&args.hardware), args.host.common_edits.clone()),
+        readiness,
         cdi,
         changed,
         surprised: Arc::clone(&surprised),
@@ -209,7 +220,6 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
 
     // What is missing on the host is told while the rest starts; nothing waits for it.
     tokio::spawn(check::at_start(args.clone(), client, node.clone()));
-    claims.warm_up();
     let claims = Arc::new(claims);
     parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
     parts.add("following claims", Arc::clone(&claims).follow_objects(args.rescan_interval, stop.clone()));

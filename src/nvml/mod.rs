@@ -35,27 +35,10 @@ pub use queue::{GpuQueue, QueueClosed};
 /// never answers INVALID_ARGUMENT must not hold us for ever.
 const MAX_PROFILES: u32 = 64;
 
-/// Directories below a driver root that hold the driver's libraries, in the order in which they are tried:
-/// Debian and Ubuntu, RHEL and the driver container, arm64, then the rest.
-const LIBRARY_DIRECTORIES: [&str; 11] = [
-    "usr/lib/x86_64-linux-gnu",
-    "usr/lib64",
-    "usr/lib/aarch64-linux-gnu",
-    "usr/lib/x86_64-linux-gnu/nvidia/current",
-    "usr/lib",
-    "lib/x86_64-linux-gnu",
-    "lib64",
-    "lib",
-    // Talos since 1.10, and before; Bottlerocket.
-    "usr/local/lib",
-    "usr/local/glibc/usr/lib",
-    "usr/lib/nvidia/tesla",
-];
-
 /// The library could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// No library below the driver root.
+    /// No library was found below the driver root.
     #[error(
         "no libnvidia-ml.so.1 below the driver root `{root}`; install the NVIDIA driver, or point --driver-root \
          (or --driver-library) at it"
@@ -72,15 +55,6 @@ pub enum OpenError {
         /// What nvml-wrapper says.
         source: NvmlError,
     },
-}
-
-/// Finds libnvidia-ml.so.1 below a driver root.
-pub fn find_library(driver_root: &Path) -> Result<PathBuf, OpenError> {
-    LIBRARY_DIRECTORIES
-        .iter()
-        .map(|it| driver_root.join(it).join("libnvidia-ml.so.1"))
-        .find(|it| it.exists())
-        .ok_or_else(|| OpenError::NotFound { root: driver_root.to_owned() })
 }
 
 /// Loads and initialises the library at an absolute path.

@@ -92,20 +92,23 @@ impl Health {
         for problem in problems.chain(node.left_alone.iter().cloned()) {
             gpus.push_str(&format!("\n    not offered: {problem}"));
         }
-        if let Some(reason) = &node.access.mig_denied {
-            gpus.push_str(&format!("\n    denied: {reason}"));
+        let is_able = !node.host.iter().any(|it| it.effect.is_blocking());
+        let mut host = if is_able { "claims can be prepared" } else { "devices are withheld" }.to_owned();
+        for condition in &node.host {
+            host.push_str(&format!("\n    {condition}"));
         }
-        let mark = |is_well| if is_well { '+' } else { '-' };
-        let text = format!(
-            "[{}] kubelet: {registration}\n[{}] resourceslices: {publication}\n[+] gpus: {gpus}\n",
-            mark(is_registered),
-            mark(is_published)
-        );
         let (is_answering, nvml) = self.nvml();
-        (
-            is_registered && is_published && is_answering,
-            format!("{text}[{}] nvml: {nvml}\n", mark(is_answering)),
-        )
+        let parts = [
+            (is_registered, "kubelet", registration),
+            (is_published, "resourceslices", publication),
+            (true, "gpus", gpus),
+            (is_able, "host", host),
+            (is_answering, "nvml", nvml),
+        ];
+        let line = |(is_well, name, text): &(bool, &str, String)| {
+            format!("[{}] {name}: {text}\n", if *is_well { '+' } else { '-' })
+        };
+        (parts.iter().all(|(is_well, ..)| *is_well), parts.iter().map(line).collect())
     }
 
     fn nvml(&self) -> (bool, String) {
@@ -180,6 +183,7 @@ mod tests {
 
     use super::*;
     use crate::hardware::Problem;
+    use crate::readiness::{Effect, HostCondition, HostSubject};
 
     /// The report for a node whose driver is not loaded.
     fn report(registration: RegistrationState, publication: Publication) -> (bool, String) {
@@ -206,6 +210,32 @@ mod tests {
             !is_ready && text.contains("[-] nvml: a call does not come back: GPU GPU-7 for 75 s"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_the_host_lacks_is_named_and_makes_the_node_unready_where_devices_are_withheld() {
+        let condition = |effect| HostCondition {
+            subject: HostSubject::Hooks,
+            effect,
+            text: "something is not there".to_owned(),
+            remedy: "install it".to_owned(),
+        };
+        let published = || Publication::Complete { slices: 1, devices: 0, is_counted: true };
+        for (effect, is_ready_then, line) in [
+            (
+                Effect::NoPartitioning,
+                false,
+                "[-] host: devices are withheld\n    no MIG instance can be created: ",
+            ),
+            (Effect::Impaired, true, "[+] host: claims can be prepared\n    CUDA fails in some containers: "),
+        ] {
+            let mut health = health(RegistrationState::Registered, published(), Silent::new());
+            let node = NodeState { host: vec![condition(effect)], ..NodeState::without("x") };
+            health.node = watch::channel(node).1;
+            let (is_ready, text) = health.report();
+            assert_eq!(is_ready, is_ready_then, "{text}");
+            assert!(text.contains(&format!("{line}something is not there; install it\n")), "{text}");
+        }
     }
 
     #[test]

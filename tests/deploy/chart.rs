@@ -6,6 +6,7 @@ use std::process::Command;
 
 use clap::CommandFactory;
 use dra_driver_mig::args::Cli;
+use dra_driver_mig::cdi::DisabledHooks;
 use kube_sim::manifest;
 use serde_json::{Value, json};
 
@@ -230,6 +231,7 @@ fn mistakes() -> Vec<Value> {
         json!({"driverName": "a-name-that-is-longer-than-forty.characters.example"}),
         json!({"driverRoot": "run/nvidia"}),
         json!({"hostDirectories": ["/"]}),
+        json!({"disabledHooks": ["chmod"]}),
         json!({"hostDirectories": ["/run"]}),
         json!({"hostDirectories": ["/var/run/containerd"]}),
         json!({"migMode": "never"}),
@@ -270,6 +272,7 @@ pub(crate) fn variations() -> Vec<Value> {
         json!({"privileged": true, "runtimeClassName": "", "openshift": {"securityContextConstraints": {"enabled": true}}}),
         json!({"driverRoot": "/run/nvidia/driver", "devRoot": "/run/nvidia/driver", "migMode": "release"}),
         json!({"existingInstances": "adopt", "timeSlices": 4}),
+        json!({"disabledHooks": ["enable-cuda-compat", "disable-device-node-modification"]}),
         json!({"rbac": {"layoutLabels": false, "deviceStatus": false}, "podMonitor": {"enabled": true, "labels": {"release": "x"}}}),
         json!({"mode": "layout", "placement": "spread", "profiles": "!*+me*", "layouts": {"configMap": "default-mig-parted-config"}}),
         json!({"deviceClasses": {"create": false}, "admissionPolicy": {"enabled": false}}),
@@ -299,14 +302,27 @@ fn driver_container(change: &Value) -> Option<Value> {
 }
 
 #[test]
+fn disabled_hooks_reach_the_driver() {
+    let disabled = |change: &Value| {
+        let env = driver_container(change)?["env"].as_array().unwrap().clone();
+        let found = env.iter().find(|it| it["name"] == "DISABLE_HOOKS");
+        Some(found.map(|it| it["value"].as_str().unwrap().to_owned()))
+    };
+    let Some(by_default) = disabled(&json!({})) else { return };
+    assert_eq!(by_default, None);
+    let hooks = json!(["enable-cuda-compat", "disable-device-node-modification"]);
+    let list: DisabledHooks = disabled(&json!({"disabledHooks": hooks})).unwrap().unwrap().parse().unwrap();
+    assert_eq!(list.to_string(), "enable-cuda-compat,disable-device-node-modification");
+}
+
+#[test]
 fn what_the_daemonset_sets_is_what_the_driver_reads() {
     let command = Cli::command();
     let node = command.find_subcommand("node").unwrap();
     let known: BTreeSet<&str> = node.get_arguments().filter_map(|it| it.get_env()?.to_str()).collect();
-    let Some(container) = driver_container(&json!({"profiles": "1g.*", "layouts": {"configMap": "x"}}))
-    else {
-        return;
-    };
+    let change =
+        json!({"profiles": "1g.*", "layouts": {"configMap": "x"}, "disabledHooks": ["update-ldcache"]});
+    let Some(container) = driver_container(&change) else { return };
     for variable in container["env"].as_array().unwrap() {
         let name = variable["name"].as_str().unwrap();
         assert!(known.contains(name) || name.starts_with("NVIDIA_"), "{name}");

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::cdi::fixture::Fixture;
-use crate::cdi::{CommonEdits, CommonFileError, CommonFileReason, Severity};
+use crate::cdi::{CommonEdits, CommonFileError, CommonFileReason, HookSettings, Severity};
 
 /// The shape of what `nvidia-ctk cdi generate` writes, shortened.
 const YAML: &str = r#"---
@@ -85,6 +85,33 @@ fn a_hook_program_that_the_host_lacks_is_fatal() {
     let [missing] = edits.missing() else { panic!("{:?}", edits.missing()) };
     assert_eq!(missing.severity, Severity::Fatal);
     assert!(missing.to_string().contains("the common edits file names it"), "{missing}");
+}
+
+#[test]
+fn hooks_of_the_file_that_the_program_lacks_or_the_operator_disabled_are_left_out() {
+    let fixture = Fixture::on_host();
+    let newer = YAML.replace("- update-ldcache", "- update-application-profile");
+    let edits = load(&fixture, "common.yaml", &newer).unwrap();
+    assert_eq!(edits.edits().hooks, []);
+    let [missing] = edits.missing() else { panic!("{:?}", edits.missing()) };
+    assert_eq!(missing.severity, Severity::Impaired);
+    assert!(missing.what.contains("no subcommand update-application-profile"), "{missing}");
+
+    let path = fixture.path("common.yaml");
+    fs::write(&path, YAML).unwrap();
+    let disabled = "update-ldcache".parse().unwrap();
+    let hooks = HookSettings { disabled, ..fixture.root().hooks };
+    let edits = CommonEdits::from_file(&path, &hooks).unwrap();
+    assert_eq!((edits.edits().hooks.len(), edits.missing().len()), (0, 0));
+}
+
+#[test]
+fn a_hook_of_the_file_that_is_another_program_is_kept() {
+    let fixture = Fixture::on_host();
+    fixture.host_program_with("/usr/bin/site-hook", b"#!/bin/sh\nexit 0\n");
+    let site = YAML.replace("path: /usr/bin/nvidia-cdi-hook", "path: /usr/bin/site-hook");
+    let edits = load(&fixture, "common.yaml", &site).unwrap();
+    assert_eq!((edits.edits().hooks.len(), edits.missing().len()), (1, 0));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use crate::cdi::fixture::{CONTAINER_ROOT, Fixture, VERSION};
 use crate::cdi::ld_cache::tests::cache_of;
-use crate::cdi::{CommonEdits, DriverRoot, Severity};
+use crate::cdi::{CommonEdits, DriverRoot, Severity, find_nvml};
 
 const DEBIAN: &str = "/usr/lib/x86_64-linux-gnu";
 
@@ -159,6 +159,61 @@ fn a_library_that_is_found_on_two_ways_is_mounted_once() {
 }
 
 #[test]
+fn the_directory_in_which_nvml_was_found_counts_for_containers_too() {
+    let fixture = Fixture::in_container_root();
+    fixture.libraries("/opt/store").link("/opt/nvidia/libnvidia-ml.so.1", "/opt/store/libnvidia-ml.so.1");
+    let root = fixture.root_on_host_as(CONTAINER_ROOT);
+    assert!(CommonEdits::discover(&root).fatal().is_some());
+    let root = DriverRoot { nvml_directory: Some("/opt/nvidia".to_owned()), ..root };
+    let edits = CommonEdits::discover(&root);
+    assert_eq!(edits.fatal(), None);
+    assert_eq!(
+        mounts(&edits)[lib("/opt/store", "libcuda").as_str()],
+        format!("{CONTAINER_ROOT}{}", lib("/opt/store", "libcuda"))
+    );
+    fs::remove_dir_all(fixture.in_root("/opt/nvidia")).unwrap();
+    assert!(!edits.is_current());
+}
+
+#[test]
+fn nvml_is_found_wherever_the_libraries_for_containers_are() {
+    for directory in [
+        "/usr/lib64",
+        "/usr/lib/aarch64-linux-gnu/nvidia/current",
+        "/lib/x86_64-linux-gnu",
+        "/usr/lib",
+        "/opt/only/in/the/cache",
+    ] {
+        let fixture = Fixture::on_host();
+        fixture.libraries(directory);
+        let cache = cache_of(&[(0x0303, "/opt/only/in/the/cache/libnvidia-ml.so.1")]);
+        fixture.file_with("/etc/ld.so.cache", &cache);
+        let root = fixture.root();
+        assert_eq!(
+            find_nvml(&root.files),
+            Some(fixture.path(&lib(directory, "libnvidia-ml"))),
+            "{directory}"
+        );
+        assert_eq!(env(&CommonEdits::discover(&root), "NVIDIA_CTK_LIBCUDA_DIR"), Some(directory));
+    }
+    assert_eq!(find_nvml(&Fixture::on_host().root().files), None);
+}
+
+#[test]
+fn libraries_for_32_bit_programs_are_left_out() {
+    let fixture = Fixture::on_host();
+    fixture.libraries("/usr/lib64");
+    for name in ["libcuda", "libnvidia-ml"] {
+        fixture.file_with(&lib("/usr/lib", name), b"\x7fELF\x01\x01");
+    }
+    fixture.link("/usr/lib/libnvidia-ml.so.1", &format!("libnvidia-ml.so.{VERSION}"));
+    let edits = CommonEdits::discover(&fixture.root());
+    assert_eq!(env(&edits, "NVIDIA_CTK_LIBCUDA_DIR"), Some("/usr/lib64"));
+    fs::remove_dir_all(fixture.path("/usr/lib64")).unwrap();
+    assert_eq!(find_nvml(&fixture.root().files), None);
+}
+
+#[test]
 fn a_broken_ld_so_cache_does_not_hide_the_usual_directories() {
     let fixture = Fixture::on_host();
     fixture.libraries("/usr/lib64").file_with("/etc/ld.so.cache", b"glibc-ld.so.cache1.1\xff\xff\xff\xff");
@@ -174,7 +229,7 @@ fn without_the_hook_the_links_are_mounted_and_the_lack_is_reported_once() {
     let edits = CommonEdits::discover(&fixture.root_on_host_as("/"));
     assert_eq!(edits.edits().hooks, []);
     let [missing] = edits.missing() else { panic!("{:?}", edits.missing()) };
-    assert_eq!(missing.severity, Severity::Degraded);
+    assert_eq!(missing.severity, Severity::Impaired);
     let text = missing.to_string();
     assert!(text.contains("/usr/bin/nvidia-cdi-hook") && text.contains("install"), "{text}");
     let mounts = mounts(&edits);
@@ -349,7 +404,12 @@ fn a_change_of_the_installation_is_noticed() {
     // The clock of file times is coarse; what was made a moment ago could carry the time of the change.
     let libraries = fs::File::open(fixture.path("/usr/lib64")).unwrap();
     libraries.set_modified(SystemTime::UNIX_EPOCH).unwrap();
-    let changes: [&dyn Fn(); 4] = [
+    let changes: [&dyn Fn(); 5] = [
+        // A package upgrade puts another file in its place.
+        &|| {
+            fs::remove_file(fixture.path("/usr/bin/nvidia-cdi-hook")).unwrap();
+            fixture.host_program_with("/usr/bin/nvidia-cdi-hook", b"another version of the program");
+        },
         &|| fs::remove_file(fixture.path("/dev/nvidia-uvm")).unwrap(),
         &|| fs::remove_file(fixture.path("/usr/bin/nvidia-cdi-hook")).unwrap(),
         &|| {

@@ -4,9 +4,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use crate::cdi::fixture::{Fixture, VERSION};
-use crate::cdi::{CommonEdits, DriverRoot, Root};
-use crate::nvml::find_library;
+use crate::cdi::fixture::{Fixture, HOOK_PROGRAM, VERSION};
+use crate::cdi::{CommonEdits, DriverRoot, Root, find_nvml};
 
 /// A host, and what the chart's values make of it.
 struct Layout {
@@ -45,7 +44,7 @@ impl Layout {
     /// path of it. Answers the mounts, container path and host path.
     fn works(&self, without_smi: bool) -> Vec<(String, String)> {
         let root = self.root();
-        let nvml = find_library(&root.files.here("/")).unwrap();
+        let nvml = find_nvml(&root.files).unwrap();
         assert!(nvml.starts_with(self.fixture.in_root(self.libraries)), "{nvml:?}");
         let edits = CommonEdits::discover(&root);
         let missing: Vec<&str> = edits.missing().iter().map(|it| it.what.as_str()).collect();
@@ -97,7 +96,8 @@ fn talos_with_the_extension_of_the_toolkit() {
     fs::remove_dir(fixture.path("sbin")).unwrap();
     fixture.link("/sbin", "usr/bin").link("/usr/bin/ldconfig", "/usr/local/sbin/ldconfig");
     fixture.link("/usr/bin/nvidia-cdi-hook", "/usr/local/bin/nvidia-cdi-hook");
-    fixture.program("/usr/local/sbin/ldconfig").program("/usr/local/bin/nvidia-cdi-hook");
+    fixture.program("/usr/local/sbin/ldconfig");
+    fixture.host_program_with("/usr/local/bin/nvidia-cdi-hook", HOOK_PROGRAM);
     fixture.file(&format!("/usr/lib/firmware/nvidia/{VERSION}/gsp_ga10x.bin"));
     let mounts = layout.works(false);
     assert!(mounts.iter().any(|(_, host)| host.ends_with("gsp_ga10x.bin")), "{mounts:?}");

@@ -13,6 +13,7 @@ use super::sampler::{ClaimState, Seen};
 use crate::hardware::NodeState;
 use crate::inventory::{DeviceName, Withheld};
 use crate::kubelet::RegistrationState;
+use crate::readiness::Effect;
 use crate::slices::Publication;
 
 /// Where it comes from.
@@ -66,8 +67,12 @@ fn hardware(encoder: &mut DescriptorEncoder<'_>, node: &NodeState) -> fmt::Resul
     write(encoder, &gauge("gpus", help), states)?;
     let help = "GPUs of which nothing more is offered, or which are left out, as /readyz lists them.";
     write_one(encoder, &gauge("gpu_problems", help), count(node.problems.len()))?;
-    let help = "1 where the device node that permits MIG instances to be created is there or not needed.";
-    write_one(encoder, &gauge("mig_config_permitted", help), flag(node.access.mig_denied.is_none()))?;
+    let conditions = Effect::ALL.map(|effect| {
+        let number = node.host.iter().filter(|it| it.effect == effect).count();
+        ([("effect", effect.as_str())], count(number))
+    });
+    let help = "What on the host is not as it should be, by what follows from it, as /readyz lists it.";
+    write(encoder, &gauge("host_conditions", help), conditions)?;
     let driver = facts.map(|it| {
         let unknown = || "unknown".to_owned();
         let version = it.driver_version.clone().unwrap_or_else(unknown);
@@ -135,6 +140,7 @@ fn withheld(encoder: &mut DescriptorEncoder<'_>, node: &NodeState, publication: 
         let reason = match why {
             Withheld::Unreadable => "unreadable",
             Withheld::Unhealthy => "unhealthy",
+            Withheld::HostNotReady => "host_not_ready",
             Withheld::Shared => "shared",
             Withheld::MigMode => "mig_mode",
             Withheld::Occupied => "occupied",

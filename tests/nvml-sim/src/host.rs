@@ -20,6 +20,14 @@ const CAPABILITIES: &str = "proc/driver/nvidia/capabilities";
 const GPUS: &str = "proc/driver/nvidia/gpus";
 /// What every file that stands in for a real one holds.
 const PLACEHOLDER: &str = "placeholder made by nvml-sim; not NVIDIA software\n";
+/// Stands for the toolkit's hook program: knows the subcommands that toolkit 1.18 has, and does nothing.
+const HOOK_PROGRAM: &str = "#!/bin/sh
+# placeholder made by nvml-sim; not NVIDIA software
+case \"$1\" in
+create-symlinks | enable-cuda-compat | update-ldcache | disable-device-node-modification) exit 0 ;;
+*) echo \"No help topic for '$1'\" >&2; exit 3 ;;
+esac
+";
 /// Majors as `/proc/devices` of a machine with the driver shows them; the last three are dynamic there.
 const DEVICES: &str = "Character devices:\n  1 mem\n  5 /dev/tty\n 10 misc\n\
                        195 nvidia\n195 nvidia-modeset\n195 nvidiactl\n\
@@ -173,8 +181,14 @@ fn driver_files(root: &Path, version: &str, library: &Path) -> io::Result<()> {
         put(root, &format!("{LIBRARY_DIR}/{real}"), PLACEHOLDER)?;
         link(&dir, &real, &[&format!("{name}.so.{major}"), &format!("{name}.so")])?;
     }
-    for program in ["nvidia-smi", "nvidia-cdi-hook", "nvidia-persistenced", "nvidia-debugdump"] {
-        let path = put(root, &format!("usr/bin/{program}"), PLACEHOLDER)?;
+    for (program, text) in [
+        ("usr/bin/nvidia-smi", PLACEHOLDER),
+        ("usr/bin/nvidia-cdi-hook", HOOK_PROGRAM),
+        ("usr/bin/nvidia-persistenced", PLACEHOLDER),
+        ("usr/bin/nvidia-debugdump", PLACEHOLDER),
+        ("sbin/ldconfig", PLACEHOLDER),
+    ] {
+        let path = put(root, program, text)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
     }
     for firmware in ["gsp_ga10x.bin", "gsp_tu10x.bin"] {

@@ -68,6 +68,7 @@ fn the_root_has_what_a_driver_root_has() {
         "usr/lib/x86_64-linux-gnu/libcuda.so.1",
         "usr/bin/nvidia-smi",
         "usr/bin/nvidia-cdi-hook",
+        "sbin/ldconfig",
         "lib/firmware/nvidia/580.82.07/gsp_ga10x.bin",
         "dev/nvidia0",
         "dev/nvidia1",

@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tracing::warn;
-
-use crate::cdi::{CommonEdits, CommonFileError, DriverRoot};
+use crate::cdi::common::{CommonEdits, CommonFileError};
+use crate::cdi::driver_root::DriverRoot;
 
 /// Where the common edits come from.
 #[derive(Debug)]
@@ -41,35 +40,36 @@ impl CommonSource {
     }
 
     /// The edits for this version of the driver, read again if what they were read from has changed. Without a version the
-    /// names of the driver's libraries tell it. Reads files; what is missing is logged once for each time it is read.
+    /// names of the driver's libraries tell it. Reads files.
     pub fn get(&self, driver_version: Option<&str>) -> Result<Arc<CommonEdits>, CommonError> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_good = |(version, edits): &(Option<String>, Arc<CommonEdits>)| {
-            version.as_deref() == driver_version && edits.is_current()
-        };
-        let (version, edits) = match kept.take().filter(is_good) {
-            Some(known) => known,
-            None => (driver_version.map(str::to_owned), Arc::new(self.read(driver_version)?)),
-        };
-        let result = match edits.fatal() {
+        let edits = self.look(driver_version)?;
+        match edits.fatal() {
             Some(fatal) => Err(CommonError::Incomplete(fatal.to_string())),
-            None => Ok(Arc::clone(&edits)),
+            None => Ok(edits),
+        }
+    }
+
+    /// The same with all that they lack; without a version the driver's files have to tell it.
+    pub fn look(&self, driver_version: Option<&str>) -> Result<Arc<CommonEdits>, CommonFileError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let (version, edits) = match kept.take() {
+            Some((version, edits)) if version.as_deref() == driver_version && edits.is_current() => {
+                (version, edits)
+            }
+            _ => (driver_version.map(str::to_owned), Arc::new(self.read(driver_version)?)),
         };
+        let result = Arc::clone(&edits);
         *kept = Some((version, edits));
-        result
+        Ok(result)
     }
 
     fn read(&self, driver_version: Option<&str>) -> Result<CommonEdits, CommonFileError> {
-        let edits = match &self.file {
-            Some(path) => CommonEdits::from_file(path, &self.root.hooks)?,
+        match &self.file {
+            Some(path) => CommonEdits::from_file(path, &self.root.hooks),
             None => {
                 let version = driver_version.map(str::to_owned);
-                CommonEdits::discover(&DriverRoot { version, ..self.root.clone() })
+                Ok(CommonEdits::discover(&DriverRoot { version, ..self.root.clone() }))
             }
-        };
-        for missing in edits.missing() {
-            warn!(%missing, "missing on the host");
         }
-        Ok(edits)
     }
 }
