@@ -16,10 +16,11 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::args::HardwareArgs;
-use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
+use crate::checkpoint::{Record, RecordedDevice, RecordedKind};
 use crate::health::Report;
 use crate::host;
 use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, Withheld, inventory_on};
+use crate::mig;
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, SkippedGpu};
 use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
 use crate::telemetry::metrics::{EventGap, Metrics};
@@ -296,11 +297,7 @@ impl Hardware {
         let is_it = |device: &RecordedDevice| match &device.kind {
             RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => false,
             RecordedKind::Mig { spec, progress } => {
-                device.parent_uuid == parent
-                    && spec.profile_id == instance.profile_id
-                    && spec.placement == instance.placement
-                    && *progress != Progress::Reserved
-                    && progress.gpu_instance().is_none_or(|id| id == instance.id)
+                device.parent_uuid == parent && mig::is_recorded(spec, progress, instance)
             }
         };
         record.boot_id == self.boot_id && record.devices.iter().any(is_it)
@@ -358,6 +355,14 @@ impl LiveGpu {
         }
     }
 
+    /// Counts a call that failed. One that says that the driver was unloaded or replaced makes the session stale.
+    pub fn nvml_failed(&self, error: &CallError) {
+        self.metrics.nvml_failed(error);
+        if error.means_another_driver() {
+            self.is_stale.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// True where the last scan found that the GPU has fallen off the bus, or must be reset before it answers again.
     #[must_use]
     pub fn is_lost(&self) -> bool {
@@ -398,10 +403,7 @@ impl LiveGpu {
                 let is_lost = code.is_some_and(|it| [Code::GPU_IS_LOST, Code::RESET_REQUIRED].contains(&it));
                 self.is_lost.store(is_lost, Ordering::Relaxed);
                 Ok(read.map_err(|error| {
-                    self.metrics.nvml_failed(&error);
-                    if error.means_another_driver() {
-                        self.is_stale.store(true, Ordering::Relaxed);
-                    }
+                    self.nvml_failed(&error);
                     error.to_string()
                 }))
             }

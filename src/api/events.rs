@@ -75,7 +75,12 @@ pub enum EventReason {
     PrepareImpossible,
     /// A claim waits for a part of a GPU that another one still holds.
     PrepareWaits,
-    /// What a process that ended had begun for a claim was taken back; the kubelet's next call makes it anew.
+    /// Preparing a claim takes longer than a call of the kubelet, and goes on.
+    PrepareContinues,
+    /// It has ended: the devices are ready.
+    PrepareFinished,
+    /// What was begun for a claim, by a process that ended or by a call that was answered before, was taken back; the kubelet's
+    /// next call tries again.
     PrepareUndone,
     /// What a process that ended had begun was brought to its end: the claim has nothing here any more.
     UnprepareFinished,
@@ -92,7 +97,7 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutPending,
@@ -112,6 +117,8 @@ impl EventReason {
         Self::DeviceError,
         Self::PrepareImpossible,
         Self::PrepareWaits,
+        Self::PrepareContinues,
+        Self::PrepareFinished,
         Self::PrepareUndone,
         Self::UnprepareFinished,
     ];
@@ -139,6 +146,8 @@ impl EventReason {
             Self::NvmlAnswers => "NvmlAnswers",
             Self::PrepareImpossible => "PrepareImpossible",
             Self::PrepareWaits => "PrepareWaits",
+            Self::PrepareContinues => "PrepareContinues",
+            Self::PrepareFinished => "PrepareFinished",
             Self::PrepareUndone => "PrepareUndone",
             Self::UnprepareFinished => "UnprepareFinished",
         }
@@ -167,6 +176,8 @@ impl EventReason {
             | Self::GpuRecovered
             | Self::DeviceError
             | Self::PrepareWaits
+            | Self::PrepareContinues
+            | Self::PrepareFinished
             | Self::PrepareUndone
             | Self::UnprepareFinished => false,
         }
@@ -178,6 +189,8 @@ impl EventReason {
         match self {
             Self::PrepareImpossible
             | Self::PrepareWaits
+            | Self::PrepareContinues
+            | Self::PrepareFinished
             | Self::PrepareUndone
             | Self::UnprepareFinished
             | Self::DeviceUnhealthy
@@ -204,7 +217,9 @@ impl EventReason {
             | Self::GpuRecovered
             | Self::DeviceUnhealthy
             | Self::DeviceError => "Watch",
-            Self::PrepareImpossible | Self::PrepareWaits => "Prepare",
+            Self::PrepareImpossible | Self::PrepareWaits | Self::PrepareContinues | Self::PrepareFinished => {
+                "Prepare"
+            }
         }
     }
 }

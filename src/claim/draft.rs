@@ -8,7 +8,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::ClaimUid;
 use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, StoreError};
 
-/// Several GPU threads write their steps to it. One that hangs keeps it, and with it the claim, from later calls.
+/// Several GPU threads read it and write their steps to it. One that hangs keeps it, and with it the claim, from later calls.
 pub(super) type SharedDraft = Arc<Mutex<Draft>>;
 
 /// The journal of a claim and its present record.
@@ -69,6 +69,14 @@ impl Draft {
             *progress = now;
         }
         self.opened.journal.append(&self.record)
+    }
+
+    /// How far a device got; nothing for one that is not made.
+    pub(super) fn progress(&self, index: usize) -> Option<Progress> {
+        match &self.record.devices.get(index)?.kind {
+            RecordedKind::Mig { progress, .. } => Some(progress.clone()),
+            RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => None,
+        }
     }
 
     /// Nothing is left of the claim: the file goes, or says again what was promised in an earlier boot.

@@ -1,6 +1,6 @@
 //! Why a claim was not prepared or unprepared. The texts become events on the pod.
 
-use super::{AllocationError, ClaimRef, CommonError, PlanError};
+use super::{AllocationError, ClaimRef, CommonError, PlanError, Unfinished};
 use crate::api::ReadError;
 use crate::cdi::{CapsError, FilesError, SpecError};
 use crate::checkpoint::StoreError;
@@ -44,12 +44,9 @@ pub enum PrepareError {
         /// Why.
         source: MigError,
     },
-    /// The GPU does not answer.
-    #[error(
-        "device `{0}`: the GPU did not answer within the time of the call; what was begun goes on, and the kubelet asks \
-         again; `nvidia-smi` and the kernel log of the node show what holds it"
-    )]
-    Silent(String),
+    /// The work takes longer than the call, and goes on.
+    #[error("{0}; `nvidia-smi` and the kernel log of the node show what a GPU is busy with")]
+    Silent(Unfinished),
     /// The capability files of an instance are missing.
     #[error("device `{device}`: {source}")]
     Caps {
@@ -112,12 +109,9 @@ pub enum UnprepareError {
     /// What an unreadable record meant cannot be told.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// The GPU does not answer.
-    #[error(
-        "device `{0}`: the GPU did not answer within the time of the call; what was begun goes on, and the kubelet asks \
-         again; `nvidia-smi` and the kernel log of the node show what holds it"
-    )]
-    Silent(String),
+    /// The work takes longer than the call, and goes on.
+    #[error("{0}; `nvidia-smi` and the kernel log of the node show what a GPU is busy with")]
+    Silent(Unfinished),
     /// The hardware refused.
     #[error("device `{device}`: {source}")]
     Device {

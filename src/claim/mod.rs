@@ -36,6 +36,7 @@ pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
 pub use edits::{CommonError, CommonSource};
 pub use error::{Busy, PrepareError, UnprepareError};
 pub use plan::{Conflict, Ground, PlanError, plan};
+pub use work::Unfinished;
 
 use crate::api::{ClaimReader, Events};
 use crate::cdi::{ClaimFiles, FilesError, Kind};

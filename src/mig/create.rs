@@ -32,15 +32,22 @@ pub fn ensure(
     let instance = match existing {
         Some(instance) => instance,
         None => {
-            // What sits there and is not ours by the record is somebody else's; once the next line is written, it would
-            // count as ours.
-            if *progress != Progress::Creating && instance_at(device, spec)?.is_some() {
+            if instance_at(device, spec)?.is_some() {
+                // Created by another program. What is done here later must not take it for ours.
+                if *progress == Progress::Creating {
+                    record(Progress::Reserved)?;
+                }
                 return Err(occupied(spec));
             }
             if *progress != Progress::Creating {
                 record(Progress::Creating)?;
             }
-            metrics.timed(Step::CreateGpuInstance, || create_gpu_instance(device, spec))?
+            let created = metrics.timed(Step::CreateGpuInstance, || create_gpu_instance(device, spec));
+            // A call that fails may have had its effect. Where it had none, what appears there later is not ours.
+            if created.is_err() && matches!(recorded(device, spec, &Progress::Creating), Ok(None)) {
+                record(Progress::Reserved)?;
+            }
+            created?
         }
     };
     if progress.gpu_instance() != Some(instance.id) {
