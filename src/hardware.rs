@@ -86,6 +86,16 @@ impl NodeState {
         }
     }
 
+    /// Which GPUs cannot be read or used now, and why; empty where all of them can.
+    #[must_use]
+    pub fn unread(&self) -> String {
+        let may_come_back = self.hardware.as_ref().is_ok_and(|it| !it.is_complete());
+        match self.problems.as_slice() {
+            [] if may_come_back => "some were skipped".to_owned(),
+            problems => problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        }
+    }
+
     /// A node of which no more is known than why there is nothing.
     #[must_use]
     pub fn without(reason: &str) -> Self {

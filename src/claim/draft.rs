@@ -52,6 +52,12 @@ impl Draft {
         Arc::new(Mutex::new(Self { record, opened, promise }))
     }
 
+    /// Gives the claim back where no work for it runs any more.
+    pub(super) fn into_opened(draft: SharedDraft) -> Option<Opened> {
+        let draft = Arc::into_inner(draft)?;
+        Some(draft.into_inner().unwrap_or_else(PoisonError::into_inner).opened)
+    }
+
     /// Notes that the claim enters this stage.
     pub(super) fn enter(&mut self, stage: Stage) -> Result<(), StoreError> {
         if self.record.stage == stage {

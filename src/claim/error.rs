@@ -1,6 +1,6 @@
 //! Why a claim was not prepared or unprepared. The texts become events on the pod.
 
-use super::{AllocationError, ClaimRef, CommonError, PlanError, Unfinished};
+use super::{AllocationError, ClaimRef, CommonError, OtherDevices, PlanError, Unfinished};
 use crate::api::ReadError;
 use crate::cdi::{CapsError, FilesError, SpecError};
 use crate::checkpoint::StoreError;
@@ -30,6 +30,12 @@ pub enum PrepareError {
     /// It does not fit this node.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// It has other devices than it is allocated.
+    #[error(transparent)]
+    OtherDevices(#[from] Box<OtherDevices>),
+    /// What was begun for an earlier allocation of the claim cannot be taken down.
+    #[error("the devices that were begun for an earlier allocation cannot be taken down yet: {0}")]
+    Before(Box<UnprepareError>),
     /// Somebody else works on it.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -78,7 +84,7 @@ impl PrepareError {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Allocation(error) => !matches!(error, AllocationError::NotAllocated(_)),
-            Self::Plan(error) => !matches!(error, PlanError::Held(_)),
+            Self::Plan(error) => !matches!(error, PlanError::Held(_) | PlanError::Unread { .. }),
             _ => false,
         }
     }

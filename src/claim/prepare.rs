@@ -7,6 +7,7 @@ use futures::future::join_all;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
+use super::agreement::Agreed;
 use super::draft::{Draft, Opened, SharedDraft, held};
 use super::work::{BEYOND, NoResult, Ongoing, WorkError, blocking, retried, to_its_end, within};
 use super::{
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::api::EventReason;
 use crate::cdi::{ClaimDevice, DeviceNodes, MigCaps, claim_spec};
-use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
+use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::{Adopted, MigSpec};
 use crate::mig;
@@ -54,6 +55,7 @@ impl Claims {
         {
             self.surprised.notify_one();
         }
+        self.look_again_if_stale();
         if let Err(error) = &result
             && error.is_final()
         {
@@ -65,39 +67,12 @@ impl Claims {
     async fn prepare_now(
         &self,
         claim: &ClaimRef,
-        mut opened: Opened,
+        opened: Opened,
         deadline: Instant,
         ongoing: &Ongoing,
     ) -> Result<Vec<PreparedDevice>, PrepareError> {
         let hardware = self.hardware()?;
-        let journal = &mut opened.journal;
-        let mut promise = None;
-        let record = match journal.stored().clone() {
-            // What was taken down after the loss of its record does not know its requests.
-            Stored::Record(record) if record.boot_id == self.boot_id && knows_its_requests(&record) => {
-                Record::clone(&record)
-            }
-            // Instances do not survive a reboot; what was promised does, and needs no API server to be known.
-            Stored::Record(before) if before.boot_id != self.boot_id => {
-                promise = Some(Record::clone(&before));
-                self.new_record(claim, &promised(&before), journal, &[], deadline).await?
-            }
-            Stored::Record(_) | Stored::Nothing => {
-                let allocated = self.allocated(claim, deadline).await?;
-                // Made by this claim already: only the state file was lost.
-                let made = blocking(|| self.cdi.devices(claim.uid.as_str()))?;
-                self.new_record(claim, &allocated, journal, &made, deadline).await?
-            }
-            Stored::Unreadable(reason) => {
-                let allocated = self.allocated(claim, deadline).await?;
-                self.report_unreadable(&claim.uid, &reason);
-                // It counts as prepared, because its pod may be running.
-                self.reserve(claim, journal, deadline, |others| {
-                    Ok::<_, PrepareError>(self.planned(claim, &allocated, others)?.made(Stage::Prepared))
-                })
-                .await?
-            }
-        };
+        let Agreed { opened, record, promise } = self.agreed(claim, opened, deadline, ongoing).await?;
         let before = record.clone();
         let draft = Draft::shared(opened, record, promise);
         match self.carry_out(&draft, &before, &hardware, deadline, ongoing).await {
@@ -152,7 +127,7 @@ impl Claims {
     /// Plans the claim and stores the record, which is the intent to make its devices. Waits within the deadline for a
     /// claim that is in the way, because the scheduler may give away what is just being unprepared. With any of the
     /// devices made already, a pod may be running with them, so the claim counts as prepared.
-    async fn new_record(
+    pub(super) async fn new_record(
         &self,
         claim: &ClaimRef,
         allocated: &[AllocatedDevice],
@@ -195,7 +170,7 @@ impl Claims {
         }
     }
 
-    async fn allocated(
+    pub(super) async fn allocated(
         &self,
         claim: &ClaimRef,
         deadline: Instant,
@@ -361,7 +336,7 @@ pub(super) fn mig_devices(
 }
 
 /// What a record promises, as an allocation.
-fn promised(record: &Record) -> Vec<AllocatedDevice> {
+pub(super) fn promised(record: &Record) -> Vec<AllocatedDevice> {
     let device = |it: &RecordedDevice| AllocatedDevice {
         device: it.name.clone(),
         pool: it.pool.clone(),
@@ -371,7 +346,7 @@ fn promised(record: &Record) -> Vec<AllocatedDevice> {
 }
 
 /// False for a record that was made from names alone.
-fn knows_its_requests(record: &Record) -> bool {
+pub(super) fn knows_its_requests(record: &Record) -> bool {
     record.devices.iter().all(|it| !it.requests.is_empty())
 }
 

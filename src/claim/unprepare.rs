@@ -33,7 +33,9 @@ impl Claims {
         let ongoing = Ongoing::default();
         let (this, owned, seen) = (Arc::clone(self), claim.clone(), ongoing.clone());
         let work = async move { this.unprepare_now(&owned, opened, deadline, &seen).await };
-        in_time(claim, within(claim, deadline, &ongoing, work).await)
+        let result = in_time(claim, within(claim, deadline, &ongoing, work).await);
+        self.look_again_if_stale();
+        result
     }
 
     async fn unprepare_now(
@@ -87,6 +89,21 @@ impl Claims {
         deadline: Instant,
         ongoing: &Ongoing,
     ) -> Result<(), UnprepareError> {
+        self.take_apart(draft, deadline, ongoing).await?;
+        blocking(|| held(draft).forget())?;
+        let uid = held(draft).record.claim.uid.clone();
+        self.pods.forget(&uid);
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    /// Destroys the devices of a claim and removes its CDI file; the record stays.
+    pub(super) async fn take_apart(
+        &self,
+        draft: &SharedDraft,
+        deadline: Instant,
+        ongoing: &Ongoing,
+    ) -> Result<(), UnprepareError> {
         // As far as it is known, which may be farther than what could be noted.
         let record = &held(draft).record.clone();
         if record.boot_id != self.boot_id {
@@ -96,13 +113,7 @@ impl Claims {
             let hardware = self.node.borrow().hardware.clone().map_err(no_hardware)?;
             self.destroy_devices(draft, record, &hardware, (deadline, ongoing)).await?;
         }
-        blocking(|| {
-            self.cdi.remove(record.claim.uid.as_str())?;
-            Ok::<_, UnprepareError>(held(draft).forget()?)
-        })?;
-        self.pods.forget(&record.claim.uid);
-        self.changed.send_replace(());
-        Ok(())
+        Ok(blocking(|| self.cdi.remove(record.claim.uid.as_str()))?)
     }
 
     /// Destroys the MIG devices of a record, GPUs in parallel. Those of a GPU that NVML does not know any more are gone;
@@ -171,16 +182,14 @@ impl Claims {
             return Ok(None);
         }
         let no_hardware = |reason| UnprepareError::NoHardware { claim: claim.clone(), reason };
-        let hardware = self.node.borrow().hardware.clone().map_err(no_hardware)?;
+        self.node.borrow().hardware.clone().map_err(no_hardware)?;
         warn!(devices = allocated.len(), "no state file to go by: taking down what the claim must have had");
         let reserved = self.reserve(claim, journal, deadline, |others| {
             let mut record = self.planned(claim, &[], others)?;
             for device in allocated {
                 match self.planned(claim, &[device], others) {
                     Ok(one) => record.devices.extend(one.devices),
-                    Err(PlanError::UnknownDevice { device, .. }) if !hardware.is_complete() => {
-                        return Err(no_hardware(format!("the GPU of `{device}` cannot be read now")));
-                    }
+                    Err(error @ PlanError::Unread { .. }) => return Err(error.into()),
                     Err(error) => warn!(%error, "a device of the claim is not its own any more"),
                 }
             }

@@ -27,6 +27,15 @@ pub fn ensure(
     metrics: &Metrics,
 ) -> Result<MigDevice, MigError> {
     switch_mode(device, mig, true)?;
+    let mut noted = progress.clone();
+    // Ids and UUIDs are used again, so what is new may look as what is on record by now.
+    let mut note = |now: Progress| {
+        if now != noted {
+            record(now.clone())?;
+            noted = now;
+        }
+        Ok::<_, StoreError>(())
+    };
     let existing = recorded(device, spec, progress)?;
     let is_new = existing.is_none();
     let instance = match existing {
@@ -34,34 +43,30 @@ pub fn ensure(
         None => {
             if instance_at(device, spec)?.is_some() {
                 // Created by another program. What is done here later must not take it for ours.
-                if *progress == Progress::Creating {
-                    record(Progress::Reserved)?;
-                }
+                note(Progress::Reserved)?;
                 return Err(occupied(spec));
             }
-            if *progress != Progress::Creating {
-                record(Progress::Creating)?;
-            }
+            note(Progress::Creating)?;
             let created = metrics.timed(Step::CreateGpuInstance, || create_gpu_instance(device, spec));
             // A call that fails may have had its effect. Where it had none, what appears there later is not ours.
             if created.is_err() && matches!(recorded(device, spec, &Progress::Creating), Ok(None)) {
-                record(Progress::Reserved)?;
+                note(Progress::Reserved)?;
             }
             created?
         }
     };
-    if progress.gpu_instance() != Some(instance.id) {
-        record(Progress::GpuInstance { gpu_instance: instance.id })?;
-    }
+    note(match progress {
+        Progress::Complete { gpu_instance, .. } if *gpu_instance == instance.id && !is_new => {
+            progress.clone()
+        }
+        _ => Progress::GpuInstance { gpu_instance: instance.id },
+    })?;
     let compute_instance = ensure_compute_instance(device, instance, spec, is_new, metrics)?;
-    let complete = Progress::Complete {
+    note(Progress::Complete {
         gpu_instance: instance.id,
         compute_instance: compute_instance.id,
         uuid: compute_instance.uuid.clone(),
-    };
-    if complete != *progress {
-        record(complete)?;
-    }
+    })?;
     Ok(MigDevice { gpu_instance: instance.id, compute_instance, parent_minor: device.minor()? })
 }
 
