@@ -52,7 +52,7 @@ pub enum PrepareError {
     },
     /// The work takes longer than the call, and goes on.
     #[error("{0}; `nvidia-smi` and the kernel log of the node show what a GPU is busy with")]
-    Silent(Unfinished),
+    Silent(Box<Unfinished>),
     /// The capability files of an instance are missing.
     #[error("device `{device}`: {source}")]
     Caps {
@@ -117,7 +117,7 @@ pub enum UnprepareError {
     Plan(#[from] PlanError),
     /// The work takes longer than the call, and goes on.
     #[error("{0}; `nvidia-smi` and the kernel log of the node show what a GPU is busy with")]
-    Silent(Unfinished),
+    Silent(Box<Unfinished>),
     /// The hardware refused.
     #[error("device `{device}`: {source}")]
     Device {

@@ -47,7 +47,7 @@ impl Claims {
                 let pods = self.pods.of(&claim.uid);
                 ongoing.note_pods(pods.clone());
                 self.emit(EventReason::PrepareContinues, claim, &pods, format!("{unfinished}."));
-                Err(PrepareError::Silent(unfinished))
+                Err(PrepareError::Silent(Box::new(unfinished)))
             }
         };
         if let Err(PrepareError::Device { source, .. }) = &result

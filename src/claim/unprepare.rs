@@ -224,7 +224,7 @@ pub(super) fn in_time(
 ) -> Result<(), UnprepareError> {
     result.unwrap_or_else(|lacking| {
         Err(match lacking {
-            NoResult::Unfinished(unfinished) => UnprepareError::Silent(unfinished),
+            NoResult::Unfinished(unfinished) => UnprepareError::Silent(Box::new(unfinished)),
             NoResult::Interrupted => UnprepareError::Interrupted(claim.clone()),
         })
     })

@@ -450,30 +450,43 @@ async fn call(
     leaving: &BTreeSet<usize>,
 ) -> Result<(), String> {
     let tenant = &model.tenants[number];
-    let (expected, result) = if is_prepare {
-        let answer = try_prepare(kubelet, &tenant.claim).await;
-        if let Ok(devices) = &answer
-            && *devices != tenant.answer
-        {
-            return Err(format!("{devices:?} and not {:?}", tenant.answer));
+    let expected = if is_prepare { model.prepare(number, leaving) } else { model.unprepare(number) };
+    let mut result;
+    loop {
+        result = if is_prepare {
+            let answer = try_prepare(kubelet, &tenant.claim).await;
+            if let Ok(devices) = &answer
+                && *devices != tenant.answer
+            {
+                return Err(format!("{devices:?} and not {:?}", tenant.answer));
+            }
+            answer.map(|_| ())
+        } else {
+            try_unprepare(kubelet, &tenant.claim).await
+        };
+        // A busy machine can make the work outlive its call: then it goes on, and the next call says how it ended.
+        match &result {
+            Err(error) if is_out_of_time(error) => {}
+            _ => break,
         }
-        (model.prepare(number, leaving), answer.map(|_| ()))
-    } else {
-        (model.unprepare(number), try_unprepare(kubelet, &tenant.claim).await)
-    };
+    }
     match (&expected, &result) {
         (Expected::Done, Ok(())) => Ok(()),
-        // One of several calls may only be told that another one is still at it. And a last attempt that the deadline
-        // cuts off is answered as if the GPU were silent, which hides the reason.
+        // One of several calls may get no other reason than that another one has not ended.
         (Expected::Refused(words), Err(error))
-            if words.iter().any(|it| error.contains(it))
-                || error.contains("another call")
-                || error.contains("did not answer within") =>
+            if words.iter().any(|it| error.contains(it)) || error.contains("another call") =>
         {
             Ok(())
         }
         _ => Err(format!("prepare {is_prepare}: {result:?}, expected {expected:?}")),
     }
+}
+
+/// True for an error that says no more than that the call had too little time.
+fn is_out_of_time(error: &str) -> bool {
+    ["the driver goes on", "is still being taken back", "no answer within 0 s"]
+        .iter()
+        .any(|it| error.contains(it))
 }
 
 async fn live(seed: u64) -> usize {
