@@ -33,7 +33,7 @@ pub enum PlanError {
         /// The device.
         device: String,
         /// Which GPUs, and why.
-        unread: String,
+        unread: Box<str>,
     },
     /// The device stood for an instance that is gone.
     #[error(
@@ -112,7 +112,7 @@ pub fn plan(
         let unknown = || {
             let (claim, device) = (claim.clone(), it.device.clone());
             if !unread.is_empty() {
-                PlanError::Unread { claim, device, unread: unread.to_owned() }
+                PlanError::Unread { claim, device, unread: unread.into() }
             } else if DeviceName::is_adopted(&device) {
                 PlanError::UnknownInstance { claim, device }
             } else {
