@@ -6,16 +6,19 @@
 //! | promise | test |
 //! |---|---|
 //! | Wherever the driver is killed, before or after any call of NVML, file operation or answer, in prepare, unprepare or the following start, its next start leaves no instance without a claim, no prepared claim without its instance, no CDI file and no state file of nobody; and the claim can be prepared and unprepared. | `tests/crash.rs`: `a_crash_at_any_point_loses_nothing_and_leaves_nothing` |
-//! | The same where a call of NVML fails with any code, once or for good, before or after it has taken effect. An error names the device, what was tried and what to do. | `tests/faults.rs`: `no_fault_of_the_library_loses_or_wedges_anything` |
+//! | The same where a call of NVML fails with any code, once or for good, before or after it has taken effect. An error names the device, what was tried and what to do. | `tests/faults`: `no_fault_of_the_library_loses_or_wedges_anything`; the codes that mean another driver: `tests/recovery.rs`: `a_call_that_finds_the_library_stale_has_it_opened_again_at_once` |
+//! | The same where a call of NVML takes longer than the kubelet's call, alone, after a transient failure, or while another GPU of the claim fails. The call is answered in time, the work goes on to its end, and nothing is undone or forgotten under it; the next call finds the result. | `tests/faults`: `no_slow_call_of_the_library_loses_or_wedges_anything`; `tests/events.rs`: `a_prepare_that_takes_longer_than_its_call_goes_on_…` |
+//! | A claim whose allocation is not what is on record gets what is allocated now, or an error that says what to do. What was answered in this boot stays until the kubelet unprepares it or the ResourceClaim is gone or not allocated any more. Without an API server the record counts. | `tests/recovery.rs`: `a_claim_that_is_allocated_other_devices_keeps_those_it_was_answered_until_it_is_unprepared`, `what_was_begun_for_an_earlier_allocation_gives_way_to_what_is_allocated_now`; `tests/random` |
 //! | The same where any file operation fails: disk full, also in the middle of a write, read-only, EIO from fsync. Nothing half done is acknowledged. A full disk does not keep a GPU cut. | `tests/disk.rs`: `a_disk_that_fails_anywhere_leaves_nothing_half_done_and_wedges_no_claim` |
-//! | The same in any order of prepares, unprepares, repetitions, restarts, reboots, instances of others, busy instances, API outages and forced deletions. | `tests/random`: `whatever_happens_the_model_holds` |
+//! | The same in any order of prepares, unprepares, repetitions, restarts, reboots, instances of others, busy instances, API outages, forced deletions and reallocations. | `tests/random`: `whatever_happens_the_model_holds` |
 //! | Under two hundred calls at once none is lost and none answered wrongly. | `tests/load.rs`: `two_hundred_calls_at_once_are_all_answered_rightly` |
 //! | No bytes in a state file, a claim, a name, an answer of NVML, `ld.so.cache` or a capability file make the driver panic, hang, or leave its directories. | `tests/fuzz.rs` |
 //! | A claim that nobody asks for any more is undone, finished or taken down, at the start and from time to time. | `tests/recovery.rs`: `a_half_prepared_claim_…`, `a_half_unprepared_claim_…`, `a_prepared_claim_whose_object_is_gone_or_another_one_is_taken_down` |
+//! | One that cannot be taken down does not hold up the others. | `tests/recovery.rs`: `a_claim_that_cannot_be_taken_down_does_not_hold_up_the_others` |
 //! | What an API server or a proxy says on a bad day takes nothing down. | `tests/recovery.rs`: `what_an_api_server_says_on_a_bad_day_takes_nothing_down` |
 //! | After a reboot a claim gets the same devices, also without an API server. | `tests/recovery.rs`: `after_a_reboot_without_an_api_server_a_claim_gets_the_same_devices` |
 //! | A state file that cannot be understood, of a newer driver for example, is kept aside, told as an event, and rebuilt; it never stops the driver. | `tests/recovery.rs`: `an_unreadable_state_file_is_an_event_of_the_node_and_no_crash`; `checkpoint`: `older_lines_do_not_speak_for_a_last_one_that_cannot_be_understood` |
-//! | An instance that the driver did not make is never touched, also where claims are given it. | `tests/prepare.rs`: `an_instance_of_somebody_else_is_never_touched`; `tests/random`; `tests/existing.rs`; `tests/crash.rs` |
+//! | An instance that the driver did not make is never touched, also where claims are given it, and, but for what is said below, where it sits in the place of one of ours. | `tests/prepare.rs`: `an_instance_of_somebody_else_is_never_touched`; `tests/recovery.rs`: `an_instance_that_an_administrator_creates_where_a_crashed_prepare_was_about_to_…`, `…_creates_during_the_create_…`, `…_removed_and_created_again_is_not_destroyed`; `tests/random`; `tests/existing.rs`; `tests/crash.rs` |
 //! | A claim that was given such an instance gets this one or an error; until it gives it back, nobody else gets its place. | `tests/existing.rs`: `an_instance_that_vanishes_under_a_claim_…`, `another_instance_in_the_same_place_is_another_device` |
 //! | A whole GPU and its parts or shares are never handed out together, whatever is published and whatever the scheduler says. | `tests/time_slices.rs` |
 //! | A running tenant keeps its instance, whatever the scheduler gives to others. | `tests/recovery.rs`: `a_claim_on_a_placement_that_stays_held_fails_with_the_name_of_the_other_claim`; `tests/prepare.rs`: `a_claim_on_a_placement_that_is_still_held_waits_for_it` |
@@ -28,8 +31,10 @@
 //!
 //! What is not promised:
 //!
-//! * An instance that an administrator makes with the profile and placement of ours, in the microseconds between our look
-//!   and our call, counts as ours.
+//! * NVML does not say who created an instance, and ids and UUIDs are used again. So an instance that an administrator
+//!   creates with profile and placement of ours counts as ours in two cases: it has no compute instance, and was created
+//!   while a prepare was at this very step, or between a crash there and the next start; or it has the id of ours, which
+//!   the administrator destroyed, and the driver has not looked in between (it does so each `--rescan-interval`).
 //! * Where state file, CDI file and ResourceClaim are all lost, what was made counts as somebody else's: it is withheld from
 //!   the offers, or with `--existing-instances adopt` offered as it is, and stays until an administrator destroys it.
 //! * A GPU that answers every call with GPU_IS_LOST is believed; should it come back without a reset, what was on it

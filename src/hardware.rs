@@ -17,10 +17,11 @@ use tracing::{info, warn};
 
 use crate::access::AccessReport;
 use crate::args::HardwareArgs;
-use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
+use crate::checkpoint::{Record, RecordedDevice, RecordedKind};
 use crate::health::Report;
 use crate::host;
 use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, Withheld, inventory_on};
+use crate::mig;
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, RecoveryAction, SkippedGpu};
 use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
 use crate::readiness::HostCondition;
@@ -88,6 +89,16 @@ impl NodeState {
                 Cow::Owned(inventory_on(&hardware.facts, &self.basis.gpus, &terms))
             }
             _ => Cow::Borrowed(&self.inventory),
+        }
+    }
+
+    /// Which GPUs cannot be read or used now, and why; empty where all of them can.
+    #[must_use]
+    pub fn unread(&self) -> String {
+        let may_come_back = self.hardware.as_ref().is_ok_and(|it| !it.is_complete());
+        match self.problems.as_slice() {
+            [] if may_come_back => "some were skipped".to_owned(),
+            problems => problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
         }
     }
 
@@ -329,11 +340,7 @@ impl Hardware {
         let is_it = |device: &RecordedDevice| match &device.kind {
             RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => false,
             RecordedKind::Mig { spec, progress } => {
-                device.parent_uuid == parent
-                    && spec.profile_id == instance.profile_id
-                    && spec.placement == instance.placement
-                    && *progress != Progress::Reserved
-                    && progress.gpu_instance().is_none_or(|id| id == instance.id)
+                device.parent_uuid == parent && mig::is_recorded(spec, progress, instance)
             }
         };
         record.boot_id == self.boot_id && record.devices.iter().any(is_it)
@@ -389,6 +396,14 @@ impl LiveGpu {
     pub fn step_aside(&self) {
         if self.events.step_aside(&self.facts.uuid) {
             self.metrics.event_gap(EventGap::Aside);
+        }
+    }
+
+    /// Counts a call that failed. One that says that the driver was unloaded or replaced makes the session stale.
+    pub fn nvml_failed(&self, error: &CallError) {
+        self.metrics.nvml_failed(error);
+        if error.means_another_driver() {
+            self.is_stale.store(true, Ordering::Relaxed);
         }
     }
 
@@ -456,10 +471,7 @@ impl LiveGpu {
                 let is_lost = code.is_some_and(|it| [Code::GPU_IS_LOST, Code::RESET_REQUIRED].contains(&it));
                 self.is_lost.store(is_lost, Ordering::Relaxed);
                 Ok(read.map_err(|error| {
-                    self.metrics.nvml_failed(&error);
-                    if error.means_another_driver() {
-                        self.is_stale.store(true, Ordering::Relaxed);
-                    }
+                    self.nvml_failed(&error);
                     error.to_string()
                 }))
             }

@@ -11,8 +11,9 @@ use common::{
 use dra_driver_mig::api::{EventReason, Subject};
 use futures::StreamExt;
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
-use kube::api::ListParams;
+use kube::api::{ListParams, Patch, PatchParams};
 use kube_sim::kubelet::{Claim, HealthProbe};
 use kube_sim::{ApiServer, Fault, Options};
 use nvml_sim::{Action, Code};
@@ -113,6 +114,46 @@ async fn a_claim_that_waits_says_for_which_other_one() {
     prepared.unwrap();
     unprepare(&kubelet, &late).await.unwrap();
     assert_eq!(events(&lab, &late.name, EventReason::PrepareImpossible).await, []);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepare_that_takes_longer_than_its_call_goes_on_says_so_and_is_answered_at_once_when_asked_again()
+{
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--call-budget", "1"]);
+    lab.sim.set_latency("nvmlDeviceCreateGpuInstanceWithPlacement", 1_500.0).unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim("slow", &[("a", DRIVER, FIRST_1G), ("b", DRIVER, SECOND_1G)]).await;
+    let consumer = json!({"resource": "pods", "name": "slow-pod", "uid": "pod-uid"});
+    let reserved = Patch::Merge(json!({"status": {"reservedFor": [consumer]}}));
+    let api: Api<ResourceClaim> = Api::namespaced(lab.client.clone(), "default");
+    api.patch_status(&claim.name, &PatchParams::default(), &reserved).await.unwrap();
+
+    let refused = prepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains(FIRST_1G) && refused.contains("the driver goes on"), "{refused}");
+    for about in [claim.name.as_str(), "slow-pod"] {
+        let found = events_when(&lab, about, EventReason::PrepareContinues, 1).await;
+        assert!(note(&found[0]).contains(SECOND_1G), "{found:#?}");
+        // Both devices are created, one after the other on their GPU, without a further call.
+        events_when(&lab, about, EventReason::PrepareFinished, 1).await;
+    }
+    assert_eq!((lab.instances().len(), lab.files("cdi").len()), (2, 1));
+    // A create would take longer than the call.
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap().len(), 2);
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!(lab.left(), Vec::<String>::new());
+
+    // What fails after the answer is taken back, and says so.
+    let broken =
+        nvml_sim::Fault::new("nvmlGpuInstanceCreateComputeInstance", Action::Return(Code::UNKNOWN.0));
+    lab.sim.inject(broken).unwrap();
+    prepare(&kubelet, &claim).await.unwrap_err();
+    for about in [claim.name.as_str(), "slow-pod"] {
+        let found = events_when(&lab, about, EventReason::PrepareUndone, 1).await;
+        assert!(note(&found[0]).contains("nvmlGpuInstanceCreateComputeInstance"), "{found:#?}");
+    }
+    assert_eq!(lab.left(), Vec::<String>::new());
     lab.stop().await;
 }
 

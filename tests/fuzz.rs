@@ -369,7 +369,7 @@ proptest! {
         }
         // Only what this node has is planned.
         let inventory = usual();
-        let ground = Ground { pool: "node/pool", inventory: &inventory, boot_id: "boot" };
+        let ground = Ground { pool: "node/pool", inventory: &inventory, unread: "", boot_id: "boot" };
         if let Ok(record) = plan(&claim(), &devices, ground, &[]) {
             prop_assert_eq!(record.devices.len(), devices.len());
             prop_assert!(record.devices.iter().all(|it| inventory.device(&it.name).is_some()));

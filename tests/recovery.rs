@@ -15,6 +15,7 @@ use kube_sim::kubelet::Claim;
 use nvml_sim::{Action, Code, Fault, Process};
 
 const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
+const SECOND_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-5";
 const CLAIMS: &str = "plugins/mig.dra-driver.dev/claims";
 
 async fn lab(gpus: &str) -> Lab {
@@ -139,6 +140,255 @@ async fn what_an_api_server_says_on_a_bad_day_takes_nothing_down() {
         assert_eq!((lab.instances().len(), lab.files("cdi").len()), (1, 1), "{fault:?}");
         server.clear_faults();
     }
+    lab.stop().await;
+}
+
+/// How often the API server was asked for this claim.
+fn questions(lab: &Lab, claim: &Claim) -> usize {
+    let ControlPlane::Simulated(server) = &lab.plane else { unreachable!("asked for") };
+    let path = format!("/resourceclaims/{}", claim.name);
+    server.requests().iter().filter(|it| it.method == "GET" && it.path.ends_with(&path)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_is_allocated_other_devices_keeps_those_it_was_answered_until_it_is_unprepared() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "1"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    lab.reallocate(&claim, &[SECOND_1G]).await;
+    let refused = prepare(&kubelet, &claim).await.unwrap_err();
+    assert!(
+        refused.contains(FIRST_1G) && refused.contains(SECOND_1G) && refused.contains("delete the pods"),
+        "{refused}"
+    );
+    // The driver asks after every tenth rescan whether its claims exist: so often that it would have acted.
+    let asked = questions(&lab, &claim);
+    eventually("the driver has asked again and again", async || {
+        (asked + 3 <= questions(&lab, &claim)).then_some(())
+    })
+    .await;
+    assert_eq!(lab.instances(), [(0, "1g.10gb".to_owned(), 6)], "its pod may be running");
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert!(is_clean(&lab));
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap()[0].device, SECOND_1G);
+
+    // Without an API server the record counts.
+    lab.reallocate(&claim, &[FIRST_1G]).await;
+    let ControlPlane::Simulated(server) = lab.plane.clone() else { unreachable!("asked for") };
+    server.inject(usize::MAX, |it| it.path.contains("resourceclaims"), ApiFault::Status(503));
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap()[0].device, SECOND_1G);
+    server.clear_faults();
+
+    // Nothing survives a reboot, so there is nothing to keep.
+    lab.stop().await;
+    lab.sim.reboot().unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap()[0].device, FIRST_1G);
+    assert_eq!(lab.instances(), [(0, "1g.10gb".to_owned(), 6)]);
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert!(is_clean(&lab));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_begun_for_an_earlier_allocation_gives_way_to_what_is_allocated_now() {
+    let mut lab = lab("1xH100-80GB").await;
+    // An unprepare that was refused, so that the claim is half taken down.
+    lab.set_args(&["--call-budget", "2"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    lab.sim.inject(Fault::returning("nvmlGpuInstanceDestroy", Code::UNKNOWN)).unwrap();
+    unprepare(&kubelet, &claim).await.unwrap_err();
+    lab.reallocate(&claim, &[SECOND_1G]).await;
+    let refused = prepare(&kubelet, &claim).await.unwrap_err();
+    assert!(
+        refused.contains("nvmlGpuInstanceDestroy") && refused.contains("earlier allocation"),
+        "{refused}"
+    );
+    lab.sim.clear_faults().unwrap();
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap()[0].device, SECOND_1G);
+    assert_eq!(lab.instances(), [(0, "1g.10gb".to_owned(), 5)]);
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert!(is_clean(&lab));
+    lab.stop().await;
+}
+
+/// Serial numbers tell an instance from its successor.
+fn serials(lab: &Lab) -> Vec<u32> {
+    lab.sim.snapshot().unwrap().gpus[0].gpu_instances.iter().map(|it| it.serial).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_an_administrator_creates_where_a_crashed_prepare_was_about_to_is_not_destroyed() {
+    let mut lab = lab("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let mut process = lab.spawn();
+    let kubelet = lab.kubelet().await;
+    let create = "nvmlDeviceCreateGpuInstanceWithPlacement";
+    lab.sim.inject(Fault::new(create, Action::CrashBefore).times(1)).unwrap();
+    assert!(kubelet.prepare(std::slice::from_ref(&claim)).await.is_err(), "the process died");
+    process.wait().unwrap();
+    lab.sim.plant_instance(0, "1g.10gb", 6).unwrap();
+    let planted = serials(&lab);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    eventually("the claim is undone", async || lab.recorded().is_empty().then_some(())).await;
+    assert_eq!(serials(&lab), planted);
+    let refused = prepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains("occupied"), "{refused}");
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!(serials(&lab), planted);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_an_administrator_creates_during_the_create_is_not_destroyed() {
+    let mut lab = lab("1xH100-80GB").await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let create = "nvmlDeviceCreateGpuInstanceWithPlacement";
+    lab.sim.inject(Fault::new(create, Action::Latency(2_000.0)).times(1)).unwrap();
+    let (refused, ()) = tokio::join!(prepare(&kubelet, &claim), async {
+        let begun = async || {
+            let file = lab.path(CLAIMS).join(format!("{}.jsonl", claim.uid));
+            std::fs::read_to_string(file).is_ok_and(|it| it.contains("creating")).then_some(())
+        };
+        eventually("the create has begun", begun).await;
+        lab.sim.plant_instance(0, "1g.10gb", 6).unwrap();
+    });
+    assert!(refused.unwrap_err().contains("occupied"));
+    assert_eq!((serials(&lab).len(), lab.recorded().len()), (1, 0));
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!(serials(&lab).len(), 1);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_an_administrator_removed_and_created_again_is_not_destroyed() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "1"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let first = prepare(&kubelet, &claim).await.unwrap();
+    lab.sim.on_gpu(0, |gpu| gpu.instances.clear()).unwrap();
+    let journal = lab.path(CLAIMS).join(format!("{}.jsonl", claim.uid));
+    let noticed = async || {
+        let text = std::fs::read_to_string(&journal).ok()?;
+        text.lines().last()?.contains("reserved").then_some(())
+    };
+    eventually("the driver has noticed", noticed).await;
+    lab.sim.plant_instance(0, "1g.10gb", 6).unwrap();
+    let planted = serials(&lab);
+    let refused = prepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains("occupied"), "{refused}");
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!(serials(&lab), planted);
+    // Without it the claim gets its own again.
+    lab.sim.on_gpu(0, |gpu| gpu.instances.clear()).unwrap();
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert!(is_clean(&lab));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_cannot_be_taken_down_does_not_hold_up_the_others() {
+    let mut lab = lab("1xH100-80GB").await;
+    let mut claims = Vec::new();
+    for start in [0, 1, 2, 3] {
+        claims
+            .push(lab.claim_of(&format!("at-{start}"), &format!("gpu-0000-1a-00-mig-1g-10gb-{start}")).await);
+    }
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    for claim in &claims {
+        prepare(&kubelet, claim).await.unwrap();
+    }
+    lab.stop().await;
+    for claim in &claims {
+        delete(&lab, claim).await;
+    }
+    // Another process works on two of them, first and third in the order of their UIDs, and does not come to an end.
+    claims.sort_by(|left, right| left.uid.cmp(&right.uid));
+    let file =
+        |claim: &Claim| std::fs::File::open(lab.path(CLAIMS).join(format!("{}.jsonl", claim.uid))).unwrap();
+    let held = [file(&claims[0]), file(&claims[2])];
+    for it in &held {
+        it.lock().unwrap();
+    }
+    lab.start();
+    let left = async || {
+        let recorded = lab.recorded();
+        (!recorded.contains(&claims[1].uid) && !recorded.contains(&claims[3].uid)).then_some(())
+    };
+    eventually("the others are taken down", left).await;
+    assert_eq!((lab.instances().len(), lab.recorded().len()), (2, 2));
+    drop(held);
+    lab.stop().await;
+    lab.start();
+    becomes_clean(&lab).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_finds_the_library_stale_has_it_opened_again_at_once() {
+    // No regular look comes between.
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "3600"]);
+    lab.sim.configure(|it| it.log_calls = true).unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let opened = || lab.sim.calls().unwrap().iter().filter(|it| it.call.starts_with("nvmlInit")).count();
+    let calls = ["nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlGpuInstanceCreateComputeInstance"];
+    let again = ["nvmlComputeInstanceDestroy", "nvmlGpuInstanceDestroy"];
+    for code in [1, 9, 18] {
+        for (call, is_prepare) in calls.iter().map(|it| (it, true)).chain(again.iter().map(|it| (it, false)))
+        {
+            for action in [Action::Return(code), Action::ReturnAfter(code)] {
+                if !is_prepare {
+                    prepare(&kubelet, &claim).await.unwrap();
+                }
+                let before = opened();
+                lab.sim.inject(Fault::new(call, action).times(1)).unwrap();
+                let failed = match is_prepare {
+                    true => prepare(&kubelet, &claim).await.map(drop),
+                    false => unprepare(&kubelet, &claim).await,
+                };
+                assert!(failed.unwrap_err().contains(call), "{action:?}");
+                eventually("NVML is opened again", async || (before < opened()).then_some(())).await;
+                eventually("the claim is served", async || prepare(&kubelet, &claim).await.ok()).await;
+                unprepare(&kubelet, &claim).await.unwrap();
+                assert!(is_clean(&lab), "{call} {action:?}");
+            }
+        }
+    }
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_of_a_gpu_that_is_skipped_for_the_moment_is_not_said_to_be_unknown() {
+    let mut lab = lab("2xH100-80GB").await;
+    lab.sim.inject(Fault::returning("nvmlDeviceGetMigMode", Code::UNKNOWN).on_gpu(0)).unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    let refused = prepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains("nvmlDeviceGetMigMode") && !refused.contains("delete"), "{refused}");
+    lab.sim.clear_faults().unwrap();
+    let unknown = lab.claim_of("unknown", "gpu-0000-ff-00").await;
+    lab.stop().await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    prepare(&kubelet, &claim).await.unwrap();
+    let refused = prepare(&kubelet, &unknown).await.unwrap_err();
+    assert!(refused.contains("delete the pod and its claim"), "{refused}");
+    unprepare(&kubelet, &claim).await.unwrap();
     lab.stop().await;
 }
 

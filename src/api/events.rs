@@ -89,7 +89,12 @@ pub enum EventReason {
     PrepareImpossible,
     /// A claim waits for a part of a GPU that another one still holds.
     PrepareWaits,
-    /// What a process that ended had begun for a claim was taken back; the kubelet's next call makes it anew.
+    /// Preparing a claim takes longer than a call of the kubelet, and goes on.
+    PrepareContinues,
+    /// It has ended: the devices are ready.
+    PrepareFinished,
+    /// What was begun for a claim, by a process that ended or by a call that was answered before, was taken back; the kubelet's
+    /// next call tries again.
     PrepareUndone,
     /// What a process that ended had begun was brought to its end: the claim has nothing here any more.
     UnprepareFinished,
@@ -106,7 +111,7 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutHasNoEffect,
@@ -133,6 +138,8 @@ impl EventReason {
         Self::SlicesOverwritten,
         Self::PrepareImpossible,
         Self::PrepareWaits,
+        Self::PrepareContinues,
+        Self::PrepareFinished,
         Self::PrepareUndone,
         Self::UnprepareFinished,
     ];
@@ -167,6 +174,8 @@ impl EventReason {
             Self::SlicesOverwritten => "SlicesOverwritten",
             Self::PrepareImpossible => "PrepareImpossible",
             Self::PrepareWaits => "PrepareWaits",
+            Self::PrepareContinues => "PrepareContinues",
+            Self::PrepareFinished => "PrepareFinished",
             Self::PrepareUndone => "PrepareUndone",
             Self::UnprepareFinished => "UnprepareFinished",
         }
@@ -202,6 +211,8 @@ impl EventReason {
             | Self::GpuRecovered
             | Self::DeviceError
             | Self::PrepareWaits
+            | Self::PrepareContinues
+            | Self::PrepareFinished
             | Self::PrepareUndone
             | Self::UnprepareFinished => false,
         }
@@ -213,6 +224,8 @@ impl EventReason {
         match self {
             Self::PrepareImpossible
             | Self::PrepareWaits
+            | Self::PrepareContinues
+            | Self::PrepareFinished
             | Self::PrepareUndone
             | Self::UnprepareFinished
             | Self::DeviceUnhealthy
@@ -247,7 +260,9 @@ impl EventReason {
             | Self::DeviceUnhealthy
             | Self::DeviceError => "Watch",
             Self::PublishRefused | Self::SlicesOverwritten => "Publish",
-            Self::PrepareImpossible | Self::PrepareWaits => "Prepare",
+            Self::PrepareImpossible | Self::PrepareWaits | Self::PrepareContinues | Self::PrepareFinished => {
+                "Prepare"
+            }
         }
     }
 }

@@ -4,7 +4,9 @@
 //! |---|---|---|---|
 //! | no file, or no complete line | nothing | | |
 //! | `preparing`, a device `reserved` | nothing of that device; an instance in its place is somebody else's | [`crate::claim`]'s prepare | nothing to undo |
-//! | `preparing`, a device `creating` | nothing, its GPU instance, or all | prepare, which finds by profile and placement what exists | its undo, which destroys what it finds so |
+//! | `preparing`, a device `creating` | nothing, or its GPU instance without a compute instance; one that has any was created by another program | prepare, which finds by profile and placement what exists | its undo, which destroys what it finds so |
+//! | any stage, a device `presumed` | the record was lost: nothing, its GPU instance, or all | prepare, by profile and placement | undo and unprepare, by profile and placement |
+//! | `prepared`, a device `reserved` | another program destroyed its instance, which was noticed | prepare, which creates it again where the place is free | nothing to undo |
 //! | `preparing`, a device `gpuInstance` | that GPU instance, perhaps its compute instance | prepare, which finds it by its id; `creating` again if it is gone | undo, by id, profile and placement |
 //! | `preparing`, a device `complete` | both, perhaps the CDI file | prepare | undo |
 //! | `prepared` | all of it, and a pod that uses it | prepare mends what somebody else removed | only unprepare, or the end of the ResourceClaim |
@@ -85,7 +87,7 @@ impl Record {
         self.stage = stage;
         for device in &mut self.devices {
             if let RecordedKind::Mig { progress, .. } = &mut device.kind {
-                *progress = Progress::Creating;
+                *progress = Progress::Presumed;
             }
         }
         self
@@ -160,8 +162,10 @@ pub enum RecordedKind {
 pub enum Progress {
     /// Nothing was done for it yet.
     Reserved,
-    /// The GPU instance is about to be created; it may exist.
+    /// The GPU instance is about to be created; it may exist, without a compute instance: that is created after the next line.
     Creating,
+    /// The record was lost, and the claim's CDI file or allocation names the device: what sits in its place was created for it.
+    Presumed,
     /// The GPU instance exists; the compute instance may.
     GpuInstance {
         /// GPU instance id.
@@ -183,7 +187,7 @@ impl Progress {
     #[must_use]
     pub fn gpu_instance(&self) -> Option<u32> {
         match self {
-            Self::Reserved | Self::Creating => None,
+            Self::Reserved | Self::Creating | Self::Presumed => None,
             Self::GpuInstance { gpu_instance } | Self::Complete { gpu_instance, .. } => Some(*gpu_instance),
         }
     }

@@ -8,7 +8,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::ClaimUid;
 use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, StoreError};
 
-/// Several GPU threads write their steps to it. One that hangs keeps it, and with it the claim, from later calls.
+/// Several GPU threads read it and write their steps to it. One that hangs keeps it, and with it the claim, from later calls.
 pub(super) type SharedDraft = Arc<Mutex<Draft>>;
 
 /// The journal of a claim and its present record.
@@ -52,6 +52,12 @@ impl Draft {
         Arc::new(Mutex::new(Self { record, opened, promise }))
     }
 
+    /// Gives the claim back where no work for it runs any more.
+    pub(super) fn into_opened(draft: SharedDraft) -> Option<Opened> {
+        let draft = Arc::into_inner(draft)?;
+        Some(draft.into_inner().unwrap_or_else(PoisonError::into_inner).opened)
+    }
+
     /// Notes that the claim enters this stage.
     pub(super) fn enter(&mut self, stage: Stage) -> Result<(), StoreError> {
         if self.record.stage == stage {
@@ -69,6 +75,14 @@ impl Draft {
             *progress = now;
         }
         self.opened.journal.append(&self.record)
+    }
+
+    /// How far a device got; nothing for one that is not made.
+    pub(super) fn progress(&self, index: usize) -> Option<Progress> {
+        match &self.record.devices.get(index)?.kind {
+            RecordedKind::Mig { progress, .. } => Some(progress.clone()),
+            RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => None,
+        }
     }
 
     /// Nothing is left of the claim: the file goes, or says again what was promised in an earlier boot.

@@ -1,6 +1,6 @@
 //! Why a claim was not prepared or unprepared. The texts become events on the pod.
 
-use super::{AllocationError, ClaimRef, PlanError};
+use super::{AllocationError, ClaimRef, OtherDevices, PlanError, Unfinished};
 use crate::api::ReadError;
 use crate::cdi::{CapsError, CommonError, FilesError, SpecError};
 use crate::checkpoint::StoreError;
@@ -30,6 +30,12 @@ pub enum PrepareError {
     /// It does not fit this node.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// It has other devices than it is allocated.
+    #[error(transparent)]
+    OtherDevices(#[from] Box<OtherDevices>),
+    /// What was begun for an earlier allocation of the claim cannot be taken down.
+    #[error("the devices that were begun for an earlier allocation cannot be taken down yet: {0}")]
+    Before(Box<UnprepareError>),
     /// Somebody else works on it.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -44,12 +50,9 @@ pub enum PrepareError {
         /// Why.
         source: MigError,
     },
-    /// The GPU does not answer.
-    #[error(
-        "device `{0}`: the GPU did not answer within the time of the call; what was begun goes on, and the kubelet asks \
-         again; `nvidia-smi` and the kernel log of the node show what holds it"
-    )]
-    Silent(String),
+    /// The work takes longer than the call, and goes on.
+    #[error("{0}; `nvidia-smi` and the kernel log of the node show what a GPU is busy with")]
+    Silent(Box<Unfinished>),
     /// The capability files of an instance are missing.
     #[error("device `{device}`: {source}")]
     Caps {
@@ -91,7 +94,7 @@ impl PrepareError {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Allocation(error) => !matches!(error, AllocationError::NotAllocated(_)),
-            Self::Plan(error) => !matches!(error, PlanError::Held(_)),
+            Self::Plan(error) => !matches!(error, PlanError::Held(_) | PlanError::Unread { .. }),
             _ => false,
         }
     }
@@ -122,12 +125,9 @@ pub enum UnprepareError {
     /// What an unreadable record meant cannot be told.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// The GPU does not answer.
-    #[error(
-        "device `{0}`: the GPU did not answer within the time of the call; what was begun goes on, and the kubelet asks \
-         again; `nvidia-smi` and the kernel log of the node show what holds it"
-    )]
-    Silent(String),
+    /// The work takes longer than the call, and goes on.
+    #[error("{0}; `nvidia-smi` and the kernel log of the node show what a GPU is busy with")]
+    Silent(Box<Unfinished>),
     /// The hardware refused.
     #[error("device `{device}`: {source}")]
     Device {

@@ -10,6 +10,7 @@
 //! a call that the kubelet has given up while it waited is not begun. No claim waits for another one but for a part of
 //! a GPU that the other still holds.
 
+mod agreement;
 mod allocation;
 mod draft;
 mod error;
@@ -31,9 +32,11 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
+pub use agreement::OtherDevices;
 pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
 pub use error::{Busy, PrepareError, UnprepareError};
 pub use plan::{Conflict, Ground, PlanError, plan};
+pub use work::Unfinished;
 
 use crate::api::{ClaimReader, Events};
 use crate::cdi::{ClaimFiles, FilesError, Kind};
@@ -259,6 +262,13 @@ impl Claims {
         self.node.borrow().hardware.clone().map_err(PrepareError::NoHardware)
     }
 
+    /// Has the hardware looked at again at once where a call found that the NVIDIA driver was unloaded or replaced.
+    fn look_again_if_stale(&self) {
+        if self.hardware().is_ok_and(|it| it.is_stale()) {
+            self.surprised.notify_one();
+        }
+    }
+
     /// Waits until it is this call's turn and nobody else has the claim's journal, until the deadline; `None` where nothing
     /// is on disk about the claim and `or_new` is false.
     async fn open<E: From<StoreError> + From<Busy>>(
@@ -337,13 +347,12 @@ impl Claims {
         allocated: &[AllocatedDevice],
         others: &[Arc<Record>],
     ) -> Result<Record, PlanError> {
-        let inventory = self.inventory();
-        plan(
-            claim,
-            allocated,
-            Ground { pool: &self.pool, inventory: &inventory, boot_id: &self.boot_id },
-            others,
-        )
+        let (inventory, unknown) = {
+            let node = self.node.borrow();
+            (Arc::clone(&node.inventory), node.unread())
+        };
+        let (pool, boot_id) = (self.pool.as_str(), self.boot_id.as_str());
+        plan(claim, allocated, Ground { pool, inventory: &inventory, unread: &unknown, boot_id }, others)
     }
 
     fn inventory(&self) -> Arc<Inventory> {

@@ -22,6 +22,19 @@ pub enum PlanError {
         /// The device.
         device: String,
     },
+    /// Not every GPU of this node can be read now, and the device may be one of those that cannot.
+    #[error(
+        "device `{device}` of ResourceClaim {claim} is not known while not every GPU of the node can be used ({unread}); the \
+         kubelet asks again; `nvidia-smi` and `dra-driver-mig inspect` on the node show more"
+    )]
+    Unread {
+        /// The claim.
+        claim: ClaimRef,
+        /// The device.
+        device: String,
+        /// Which GPUs, and why.
+        unread: Box<str>,
+    },
     /// The device stood for an instance that is gone.
     #[error(
         "device `{device}` of ResourceClaim {claim} stands for a MIG instance that the driver did not make, and there is no \
@@ -75,6 +88,8 @@ pub struct Ground<'a> {
     pub pool: &'a str,
     /// What its GPUs can be cut into.
     pub inventory: &'a Inventory,
+    /// Which GPUs cannot be used now, and why; empty where the inventory has everything.
+    pub unread: &'a str,
     /// The present boot.
     pub boot_id: &'a str,
 }
@@ -87,7 +102,7 @@ pub fn plan(
     ground: Ground<'_>,
     others: &[Arc<Record>],
 ) -> Result<Record, PlanError> {
-    let Ground { pool, inventory, boot_id } = ground;
+    let Ground { pool, inventory, unread, boot_id } = ground;
     let mut devices = Vec::new();
     for it in allocated {
         if it.pool != pool {
@@ -96,7 +111,9 @@ pub fn plan(
         }
         let unknown = || {
             let (claim, device) = (claim.clone(), it.device.clone());
-            if DeviceName::is_adopted(&device) {
+            if !unread.is_empty() {
+                PlanError::Unread { claim, device, unread: unread.into() }
+            } else if DeviceName::is_adopted(&device) {
                 PlanError::UnknownInstance { claim, device }
             } else {
                 PlanError::UnknownDevice { claim, device }
@@ -249,7 +266,7 @@ mod tests {
     #[test]
     fn an_unknown_device_and_another_pool_are_told_apart() {
         let inventory = Inventory::default();
-        let ground = Ground { pool: "n/d", inventory: &inventory, boot_id: "boot" };
+        let ground = Ground { pool: "n/d", inventory: &inventory, unread: "", boot_id: "boot" };
         let allocated =
             |pool: &str| AllocatedDevice { device: "x".into(), pool: pool.into(), requests: Vec::new() };
         let planned = |pool| plan(&claim("c"), &[allocated(pool)], ground, &[]);
@@ -258,5 +275,10 @@ mod tests {
         assert!(matches!(gone, Err(PlanError::UnknownInstance { .. })));
         assert!(matches!(planned("n/d"), Err(PlanError::UnknownDevice { .. })));
         assert!(matches!(planned("m/d"), Err(PlanError::OtherPool { .. })));
+        let ground = Ground { unread: "GPU 1: it does not answer", ..ground };
+        let unread = plan(&claim("c"), &[allocated("n/d")], ground, &[]).unwrap_err();
+        assert!(matches!(unread, PlanError::Unread { .. }));
+        let text = unread.to_string();
+        assert!(text.contains("GPU 1: it does not answer") && !text.contains("delete"), "{text}");
     }
 }

@@ -5,39 +5,56 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::time::{Instant, sleep};
-use tracing::{Instrument, debug, info, warn};
+use tracing::{debug, info, warn};
 
+use super::agreement::Agreed;
 use super::draft::{Draft, Opened, SharedDraft, held};
-use super::work::{WorkError, blocking, on_gpu, retried};
+use super::work::{BEYOND, NoResult, Ongoing, WorkError, blocking, retried, to_its_end, within};
 use super::{
     AllocatedDevice, Busy, ClaimRef, Claims, PlanError, PrepareError, PreparedDevice, allocated_devices,
 };
 use crate::api::EventReason;
 use crate::cdi::{ClaimDevice, CommonError, DeviceNodes, MigCaps, claim_spec};
-use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
+use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::{Adopted, MigSpec};
 use crate::mig;
-use crate::telemetry::metrics::{Recovery, Step};
+use crate::telemetry::metrics::{PodRef, Recovery, Step};
 
 impl Claims {
     /// Prepares a claim and answers with its devices. Repeating it gives the same answer: what exists is checked, what
     /// is missing made again, the CDI file rewritten. A caller that stops waiting before its turn has asked for nothing;
-    /// once the work has begun, it goes on.
+    /// once the work has begun, it goes on to its end, also beyond the answer: the next call finds the result.
     pub async fn prepare(self: &Arc<Self>, claim: &ClaimRef) -> Result<Vec<PreparedDevice>, PrepareError> {
         let deadline = Instant::now() + self.budget;
         let Some(opened) = self.open::<PrepareError>(claim, true, deadline).await? else {
             return Err(Busy(claim.clone()).into());
         };
-        let (this, owned) = (Arc::clone(self), claim.clone());
-        let work = async move { this.prepare_now(&owned, opened, deadline).await };
-        let interrupted = |_| Err(PrepareError::Interrupted(claim.clone()));
-        let result = tokio::spawn(work.in_current_span()).await.unwrap_or_else(interrupted);
+        let ongoing = Ongoing::default();
+        let (this, owned, seen) = (Arc::clone(self), claim.clone(), ongoing.clone());
+        let work = async move {
+            let result = this.prepare_now(&owned, opened, deadline, &seen).await;
+            if let Some(pods) = seen.late_for() {
+                this.emit_late(&owned, &pods, &result);
+            }
+            result
+        };
+        let result = match within(claim, deadline, &ongoing, work).await {
+            Ok(result) => result,
+            Err(NoResult::Interrupted) => Err(PrepareError::Interrupted(claim.clone())),
+            Err(NoResult::Unfinished(unfinished)) => {
+                let pods = self.pods.of(&claim.uid);
+                ongoing.note_pods(pods.clone());
+                self.emit(EventReason::PrepareContinues, claim, &pods, format!("{unfinished}."));
+                Err(PrepareError::Silent(Box::new(unfinished)))
+            }
+        };
         if let Err(error) = &result
             && error.asks_for_a_look()
         {
             self.surprised.notify_one();
         }
+        self.look_again_if_stale();
         if let Err(error) = &result
             && error.is_final()
         {
@@ -49,41 +66,15 @@ impl Claims {
     async fn prepare_now(
         &self,
         claim: &ClaimRef,
-        mut opened: Opened,
+        opened: Opened,
         deadline: Instant,
+        ongoing: &Ongoing,
     ) -> Result<Vec<PreparedDevice>, PrepareError> {
         let hardware = self.hardware()?;
-        let journal = &mut opened.journal;
-        let mut promise = None;
-        let record = match journal.stored().clone() {
-            // What was taken down after the loss of its record does not know its requests.
-            Stored::Record(record) if record.boot_id == self.boot_id && knows_its_requests(&record) => {
-                Record::clone(&record)
-            }
-            // Instances do not survive a reboot; what was promised does, and needs no API server to be known.
-            Stored::Record(before) if before.boot_id != self.boot_id => {
-                promise = Some(Record::clone(&before));
-                self.new_record(claim, &promised(&before), journal, &[], deadline).await?
-            }
-            Stored::Record(_) | Stored::Nothing => {
-                let allocated = self.allocated(claim, deadline).await?;
-                // Made by this claim already: only the state file was lost.
-                let made = blocking(|| self.cdi.devices(claim.uid.as_str()))?;
-                self.new_record(claim, &allocated, journal, &made, deadline).await?
-            }
-            Stored::Unreadable(reason) => {
-                let allocated = self.allocated(claim, deadline).await?;
-                self.report_unreadable(&claim.uid, &reason);
-                // It counts as prepared, because its pod may be running.
-                self.reserve(claim, journal, deadline, |others| {
-                    Ok::<_, PrepareError>(self.planned(claim, &allocated, others)?.made(Stage::Prepared))
-                })
-                .await?
-            }
-        };
+        let Agreed { opened, record, promise } = self.agreed(claim, opened, deadline, ongoing).await?;
         let before = record.clone();
         let draft = Draft::shared(opened, record, promise);
-        match self.carry_out(&draft, &before, &hardware, deadline).await {
+        match self.carry_out(&draft, &before, &hardware, deadline, ongoing).await {
             Ok(devices) => {
                 if before.stage != Stage::Prepared {
                     info!(devices = devices.len(), "claim prepared");
@@ -91,20 +82,51 @@ impl Claims {
                 Ok(devices)
             }
             Err(error) => {
-                // The pod of a claim that was prepared before may be running: leave it what it has. And behind a GPU
-                // that does not answer there is no point in waiting; the next call for the claim finds the record.
-                if before.stage != Stage::Prepared && !matches!(error, PrepareError::Silent(_)) {
-                    self.undo(&draft, deadline).await;
+                // The pod of a claim that was prepared before may be running: leave it what it has.
+                if before.stage != Stage::Prepared {
+                    ongoing.undoes(&error);
+                    self.undo(&draft, deadline, ongoing).await;
                 }
                 Err(error)
             }
         }
     }
 
+    /// Reports how a prepare ended whose call had been answered before: the kubelet learns it only when it asks again.
+    fn emit_late(
+        &self,
+        claim: &ClaimRef,
+        pods: &[PodRef],
+        result: &Result<Vec<PreparedDevice>, PrepareError>,
+    ) {
+        let (reason, note) = match result {
+            Ok(_) => (
+                EventReason::PrepareFinished,
+                "The devices of the claim are ready; the kubelet's next call is answered at once.".to_owned(),
+            ),
+            Err(error) => {
+                warn!(%error, "claim not prepared, long after its call");
+                (
+                    EventReason::PrepareUndone,
+                    format!("Taken back: {error}; the kubelet's next call tries again."),
+                )
+            }
+        };
+        self.emit(reason, claim, pods, note);
+    }
+
+    /// Emits an event for the claim and for these pods.
+    fn emit(&self, reason: EventReason, claim: &ClaimRef, pods: &[PodRef], note: String) {
+        for pod in pods {
+            self.events.tell_pod(reason, &claim.namespace, pod, note.clone());
+        }
+        self.events.tell_claim(reason, claim, note);
+    }
+
     /// Plans the claim and stores the record, which is the intent to make its devices. Waits within the deadline for a
     /// claim that is in the way, because the scheduler may give away what is just being unprepared. With any of the
     /// devices made already, a pod may be running with them, so the claim counts as prepared.
-    async fn new_record(
+    pub(super) async fn new_record(
         &self,
         claim: &ClaimRef,
         allocated: &[AllocatedDevice],
@@ -147,7 +169,7 @@ impl Claims {
         }
     }
 
-    async fn allocated(
+    pub(super) async fn allocated(
         &self,
         claim: &ClaimRef,
         deadline: Instant,
@@ -163,15 +185,15 @@ impl Claims {
         before: &Record,
         hardware: &Hardware,
         deadline: Instant,
+        ongoing: &Ongoing,
     ) -> Result<Vec<PreparedDevice>, PrepareError> {
         if before.stage == Stage::Unpreparing {
             blocking(|| held(draft).enter(Stage::Preparing))?;
         }
-        let makes = before
-            .devices
-            .iter()
-            .enumerate()
-            .map(|(index, device)| self.ensure_device(draft, index, device, hardware, deadline));
+        let makes =
+            before.devices.iter().enumerate().map(|(index, device)| {
+                self.ensure_device(draft, index, device, hardware, (deadline, ongoing))
+            });
         // All are waited for, also after one has failed: no step of this call may be taken after its end.
         let nodes = join_all(makes).await.into_iter().collect::<Result<_, _>>()?;
         blocking(|| {
@@ -193,19 +215,21 @@ impl Claims {
         index: usize,
         device: &RecordedDevice,
         hardware: &Hardware,
-        deadline: Instant,
+        (deadline, ongoing): (Instant, &Ongoing),
     ) -> Result<DeviceNodes, PrepareError> {
         let gpu = gpu_of(hardware, device)?;
-        let made = retried(deadline, || async {
+        let waiting = ongoing.begin(&device.name);
+        let made = retried(deadline, &waiting, || async {
             match &device.kind {
-                RecordedKind::Gpu | RecordedKind::Share { .. } => whole_gpu(gpu, deadline).await,
-                RecordedKind::Adopted(adopted) => existing(gpu, adopted, deadline).await,
-                RecordedKind::Mig { spec, .. } => self.mig_device(draft, index, spec, gpu, deadline).await,
+                RecordedKind::Gpu | RecordedKind::Share { .. } => whole_gpu(draft, gpu).await,
+                RecordedKind::Adopted(adopted) => existing(gpu, adopted).await,
+                RecordedKind::Mig { spec, .. } => mig_device(draft, index, spec, gpu).await,
             }
         });
         let made = made.await;
         self.note_permission(device, &made);
         let (parent_minor, instance) = made.map_err(|error| failed(device, error))?;
+        drop(waiting);
         if let Some(missing) = self.readiness.common().root().missing_gpu_node(parent_minor) {
             return Err(CommonError::Incomplete(missing.to_string()).into());
         }
@@ -228,26 +252,6 @@ impl Claims {
         if is_news {
             self.surprised.notify_one();
         }
-    }
-
-    async fn mig_device(
-        &self,
-        draft: &SharedDraft,
-        index: usize,
-        spec: &MigSpec,
-        gpu: &LiveGpu,
-        deadline: Instant,
-    ) -> Result<NodeNumbers, WorkError> {
-        let (draft, spec, facts) = (Arc::clone(draft), spec.clone(), Arc::clone(&gpu.facts));
-        let metrics = gpu.metrics.clone();
-        on_gpu(gpu, deadline, move |handle| {
-            let Some(mig) = &facts.mig else { return Err(mig::no_mig()) };
-            let Some(progress) = progress_of(&held(&draft).record, index) else { return Err(mig::no_mig()) };
-            let mut note = |progress| held(&draft).note(index, progress);
-            let made = mig::ensure(handle, mig, &spec, &progress, &mut note, &metrics)?;
-            Ok((made.parent_minor, Some((made.gpu_instance, made.compute_instance.id))))
-        })
-        .await
     }
 
     fn write_cdi(
@@ -279,13 +283,11 @@ impl Claims {
         })
     }
 
-    /// Takes back what a failed first attempt made. What cannot be taken back stays recorded, for the next call and for
-    /// recovery.
-    async fn undo(&self, draft: &SharedDraft, deadline: Instant) {
-        /// What a call that has used up its time may take beyond it: the kubelet waits five seconds longer.
-        const LEAST: Duration = Duration::from_secs(4);
-        let deadline = deadline.max(Instant::now() + LEAST);
-        let undone = self.take_down(draft, deadline).await;
+    /// Takes back what a failed first attempt made. No piece of that attempt's work runs any more. What cannot be taken back
+    /// stays recorded, for the next call and for recovery.
+    async fn undo(&self, draft: &SharedDraft, deadline: Instant, ongoing: &Ongoing) {
+        let deadline = deadline.max(Instant::now() + BEYOND);
+        let undone = self.take_down(draft, deadline, ongoing).await;
         self.metrics.recovered(Recovery::Undo, undone.is_ok());
         if let Err(error) = undone {
             warn!(%error, "cannot take back what a failed prepare made; it stays recorded");
@@ -296,9 +298,11 @@ impl Claims {
 /// Minor number of the GPU, and the ids of GPU instance and compute instance for a MIG device.
 type NodeNumbers = (u32, Option<(u32, u32)>);
 
-async fn whole_gpu(gpu: &LiveGpu, deadline: Instant) -> Result<NodeNumbers, WorkError> {
-    let facts = Arc::clone(&gpu.facts);
-    on_gpu(gpu, deadline, move |handle| {
+/// The work keeps the claim until it ends, also after the call was answered. So it is with every work that changes a GPU.
+async fn whole_gpu(draft: &SharedDraft, gpu: &LiveGpu) -> Result<NodeNumbers, WorkError> {
+    let (draft, facts) = (Arc::clone(draft), Arc::clone(&gpu.facts));
+    to_its_end(gpu, move |handle| {
+        let _claim_is_ours = draft;
         if let Some(mig) = &facts.mig {
             mig::switch_mode(handle, mig, false)?;
         }
@@ -308,11 +312,30 @@ async fn whole_gpu(gpu: &LiveGpu, deadline: Instant) -> Result<NodeNumbers, Work
 }
 
 /// An instance that somebody else made is looked for, and nothing else.
-async fn existing(gpu: &LiveGpu, adopted: &Adopted, deadline: Instant) -> Result<NodeNumbers, WorkError> {
+async fn existing(gpu: &LiveGpu, adopted: &Adopted) -> Result<NodeNumbers, WorkError> {
     let adopted = adopted.clone();
-    on_gpu(gpu, deadline, move |handle| {
+    to_its_end(gpu, move |handle| {
         let found = mig::find_existing(handle, &adopted)?;
         Ok((found.parent_minor, Some((found.gpu_instance, found.compute_instance.id))))
+    })
+    .await
+}
+
+/// How far the device got is read when the work begins: work before it on the same GPU may have changed it.
+async fn mig_device(
+    draft: &SharedDraft,
+    index: usize,
+    spec: &MigSpec,
+    gpu: &LiveGpu,
+) -> Result<NodeNumbers, WorkError> {
+    let (draft, spec, facts) = (Arc::clone(draft), spec.clone(), Arc::clone(&gpu.facts));
+    let metrics = gpu.metrics.clone();
+    to_its_end(gpu, move |handle| {
+        let Some(mig) = &facts.mig else { return Err(mig::no_mig()) };
+        let Some(progress) = held(&draft).progress(index) else { return Err(mig::no_mig()) };
+        let mut note = |progress| held(&draft).note(index, progress);
+        let made = mig::ensure(handle, mig, &spec, &progress, &mut note, &metrics)?;
+        Ok((made.parent_minor, Some((made.gpu_instance, made.compute_instance.id))))
     })
     .await
 }
@@ -327,12 +350,8 @@ pub(super) fn mig_devices(
     })
 }
 
-fn progress_of(record: &Record, index: usize) -> Option<Progress> {
-    mig_devices(record).find(|(it, ..)| *it == index).map(|(_, _, _, progress)| progress.clone())
-}
-
 /// What a record promises, as an allocation.
-fn promised(record: &Record) -> Vec<AllocatedDevice> {
+pub(super) fn promised(record: &Record) -> Vec<AllocatedDevice> {
     let device = |it: &RecordedDevice| AllocatedDevice {
         device: it.name.clone(),
         pool: it.pool.clone(),
@@ -342,7 +361,7 @@ fn promised(record: &Record) -> Vec<AllocatedDevice> {
 }
 
 /// False for a record that was made from names alone.
-fn knows_its_requests(record: &Record) -> bool {
+pub(super) fn knows_its_requests(record: &Record) -> bool {
     record.devices.iter().all(|it| !it.requests.is_empty())
 }
 
@@ -357,7 +376,6 @@ fn gpu_of<'a>(hardware: &'a Hardware, device: &RecordedDevice) -> Result<&'a Arc
 fn failed(device: &RecordedDevice, error: WorkError) -> PrepareError {
     match error {
         WorkError::Mig(source) => PrepareError::Device { device: device.name.clone(), source },
-        WorkError::Silent => PrepareError::Silent(device.name.clone()),
         WorkError::Closed(closed) => closed.into(),
     }
 }

@@ -16,12 +16,15 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use super::draft::{Draft, Opened};
+use super::draft::{Draft, Opened, held};
 use super::prepare::mig_devices;
-use super::work::{WorkError, blocking, on_gpu};
-use super::{AllocationError, ClaimRef, ClaimUid, Claims, PrepareError, UnprepareError, allocated_devices};
+use super::unprepare::in_time;
+use super::work::{Ongoing, WorkError, blocking, look, within};
+use super::{AllocationError, ClaimRef, ClaimUid, Claims, UnprepareError, allocated_devices};
 use crate::api::{EventReason, ReadError};
-use crate::checkpoint::{Journal, Record, RecordedDevice, RecordedKind, Rest, Stage, Stored, Taken};
+use crate::checkpoint::{
+    Journal, Progress, Record, RecordedDevice, RecordedKind, Rest, Stage, Stored, Taken,
+};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::{Adopted, DeviceKind};
 use crate::mig::{self, MigError};
@@ -87,7 +90,7 @@ impl Claims {
     }
 
     /// Brings state files, instances and CDI files together, without the API server.
-    async fn sweep(&self, youngest: Duration) -> Result<(), UnprepareError> {
+    async fn sweep(self: &Arc<Self>, youngest: Duration) -> Result<(), UnprepareError> {
         let mut uids: BTreeSet<ClaimUid> = self.checkpoint.list()?.into_iter().map(|(uid, _)| uid).collect();
         uids.extend(self.cdi.list()?.iter().filter_map(|it| it.parse().ok()));
         let sweeps = uids.into_iter().map(|uid| async move {
@@ -100,7 +103,7 @@ impl Claims {
         Ok(())
     }
 
-    async fn recover(&self, uid: &ClaimUid, youngest: Duration) -> Result<(), UnprepareError> {
+    async fn recover(self: &Arc<Self>, uid: &ClaimUid, youngest: Duration) -> Result<(), UnprepareError> {
         let deadline = Instant::now() + PATIENCE;
         let Taken::Journal(journal) = self.checkpoint.take(uid, true)? else { return Ok(()) };
         match journal.stored().clone() {
@@ -118,77 +121,104 @@ impl Claims {
                     let ClaimRef { namespace, name, .. } = &record.claim;
                     info!(namespace, name, stage = ?record.stage, "nobody works on the claim any more: taking it down");
                     let draft = Draft::shared(Opened { journal, _turn: None }, Record::clone(&record), None);
-                    let done = self.take_down(&draft, deadline).await;
+                    let ongoing = Ongoing::default();
+                    let (this, seen) = (Arc::clone(self), ongoing.clone());
+                    let work = async move { this.take_down(&draft, deadline, &seen).await };
+                    let done = in_time(&record.claim, within(&record.claim, deadline, &ongoing, work).await);
                     self.metrics.recovered(Recovery::TakeDown, done.is_ok());
                     done?;
                     info!("claim taken down");
                     self.tell_recovered(&record);
                     Ok(())
                 }
-                Rest::Nothing => self.mend_cdi(journal, &record, deadline).await,
+                Rest::Nothing => self.mend(journal, &record, deadline).await,
             },
         }
     }
 
     /// Takes down prepared claims whose ResourceClaim does not exist any more, or is another one of that name: nobody
-    /// will ask for them. So it is with one that was given other devices meanwhile, if that is seen twice; those that are
-    /// seen the first time are the answer. A claim whose state cannot be told stays.
+    /// will ask for them. So it is with one that is not allocated any more, or was given other devices and not answered in
+    /// this boot, if that is seen twice; those that are seen the first time are the answer. A claim whose state cannot be
+    /// told stays. One that cannot be taken down does not hold up the others.
     async fn take_down_orphans(
-        &self,
+        self: &Arc<Self>,
         suspects: &BTreeSet<ClaimUid>,
     ) -> Result<BTreeSet<ClaimUid>, UnprepareError> {
         /// After so many failures in a row the API server is taken to be down.
         const MOST_FAILURES: u32 = 3;
         let mut suspected = BTreeSet::new();
+        let mut orphans = Vec::new();
         let mut failures = 0;
+        let mut given_up = None;
         for record in self.checkpoint.records()? {
             // Asked without holding the journal: a slow API server must not keep the kubelet from unpreparing.
             let read = self.reader.read(&record.claim, Instant::now() + PATIENCE).await;
             if let Ok(object) = &read {
                 self.pods.note(&record.claim.uid, object);
             }
-            let why = match read {
-                Ok(object) if self.is_still_for(&record, &object) => None,
-                Ok(_) if suspects.contains(&record.claim.uid) => Some("the ResourceClaim has other devices"),
-                Ok(_) => {
-                    suspected.insert(record.claim.uid.clone());
-                    None
+            let claim = &record.claim;
+            match read {
+                Ok(object) if self.is_still_for(&record, &object) => {}
+                Ok(_) if suspects.contains(&claim.uid) => {
+                    orphans
+                        .push((claim.clone(), "the ResourceClaim is not allocated these devices any more"));
                 }
-                Err(ReadError::Gone(_)) => Some("the ResourceClaim is gone"),
-                Err(error) if failures + 1 == MOST_FAILURES => return Err(error.into()),
+                Ok(_) => {
+                    suspected.insert(claim.uid.clone());
+                }
+                Err(ReadError::Gone(_)) => orphans.push((claim.clone(), "the ResourceClaim is gone")),
+                Err(error) if failures + 1 == MOST_FAILURES => {
+                    given_up = Some(error);
+                    break;
+                }
                 Err(error) => {
                     failures += 1;
                     debug!(%error, "cannot tell whether the claim exists");
                     continue;
                 }
-            };
-            failures = 0;
-            if let Some(why) = why {
-                self.take_down_orphan(&record.claim, why).await?;
             }
+            failures = 0;
         }
-        Ok(suspected)
+        let mut taken = Vec::new();
+        for (claim, why) in orphans {
+            taken.push(self.take_down_orphan(claim, why));
+        }
+        stream::iter(taken).buffer_unordered(AT_ONCE).collect::<()>().await;
+        given_up.map_or(Ok(suspected), |error| Err(error.into()))
     }
 
-    async fn take_down_orphan(&self, claim: &ClaimRef, why: &'static str) -> Result<(), UnprepareError> {
+    async fn take_down_orphan(self: &Arc<Self>, claim: ClaimRef, why: &'static str) {
+        if let Err(error) = self.leave_orphan(&claim, why).await {
+            warn!(%error, %claim, "{why}, but it cannot be taken down now");
+        }
+    }
+
+    async fn leave_orphan(
+        self: &Arc<Self>,
+        claim: &ClaimRef,
+        why: &'static str,
+    ) -> Result<(), UnprepareError> {
         // A sweep, or a call of the kubelet, may have it; afterwards it may be gone.
         let deadline = Instant::now() + PATIENCE;
         let Some(opened) = self.open::<UnprepareError>(claim, false, deadline).await? else { return Ok(()) };
         let Stored::Record(now) = opened.journal.stored().clone() else { return Ok(()) };
         let span = info_span!("recover", %claim, claim.uid = claim.uid.as_str());
-        let left = self.leave(opened, Record::clone(&now), Instant::now() + PATIENCE);
-        let left = left.instrument(span.clone()).await;
+        let (deadline, ongoing) = (Instant::now() + PATIENCE, Ongoing::default());
+        let (this, seen, record) = (Arc::clone(self), ongoing.clone(), Record::clone(&now));
+        let work = async move { this.leave(opened, record, deadline, &seen).await };
+        let left = within(claim, deadline, &ongoing, work).instrument(span.clone()).await;
+        let left = in_time(claim, left);
         self.metrics.recovered(Recovery::Orphan, left.is_ok());
-        span.in_scope(|| match left {
-            Ok(()) => info!("{why}: claim taken down"),
-            Err(error) => warn!(%error, "{why}, but it cannot be taken down now"),
-        });
+        left?;
+        span.in_scope(|| info!("{why}: claim taken down"));
         Ok(())
     }
 
     /// True where any device of the record is still the claim's, or cannot be told. A claim has all its devices or none.
     fn is_still_for(&self, record: &Record, object: &ResourceClaim) -> bool {
         let allocated = match allocated_devices(&record.claim, object, &self.driver) {
+            // What was answered in this boot may be in use, whatever is allocated now; the kubelet unprepares it.
+            Ok(_) if record.stage == Stage::Prepared && record.boot_id == self.boot_id => return true,
             Ok(allocated) => allocated,
             Err(AllocationError::NotAllocated(_)) => Vec::new(),
             Err(_) => return true,
@@ -199,10 +229,45 @@ impl Claims {
         record.devices.is_empty() || record.devices.iter().any(has)
     }
 
+    /// Notes which devices of a prepared claim another program destroyed, and writes its CDI file again if that is gone.
+    async fn mend(
+        self: &Arc<Self>,
+        journal: Journal,
+        record: &Arc<Record>,
+        deadline: Instant,
+    ) -> Result<(), UnprepareError> {
+        let mut gone = Vec::new();
+        if let (Ok(hardware), true) = (self.hardware(), record.boot_id == self.boot_id) {
+            for (index, device, spec, progress) in mig_devices(record) {
+                let Some(gpu) = hardware.gpu(&device.parent_uuid) else { continue };
+                // Looks do not pile up behind a GPU that hangs.
+                if 0 < gpu.queue.pending() {
+                    continue;
+                }
+                let (spec, progress) = (spec.clone(), progress.clone());
+                let found = look(gpu, deadline, move |handle| mig::is_gone(handle, &spec, &progress)).await;
+                if matches!(found, Some(Ok(true))) {
+                    warn!(
+                        device = device.name,
+                        "the MIG instance of a prepared claim is gone: another program destroyed it"
+                    );
+                    gone.push(index);
+                }
+            }
+        }
+        if gone.is_empty() {
+            return self.mend_cdi(journal, record, deadline).await;
+        }
+        let draft = Draft::shared(Opened { journal, _turn: None }, Record::clone(record), None);
+        blocking(|| gone.iter().try_for_each(|index| held(&draft).note(*index, Progress::Reserved)))?;
+        self.changed.send_replace(());
+        Ok(())
+    }
+
     /// Writes the CDI file of a prepared claim again if it is gone, as after somebody cleared the directory. Makes no
     /// instance: the kubelet's next Prepare does.
     async fn mend_cdi(
-        &self,
+        self: &Arc<Self>,
         journal: Journal,
         record: &Record,
         deadline: Instant,
@@ -219,12 +284,17 @@ impl Claims {
         }
         warn!(claim.name = record.claim.name, "the CDI file of a prepared claim was gone: writing it again");
         let draft = Draft::shared(Opened { journal, _turn: None }, record.clone(), None);
-        let mended = self.carry_out(&draft, record, &hardware, deadline).await;
-        self.metrics.recovered(Recovery::MendCdi, mended.is_ok());
-        mended.map(|_| ()).or_else(|error: PrepareError| {
-            warn!(%error, "cannot write it");
-            Ok(())
-        })
+        let ongoing = Ongoing::default();
+        let (this, seen, before) = (Arc::clone(self), ongoing.clone(), record.clone());
+        let work = async move { this.carry_out(&draft, &before, &hardware, deadline, &seen).await };
+        let mended = within(&record.claim, deadline, &ongoing, work).await;
+        self.metrics.recovered(Recovery::MendCdi, matches!(mended, Ok(Ok(_))));
+        match mended {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => warn!(%error, "cannot write it"),
+            Err(lacking) => warn!(?lacking, "cannot write it now"),
+        }
+        Ok(())
     }
 
     /// A CDI file without a record. Where what it names is alive and no other claim's, the state directory was lost while
@@ -260,7 +330,8 @@ impl Claims {
             let Some(gpu) = hardware.gpu(&device.parent_uuid) else { return true };
             let is_free = match device.kind.clone() {
                 DeviceKind::Mig(spec) => {
-                    on_gpu(gpu, deadline, move |it| mig::is_free(it, &spec)).await.unwrap_or(false)
+                    let free = look(gpu, deadline, move |it| mig::is_free(it, &spec)).await;
+                    matches!(free, Some(Ok(true)))
                 }
                 DeviceKind::Adopted(adopted) => is_gone(gpu, adopted, deadline).await,
                 // Nothing tells whether a whole GPU is in use.
@@ -277,8 +348,8 @@ impl Claims {
         for (_, device, spec, progress) in mig_devices(record) {
             let Some(gpu) = hardware.gpu(&device.parent_uuid) else { return false };
             let (spec, progress) = (spec.clone(), progress.clone());
-            let alive = on_gpu(gpu, deadline, move |handle| mig::is_alive(handle, &spec, &progress)).await;
-            if !matches!(alive, Ok(true)) {
+            let alive = look(gpu, deadline, move |handle| mig::is_alive(handle, &spec, &progress)).await;
+            if !matches!(alive, Some(Ok(true))) {
                 return false;
             }
         }
@@ -327,8 +398,8 @@ impl Claims {
 
 /// True where an instance that somebody else made is certainly not what it was.
 async fn is_gone(gpu: &LiveGpu, adopted: Adopted, deadline: Instant) -> bool {
-    let found = on_gpu(gpu, deadline, move |it| mig::find_existing(it, &adopted)).await;
-    matches!(found, Err(WorkError::Mig(MigError::NotAsGiven { .. })))
+    let found = look(gpu, deadline, move |it| mig::find_existing(it, &adopted)).await;
+    matches!(found, Some(Err(WorkError::Mig(MigError::NotAsGiven { .. }))))
 }
 
 fn every(pause: Duration) -> Interval {

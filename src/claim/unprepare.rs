@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use tokio::time::Instant;
-use tracing::{Instrument, info, warn};
+use tracing::{info, warn};
 
 use super::draft::{Draft, Opened, SharedDraft, held};
 use super::plan::is_held_by_another;
 use super::prepare::mig_devices;
-use super::work::{WorkError, blocking, on_gpu, retried};
+use super::work::{NoResult, Ongoing, Waiting, WorkError, blocking, retried, to_its_end, within};
 use super::{ClaimRef, Claims, PlanError, UnprepareError, allocated_devices};
 use crate::api::ReadError;
-use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, Stage, Stored};
+use crate::checkpoint::{Journal, Record, RecordedDevice, Stage, Stored};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::MigSpec;
 use crate::mig::{self, MigError, ModePolicy};
@@ -21,7 +21,8 @@ use crate::telemetry::metrics::Step;
 
 impl Claims {
     /// Destroys what was made for a claim. An unknown claim is success: it was never prepared here, or is unprepared
-    /// already. A caller that stops waiting before its turn has asked for nothing; once the work has begun, it goes on.
+    /// already. A caller that stops waiting before its turn has asked for nothing; once the work has begun, it goes on to its
+    /// end, also beyond the answer.
     pub async fn unprepare(self: &Arc<Self>, claim: &ClaimRef) -> Result<(), UnprepareError> {
         let deadline = Instant::now() + self.budget;
         // Without a record a CDI file still tells what was made.
@@ -29,10 +30,12 @@ impl Claims {
         let Some(opened) = self.open::<UnprepareError>(claim, is_named, deadline).await? else {
             return Ok(());
         };
-        let (this, owned) = (Arc::clone(self), claim.clone());
-        let work = async move { this.unprepare_now(&owned, opened, deadline).await };
-        let interrupted = |_| Err(UnprepareError::Interrupted(claim.clone()));
-        tokio::spawn(work.in_current_span()).await.unwrap_or_else(interrupted)
+        let ongoing = Ongoing::default();
+        let (this, owned, seen) = (Arc::clone(self), claim.clone(), ongoing.clone());
+        let work = async move { this.unprepare_now(&owned, opened, deadline, &seen).await };
+        let result = in_time(claim, within(claim, deadline, &ongoing, work).await);
+        self.look_again_if_stale();
+        result
     }
 
     async fn unprepare_now(
@@ -40,6 +43,7 @@ impl Claims {
         claim: &ClaimRef,
         mut opened: Opened,
         deadline: Instant,
+        ongoing: &Ongoing,
     ) -> Result<(), UnprepareError> {
         let record = match opened.journal.stored().clone() {
             Stored::Record(record) => Some(Record::clone(&record)),
@@ -50,7 +54,7 @@ impl Claims {
             }
         };
         match record {
-            Some(record) => self.leave(opened, record, deadline).await?,
+            Some(record) => self.leave(opened, record, deadline, ongoing).await?,
             None => blocking(|| {
                 self.cdi.remove(claim.uid.as_str())?;
                 Ok::<_, UnprepareError>(opened.journal.forget()?)
@@ -67,20 +71,38 @@ impl Claims {
         opened: Opened,
         record: Record,
         deadline: Instant,
+        ongoing: &Ongoing,
     ) -> Result<(), UnprepareError> {
         let draft = Draft::shared(opened, record, None);
         // A full disk must not keep a GPU cut: what is destroyed without a note is missed, and not missed for long.
         if let Err(error) = blocking(|| held(&draft).enter(Stage::Unpreparing)) {
             warn!(%error, "cannot note that the claim is being taken down; taking it down all the same");
         }
-        self.take_down(&draft, deadline).await
+        self.take_down(&draft, deadline, ongoing).await
     }
 
-    /// Destroys the devices of a claim, removes its CDI file, and forgets it if all that succeeded.
+    /// Destroys the devices of a claim, removes its CDI file, and forgets it if all that succeeded. Tries again until the
+    /// deadline; what it has begun it waits for to the end.
     pub(super) async fn take_down(
         &self,
         draft: &SharedDraft,
         deadline: Instant,
+        ongoing: &Ongoing,
+    ) -> Result<(), UnprepareError> {
+        self.take_apart(draft, deadline, ongoing).await?;
+        blocking(|| held(draft).forget())?;
+        let uid = held(draft).record.claim.uid.clone();
+        self.pods.forget(&uid);
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    /// Destroys the devices of a claim and removes its CDI file; the record stays.
+    pub(super) async fn take_apart(
+        &self,
+        draft: &SharedDraft,
+        deadline: Instant,
+        ongoing: &Ongoing,
     ) -> Result<(), UnprepareError> {
         // As far as it is known, which may be farther than what could be noted.
         let record = &held(draft).record.clone();
@@ -89,15 +111,9 @@ impl Claims {
         } else if mig_devices(record).next().is_some() {
             let no_hardware = |reason| UnprepareError::NoHardware { claim: record.claim.clone(), reason };
             let hardware = self.node.borrow().hardware.clone().map_err(no_hardware)?;
-            self.destroy_devices(draft, record, &hardware, deadline).await?;
+            self.destroy_devices(draft, record, &hardware, (deadline, ongoing)).await?;
         }
-        blocking(|| {
-            self.cdi.remove(record.claim.uid.as_str())?;
-            Ok::<_, UnprepareError>(held(draft).forget()?)
-        })?;
-        self.pods.forget(&record.claim.uid);
-        self.changed.send_replace(());
-        Ok(())
+        Ok(blocking(|| self.cdi.remove(record.claim.uid.as_str()))?)
     }
 
     /// Destroys the MIG devices of a record, GPUs in parallel. Those of a GPU that NVML does not know any more are gone;
@@ -107,10 +123,10 @@ impl Claims {
         draft: &SharedDraft,
         record: &Record,
         hardware: &Hardware,
-        deadline: Instant,
+        (deadline, ongoing): (Instant, &Ongoing),
     ) -> Result<(), UnprepareError> {
         let others = self.checkpoint.records()?;
-        let destroyed = mig_devices(record).map(|(_, device, spec, progress)| {
+        let destroyed = mig_devices(record).map(|(index, device, spec, _)| {
             let is_others = is_held_by_another(&record.claim, device, &others, &self.boot_id);
             let gpu = hardware.gpu(&device.parent_uuid);
             async move {
@@ -131,8 +147,9 @@ impl Claims {
                         reason: format!("GPU {} cannot be read now", device.parent_uuid),
                     }),
                     Some(gpu) => {
-                        destroy_device(draft, gpu, device, spec, progress, deadline).await?;
-                        self.release(gpu, deadline).await;
+                        let waiting = ongoing.begin(&device.name);
+                        destroy_device(draft, gpu, (index, device, spec), deadline, &waiting).await?;
+                        self.release(draft, gpu).await;
                         Ok(())
                     }
                 }
@@ -165,16 +182,14 @@ impl Claims {
             return Ok(None);
         }
         let no_hardware = |reason| UnprepareError::NoHardware { claim: claim.clone(), reason };
-        let hardware = self.node.borrow().hardware.clone().map_err(no_hardware)?;
+        self.node.borrow().hardware.clone().map_err(no_hardware)?;
         warn!(devices = allocated.len(), "no state file to go by: taking down what the claim must have had");
         let reserved = self.reserve(claim, journal, deadline, |others| {
             let mut record = self.planned(claim, &[], others)?;
             for device in allocated {
                 match self.planned(claim, &[device], others) {
                     Ok(one) => record.devices.extend(one.devices),
-                    Err(PlanError::UnknownDevice { device, .. }) if !hardware.is_complete() => {
-                        return Err(no_hardware(format!("the GPU of `{device}` cannot be read now")));
-                    }
+                    Err(error @ PlanError::Unread { .. }) => return Err(error.into()),
                     Err(error) => warn!(%error, "a device of the claim is not its own any more"),
                 }
             }
@@ -184,14 +199,17 @@ impl Claims {
     }
 
     /// Switches MIG mode off behind the last instance, where that is wanted.
-    async fn release(&self, gpu: &LiveGpu, deadline: Instant) {
+    async fn release(&self, draft: &SharedDraft, gpu: &LiveGpu) {
         if self.mode_policy == ModePolicy::Keep {
             return;
         }
-        let facts = Arc::clone(&gpu.facts);
-        let released = on_gpu(gpu, deadline, move |handle| match &facts.mig {
-            Some(mig) => mig::release_mode(handle, mig),
-            None => Ok(()),
+        let (draft, facts) = (Arc::clone(draft), Arc::clone(&gpu.facts));
+        let released = to_its_end(gpu, move |handle| {
+            let _claim_is_ours = draft;
+            match &facts.mig {
+                Some(mig) => mig::release_mode(handle, mig),
+                None => Ok(()),
+            }
         });
         if let Err(WorkError::Mig(error)) = released.await {
             warn!(gpu = gpu.facts.uuid, %error, "MIG mode stays on");
@@ -199,39 +217,53 @@ impl Claims {
     }
 }
 
-/// The work keeps the claim until it ends, also where nobody waits for it any more.
+/// The result of work within the time of a call.
+pub(super) fn in_time(
+    claim: &ClaimRef,
+    result: Result<Result<(), UnprepareError>, NoResult>,
+) -> Result<(), UnprepareError> {
+    result.unwrap_or_else(|lacking| {
+        Err(match lacking {
+            NoResult::Unfinished(unfinished) => UnprepareError::Silent(Box::new(unfinished)),
+            NoResult::Interrupted => UnprepareError::Interrupted(claim.clone()),
+        })
+    })
+}
+
+/// How far the device got is read when the work begins: work before it on the same GPU may have changed it.
 async fn destroy_device(
     draft: &SharedDraft,
     gpu: &LiveGpu,
-    device: &RecordedDevice,
-    spec: &MigSpec,
-    progress: &Progress,
+    (index, device, spec): (usize, &RecordedDevice, &MigSpec),
     deadline: Instant,
+    waiting: &Waiting,
 ) -> Result<(), UnprepareError> {
-    let destroyed = retried(deadline, || {
-        let (draft, spec, progress) = (Arc::clone(draft), spec.clone(), progress.clone());
-        let metrics = gpu.metrics.clone();
-        on_gpu(gpu, deadline, move |handle| {
-            let _claim_is_ours = draft;
+    let destroyed = retried(deadline, waiting, || {
+        let (draft, spec, metrics) = (Arc::clone(draft), spec.clone(), gpu.metrics.clone());
+        to_its_end(gpu, move |handle| {
+            let Some(progress) = held(&draft).progress(index) else { return Ok(()) };
             metrics.timed(Step::Destroy, || mig::destroy(handle, &spec, &progress))
         })
     });
     match destroyed.await {
         Ok(()) => Ok(()),
         Err(WorkError::Mig(MigError::Nvml(error)))
-            if error.code == Code::GPU_IS_LOST && is_lost(gpu, deadline).await =>
+            if error.code == Code::GPU_IS_LOST && is_lost(draft, gpu).await =>
         {
             warn!(device = device.name, %error, "the GPU is lost, and its instances with it");
             Ok(())
         }
         Err(WorkError::Mig(source)) => Err(UnprepareError::Device { device: device.name.clone(), source }),
-        Err(WorkError::Silent) => Err(UnprepareError::Silent(device.name.clone())),
         Err(WorkError::Closed(closed)) => Err(closed.into()),
     }
 }
 
 /// True where the GPU says of itself, too, that it is lost: one call that says so is not enough to forget an instance.
-async fn is_lost(gpu: &LiveGpu, deadline: Instant) -> bool {
-    let asked = on_gpu(gpu, deadline, |handle| Ok(handle.mig_mode()?)).await;
-    matches!(asked, Err(WorkError::Mig(MigError::Nvml(error))) if error.code == Code::GPU_IS_LOST)
+async fn is_lost(draft: &SharedDraft, gpu: &LiveGpu) -> bool {
+    let draft = Arc::clone(draft);
+    let asked = to_its_end(gpu, move |handle| {
+        let _claim_is_ours = draft;
+        Ok(handle.mig_mode()?)
+    });
+    matches!(asked.await, Err(WorkError::Mig(MigError::Nvml(error))) if error.code == Code::GPU_IS_LOST)
 }

@@ -1,31 +1,42 @@
-//! Work on a GPU's thread, waited for no longer than a call may take.
+//! Work on a GPU's thread. Looks are waited for no longer than a call may take. What changes the GPU is waited for to its end:
+//! nothing of a claim may be undone or forgotten while it runs. The call is answered in time all the same, see [`within`].
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::warn;
+use tracing::{Instrument, warn};
 
+use super::ClaimRef;
 use crate::hardware::LiveGpu;
 use crate::mig::MigError;
 use crate::nvml::{DeviceHandle, QueueClosed};
-use crate::telemetry::metrics::Step;
+use crate::telemetry::metrics::{PodRef, Step};
 
 /// Why work on a GPU has no result.
 #[derive(Debug)]
 pub(super) enum WorkError {
     /// It failed.
     Mig(MigError),
-    /// It did not end in time and is still running, or waits behind something that is.
-    Silent,
     /// There is no thread to do it.
     Closed(QueueClosed),
 }
 
-/// Runs work on the GPU's thread and waits for it until the deadline. Once begun it is done even if nobody waits any more.
-pub(super) async fn on_gpu<T: Send + 'static>(
+/// Looks at the GPU on its thread; nothing where there is no result until the deadline. For work without effect.
+pub(super) async fn look<T: Send + 'static>(
     gpu: &LiveGpu,
     deadline: Instant,
+    work: impl FnOnce(&DeviceHandle<'_>) -> Result<T, MigError> + Send + 'static,
+) -> Option<Result<T, WorkError>> {
+    timeout_at(deadline, to_its_end(gpu, work)).await.ok()
+}
+
+/// Runs work on the GPU's thread and waits until it has ended, however long that takes.
+pub(super) async fn to_its_end<T: Send + 'static>(
+    gpu: &LiveGpu,
     work: impl FnOnce(&DeviceHandle<'_>) -> Result<T, MigError> + Send + 'static,
 ) -> Result<T, WorkError> {
     let waiting = gpu.metrics.step(Step::QueueWait);
@@ -33,40 +44,38 @@ pub(super) async fn on_gpu<T: Send + 'static>(
         waiting.end(true);
         work(handle)
     };
-    match timeout_at(deadline, gpu.queue.run(work)).await {
-        Ok(Ok(result)) => result.map_err(|error| {
-            // Listening to the GPU's events may count as using it.
-            if error.is_transient() {
-                gpu.step_aside();
-            }
-            if let Some(failed) = error.call_error() {
-                gpu.metrics.nvml_failed(&failed);
-            }
-            WorkError::Mig(error)
-        }),
-        Ok(Err(closed)) => Err(WorkError::Closed(closed)),
-        Err(_) => Err(WorkError::Silent),
-    }
+    let result = gpu.queue.run(work).await.map_err(WorkError::Closed)?;
+    result.map_err(|error| {
+        // Listening to the GPU's events may count as using it.
+        if error.is_transient() {
+            gpu.step_aside();
+        }
+        if let Some(failed) = error.call_error() {
+            gpu.nvml_failed(&failed);
+        }
+        WorkError::Mig(error)
+    })
 }
 
 /// Repeats what fails only for the moment, until the deadline: the kubelet itself would wait for more than a minute.
-pub(super) async fn retried<T, F>(deadline: Instant, work: impl Fn() -> F) -> Result<T, WorkError>
+pub(super) async fn retried<T, F>(
+    deadline: Instant,
+    waiting: &Waiting,
+    work: impl Fn() -> F,
+) -> Result<T, WorkError>
 where
     F: Future<Output = Result<T, WorkError>>,
 {
     const LONGEST_PAUSE: Duration = Duration::from_secs(2);
     let mut pause = Duration::from_millis(100);
-    let mut before = None;
     loop {
         match work().await {
             Err(WorkError::Mig(error)) if error.is_transient() && Instant::now() + pause < deadline => {
                 warn!(%error, "trying again");
-                before = Some(error);
+                waiting.failed(&error);
                 sleep(pause).await;
                 pause = LONGEST_PAUSE.min(pause * 2);
             }
-            // The last attempt had no time: what was wrong before says more.
-            Err(WorkError::Silent) => return Err(before.map_or(WorkError::Silent, WorkError::Mig)),
             result => return result,
         }
     }
@@ -76,3 +85,139 @@ where
 pub(super) fn blocking<T>(work: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(work)
 }
+
+/// What the work of a call still waits for. The call, which may end first, sees the same.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ongoing(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Devices whose GPU has not answered, each with the failure of an earlier attempt.
+    devices: BTreeMap<String, Option<String>>,
+    /// Why everything is taken back, once it is.
+    undone_because: Option<String>,
+    /// The call has been answered; then also the pods of the claim, so that they learn how the work ends.
+    is_answered: bool,
+    pods: Vec<PodRef>,
+}
+
+/// A device whose GPU has not answered, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    ongoing: Ongoing,
+    device: String,
+}
+
+/// What a call waited for when its time was over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    claim: ClaimRef,
+    devices: BTreeMap<String, Option<String>>,
+    undone_because: Option<String>,
+}
+
+impl fmt::Display for Unfinished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(error) = &self.undone_because {
+            return write!(f, "{error}; what was made for the claim is still being taken back");
+        }
+        if self.devices.is_empty() {
+            let claim = &self.claim;
+            write!(f, "the work for ResourceClaim {claim} did not end within the time of the call")?;
+        }
+        for (index, (device, before)) in self.devices.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}device `{device}`")?;
+            if let Some(before) = before {
+                write!(f, " (an earlier attempt: {before})")?;
+            }
+        }
+        if !self.devices.is_empty() {
+            f.write_str(": the GPU did not answer within the time of the call")?;
+        }
+        f.write_str("; the driver goes on, and the kubelet asks again")
+    }
+}
+
+impl Ongoing {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Work for this device begins.
+    pub(super) fn begin(&self, device: &str) -> Waiting {
+        self.state().devices.insert(device.to_owned(), None);
+        Waiting { ongoing: self.clone(), device: device.to_owned() }
+    }
+
+    /// From now on everything is taken back.
+    pub(super) fn undoes(&self, because: &impl fmt::Display) {
+        self.state().undone_because = Some(because.to_string());
+    }
+
+    /// The pods that learn how the work ends, where the call was answered before.
+    pub(super) fn late_for(&self) -> Option<Vec<PodRef>> {
+        let state = self.state();
+        state.is_answered.then(|| state.pods.clone())
+    }
+
+    /// These pods are to learn how the work ends.
+    pub(super) fn note_pods(&self, pods: Vec<PodRef>) {
+        self.state().pods = pods;
+    }
+
+    fn answer(&self, claim: &ClaimRef) -> Unfinished {
+        let mut state = self.state();
+        state.is_answered = true;
+        let (devices, undone_because) = (state.devices.clone(), state.undone_because.clone());
+        Unfinished { claim: claim.clone(), devices, undone_because }
+    }
+
+    fn waits_for_a_gpu(&self) -> bool {
+        let state = self.state();
+        state.undone_because.is_none() && !state.devices.is_empty()
+    }
+}
+
+impl Waiting {
+    fn failed(&self, error: &MigError) {
+        self.ongoing.state().devices.insert(self.device.clone(), Some(error.to_string()));
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.ongoing.state().devices.remove(&self.device);
+    }
+}
+
+/// Why a call has no result.
+#[derive(Debug)]
+pub(super) enum NoResult {
+    /// The work goes on.
+    Unfinished(Unfinished),
+    /// The work was lost: a bug, or the end of the process.
+    Interrupted,
+}
+
+/// Runs the work of a call in a task of its own, and waits for it until the deadline. What takes back or only waits for a
+/// disk then has a moment more. The work goes on in any case until it has ended, and keeps the claim until then.
+pub(super) async fn within<T: Send + 'static>(
+    claim: &ClaimRef,
+    deadline: Instant,
+    ongoing: &Ongoing,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, NoResult> {
+    let mut task = tokio::spawn(work.in_current_span());
+    let ended = match timeout_at(deadline, &mut task).await {
+        Err(_) if !ongoing.waits_for_a_gpu() => timeout_at(deadline.max(Instant::now()) + BEYOND, task).await,
+        ended => ended,
+    };
+    match ended {
+        Ok(result) => result.map_err(|_| NoResult::Interrupted),
+        Err(_) => Err(NoResult::Unfinished(ongoing.answer(claim))),
+    }
+}
+
+/// What a call that has used up its time may take beyond it: the kubelet waits five seconds longer.
+pub(super) const BEYOND: Duration = Duration::from_secs(4);

@@ -27,34 +27,46 @@ pub fn ensure(
     metrics: &Metrics,
 ) -> Result<MigDevice, MigError> {
     switch_mode(device, mig, true)?;
+    let mut noted = progress.clone();
+    // Ids and UUIDs are used again, so what is new may look as what is on record by now.
+    let mut note = |now: Progress| {
+        if now != noted {
+            record(now.clone())?;
+            noted = now;
+        }
+        Ok::<_, StoreError>(())
+    };
     let existing = recorded(device, spec, progress)?;
     let is_new = existing.is_none();
     let instance = match existing {
         Some(instance) => instance,
         None => {
-            // What sits there and is not ours by the record is somebody else's; once the next line is written, it would
-            // count as ours.
-            if *progress != Progress::Creating && instance_at(device, spec)?.is_some() {
+            if instance_at(device, spec)?.is_some() {
+                // Created by another program. What is done here later must not take it for ours.
+                note(Progress::Reserved)?;
                 return Err(occupied(spec));
             }
-            if *progress != Progress::Creating {
-                record(Progress::Creating)?;
+            note(Progress::Creating)?;
+            let created = metrics.timed(Step::CreateGpuInstance, || create_gpu_instance(device, spec));
+            // A call that fails may have had its effect. Where it had none, what appears there later is not ours.
+            if created.is_err() && matches!(recorded(device, spec, &Progress::Creating), Ok(None)) {
+                note(Progress::Reserved)?;
             }
-            metrics.timed(Step::CreateGpuInstance, || create_gpu_instance(device, spec))?
+            created?
         }
     };
-    if progress.gpu_instance() != Some(instance.id) {
-        record(Progress::GpuInstance { gpu_instance: instance.id })?;
-    }
+    note(match progress {
+        Progress::Complete { gpu_instance, .. } if *gpu_instance == instance.id && !is_new => {
+            progress.clone()
+        }
+        _ => Progress::GpuInstance { gpu_instance: instance.id },
+    })?;
     let compute_instance = ensure_compute_instance(device, instance, spec, is_new, metrics)?;
-    let complete = Progress::Complete {
+    note(Progress::Complete {
         gpu_instance: instance.id,
         compute_instance: compute_instance.id,
         uuid: compute_instance.uuid.clone(),
-    };
-    if complete != *progress {
-        record(complete)?;
-    }
+    })?;
     Ok(MigDevice { gpu_instance: instance.id, compute_instance, parent_minor: device.minor()? })
 }
 

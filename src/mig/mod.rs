@@ -18,7 +18,7 @@ use std::fmt;
 
 use crate::checkpoint::{Progress, StoreError};
 use crate::inventory::MigSpec;
-use crate::nvml::facts::ComputeInstance;
+use crate::nvml::facts::{ComputeInstance, GpuInstance};
 use crate::nvml::{CallError, Code, DeviceHandle, GpuInstanceHandle, RESET_ADVICE};
 
 /// A MIG device that exists.
@@ -181,6 +181,26 @@ pub fn is_alive(device: &DeviceHandle<'_>, spec: &MigSpec, progress: &Progress) 
     }
 }
 
+/// True where nothing exists any more of a device that was created: another program destroyed it.
+pub fn is_gone(device: &DeviceHandle<'_>, spec: &MigSpec, progress: &Progress) -> Result<bool, MigError> {
+    Ok(*progress != Progress::Reserved && recorded(device, spec, progress)?.is_none())
+}
+
+/// True where a recorded device is this instance, as far as that can be told: ids and UUIDs are used again.
+#[must_use]
+pub fn is_recorded(spec: &MigSpec, progress: &Progress, instance: &GpuInstance) -> bool {
+    let is_there = spec.profile_id == instance.profile_id && spec.placement == instance.placement;
+    is_there
+        && match progress {
+            Progress::Reserved => false,
+            Progress::Presumed => true,
+            Progress::Creating => instance.compute_instances.is_empty(),
+            Progress::GpuInstance { gpu_instance } | Progress::Complete { gpu_instance, .. } => {
+                *gpu_instance == instance.id
+            }
+        }
+}
+
 /// What exists of a recorded device: found by its id, or by profile and placement where that could not be written down.
 fn recorded(
     device: &DeviceHandle<'_>,
@@ -189,7 +209,12 @@ fn recorded(
 ) -> Result<Option<GpuInstanceHandle>, CallError> {
     match progress {
         Progress::Reserved => Ok(None),
-        Progress::Creating => instance_at(device, spec),
+        Progress::Presumed => instance_at(device, spec),
+        // Its compute instance would have been created after its id was recorded.
+        Progress::Creating => match instance_at(device, spec)? {
+            Some(found) if device.compute_instances(found)?.is_empty() => Ok(Some(found)),
+            _ => Ok(None),
+        },
         Progress::GpuInstance { gpu_instance } | Progress::Complete { gpu_instance, .. } => {
             recorded_instance(device, spec, *gpu_instance)
         }

@@ -270,6 +270,18 @@ impl Lab {
         Claim { namespace: "default".to_owned(), name, uid: created.metadata.uid.unwrap() }
     }
 
+    /// Gives a claim other devices, as the scheduler does once it was deallocated.
+    pub(crate) async fn reallocate(&self, claim: &Claim, devices: &[&str]) {
+        let pool = format!("{}/{DRIVER}", self.node_name);
+        let result = |it: &&str| json!({"request": "gpu", "driver": DRIVER, "pool": pool, "device": it});
+        let results: Vec<Value> = devices.iter().map(result).collect();
+        let api: Api<ResourceClaim> = Api::namespaced(self.client.clone(), &claim.namespace);
+        for allocation in [Value::Null, json!({"devices": {"results": results}})] {
+            let status = Patch::Merge(json!({"status": {"allocation": allocation}}));
+            api.patch_status(&claim.name, &PatchParams::default(), &status).await.unwrap();
+        }
+    }
+
     /// The claim that has one of this node's devices.
     pub(crate) async fn claim_of(&self, name: &str, device: &str) -> Claim {
         self.claim(name, &[("gpu", DRIVER, device)]).await

@@ -59,6 +59,8 @@ pub(crate) struct Tenant {
     pub(crate) parts: Vec<Part>,
     pub(crate) answer: Vec<PreparedDevice>,
     pub(crate) state: State,
+    /// What it is allocated now, where it still holds what it was allocated before.
+    pub(crate) next: Option<(Vec<Part>, Vec<PreparedDevice>)>,
     /// The ResourceClaim is still in the API server.
     pub(crate) exists: bool,
     /// A process that runs on one of its instances: GPU and process id.
@@ -103,6 +105,28 @@ impl Tenant {
         self.is_recorded() && !self.exists
     }
 
+    /// What the scheduler has given it.
+    pub(crate) fn is_allocated(&self, part: &Part) -> bool {
+        let parts = self.next.as_ref().map_or(&self.parts, |it| &it.0);
+        parts.iter().any(|it| it.overlaps(part))
+    }
+
+    /// It has another allocation now, and what it had is half taken down or was lost with a reboot: how a prepare is answered
+    /// depends on the API server and on what others hold of both.
+    pub(crate) fn is_between(&self) -> bool {
+        self.next.is_some() && self.state != State::Prepared
+    }
+
+    /// Nothing is left of the earlier allocation, so what it is allocated now is what it has next.
+    pub(crate) fn becomes(&mut self, state: State) {
+        self.state = state;
+        if state == State::Free
+            && let Some((parts, answer)) = self.next.take()
+        {
+            (self.parts, self.answer) = (parts, answer);
+        }
+    }
+
     pub(crate) fn needs(&self, part: &Part) -> bool {
         self.parts.iter().any(|it| it.overlaps(part))
     }
@@ -118,7 +142,12 @@ impl Model {
     pub(crate) fn prepare(&self, number: usize, leaving: &BTreeSet<usize>) -> Expected {
         let tenant = &self.tenants[number];
         if tenant.state == State::Prepared {
-            return Expected::Done;
+            // Without an API server the record counts.
+            return if tenant.next.is_some() && !self.api_is_down && tenant.exists {
+                Expected::Refused(vec!["has not been unprepared since".to_owned()])
+            } else {
+                Expected::Done
+            };
         }
         let mut words = Vec::new();
         if tenant.state == State::Free && self.api_is_down {
@@ -149,7 +178,7 @@ impl Model {
 
     /// A part that the scheduler thinks to be free.
     pub(crate) fn is_unallocated(&self, part: &Part) -> bool {
-        !self.tenants.iter().any(|it| it.exists && it.needs(part))
+        !self.tenants.iter().any(|it| it.exists && it.is_allocated(part))
     }
 
     /// A part in which somebody else may make an instance. Not where an unprepare has begun: what is gone there cannot be

@@ -228,7 +228,7 @@ impl World {
         let claim = ClaimRef::new("ns".into(), format!("c-{number}"), format!("{number}")).unwrap();
         let device = self.claims[&number].device.clone();
         let allocated = AllocatedDevice { device, pool: "pool".into(), requests: Vec::new() };
-        let ground = Ground { pool: "pool", inventory: &self.inventory, boot_id: "boot" };
+        let ground = Ground { pool: "pool", inventory: &self.inventory, unread: "", boot_id: "boot" };
         match plan(&claim, &[allocated], ground, &self.records()) {
             Ok(record) => self.claims.get_mut(&number).unwrap().record = Some(Arc::new(record)),
             Err(PlanError::Held(conflict)) => {

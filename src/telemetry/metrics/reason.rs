@@ -70,6 +70,8 @@ impl From<&PrepareError> for Reason {
             PrepareError::Read(error) => error.into(),
             PrepareError::Allocation(_) => Self::Allocation,
             PrepareError::Plan(error) => error.into(),
+            PrepareError::OtherDevices(_) => Self::Allocation,
+            PrepareError::Before(error) => (&**error).into(),
             PrepareError::Busy(_) => Self::Busy,
             PrepareError::Store(_) => Self::State,
             PrepareError::Device { source, .. } => source.into(),
@@ -113,6 +115,7 @@ impl From<&PlanError> for Reason {
             PlanError::UnknownDevice { .. }
             | PlanError::UnknownInstance { .. }
             | PlanError::OtherPool { .. } => Self::UnknownDevice,
+            PlanError::Unread { .. } => Self::NoHardware,
             PlanError::Held(_) => Self::Held,
         }
     }

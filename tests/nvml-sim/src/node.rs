@@ -245,6 +245,11 @@ impl SimNode {
         Ok(taken)
     }
 
+    /// Waits until no call with a latency is under way on this GPU.
+    pub fn wait_until_idle(&self, gpu: usize) -> io::Result<()> {
+        self.store.serialise(gpu).map(drop)
+    }
+
     /// Makes the library lack symbols, as an older driver's does. Before a program opens it.
     pub fn hide_symbols(&self, names: &[&str]) -> io::Result<()> {
         let path = self.library().canonicalize()?;

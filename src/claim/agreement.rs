@@ -1,0 +1,169 @@
+//! The record of a claim and its allocation as it is now: which of them a prepare goes by.
+//!
+//! A claim can be given other devices while its record exists: its pod was deleted by force, the claim deallocated and
+//! allocated again. What was answered in this boot may still be in use, so it stays until the kubelet unprepares it. Where
+//! the API server cannot be asked, the record counts.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::draft::{Draft, Opened};
+use super::prepare::{knows_its_requests, promised};
+use super::work::{Ongoing, blocking};
+use super::{AllocatedDevice, ClaimRef, Claims, PrepareError, allocated_devices};
+use crate::checkpoint::{Record, Stage, Stored};
+use crate::telemetry::metrics::Step;
+
+/// A claim that is allocated other devices than those that it has on this node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "ResourceClaim {claim} is allocated {} now, but it was prepared on this node with {} and has not been unprepared since, \
+     so a container may still use that; delete the pods that use the claim: the kubelet then unprepares it, and the next pod \
+     gets what is allocated",
+    Names(allocated),
+    Names(prepared)
+)]
+pub struct OtherDevices {
+    /// The claim.
+    pub claim: ClaimRef,
+    /// Devices that it has.
+    pub prepared: Vec<String>,
+    /// Devices that it is allocated.
+    pub allocated: Vec<String>,
+}
+
+struct Names<'a>(&'a [String]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => f.write_str("no device of this driver"),
+            names => write!(f, "`{}`", names.join("`, `")),
+        }
+    }
+}
+
+/// What a prepare carries out.
+#[derive(Debug)]
+pub(super) struct Agreed {
+    pub(super) opened: Opened,
+    pub(super) record: Record,
+    /// The record of an earlier boot that this one takes the place of.
+    pub(super) promise: Option<Record>,
+}
+
+impl Claims {
+    /// The record that a prepare has to carry out, written down as the intent where it is new.
+    pub(super) async fn agreed(
+        &self,
+        claim: &ClaimRef,
+        mut opened: Opened,
+        deadline: Instant,
+        ongoing: &Ongoing,
+    ) -> Result<Agreed, PrepareError> {
+        let journal = &mut opened.journal;
+        let mut promise = None;
+        let record = match journal.stored().clone() {
+            // What was taken down after the loss of its record does not know its requests.
+            Stored::Record(known) if known.boot_id == self.boot_id && knows_its_requests(&known) => {
+                return match self.allocated_instead(claim, &known, deadline).await? {
+                    Some(now) => self.replaced(claim, opened, &known, &now, (deadline, ongoing)).await,
+                    None => Ok(Agreed { opened, record: Record::clone(&known), promise }),
+                };
+            }
+            // Instances do not survive a reboot; what was promised does, and needs no API server to be known.
+            Stored::Record(before) if before.boot_id != self.boot_id => {
+                match self.allocated_instead(claim, &before, deadline).await? {
+                    Some(now) => self.new_record(claim, &now, journal, &[], deadline).await?,
+                    None => {
+                        promise = Some(Record::clone(&before));
+                        self.new_record(claim, &promised(&before), journal, &[], deadline).await?
+                    }
+                }
+            }
+            Stored::Record(_) | Stored::Nothing => {
+                let allocated = self.allocated(claim, deadline).await?;
+                // Made by this claim already: only the state file was lost.
+                let made = blocking(|| self.cdi.devices(claim.uid.as_str()))?;
+                self.new_record(claim, &allocated, journal, &made, deadline).await?
+            }
+            Stored::Unreadable(reason) => {
+                let allocated = self.allocated(claim, deadline).await?;
+                self.report_unreadable(&claim.uid, &reason);
+                // It counts as prepared, because its pod may be running.
+                self.reserve(claim, journal, deadline, |others| {
+                    Ok::<_, PrepareError>(self.planned(claim, &allocated, others)?.made(Stage::Prepared))
+                })
+                .await?
+            }
+        };
+        Ok(Agreed { opened, record, promise })
+    }
+
+    /// What the claim is allocated now, where that is certain and not what the record says.
+    async fn allocated_instead(
+        &self,
+        claim: &ClaimRef,
+        known: &Record,
+        deadline: Instant,
+    ) -> Result<Option<Vec<AllocatedDevice>>, PrepareError> {
+        /// The record is enough, so the API server is not waited for long.
+        const PATIENCE: Duration = Duration::from_secs(3);
+        let now = Instant::now();
+        let patience = PATIENCE.min(deadline.saturating_duration_since(now) / 4);
+        let read = self.metrics.awaited(Step::ApiGet, self.reader.read(claim, now + patience)).await;
+        let object = match read {
+            Ok(object) => object,
+            Err(error) => {
+                debug!(%error, "what is on record counts");
+                return Ok(None);
+            }
+        };
+        self.pods.note(&claim.uid, &object);
+        let allocated = allocated_devices(claim, &object, &self.driver)?;
+        Ok((names(&allocated) != names(&promised(known))).then_some(allocated))
+    }
+
+    /// Gives a claim the devices that it is allocated now in place of those on record, which are taken down first. Not where
+    /// those were answered: then a container may use them.
+    async fn replaced(
+        &self,
+        claim: &ClaimRef,
+        opened: Opened,
+        known: &Arc<Record>,
+        now: &[AllocatedDevice],
+        (deadline, ongoing): (Instant, &Ongoing),
+    ) -> Result<Agreed, PrepareError> {
+        if known.stage == Stage::Prepared && !known.devices.is_empty() {
+            let prepared = known.devices.iter().map(|it| it.name.clone()).collect();
+            let allocated = now.iter().map(|it| it.device.clone()).collect();
+            return Err(Box::new(OtherDevices { claim: claim.clone(), prepared, allocated }).into());
+        }
+        warn!("the claim is allocated other devices than were begun for it: taking those down first");
+        let draft = Draft::shared(opened, Record::clone(known), None);
+        let apart = self.take_apart(&draft, deadline, ongoing).await;
+        apart.map_err(|error| PrepareError::Before(Box::new(error)))?;
+        let lost = || PrepareError::Interrupted(claim.clone());
+        let mut opened = Draft::into_opened(draft).ok_or_else(lost)?;
+        match self.new_record(claim, now, &mut opened.journal, &[], deadline).await {
+            Ok(record) => Ok(Agreed { opened, record, promise: None }),
+            Err(error) => {
+                // Nothing is left of what the file tells of.
+                if let Err(error) = blocking(|| opened.journal.forget()) {
+                    warn!(%error, "the state file of a claim that has nothing stays");
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Devices, wherever they are in the order.
+fn names(devices: &[AllocatedDevice]) -> BTreeSet<(&str, &str)> {
+    devices.iter().map(|it| (it.pool.as_str(), it.device.as_str())).collect()
+}
