@@ -75,6 +75,8 @@ pub enum EventReason {
     PrepareImpossible,
     /// A claim waits for a part of a GPU that another one still holds.
     PrepareWaits,
+    /// A MIG instance that was not made for the claim is where its device would be.
+    DeviceOccupied,
     /// What a process that ended had begun for a claim was taken back; the kubelet's next call makes it anew.
     PrepareUndone,
     /// What a process that ended had begun was brought to its end: the claim has nothing here any more.
@@ -92,7 +94,7 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutPending,
@@ -112,6 +114,7 @@ impl EventReason {
         Self::DeviceError,
         Self::PrepareImpossible,
         Self::PrepareWaits,
+        Self::DeviceOccupied,
         Self::PrepareUndone,
         Self::UnprepareFinished,
     ];
@@ -139,6 +142,7 @@ impl EventReason {
             Self::NvmlAnswers => "NvmlAnswers",
             Self::PrepareImpossible => "PrepareImpossible",
             Self::PrepareWaits => "PrepareWaits",
+            Self::DeviceOccupied => "DeviceOccupied",
             Self::PrepareUndone => "PrepareUndone",
             Self::UnprepareFinished => "UnprepareFinished",
         }
@@ -158,6 +162,7 @@ impl EventReason {
             | Self::GpuLost
             | Self::GpuUnmonitored
             | Self::DeviceUnhealthy
+            | Self::DeviceOccupied
             | Self::PrepareImpossible => true,
             Self::LayoutPending
             | Self::LayoutApplied
@@ -178,6 +183,7 @@ impl EventReason {
         match self {
             Self::PrepareImpossible
             | Self::PrepareWaits
+            | Self::DeviceOccupied
             | Self::PrepareUndone
             | Self::UnprepareFinished
             | Self::DeviceUnhealthy
@@ -204,7 +210,7 @@ impl EventReason {
             | Self::GpuRecovered
             | Self::DeviceUnhealthy
             | Self::DeviceError => "Watch",
-            Self::PrepareImpossible | Self::PrepareWaits => "Prepare",
+            Self::PrepareImpossible | Self::PrepareWaits | Self::DeviceOccupied => "Prepare",
         }
     }
 }

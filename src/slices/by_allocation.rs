@@ -71,6 +71,7 @@ impl Publisher {
         let withheld = known.difference(&offered).filter(is_cut).cloned().collect();
         // Also what somebody has deleted since: it may be allocated all the same.
         let published: BTreeSet<String> = slices.iter().flat_map(names_in).map(str::to_owned).collect();
+        self.kept.learn(slices);
         let before = published.iter().chain(self.published.iter().flatten()).chain(self.strangers.names());
         let before: BTreeSet<String> = before.filter(is_cut).cloned().collect();
         let devices = Devices { offered: &(&offered | held), withheld: &withheld, published: &before };
@@ -78,6 +79,7 @@ impl Publisher {
             let (read_at, allocated) = self.allocated().await?;
             self.kept.found(&allocated, devices, read_at);
         }
+        self.before.clone_from(&before);
         let stays = |it: &&String| held.contains(*it) || self.kept.taken().contains(*it);
         let strangers = before.difference(&known).filter(stays).cloned().collect();
         self.strangers.are(&strangers, slices);

@@ -64,7 +64,7 @@ impl Publisher {
         let claims = Held { prepared, allocated, read_at };
         let next = self.transition.step(inventory, &target.inventory, pool.as_ref(), claims);
         let ranking = Ranking::of(&next, &held, self.parts.offer.policy);
-        let slices = self.publish(render(&next, &ranking, owner), &ranking, published).await?;
+        let slices = self.publish(render(&next, &ranking, owner), &ranking, prepared, published).await?;
         self.transition.written(Instant::now());
 
         let devices = next.devices().count();

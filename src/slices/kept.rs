@@ -6,10 +6,25 @@
 //! any more. A scheduler may still give away what it saw a moment before. So the claims are read once more when that has
 //! been gone for the settle time, and what somebody was given all the same comes back.
 //!
+//! While an allocated device is not published, its counters look free, so what overlaps it may be allocated as well. With both
+//! published, a counter would be below what they consume, and kube-scheduler would refuse every device of the pool. So:
+//!
+//! - A free device that was withdrawn comes back only after a read of the claims, begun after it has been gone for the settle
+//!   time, shows that it is free.
+//! - An allocated one comes back when nothing else of its GPU can be allocated: the free devices are withdrawn for a settle
+//!   time first, and then all allocations are known.
+//! - What then overlaps costs nothing, see `waive`, until it is released; and then it is withdrawn before it is offered again.
+//!
 //! Pure. Refuses to ask where nothing could come of the answer: it is a list of all claims of the cluster.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+
+use k8s_openapi::api::resource::v1::ResourceSlice;
+
+use super::waive::{waive, waived_in};
+use crate::inventory::{AllocatableDevice, GpuInventory, Inventory};
 
 /// Remembers what stays, and until when something may have to come back.
 #[derive(Debug)]
@@ -17,6 +32,12 @@ pub struct Kept {
     settle: Duration,
     /// Devices that stay.
     taken: BTreeSet<String>,
+    /// What claims have by the last read, as long as that is a settle time old at most.
+    allocated: BTreeSet<String>,
+    /// Allocated devices that are published without their cost.
+    waived: BTreeSet<String>,
+    /// Whether a free device was withdrawn of which is not known yet that it stayed free.
+    has_withdrawn: bool,
     /// When the read that told them began.
     read_at: Option<Instant>,
     gone: Option<Gone>,
@@ -47,7 +68,16 @@ impl Kept {
     /// a driver was on this node before this process: it may have withdrawn something a moment ago.
     #[must_use]
     pub fn new(settle: Duration, has_past: bool) -> Self {
-        Self { settle, taken: BTreeSet::new(), read_at: None, gone: None, has_past }
+        Self {
+            settle,
+            taken: BTreeSet::new(),
+            allocated: BTreeSet::new(),
+            waived: BTreeSet::new(),
+            has_withdrawn: false,
+            read_at: None,
+            gone: None,
+            has_past,
+        }
     }
 
     /// Whether the claims have to be read, and [`Kept::found`] to be told, before anything is published: where something goes
@@ -56,26 +86,92 @@ impl Kept {
         // Before NVML works there is nothing that could come back.
         let has_any = !devices.offered.is_empty() || !devices.withheld.is_empty();
         let is_first = has_any && std::mem::take(&mut self.has_past);
+        let is_wiped = devices.published.is_empty();
         if is_first {
             self.gone = Some(Gone::Since(now));
+            // What is not published may have been withdrawn by the process before.
+            self.has_withdrawn = !is_wiped && !devices.offered.is_subset(devices.published);
         }
-        // Where all is offered, nothing can come back.
-        if devices.withheld.is_empty() && self.gone.is_some_and(|it| it.has_settled(self.settle, now)) {
+        // Where all is offered and published, nothing can come back.
+        if devices.withheld.is_empty()
+            && !self.has_withdrawn
+            && self.gone.is_some_and(|it| it.has_settled(self.settle, now))
+        {
             self.gone = None;
         }
         let goes = devices.published.difference(devices.offered).any(|it| !self.taken.contains(it));
-        goes || is_first && !devices.withheld.is_empty() || self.next().is_some_and(|it| it <= now)
+        let is_unread = !self.waived.is_empty() && self.read_at.is_none();
+        let asks = goes
+            || is_first && (is_wiped || !devices.withheld.is_empty())
+            || is_unread
+            || self.next().is_some_and(|it| it <= now);
+        if !asks && self.gone.is_none() && self.next().is_none() {
+            self.allocated.clear();
+        }
+        asks
     }
 
     /// Takes note of what claims have, by a read that began at `read_at`.
     pub fn found(&mut self, allocated: &BTreeSet<String>, devices: Devices<'_>, read_at: Instant) {
         let is_possible = |it: &&String| devices.published.contains(*it) || devices.withheld.contains(*it);
         self.taken = allocated.difference(devices.offered).filter(is_possible).cloned().collect();
+        self.allocated.clone_from(allocated);
         self.read_at = Some(read_at);
         self.gone = self.gone.filter(|it| !it.has_settled(self.settle, read_at));
+        self.has_withdrawn &= self.gone.is_some();
         if devices.published.difference(devices.offered).any(|it| !self.taken.contains(it)) {
-            self.gone = Some(Gone::NotYet);
+            self.withdraw();
         }
+    }
+
+    fn withdraw(&mut self) {
+        self.gone = Some(Gone::NotYet);
+        self.has_withdrawn = true;
+    }
+
+    /// What of the offer may be published now where counters keep devices apart. `before` is what is published, `prepared`
+    /// what is prepared on the node.
+    pub fn show<'i>(
+        &mut self,
+        offered: &'i Inventory,
+        before: &BTreeSet<String>,
+        prepared: &BTreeSet<String>,
+    ) -> Cow<'i, Inventory> {
+        let is_settled = !self.has_withdrawn;
+        let mut withdraws = false;
+        let mut shown = Cow::Borrowed(offered);
+        for (index, gpu) in offered.gpus.iter().enumerate().filter(|(_, it)| !it.counters.is_empty()) {
+            let is_held = |it: &AllocatableDevice| {
+                prepared.contains(it.name.as_str()) || self.allocated.contains(it.name.as_str())
+            };
+            let is_there = |it: &AllocatableDevice| before.contains(it.name.as_str());
+            let is_free = |it: &AllocatableDevice| !is_held(it) && !it.consumes.is_empty();
+            let returns = gpu.devices.iter().any(|it| is_held(it) && !is_there(it));
+            let is_quiet = !gpu.devices.iter().any(|it| is_free(it) && is_there(it));
+            let is_wiped = before.is_empty();
+            let may_show = |it: &AllocatableDevice| {
+                let is_waived = self.waived.contains(it.name.as_str());
+                match (is_held(it), is_there(it)) {
+                    _ if is_wiped => true,
+                    (true, true) => true,
+                    (true, false) => is_quiet && is_settled,
+                    (false, true) if is_free(it) => !returns && !is_waived,
+                    (false, true) => true,
+                    (false, false) => is_settled,
+                }
+            };
+            let devices: Vec<AllocatableDevice> =
+                gpu.devices.iter().filter(|it| may_show(it)).cloned().collect();
+            if devices.len() == gpu.devices.len() {
+                continue;
+            }
+            withdraws |= gpu.devices.iter().any(|it| is_there(it) && !may_show(it));
+            shown.to_mut().gpus[index] = GpuInventory { devices, ..gpu.clone() };
+        }
+        if withdraws {
+            self.withdraw();
+        }
+        shown
     }
 
     /// Takes note that what was published by other rules, and may just have gone, may have to come back.
@@ -96,6 +192,26 @@ impl Kept {
         &self.taken
     }
 
+    /// Takes the cost from allocated devices where counters would be below what they consume. What schedulers see keeps its
+    /// cost the longest, then what is prepared.
+    pub fn waive(
+        &mut self,
+        slices: &mut [ResourceSlice],
+        prepared: &BTreeSet<String>,
+        before: &BTreeSet<String>,
+    ) {
+        let (seen_prepared, seen_allocated) = (prepared & before, &self.allocated & before);
+        let order = [&seen_prepared, &seen_allocated, prepared, &self.allocated];
+        self.waived = waive(slices, &order, &self.waived);
+    }
+
+    /// Learns from what a process before this one has published which devices are without their cost.
+    pub fn learn(&mut self, published: &[ResourceSlice]) {
+        if self.has_past && self.read_at.is_none() {
+            self.waived = waived_in(published);
+        }
+    }
+
     /// When to look again. Of a claim that was never prepared nobody tells when it is released.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
@@ -103,7 +219,7 @@ impl Kept {
             Some(Gone::Since(since)) => Some(since),
             Some(Gone::NotYet) | None => None,
         };
-        let taken = self.read_at.filter(|_| !self.taken.is_empty());
+        let taken = self.read_at.filter(|_| !self.taken.is_empty() || !self.waived.is_empty());
         gone.into_iter().chain(taken).min().map(|it| it + self.settle)
     }
 }

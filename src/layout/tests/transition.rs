@@ -29,6 +29,9 @@ enum Step {
     Recovery,
     Allocate(u8, u8),
     TurnGate,
+    /// An instance is made past the driver.
+    MakeUnmanaged(u8),
+    RemoveUnmanaged(u8),
 }
 
 /// With counters, sickness and flags come together: both make devices go that no layout has withdrawn.
@@ -51,10 +54,22 @@ fn step(has_gate: bool, has_flags: bool) -> impl Strategy<Value = Step> {
     any::<(u8, u8, u8)>().prop_map(step)
 }
 
+/// The same with instances that the driver did not make.
+fn step_beside_unmanaged() -> impl Strategy<Value = Step> {
+    let unmanaged = |(is_made, which): (bool, u8)| {
+        if is_made { Step::MakeUnmanaged(which) } else { Step::RemoveUnmanaged(which) }
+    };
+    prop_oneof![5 => step(true, true), 1 => any::<(bool, u8)>().prop_map(unmanaged)]
+}
+
 /// Plays what a fuzzer thinks of. With `is_wild`, schedulers give away anything, twice as well, whatever was published.
 fn play(model: u8, steps: &[Step], has_gate: bool, is_wild: bool) {
     let models = mig_models();
-    let mut world = World::new(models[pick(model, models.len())]);
+    let world = World::new(models[pick(model, models.len())]);
+    play_in(world, model, steps, has_gate, is_wild);
+}
+
+fn play_in(mut world: World, model: u8, steps: &[Step], has_gate: bool, is_wild: bool) {
     world.keeps_counters = has_gate && pick(model, 3) == 0;
     for step in steps {
         match *step {
@@ -76,6 +91,15 @@ fn play(model: u8, steps: &[Step], has_gate: bool, is_wild: bool) {
             }
             Step::Recovery => world.is_sick = false,
             Step::TurnGate => world.keeps_counters = !world.keeps_counters,
+            Step::MakeUnmanaged(which) => {
+                world.make_unmanaged(which);
+                world.may_overlap = true;
+            }
+            Step::RemoveUnmanaged(which) if !world.unmanaged.is_empty() => {
+                let index = pick(which, world.unmanaged.len());
+                world.unmanaged.remove(index);
+            }
+            Step::RemoveUnmanaged(_) => {}
             Step::Allocate(which, _) if is_wild => {
                 let all: Vec<String> = names(&world.inventory).into_iter().collect();
                 world.claim(all[pick(which, all.len())].clone());
@@ -87,6 +111,9 @@ fn play(model: u8, steps: &[Step], has_gate: bool, is_wild: bool) {
         let is_safe = is_wild || world.may_overlap || world.can_exist(&allocated);
         assert!(is_safe, "allocated together: {allocated:?}");
         world.check_prepared();
+        if world.has_one_scheduler {
+            world.check_counters();
+        }
     }
     if !is_wild {
         world.comes_to_rest();
@@ -126,6 +153,21 @@ proptest! {
         steps in prop::collection::vec(step(true, true), 1..60),
     ) {
         play(model, &steps, true, true);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: CASES, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_counter_is_ever_below_what_allocated_devices_consume(
+        model in any::<u8>(),
+        steps in prop::collection::vec(step_beside_unmanaged(), 1..60),
+    ) {
+        let models = mig_models();
+        let mut world = World::new(models[pick(model, models.len())]);
+        world.has_one_scheduler = true;
+        play_in(world, model, &steps, true, false);
     }
 }
 

@@ -1,0 +1,77 @@
+//! No counter is published below what allocated devices consume. Pure.
+//!
+//! kube-scheduler compares every counter of a pool for each device that it tries (dynamic-resource-allocation, structured
+//! allocator), so a single one that is overdrawn refuses all devices of the node until a claim is released. Totals are those of
+//! the empty hardware, so they are overdrawn only where two allocated devices overlap: after a device was allocated that had
+//! just been withdrawn, or by a driver before this one. One of the two costs nothing then. The node refuses to prepare it as
+//! long as the other one is prepared, whatever the counters say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::resource::v1::{Device, ResourceSlice};
+
+use super::quantity::thousandths;
+use crate::inventory::DeviceName;
+
+/// Takes the cost from as many allocated devices as it takes, and answers with their names. The cost of a device that is in
+/// `waived` is gone already, and what overlaps it may be allocated; one that comes first in `allocated` keeps it the longest.
+pub(super) fn waive(
+    slices: &mut [ResourceSlice],
+    allocated: &[&BTreeSet<String>],
+    waived: &BTreeSet<String>,
+) -> BTreeSet<String> {
+    let mut left: BTreeMap<(String, String), i128> = BTreeMap::new();
+    for set in slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten()) {
+        let amounts = set.counters.iter().map(|(name, it)| (name, thousandths(&it.value).unwrap_or(0)));
+        left.extend(amounts.map(|(name, amount)| ((set.name.clone(), name.clone()), amount)));
+    }
+    if left.is_empty() {
+        return BTreeSet::new();
+    }
+    let rank = |device: &Device| {
+        let rank = allocated.iter().position(|it| it.contains(&device.name))?;
+        Some(if waived.contains(&device.name) { allocated.len() } else { rank })
+    };
+    let mut devices: Vec<(usize, &mut Device)> = slices
+        .iter_mut()
+        .flat_map(|it| it.spec.devices.iter_mut().flatten())
+        .filter(|it| it.consumes_counters.is_some())
+        .filter_map(|it| Some((rank(it)?, it)))
+        .collect();
+    devices.sort_by_key(|(rank, _)| *rank);
+    let mut without = BTreeSet::new();
+    for (rank, device) in devices {
+        let consumed: Vec<((String, String), i128)> = consumed(device).collect();
+        let is_enough = consumed.iter().all(|(key, amount)| left.get(key).is_some_and(|it| amount <= it));
+        if rank == allocated.len() || !is_enough {
+            device.consumes_counters = None;
+            without.insert(device.name.clone());
+            continue;
+        }
+        for (key, amount) in consumed {
+            left.entry(key).and_modify(|it| *it -= amount);
+        }
+    }
+    without
+}
+
+/// The devices in slices of counted GPUs that are published without their cost; MIG instances that the driver did not make have
+/// none.
+pub(super) fn waived_in(slices: &[ResourceSlice]) -> BTreeSet<String> {
+    let sets: BTreeSet<&str> =
+        slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten()).map(|it| it.name.as_str()).collect();
+    let is_counted = |name: &str| {
+        let gpu = name.split_once("-mig-").map_or(name, |(gpu, _)| gpu);
+        sets.contains(gpu) && !DeviceName::is_adopted(name)
+    };
+    let devices = slices.iter().flat_map(|it| it.spec.devices.iter().flatten());
+    let without = devices.filter(|it| it.consumes_counters.is_none() && is_counted(&it.name));
+    without.map(|it| it.name.clone()).collect()
+}
+
+fn consumed(device: &Device) -> impl Iterator<Item = ((String, String), i128)> + '_ {
+    device.consumes_counters.iter().flatten().flat_map(|set| {
+        let amounts = set.counters.iter().map(|(name, it)| (name, thousandths(&it.value).unwrap_or(0)));
+        amounts.map(|(name, amount)| ((set.counter_set.clone(), name.clone()), amount))
+    })
+}
