@@ -159,3 +159,30 @@ fn possible_needs(profiles: &[Profile], memory_slices: u32) -> Option<BTreeSet<C
 fn zip(left: Counts, right: Counts, join: impl Fn(u32, u32) -> u32) -> Counts {
     std::array::from_fn(|it| join(left[it], right[it]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cost(engines: u32) -> BTreeMap<String, u32> {
+        [("decoders".to_owned(), engines)].into()
+    }
+
+    /// Which of devices with these first slices, sizes and decoders are left out, where so many of 4 decoders are left.
+    fn left_out(devices: &[(u32, u32, u32)], left: u32) -> Vec<bool> {
+        let costs: Vec<_> = devices.iter().map(|(_, _, engines)| cost(*engines)).collect();
+        let place = |(start, size, _): &(u32, u32, u32)| Placement { start: *start, size: *size };
+        let parts: Vec<_> = devices.iter().map(place).zip(&costs).collect();
+        crowded(&parts, &cost(4), &cost(left))
+    }
+
+    #[test]
+    fn devices_that_an_engine_suffices_for_one_by_one_and_not_together_are_left_out() {
+        let (left, right, across) = ((0, 2, 2), (2, 2, 2), (1, 2, 1));
+        assert_eq!(left_out(&[left, right, across], 3), [true, true, false]);
+        assert_eq!(left_out(&[left, right, across], 4), [false; 3]);
+        assert_eq!(left_out(&[(0, 2, 2), (1, 2, 2)], 3), [false; 2], "they overlap");
+        assert_eq!(left_out(&[(0, 1, 1), (1, 1, 1), (2, 1, 1), (3, 1, 0)], 3), [false; 4]);
+        assert_eq!(left_out(&[(0, 1, 1), (1, 1, 1)], 1), [true, true]);
+    }
+}

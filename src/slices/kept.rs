@@ -18,13 +18,13 @@
 //! Pure. Refuses to ask where nothing could come of the answer: it is a list of all claims of the cluster.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::waive::{waive, waived_in};
-use crate::inventory::{AllocatableDevice, GpuInventory, Inventory};
+use crate::inventory::{AllocatableDevice, DeviceName, GpuInventory, Inventory};
 
 /// Remembers what stays, and until when something may have to come back.
 #[derive(Debug)]
@@ -36,8 +36,14 @@ pub struct Kept {
     allocated: BTreeSet<String>,
     /// Allocated devices that are published without their cost.
     waived: BTreeSet<String>,
-    /// Whether a free device was withdrawn of which is not known yet that it stayed free.
-    has_withdrawn: bool,
+    /// Devices that are not published any more, until a read shows whether somebody was given them at the last moment.
+    withdrawn: BTreeMap<String, Gone>,
+    /// When this process began, where one before it may have withdrawn whatever is not published.
+    began: Option<Instant>,
+    /// Whether layouts decided last what is published.
+    is_by_layout: bool,
+    /// Whether this process has published anything.
+    has_written: bool,
     /// When the read that told them began.
     read_at: Option<Instant>,
     gone: Option<Gone>,
@@ -61,6 +67,8 @@ pub struct Devices<'a> {
     pub withheld: &'a BTreeSet<String>,
     /// What is published.
     pub published: &'a BTreeSet<String>,
+    /// What is prepared.
+    pub prepared: &'a BTreeSet<String>,
 }
 
 impl Kept {
@@ -73,7 +81,10 @@ impl Kept {
             taken: BTreeSet::new(),
             allocated: BTreeSet::new(),
             waived: BTreeSet::new(),
-            has_withdrawn: false,
+            withdrawn: BTreeMap::new(),
+            began: None,
+            is_by_layout: false,
+            has_written: false,
             read_at: None,
             gone: None,
             has_past,
@@ -89,23 +100,27 @@ impl Kept {
         let is_wiped = devices.published.is_empty();
         if is_first {
             self.gone = Some(Gone::Since(now));
-            // What is not published may have been withdrawn by the process before.
-            self.has_withdrawn = !is_wiped && !devices.offered.is_subset(devices.published);
+            let is_subset = devices.offered.is_subset(devices.published);
+            self.began = Some(now).filter(|_| !is_wiped && !is_subset);
         }
-        // Where all is offered and published, nothing can come back.
-        if devices.withheld.is_empty()
-            && !self.has_withdrawn
-            && self.gone.is_some_and(|it| it.has_settled(self.settle, now))
-        {
+        // Where all is offered, nothing can come back.
+        if devices.withheld.is_empty() && self.gone.is_some_and(|it| it.has_settled(self.settle, now)) {
             self.gone = None;
         }
+        // What comes back makes free devices go, of which some may be allocated.
+        let held = devices.prepared.union(&self.allocated);
+        let returns = !is_wiped && {
+            let mut missing = held.filter(|it| !devices.published.contains(*it));
+            missing.any(|it| devices.offered.contains(it))
+        };
         let goes = devices.published.difference(devices.offered).any(|it| !self.taken.contains(it));
         let is_unread = !self.waived.is_empty() && self.read_at.is_none();
         let asks = goes
+            || returns
             || is_first && (is_wiped || !devices.withheld.is_empty())
             || is_unread
             || self.next().is_some_and(|it| it <= now);
-        if !asks && self.gone.is_none() && self.next().is_none() {
+        if !asks && self.next().is_none() {
             self.allocated.clear();
         }
         asks
@@ -118,15 +133,20 @@ impl Kept {
         self.allocated.clone_from(allocated);
         self.read_at = Some(read_at);
         self.gone = self.gone.filter(|it| !it.has_settled(self.settle, read_at));
-        self.has_withdrawn &= self.gone.is_some();
-        if devices.published.difference(devices.offered).any(|it| !self.taken.contains(it)) {
-            self.withdraw();
+        self.began = self.began.filter(|it| read_at < *it + self.settle);
+        self.withdrawn.retain(|_, it| !it.has_settled(self.settle, read_at));
+        let goes = devices.published.difference(devices.offered).filter(|it| !self.taken.contains(*it));
+        let goes: Vec<String> = goes.cloned().collect();
+        if !goes.is_empty() {
+            self.gone = Some(Gone::NotYet);
         }
+        self.withdraw(goes);
     }
 
-    fn withdraw(&mut self) {
-        self.gone = Some(Gone::NotYet);
-        self.has_withdrawn = true;
+    fn withdraw(&mut self, names: Vec<String>) {
+        for name in names {
+            self.withdrawn.entry(name).or_insert(Gone::NotYet);
+        }
     }
 
     /// What of the offer may be published now where counters keep devices apart. `before` is what is published, `prepared`
@@ -137,41 +157,52 @@ impl Kept {
         before: &BTreeSet<String>,
         prepared: &BTreeSet<String>,
     ) -> Cow<'i, Inventory> {
-        let is_settled = !self.has_withdrawn;
-        let mut withdraws = false;
-        let mut shown = Cow::Borrowed(offered);
-        for (index, gpu) in offered.gpus.iter().enumerate().filter(|(_, it)| !it.counters.is_empty()) {
-            let is_held = |it: &AllocatableDevice| {
-                prepared.contains(it.name.as_str()) || self.allocated.contains(it.name.as_str())
-            };
-            let is_there = |it: &AllocatableDevice| before.contains(it.name.as_str());
-            let is_free = |it: &AllocatableDevice| !is_held(it) && !it.consumes.is_empty();
-            let returns = gpu.devices.iter().any(|it| is_held(it) && !is_there(it));
-            let is_quiet = !gpu.devices.iter().any(|it| is_free(it) && is_there(it));
-            let is_wiped = before.is_empty();
-            let may_show = |it: &AllocatableDevice| {
-                let is_waived = self.waived.contains(it.name.as_str());
-                match (is_held(it), is_there(it)) {
-                    _ if is_wiped => true,
-                    (true, true) => true,
-                    (true, false) => is_quiet && is_settled,
-                    (false, true) if is_free(it) => !returns && !is_waived,
-                    (false, true) => true,
-                    (false, false) => is_settled,
-                }
-            };
-            let devices: Vec<AllocatableDevice> =
-                gpu.devices.iter().filter(|it| may_show(it)).cloned().collect();
-            if devices.len() == gpu.devices.len() {
-                continue;
-            }
-            withdraws |= gpu.devices.iter().any(|it| is_there(it) && !may_show(it));
-            shown.to_mut().gpus[index] = GpuInventory { devices, ..gpu.clone() };
+        // The layout may just have withdrawn something.
+        if std::mem::take(&mut self.is_by_layout) {
+            self.expect_more();
         }
-        if withdraws {
-            self.withdraw();
+        let mut shown = Cow::Borrowed(offered);
+        // Of a pool that is gone nothing was given away since.
+        let is_wiped = before.is_empty() && !self.has_written;
+        for (index, gpu) in offered.gpus.iter().enumerate().filter(|(_, it)| !it.counters.is_empty()) {
+            if is_wiped {
+                break;
+            }
+            let devices = self.shown_of(gpu, before, prepared);
+            if devices.len() < gpu.devices.len() {
+                let is_shown = |name: &DeviceName| devices.iter().any(|it| it.name == *name);
+                let hidden = gpu.devices.iter().map(|it| &it.name).filter(|it| !is_shown(it));
+                let goes = hidden.map(ToString::to_string).filter(|it| before.contains(it)).collect();
+                self.withdraw(goes);
+                shown.to_mut().gpus[index] = GpuInventory { devices, ..gpu.clone() };
+            }
+        }
+        for device in shown.devices() {
+            self.withdrawn.remove(device.name.as_str());
         }
         shown
+    }
+
+    fn shown_of(
+        &self,
+        gpu: &GpuInventory,
+        before: &BTreeSet<String>,
+        prepared: &BTreeSet<String>,
+    ) -> Vec<AllocatableDevice> {
+        let is_in = |names: &BTreeSet<String>, it: &AllocatableDevice| names.contains(it.name.as_str());
+        let is_held = |it: &AllocatableDevice| is_in(prepared, it) || is_in(&self.allocated, it);
+        let is_settled =
+            |it: &AllocatableDevice| self.began.is_none() && !self.withdrawn.contains_key(it.name.as_str());
+        let is_free = |it: &AllocatableDevice| !is_held(it) && !it.consumes.is_empty();
+        let returns = gpu.devices.iter().any(|it| is_held(it) && !is_in(before, it));
+        let is_quiet =
+            !gpu.devices.iter().filter(|it| is_free(it)).any(|it| is_in(before, it) || !is_settled(it));
+        let may_show = |it: &&AllocatableDevice| match (is_held(it), is_in(before, it)) {
+            (true, is_there) => is_there || is_quiet,
+            (false, true) => !is_free(it) || !returns && !is_in(&self.waived, it),
+            (false, false) => is_settled(it) && (!returns || is_quiet),
+        };
+        gpu.devices.iter().filter(may_show).cloned().collect()
     }
 
     /// Takes note that what was published by other rules, and may just have gone, may have to come back.
@@ -179,10 +210,16 @@ impl Kept {
         self.gone = Some(Gone::NotYet);
     }
 
+    /// Takes note that layouts decide what is published, which see to what they withdraw.
+    pub fn leave_to_layouts(&mut self) {
+        self.is_by_layout = true;
+    }
+
     /// Takes note that what was decided last is written.
     pub fn written(&mut self, now: Instant) {
-        if self.gone == Some(Gone::NotYet) {
-            self.gone = Some(Gone::Since(now));
+        self.has_written = true;
+        for gone in self.withdrawn.values_mut().chain(&mut self.gone).filter(|it| **it == Gone::NotYet) {
+            *gone = Gone::Since(now);
         }
     }
 
@@ -215,12 +252,12 @@ impl Kept {
     /// When to look again. Of a claim that was never prepared nobody tells when it is released.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
-        let gone = match self.gone {
-            Some(Gone::Since(since)) => Some(since),
-            Some(Gone::NotYet) | None => None,
-        };
+        let gone = self.withdrawn.values().chain(&self.gone).filter_map(|it| match it {
+            Gone::Since(since) => Some(*since),
+            Gone::NotYet => None,
+        });
         let taken = self.read_at.filter(|_| !self.taken.is_empty() || !self.waived.is_empty());
-        gone.into_iter().chain(taken).min().map(|it| it + self.settle)
+        gone.chain(self.began).chain(taken).min().map(|it| it + self.settle)
     }
 }
 
@@ -238,6 +275,7 @@ mod tests {
     use super::*;
 
     const SETTLE: Duration = Duration::from_secs(10);
+    static NOTHING: BTreeSet<String> = BTreeSet::new();
 
     fn set(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|it| (*it).to_owned()).collect()
@@ -250,7 +288,8 @@ mod tests {
         [offered, withheld, published, allocated]: [&[&str]; 4],
     ) -> (bool, BTreeSet<String>) {
         let (offered, withheld, published) = (set(offered), set(withheld), set(published));
-        let devices = Devices { offered: &offered, withheld: &withheld, published: &published };
+        let devices =
+            Devices { offered: &offered, withheld: &withheld, published: &published, prepared: &NOTHING };
         let asks = kept.asks(devices, at);
         if asks {
             kept.found(&set(allocated), devices, at);

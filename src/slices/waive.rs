@@ -58,8 +58,11 @@ pub(super) fn waive(
 /// The devices in slices of counted GPUs that are published without their cost; MIG instances that the driver did not make have
 /// none.
 pub(super) fn waived_in(slices: &[ResourceSlice]) -> BTreeSet<String> {
-    let sets: BTreeSet<&str> =
-        slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten()).map(|it| it.name.as_str()).collect();
+    let sets: BTreeSet<&str> = slices
+        .iter()
+        .flat_map(|it| it.spec.shared_counters.iter().flatten())
+        .map(|it| it.name.as_str())
+        .collect();
     let is_counted = |name: &str| {
         let gpu = name.split_once("-mig-").map_or(name, |(gpu, _)| gpu);
         sets.contains(gpu) && !DeviceName::is_adopted(name)
@@ -74,4 +77,62 @@ fn consumed(device: &Device) -> impl Iterator<Item = ((String, String), i128)> +
         let amounts = set.counters.iter().map(|(name, it)| (name, thousandths(&it.value).unwrap_or(0)));
         amounts.map(|(name, amount)| ((set.counter_set.clone(), name.clone()), amount))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::resource::v1::{Counter, CounterSet, DeviceCounterConsumption};
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+    use super::*;
+
+    fn one(names: &[&str]) -> BTreeMap<String, Counter> {
+        names.iter().map(|it| ((*it).to_owned(), Counter { value: Quantity("1".to_owned()) })).collect()
+    }
+
+    fn device(name: &str, counters: &[&str]) -> Device {
+        let consumption =
+            DeviceCounterConsumption { counter_set: "gpu-a".to_owned(), counters: one(counters) };
+        let consumes_counters = (!counters.is_empty()).then(|| vec![consumption]);
+        Device { name: name.to_owned(), consumes_counters, ..Device::default() }
+    }
+
+    /// A GPU of two memory slices, of which every part and an instance that the driver did not make are published.
+    fn pool() -> Vec<ResourceSlice> {
+        let mut slices = vec![ResourceSlice::default(), ResourceSlice::default()];
+        let set =
+            CounterSet { name: "gpu-a".to_owned(), counters: one(&["memory-slice-0", "memory-slice-1"]) };
+        slices[0].spec.shared_counters = Some(vec![set]);
+        slices[1].spec.devices = Some(vec![
+            device("gpu-a", &["memory-slice-0", "memory-slice-1"]),
+            device("gpu-a-mig-1g-0", &["memory-slice-0"]),
+            device("gpu-a-mig-1g-1", &["memory-slice-1"]),
+            device("gpu-a-adopted-1", &[]),
+        ]);
+        slices
+    }
+
+    fn set(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|it| (*it).to_owned()).collect()
+    }
+
+    #[test]
+    fn allocated_devices_that_overlap_cost_no_more_than_there_is_and_others_keep_their_cost() {
+        let mut slices = pool();
+        assert_eq!(waive(&mut slices, &[&set(&["gpu-a-mig-1g-0", "gpu-a-mig-1g-1"])], &set(&[])), set(&[]));
+        assert_eq!(slices, pool(), "there is enough for both");
+        assert_eq!(waived_in(&slices), set(&[]));
+
+        let (first, then) = (set(&["gpu-a-mig-1g-1"]), set(&["gpu-a", "gpu-a-mig-1g-0"]));
+        let waived = waive(&mut slices, &[&first, &then], &set(&[]));
+        assert_eq!(waived, set(&["gpu-a"]), "what comes first keeps its cost, and what fits beside it");
+        assert_eq!(waived_in(&slices), waived, "the next process sees which it was");
+    }
+
+    #[test]
+    fn a_cost_that_is_waived_stays_so_until_the_device_is_released() {
+        let mut slices = pool();
+        assert_eq!(waive(&mut slices, &[&set(&["gpu-a"])], &set(&["gpu-a"])), set(&["gpu-a"]));
+        assert_eq!(waive(&mut pool(), &[&set(&["gpu-a-mig-1g-0"])], &set(&["gpu-a"])), set(&[]));
+    }
 }

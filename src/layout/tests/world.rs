@@ -186,7 +186,8 @@ impl World {
         let (known, seen) = (names(&self.inventory), &self.published() | &self.memory);
         let offered = if self.keeps_counters { names(&self.counted(&prepared)) } else { known.clone() };
         let withheld = &known - &offered;
-        let devices = Devices { offered: &offered, withheld: &withheld, published: &seen };
+        let devices =
+            Devices { offered: &offered, withheld: &withheld, published: &seen, prepared: &prepared };
         if self.kept.asks(devices, now) {
             self.kept.found(&allocated, devices, now);
         }
@@ -206,6 +207,7 @@ impl World {
             Pool { devices: names(shown), is_counted: true, is_open: self.transition.is_open() }
         } else {
             let held = &prepared | &allocated;
+            self.kept.leave_to_layouts();
             let all = self.offers(&prepared);
             let target = apply(&all, &self.layouts, &held).inventory;
             let held = Held { prepared: &prepared, allocated: &allocated, read_at: now };
