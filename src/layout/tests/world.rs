@@ -291,6 +291,11 @@ impl World {
         );
     }
 
+    /// How much a published device consumes of all counters together.
+    pub(super) fn cost(&self, device: &str) -> u32 {
+        self.views.last().unwrap().counters.costs[device].values().sum()
+    }
+
     /// Makes an instance where the hardware has room beside what is prepared, past the driver.
     pub(super) fn make_unmanaged(&mut self, which: u8) {
         let profiles = &self.facts[0].mig.as_ref().unwrap().profiles;
