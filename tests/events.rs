@@ -97,6 +97,26 @@ async fn a_claim_that_nobody_can_prepare_is_one_event_that_is_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_place_an_unmanaged_instance_takes_is_an_event_that_says_what_to_do() {
+    let mut lab = lab("2xH100-80GB").await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("occupied", SECOND_1G).await;
+    let whole = lab.claim_of("whole", &lab.gpu_name(1)).await;
+    lab.sim.plant_instance(0, "2g.20gb", 4).unwrap();
+    lab.sim.plant_instance(1, "1g.10gb", 0).unwrap();
+    for claim in [&claim, &whole] {
+        prepare(&kubelet, claim).await.unwrap_err();
+        let found = events_when(&lab, &claim.name, EventReason::DeviceOccupied, 1).await;
+        assert!(note(&found[0]).contains("destroy"), "{found:#?}");
+        assert!(note(&found[0]).contains("delete the pod and its claim"), "{found:#?}");
+        assert_eq!(found[0].type_.as_deref(), Some("Warning"));
+        assert_eq!(events(&lab, &claim.name, EventReason::PrepareImpossible).await, []);
+    }
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_waits_says_for_which_other_one() {
     let mut lab = lab("1xH100-80GB").await;
     lab.start();

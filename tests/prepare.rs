@@ -423,12 +423,15 @@ async fn an_instance_of_somebody_else_is_never_touched() {
     let (mut lab, kubelet) = started("1xH100-80GB").await;
     let claim = lab.claim_of("one", FIRST_1G).await;
     // Planted after the driver looked, so the slices do not know of it.
+    lab.slices_when(common::is_complete).await;
     let planted = lab.sim.plant_instance(0, "1g.10gb", 6).unwrap();
     let refused = prepare(&kubelet, &claim).await.unwrap_err();
     assert!(refused.contains("occupied"), "{refused}");
     // What was met by surprise is no longer offered, long before the next regular look, but for what is allocated already.
     let overlapping = FIRST_1G.replace("1g-10gb-6", "1g-20gb-6");
-    let slices = lab.slices_when(|it| !common::device_names(it).contains(&overlapping.as_str())).await;
+    let is_gone =
+        |it: &[_]| common::is_complete(it) && !common::device_names(it).contains(&overlapping.as_str());
+    let slices = lab.slices_when(is_gone).await;
     assert!(common::device_names(&slices).contains(&FIRST_1G), "{slices:?}");
     unprepare(&kubelet, &claim).await.unwrap();
     lab.delete_claim(&claim).await;

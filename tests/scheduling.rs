@@ -225,3 +225,40 @@ async fn with_counters_a_mix_that_fills_eight_gpus_is_allocated_fully() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unmanaged_instance_in_the_place_of_a_claim_stops_nothing_else_of_the_node() {
+    each_control_plane(true, async |plane| {
+        let lab = Lab::new(plane, "2xH100-80GB").await;
+        let mut lab = lab.with_args(&["--rescan-interval", "1", "--settle-time", "1"]);
+        let _scheduler = scheduler(&lab, "DRAPartitionableDevices=true").await;
+        lab.start();
+        lab.slices_when(|it| is_complete(it) && device_names(it).len() == 2 * 26).await;
+        pod(&lab, "first", "1g.10gb").await;
+        let first = allocated_when(&lab, 1).await["first"].clone();
+        let (name, start, _) = place(&first);
+        let gpu = (0..2).find(|it| lab.gpu_name(*it) == name).unwrap();
+        let planted = lab.sim.plant_instance(gpu, "1g.10gb", start).unwrap();
+        lab.slices_when(|it| is_complete(it) && !device_names(it).contains(&name)).await;
+
+        pod(&lab, "large", "7g.80gb").await;
+        let large = allocated_when(&lab, 2).await["large"].clone();
+        assert_ne!(place(&large).0, name, "the other GPU serves it");
+        for index in 0..6 {
+            pod(&lab, &format!("small-{index}"), "1g.10gb").await;
+        }
+        allocated_when(&lab, 8).await;
+        pod(&lab, "surplus", "1g.10gb").await;
+        refused_when(&lab, "surplus").await;
+
+        // The claim itself waits, and is told what to do.
+        let kubelet = lab.kubelet().await;
+        let claim = as_claim(claims(&lab).get("first").await.unwrap());
+        let refused = prepare(&kubelet, &claim).await.unwrap_err();
+        assert!(refused.contains("is occupied") && refused.contains("delete the pod"), "{refused}");
+        lab.sim.on_gpu(gpu, |gpu| gpu.instances.retain(|it| it.id != planted.gpu_instance)).unwrap();
+        prepare(&kubelet, &claim).await.unwrap();
+        lab.stop().await;
+    })
+    .await;
+}

@@ -93,6 +93,8 @@ pub enum EventReason {
     PrepareContinues,
     /// It has ended: the devices are ready.
     PrepareFinished,
+    /// A MIG instance that was not made for the claim is where its device would be.
+    DeviceOccupied,
     /// What was begun for a claim, by a process that ended or by a call that was answered before, was taken back; the kubelet's
     /// next call tries again.
     PrepareUndone,
@@ -111,7 +113,7 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutHasNoEffect,
@@ -140,6 +142,7 @@ impl EventReason {
         Self::PrepareWaits,
         Self::PrepareContinues,
         Self::PrepareFinished,
+        Self::DeviceOccupied,
         Self::PrepareUndone,
         Self::UnprepareFinished,
     ];
@@ -176,6 +179,7 @@ impl EventReason {
             Self::PrepareWaits => "PrepareWaits",
             Self::PrepareContinues => "PrepareContinues",
             Self::PrepareFinished => "PrepareFinished",
+            Self::DeviceOccupied => "DeviceOccupied",
             Self::PrepareUndone => "PrepareUndone",
             Self::UnprepareFinished => "UnprepareFinished",
         }
@@ -201,6 +205,7 @@ impl EventReason {
             | Self::DeviceUnhealthy
             | Self::PublishRefused
             | Self::SlicesOverwritten
+            | Self::DeviceOccupied
             | Self::PrepareImpossible => true,
             Self::LayoutPending
             | Self::LayoutApplied
@@ -226,6 +231,7 @@ impl EventReason {
             | Self::PrepareWaits
             | Self::PrepareContinues
             | Self::PrepareFinished
+            | Self::DeviceOccupied
             | Self::PrepareUndone
             | Self::UnprepareFinished
             | Self::DeviceUnhealthy
@@ -260,9 +266,11 @@ impl EventReason {
             | Self::DeviceUnhealthy
             | Self::DeviceError => "Watch",
             Self::PublishRefused | Self::SlicesOverwritten => "Publish",
-            Self::PrepareImpossible | Self::PrepareWaits | Self::PrepareContinues | Self::PrepareFinished => {
-                "Prepare"
-            }
+            Self::PrepareImpossible
+            | Self::PrepareWaits
+            | Self::PrepareContinues
+            | Self::PrepareFinished
+            | Self::DeviceOccupied => "Prepare",
         }
     }
 }

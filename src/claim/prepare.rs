@@ -55,6 +55,11 @@ impl Claims {
             self.surprised.notify_one();
         }
         self.look_again_if_stale();
+        if let Err(error @ PrepareError::Device { source, .. }) = &result
+            && source.is_occupied()
+        {
+            self.events.tell_claim(EventReason::DeviceOccupied, claim, error.to_string());
+        }
         if let Err(error) = &result
             && error.is_final()
         {

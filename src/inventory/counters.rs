@@ -60,7 +60,13 @@ impl CounterPlan {
     /// What one instance takes.
     #[must_use]
     pub fn cost(&self, profile: &Profile, placement: Placement) -> BTreeMap<String, u32> {
-        self.counters(placement.start..placement.start + placement.size, counts(profile))
+        self.counters(slices(placement), counts(profile))
+    }
+
+    /// What an instance of an unknown profile takes for certain.
+    #[must_use]
+    pub fn cost_of_memory(&self, placement: Placement) -> BTreeMap<String, u32> {
+        self.counters(slices(placement), Counts::default())
     }
 
     fn counters(&self, slices: Range<u32>, engines: Counts) -> BTreeMap<String, u32> {
@@ -68,6 +74,53 @@ impl CounterPlan {
         let engines = self.counted.iter().map(|it| (ENGINES[*it].to_owned(), engines[*it]));
         slices.chain(engines.filter(|(_, amount)| 0 < *amount)).collect()
     }
+}
+
+/// Which devices have to be left out where unmanaged instances leave only `left` of `totals`, so that whatever the totals
+/// admit of the rest is really there. `offered` are devices that each fit into `left`.
+///
+/// Memory slices need nothing: a device that needs one that is taken is not among them. Of an engine each may find enough and
+/// all together not; then those that need the most of it are left out. The totals themselves are never lowered: a device that
+/// was allocated a moment ago counts against them.
+pub(super) fn crowded(
+    offered: &[(Placement, &BTreeMap<String, u32>)],
+    totals: &BTreeMap<String, u32>,
+    left: &BTreeMap<String, u32>,
+) -> Vec<bool> {
+    let mut is_out = vec![false; offered.len()];
+    for (engine, total) in totals {
+        let left = left.get(engine).copied().unwrap_or(0);
+        let need = |index: usize| offered[index].1.get(engine).copied().unwrap_or(0);
+        loop {
+            let rest: Vec<usize> = (0..offered.len()).filter(|it| !is_out[*it]).collect();
+            let parts = rest.iter().map(|it| (offered[*it].0, need(*it)));
+            let most = rest.iter().map(|it| need(*it)).max().unwrap_or(0);
+            if left == *total || most == 0 || most_needed(parts) <= left {
+                break;
+            }
+            rest.into_iter().filter(|it| need(*it) == most).for_each(|it| is_out[it] = true);
+        }
+    }
+    is_out
+}
+
+/// The most that placements of which no two overlap need together.
+fn most_needed(parts: impl Iterator<Item = (Placement, u32)>) -> u32 {
+    let mut parts: Vec<(u32, u32, u32)> =
+        parts.map(|(it, need)| (it.start.saturating_add(it.size), it.start, need)).collect();
+    parts.sort_unstable();
+    // By the end of the last one, what those up to there need.
+    let mut best: BTreeMap<u32, u32> = BTreeMap::new();
+    let up_to = |best: &BTreeMap<u32, u32>, end: u32| best.range(..=end).next_back().map_or(0, |it| *it.1);
+    for (end, start, need) in parts {
+        let most = up_to(&best, end).max(up_to(&best, start).saturating_add(need));
+        best.insert(end, most);
+    }
+    best.into_values().next_back().unwrap_or(0)
+}
+
+fn slices(placement: Placement) -> Range<u32> {
+    placement.start..placement.start.saturating_add(placement.size)
 }
 
 fn counts(profile: &Profile) -> Counts {
@@ -105,4 +158,31 @@ fn possible_needs(profiles: &[Profile], memory_slices: u32) -> Option<BTreeSet<C
 
 fn zip(left: Counts, right: Counts, join: impl Fn(u32, u32) -> u32) -> Counts {
     std::array::from_fn(|it| join(left[it], right[it]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cost(engines: u32) -> BTreeMap<String, u32> {
+        [("decoders".to_owned(), engines)].into()
+    }
+
+    /// Which of devices with these first slices, sizes and decoders are left out, where so many of 4 decoders are left.
+    fn left_out(devices: &[(u32, u32, u32)], left: u32) -> Vec<bool> {
+        let costs: Vec<_> = devices.iter().map(|(_, _, engines)| cost(*engines)).collect();
+        let place = |(start, size, _): &(u32, u32, u32)| Placement { start: *start, size: *size };
+        let parts: Vec<_> = devices.iter().map(place).zip(&costs).collect();
+        crowded(&parts, &cost(4), &cost(left))
+    }
+
+    #[test]
+    fn devices_that_an_engine_suffices_for_one_by_one_and_not_together_are_left_out() {
+        let (left, right, across) = ((0, 2, 2), (2, 2, 2), (1, 2, 1));
+        assert_eq!(left_out(&[left, right, across], 3), [true, true, false]);
+        assert_eq!(left_out(&[left, right, across], 4), [false; 3]);
+        assert_eq!(left_out(&[(0, 2, 2), (1, 2, 2)], 3), [false; 2], "they overlap");
+        assert_eq!(left_out(&[(0, 1, 1), (1, 1, 1), (2, 1, 1), (3, 1, 0)], 3), [false; 4]);
+        assert_eq!(left_out(&[(0, 1, 1), (1, 1, 1)], 1), [true, true]);
+    }
 }

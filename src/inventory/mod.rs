@@ -69,7 +69,9 @@ pub struct Inventory {
 pub struct GpuInventory {
     /// Name of its counter set, `gpu-<pci>`.
     pub counter_set: String,
-    /// What is left to consume; empty where nothing the GPU offers can overlap.
+    /// All that the empty GPU has, whatever lives on it: kube-scheduler stops giving away anything of a pool in which a counter
+    /// is below what allocated devices take from it, and some of these may not be known yet. What an unmanaged instance
+    /// takes is withheld by leaving devices out. Empty where nothing the GPU offers can overlap.
     pub counters: BTreeMap<String, u32>,
     /// Devices to publish, in NVML's order of the profiles.
     pub devices: Vec<AllocatableDevice>,
@@ -224,21 +226,21 @@ fn offers(node: &NodeFacts, gpu: &Gpu, terms: &Terms) -> GpuInventory {
         let offered = GpuInventory { counter_set, counters: BTreeMap::new(), devices, withheld, problem };
         return offered.with_held(&terms.held);
     };
-    let mut counters = remaining(&plan, gpu);
+    let mut left = remaining(&plan, gpu);
     for (profile, placement) in existing::gone(gpu, terms) {
-        take(&mut counters, plan.cost(profile, placement));
+        take(&mut left, plan.cost(profile, placement));
     }
+    let mut counters = plan.totals();
     let mut candidates = mig_devices(node, gpu, mig, &plan);
     candidates.push(whole);
     let is_held = |device: &AllocatableDevice| terms.held.contains(device.name.as_str());
-    let fits = |it: &AllocatableDevice| {
-        mode_allows(gpu, &it.kind)
-            && access_allows(gpu, &it.kind, terms.mig_access)
-            && fits_into(&it.consumes, &counters)
-    };
-    // Whatever ails the GPU: what a claim holds keeps its cost, and the rest comes back beside it.
-    let is_alone = candidates.iter().filter(|it| fits(it) || is_held(it)).count() <= 1;
-    let is_offered = |it: &AllocatableDevice| gpu.state.problem.is_none() && fits(it) || is_held(it);
+    // By the mode alone: what a claim holds keeps its cost, whatever happens beside it.
+    let possible = candidates.iter().filter(|it| mode_allows(gpu, &it.kind) || is_held(it));
+    let is_alone = possible.count() <= 1;
+    let free = with_room(gpu, &candidates, &counters, &left);
+    let is_free =
+        |it: &AllocatableDevice| free.contains(&it.name) && access_allows(gpu, &it.kind, terms.mig_access);
+    let is_offered = |it: &AllocatableDevice| gpu.state.problem.is_none() && is_free(it) || is_held(it);
     let (mut devices, mut withheld): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_offered);
     if is_alone || devices.is_empty() {
         // Nothing overlaps, so nothing is counted.
@@ -249,6 +251,27 @@ fn offers(node: &NodeFacts, gpu: &Gpu, terms: &Terms) -> GpuInventory {
     devices.extend(adopted);
     withheld.extend(not_adopted);
     GpuInventory { counter_set, counters, devices, withheld, problem: gpu.state.problem.clone() }
+}
+
+/// Names of the devices that can be made beside the GPU's unmanaged instances, which leave `left` of `totals`: alone, and in any
+/// combination that the totals admit.
+fn with_room(
+    gpu: &Gpu,
+    candidates: &[AllocatableDevice],
+    totals: &BTreeMap<String, u32>,
+    left: &BTreeMap<String, u32>,
+) -> BTreeSet<DeviceName> {
+    let fits = |it: &&AllocatableDevice| mode_allows(gpu, &it.kind) && fits_into(&it.consumes, left);
+    let fitting: Vec<&AllocatableDevice> = candidates.iter().filter(fits).collect();
+    if left == totals {
+        return fitting.into_iter().map(|it| it.name.clone()).collect();
+    }
+    let parts: Vec<(Placement, &BTreeMap<String, u32>)> =
+        fitting.iter().filter_map(|it| Some((it.mig()?.placement, &it.consumes))).collect();
+    // The whole GPU takes everything, so it is not among those that fit.
+    let is_out = counters::crowded(&parts, totals, left);
+    let with_room = fitting.iter().zip(is_out).filter(|(_, is_out)| !is_out);
+    with_room.map(|(it, _)| it.name.clone()).collect()
 }
 
 /// A GPU that switches MIG mode without a reset can be had either way, any other one as its mode is.
@@ -276,8 +299,12 @@ fn access_allows(gpu: &Gpu, kind: &DeviceKind, access: MigAccess) -> bool {
 pub fn remaining(plan: &CounterPlan, gpu: &Gpu) -> BTreeMap<String, u32> {
     let mut counters = plan.totals();
     for instance in &gpu.state.instances {
-        let Some(profile) = gpu.facts.profile(instance.profile_id) else { continue };
-        take(&mut counters, plan.cost(profile, instance.placement));
+        let placement = instance.placement;
+        match gpu.facts.profile(instance.profile_id) {
+            Some(profile) => take(&mut counters, plan.cost(profile, placement)),
+            None if placement.is_plausible() => take(&mut counters, plan.cost_of_memory(placement)),
+            None => {}
+        }
     }
     counters
 }

@@ -61,7 +61,8 @@ pub enum MigError {
     /// Instances live on a GPU that is to be handed out whole.
     #[error(
         "the GPU still has {count} MIG instance(s), so it cannot be handed out whole yet; `dra-driver-mig inspect` on the \
-         node shows whose they are"
+         node shows whose they are; destroy those that nothing uses, or delete the pod and its claim to have another device \
+         allocated"
     )]
     StillCut {
         /// GPU instances found.
@@ -69,8 +70,9 @@ pub enum MigError {
     },
     /// The placement is taken.
     #[error(
-        "placement {start} for profile {profile} is occupied on the GPU; `dra-driver-mig inspect` on the node shows by \
-         whom"
+        "placement {start} for profile {profile} is occupied on the GPU by a MIG instance that was not made for this claim; \
+         `dra-driver-mig inspect` on the node shows it; destroy it if nothing uses it, or delete the pod and its claim to \
+         have another device allocated"
     )]
     Occupied {
         /// Profile name.
@@ -138,6 +140,12 @@ impl MigError {
     #[must_use]
     pub fn is_surprise(&self) -> bool {
         matches!(self, Self::Occupied { .. } | Self::StillCut { .. } | Self::NotAsGiven { .. })
+    }
+
+    /// True where an instance that was not made for the claim is in the way.
+    #[must_use]
+    pub fn is_occupied(&self) -> bool {
+        matches!(self, Self::Occupied { .. } | Self::StillCut { .. })
     }
 
     /// The call into NVML that failed, if that was it.

@@ -65,19 +65,27 @@ impl Publisher {
         let (inventory, held) = (&*state.inventory, &state.held);
         let mut known = names(inventory);
         known.extend(inventory.gpus.iter().flat_map(|it| &it.withheld).map(|it| it.name.to_string()));
+        let prepared = known.intersection(held).cloned().collect();
         // Layouts see to what they withdraw, and so do GPUs that are not cut.
         let offered = if self.counts() { names(&self.offered(inventory, held)) } else { known.clone() };
         let is_cut = |name: &&String| !inventory.gpus.iter().any(|it| !it.can_be_cut() && is_of(name, it));
         let withheld = known.difference(&offered).filter(is_cut).cloned().collect();
         // Also what somebody has deleted since: it may be allocated all the same.
         let published: BTreeSet<String> = slices.iter().flat_map(names_in).map(str::to_owned).collect();
+        self.kept.learn(slices);
         let before = published.iter().chain(self.published.iter().flatten()).chain(self.strangers.names());
         let before: BTreeSet<String> = before.filter(is_cut).cloned().collect();
-        let devices = Devices { offered: &(&offered | held), withheld: &withheld, published: &before };
+        let devices = Devices {
+            offered: &(&offered | held),
+            withheld: &withheld,
+            published: &before,
+            prepared: &prepared,
+        };
         if self.kept.asks(devices, Instant::now()) {
             let (read_at, allocated) = self.allocated().await?;
             self.kept.found(&allocated, devices, read_at);
         }
+        self.before.clone_from(&before);
         let stays = |it: &&String| held.contains(*it) || self.kept.taken().contains(*it);
         let strangers = before.difference(&known).filter(stays).cloned().collect();
         self.strangers.are(&strangers, slices);

@@ -63,8 +63,10 @@ impl Publisher {
         let allocated = if self.taken.is_empty() { prepared } else { &self.taken };
         let claims = Held { prepared, allocated, read_at };
         let next = self.transition.step(inventory, &target.inventory, pool.as_ref(), claims);
+        self.kept.leave_to_layouts();
         let ranking = Ranking::of(&next, &held, self.parts.offer.policy);
-        let slices = self.publish(render(&next, &ranking, owner), &ranking, published, owner).await?;
+        let slices =
+            self.publish(render(&next, &ranking, owner), &ranking, prepared, published, owner).await?;
         self.transition.written(Instant::now());
 
         let devices = next.devices().count();

@@ -6,10 +6,25 @@
 //! any more. A scheduler may still give away what it saw a moment before. So the claims are read once more when that has
 //! been gone for the settle time, and what somebody was given all the same comes back.
 //!
+//! While an allocated device is not published, its counters look free, so what overlaps it may be allocated as well. With both
+//! published, a counter would be below what they consume, and kube-scheduler would refuse every device of the pool. So:
+//!
+//! - A free device that was withdrawn comes back only after a read of the claims, begun after it has been gone for the settle
+//!   time, shows that it is free.
+//! - An allocated one comes back when nothing else of its GPU can be allocated: the free devices are withdrawn for a settle
+//!   time first, and then all allocations are known.
+//! - What then overlaps costs nothing, see `waive`, until it is released; and then it is withdrawn before it is offered again.
+//!
 //! Pure. Refuses to ask where nothing could come of the answer: it is a list of all claims of the cluster.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
+
+use k8s_openapi::api::resource::v1::ResourceSlice;
+
+use super::waive::{waive, waived_in};
+use crate::inventory::{AllocatableDevice, DeviceName, GpuInventory, Inventory};
 
 /// Remembers what stays, and until when something may have to come back.
 #[derive(Debug)]
@@ -17,6 +32,18 @@ pub struct Kept {
     settle: Duration,
     /// Devices that stay.
     taken: BTreeSet<String>,
+    /// What claims have by the last read, as long as that is a settle time old at most.
+    allocated: BTreeSet<String>,
+    /// Allocated devices that are published without their cost.
+    waived: BTreeSet<String>,
+    /// Devices that are not published any more, until a read shows whether somebody was given them at the last moment.
+    withdrawn: BTreeMap<String, Gone>,
+    /// When this process began, where one before it may have withdrawn whatever is not published.
+    began: Option<Instant>,
+    /// Whether layouts decided last what is published.
+    is_by_layout: bool,
+    /// Whether this process has published anything.
+    has_written: bool,
     /// When the read that told them began.
     read_at: Option<Instant>,
     gone: Option<Gone>,
@@ -40,6 +67,8 @@ pub struct Devices<'a> {
     pub withheld: &'a BTreeSet<String>,
     /// What is published.
     pub published: &'a BTreeSet<String>,
+    /// What is prepared.
+    pub prepared: &'a BTreeSet<String>,
 }
 
 impl Kept {
@@ -47,7 +76,19 @@ impl Kept {
     /// a driver was on this node before this process: it may have withdrawn something a moment ago.
     #[must_use]
     pub fn new(settle: Duration, has_past: bool) -> Self {
-        Self { settle, taken: BTreeSet::new(), read_at: None, gone: None, has_past }
+        Self {
+            settle,
+            taken: BTreeSet::new(),
+            allocated: BTreeSet::new(),
+            waived: BTreeSet::new(),
+            withdrawn: BTreeMap::new(),
+            began: None,
+            is_by_layout: false,
+            has_written: false,
+            read_at: None,
+            gone: None,
+            has_past,
+        }
     }
 
     /// Whether the claims have to be read, and [`Kept::found`] to be told, before anything is published: where something goes
@@ -56,26 +97,112 @@ impl Kept {
         // Before NVML works there is nothing that could come back.
         let has_any = !devices.offered.is_empty() || !devices.withheld.is_empty();
         let is_first = has_any && std::mem::take(&mut self.has_past);
+        let is_wiped = devices.published.is_empty();
         if is_first {
             self.gone = Some(Gone::Since(now));
+            let is_subset = devices.offered.is_subset(devices.published);
+            self.began = Some(now).filter(|_| !is_wiped && !is_subset);
         }
         // Where all is offered, nothing can come back.
         if devices.withheld.is_empty() && self.gone.is_some_and(|it| it.has_settled(self.settle, now)) {
             self.gone = None;
         }
+        // What comes back makes free devices go, of which some may be allocated.
+        let held = devices.prepared.union(&self.allocated);
+        let returns = !is_wiped && {
+            let mut missing = held.filter(|it| !devices.published.contains(*it));
+            missing.any(|it| devices.offered.contains(it))
+        };
         let goes = devices.published.difference(devices.offered).any(|it| !self.taken.contains(it));
-        goes || is_first && !devices.withheld.is_empty() || self.next().is_some_and(|it| it <= now)
+        let is_unread = !self.waived.is_empty() && self.read_at.is_none();
+        let asks = goes
+            || returns
+            || is_first && (is_wiped || !devices.withheld.is_empty())
+            || is_unread
+            || self.next().is_some_and(|it| it <= now);
+        if !asks && self.next().is_none() {
+            self.allocated.clear();
+        }
+        asks
     }
 
     /// Takes note of what claims have, by a read that began at `read_at`.
     pub fn found(&mut self, allocated: &BTreeSet<String>, devices: Devices<'_>, read_at: Instant) {
         let is_possible = |it: &&String| devices.published.contains(*it) || devices.withheld.contains(*it);
         self.taken = allocated.difference(devices.offered).filter(is_possible).cloned().collect();
+        self.allocated.clone_from(allocated);
         self.read_at = Some(read_at);
         self.gone = self.gone.filter(|it| !it.has_settled(self.settle, read_at));
-        if devices.published.difference(devices.offered).any(|it| !self.taken.contains(it)) {
+        self.began = self.began.filter(|it| read_at < *it + self.settle);
+        self.withdrawn.retain(|_, it| !it.has_settled(self.settle, read_at));
+        let goes = devices.published.difference(devices.offered).filter(|it| !self.taken.contains(*it));
+        let goes: Vec<String> = goes.cloned().collect();
+        if !goes.is_empty() {
             self.gone = Some(Gone::NotYet);
         }
+        self.withdraw(goes);
+    }
+
+    fn withdraw(&mut self, names: Vec<String>) {
+        for name in names {
+            self.withdrawn.entry(name).or_insert(Gone::NotYet);
+        }
+    }
+
+    /// What of the offer may be published now where counters keep devices apart. `before` is what is published, `prepared`
+    /// what is prepared on the node.
+    pub fn show<'i>(
+        &mut self,
+        offered: &'i Inventory,
+        before: &BTreeSet<String>,
+        prepared: &BTreeSet<String>,
+    ) -> Cow<'i, Inventory> {
+        // The layout may just have withdrawn something.
+        if std::mem::take(&mut self.is_by_layout) {
+            self.expect_more();
+        }
+        let mut shown = Cow::Borrowed(offered);
+        // Of a pool that is gone nothing was given away since.
+        let is_wiped = before.is_empty() && !self.has_written;
+        for (index, gpu) in offered.gpus.iter().enumerate().filter(|(_, it)| !it.counters.is_empty()) {
+            if is_wiped {
+                break;
+            }
+            let devices = self.shown_of(gpu, before, prepared);
+            if devices.len() < gpu.devices.len() {
+                let is_shown = |name: &DeviceName| devices.iter().any(|it| it.name == *name);
+                let hidden = gpu.devices.iter().map(|it| &it.name).filter(|it| !is_shown(it));
+                let goes = hidden.map(ToString::to_string).filter(|it| before.contains(it)).collect();
+                self.withdraw(goes);
+                shown.to_mut().gpus[index] = GpuInventory { devices, ..gpu.clone() };
+            }
+        }
+        for device in shown.devices() {
+            self.withdrawn.remove(device.name.as_str());
+        }
+        shown
+    }
+
+    fn shown_of(
+        &self,
+        gpu: &GpuInventory,
+        before: &BTreeSet<String>,
+        prepared: &BTreeSet<String>,
+    ) -> Vec<AllocatableDevice> {
+        let is_in = |names: &BTreeSet<String>, it: &AllocatableDevice| names.contains(it.name.as_str());
+        let is_held = |it: &AllocatableDevice| is_in(prepared, it) || is_in(&self.allocated, it);
+        let is_settled =
+            |it: &AllocatableDevice| self.began.is_none() && !self.withdrawn.contains_key(it.name.as_str());
+        let is_free = |it: &AllocatableDevice| !is_held(it) && !it.consumes.is_empty();
+        let returns = gpu.devices.iter().any(|it| is_held(it) && !is_in(before, it));
+        let is_quiet =
+            !gpu.devices.iter().filter(|it| is_free(it)).any(|it| is_in(before, it) || !is_settled(it));
+        let may_show = |it: &&AllocatableDevice| match (is_held(it), is_in(before, it)) {
+            (true, is_there) => is_there || is_quiet,
+            (false, true) => !is_free(it) || !returns && !is_in(&self.waived, it),
+            (false, false) => is_settled(it) && (!returns || is_quiet),
+        };
+        gpu.devices.iter().filter(may_show).cloned().collect()
     }
 
     /// Takes note that what was published by other rules, and may just have gone, may have to come back.
@@ -83,10 +210,16 @@ impl Kept {
         self.gone = Some(Gone::NotYet);
     }
 
+    /// Takes note that layouts decide what is published, which see to what they withdraw.
+    pub fn leave_to_layouts(&mut self) {
+        self.is_by_layout = true;
+    }
+
     /// Takes note that what was decided last is written.
     pub fn written(&mut self, now: Instant) {
-        if self.gone == Some(Gone::NotYet) {
-            self.gone = Some(Gone::Since(now));
+        self.has_written = true;
+        for gone in self.withdrawn.values_mut().chain(&mut self.gone).filter(|it| **it == Gone::NotYet) {
+            *gone = Gone::Since(now);
         }
     }
 
@@ -96,15 +229,35 @@ impl Kept {
         &self.taken
     }
 
+    /// Takes the cost from allocated devices where counters would be below what they consume. What schedulers see keeps its
+    /// cost the longest, then what is prepared.
+    pub fn waive(
+        &mut self,
+        slices: &mut [ResourceSlice],
+        prepared: &BTreeSet<String>,
+        before: &BTreeSet<String>,
+    ) {
+        let (seen_prepared, seen_allocated) = (prepared & before, &self.allocated & before);
+        let order = [&seen_prepared, &seen_allocated, prepared, &self.allocated];
+        self.waived = waive(slices, &order, &self.waived);
+    }
+
+    /// Learns from what a process before this one has published which devices are without their cost.
+    pub fn learn(&mut self, published: &[ResourceSlice]) {
+        if self.has_past && self.read_at.is_none() {
+            self.waived = waived_in(published);
+        }
+    }
+
     /// When to look again. Of a claim that was never prepared nobody tells when it is released.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
-        let gone = match self.gone {
-            Some(Gone::Since(since)) => Some(since),
-            Some(Gone::NotYet) | None => None,
-        };
-        let taken = self.read_at.filter(|_| !self.taken.is_empty());
-        gone.into_iter().chain(taken).min().map(|it| it + self.settle)
+        let gone = self.withdrawn.values().chain(&self.gone).filter_map(|it| match it {
+            Gone::Since(since) => Some(*since),
+            Gone::NotYet => None,
+        });
+        let taken = self.read_at.filter(|_| !self.taken.is_empty() || !self.waived.is_empty());
+        gone.chain(self.began).chain(taken).min().map(|it| it + self.settle)
     }
 }
 
@@ -122,6 +275,7 @@ mod tests {
     use super::*;
 
     const SETTLE: Duration = Duration::from_secs(10);
+    static NOTHING: BTreeSet<String> = BTreeSet::new();
 
     fn set(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|it| (*it).to_owned()).collect()
@@ -134,7 +288,8 @@ mod tests {
         [offered, withheld, published, allocated]: [&[&str]; 4],
     ) -> (bool, BTreeSet<String>) {
         let (offered, withheld, published) = (set(offered), set(withheld), set(published));
-        let devices = Devices { offered: &offered, withheld: &withheld, published: &published };
+        let devices =
+            Devices { offered: &offered, withheld: &withheld, published: &published, prepared: &NOTHING };
         let asks = kept.asks(devices, at);
         if asks {
             kept.found(&set(allocated), devices, at);

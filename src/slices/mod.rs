@@ -18,6 +18,7 @@ mod render;
 mod shelves;
 mod taint;
 mod transition;
+mod waive;
 
 pub use diff::{Change, diff, is_same, lost_counters};
 pub use kept::{Devices, Kept};

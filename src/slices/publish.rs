@@ -115,6 +115,8 @@ pub struct Publisher {
     pub(super) kept: Kept,
     /// Devices that stay as they are published: claims have them, and the node cannot describe them any more.
     pub(super) strangers: Strangers,
+    /// What schedulers could see when this round began, of GPUs that can be cut.
+    pub(super) before: BTreeSet<String>,
     /// What claims have, as read in this round.
     pub(super) claims: Option<(Instant, BTreeSet<String>)>,
     /// Resource versions of our own last writes, to tell them from those of others.
@@ -155,6 +157,7 @@ impl Publisher {
             withdrawn,
             kept,
             strangers: Strangers::default(),
+            before: BTreeSet::new(),
             claims: None,
             written: BTreeMap::new(),
             published: Vec::new(),
@@ -287,12 +290,14 @@ impl Publisher {
         }
         if self.counts() {
             let pool = self.pool(&published);
-            let part = self.transition.count(&offered, pool.as_ref(), &held, Instant::now());
+            let shown = self.kept.show(&offered, &self.before, &state.held);
+            let part = self.transition.count(&shown, pool.as_ref(), &held, Instant::now());
             if part.is_some() {
                 self.kept.expect_more();
             }
-            let slices = part.as_ref().map_or(slices, |it| render(it, &ranking, &owner));
-            let slices = self.publish(slices, &ranking, &published, &owner).await?;
+            let shown = part.as_ref().unwrap_or(&shown);
+            let slices = if *shown == *offered { slices } else { render(shown, &ranking, &owner) };
+            let slices = self.publish(slices, &ranking, &state.held, &published, &owner).await?;
             self.transition.written(Instant::now());
             self.tell(if self.transition.is_open() {
                 Publication::Complete { slices, devices: offered.devices().count(), is_counted: can_be_cut }
@@ -311,16 +316,19 @@ impl Publisher {
         next.map_or(RESYNC, |it| it.saturating_duration_since(Instant::now()))
     }
 
-    /// Brings the API server's slices to what is rendered, and answers with their number.
+    /// Brings the API server's slices to what is rendered, and answers with their number. `prepared` is what is prepared on
+    /// the node.
     pub(super) async fn publish(
         &mut self,
         mut slices: Vec<ResourceSlice>,
         ranking: &Ranking,
+        prepared: &BTreeSet<String>,
         published: &[ResourceSlice],
         owner: &Owner,
     ) -> Result<usize, SliceError> {
         let own = slices.len();
         keep(&mut slices, &self.strangers, self.counts(), owner);
+        self.kept.waive(&mut slices, prepared, &self.before);
         if !self.transition.is_open() {
             close(&mut slices);
         }

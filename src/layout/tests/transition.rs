@@ -29,6 +29,9 @@ enum Step {
     Recovery,
     Allocate(u8, u8),
     TurnGate,
+    /// An instance is made past the driver.
+    MakeUnmanaged(u8),
+    RemoveUnmanaged(u8),
 }
 
 /// With counters, sickness and flags come together: both make devices go that no layout has withdrawn.
@@ -51,11 +54,29 @@ fn step(has_gate: bool, has_flags: bool) -> impl Strategy<Value = Step> {
     any::<(u8, u8, u8)>().prop_map(step)
 }
 
+/// The same with instances that the driver did not make.
+fn step_beside_unmanaged() -> impl Strategy<Value = Step> {
+    let unmanaged = |(is_made, which): (bool, u8)| {
+        if is_made { Step::MakeUnmanaged(which) } else { Step::RemoveUnmanaged(which) }
+    };
+    let allocate = |(which, age): (u8, u8)| Step::Allocate(which, age);
+    prop_oneof![
+        6 => step(true, true),
+        3 => any::<(u8, u8)>().prop_map(allocate),
+        2 => any::<(bool, u8)>().prop_map(unmanaged),
+        2 => Just(Step::Decide),
+    ]
+}
+
 /// Plays what a fuzzer thinks of. With `is_wild`, schedulers give away anything, twice as well, whatever was published.
 fn play(model: u8, steps: &[Step], has_gate: bool, is_wild: bool) {
     let models = mig_models();
-    let mut world = World::new(models[pick(model, models.len())]);
-    world.keeps_counters = has_gate && pick(model, 3) == 0;
+    let world = World::new(models[pick(model, models.len())]);
+    play_in(world, model, steps, has_gate, is_wild);
+}
+
+fn play_in(mut world: World, model: u8, steps: &[Step], has_gate: bool, is_wild: bool) {
+    world.keeps_counters |= has_gate && pick(model, 3) == 0;
     for step in steps {
         match *step {
             Step::ChangeLayout(which, other) => world.change_layout(which, other),
@@ -76,6 +97,15 @@ fn play(model: u8, steps: &[Step], has_gate: bool, is_wild: bool) {
             }
             Step::Recovery => world.is_sick = false,
             Step::TurnGate => world.keeps_counters = !world.keeps_counters,
+            Step::MakeUnmanaged(which) => {
+                world.make_unmanaged(which);
+                world.may_overlap = true;
+            }
+            Step::RemoveUnmanaged(which) if !world.unmanaged.is_empty() => {
+                let index = pick(which, world.unmanaged.len());
+                world.unmanaged.remove(index);
+            }
+            Step::RemoveUnmanaged(_) => {}
             Step::Allocate(which, _) if is_wild => {
                 let all: Vec<String> = names(&world.inventory).into_iter().collect();
                 world.claim(all[pick(which, all.len())].clone());
@@ -87,6 +117,9 @@ fn play(model: u8, steps: &[Step], has_gate: bool, is_wild: bool) {
         let is_safe = is_wild || world.may_overlap || world.can_exist(&allocated);
         assert!(is_safe, "allocated together: {allocated:?}");
         world.check_prepared();
+        if world.has_one_scheduler {
+            world.check_counters();
+        }
     }
     if !is_wild {
         world.comes_to_rest();
@@ -126,6 +159,21 @@ proptest! {
         steps in prop::collection::vec(step(true, true), 1..60),
     ) {
         play(model, &steps, true, true);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: CASES, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_counter_is_ever_below_what_allocated_devices_consume(
+        model in any::<u8>(),
+        steps in prop::collection::vec(step_beside_unmanaged(), 1..60),
+    ) {
+        let models = mig_models();
+        let mut world = World::new(models[pick(model, models.len())]);
+        (world.has_one_scheduler, world.keeps_counters) = (true, true);
+        play_in(world, model, &steps, true, false);
     }
 }
 
@@ -265,4 +313,62 @@ fn where_counters_are_kept_what_is_allocated_outlives_sickness_and_filters_and_l
     sync(&mut world);
     assert!(world.published().iter().all(|it| !it.contains("-1g-")), "{:?}", world.published());
     assert!(!world.published().is_empty());
+}
+
+/// A world with counters in which a 1g.20gb at 0 was allocated just before it went, because an unmanaged instance is at 0.
+fn late_beside_unmanaged() -> (World, String) {
+    let mut world = world("all-1g.10gb");
+    world.keeps_counters = true;
+    for _ in 0..2 {
+        world.now += SETTLE;
+        sync(&mut world);
+    }
+    let profiles = &world.facts[0].mig.as_ref().unwrap().profiles;
+    let small = profiles.iter().find(|it| it.name == "1g.10gb").unwrap().clone();
+    world.unmanaged.push((small, Placement { start: 0, size: 1 }));
+    world.decide();
+    let late = mig("1g-20gb-0");
+    world.claim(late.clone());
+    world.write();
+    assert!(!world.published().contains(&late));
+    (world, late)
+}
+
+#[test]
+fn an_allocated_device_comes_back_once_nothing_can_be_given_away_that_the_driver_does_not_know() {
+    let (mut world, late) = late_beside_unmanaged();
+    world.now += SETTLE;
+    // The claims are read, and only then another one is given what overlaps the device that is about to come back.
+    world.decide();
+    world.claim(mig("1g-10gb-1"));
+    world.write();
+    world.check_counters();
+    assert!(!world.published().contains(&late), "not while others can be allocated");
+    world.now += SETTLE;
+    sync(&mut world);
+    world.check_counters();
+    assert!(world.published().contains(&late) && world.published().contains(&mig("1g-10gb-1")));
+    assert!(world.published().contains(&mig("1g-10gb-6")), "the rest is offered again");
+}
+
+#[test]
+fn of_two_allocated_devices_that_overlap_one_costs_nothing_until_it_is_released() {
+    let (mut world, late) = late_beside_unmanaged();
+    world.claim(mig("1g-10gb-1"));
+    for _ in 0..2 {
+        world.now += SETTLE;
+        sync(&mut world);
+        world.check_counters();
+    }
+    assert_eq!((world.cost(&late), world.cost(&mig("1g-10gb-1"))), (0, 1));
+    world.unmanaged.clear();
+    sync(&mut world);
+    assert_eq!(world.cost(&late), 0, "as long as a claim has it");
+    world.end(0, 0);
+    world.now += SETTLE;
+    sync(&mut world);
+    assert!(!world.published().contains(&late), "nobody is given it without its cost");
+    world.now += SETTLE;
+    sync(&mut world);
+    assert_eq!(world.cost(&late), 2);
 }

@@ -5,11 +5,14 @@
 
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::resource::v1::{Counter, Device, ResourceSlice};
+
 use super::*;
 use crate::checkpoint::{Record, RecordedKind};
 use crate::claim::{AllocatedDevice, ClaimRef, Ground, PlanError, plan};
 use crate::inventory::ProfileFilter;
-use crate::slices::{Devices, Held, Kept, Pool, Transition, names};
+use crate::placement::{Policy, Ranking};
+use crate::slices::{Devices, Held, Kept, Owner, Pool, Transition, names, render};
 
 /// Seconds.
 pub(super) const SETTLE: u64 = 10;
@@ -18,11 +21,43 @@ pub(super) const SETTLE: u64 = 10;
 struct View {
     since: u64,
     pool: Option<Pool>,
+    counters: Counters,
+}
+
+/// The counters of a pool as kube-scheduler reads them, and what each of its devices consumes.
+#[derive(Default)]
+struct Counters {
+    totals: Counts,
+    costs: BTreeMap<String, Counts>,
+}
+
+impl Counters {
+    fn of(slices: &[ResourceSlice]) -> Self {
+        let amount = |it: &Counter| it.value.0.parse().unwrap();
+        let sets = slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten());
+        let totals = sets.flat_map(|set| set.counters.iter().map(|(name, it)| (name.clone(), amount(it))));
+        let cost = |it: &Device| {
+            let sets = it.consumes_counters.iter().flatten();
+            sets.flat_map(|set| set.counters.iter().map(|(name, it)| (name.clone(), amount(it)))).collect()
+        };
+        let devices = slices.iter().flat_map(|it| it.spec.devices.iter().flatten());
+        Self { totals: totals.collect(), costs: devices.map(|it| (it.name.clone(), cost(it))).collect() }
+    }
+
+    /// Whether there is enough for all of these devices, as kube-scheduler asks for each candidate: of every counter.
+    fn are_enough<'a>(&self, devices: impl IntoIterator<Item = &'a String>) -> bool {
+        let mut consumed = Counts::new();
+        for (name, amount) in devices.into_iter().filter_map(|it| self.costs.get(it)).flatten() {
+            *consumed.entry(name.clone()).or_default() += amount;
+        }
+        consumed.iter().all(|(name, amount)| self.totals.get(name).is_some_and(|it| amount <= it))
+    }
 }
 
 /// What the publisher has decided and not written yet.
 struct Decided {
     pool: Pool,
+    counters: Counters,
     /// What was allocated when the claims were read.
     allocated: BTreeSet<String>,
 }
@@ -40,6 +75,14 @@ pub(super) struct World {
     pub(super) inventory: Arc<Inventory>,
     /// Nobody is to be given more of the GPU.
     pub(super) is_sick: bool,
+    /// MIG instances that the driver did not make.
+    pub(super) unmanaged: Vec<(Profile, Placement)>,
+    /// There is one scheduler, which never goes back to what it saw before.
+    pub(super) has_one_scheduler: bool,
+    /// The view that a scheduler acted on last.
+    acted_on: usize,
+    /// What the driver has published last, as far as it remembers.
+    memory: BTreeSet<String>,
     /// What is left out where counters are kept.
     filter: ProfileFilter,
     pub(super) layouts: Layouts,
@@ -67,6 +110,10 @@ impl World {
         Self {
             inventory: Arc::new(inventory_of(&facts, true, &BTreeSet::new())),
             is_sick: false,
+            unmanaged: Vec::new(),
+            has_one_scheduler: false,
+            acted_on: 0,
+            memory: BTreeSet::new(),
             filter: ProfileFilter::default(),
             kept: Kept::new(Duration::from_secs(SETTLE), false),
             may_overlap: false,
@@ -77,7 +124,7 @@ impl World {
             decided: None,
             start: Instant::now(),
             now: 0,
-            views: vec![View { since: 0, pool: None }],
+            views: vec![View { since: 0, pool: None, counters: Counters::default() }],
             claims: BTreeMap::new(),
             count: 0,
             facts,
@@ -111,11 +158,12 @@ impl World {
 
     /// What the GPU offers where these devices are held.
     fn offers(&self, held: &BTreeSet<String>) -> Arc<Inventory> {
-        if !self.is_sick {
+        if !self.is_sick && self.unmanaged.is_empty() {
             return Arc::clone(&self.inventory);
         }
-        let mut gpus = gpus(&self.facts, true, &[]);
-        gpus[0].state.problem = Some("it is sick".to_owned());
+        let unmanaged: Vec<(&Profile, Placement)> = self.unmanaged.iter().map(|(it, at)| (it, *at)).collect();
+        let mut gpus = gpus(&self.facts, true, &unmanaged);
+        gpus[0].state.problem = self.is_sick.then(|| "it is sick".to_owned());
         Arc::new(inventory(&NodeFacts::default(), &gpus, held))
     }
 
@@ -135,36 +183,43 @@ impl World {
         self.is_new = false;
         let (now, published) = (self.at(self.now), self.pool().cloned());
         let (allocated, prepared) = (self.allocated(), self.prepared());
-        let (known, seen) = (names(&self.inventory), self.published());
+        let (known, seen) = (names(&self.inventory), &self.published() | &self.memory);
         let offered = if self.keeps_counters { names(&self.counted(&prepared)) } else { known.clone() };
         let withheld = &known - &offered;
-        let devices = Devices { offered: &offered, withheld: &withheld, published: &seen };
+        let devices =
+            Devices { offered: &offered, withheld: &withheld, published: &seen, prepared: &prepared };
         if self.kept.asks(devices, now) {
             self.kept.found(&allocated, devices, now);
         }
+        let mut slices = Vec::new();
         let pool = if self.keeps_counters {
             let held = &prepared | self.kept.taken();
             let all = self.counted(&held);
-            let part = self.transition.count(&all, published.as_ref(), &held, now);
+            let shown = self.kept.show(&all, &seen, &prepared);
+            let part = self.transition.count(&shown, published.as_ref(), &held, now);
             if part.is_some() {
                 self.kept.expect_more();
             }
-            let devices = names(part.as_ref().unwrap_or(&all));
-            Pool { devices, is_counted: true, is_open: self.transition.is_open() }
+            let shown = part.as_ref().unwrap_or(&shown);
+            let owner = Owner { driver: "d".into(), node: "n".into(), node_uid: "u".into() };
+            slices = render(shown, &Ranking::of(&Inventory::default(), &held, Policy::Static), &owner);
+            self.kept.waive(&mut slices, &prepared, &seen);
+            Pool { devices: names(shown), is_counted: true, is_open: self.transition.is_open() }
         } else {
             let held = &prepared | &allocated;
+            self.kept.leave_to_layouts();
             let all = self.offers(&prepared);
             let target = apply(&all, &self.layouts, &held).inventory;
             let held = Held { prepared: &prepared, allocated: &allocated, read_at: now };
             let next = self.transition.step(&all, &target, published.as_ref(), held);
             Pool { devices: names(&next), is_counted: false, is_open: self.transition.is_open() }
         };
-        self.decided = Some(Decided { pool, allocated });
+        self.decided = Some(Decided { pool, counters: Counters::of(&slices), allocated });
     }
 
     /// The second half: it writes, if it has decided anything.
     pub(super) fn write(&mut self) {
-        let Some(Decided { pool, allocated }) = self.decided.take() else { return };
+        let Some(Decided { pool, counters, allocated }) = self.decided.take() else { return };
         // A claim of which the driver knew is still published, if it is still allocated.
         for device in allocated.intersection(&self.allocated()) {
             let is_shown = !pool.is_counted || self.published().contains(device);
@@ -180,13 +235,15 @@ impl World {
             "published together: {:?}",
             pool.devices
         );
+        self.memory.clone_from(&pool.devices);
         self.show(Some(pool));
+        self.views.last_mut().unwrap().counters = counters;
         self.transition.written(self.at(self.now));
         self.kept.written(self.at(self.now));
     }
 
     pub(super) fn show(&mut self, pool: Option<Pool>) {
-        self.views.push(View { since: self.now, pool });
+        self.views.push(View { since: self.now, pool, counters: Counters::default() });
     }
 
     /// Another process goes on, with other flags; the publisher's memory is lost, wherever it was.
@@ -196,6 +253,7 @@ impl World {
         self.filter = filter;
         self.kept = Kept::new(Duration::from_secs(SETTLE), true);
         self.is_new = true;
+        self.memory.clear();
         self.decided = None;
         self.transition = Transition::new(Duration::from_secs(SETTLE), true);
     }
@@ -204,17 +262,77 @@ impl World {
     pub(super) fn allocate(&mut self, which: u8, age: u8) {
         let is_recent =
             |index: usize| self.views.get(index + 1).is_none_or(|next| self.now < next.since + SETTLE);
-        let recent: Vec<usize> = (0..self.views.len()).filter(|it| is_recent(*it)).collect();
-        let view = &self.views[recent[pick(age, recent.len())]];
+        let first = if self.has_one_scheduler { self.acted_on } else { 0 };
+        let recent: Vec<usize> = (first..self.views.len()).filter(|it| is_recent(*it)).collect();
+        let acted_on = recent[pick(age, recent.len())];
+        let view = &self.views[acted_on];
         let Some(pool) = view.pool.as_ref().filter(|it| it.is_open) else { return };
         let allocated = self.allocated();
         // It counts what the devices of the pool take; what is allocated and not there costs nothing (kubernetes#140802).
-        let counted: BTreeSet<String> = allocated.intersection(&pool.devices).cloned().collect();
-        let fits = |it: &&String| !pool.is_counted || self.can_exist(counted.iter().chain([*it]));
+        let fits = |it: &&String| !pool.is_counted || view.counters.are_enough(allocated.iter().chain([*it]));
         let free: Vec<&String> = pool.devices.difference(&allocated).filter(fits).collect();
         if !free.is_empty() {
-            self.claim(free[pick(which, free.len())].clone());
+            let device = free[pick(which, free.len())].clone();
+            self.acted_on = acted_on;
+            self.claim(device);
         }
+    }
+
+    /// No counter that is published is below what allocated devices consume, so that the rest of the node can be allocated.
+    pub(super) fn check_counters(&self) {
+        let view = self.views.last().unwrap();
+        let is_open = view.pool.as_ref().is_some_and(|it| it.is_counted && it.is_open);
+        assert!(
+            !is_open || view.counters.are_enough(&self.allocated()),
+            "counters {:?} are overdrawn by {:?} with costs {:?}",
+            view.counters.totals,
+            self.allocated(),
+            view.counters.costs
+        );
+    }
+
+    /// How much a published device consumes of all counters together.
+    pub(super) fn cost(&self, device: &str) -> u32 {
+        self.views.last().unwrap().counters.costs[device].values().sum()
+    }
+
+    /// Makes an instance where the hardware has room beside what is prepared, past the driver.
+    pub(super) fn make_unmanaged(&mut self, which: u8) {
+        let profiles = &self.facts[0].mig.as_ref().unwrap().profiles;
+        let prepared = self.records();
+        let prepared = prepared.iter().flat_map(|it| &it.devices);
+        if prepared.clone().any(|it| !matches!(it.kind, RecordedKind::Mig { .. })) {
+            return;
+        }
+        let mut live: Vec<(&Profile, Placement)> = self.unmanaged.iter().map(|(it, at)| (it, *at)).collect();
+        live.extend(prepared.filter_map(|it| match &it.kind {
+            RecordedKind::Mig { spec, .. } => {
+                Some((profiles.iter().find(|it| it.id == spec.profile_id)?, spec.placement))
+            }
+            _ => None,
+        }));
+        let has_room = |it: &(&Profile, Placement)| {
+            let all: Vec<_> = live.iter().copied().chain([*it]).collect();
+            exist_together(profiles, &all)
+        };
+        let places = profiles.iter().flat_map(|it| it.placements.iter().map(move |at| (it, *at)));
+        let free: Vec<(&Profile, Placement)> = places.filter(has_room).collect();
+        if !free.is_empty() {
+            let (profile, placement) = free[pick(which, free.len())];
+            let made = (profile.clone(), placement);
+            self.unmanaged.push(made);
+        }
+    }
+
+    /// Whether the hardware has no room for a device beside the instances that the driver did not make.
+    fn is_occupied(&self, device: &str) -> bool {
+        let mut parts: Vec<(&Profile, Placement)> = self.unmanaged.iter().map(|(it, at)| (it, *at)).collect();
+        let Some(spec) = self.inventory.device(device).and_then(|it| spec(&it.kind)) else {
+            return !parts.is_empty();
+        };
+        let profiles = &self.facts[0].mig.as_ref().unwrap().profiles;
+        parts.extend(profiles.iter().find(|it| it.id == spec.profile_id).map(|it| (it, spec.placement)));
+        !exist_together(profiles, &parts)
     }
 
     pub(super) fn claim(&mut self, device: String) {
@@ -227,6 +345,9 @@ impl World {
         let Some(number) = self.nth(which, |it| it.is_allocated && it.record.is_none()) else { return };
         let claim = ClaimRef::new("ns".into(), format!("c-{number}"), format!("{number}")).unwrap();
         let device = self.claims[&number].device.clone();
+        if self.is_occupied(&device) {
+            return;
+        }
         let allocated = AllocatedDevice { device, pool: "pool".into(), requests: Vec::new() };
         let ground = Ground { pool: "pool", inventory: &self.inventory, unread: "", boot_id: "boot" };
         match plan(&claim, &[allocated], ground, &self.records()) {
