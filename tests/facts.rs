@@ -83,7 +83,11 @@ impl Offered {
         let ranking = Ranking::of(&inventory, &BTreeSet::new(), Policy::Pack);
         let slices = render(&inventory, &ranking, &owner);
         for slice in &slices {
-            let errors = kube_sim::validate::slice(&serde_json::to_value(slice).unwrap(), None);
+            let errors = kube_sim::validate::slice(
+                &serde_json::to_value(slice).unwrap(),
+                None,
+                kube_sim::Version::V1_35,
+            );
             assert!(errors.is_empty(), "{errors:?}");
         }
         Self { inventory, slices }
