@@ -1,6 +1,6 @@
 //! From what was seen to what is said. Pure.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::runtime::CdiSetting;
 use crate::api::Right;
@@ -58,6 +58,8 @@ pub struct HostFacts {
     pub hook: String,
     /// Directories that are written to.
     pub directories: Vec<DirectoryFacts>,
+    /// The mode of NVIDIA's container runtime, and the file that says so; nothing where there is none or it is not visible.
+    pub nvidia_mode: Option<(PathBuf, String)>,
     /// The container runtime's word on CDI.
     pub cdi: CdiSetting,
 }
@@ -125,6 +127,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     all.extend(containers(&facts.host));
     all.extend(directories(&facts.host.directories));
     all.push(runtime(&facts.host.cdi));
+    all.extend(facts.host.nvidia_mode.as_ref().map(|(file, mode)| nvidia_runtime(file, mode)));
     all.extend(cluster(&facts.cluster));
     all
 }
@@ -275,6 +278,24 @@ fn runtime(cdi: &CdiSetting) -> Finding {
             Some(
                 "containerd 2 and CRI-O have it on; with containerd 1.7 /etc/containerd/config.toml needs `enable_cdi = true` \
                  under [plugins.\"io.containerd.grpc.v1.cri\"]",
+            ),
+        ),
+    }
+}
+
+/// Whether NVIDIA's runtime can give the driver's own container its CDI device. No fault of its own: a privileged pod does not
+/// need it.
+fn nvidia_runtime(file: &Path, mode: &str) -> Finding {
+    const SUBJECT: &str = "NVIDIA runtime";
+    let text = format!("{} says mode = {mode:?}", file.display());
+    match mode {
+        "auto" | "cdi" | "jit-cdi" => good(SUBJECT, text),
+        _ => open(
+            SUBJECT,
+            format!("{text}, in which it gives no CDI devices: with the runtime class nvidia the driver's pod does not start"),
+            Some(
+                "set mode = \"auto\" there, or install the chart with privileged=true and runtimeClassName=\"\", which needs no \
+                 runtime class",
             ),
         ),
     }

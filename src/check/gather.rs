@@ -8,7 +8,7 @@ use kube::Client;
 use tokio::time::timeout;
 
 use super::findings::{ClusterFacts, DirectoryFacts, HostFacts};
-use super::runtime::{CONTAINERD, CRIO, cdi_setting};
+use super::runtime::{CONTAINERD, CRIO, NVIDIA_RUNTIME, cdi_setting, nvidia_mode};
 use crate::access::DeviceAccess;
 use crate::api::{CALL_TIMEOUT, NodeSlices, RIGHTS, Right, is_allowed, with_causes};
 use crate::args::{DriverArgs, HardwareArgs, HostArgs};
@@ -48,6 +48,7 @@ pub(super) fn host(
         conditions,
         hook: host.cdi_hook.clone(),
         directories: directories(host, driver),
+        nvidia_mode: nvidia_mode(&files(&host_root, &NVIDIA_RUNTIME)),
         cdi: cdi_setting(&files(&host_root, &CONTAINERD), !files(&host_root, &CRIO).is_empty()),
     }
 }

@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 pub use findings::{ClusterFacts, DirectoryFacts, Facts, Finding, HostFacts, Verdict, findings};
-pub use runtime::{CdiSetting, cdi_setting};
+pub use runtime::{CdiSetting, cdi_setting, nvidia_mode};
 
 use crate::api::{self, ClientError};
 use crate::args::{CheckArgs, NodeArgs};

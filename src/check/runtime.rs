@@ -1,7 +1,8 @@
-//! Whether the container runtime has CDI on, as far as its configuration files tell. Pure.
+//! Whether the container runtime has CDI on, and in which mode NVIDIA's runtime is, as far as their configuration files tell.
+//! Pure.
 //!
-//! Of TOML only `key = value` lines are looked at. That is enough: no other section of either runtime's configuration has a
-//! key of this name, and what is not understood is reported as unknown, never as an error.
+//! Of TOML only sections and `key = value` lines are looked at. What is not understood is reported as unknown, never as an
+//! error.
 
 use std::path::PathBuf;
 
@@ -13,6 +14,12 @@ pub(super) const CONTAINERD: [&str; 3] = [
 ];
 /// The same of CRI-O.
 pub(super) const CRIO: [&str; 2] = ["/etc/crio/crio.conf", "/etc/crio/crio.conf.d"];
+
+/// Where the configuration of NVIDIA's container runtime may be on a host: of the package, and of the GPU Operator.
+pub(super) const NVIDIA_RUNTIME: [&str; 2] = [
+    "/etc/nvidia-container-runtime/config.toml",
+    "/usr/local/nvidia/toolkit/.config/nvidia-container-runtime/config.toml",
+];
 
 /// What the configuration says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +64,16 @@ pub fn cdi_setting(containerd: &[(PathBuf, String)], has_crio: bool) -> CdiSetti
     }
 }
 
+/// The first of these configurations of NVIDIA's runtime that names a mode, and the mode.
+#[must_use]
+pub fn nvidia_mode(files: &[(PathBuf, String)]) -> Option<(PathBuf, String)> {
+    files.iter().find_map(|(file, text)| {
+        let sections = text.split("\n[").find(|it| it.trim_start_matches('[').starts_with("nvidia-container-runtime]"))?;
+        let mode = value(sections, "mode")?.trim_matches('"');
+        Some((file.clone(), mode.to_owned()))
+    })
+}
+
 /// The value of the first line that sets a key.
 fn value<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     text.lines().find_map(|line| {
@@ -83,6 +100,18 @@ mod tests {
         assert!(on(&setting(&["enable_cdi = false", "enable_cdi = true"])), "the later file wins");
         let commented = setting(&["version = 2\n# enable_cdi = true\n"]);
         assert_eq!(commented, CdiSetting::Unset { file: "0".into() });
+    }
+
+    #[test]
+    fn the_mode_of_nvidias_runtime_is_that_of_its_own_section() {
+        let mode = |text: &str| nvidia_mode(&[("x".into(), text.to_owned())]).map(|it| it.1);
+        let real = "disable-require = false\n\n[nvidia-container-cli]\nmode = \"other\"\n\n[nvidia-container-runtime]\n\
+                    debug = \"x\"\nmode = \"legacy\" # by hand\n\n[nvidia-container-runtime.modes.cdi]\nmode = \"no\"\n";
+        assert_eq!(mode(real).as_deref(), Some("legacy"));
+        assert_eq!(mode("[nvidia-container-runtime]\nmode = \"auto\"\n").as_deref(), Some("auto"));
+        assert_eq!(mode("[nvidia-container-runtime]\n# mode = \"legacy\"\n"), None);
+        assert_eq!(mode("[nvidia-container-runtime.modes.cdi]\nmode = \"legacy\"\n"), None);
+        assert_eq!((mode(""), nvidia_mode(&[])), (None, None));
     }
 
     #[test]

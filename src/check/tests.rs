@@ -16,6 +16,7 @@ fn host() -> HostFacts {
         library: Ok("/usr/lib64/libnvidia-ml.so.1".into()),
         hardware: Ok(NodeFacts { driver_version: Some("570.124.06".to_owned()), ..NodeFacts::default() }),
         missing_gpus: Vec::new(),
+        nvidia_mode: None,
         conditions: Vec::new(),
         hook: "/usr/bin/nvidia-cdi-hook".to_owned(),
         directories: vec![directory("CDI directory", "/var/run/cdi")],
@@ -91,6 +92,20 @@ fn a_gpu_that_is_left_out_and_a_node_without_gpus_are_told() {
     host.hardware = Ok(NodeFacts { skipped: vec![skipped], ..NodeFacts::default() });
     let found = of("GPUs", &Facts { host, cluster: ClusterFacts::Rights(Vec::new()) });
     assert!(found[0].text.contains("GPU 3") && found[1].text.contains("none"), "{found:?}");
+}
+
+#[test]
+fn a_runtime_of_nvidia_that_gives_no_cdi_devices_is_named_with_the_two_ways_out() {
+    let verdict = |mode: &str| {
+        let mut host = host();
+        host.nvidia_mode = Some(("/etc/nvidia-container-runtime/config.toml".into(), mode.to_owned()));
+        of("NVIDIA runtime", &Facts { host, cluster: ClusterFacts::Rights(Vec::new()) }).remove(0)
+    };
+    assert!(["auto", "cdi", "jit-cdi"].iter().all(|it| verdict(it).verdict == Verdict::Good));
+    let legacy = verdict("legacy");
+    let remedy = legacy.remedy.unwrap();
+    assert_eq!(legacy.verdict, Verdict::Open);
+    assert!(remedy.contains("mode = \"auto\"") && remedy.contains("privileged=true"), "{remedy}");
 }
 
 #[test]
