@@ -233,7 +233,8 @@ async fn what_is_published_stays_valid_while_a_further_slice_has_no_name() {
     .await;
     // The counter set of the third GPU may be there already, which changes nothing of the others.
     let now = lab.slices().await;
-    let devices = |it: &[ResourceSlice]| it.iter().filter_map(|it| it.spec.devices.clone()).collect::<Vec<_>>();
+    let devices =
+        |it: &[ResourceSlice]| it.iter().filter_map(|it| it.spec.devices.clone()).collect::<Vec<_>>();
     assert!(is_complete(&now));
     assert_eq!(devices(&now), devices(&before));
     lab.stop().await;

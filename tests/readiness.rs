@@ -109,6 +109,9 @@ async fn a_cdi_file_names_only_hooks_that_the_hosts_program_has() {
     assert!(found.iter().all(|it| exit_code(&host, it) == Some(0)), "{found:?}");
 
     let what = format!("no subcommand {NEWER}");
+    // It withholds nothing and does not make the node unready.
+    offers(&lab, 26).await;
+    readyz_when(health, "HTTP/1.1 200").await;
     let answer = readyz_when(health, &what).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("1.18.0"), "{answer}");
     let note = event_when(&lab, EventReason::HostDegraded, &what).await;

@@ -6,12 +6,13 @@ mod common;
 use std::process::Child;
 
 use common::{ControlPlane, DRIVER, Lab, eventually, prepare, read_json, unprepare};
+use dra_driver_mig::kubelet::SocketPaths;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
 use kube_sim::Fault as ApiFault;
-use kube_sim::kubelet::Claim;
+use kube_sim::kubelet::{Claim, KubeletClient, Plugin};
 use nvml_sim::{Action, Code, Fault, Process};
 
 const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
@@ -33,6 +34,14 @@ fn is_clean(lab: &Lab) -> bool {
 
 async fn becomes_clean(lab: &Lab) {
     eventually("nothing is left of any claim", async || is_clean(lab).then_some(())).await;
+}
+
+/// The kubelet's connection to the pod with this UID.
+async fn kubelet_of(lab: &Lab, uid: &str) -> Plugin {
+    let directory = lab.path("plugins").join(DRIVER);
+    let socket = SocketPaths::new(&directory, &lab.path("registry"), DRIVER, Some(uid)).registration;
+    eventually("the kubelet reaches the pod", async || KubeletClient::register_socket(&socket).await.ok())
+        .await
 }
 
 fn terminate(process: &Child) {
@@ -587,20 +596,14 @@ async fn calls_for_one_claim_come_one_after_the_other() {
 async fn two_processes_share_the_claims_of_a_node() {
     let lab = lab("1xH100-80GB").await;
     lab.sim.set_latency("nvmlDeviceCreateGpuInstanceWithPlacement", 100.0).unwrap();
-    let mut old = lab.spawn();
-    let to_old = lab.kubelet().await;
+    let [old_pod, new_pod] = ["0a0a0a0a-1111-4222-8333-444444444444", "0b0b0b0b-1111-4222-8333-444444444444"];
+    let (mut old, _) = lab.spawn_pod(old_pod);
+    let to_old = kubelet_of(&lab, old_pod).await;
     let before = lab.claim_of("before", "gpu-0000-1a-00-mig-1g-10gb-5").await;
     prepare(&to_old, &before).await.unwrap();
-    // The new one takes over the sockets; calls that the old one has taken go on.
-    let inode = |name: &str| {
-        use std::os::unix::fs::MetadataExt;
-        std::fs::metadata(lab.path("registry").join(name)).map(|it| it.ino()).ok()
-    };
-    let socket = lab.files("registry").remove(0);
-    let first = inode(&socket);
-    let mut new = lab.spawn();
-    eventually("the new process listens", async || inode(&socket).filter(|it| Some(*it) != first)).await;
-    let to_new = lab.kubelet().await;
+    // As in a rolling update: each has sockets of its own, and both work on the same claims.
+    let (mut new, _) = lab.spawn_pod(new_pod);
+    let to_new = kubelet_of(&lab, new_pod).await;
     let claim = lab.claim_of("both", FIRST_1G).await;
     let (one, two) = tokio::join!(prepare(&to_old, &claim), prepare(&to_new, &claim));
     assert_eq!(one.unwrap(), two.unwrap());

@@ -292,7 +292,9 @@ fn nvidia_runtime(file: &Path, mode: &str) -> Finding {
         "auto" | "cdi" | "jit-cdi" => good(SUBJECT, text),
         _ => open(
             SUBJECT,
-            format!("{text}, in which it gives no CDI devices: with the runtime class nvidia the driver's pod does not start"),
+            format!(
+                "{text}, in which it gives no CDI devices: with the runtime class nvidia the driver's pod does not start"
+            ),
             Some(
                 "set mode = \"auto\" there, or install the chart with privileged=true and runtimeClassName=\"\", which needs no \
                  runtime class",

@@ -68,7 +68,9 @@ pub fn cdi_setting(containerd: &[(PathBuf, String)], has_crio: bool) -> CdiSetti
 #[must_use]
 pub fn nvidia_mode(files: &[(PathBuf, String)]) -> Option<(PathBuf, String)> {
     files.iter().find_map(|(file, text)| {
-        let sections = text.split("\n[").find(|it| it.trim_start_matches('[').starts_with("nvidia-container-runtime]"))?;
+        let sections = text
+            .split("\n[")
+            .find(|it| it.trim_start_matches('[').starts_with("nvidia-container-runtime]"))?;
         let mode = value(sections, "mode")?.trim_matches('"');
         Some((file.clone(), mode.to_owned()))
     })
