@@ -106,9 +106,9 @@ impl DeviceAccess {
         let minor = gpu.minor;
         if self.absent.contains(&minor) {
             return format!(
-                "the kernel lists it, but /dev/nvidia{minor} is not in this container, so NVML does not show it. Delete this \
-                 pod: the init container of the new one passes the node on. In a privileged pod, create the node on the host: \
-                 `nvidia-modprobe -c {minor}`"
+                "the kernel lists it, but /dev/nvidia{minor} is not here, so NVML does not show it. In the driver's pod: delete \
+                 the pod, and the init container of the new one passes the node on. On a host, or with a privileged pod: \
+                 `nvidia-modprobe -c {minor}` on the host"
             );
         }
         if !is_open {
@@ -124,15 +124,15 @@ impl DeviceAccess {
         let name = cap_name(self.kernel.mig_config?);
         let state = match self.mig_config {
             DeviceFile::Unlisted | DeviceFile::Present => return None,
-            DeviceFile::Absent => "is not in this container",
+            DeviceFile::Absent => "is not here",
             DeviceFile::Outdated => "has numbers from before the NVIDIA module was loaded again",
         };
         Some(HostCondition {
             subject: HostSubject::MigAccess,
             effect: Effect::MayRefuse,
             text: format!("/dev/{name}, which permits it, {state}; CAP_SYS_ADMIN may be enough"),
-            remedy: "delete this pod: the init container of the new one passes the node on. In a privileged pod, create the node \
-                     on the host: `nvidia-modprobe -f /proc/driver/nvidia/capabilities/mig/config`"
+            remedy: "in the driver's pod: delete the pod, and the init container of the new one passes the node on. On a host, or \
+                     with a privileged pod: `nvidia-modprobe -f /proc/driver/nvidia/capabilities/mig/config` on the host"
                 .to_owned(),
         })
     }
@@ -196,12 +196,8 @@ mod tests {
         let report = access().report(Some(&NodeFacts::default()));
         assert_eq!(names(&report), ["0000:3b:00.0", "0000:86:00.0"]);
         assert!(report.missing[0].reason.contains("see `nvidia-smi`"), "{}", report.missing[0]);
-        assert!(
-            report.missing[1].reason.contains("/dev/nvidia1 is not in this container"),
-            "{}",
-            report.missing[1]
-        );
-        assert!(report.missing[1].reason.contains("Delete this pod"), "{}", report.missing[1]);
+        assert!(report.missing[1].reason.contains("/dev/nvidia1 is not here"), "{}", report.missing[1]);
+        assert!(report.missing[1].reason.contains("delete the pod"), "{}", report.missing[1]);
     }
 
     #[test]

@@ -150,7 +150,7 @@ fn driver(host: &HostFacts) -> Vec<Finding> {
     match &host.hardware {
         Err(reason) => {
             let remedy = "run `nvidia-smi` on the host: it must list the GPUs. In a container, the GPUs' device nodes must be \
-                          given to it: by NVIDIA's container runtime (runtimeClassName) or with `privileged: true`";
+                          given to it: by runtimeClassName, by nriPlugin, or by privileged=true with runtimeClassName=\"\" (docs/compatibility.md)";
             let text = reason.split("; `nvidia-smi`").next().unwrap_or_default();
             let mut all = vec![
                 missing(LIBRARY, format!("{} does not work: {text}", library.display()), remedy),
@@ -240,7 +240,9 @@ fn containers(host: &HostFacts) -> Vec<Finding> {
 
 fn of_condition(subject: &'static str, condition: &HostCondition) -> Finding {
     match condition.effect {
-        Effect::Degraded => open(subject, condition.text.as_str(), Some(&condition.remedy)),
+        Effect::MayRefuse | Effect::Degraded => {
+            open(subject, condition.text.as_str(), Some(&condition.remedy))
+        }
         _ => missing(subject, condition.text.as_str(), &condition.remedy),
     }
 }

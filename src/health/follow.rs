@@ -206,7 +206,7 @@ impl Follower {
             Condition::Sick(sickness) => (
                 EventReason::GpuUnhealthy,
                 format!(
-                    "GPU {gpu} is unhealthy: {}. Nothing more of it is offered; what claims have of it stays. To end this: \
+                    "GPU {gpu} is unhealthy: {}. Its free devices are withdrawn; allocated devices stay published. To repair it: \
                      {RESET_ADVICE}. It counts as healthy again after a reboot, or when {} is removed.",
                     sickness.cause,
                     self.keeper.path().display()

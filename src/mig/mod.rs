@@ -51,7 +51,7 @@ pub enum MigError {
     },
     /// Switching needs a reset.
     #[error(
-        "MIG mode is {} and this GPU needs a reset to change that; run `nvidia-smi -mig {}` on the node, then {RESET_ADVICE}",
+        "MIG mode is {} and this GPU needs a reset to change that; run `nvidia-smi -i GPU -mig {}` on the node, then {RESET_ADVICE}",
         if *is_on { "on" } else { "off" }, u8::from(!*is_on)
     )]
     NeedsReset {

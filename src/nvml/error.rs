@@ -10,8 +10,8 @@ use nvml_wrapper::error::NvmlError;
 /// How to reset a GPU, or reload the NVIDIA driver, on a node where this driver runs: every text that asks for one says it. This
 /// driver's own NVML session holds the GPUs, and pods with claims cannot end without this driver.
 pub const RESET_ADVICE: &str = "reboot the node, or reset the GPU: end the pods that use it, stop this driver's pod on the node, whose NVML \
-                                session holds the GPUs (kubectl label node NODE mig.dra-driver.dev/deploy=false), run `nvidia-smi \
-                                --gpu-reset`, and remove the label";
+                                session holds the GPUs (kubectl label node NODE mig.dra-driver.dev/deploy=false --overwrite), \
+                                run `nvidia-smi --gpu-reset -i GPU`, and remove the label";
 
 /// A number that NVML returned, `nvmlReturn_t` of nvml.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -100,9 +100,7 @@ impl CallError {
     #[must_use]
     pub fn advice(&self) -> &'static str {
         match self.code {
-            Code::NO_PERMISSION => {
-                "the driver has to run as root, with the capability devices of MIG readable"
-            }
+            Code::NO_PERMISSION => "the driver has to run as root with CAP_SYS_ADMIN",
             Code::GPU_IS_LOST | Code::RESET_REQUIRED => RESET_ADVICE,
             Code::FUNCTION_NOT_FOUND => "the NVIDIA driver of this node is too old for that",
             Code::IN_USE => "stop what uses the GPU; `nvidia-smi` lists processes",
