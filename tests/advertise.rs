@@ -11,6 +11,7 @@ use common::{
     ControlPlane, DRIVER, Lab, device_names, each_control_plane, eventually, free_address, get, is_complete,
 };
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::resource::v1::ResourceSlice;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
