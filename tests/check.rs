@@ -194,7 +194,8 @@ async fn what_makes_the_node_refuse_claims_fails_the_check() {
     std::os::unix::fs::symlink("nvidia-cap1", &node).unwrap();
     let output = on(&lab).await;
     let found = about(&text(&output.stdout), "MIG access");
-    assert!(found.starts_with("MISSING  ") && found.contains("nvidia-modprobe -f "), "{found}");
+    // CAP_SYS_ADMIN may be enough, so that claims are not known to fail.
+    assert!(found.starts_with("?  ") && found.contains("nvidia-modprobe -f "), "{found}");
 }
 
 #[test]

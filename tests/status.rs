@@ -120,7 +120,9 @@ async fn each_change_is_one_write_and_no_change_is_none() {
     assert_eq!(writes(&server), 2);
 
     // The instance is another one: that is said, and ready it was before.
+    // Under another id, because the UUID of an instance follows from its id and its place.
     lab.sim.on_gpu(0, |gpu| gpu.instances.clear()).unwrap();
+    lab.sim.configure(|it| it.permuted_gi_ids = true).unwrap();
     prepare(&kubelet, &claim).await.unwrap();
     let second = eventually("the new instance is told", async || {
         let now = devices(&lab, &claim).await;

@@ -202,6 +202,13 @@ impl Claims {
         let deadline = Instant::now() + PATIENCE;
         let Some(opened) = self.open::<UnprepareError>(claim, false, deadline).await? else { return Ok(()) };
         let Stored::Record(now) = opened.journal.stored().clone() else { return Ok(()) };
+        // What was seen is some time ago: meanwhile a new pod may have been given the same devices. While this holds the journal, no
+        // call of the kubelet can begin.
+        match self.reader.read(claim, deadline).await {
+            Ok(object) if self.is_still_for(&now, &object) => return Ok(()),
+            Ok(_) | Err(ReadError::Gone(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
         let span = info_span!("recover", %claim, claim.uid = claim.uid.as_str());
         let (deadline, ongoing) = (Instant::now() + PATIENCE, Ongoing::default());
         let (this, seen, record) = (Arc::clone(self), ongoing.clone(), Record::clone(&now));

@@ -96,7 +96,7 @@ impl Kept {
     pub fn asks(&mut self, devices: Devices<'_>, now: Instant) -> bool {
         // Before NVML works there is nothing that could come back.
         let has_any = !devices.offered.is_empty() || !devices.withheld.is_empty();
-        let is_first = has_any && std::mem::take(&mut self.has_past);
+        let is_first = has_any && self.has_past;
         let is_wiped = devices.published.is_empty();
         if is_first {
             self.gone = Some(Gone::Since(now));
@@ -120,6 +120,9 @@ impl Kept {
             || is_first && (is_wiped || !devices.withheld.is_empty())
             || is_unread
             || self.next().is_some_and(|it| it <= now);
+        if is_first && !asks {
+            self.has_past = false;
+        }
         if !asks && self.next().is_none() {
             self.allocated.clear();
         }
@@ -131,6 +134,7 @@ impl Kept {
         let is_possible = |it: &&String| devices.published.contains(*it) || devices.withheld.contains(*it);
         self.taken = allocated.difference(devices.offered).filter(is_possible).cloned().collect();
         self.allocated.clone_from(allocated);
+        self.has_past = false;
         self.read_at = Some(read_at);
         self.gone = self.gone.filter(|it| !it.has_settled(self.settle, read_at));
         self.began = self.began.filter(|it| read_at < *it + self.settle);

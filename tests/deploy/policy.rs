@@ -410,6 +410,14 @@ async fn a_pod_of_the_driver_writes_its_own_events_only() {
         assert!(message.contains("may write the events that it reports itself only"), "{message}");
     }
     patch(&here, "own").await.unwrap();
+    let mut of_another_node = event("of-another-node", DRIVER, &lab.node_name);
+    of_another_node.regarding.as_mut().unwrap().name = Some("another".to_owned());
+    let mut of_a_deployment = event("of-a-deployment", DRIVER, &lab.node_name);
+    of_a_deployment.regarding.as_mut().unwrap().kind = Some("Deployment".to_owned());
+    for forged in [of_another_node, of_a_deployment] {
+        let message = refused(events(&here).create(&params, &forged).await);
+        assert!(message.contains("about its own node, ResourceClaims and pods only"), "{message}");
+    }
     // Those of a claim are in the claim's namespace.
     let mut of_a_claim = event("of-a-claim", DRIVER, &lab.node_name);
     of_a_claim.metadata.namespace = Some(NAMESPACE.to_owned());
