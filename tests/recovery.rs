@@ -696,7 +696,7 @@ async fn an_ampere_gpu_that_needs_a_reset_offers_what_it_can_and_says_what_to_do
     let gpu = names[0].to_owned();
     let claim = lab.claim_of("cut", &format!("{gpu}-mig-1g-5gb-6")).await;
     let refused = prepare(&kubelet, &claim).await.unwrap_err();
-    assert!(refused.contains("needs a reset") && refused.contains("nvidia-smi -mig 1"), "{refused}");
+    assert!(refused.contains("needs a reset") && refused.contains("nvidia-smi -i GPU -mig 1"), "{refused}");
     assert!(is_clean(&lab));
     let whole = lab.claim_of("whole", &gpu).await;
     prepare(&kubelet, &whole).await.unwrap();
