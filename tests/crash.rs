@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use common::ControlPlane;
 use common::points::{Place, Point, Side, arm, disarm, points};
+use common::shim::Op;
 use common::victim::{ADOPTED, Bad, Call, Held, ONE, THREE, TWO, Victim, WHOLE, Wanted};
 use kube_sim::kubelet::Claim;
 use tokio::sync::Semaphore;
@@ -205,10 +206,12 @@ async fn strike(victim: &mut Victim, series: &Series, point: &Point, then: Then)
     Ok(false)
 }
 
-/// How an answer is cut into writes is not the driver's to say, nor when a connection greets.
+/// How an answer is cut into writes is not the driver's to say, nor when a connection greets; and how often a start looks
+/// whether somebody works on a claim, for which it opens the claim's journal, depends on when the API server answers.
 fn may_be_missed(series: &Series, point: &Point) -> bool {
     match point.place {
         Place::Reply(index) => 0 < index || matches!(series.during, During::Start(..)),
+        Place::File(Op::Open, index, _) => 0 < index && matches!(series.during, During::Start(..)),
         Place::File(..) | Place::Nvml(..) => false,
     }
 }
@@ -277,7 +280,9 @@ async fn in_start(
 /// Starts the driver, which is to tidy up. False where it died of a plan before it was done.
 async fn recover(victim: &mut Victim, wanted: &Wanted, claim: &Claim, then: Then) -> Result<bool, Bad> {
     let tidied = |held| then == Then::Retry || held == Held::Nothing;
-    let survived = victim.start().await? && victim.settled(claim, wanted, tidied).await?;
+    let survived = victim.start().await?
+        && victim.settled(claim, wanted, tidied).await?
+        && (then == Then::Retry || victim.removal_is_synced().await?);
     // What it did last may have been the point.
     Ok(survived && !victim.died(&Some(Ok(Vec::new()))).await?)
 }

@@ -8,15 +8,11 @@ use nvml_sim::{Action, Fault};
 use super::shim::{Action as Disk, Met, Op};
 use super::victim::Victim;
 
-/// All kinds of file operations.
-const FILES: [Op; 8] =
-    [Op::Open, Op::Write, Op::Truncate, Op::Rename, Op::Unlink, Op::Link, Op::Mkdir, Op::Sync];
-
 /// Where the driver dies.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
-    /// At a file operation, counted from the beginning; its kind and path are for people.
-    File(u32, String),
+    /// At a file operation: its kind, how many of the same kind come before it, and for people its path.
+    File(Op, u32, String),
     /// At a write to the kubelet.
     Reply(u32),
     /// At a call of NVML: its name, GPU, and how many of the same come before it.
@@ -41,7 +37,7 @@ impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let side = if self.side == Side::Before { "before" } else { "after" };
         match &self.place {
-            Place::File(index, what) => write!(f, "{side} file operation {index}, {what}"),
+            Place::File(op, index, path) => write!(f, "{side} {} {index}, `{path}`", op.name()),
             Place::Reply(index) => write!(f, "{side} reply {index}"),
             Place::Nvml(call, gpu, skip) => write!(f, "{side} {call} {skip} of GPU {gpu:?}"),
         }
@@ -56,7 +52,7 @@ pub(crate) fn arm(victim: &Victim, point: &Point) {
     };
     victim.shim.forget();
     match &point.place {
-        Place::File(index, _) => victim.shim.arm(disk, *index, Some(1), &FILES),
+        Place::File(op, index, _) => victim.shim.arm(disk, *index, Some(1), &[*op]),
         Place::Reply(index) => victim.shim.arm(disk, *index, Some(1), &[Op::Reply]),
         Place::Nvml(call, gpu, skip) => {
             let action = if point.side == Side::Before { Action::CrashBefore } else { Action::CrashAfter };
@@ -75,15 +71,14 @@ pub(crate) fn disarm(victim: &Victim) {
 /// The points of what was met, in the order in which they came: both sides of each change, and of the calls between two
 /// changes that only read, which are equivalent, the first; all of them with `all`.
 pub(crate) fn points(met: Vec<Met>, calls: impl Iterator<Item = nvml_sim::Call>, all: bool) -> Vec<Point> {
-    let (mut files, mut replies) = (0, 0);
+    let mut before: Vec<Op> = Vec::new();
     let mut places: Vec<(u64, Place, bool)> = Vec::new();
     for it in met {
-        let counter = if it.op == Op::Reply { &mut replies } else { &mut files };
-        let index = *counter;
-        *counter += 1;
+        let index = u32::try_from(before.iter().filter(|op| **op == it.op).count()).unwrap();
+        before.push(it.op);
         let place = match it.op {
             Op::Reply => Place::Reply(index),
-            op => Place::File(index, format!("{} `{}`", op.name(), it.path)),
+            op => Place::File(op, index, it.path),
         };
         places.push((it.at_us, place, true));
     }

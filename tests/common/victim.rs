@@ -11,7 +11,7 @@ use kube_sim::kubelet::{Claim, KubeletClient, Plugin, PreparedDevice};
 use nvml_sim::Planted;
 use tokio::time::{Instant, sleep};
 
-use super::shim::{CRASH_STATUS, Shim};
+use super::shim::{CRASH_STATUS, Op, Shim};
 use super::{ControlPlane, DRIVER, Lab};
 
 /// How long the driver may take to start, to die and to tidy up; far above what it takes.
@@ -330,6 +330,27 @@ impl Victim {
                 _ => sleep(PAUSE).await,
             }
         }
+    }
+
+    /// Waits for what follows the removal of a record: the sync of its directory. False where the driver died of a plan.
+    pub(crate) async fn removal_is_synced(&mut self) -> Result<bool, Bad> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.shim.has_crashed() {
+            if let Some(status) = self.status() {
+                return ended_by_plan(status).map(|()| false);
+            }
+            let met = self.shim.met();
+            let removal = met.iter().rposition(|it| it.op == Op::Unlink && it.path.contains("/claims/"));
+            let mut later = met.iter().skip(removal.unwrap_or(met.len()));
+            if later.any(|it| it.op == Op::Sync && it.path.ends_with("/claims")) {
+                return Ok(true);
+            }
+            if deadline < Instant::now() {
+                return Err(Bad::Wedged("a record was removed and its directory is not synced".to_owned()));
+            }
+            sleep(PAUSE).await;
+        }
+        Ok(true)
     }
 
     /// Gives all GPUs this MIG mode, but one that somebody else has cut.
