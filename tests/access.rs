@@ -10,13 +10,11 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{ControlPlane, Lab, eventually, free_address, scrape};
+use common::{ControlPlane, Lab, eventually, free_address, get, scrape};
 use dra_driver_mig::api::EventReason;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use kube::api::ListParams;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// A node with these GPUs, and where the driver's health and metrics are.
 async fn lab(gpus: &str) -> (Lab, SocketAddr, SocketAddr) {
@@ -27,17 +25,8 @@ async fn lab(gpus: &str) -> (Lab, SocketAddr, SocketAddr) {
     (lab, http, metrics)
 }
 
-/// What `/readyz` says.
-async fn readiness(address: SocketAddr) -> Option<String> {
-    let mut stream = TcpStream::connect(address).await.ok()?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    Some(answer)
-}
-
 async fn readiness_when(address: SocketAddr, what: &str, accept: impl Fn(&str) -> bool) -> String {
-    eventually(what, async || readiness(address).await.filter(|it| accept(it))).await
+    eventually(what, async || get(address, "/readyz").await.filter(|it| accept(it))).await
 }
 
 async fn notes(lab: &Lab, reason: EventReason) -> Vec<String> {

@@ -4,12 +4,11 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use common::{
-    ControlPlane, DRIVER, Lab, device_names, each_control_plane, eventually, is_complete, prepare, read_json,
-    unprepare,
+    ControlPlane, DRIVER, Lab, device_names, each_control_plane, eventually, get, is_complete, prepare,
+    read_json, unprepare,
 };
 use dra_driver_mig::inventory::{Adopted, Attachment, Gpu, GpuState, MigSpec, Terms, inventory_on};
 use dra_driver_mig::nvml;
@@ -21,8 +20,6 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use kube_sim::kubelet::{Claim, Plugin};
 use nvml_sim::{Planted, SimNode};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 const ADOPT: [&str; 6] = ["--existing-instances", "adopt", "--rescan-interval", "1", "--settle-time", "1"];
 const WITHHOLD: [&str; 4] = ["--rescan-interval", "1", "--settle-time", "1"];
@@ -322,15 +319,6 @@ async fn a_reboot_takes_adopted_instances_and_the_same_one_made_again_serves_its
     lab.stop().await;
 }
 
-/// What the driver's `/readyz` says.
-async fn readiness(address: SocketAddr) -> Option<String> {
-    let mut stream = TcpStream::connect(address).await.ok()?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    Some(answer)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_one_whole_mig_device_is_not_adopted() {
     let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await.with_args(&ADOPT);
@@ -362,7 +350,7 @@ async fn what_is_not_one_whole_mig_device_is_not_adopted() {
 
     let (mut process, address) = lab.spawn_pod("0a-1");
     let page = eventually("readiness tells why", async || {
-        let page = readiness(address).await?;
+        let page = get(address, "/readyz").await?;
         page.contains("not offered").then_some(page)
     })
     .await;

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{
-    ControlPlane, DRIVER, Lab, device_names, eventually, free_address, is_complete, prepare, read_json,
+    ControlPlane, DRIVER, Lab, device_names, eventually, free_address, get, is_complete, prepare, read_json,
     scrape, try_prepare, unprepare,
 };
 use dra_driver_mig::api::EventReason;
@@ -19,8 +19,6 @@ use k8s_openapi::api::resource::v1::ResourceSlice;
 use kube::Api;
 use kube::api::ListParams;
 use nvml_sim::{Code, Fault};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
 const SECOND_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-5";
@@ -45,10 +43,7 @@ async fn lab(gpus: &str) -> (Lab, SocketAddr, SocketAddr) {
 /// The answer of /readyz once it says this.
 async fn readyz_when(health: SocketAddr, says: &str) -> String {
     eventually(&format!("/readyz says {says}"), async || {
-        let mut stream = TcpStream::connect(health).await.ok()?;
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
+        let answer = get(health, "/readyz").await?;
         answer.contains(says).then_some(answer)
     })
     .await

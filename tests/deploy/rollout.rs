@@ -11,12 +11,10 @@ use k8s_openapi::api::resource::v1::ResourceSlice;
 use kube::api::DeleteParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube_sim::kubelet::{Claim, KubeletClient, Plugin};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete};
+use crate::common::{ControlPlane, DRIVER, Lab, device_names, eventually, get, is_complete};
 
 const OLD: &str = "0a0a0a0a-1111-4222-8333-444444444444";
 const NEW: &str = "0b0b0b0b-1111-4222-8333-444444444444";
@@ -33,10 +31,7 @@ async fn register(lab: &Lab, pod: &str) -> Plugin {
 }
 
 async fn is_ready(address: SocketAddr) -> Option<()> {
-    let mut stream = TcpStream::connect(address).await.ok()?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
+    let answer = get(address, "/readyz").await?;
     answer.starts_with("HTTP/1.1 200").then_some(())
 }
 
