@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use kube_sim::kubelet::{Claim, Plugin, PreparedDevice};
 
+use crate::Flaw;
 use crate::common::{DRIVER, Lab, promised, try_prepare, try_unprepare};
 
 /// How long the kubelet asks again before the claim counts as wedged.
@@ -103,6 +104,36 @@ impl<'a> Lane<'a> {
                 Ok(())
             }
         }
+    }
+
+    /// What is there fits the answer: a prepared claim has everything, an ended one nothing, and after an error a running pod
+    /// keeps what it has, and a record tells of whatever else there is.
+    pub(crate) fn is_right(
+        &self,
+        step: Step,
+        result: &Result<(), String>,
+        before: &Found,
+        after: &Found,
+    ) -> bool {
+        match (step, result) {
+            (Step::Unprepare, Ok(())) => is_empty(after),
+            (Step::Prepare | Step::Repeat, Ok(())) => self.is_whole(after),
+            (Step::Repeat, Err(_)) => after == before,
+            (_, Err(_)) => after.record || is_empty(after),
+        }
+    }
+
+    /// What follows a trial: the kubelet asks for the same again where `is_retried`, and then the claim ends.
+    pub(crate) async fn end(&self, step: Step, is_retried: bool) -> Result<(), (Flaw, String)> {
+        let wedged = |error| (Flaw::Wedged, format!("after the trial: {error}"));
+        if is_retried {
+            self.until_done(step).await.map_err(wedged)?;
+            let found = self.found();
+            if step != Step::Unprepare && !self.is_whole(&found) {
+                return Err((Flaw::Leaked, format!("after the retry: {found:?}")));
+            }
+        }
+        self.until_done(Step::Unprepare).await.map_err(wedged)
     }
 
     /// Asks again while the driver says that it needs more time than a call has.

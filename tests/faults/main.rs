@@ -110,13 +110,7 @@ impl Lane<'_> {
         let after = self.found();
 
         let mut flaws = Vec::new();
-        let is_right = match (trial.step, &result) {
-            (Step::Unprepare, Ok(())) => is_empty(&after),
-            (Step::Prepare | Step::Repeat, Ok(())) => self.is_whole(&after),
-            (Step::Repeat, Err(_)) => after == before,
-            (_, Err(_)) => after.record || is_empty(&after),
-        };
-        if !is_right {
+        if !self.is_right(trial.step, &result, &before, &after) {
             flaws.push((Flaw::Leaked, format!("{result:?} and {after:?}")));
         }
         if let Err(error) = &result
@@ -131,15 +125,7 @@ impl Lane<'_> {
 
     /// The fault is over: the kubelet tries again, or the claim ends. Whatever comes, nothing is left at the end.
     async fn follow_up(&self, trial: &Trial) -> Result<(), (Flaw, String)> {
-        let wedged = |error| (Flaw::Wedged, format!("after the fault: {error}"));
-        if trial.is_retried {
-            self.until_done(trial.step).await.map_err(wedged)?;
-            let found = self.found();
-            if trial.step != Step::Unprepare && !self.is_whole(&found) {
-                return Err((Flaw::Leaked, format!("after the retry: {found:?}")));
-            }
-        }
-        self.until_done(Step::Unprepare).await.map_err(wedged)?;
+        self.end(trial.step, trial.is_retried).await?;
         let found = self.found();
         if is_empty(&found) { Ok(()) } else { Err((Flaw::Leaked, format!("after the claim: {found:?}"))) }
     }

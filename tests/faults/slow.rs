@@ -72,14 +72,7 @@ impl Lane<'_> {
         let is_reached = !left.iter().any(|it| matches!(it.action, Action::Latency(_)));
 
         let mut flaws = Vec::new();
-        let is_right = match (trial.step, &result) {
-            (Step::Unprepare, Ok(())) => is_empty(&after),
-            (Step::Prepare | Step::Repeat, Ok(())) => self.is_whole(&after),
-            // The record stays until the work has ended, and a running pod keeps what it has.
-            (Step::Repeat, Err(_)) => after == before,
-            (_, Err(_)) => after.record || is_empty(&after),
-        };
-        if !is_right {
+        if !self.is_right(trial.step, &result, &before, &after) {
             flaws.push((Flaw::Leaked, format!("{result:?} and {after:?}")));
         }
         let later = self.end_slow(trial).await.err();
@@ -110,15 +103,7 @@ impl Lane<'_> {
 
     /// The slow call comes to its end: the kubelet asks again, or the claim ends. In both cases nothing is left at the end.
     async fn end_slow(&self, trial: &Trial) -> Result<(), (Flaw, String)> {
-        let wedged = |error| (Flaw::Wedged, format!("after the slow call: {error}"));
-        if trial.is_retried {
-            self.until_done(trial.step).await.map_err(wedged)?;
-            let found = self.found();
-            if trial.step != Step::Unprepare && !self.is_whole(&found) {
-                return Err((Flaw::Leaked, format!("after the retry: {found:?}")));
-            }
-        }
-        self.until_done(Step::Unprepare).await.map_err(wedged)?;
+        self.end(trial.step, trial.is_retried).await?;
         for gpu in self.gpus() {
             tokio::task::block_in_place(|| self.lab.sim.wait_until_idle(gpu)).unwrap();
         }
