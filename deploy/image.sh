@@ -34,11 +34,11 @@ if [ -z "$binary" ]; then
   # Paths of this machine have no place in the binary: with them, the same commit would give other bytes elsewhere.
   export RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$PWD=. --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
   if cargo auditable --version >/dev/null 2>&1; then
-    cargo auditable build --release --locked
+    cargo auditable build --release --locked --bin dra-driver-mig
   else
     echo 'image.sh: no cargo-auditable (cargo install --locked cargo-auditable): the binary has no list of its crates, and the' \
       'image no SBOM' >&2
-    cargo build --release --locked
+    cargo build --release --locked --bin dra-driver-mig
   fi
   binary=${CARGO_TARGET_DIR:-target}/release/dra-driver-mig
 fi

@@ -1,7 +1,4 @@
 //! GPUs that the kernel lists and the driver does not see, and the node that permits GPUs to be cut.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -10,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::common;
 use common::{ControlPlane, Lab, eventually, free_address, get, scrape};
 use dra_driver_mig::api::EventReason;
 use k8s_openapi::api::events::v1::Event;

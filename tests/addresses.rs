@@ -1,10 +1,8 @@
 //! Health, metrics and the API server over IPv6 and IPv4.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::common;
 use clap::CommandFactory;
 use common::{ControlPlane, Lab, free_address, get, is_complete};
 use dra_driver_mig::args::Cli;

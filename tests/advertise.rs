@@ -1,12 +1,10 @@
 //! Publishing: from the simulated hardware to an API server, simulated and, where there is one, real.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::collections::BTreeSet;
 
 use std::time::{Duration, Instant};
 
+use crate::common;
 use common::{
     ControlPlane, DRIVER, Lab, device_names, each_control_plane, eventually, free_address, get, is_complete,
 };

@@ -1,11 +1,10 @@
 //! `dra-driver-mig check` as people run it.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::path::Path;
 use std::process::{Command, Output};
 
+use crate::common;
+use crate::common::repository;
 use common::{ControlPlane, Lab};
 
 fn check(arguments: &[&str]) -> Output {
@@ -202,7 +201,7 @@ async fn what_makes_the_node_refuse_claims_fails_the_check() {
 fn the_documents_ask_for_the_toolkit_that_the_check_asks_for() {
     let minimum = format!("NVIDIA Container Toolkit {}", dra_driver_mig::cdi::MINIMUM_TOOLKIT);
     for document in ["README.md", "docs/troubleshooting.md", "deploy/helm/dra-driver-mig/values.yaml"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
+        let path = repository().join(document);
         let words = std::fs::read_to_string(path).unwrap().replace('#', " ");
         let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(words.contains(&minimum), "{document} does not ask for {minimum}");

@@ -1,94 +1,14 @@
-//! `dra-driver-mig convert` as people call it, and its result on a simulated cluster: the pods run with what they asked for.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
+//! What `kubectl mig convert` makes of manifests for the device plugin, on a simulated cluster: the pods run with what they
+//! asked for.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
 
-use common::{ControlPlane, Lab, eventually};
 use kube_sim::kinds::{self, POD};
 use kube_sim::{Kubelet, KubeletOptions, manifest};
+use kubectl_mig::convert::convert;
 use serde_json::{Value, json};
 
-fn convert(arguments: &[&str], input: &str) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dra-driver-mig"));
-    command
-        .arg("convert")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    child.wait_with_output().unwrap()
-}
-
-fn data() -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/device-plugin.yaml"))
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-#[test]
-fn the_exit_status_tells_what_became_of_the_file() {
-    let done = convert(&["-f", "-"], &data());
-    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
-    assert!(text(&done.stdout).contains("resourceClaimTemplateName: mig-2g.20gb"));
-    assert!(
-        text(&done.stderr).contains("standard input:58: note: document 3, Job pair"),
-        "{}",
-        text(&done.stderr)
-    );
-
-    let left = convert(&["-f", "-"], &data().replace("nvidia.com/gpu: 1", "nvidia.com/gpu.shared: 1"));
-    assert_eq!(left.status.code(), Some(1));
-    assert!(
-        text(&left.stdout).contains("nvidia.com/gpu.shared: 1"),
-        "what is left is in the output as it was"
-    );
-    assert!(
-        text(&left.stderr).contains("left as it is: document 4, StatefulSet whole"),
-        "{}",
-        text(&left.stderr)
-    );
-
-    for input in ["a: [", "{{ .Values.gpus }}: 1\n", "kind: Pod\n---\nno object\n"] {
-        let unusable = convert(&["-f", "-"], input);
-        assert_eq!(unusable.status.code(), Some(2), "{input}");
-        assert!(unusable.stdout.is_empty() && !unusable.stderr.is_empty());
-    }
-    assert_eq!(convert(&["-f", "/does/not/exist"], "").status.code(), Some(2));
-}
-
-#[test]
-fn a_file_can_be_converted_in_place_and_only_once() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("it.yaml");
-    std::fs::write(&path, data()).unwrap();
-    let name = path.to_str().unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-    assert_eq!(convert(&["-f", name, "-o", name], "").status.code(), Some(0));
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
-    let once = std::fs::read_to_string(&path).unwrap();
-    assert_eq!(convert(&["-f", name, "-o", name], "").status.code(), Some(0));
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), once);
-
-    std::fs::write(&path, "a: [").unwrap();
-    assert_eq!(convert(&["-f", name, "-o", name], "").status.code(), Some(2));
-    assert_eq!(
-        std::fs::read_to_string(&path).unwrap(),
-        "a: [",
-        "nothing is written over a file that cannot be used"
-    );
-    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "no other file is left");
-}
+use crate::common::{self, ControlPlane, Lab, eventually};
 
 /// Creates the objects; of kinds whose controllers are not simulated, the pod that they would make.
 fn create(server: &kube_sim::ApiServer, objects: Vec<Value>) {
@@ -118,8 +38,8 @@ async fn converted_manifests_run_and_every_container_has_devices_of_its_own() {
     let _control = kube_sim::ControlPlane::start(&server);
     create(&server, manifest::parse(include_str!("../deploy/manifests/deviceclasses.yaml")).unwrap());
 
-    let converted = convert(&["-f", "-"], &data());
-    create(&server, manifest::parse(&text(&converted.stdout)).unwrap());
+    let converted = convert(include_str!("data/device-plugin.yaml")).unwrap();
+    create(&server, manifest::parse(&converted.text).unwrap());
     eventually("all five pods run", async || {
         let pods = server.list(&POD);
         let running = pods.iter().filter(|it| it["status"]["phase"] == "Running").count();

@@ -1,5 +1,4 @@
 //! The published counters against the simulated hardware: what the scheduler would allow is what the hardware makes.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -12,13 +12,11 @@
 //!
 //! Between two changes of files or hardware all calls that only read are equivalent, and so are their two sides; of
 //! those one is hit. `DRA_SOAK=1` hits all, with both endings everywhere.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::fmt;
 use std::sync::Arc;
 
+use crate::common;
 use common::ControlPlane;
 use common::points::{Place, Point, Side, arm, disarm, points};
 use common::shim::Op;

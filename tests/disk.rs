@@ -3,10 +3,8 @@
 //! `fault-shim` fails the operation in a driver that goes on running. Then: the call fails with an error that names the
 //! file and what to do, or it succeeds with all that belongs to it; nothing is there without a record of whose it is;
 //! what failed once leaves nothing behind. And once the disk works again, the same claim can be prepared and unprepared.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
-mod common;
-
+use crate::common;
 use common::ControlPlane;
 use common::shim::{Action, Met, Op};
 use common::victim::{Answer, Bad, Call, Held, ONE, THREE, Victim, WHOLE, Wanted};

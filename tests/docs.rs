@@ -1,11 +1,7 @@
 //! The documentation knows what the program says, and its links lead somewhere.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
+use crate::common::repository;
 use std::path::{Path, PathBuf};
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -62,11 +58,11 @@ fn key_phrase(text: &str) -> Option<String> {
 
 #[test]
 fn every_error_that_a_user_can_see_is_in_the_troubleshooting_page() {
-    let page = plain(&std::fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap());
+    let page = plain(&std::fs::read_to_string(repository().join("docs/troubleshooting.md")).unwrap());
     let mut count = 0;
-    for file in files(&root().join("src"), ".rs") {
-        // `convert` is a tool of its own, and its messages say what to do.
-        if file.starts_with(root().join("src/convert")) {
+    for file in files(&repository().join("src"), ".rs") {
+        // The messages of `kubectl mig` say what to do themselves.
+        if file.starts_with(repository().join("src/kubectl-mig")) {
             continue;
         }
         for text in error_texts(&std::fs::read_to_string(&file).unwrap()) {
@@ -102,9 +98,9 @@ fn anchor(heading: &str) -> String {
 
 #[test]
 fn links_lead_somewhere() {
-    let mut pages = files(&root().join("docs"), ".md");
-    pages.extend(files(&root().join("examples"), ".md"));
-    pages.push(root().join("README.md"));
+    let mut pages = files(&repository().join("docs"), ".md");
+    pages.extend(files(&repository().join("examples"), ".md"));
+    pages.push(repository().join("README.md"));
     for page in pages {
         let text = std::fs::read_to_string(&page).unwrap();
         for link in links(&text) {
@@ -136,8 +132,8 @@ fn every_text_that_asks_for_a_reset_says_that_the_drivers_pod_stops_first() {
     let says = |text: &str| text.contains("mig.dra-driver.dev/deploy=false") || text.contains("#reset-a-gpu");
     let mut count = 0;
     // A table row or a paragraph is read alone.
-    let mut pages = files(&root().join("docs"), ".md");
-    pages.push(root().join("README.md"));
+    let mut pages = files(&repository().join("docs"), ".md");
+    pages.push(repository().join("README.md"));
     for page in pages {
         let text = std::fs::read_to_string(&page).unwrap();
         let rows = text.lines().filter(|it| it.starts_with('|'));
@@ -154,7 +150,7 @@ fn every_text_that_asks_for_a_reset_says_that_the_drivers_pod_stops_first() {
         }
     }
     for file in ["alerts.yaml", "prometheusrule.yaml"] {
-        let text = std::fs::read_to_string(root().join("deploy/observability").join(file)).unwrap();
+        let text = std::fs::read_to_string(repository().join("deploy/observability").join(file)).unwrap();
         for alert in text.split("- alert:").filter(|it| asks_for_a_reset(it)) {
             count += 1;
             assert!(says(alert), "{file}: {alert}");
@@ -165,7 +161,7 @@ fn every_text_that_asks_for_a_reset_says_that_the_drivers_pod_stops_first() {
 
 #[test]
 fn the_program_has_one_text_that_says_how_to_reset_a_gpu() {
-    for file in files(&root().join("src"), ".rs") {
+    for file in files(&repository().join("src"), ".rs") {
         let text = std::fs::read_to_string(&file).unwrap();
         let is_its_place = file.ends_with("src/nvml/error.rs");
         // Comments may speak of resets.

@@ -1,10 +1,9 @@
 //! Events of claims and of the node, and what health says when NVML hangs.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::sync::Arc;
 
+use crate::common;
+use crate::common::repository;
 use common::{
     ControlPlane, DRIVER, Lab, each_control_plane, eventually, free_address, get, prepare, scrape, unprepare,
 };
@@ -361,7 +360,7 @@ async fn a_thread_that_listens_and_hangs_is_not_ready_and_claims_are_served_all_
 
 #[test]
 fn the_documentation_has_a_row_for_each_reason_and_no_other() {
-    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/troubleshooting.md");
+    let page = repository().join("docs/troubleshooting.md");
     let page = std::fs::read_to_string(page).unwrap();
     let section = page.split("\n## ").find(|it| it.starts_with("Events of the driver")).expect("the section");
     let rows: Vec<Vec<&str>> = section

@@ -1,11 +1,9 @@
 //! MIG instances that somebody else made: withheld, or adopted as devices of their own; never touched.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::common;
 use common::{
     ControlPlane, DRIVER, Lab, device_names, each_control_plane, eventually, get, is_complete, prepare,
     read_json, unprepare,

@@ -1,11 +1,10 @@
 //! Facts that NVML or the kernel does not report: what is offered without each. The tables of `src/nvml/discover.rs`, played.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use crate::common;
+use crate::common::repository;
 use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, unprepare};
 use dra_driver_mig::args::HardwareArgs;
 use dra_driver_mig::hardware::Hardware;
@@ -378,7 +377,7 @@ async fn a_constraint_takes_no_two_unknowns_for_one_thing() {
 
 #[tokio::test]
 async fn selectors_of_the_readme_are_safe_where_standard_attributes_are_absent() {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let page = std::fs::read_to_string(repository().join("README.md")).unwrap();
     let domain = r#"device.attributes["resource.kubernetes.io"]"#;
     let selectors = [
         format!("has({domain}.pcieRoot) && {domain}.pcieRoot == \"pci0000:19\""),

@@ -1,14 +1,12 @@
 //! Input that nobody would write: what reads state files, claims, names, NVML's answers, capability files and
 //! `ld.so.cache` gives a value within its bounds or an error, and neither panics nor hangs.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::common;
 use common::is_soak;
 use dra_driver_mig::cdi::{
     CommonEdits, DEFAULT_LDCONFIG, DisabledHooks, DriverRoot, HookSettings, Kind, MigCaps, Root,

@@ -1,11 +1,9 @@
 //! Health of GPUs: errors that NVML tells of, and what becomes of slices, taints, the kubelet's streams, events, numbers.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::future::Future;
 use std::net::SocketAddr;
 
+use crate::common;
 use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, scrape, unprepare};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceClaim, ResourceSlice};

@@ -1,12 +1,11 @@
 //! `dra-driver-mig inspect`: what it shows of a node, with and without a driver, an API server, or anything at all.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
+use crate::common;
+use crate::common::repository;
 use common::{ControlPlane, DRIVER, Lab, eventually, prepare, unprepare};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
@@ -257,7 +256,7 @@ async fn every_field_of_the_json_is_documented_and_no_other() {
     keys(&report(&lab, &[]), &mut printed);
     // Fields of what this node does not have.
     printed.extend(["is_gone", "warps", "tensor"].map(str::to_owned));
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/inspect.md")).unwrap();
+    let page = std::fs::read_to_string(repository().join("docs/inspect.md")).unwrap();
     let rows = page.lines().filter_map(|it| it.strip_prefix("| `")?.split_once('`').map(|it| it.0));
     let documented: BTreeSet<String> =
         rows.map(|it| it.rsplit('.').next().unwrap().trim_end_matches("[]").to_owned()).collect();

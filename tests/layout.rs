@@ -1,11 +1,9 @@
 //! Layouts: what is published where the API server drops counters, simulated and, where there is one, real.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::common;
 use common::{ControlPlane, Lab, device_names, each_control_plane, eventually, is_complete, node_events};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceClaim;

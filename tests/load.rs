@@ -1,13 +1,11 @@
 //! Two hundred calls at once, for thousands of operations, on eight GPUs that take their time: no call is lost, and each
 //! is answered with what its claim must get.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 #![allow(clippy::print_stderr, reason = "the number of operations is the result")]
-
-mod common;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
+use crate::common;
 use common::{ControlPlane, DRIVER, Lab, Random, is_soak, promised, try_prepare, try_unprepare};
 use futures::future::{join, join_all};
 use kube_sim::kubelet::{Claim, Plugin, PreparedDevice};

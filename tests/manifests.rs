@@ -1,9 +1,9 @@
 //! Every manifest in `examples/` and `deploy/manifests/` is one that a strict API server takes, and refers to what there is.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use crate::common::repository;
 use k8s_openapi::api::{
     admissionregistration::v1 as admission, apps::v1 as apps, batch::v1 as batch, core::v1 as core,
     networking::v1 as networking, rbac::v1 as rbac, resource::v1 as resource, scheduling::v1 as scheduling,
@@ -16,15 +16,11 @@ use serde_json::{Value, json};
 /// Kinds of others, of which only the group is looked at: there are no types of theirs here.
 const FOREIGN: [&str; 3] = ["monitoring.coreos.com/", "kustomize.config.k8s.io/", "security.openshift.io/"];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 /// Folders that are applied as one.
 fn folders() -> Vec<PathBuf> {
-    let examples = std::fs::read_dir(root().join("examples")).unwrap().map(|it| it.unwrap().path());
+    let examples = std::fs::read_dir(repository().join("examples")).unwrap().map(|it| it.unwrap().path());
     let mut folders: Vec<PathBuf> = examples.filter(|it| it.is_dir() && !it.ends_with("sandbox")).collect();
-    folders.push(root().join("deploy/manifests"));
+    folders.push(repository().join("deploy/manifests"));
     folders.sort();
     folders
 }
@@ -182,7 +178,7 @@ async fn every_manifest_and_every_pod_of_a_workload_is_accepted_by_the_api_serve
 
 #[test]
 fn templates_claims_and_classes_that_are_named_are_there() {
-    let shipped = manifest::load(&root().join("deploy/manifests/deviceclasses.yaml")).unwrap();
+    let shipped = manifest::load(&repository().join("deploy/manifests/deviceclasses.yaml")).unwrap();
     for folder in folders() {
         let objects = manifest::load(&folder).unwrap();
         let has = |kind: &str, namespace: &Value, name: &str| {
@@ -222,7 +218,7 @@ fn templates_claims_and_classes_that_are_named_are_there() {
 
 #[test]
 fn every_example_tells_what_it_shows_and_what_it_needs() {
-    for folder in folders().iter().filter(|it| it.starts_with(root().join("examples"))) {
+    for folder in folders().iter().filter(|it| it.starts_with(repository().join("examples"))) {
         let readme = std::fs::read_to_string(folder.join("README.md")).unwrap();
         for word in ["kubectl apply -f", "\nNeeds: "] {
             let table = readme.contains("| needs |");
@@ -232,7 +228,7 @@ fn every_example_tells_what_it_shows_and_what_it_needs() {
                 folder.display()
             );
         }
-        let listed = std::fs::read_to_string(root().join("examples/README.md")).unwrap();
+        let listed = std::fs::read_to_string(repository().join("examples/README.md")).unwrap();
         let name = folder.file_name().unwrap().to_string_lossy();
         assert!(listed.contains(&format!("]({name})")), "{name} is not in examples/README.md");
     }

@@ -1,11 +1,9 @@
 //! `/metrics` as Prometheus reads it, of a driver that serves a kubelet on the simulated hardware.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::common;
 use common::{ControlPlane, Lab, eventually, prepare, scrape, try_prepare, unprepare};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;

@@ -1,11 +1,9 @@
 //! The order in which devices are offered, for every model that the simulator knows.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::common;
 use common::{ControlPlane, Lab, device_names, eventually, is_complete};
 use dra_driver_mig::inventory::{
     AllocatableDevice, Attachment, Capacity, DeviceKind, Gpu, GpuState, Inventory, inventory,

@@ -1,8 +1,6 @@
 //! Preparing and unpreparing, as the kubelet asks for it, on the simulated hardware.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
-mod common;
-
+use crate::common;
 use common::{ControlPlane, DRIVER, Lab, each_control_plane, eventually, prepare, read_json, unprepare};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;

@@ -1,7 +1,4 @@
 //! What the host lacks is reported, and what cannot be prepared is not offered, until the host is repaired.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
+use crate::common;
 use common::{
     ControlPlane, DRIVER, Lab, device_names, eventually, free_address, get, is_complete, prepare, read_json,
     scrape, try_prepare, unprepare,

@@ -1,10 +1,8 @@
 //! What becomes of claims, instances and files that nobody asks for, on the simulated hardware.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::process::Child;
 
+use crate::common;
 use common::{ControlPlane, DRIVER, Lab, eventually, prepare, read_json, unprepare};
 use dra_driver_mig::kubelet::SocketPaths;
 use k8s_openapi::api::events::v1::Event;

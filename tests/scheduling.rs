@@ -1,12 +1,10 @@
 //! Layouts and counters under a scheduler that allocates by itself: the simulated one and, where there is one, a real
 //! kube-scheduler on a real API server.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::common;
 use common::{
     ControlPlane, DRIVER, Lab, device_names, each_control_plane, eventually, is_complete, prepare, unprepare,
 };

@@ -1,10 +1,8 @@
 //! `status.devices` of ResourceClaims: there with the claim's devices, gone with them, and never in anybody's way.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::sync::Arc;
 
+use crate::common;
 use common::{ControlPlane, DRIVER, Lab, each_control_plane, eventually, prepare, unprepare};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;

@@ -1,12 +1,10 @@
 //! GPUs without MIG: whole, or as time-shared devices; and that a whole GPU and its parts exclude each other, however they
 //! are published.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::common;
 use common::{
     ControlPlane, Lab, device_names, each_control_plane, eventually, is_complete, prepare, unprepare,
 };

@@ -1,7 +1,4 @@
 //! Two processes for one node, and sockets that are taken away from one that runs.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
-
-mod common;
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -9,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use crate::common;
 use common::{ControlPlane, DRIVER, Lab, is_complete, prepare, unprepare};
 use tokio::time::timeout;
 

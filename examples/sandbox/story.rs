@@ -55,7 +55,7 @@ fn sources(args: &Args) -> Vec<PathBuf> {
         (false, _) => args.manifests.clone(),
         (true, true) => Vec::new(),
         (true, false) => {
-            let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+            let examples = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
             STORY.iter().map(|it| examples.join(it)).collect()
         }
     }

@@ -44,6 +44,11 @@ pub(crate) const DRIVER: &str = "mig.dra-driver.dev";
 /// Longest wait for something that must happen; far above what it takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The root of this repository.
+pub(crate) fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
 /// Notes of the node's events with this reason, oldest first.
 pub(crate) async fn node_events(lab: &Lab, reason: &str) -> Vec<String> {
     let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");

@@ -2,17 +2,18 @@
 //! `KUBEBUILDER_ASSETS` has one. `tests/manifests.rs` asks the types of the API where there is none.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use crate::common::repository;
 use k8s_openapi::api::core::v1::ResourceQuota;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use kube_sim::manifest;
+use kubectl_mig::convert::convert;
 use serde_json::{Value, json};
 
+use super::policy::{apply, refused};
 use crate::common::{ControlPlane, eventually};
-use crate::policy::{apply, refused};
 
 /// Kinds without a namespace.
 const CLUSTER_WIDE: [&str; 7] = [
@@ -24,10 +25,6 @@ const CLUSTER_WIDE: [&str; 7] = [
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",
 ];
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 /// The objects of a file or folder.
 fn objects(path: &Path) -> Vec<Value> {
@@ -62,9 +59,9 @@ async fn a_real_api_server_takes_every_manifest() {
         return eprintln!("skipped: no KUBEBUILDER_ASSETS");
     };
     let client = plane.client().await;
-    let examples = std::fs::read_dir(root().join("examples")).unwrap().map(|it| it.unwrap().path());
+    let examples = std::fs::read_dir(repository().join("examples")).unwrap().map(|it| it.unwrap().path());
     let mut folders: Vec<PathBuf> = examples.filter(|it| it.is_dir() && !it.ends_with("sandbox")).collect();
-    folders.push(root().join("deploy/manifests"));
+    folders.push(repository().join("deploy/manifests"));
     let mut count = 0;
     for folder in folders {
         let objects = objects(&folder);
@@ -102,7 +99,7 @@ async fn the_quota_example_gives_each_team_what_it_says_and_refuses_the_rest() {
         return eprintln!("skipped: no KUBEBUILDER_ASSETS");
     };
     let client = plane.client().await;
-    let example = root().join("examples/team-quotas");
+    let example = repository().join("examples/team-quotas");
     for object in objects(&example.join("team-quotas.yaml")) {
         apply(&client, &object, false).await.unwrap();
     }
@@ -142,14 +139,11 @@ async fn the_quota_example_gives_each_team_what_it_says_and_refuses_the_rest() {
     assert!(refused(apply(&client, too_large, false).await).contains("exceeded quota: gpus"));
 }
 
-/// What `dra-driver-mig convert` makes of a text; nothing of it may be left alone.
+/// What `kubectl mig convert` makes of a text; all of it must be converted.
 fn converted(text: &str) -> String {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), text).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dra-driver-mig"));
-    let output = command.args(["convert", "-f"]).arg(file.path()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    let converted = convert(text).unwrap();
+    assert!(!converted.left_something(), "{:?}", converted.remarks);
+    converted.text
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,7 +153,7 @@ async fn a_real_api_server_takes_what_convert_makes() {
     };
     let client = plane.client().await;
     for file in ["tests/data/device-plugin.yaml", "tests/data/helm-rendered.yaml"] {
-        let text = std::fs::read_to_string(root().join(file)).unwrap();
+        let text = std::fs::read_to_string(repository().join(file)).unwrap();
         let done = converted(&text);
         assert_eq!(converted(&done), done, "{file}: a second time changes nothing");
         // The same from a machine with other line ends, and with a mark at the start.

@@ -13,7 +13,7 @@ use kube_sim::admission::{Request, admit};
 use kube_sim::{Options, kinds};
 use serde_json::{Value, json};
 
-use crate::chart::{objects, shipped};
+use super::chart::{objects, shipped};
 use crate::common::{ControlPlane, DRIVER, Lab, device_names, is_complete};
 
 /// Names of nodes that might be taken for one another: they begin or end alike, or have the driver's name in them.

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::common::repository;
 use clap::CommandFactory;
 use dra_driver_mig::args::Cli;
 use dra_driver_mig::cdi::DisabledHooks;
 use kube_sim::manifest;
 use serde_json::{Value, json};
 
-use crate::helm;
+use super::helm;
 
 /// Manifests that do not come from the chart: Helm makes the namespace itself.
 const BY_HAND: [&str; 2] = ["kustomization.yaml", "namespace.yaml"];
@@ -26,7 +27,7 @@ fn with_optional() -> Value {
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")
+    repository().join("deploy")
 }
 
 fn chart() -> PathBuf {

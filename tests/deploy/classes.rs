@@ -13,7 +13,7 @@ use kube_sim::cel_env::{Evaluator, compile};
 use nvml_sim::{Model, SimNode};
 use serde_json::json;
 
-use crate::chart::{objects, objects_of};
+use super::chart::{objects, objects_of};
 use crate::common::DRIVER;
 
 /// What NVML says of one GPU of a model, in MIG mode where it has one.

@@ -6,7 +6,7 @@ use clap::CommandFactory;
 use dra_driver_mig::args::Cli;
 use serde_json::{Value, json};
 
-use crate::chart::{objects, refusal};
+use super::chart::{objects, refusal};
 
 /// The pod template of the DaemonSet, where Helm's engine is at hand to render it.
 fn pod(change: &Value) -> Option<Value> {

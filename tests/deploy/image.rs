@@ -1,10 +1,11 @@
 //! The image that `deploy/image.sh` makes of this build, where its tools are at hand.
 
+use crate::common::repository;
 use std::process::{Command, Output};
 
 fn image(arguments: &[&str]) -> Output {
     let mut command = Command::new("bash");
-    command.arg("deploy/image.sh").current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.arg("deploy/image.sh").current_dir(repository());
     command.args(["--binary", env!("CARGO_BIN_EXE_dra-driver-mig")]).args(arguments);
     command.env("SOURCE_DATE_EPOCH", "1700000000").output().unwrap()
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::chart::{objects, shipped};
+use super::chart::{objects, shipped};
 
 /// What the constraints say against a pod, by the rules of OpenShift's admission (apiserver-library-go, sccmatching and its
 /// strategies), as far as this pod has to do with them.

@@ -1,8 +1,7 @@
 //! The shipped objects on a real API server, where `KUBEBUILDER_ASSETS` has one: it takes them, the driver does its work with
 //! the account that they give it, and that account cannot touch what belongs to another node.
 
-use std::path::Path;
-
+use crate::common::repository;
 use dra_driver_mig::api::{CONFIG_LABEL, STATE_LABEL};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, ServiceAccount};
@@ -17,7 +16,7 @@ use kube::{Api, Client, Config};
 use kube_sim::manifest;
 use serde_json::{Value, json};
 
-use crate::chart::shipped;
+use super::chart::shipped;
 use crate::common::{ControlPlane, DRIVER, Lab, eventually, is_complete};
 
 const NAMESPACE: &str = "dra-driver-mig";
@@ -112,7 +111,7 @@ pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, kube::Error>) -> Str
 
 /// Makes everything that is shipped but the pods, after the API server has said that it would take all of it.
 async fn install(admin: &Client) {
-    let namespace = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/manifests/namespace.yaml");
+    let namespace = repository().join("deploy/manifests/namespace.yaml");
     apply(admin, &manifest::load(&namespace).unwrap()[0], false).await.unwrap();
     for object in shipped() {
         apply(admin, &object, true).await.unwrap_or_else(|error| panic!("{error}\n{object:#}"));

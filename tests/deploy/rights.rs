@@ -8,7 +8,7 @@ use kube_sim::kubelet::Claim;
 use kube_sim::{ApiServer, Part, RequestInfo, kinds};
 use serde_json::{Value, json};
 
-use crate::chart::{objects, objects_of};
+use super::chart::{objects, objects_of};
 use crate::common::{ControlPlane, DRIVER, Lab, eventually};
 
 const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";

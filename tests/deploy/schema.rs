@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::chart::{objects, shipped, variations};
+use super::chart::{objects, shipped, variations};
 
 /// What the type keeps of an object.
 fn kept<T: DeserializeOwned + Serialize + Debug>(object: &Value) -> Value {

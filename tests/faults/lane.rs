@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kube_sim::kubelet::{Claim, Plugin, PreparedDevice};
 
-use crate::Flaw;
+use super::Flaw;
 use crate::common::{DRIVER, Lab, promised, try_prepare, try_unprepare};
 
 /// How long the kubelet asks again before the claim counts as wedged.

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use futures::future::join_all;
 use nvml_sim::{Action, Code, Fault};
 
-use crate::Flaw;
+use super::Flaw;
+use super::lane::{Lane, Shape, Step, is_empty};
 use crate::common::{ControlPlane, Lab, is_soak};
-use crate::lane::{Lane, Shape, Step, is_empty};
 
 /// Seconds that a call may take here.
 const BUDGET: &str = "1";

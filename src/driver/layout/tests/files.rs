@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::*;
 
 fn path(name: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/layouts")).join(name)
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/layouts")).join(name)
 }
 
 /// What a layout of a file is for these GPUs, in their order.

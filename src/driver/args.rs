@@ -91,10 +91,6 @@ pub enum Command {
     /// `<driver>/management=all`, from what the kernel lists in /proc. Run before `node` in an init container; needs no GPU, no
     /// capability and no API server. Exit status 1 only if the spec cannot be written.
     ManagementSpec(ManagementSpecArgs),
-    /// Turn manifests that ask the device plugin (`nvidia.com/mig-1g.10gb: 1`, `nvidia.com/gpu: 1`) into ones that claim
-    /// devices of this driver. Comments and what else is in the file stay. Exit status: 0 all converted, 1 something was
-    /// left as it is (see standard error), 2 the file cannot be used and nothing is written.
-    Convert(ConvertArgs),
 }
 
 /// Where the hardware is.
@@ -386,17 +382,6 @@ pub struct ManagementSpecArgs {
     /// Where the spec goes; the container runtime must read this directory.
     #[arg(long, env, value_name = "DIR", default_value = "/var/run/cdi")]
     pub cdi_root: PathBuf,
-}
-
-/// Arguments of `convert`.
-#[derive(Debug, Clone, Args)]
-pub struct ConvertArgs {
-    /// The manifests: YAML or JSON, one object or many; `-` is standard input.
-    #[arg(short, long, value_name = "FILE")]
-    pub filename: String,
-    /// Where the result goes; the input file itself is a good place [default: standard output].
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
 }
 
 /// How `inspect` prints.

@@ -2,16 +2,14 @@
 //! instances and processes of others, an API server that fails, claims that vanish.
 //!
 //! `DRA_SEED=<number>` repeats one run; `DRA_SOAK=1` makes more of them, with new seeds.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 #![allow(clippy::print_stderr, reason = "the seed is what a failure is repeated with")]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod model;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::common;
 use common::{ControlPlane, DRIVER, Lab, Random, eventually, is_soak, promised, try_prepare, try_unprepare};
 use futures::future::join_all;
 use k8s_openapi::api::resource::v1::ResourceClaim;

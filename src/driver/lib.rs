@@ -43,7 +43,6 @@ pub mod access;
 pub mod api;
 pub mod check;
 pub mod checkpoint;
-pub mod convert;
 pub mod guarantees;
 pub mod hardware;
 pub mod health;
@@ -55,7 +54,6 @@ pub mod readiness;
 pub mod telemetry;
 
 use std::io;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use args::{Cli, Command};
@@ -65,12 +63,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-/// Runs a subcommand to its end. Answers the exit status of what ended well; only `convert` has others than 0.
-pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    match &cli.command {
-        Command::Convert(args) => return Ok(convert::run(args).into()),
-        Command::ManagementSpec(args) => return management::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Node(_) | Command::Inspect(_) | Command::Check(_) => {}
+/// Runs a subcommand to its end.
+///
+/// # Errors
+/// Why it ended before its work was done, for a person.
+pub fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Command::ManagementSpec(args) = &cli.command {
+        return management::run(args);
     }
     // Two threads: the work is NVML's, on threads of its own, and waiting. Two more stand in for them while they wait for
     // a disk; with tokio's limit of 512 a burst of claims has a thread each, and each thread its share of the heap.
@@ -92,10 +91,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             }
             // No log: what there is to say is in the list.
             Command::Check(args) => check::run(&args).await?,
-            // Done above: they need no runtime.
-            Command::Convert(_) | Command::ManagementSpec(_) => {}
+            // Done above: it needs no runtime.
+            Command::ManagementSpec(_) => {}
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(())
     });
     // A call into a driver that hangs must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(2));

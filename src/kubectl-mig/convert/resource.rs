@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn every_shipped_class_is_found_by_its_extended_resource() {
-        let classes = include_str!("../../deploy/manifests/deviceclasses.yaml");
+        let classes = include_str!("../../../deploy/manifests/deviceclasses.yaml");
         let mut count = 0;
         for line in classes.lines() {
             let Some(resource) = line.trim().strip_prefix("extendedResourceName: ") else { continue };

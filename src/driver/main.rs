@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     // One TLS provider for the whole process, chosen before anybody asks for one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match dra_driver_mig::run(cli) {
-        Ok(status) => status,
+        Ok(()) => ExitCode::SUCCESS,
         // Whoever read the output has enough of it, as in `dra-driver-mig inspect | head`.
         Err(error)
             if error.downcast_ref::<io::Error>().is_some_and(|it| it.kind() == io::ErrorKind::BrokenPipe) =>

@@ -3,17 +3,15 @@
 //!
 //! The calls are those of a run without faults. Each GPU of the lab is a lane: a fault strikes one GPU only, so that the
 //! lanes do not disturb each other.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 #![allow(clippy::print_stderr, reason = "the number of faults is the result")]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod lane;
 mod slow;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
+use crate::common;
 use common::{ControlPlane, Lab, is_soak};
 use futures::future::join_all;
 use lane::{Lane, Shape, Step, is_empty, is_out_of_time};

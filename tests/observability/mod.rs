@@ -1,15 +1,14 @@
 //! Dashboard, alerts and the README's table against what a driver really shows: names and labels are those of `/metrics`
 //! of a node on which everything happens that there are numbers for.
-#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod promql;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use crate::common;
+use crate::common::repository;
 use common::{ControlPlane, Lab, eventually, prepare, scrape, try_prepare};
 use nvml_sim::{Code, Fault};
 use promql_parser::label::MatchOp;
@@ -26,12 +25,8 @@ const OF_PROMETHEUS: [&str; 1] = ["up"];
 /// Labels whose values are closed sets, of which all are shown from the start.
 const CLOSED: [&str; 8] = ["method", "outcome", "reason", "state", "step", "operation", "action", "cause"];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 fn observability(file: &str) -> PathBuf {
-    root().join("deploy/observability").join(file)
+    repository().join("deploy/observability").join(file)
 }
 
 /// What a node shows.
@@ -351,7 +346,7 @@ fn documented() -> BTreeMap<String, String> {
 
 #[test]
 fn the_readme_lists_every_metric_with_its_labels() {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
     let rows = readme.lines().filter(|it| it.starts_with("| `dra_mig_"));
     let row = |line: &str| {
         let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();

@@ -371,7 +371,7 @@ fn of_a_gpu_that_is_unhealthy_a_layout_says_so_whatever_claims_have_of_it() {
 
 #[test]
 fn the_layouts_of_the_example_fit_the_gpus_that_they_are_for() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/layouts/layouts.yaml");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/layouts/layouts.yaml");
     let manifest: serde_json::Value =
         serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let text = manifest["data"]["config.yaml"].as_str().unwrap();

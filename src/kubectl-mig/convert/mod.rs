@@ -113,7 +113,7 @@ pub fn run(args: &ConvertArgs) -> u8 {
             u8::from(converted.left_something())
         }
         Err(error) => {
-            let _ = writeln!(report, "dra-driver-mig convert: {name}: {error}");
+            let _ = writeln!(report, "kubectl mig convert: {name}: {error}");
             2
         }
     }

@@ -1,0 +1,82 @@
+//! `kubectl mig` as people call it.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output, Stdio};
+
+fn convert(arguments: &[&str], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-mig"));
+    command
+        .arg("convert")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn data() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/device-plugin.yaml"))
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn the_exit_status_tells_what_became_of_the_file() {
+    let done = convert(&["-f", "-"], &data());
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+    assert!(text(&done.stdout).contains("resourceClaimTemplateName: mig-2g.20gb"));
+    assert!(
+        text(&done.stderr).contains("standard input:58: note: document 3, Job pair"),
+        "{}",
+        text(&done.stderr)
+    );
+
+    let left = convert(&["-f", "-"], &data().replace("nvidia.com/gpu: 1", "nvidia.com/gpu.shared: 1"));
+    assert_eq!(left.status.code(), Some(1));
+    assert!(
+        text(&left.stdout).contains("nvidia.com/gpu.shared: 1"),
+        "what is left is in the output as it was"
+    );
+    assert!(
+        text(&left.stderr).contains("left as it is: document 4, StatefulSet whole"),
+        "{}",
+        text(&left.stderr)
+    );
+
+    for input in ["a: [", "{{ .Values.gpus }}: 1\n", "kind: Pod\n---\nno object\n"] {
+        let unusable = convert(&["-f", "-"], input);
+        assert_eq!(unusable.status.code(), Some(2), "{input}");
+        assert!(unusable.stdout.is_empty() && !unusable.stderr.is_empty());
+    }
+    assert_eq!(convert(&["-f", "/does/not/exist"], "").status.code(), Some(2));
+}
+
+#[test]
+fn a_file_can_be_converted_in_place_and_only_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("it.yaml");
+    std::fs::write(&path, data()).unwrap();
+    let name = path.to_str().unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+    assert_eq!(convert(&["-f", name, "-o", name], "").status.code(), Some(0));
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+    let once = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(convert(&["-f", name, "-o", name], "").status.code(), Some(0));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), once);
+
+    std::fs::write(&path, "a: [").unwrap();
+    assert_eq!(convert(&["-f", name, "-o", name], "").status.code(), Some(2));
+    assert_eq!(
+        std::fs::read_to_string(&path).unwrap(),
+        "a: [",
+        "nothing is written over a file that cannot be used"
+    );
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "no other file is left");
+}

@@ -1,0 +1,37 @@
+//! The integration tests of the driver, one module a subject; what they share is in [`common`].
+//!
+//! One program, so that it is linked once: `cargo test --test integration health::` runs the tests of one module.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
+
+mod access;
+mod addresses;
+mod advertise;
+mod check;
+mod common;
+mod convert;
+mod counters;
+mod crash;
+mod deploy;
+mod disk;
+mod docs;
+mod events;
+mod existing;
+mod facts;
+mod faults;
+mod fuzz;
+mod health;
+mod inspect;
+mod layout;
+mod load;
+mod manifests;
+mod metrics;
+mod observability;
+mod placement;
+mod prepare;
+mod random;
+mod readiness;
+mod recovery;
+mod scheduling;
+mod status;
+mod time_slices;
+mod two_processes;
