@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dra_driver_mig::inventory::{Attachment, CounterPlan, Gpu, GpuState, fits_into, inventory};
-use dra_driver_mig::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, Placement, Profile};
 use dra_driver_mig::nvml::{self, Code, DeviceHandle};
+use mig_model::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, Placement, Profile};
+use mig_model::inventory::{Attachment, CounterPlan, Gpu, GpuState, fits_into, inventory};
 use nvml_sim::{Model, SimNode};
 use proptest::prelude::*;
 use proptest::sample::Index;

@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use mig_model::facts::{MigMode, Placement};
+use mig_model::inventory::{Adopted, Attachment, Gpu, GpuState, MigSpec, Terms, inventory_on};
+
 use crate::common;
 use common::{
     ControlPlane, DRIVER, Lab, device_names, each_control_plane, eventually, get, is_complete, prepare,
     read_json, unprepare,
 };
-use dra_driver_mig::inventory::{Adopted, Attachment, Gpu, GpuState, MigSpec, Terms, inventory_on};
 use dra_driver_mig::nvml;
-use dra_driver_mig::nvml::facts::{MigMode, Placement};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{Device, ResourceClaim};
 use kube::Api;

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use mig_model::inventory::{Gpu, Inventory, inventory};
+use mig_model::placement::{Policy, Ranking};
+
 use crate::common;
 use crate::common::repository;
 use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, unprepare};
 use dra_driver_mig::args::HardwareArgs;
 use dra_driver_mig::hardware::Hardware;
-use dra_driver_mig::inventory::{Gpu, Inventory, inventory};
-use dra_driver_mig::placement::{Policy, Ranking};
 use dra_driver_mig::slices::{Owner, render};
 use dra_driver_mig::telemetry::metrics::Metrics;
 use k8s_openapi::api::core::v1::Node;

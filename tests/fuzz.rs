@@ -6,6 +6,11 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use mig_model::claim::{ClaimRef, ClaimUid};
+use mig_model::facts::{GpuFacts, MediaEngines, MigFacts, MigMode, NodeFacts, Placement, Profile};
+use mig_model::inventory::{Attachment, Gpu, GpuState, Inventory, MigSpec, inventory};
+use mig_model::placement::{Policy, Ranking};
+
 use crate::common;
 use common::is_soak;
 use dra_driver_mig::cdi::{
@@ -14,10 +19,7 @@ use dra_driver_mig::cdi::{
 use dra_driver_mig::checkpoint::{
     Checkpoint, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored, Taken, VERSION,
 };
-use dra_driver_mig::claim::{AllocationError, ClaimRef, ClaimUid, Ground, allocated_devices, plan};
-use dra_driver_mig::inventory::{Attachment, Gpu, GpuState, Inventory, MigSpec, inventory};
-use dra_driver_mig::nvml::facts::{GpuFacts, MediaEngines, MigFacts, MigMode, NodeFacts, Placement, Profile};
-use dra_driver_mig::placement::{Policy, Ranking};
+use dra_driver_mig::claim::{AllocationError, Ground, allocated_devices, plan};
 use dra_driver_mig::slices::{Owner, render};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use proptest::collection::{btree_set, vec};

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::common;
-use common::{ControlPlane, Lab, device_names, eventually, is_complete};
-use dra_driver_mig::inventory::{
+use mig_model::facts::MigMode;
+use mig_model::inventory::{
     AllocatableDevice, Attachment, Capacity, DeviceKind, Gpu, GpuState, Inventory, inventory,
 };
+use mig_model::placement::{Policy, Ranking};
+
+use crate::common;
+use common::{ControlPlane, Lab, device_names, eventually, is_complete};
 use dra_driver_mig::nvml;
-use dra_driver_mig::nvml::facts::MigMode;
-use dra_driver_mig::placement::{Policy, Ranking};
 use dra_driver_mig::slices::{Change, Owner, diff, keep_order, render};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use nvml_sim::{Model, SimNode};
@@ -26,7 +27,7 @@ fn offers(gpus: &str) -> Inventory {
     let node = SimNode::create(directory.path(), &nvml_sim::parse_gpus(gpus).unwrap()).unwrap();
     let facts = nvml::discover(&nvml::open(&node.library()).unwrap()).unwrap();
     let state = |mode| GpuState { mode, instances: Vec::new(), problem: None };
-    let gpu = |facts: &nvml::facts::GpuFacts| Gpu {
+    let gpu = |facts: &mig_model::facts::GpuFacts| Gpu {
         facts: Arc::new(facts.clone()),
         attachment: Attachment::default(),
         state: state(facts.mig.as_ref().map(|_| MigMode { current: true, pending: true })),

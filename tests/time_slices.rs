@@ -4,14 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use mig_model::facts::MigMode;
+use mig_model::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, inventory_on};
+
 use crate::common;
 use common::{
     ControlPlane, Lab, device_names, each_control_plane, eventually, is_complete, prepare, unprepare,
 };
-use dra_driver_mig::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, inventory_on};
 use dra_driver_mig::layout::{GpuLayout, Layouts, apply};
 use dra_driver_mig::nvml;
-use dra_driver_mig::nvml::facts::MigMode;
 use k8s_openapi::api::resource::v1::{Device, ResourceClaim};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -38,7 +39,7 @@ fn offers(gpus: &str, time_slices: u32, held: &[&str], problem: Option<&str>) ->
     let directory = tempfile::tempdir().unwrap();
     let node = SimNode::create(directory.path(), &nvml_sim::parse_gpus(gpus).unwrap()).unwrap();
     let facts = nvml::discover(&nvml::open(&node.library()).unwrap()).unwrap();
-    let gpu = |facts: &nvml::facts::GpuFacts| Gpu {
+    let gpu = |facts: &mig_model::facts::GpuFacts| Gpu {
         facts: Arc::new(facts.clone()),
         attachment: Attachment::default(),
         state: GpuState {

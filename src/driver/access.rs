@@ -8,9 +8,10 @@ use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use mig_model::facts::NodeFacts;
+
 use crate::cdi::{CapNode, KernelDevices, KernelGpu};
 use crate::hardware::Problem;
-use crate::nvml::facts::NodeFacts;
 use crate::readiness::{Effect, HostCondition, HostSubject};
 
 /// What the kernel lists, and which of the nodes are here.
@@ -164,7 +165,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::nvml::facts::SkippedGpu;
+    use mig_model::facts::SkippedGpu;
 
     fn gpu(pci: &str, minor: u32) -> KernelGpu {
         KernelGpu { pci: pci.parse().unwrap(), minor, uuid: Some(format!("GPU-{minor}")) }

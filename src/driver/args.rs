@@ -7,16 +7,16 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use mig_model::health::IgnoredXids;
+use mig_model::inventory::{ExistingInstances, MOST_SHARES, ProfileFilter};
+use mig_model::placement::Policy;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::cdi::{DEFAULT_LDCONFIG, DisabledHooks, DriverRoot, HookSettings, Root, find_nvml};
-use crate::health::IgnoredXids;
-use crate::inventory::{ExistingInstances, MOST_SHARES, ProfileFilter};
 use crate::kubelet::is_pod_uid;
 use crate::mig::ModePolicy;
 use crate::nvml::OpenError;
-use crate::placement::Policy;
 use crate::slices::TaintEffect;
 use crate::telemetry::LogFormat;
 use crate::telemetry::metrics::{MetricsAddress, UsagePolicy};

@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use mig_model::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, RecoveryAction, SkippedGpu};
+use mig_model::health::Report;
+use mig_model::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, Withheld, inventory_on};
 use nvml_wrapper::Nvml;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -18,11 +21,8 @@ use tracing::{info, warn};
 use crate::access::AccessReport;
 use crate::args::HardwareArgs;
 use crate::checkpoint::{Record, RecordedDevice, RecordedKind};
-use crate::health::Report;
 use crate::host;
-use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, Withheld, inventory_on};
 use crate::mig;
-use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, RecoveryAction, SkippedGpu};
 use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
 use crate::readiness::HostCondition;
 use crate::telemetry::metrics::{EventGap, Metrics};
@@ -249,7 +249,7 @@ impl Hardware {
         if let Some(NodeFacts { driver_version, cuda_version, unknown, .. }) = before.map(|it| &it.facts) {
             facts.driver_version = facts.driver_version.or_else(|| driver_version.clone());
             facts.cuda_version = facts.cuda_version.or(*cuda_version);
-            facts.unknown = nvml::still_unknown(unknown, &facts.unknown);
+            facts.unknown = mig_model::call::still_unknown(unknown, &facts.unknown);
         }
         let known = before.map_or_else(BTreeMap::new, |it| it.gpus.clone());
         let mut gpus = BTreeMap::new();

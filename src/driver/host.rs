@@ -6,8 +6,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use crate::inventory::Attachment;
-use crate::nvml::facts::PciAddress;
+use mig_model::facts::PciAddress;
+use mig_model::inventory::Attachment;
 
 /// The kernel's boot id: another one means that every MIG instance of the old one is gone.
 pub fn boot_id(proc_root: &Path) -> io::Result<String> {

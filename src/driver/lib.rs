@@ -28,10 +28,8 @@
 pub mod args;
 pub mod backoff;
 
-pub mod inventory;
 pub mod layout;
 pub mod nvml;
-pub mod placement;
 pub mod slices;
 
 pub mod cdi;

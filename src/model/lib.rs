@@ -1,1 +1,15 @@
-//! What a MIG-capable GPU can be cut into, and how that is offered to Kubernetes. Data and functions, no effects.
+//! What a MIG-capable GPU can be cut into, and how that is offered to Kubernetes: functions from data to data, without a
+//! runtime, a client or NVML.
+//!
+//! ```text
+//! facts (what NVML reports) -> inventory (devices, counters, names) -> placement (which device first)
+//! ```
+//!
+//! [`claim`] names claims, [`health`] is what is known of the health of GPUs, [`call`] an NVML call that failed.
+
+pub mod call;
+pub mod claim;
+pub mod facts;
+pub mod health;
+pub mod inventory;
+pub mod placement;

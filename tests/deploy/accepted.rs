@@ -3,13 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
+use kubectl_mig::convert::convert;
+
 use crate::common::repository;
 use k8s_openapi::api::core::v1::ResourceQuota;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use kube_sim::manifest;
-use kubectl_mig::convert::convert;
 use serde_json::{Value, json};
 
 use super::policy::{apply, refused};

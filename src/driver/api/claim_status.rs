@@ -13,6 +13,8 @@ use futures::{StreamExt, stream};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Error};
+use mig_model::claim::{ClaimRef, ClaimUid};
+use mig_model::health::Report;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -23,8 +25,6 @@ use super::device_status::{Ailments, ailments, device_statuses, name_of, now};
 use super::{CALL_TIMEOUT, with_causes};
 use crate::backoff::Backoff;
 use crate::checkpoint::{Checkpoint, Record, Stage, Stored};
-use crate::claim::{ClaimRef, ClaimUid};
-use crate::health::Report;
 use crate::slices::fnv1a;
 
 /// Claims that are written at once.

@@ -6,13 +6,13 @@ use std::time::Duration;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::core::Status;
 use kube::{Api, Client, Error};
+use mig_model::claim::ClaimRef;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::{CALL_TIMEOUT, with_causes};
 use crate::backoff::Backoff;
-use crate::claim::ClaimRef;
 
 /// Claims that are read at once. Each has a connection to the API server, which stays open for a while after a burst of
 /// pods; more of them than this cost memory and gain no time.

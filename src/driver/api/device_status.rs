@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use mig_model::facts::Placement;
+use mig_model::health::{Condition, Report};
+use mig_model::inventory::{Adopted, MigSpec};
 use serde_json::{Value, json};
 
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage};
-use crate::health::{Condition, Report};
-use crate::inventory::{Adopted, MigSpec};
-use crate::nvml::facts::Placement;
 
 /// Version of the object in an entry's `data`.
 pub const DATA_VERSION: &str = "status.mig.dra-driver.dev/v1";
@@ -141,7 +141,7 @@ pub(super) mod fixture {
 
     use super::*;
     use crate::checkpoint::VERSION;
-    use crate::claim::ClaimRef;
+    use mig_model::claim::ClaimRef;
 
     pub(crate) const SINCE: &str = "2026-01-02T03:04:05Z";
 
@@ -176,7 +176,7 @@ pub(super) mod fixture {
 mod tests {
     use super::fixture::{SINCE, mig, record};
     use super::*;
-    use crate::health::{Cause, Sickness};
+    use mig_model::health::{Cause, Sickness};
 
     #[test]
     fn a_prepared_device_says_which_instance_it_is() {

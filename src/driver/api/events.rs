@@ -14,13 +14,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Error};
+use mig_model::claim::ClaimRef;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use super::{CALL_TIMEOUT, with_causes};
-use crate::claim::ClaimRef;
 use crate::telemetry::metrics::PodRef;
 
 /// Events that wait to be written; more are left out.

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use mig_model::facts::NodeFacts;
+
 use super::runtime::CdiSetting;
 use crate::api::Right;
 use crate::hardware::Problem;
 use crate::nvml::RESET_ADVICE;
-use crate::nvml::facts::NodeFacts;
 use crate::readiness::{Effect, HostCondition, HostSubject};
 use crate::slices::CounterSupport;
 
@@ -198,7 +199,7 @@ fn gpus(subject: &'static str, facts: &NodeFacts) -> Vec<Finding> {
         }
         (count, with_mig) => all.push(good(subject, format!("{count}, {with_mig} of them with MIG"))),
     }
-    let needs_reset = |it: &&crate::nvml::facts::GpuFacts| {
+    let needs_reset = |it: &&mig_model::facts::GpuFacts| {
         it.cuttable().is_some_and(|mig| !mig.resetless && !mig.mode.current)
     };
     for gpu in facts.gpus.iter().filter(needs_reset) {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use futures::future::join_all;
 use kube::Client;
+use mig_model::facts::NodeFacts;
 use tokio::time::timeout;
 
 use super::findings::{ClusterFacts, DirectoryFacts, HostFacts};
@@ -13,7 +14,6 @@ use crate::access::DeviceAccess;
 use crate::api::{CALL_TIMEOUT, NodeSlices, RIGHTS, Right, is_allowed, with_causes};
 use crate::args::{DriverArgs, HardwareArgs, HostArgs};
 use crate::cdi::{CommonSource, Root};
-use crate::nvml::facts::NodeFacts;
 use crate::readiness::{HostReadiness, not_makeable, unwritable};
 use crate::slices::{Owner, counter_support};
 

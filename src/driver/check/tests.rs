@@ -1,8 +1,9 @@
+use mig_model::facts::SkippedGpu;
+
 use super::*;
 use crate::api::RIGHTS;
 use crate::check::list;
 use crate::hardware::Problem;
-use crate::nvml::facts::SkippedGpu;
 
 fn host() -> HostFacts {
     let directory = |subject, path: &str| DirectoryFacts {

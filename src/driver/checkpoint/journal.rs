@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mig_model::claim::ClaimUid;
+
 use super::{MOST_BYTES, Record, Reservation, StoreError, Stored, UNFINISHED, failed, sync};
-use crate::claim::ClaimUid;
 
 /// A file of this length is written anew with its last line only. A claim needs five lines in its life.
 const LONG: u64 = MOST_BYTES / 4;

@@ -19,7 +19,7 @@ use std::time::Duration;
 pub use journal::{Journal, Taken};
 pub use record::{Progress, Record, RecordedDevice, RecordedKind, Rest, Stage, VERSION};
 
-use crate::claim::ClaimUid;
+use mig_model::claim::ClaimUid;
 
 /// Largest file that is read. A claim has at most 32 devices of some hundred bytes each, and few lines.
 const MOST_BYTES: u64 = 1024 * 1024;
@@ -186,7 +186,7 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Sto
 #[cfg(test)]
 pub(crate) mod fixture {
     use super::*;
-    use crate::claim::ClaimRef;
+    use mig_model::claim::ClaimRef;
 
     /// The journal of this claim, which nobody has.
     pub(crate) fn taken(checkpoint: &Checkpoint, uid: &str) -> Journal {

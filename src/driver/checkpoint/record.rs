@@ -23,8 +23,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::claim::{ClaimRef, ClaimUid};
-use crate::inventory::{Adopted, MigSpec};
+use mig_model::claim::{ClaimRef, ClaimUid};
+use mig_model::inventory::{Adopted, MigSpec};
 
 /// Format version that this driver writes.
 pub const VERSION: u32 = 1;

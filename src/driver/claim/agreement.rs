@@ -9,13 +9,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mig_model::claim::ClaimRef;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::draft::{Draft, Opened};
 use super::prepare::{knows_its_requests, promised};
 use super::work::{Ongoing, blocking};
-use super::{AllocatedDevice, ClaimRef, Claims, PrepareError, allocated_devices};
+use super::{AllocatedDevice, Claims, PrepareError, allocated_devices};
 use crate::checkpoint::{Record, Stage, Stored};
 use crate::telemetry::metrics::Step;
 

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceRequestAllocationResult, ResourceClaim};
 
-use super::ClaimRef;
+use mig_model::claim::ClaimRef;
 
 /// Results that an allocation has at most (AllocationResultsMaxSize in staging/src/k8s.io/api/resource/v1/types.go).
 const MOST_RESULTS: usize = 32;

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use mig_model::claim::ClaimUid;
 use tokio::sync::OwnedMutexGuard;
 
-use super::ClaimUid;
 use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, StoreError};
 
 /// Several GPU threads read it and write their steps to it. One that hangs keeps it, and with it the claim, from later calls.

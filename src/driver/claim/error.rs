@@ -1,6 +1,8 @@
 //! Why a claim was not prepared or unprepared. The texts become events on the pod.
 
-use super::{AllocationError, ClaimRef, OtherDevices, PlanError, Unfinished};
+use mig_model::claim::ClaimRef;
+
+use super::{AllocationError, OtherDevices, PlanError, Unfinished};
 use crate::api::ReadError;
 use crate::cdi::{CapsError, CommonError, FilesError, SpecError};
 use crate::checkpoint::StoreError;

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use mig_model::claim::ClaimRef;
+use mig_model::inventory::{Adopted, DeviceKind, DeviceName, Inventory};
 use serde_json::Map;
 
-use super::{AllocatedDevice, ClaimRef};
+use super::AllocatedDevice;
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage, VERSION};
-use crate::inventory::{Adopted, DeviceKind, DeviceName, Inventory};
 
 /// An allocation that this node cannot carry out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -188,8 +189,8 @@ fn overlap(left: &RecordedKind, right: &RecordedKind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::MigSpec;
-    use crate::nvml::facts::Placement;
+    use mig_model::facts::Placement;
+    use mig_model::inventory::MigSpec;
 
     fn claim(name: &str) -> ClaimRef {
         ClaimRef::new("ns".into(), name.into(), format!("uid-{name}")).unwrap()

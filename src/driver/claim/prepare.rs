@@ -4,20 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
+use mig_model::claim::ClaimRef;
+use mig_model::inventory::{Adopted, MigSpec};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::agreement::Agreed;
 use super::draft::{Draft, Opened, SharedDraft, held};
 use super::work::{BEYOND, NoResult, Ongoing, WorkError, blocking, retried, to_its_end, within};
-use super::{
-    AllocatedDevice, Busy, ClaimRef, Claims, PlanError, PrepareError, PreparedDevice, allocated_devices,
-};
+use super::{AllocatedDevice, Busy, Claims, PlanError, PrepareError, PreparedDevice, allocated_devices};
 use crate::api::EventReason;
 use crate::cdi::{ClaimDevice, CommonError, DeviceNodes, MigCaps, claim_spec};
 use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage};
 use crate::hardware::{Hardware, LiveGpu};
-use crate::inventory::{Adopted, MigSpec};
 use crate::mig;
 use crate::telemetry::metrics::{PodRef, Recovery, Step};
 

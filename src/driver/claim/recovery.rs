@@ -12,6 +12,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream;
 use k8s_openapi::api::resource::v1::ResourceClaim;
+use mig_model::claim::{ClaimRef, ClaimUid};
+use mig_model::inventory::{Adopted, DeviceKind};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
@@ -20,13 +22,12 @@ use super::draft::{Draft, Opened, held};
 use super::prepare::mig_devices;
 use super::unprepare::in_time;
 use super::work::{Ongoing, WorkError, blocking, look, within};
-use super::{AllocationError, ClaimRef, ClaimUid, Claims, UnprepareError, allocated_devices};
+use super::{AllocationError, Claims, UnprepareError, allocated_devices};
 use crate::api::{EventReason, ReadError};
 use crate::checkpoint::{
     Journal, Progress, Record, RecordedDevice, RecordedKind, Rest, Stage, Stored, Taken,
 };
 use crate::hardware::{Hardware, LiveGpu};
-use crate::inventory::{Adopted, DeviceKind};
 use crate::mig::{self, MigError};
 use crate::telemetry::metrics::Recovery;
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
+use mig_model::claim::ClaimRef;
+use mig_model::inventory::MigSpec;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -10,11 +12,10 @@ use super::draft::{Draft, Opened, SharedDraft, held};
 use super::plan::is_held_by_another;
 use super::prepare::mig_devices;
 use super::work::{NoResult, Ongoing, Waiting, WorkError, blocking, retried, to_its_end, within};
-use super::{ClaimRef, Claims, PlanError, UnprepareError, allocated_devices};
+use super::{Claims, PlanError, UnprepareError, allocated_devices};
 use crate::api::ReadError;
 use crate::checkpoint::{Journal, Record, RecordedDevice, Stage, Stored};
 use crate::hardware::{Hardware, LiveGpu};
-use crate::inventory::MigSpec;
 use crate::mig::{self, MigError, ModePolicy};
 use crate::nvml::Code;
 use crate::telemetry::metrics::Step;

@@ -7,10 +7,10 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use mig_model::claim::ClaimRef;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{Instrument, warn};
 
-use super::ClaimRef;
 use crate::hardware::LiveGpu;
 use crate::mig::MigError;
 use crate::nvml::{DeviceHandle, QueueClosed};

@@ -4,17 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mig_model::health::{Cause, Change, Condition, Report, Sickness, changes};
+use mig_model::inventory::ExistingInstances;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::{
-    Cause, Change, Condition, Holder, Instance, Keeper, Owner, Report, Sickness, Verdict, changes, owner,
-};
+use super::{Holder, Instance, Keeper, Owner, Verdict, owner};
 use crate::api::{EventReason, Events};
 use crate::checkpoint::Checkpoint;
 use crate::hardware::NodeState;
-use crate::inventory::ExistingInstances;
 use crate::nvml::{EventKind, GpuEvent, Heard, Hearing, RESET_ADVICE, is_unsupported};
 use crate::telemetry::metrics::{EventGap, Metrics, Pods};
 

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use mig_model::health::{IgnoredXids, Report, SickInstance, Sickness};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{IgnoredXids, Machine, Report, SickInstance, Sickness};
+use super::Machine;
 
 /// Far above what a node with 32 GPUs needs.
 const MAX_SIZE: u64 = 1 << 20;
@@ -191,10 +192,11 @@ fn read(path: &Path) -> Option<Content> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::owner;
     use super::super::owner::fixture::{record, xid};
-    use super::super::{Condition, owner};
     use super::*;
-    use crate::inventory::Inventory;
+    use mig_model::health::Condition;
+    use mig_model::inventory::Inventory;
 
     fn keeper(directory: &tempfile::TempDir, boot_id: &str) -> Keeper {
         Keeper::new(directory.path().join("health.json"), boot_id, IgnoredXids::default())

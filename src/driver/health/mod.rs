@@ -25,13 +25,9 @@
 mod follow;
 mod keep;
 mod owner;
-mod report;
 mod state;
-mod xid;
 
 pub use follow::Follower;
 pub use keep::{Keeper, Remembered};
 pub use owner::{Holder, Instance, Owner, owner};
-pub use report::{Change, Condition, Report, SickInstance, Sickness, changes};
 pub use state::{GRACE, Machine, Scan, Verdict};
-pub use xid::{Cause, IgnoredXids, InvalidXid};

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use mig_model::claim::ClaimRef;
+use mig_model::inventory::{DeviceKind, Inventory};
+
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
-use crate::claim::ClaimRef;
-use crate::inventory::{DeviceKind, Inventory};
 use crate::nvml::GpuEvent;
 
 /// Who is concerned by an event.
@@ -94,9 +95,9 @@ fn unclaimed(gpu: &str, gpu_instance: u32, adopted: &Inventory) -> Option<Instan
 pub(super) mod fixture {
     use super::*;
     use crate::checkpoint::{Stage, VERSION};
-    use crate::inventory::MigSpec;
     use crate::nvml::EventKind;
-    use crate::nvml::facts::Placement;
+    use mig_model::facts::Placement;
+    use mig_model::inventory::MigSpec;
 
     /// A claim of this boot that holds an instance of the GPU, or all of it.
     pub(in super::super) fn record(name: &str, gpu: &str, instance: Option<u32>) -> Arc<Record> {

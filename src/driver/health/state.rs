@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Cause, Condition, IgnoredXids, Instance, Owner, Report, SickInstance, Sickness};
+use mig_model::claim::ClaimRef;
+use mig_model::facts::{GpuInstance, RecoveryAction};
+use mig_model::health::{Cause, Condition, IgnoredXids, Report, SickInstance, Sickness};
+use mig_model::inventory;
+
+use super::{Instance, Owner};
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
-use crate::claim::ClaimRef;
-use crate::inventory;
-use crate::nvml::facts::{GpuInstance, RecoveryAction};
 use crate::nvml::{EventKind, GpuEvent, Hearing, Listening, is_unsupported};
 
 /// How long a GPU may be unheard or unread before that is a condition of its own: longer than it takes to listen anew.

@@ -19,6 +19,9 @@ use std::time::Duration;
 use futures::future::join_all;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::{Api, Client};
+use mig_model::claim::{ClaimRef, ClaimUid};
+use mig_model::facts::{Engine, GpuInstance, Memory};
+use mig_model::inventory::Gpu;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
@@ -30,11 +33,8 @@ pub use report::{
 use crate::api;
 use crate::args::{InspectArgs, OutputFormat};
 use crate::checkpoint::{Checkpoint, Stored};
-use crate::claim::{ClaimRef, ClaimUid};
 use crate::hardware::Hardware;
 use crate::health::Remembered;
-use crate::inventory::Gpu;
-use crate::nvml::facts::{Engine, GpuInstance, Memory};
 use crate::nvml::{CallError, GpuQueue};
 use crate::telemetry::metrics::Metrics;
 use report::Seen;

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
+use mig_model::claim::ClaimUid;
+use mig_model::facts::Memory;
+use mig_model::facts::{GpuInstance, MigMode, Placement, Profile, SkippedGpu};
+use mig_model::health::{SickInstance, Sickness};
+use mig_model::inventory::{Adopted, CounterPlan, Gpu, adoptable, fits_into, remaining};
 use serde::Serialize;
 
 use super::Usage;
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
-use crate::claim::ClaimUid;
 use crate::hardware::Hardware;
-use crate::health::{Remembered, SickInstance, Sickness};
-use crate::inventory::{Adopted, CounterPlan, Gpu, adoptable, fits_into, remaining};
-use crate::nvml::facts::Memory;
-use crate::nvml::facts::{GpuInstance, MigMode, Placement, Profile, SkippedGpu};
+use crate::health::Remembered;
 
 /// A node as `inspect -o json` prints it.
 #[derive(Debug, Serialize)]

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use mig_model::facts::{Engine, Placement};
+
 use super::map::{Block, letters, row};
 use super::report::{ClaimReport, ClaimState, GpuReport, MigReport, NodeReport, ProfileReport, SickReport};
-use crate::nvml::facts::{Engine, Placement};
 
 /// The whole report as text.
 pub(super) fn table(report: &NodeReport) -> String {

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::Stream;
 use futures::stream::unfold;
+use mig_model::health::Condition;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,6 @@ use tonic::{Request, Response, Status};
 
 use super::pb::{health_v1 as v1, health_v1alpha1 as v1alpha1};
 use crate::hardware::NodeState;
-use crate::health::Condition;
 
 /// How long the kubelet believes an answer; what it takes where nothing is said.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -46,7 +46,7 @@ struct Line {
 
 /// The health of every device that is offered, which those that claims hold always are.
 fn lines(state: &NodeState) -> Vec<Line> {
-    let line = |it: &crate::inventory::AllocatableDevice| {
+    let line = |it: &mig_model::inventory::AllocatableDevice| {
         let device = it.name.as_str();
         Line { device: device.to_owned(), condition: state.health.device(&it.parent_uuid, device) }
     };

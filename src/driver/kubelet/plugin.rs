@@ -5,11 +5,12 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use futures::future::join_all;
+use mig_model::claim::ClaimRef;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument, error, info_span};
 
 use super::pb::{dra_v1 as v1, dra_v1beta1 as v1beta1};
-use crate::claim::{ClaimRef, Claims, PreparedDevice};
+use crate::claim::{Claims, PreparedDevice};
 use crate::telemetry::metrics::{Method, Metrics, Reason};
 
 /// Most claims in one call. The kubelet sends those of one pod, which has far fewer; a limit keeps a confused client

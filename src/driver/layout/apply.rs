@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mig_model::inventory::{AllocatableDevice, DeviceKind, GpuInventory, Inventory, MigSpec};
+
 use super::choice::{GpuLayout, Layouts, show_counts};
 use super::fit::{Candidate, dropped, fit};
-use crate::inventory::{AllocatableDevice, DeviceKind, GpuInventory, Inventory, MigSpec};
 
 /// What can be published of the layouts now.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use mig_model::facts::{GpuFacts, Profile};
+use mig_model::inventory::DeviceName;
 use serde::{Deserialize, Serialize};
 
 use super::file::{Devices, Entry, LayoutFile};
 use super::mix;
-use crate::inventory::DeviceName;
-use crate::nvml::facts::{GpuFacts, Profile};
 
 /// How one GPU is to be offered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

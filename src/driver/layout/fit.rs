@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
-use crate::nvml::facts::Placement;
+use mig_model::facts::Placement;
 
 /// An instance that could be made.
 #[derive(Debug, Clone, PartialEq, Eq)]

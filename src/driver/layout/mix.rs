@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use mig_model::facts::Profile;
+use mig_model::inventory::CounterPlan;
+
 use super::fit::{Candidate, fit};
-use crate::inventory::CounterPlan;
-use crate::nvml::facts::Profile;
 
 /// A cut for requests of every size: again and again the largest plain profile that takes at most half of what is left,
 /// of memory and of compute slices, and in the end the smallest as often as it fits.

@@ -1,11 +1,11 @@
 //! Making a MIG device exist.
 
+use mig_model::facts::{ComputeInstance, MigFacts};
+use mig_model::inventory::MigSpec;
 use tracing::info;
 
 use super::{MigDevice, MigError, instance_at, recorded, switch_mode};
 use crate::checkpoint::{Progress, StoreError};
-use crate::inventory::MigSpec;
-use crate::nvml::facts::{ComputeInstance, MigFacts};
 use crate::nvml::{CallError, Code, DeviceHandle, GpuInstanceHandle};
 use crate::telemetry::metrics::{Metrics, Step};
 

@@ -1,10 +1,10 @@
 //! Making a MIG device vanish.
 
+use mig_model::inventory::MigSpec;
 use tracing::info;
 
 use super::{Holders, MigError, recorded};
 use crate::checkpoint::Progress;
-use crate::inventory::MigSpec;
 use crate::nvml::{CallError, Code, DeviceHandle};
 
 /// Destroys what exists of a recorded device: compute instances, then the GPU instance. What is gone already, or has

@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use mig_model::facts::ComputeInstance;
+use mig_model::inventory::Adopted;
+
 use super::{MigDevice, MigError, instance_at};
-use crate::inventory::Adopted;
 use crate::nvml::DeviceHandle;
-use crate::nvml::facts::ComputeInstance;
 
 /// What became of an instance that somebody else made.
 #[derive(Debug, Clone, PartialEq, Eq)]

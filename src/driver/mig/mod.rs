@@ -16,9 +16,10 @@ pub use mode::{ModePolicy, release_mode, switch_mode};
 
 use std::fmt;
 
+use mig_model::facts::{ComputeInstance, GpuInstance};
+use mig_model::inventory::MigSpec;
+
 use crate::checkpoint::{Progress, StoreError};
-use crate::inventory::MigSpec;
-use crate::nvml::facts::{ComputeInstance, GpuInstance};
 use crate::nvml::{CallError, Code, DeviceHandle, GpuInstanceHandle, RESET_ADVICE};
 
 /// A MIG device that exists.

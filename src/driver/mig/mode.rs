@@ -1,9 +1,9 @@
 //! MIG mode. NVML says SUCCESS even where nothing changed, so the mode is read back.
 
+use mig_model::facts::{MigFacts, Profile};
 use tracing::info;
 
 use super::MigError;
-use crate::nvml::facts::{MigFacts, Profile};
 use crate::nvml::{DeviceHandle, live_instances};
 
 /// Brings MIG mode to `on`. Switches only where no reset is needed, and never off while instances live.

@@ -6,6 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use mig_model::facts::GpuInstance;
+use mig_model::health::Report;
+use mig_model::inventory::{
+    ExistingInstances, Gpu, HostAccess, Inventory, MigAccess, Terms, inventory_on, not_adopted, withheld,
+};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
@@ -19,11 +24,7 @@ use crate::args::HardwareArgs;
 use crate::cdi::ClaimFiles;
 use crate::checkpoint::{Checkpoint, Record, RecordedKind, Stored};
 use crate::hardware::{Basis, Hardware, HardwareError, NodeState, Problem};
-use crate::health::{Keeper, Report, Scan};
-use crate::inventory::{
-    ExistingInstances, Gpu, HostAccess, Inventory, MigAccess, Terms, inventory_on, not_adopted, withheld,
-};
-use crate::nvml::facts::GpuInstance;
+use crate::health::{Keeper, Scan};
 use crate::nvml::{Heard, Pulse};
 use crate::readiness::{Effect, HostCondition, HostReadiness};
 use crate::telemetry::metrics::{Metrics, Recovery};

@@ -1,9 +1,10 @@
 //! What of the hardware is not offered, in words. Pure.
 
+use mig_model::facts::{GpuInstance, SkippedGpu};
+use mig_model::health::Report;
+use mig_model::inventory::{Gpu, Terms, not_adopted};
+
 use crate::hardware::Problem;
-use crate::health::Report;
-use crate::inventory::{Gpu, Terms, not_adopted};
-use crate::nvml::facts::{GpuInstance, SkippedGpu};
 
 /// Which GPUs are not offered, and why.
 pub(super) fn problems(
@@ -59,7 +60,7 @@ pub(super) fn otherwise<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::Condition;
+    use mig_model::health::Condition;
 
     #[test]
     fn what_health_tells_of_is_left_out_by_the_gpu_and_not_by_the_text() {

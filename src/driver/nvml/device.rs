@@ -9,14 +9,15 @@ use std::ffi::{CStr, c_char, c_uint};
 use std::mem::MaybeUninit;
 use std::ptr;
 
+use mig_model::facts::{
+    ComputeInstance, GpuInstance, MediaEngines, Memory, MigMode, Placement, Profile, RecoveryAction,
+};
 use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings as sys;
 
-use super::error::{CallError, Code, check};
-use super::facts::{
-    ComputeInstance, GpuInstance, MediaEngines, Memory, MigMode, Placement, Profile, RecoveryAction,
-};
+use super::error::{check, wrapped};
 use super::usage::Samples;
+use super::{CallError, Code};
 
 /// A GPU, or the MIG device that stands for a compute instance, as NVML knows it. Stays on the thread that made it.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ pub(super) use function;
 impl<'nvml> DeviceHandle<'nvml> {
     /// The GPU with this UUID. Where NVML does not find it that way, the GPUs are asked one by one.
     pub fn by_uuid(nvml: &'nvml Nvml, uuid: &str) -> Result<Self, CallError> {
-        let found = nvml.device_by_uuid(uuid).map_err(CallError::wrapped("nvmlDeviceGetHandleByUUID"));
+        let found = nvml.device_by_uuid(uuid).map_err(wrapped("nvmlDeviceGetHandleByUUID"));
         let device = match found {
             Err(error) if !error.concerns_whole_gpu() => {
                 let mut all =
@@ -260,7 +261,7 @@ impl<'nvml> DeviceHandle<'nvml> {
         for raw in self.raw_compute_instances(instance)? {
             let device = self.at(self.compute_info(raw)?.device);
             let running = device.wrapper().running_compute_processes();
-            let running = running.map_err(CallError::wrapped("nvmlDeviceGetComputeRunningProcesses_v3"))?;
+            let running = running.map_err(wrapped("nvmlDeviceGetComputeRunningProcesses_v3"))?;
             pids.extend(running.iter().map(|it| it.pid));
         }
         Ok(pids)
@@ -268,7 +269,7 @@ impl<'nvml> DeviceHandle<'nvml> {
 
     /// Memory of this device. NOT_SUPPORTED on a GPU that uses the memory of the system.
     pub fn memory(&self) -> Result<Memory, CallError> {
-        match self.wrapper().memory_info().map_err(CallError::wrapped("nvmlDeviceGetMemoryInfo_v2")) {
+        match self.wrapper().memory_info().map_err(wrapped("nvmlDeviceGetMemoryInfo_v2")) {
             Ok(it) => Ok(Memory { used: it.used, free: it.free, total: it.total }),
             Err(error) if error.code == Code::FUNCTION_NOT_FOUND => self.memory_of_old_drivers(),
             Err(error) => Err(error),
@@ -327,12 +328,12 @@ impl<'nvml> DeviceHandle<'nvml> {
 
     /// Minor number of the GPU's device node; may change with MIG mode.
     pub fn minor(&self) -> Result<u32, CallError> {
-        self.wrapper().minor_number().map_err(CallError::wrapped("nvmlDeviceGetMinorNumber"))
+        self.wrapper().minor_number().map_err(wrapped("nvmlDeviceGetMinorNumber"))
     }
 
     /// UUID of this device.
     pub fn uuid(&self) -> Result<String, CallError> {
-        self.wrapper().uuid().map_err(CallError::wrapped("nvmlDeviceGetUUID"))
+        self.wrapper().uuid().map_err(wrapped("nvmlDeviceGetUUID"))
     }
 
     fn named_profile(&self, index: u32) -> Result<Profile, CallError> {

@@ -34,15 +34,16 @@
 //! | the same in MIG mode | nothing: it is a MIG instance of the host, and only the host can make or destroy one |
 //! | host of vGPUs (vGPU, vSGA) | nothing: the GPU serves virtual machines, and the driver for such hosts has no CUDA |
 
+use mig_model::facts::{GpuFacts, GpuInstance, MigFacts, NodeFacts, Profile, SkippedGpu};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::Brand;
 use nvml_wrapper::enums::device::DeviceArchitecture;
 use tracing::warn;
 
 use super::device::DeviceHandle;
-use super::error::{CallError, Code};
-use super::facts::{GpuFacts, GpuInstance, MigFacts, NodeFacts, Profile, SkippedGpu};
+use super::error::wrapped;
 use super::profiles::profiles;
+use super::{CallError, Code};
 
 /// Calls that failed without taking the GPU with them.
 #[derive(Debug, Default)]
@@ -72,14 +73,14 @@ impl Unknown {
 /// Reads driver and GPUs. Fails only where NVML does not even count the GPUs, or does not fit the driver any more.
 pub fn discover(nvml: &Nvml) -> Result<NodeFacts, CallError> {
     let mut unknown = Unknown::default();
-    let version = nvml.sys_driver_version().map_err(CallError::wrapped("nvmlSystemGetDriverVersion"));
+    let version = nvml.sys_driver_version().map_err(wrapped("nvmlSystemGetDriverVersion"));
     let driver_version = unknown.fact(version)?;
     let cuda = nvml.sys_cuda_driver_version();
-    let cuda = unknown.fact(cuda.map_err(CallError::wrapped("nvmlSystemGetCudaDriverVersion_v2")))?;
+    let cuda = unknown.fact(cuda.map_err(wrapped("nvmlSystemGetCudaDriverVersion_v2")))?;
     // NVML encodes 12.8 as 12080.
     let cuda_version = cuda.and_then(|it| u32::try_from(it).ok()).map(|it| (it / 1000, it % 1000 / 10));
     let mut facts = NodeFacts { driver_version, cuda_version, unknown: unknown.0, ..NodeFacts::default() };
-    for index in 0..nvml.device_count().map_err(CallError::wrapped("nvmlDeviceGetCount_v2"))? {
+    for index in 0..nvml.device_count().map_err(wrapped("nvmlDeviceGetCount_v2"))? {
         match gpu(nvml, index) {
             Ok(gpu) => facts.gpus.push(gpu),
             Err(skipped) => facts.skipped.push(skipped),
@@ -149,20 +150,19 @@ fn gpu(nvml: &Nvml, index: u32) -> Result<GpuFacts, SkippedGpu> {
 
 fn describe(nvml: &Nvml, index: u32, known_uuid: &mut Option<String>) -> Result<GpuFacts, Skip> {
     const PCI: &str = "nvmlDeviceGetPciInfo_v3";
-    let device = nvml.device_by_index(index).map_err(CallError::wrapped("nvmlDeviceGetHandleByIndex_v2"))?;
-    let uuid = device.uuid().map_err(CallError::wrapped("nvmlDeviceGetUUID"))?;
+    let device = nvml.device_by_index(index).map_err(wrapped("nvmlDeviceGetHandleByIndex_v2"))?;
+    let uuid = device.uuid().map_err(wrapped("nvmlDeviceGetUUID"))?;
     *known_uuid = Some(uuid.clone());
-    let info = device.pci_info().map_err(CallError::wrapped(PCI))?;
+    let info = device.pci_info().map_err(wrapped(PCI))?;
     let pci = info.bus_id.parse().map_err(|error| {
         warn!(index, %error, "NVML reports a PCI address that cannot be read");
         CallError { call: PCI, code: Code::UNKNOWN }
     })?;
     let handle = DeviceHandle::of(nvml, &device);
     let mut unknown = Unknown::default();
-    let name = unknown.fact(device.name().map_err(CallError::wrapped("nvmlDeviceGetName")))?;
+    let name = unknown.fact(device.name().map_err(wrapped("nvmlDeviceGetName")))?;
     let capability = device.cuda_compute_capability();
-    let capability =
-        unknown.fact(capability.map_err(CallError::wrapped("nvmlDeviceGetCudaComputeCapability")))?;
+    let capability = unknown.fact(capability.map_err(wrapped("nvmlDeviceGetCudaComputeCapability")))?;
     let memory_bytes = unknown.fact(handle.memory())?.map(|it| it.total).filter(|it| 0 < *it);
     Ok(GpuFacts {
         index,

@@ -14,7 +14,8 @@ use nvml_wrapper_sys::bindings as sys;
 
 use super::device::{DeviceHandle, function};
 use super::discover::answers;
-use super::error::{CallError, Code, check};
+use super::error::check;
+use super::{CallError, Code};
 
 /// What an event says is not known (nvml.h at nvmlEventData_t).
 const NOT_ATTRIBUTABLE: u32 = u32::MAX;

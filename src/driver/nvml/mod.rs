@@ -9,7 +9,6 @@ mod device;
 mod discover;
 mod error;
 mod event;
-pub mod facts;
 mod monitor;
 mod profiles;
 mod pulse;
@@ -24,8 +23,8 @@ use nvml_wrapper::error::NvmlError;
 
 pub use device::{DeviceHandle, GpuInstanceHandle};
 pub use discover::{answers, discover, live_instances};
-pub use error::{CallError, Code, RESET_ADVICE, still_unknown};
 pub use event::{EventKind, EventSet, GpuEvent};
+pub use mig_model::call::{CallError, Code, RESET_ADVICE};
 pub(crate) use monitor::is_unsupported;
 pub use monitor::{Heard, Hearing, Listening, Monitor};
 pub use pulse::{Beat, Pulse};

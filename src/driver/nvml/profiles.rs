@@ -1,11 +1,11 @@
 //! The MIG profiles of a GPU. One that cannot be described is left out and does not hide the others.
 
+use mig_model::facts::{Placement, Profile};
 use tracing::{debug, warn};
 
 use super::device::DeviceHandle;
 use super::discover::Unknown;
-use super::error::{CallError, Code};
-use super::facts::{Placement, Profile};
+use super::{CallError, Code};
 
 /// Enumerates profiles until INVALID_ARGUMENT. What this GPU does not have, and what cannot be described, is left out.
 /// NOT_FOUND where there is none.
@@ -120,7 +120,7 @@ fn formula_name(profile: &Profile, total_bytes: Option<u64>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nvml::facts::MediaEngines;
+    use mig_model::facts::MediaEngines;
 
     fn profile(index: u32, slices: u32, memory_mib: u64) -> Profile {
         Profile {

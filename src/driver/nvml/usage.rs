@@ -6,11 +6,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
+use mig_model::facts;
 use nvml_wrapper::enums::gpm::GpmMetricId;
 use nvml_wrapper::gpm::{GpmSample, gpm_metrics_get};
 
-use super::error::{CallError, Code};
-use super::{DeviceHandle, facts};
+use super::DeviceHandle;
+use super::error::wrapped;
+use super::{CallError, Code};
 
 /// What is measured of the engines, and what [`facts::Engine`] it is about.
 const METRICS: [(GpmMetricId, facts::Engine); 5] = [
@@ -42,7 +44,7 @@ impl DeviceHandle<'_> {
     /// NOT_SUPPORTED while it is in MIG mode: then its instances are measured.
     pub fn utilization(&self) -> Result<f64, CallError> {
         let rates = self.wrapper().utilization_rates();
-        let rates = rates.map_err(CallError::wrapped("nvmlDeviceGetUtilizationRates"))?;
+        let rates = rates.map_err(wrapped("nvmlDeviceGetUtilizationRates"))?;
         Ok((f64::from(rates.gpu) / 100.0).clamp(0.0, 1.0))
     }
 
@@ -56,14 +58,13 @@ impl DeviceHandle<'_> {
         if !self.measures() {
             return Ok(Vec::new());
         }
-        let now =
-            self.wrapper().gpm_mig_sample(gpu_instance).map_err(CallError::wrapped("nvmlGpmMigSampleGet"))?;
+        let now = self.wrapper().gpm_mig_sample(gpu_instance).map_err(wrapped("nvmlGpmMigSampleGet"))?;
         let before = self.samples.last.borrow_mut().remove(&gpu_instance);
         let mut found = Vec::new();
         if let Some((_, before)) = before.filter(|(it, _)| it == owner) {
             let ids = METRICS.map(|(id, _)| id);
-            let results = gpm_metrics_get(self.nvml, &before, &now, &ids)
-                .map_err(CallError::wrapped("nvmlGpmMetricsGet"))?;
+            let results =
+                gpm_metrics_get(self.nvml, &before, &now, &ids).map_err(wrapped("nvmlGpmMetricsGet"))?;
             // What this GPU, or this driver, does not measure is left out.
             let measured =
                 results.into_iter().zip(METRICS).filter_map(|(it, (_, engine))| Some((it.ok()?, engine)));
@@ -86,8 +87,7 @@ impl DeviceHandle<'_> {
     pub fn measures(&self) -> bool {
         let ask = || {
             let can_free = self.nvml.lib().nvmlGpmSampleFree.is_ok();
-            let supported =
-                self.wrapper().gpm_support().map_err(CallError::wrapped("nvmlGpmQueryDeviceSupport"));
+            let supported = self.wrapper().gpm_support().map_err(wrapped("nvmlGpmQueryDeviceSupport"));
             can_free
                 && !matches!(
                     supported,

@@ -9,10 +9,11 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use mig_model::inventory::{DeviceKind, DeviceName, GpuInventory, Inventory};
+
 use super::Publisher;
 use super::publish::RESYNC;
 use crate::api::SliceError;
-use crate::inventory::{DeviceKind, DeviceName, GpuInventory, Inventory};
 
 /// Whole GPUs and shares that were withdrawn lately, so far as this process knows. Pure.
 #[derive(Debug)]
@@ -138,7 +139,7 @@ mod tests {
     use proptest::test_runner::RngSeed;
 
     use super::*;
-    use crate::inventory::AllocatableDevice;
+    use mig_model::inventory::AllocatableDevice;
 
     const SETTLE: Duration = Duration::from_secs(10);
 

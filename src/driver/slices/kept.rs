@@ -22,9 +22,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::resource::v1::ResourceSlice;
+use mig_model::inventory::{AllocatableDevice, DeviceName, GpuInventory, Inventory};
 
 use super::waive::{waive, waived_in};
-use crate::inventory::{AllocatableDevice, DeviceName, GpuInventory, Inventory};
 
 /// Remembers what stays, and until when something may have to come back.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use mig_model::placement::Ranking;
 use tokio::sync::watch;
 use tokio::time::{sleep_until, timeout};
 
@@ -10,7 +11,6 @@ use super::Publisher;
 use super::publish::DEBOUNCE;
 use super::shelves::shelves;
 use crate::hardware::NodeState;
-use crate::placement::Ranking;
 
 /// How long a burst of changes may put the next look off.
 const LONGEST_BURST: Duration = Duration::from_secs(5);

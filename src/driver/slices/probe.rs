@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use k8s_openapi::api::resource::v1::{Counter, Device, DeviceCounterConsumption, ResourceSlice};
+use mig_model::inventory::Inventory;
+use mig_model::placement::{Policy, Ranking};
 use tracing::{info, warn};
 
 use super::publish::GATE_RETRY;
@@ -11,8 +13,6 @@ use super::render::slice_name;
 use super::{Owner, Publisher, lost_counters, quantity, render};
 use crate::api::{NodeSlices, SliceError, SliceErrorKind};
 use crate::args::Mode;
-use crate::inventory::Inventory;
-use crate::placement::{Policy, Ranking};
 
 /// Index in the name of a probe: the last one, which no published slice has.
 const INDEX: usize = 0xf_ffff;

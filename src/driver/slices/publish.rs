@@ -13,6 +13,8 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::resource::v1::ResourceSlice;
+use mig_model::inventory::{GpuInventory, Inventory, ProfileFilter};
+use mig_model::placement::{Policy, Ranking};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
@@ -28,10 +30,8 @@ use crate::api::{Allocations, Events, NodeSlices, SliceError, SliceErrorKind};
 use crate::args::Mode;
 use crate::backoff::Backoff;
 use crate::hardware::NodeState;
-use crate::inventory::{GpuInventory, Inventory, ProfileFilter};
 use crate::kubelet::Turn;
 use crate::layout::Decision;
-use crate::placement::{Policy, Ranking};
 use crate::telemetry::metrics::{Metrics, SliceWrite};
 
 /// How long changes made by others are collected before they are looked at.

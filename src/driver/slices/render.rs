@@ -7,12 +7,12 @@ use k8s_openapi::api::resource::v1::{
     ResourceSlice, ResourceSliceSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use mig_model::inventory::{AllocatableDevice, Attribute, Capacity, GpuInventory, Inventory};
+use mig_model::placement::Ranking;
 
 use super::by_allocation::Strangers;
 use super::quantity;
 use super::shelves::shelves;
-use crate::inventory::{AllocatableDevice, Attribute, Capacity, GpuInventory, Inventory};
-use crate::placement::Ranking;
 
 /// Counter sets in one slice (ResourceSliceMaxCounterSets).
 const MAX_COUNTER_SETS: usize = 8;
@@ -207,7 +207,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::placement::Policy;
+    use mig_model::placement::Policy;
 
     fn owner(driver: &str, node: &str) -> Owner {
         Owner { driver: driver.to_owned(), node: node.to_owned(), node_uid: "0f3c-u".to_owned() }

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::inventory::{AllocatableDevice, Attribute, GpuInventory, Inventory};
+use mig_model::inventory::{AllocatableDevice, Attribute, GpuInventory, Inventory};
 
 /// Devices in one slice where any of them consumes counters (ResourceSliceMaxDevicesWithTaintsOrConsumesCounters).
 const MAX_DEVICES: usize = 64;

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceSlice};
+use mig_model::health::{Condition, Report};
 use tracing::{info, warn};
 
 use super::Owner;
 use super::probe::probe;
 use crate::api::{NodeSlices, SliceError};
-use crate::health::{Condition, Report};
 
 /// How often the gate is asked for again.
 const GATE_RETRY: Duration = Duration::from_secs(30);
@@ -154,7 +154,7 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
-    use crate::health::{Cause, Sickness};
+    use mig_model::health::{Cause, Sickness};
 
     fn taints(condition: Condition) -> Taints {
         let mut taints = Taints::new("mig.example.com", TaintEffect::NoExecute);

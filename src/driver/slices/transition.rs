@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::resource::v1::ResourceSlice;
+use mig_model::inventory::{AllocatableDevice, GpuInventory, Inventory, fits_into};
 
 use super::render::names as names_in;
-use crate::inventory::{AllocatableDevice, GpuInventory, Inventory, fits_into};
 
 /// Remembers what schedulers may still act on.
 #[derive(Debug)]

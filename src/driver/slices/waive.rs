@@ -9,9 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::resource::v1::{Device, ResourceSlice};
+use mig_model::inventory::DeviceName;
 
 use super::quantity::thousandths;
-use crate::inventory::DeviceName;
 
 /// Takes the cost from as many allocated devices as it takes, and answers with their names. The cost of a device that is in
 /// `waived` is gone already, and what overlaps it may be allocated; one that comes first in `allocated` keeps it the longest.

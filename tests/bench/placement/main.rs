@@ -13,7 +13,7 @@ mod replay;
 
 use std::time::Instant;
 
-use dra_driver_mig::placement::Policy;
+use mig_model::placement::Policy;
 
 use node::{Node, Wanted};
 use optimum::{best_possible, lowest_start};

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use dra_driver_mig::inventory::{Attachment, Gpu, GpuState, Inventory, ProfileFilter, inventory};
 use dra_driver_mig::nvml;
-use dra_driver_mig::nvml::facts::MigMode;
-use dra_driver_mig::placement::{Policy, Ranking};
 use dra_driver_mig::slices::{Owner, render};
+use mig_model::facts::MigMode;
+use mig_model::inventory::{Attachment, Gpu, GpuState, Inventory, ProfileFilter, inventory};
+use mig_model::placement::{Policy, Ranking};
 use nvml_sim::{Model, SimNode};
 
 /// A device that could be allocated.
@@ -50,7 +50,7 @@ impl Node {
         let sim = SimNode::create(directory.path(), &vec![model; gpus])?;
         let library = nvml::open(&sim.library())?;
         let facts = nvml::discover(&library)?;
-        let gpu = |facts: &nvml::facts::GpuFacts| Gpu {
+        let gpu = |facts: &mig_model::facts::GpuFacts| Gpu {
             facts: Arc::new(facts.clone()),
             attachment: Attachment::default(),
             state: GpuState {

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 
-use dra_driver_mig::placement::{Policy, Ranking};
+use mig_model::placement::{Policy, Ranking};
 
 use crate::node::{Lists, Node, give, has_room, take};
 use crate::oracle::Oracle;

@@ -1,7 +1,9 @@
+use mig_model::health::changes;
+use mig_model::inventory::Inventory;
+
+use super::super::owner;
 use super::super::owner::fixture::{record, xid};
-use super::super::{changes, owner};
 use super::*;
-use crate::inventory::Inventory;
 use crate::nvml::{CallError, Code};
 
 const GPU: &str = "GPU-0";

@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use nvml_sim::Model;
-
-use super::*;
-use crate::inventory::{
+use mig_model::facts::{
+    GpuFacts, GpuInstance, MediaEngines, MigFacts, MigMode, NodeFacts, PciAddress, Placement, Profile,
+};
+use mig_model::inventory::{
     AllocatableDevice, Attachment, CounterPlan, DeviceKind, DeviceName, Gpu, GpuState, Inventory, MigSpec,
     inventory,
 };
-use crate::nvml::facts::{
-    GpuFacts, GpuInstance, MediaEngines, MigFacts, MigMode, NodeFacts, PciAddress, Placement, Profile,
-};
+use nvml_sim::Model;
+
+use super::*;
 
 mod files;
 mod search;

@@ -6,12 +6,13 @@
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::resource::v1::{Counter, Device, ResourceSlice};
+use mig_model::claim::ClaimRef;
+use mig_model::inventory::ProfileFilter;
+use mig_model::placement::{Policy, Ranking};
 
 use super::*;
 use crate::checkpoint::{Record, RecordedKind};
-use crate::claim::{AllocatedDevice, ClaimRef, Ground, PlanError, plan};
-use crate::inventory::ProfileFilter;
-use crate::placement::{Policy, Ranking};
+use crate::claim::{AllocatedDevice, Ground, PlanError, plan};
 use crate::slices::{Devices, Held, Kept, Owner, Pool, Transition, names, render};
 
 /// Seconds.

@@ -1,5 +1,7 @@
 //! How the GPUs are, as numbers.
 
+use mig_model::health::Condition;
+use mig_model::inventory::DeviceName;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -9,8 +11,6 @@ use tokio::sync::watch;
 
 use super::gauges::{Gauge, write};
 use crate::hardware::NodeState;
-use crate::health::Condition;
-use crate::inventory::DeviceName;
 use crate::nvml::Pulse;
 
 label_values! {

@@ -3,14 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
+use mig_model::facts::Engine;
+use mig_model::inventory::DeviceName;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::registry::Unit;
 
 use super::gauges::{Gauge, gauge, write};
 use super::sampler::{InstanceUse, Seen};
-use crate::inventory::DeviceName;
-use crate::nvml::facts::Engine;
 
 /// A byte count in the units of DCGM.
 const MIB: u64 = 1 << 20;

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::inventory::{AllocatableDevice, GpuInventory, fits_into};
-use crate::nvml::facts::GpuFacts;
+use mig_model::facts::GpuFacts;
+use mig_model::inventory::{AllocatableDevice, GpuInventory, fits_into};
 
 /// What a whole GPU is called among profiles, as in the attribute `profile`.
 const WHOLE: &str = "full";

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
-use crate::claim::ClaimUid;
+use mig_model::claim::ClaimUid;
 
 /// Most claims that are remembered: several times what a node has. A claim that could never be prepared is not
 /// unprepared, and would be remembered for ever.

@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use futures::future::join_all;
+use mig_model::claim::ClaimRef;
+use mig_model::facts::{Engine, GpuFacts, Memory};
+use mig_model::inventory::MigSpec;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -17,10 +20,7 @@ use tracing::debug;
 
 use super::pods::Pods;
 use crate::checkpoint::{Checkpoint, Progress, Record, RecordedKind, Stage, Stored};
-use crate::claim::ClaimRef;
 use crate::hardware::{LiveGpu, NodeState};
-use crate::inventory::MigSpec;
-use crate::nvml::facts::{Engine, GpuFacts, Memory};
 use crate::nvml::{CallError, DeviceHandle};
 
 /// Between two looks.

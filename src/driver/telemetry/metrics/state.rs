@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use mig_model::inventory::{DeviceName, Withheld};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
@@ -11,7 +12,6 @@ use super::gauges::{count, flag, gauge, write, write_one};
 use super::occupancy::{Occupancy, occupancy};
 use super::sampler::{ClaimState, Seen};
 use crate::hardware::NodeState;
-use crate::inventory::{DeviceName, Withheld};
 use crate::kubelet::RegistrationState;
 use crate::readiness::Effect;
 use crate::slices::Publication;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::{CallError, still_unknown};
+use crate::call::{CallError, still_unknown};
 
 /// Everything that does not change while the NVIDIA driver stays loaded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

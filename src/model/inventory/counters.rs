@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use crate::nvml::facts::{MediaEngines, Placement, Profile};
+use crate::facts::{MediaEngines, Placement, Profile};
 
 /// Names of the media engine counters, in the order of [`counts`].
 const ENGINES: [&str; 4] = ["decoders", "encoders", "jpegs", "ofas"];

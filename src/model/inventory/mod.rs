@@ -24,7 +24,7 @@ pub use name::DeviceName;
 pub use shares::MOST_SHARES;
 pub use withheld::{HostAccess, Withheld, withheld};
 
-use crate::nvml::facts::{GpuFacts, GpuInstance, MigFacts, MigMode, NodeFacts, Placement, Profile};
+use crate::facts::{GpuFacts, GpuInstance, MigFacts, MigMode, NodeFacts, Placement, Profile};
 
 /// Where a GPU is attached to the machine, from sysfs; nothing where that is unknown.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::{AllocatableDevice, DeviceKind, DeviceName, Gpu, MigSpec, Terms, access_allows, attributes};
-use crate::nvml::facts::{GpuFacts, GpuInstance, NodeFacts, Placement, Profile};
+use crate::facts::{GpuFacts, GpuInstance, NodeFacts, Placement, Profile};
 
 /// What becomes of instances that the driver did not make.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]

@@ -18,7 +18,7 @@
 use std::collections::BTreeMap;
 
 use super::{Attachment, DeviceName, Gpu};
-use crate::nvml::facts::{GpuFacts, MediaEngines, NodeFacts, Placement, Profile};
+use crate::facts::{GpuFacts, MediaEngines, NodeFacts, Placement, Profile};
 
 /// Domain of the attributes that Kubernetes standardises.
 pub const STANDARD_DOMAIN: &str = "resource.kubernetes.io";

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::nvml::facts::RecoveryAction;
+use crate::facts::RecoveryAction;
 
 /// XIDs after which the device goes on as it was: NVIDIA's catalogue answers them with "restart the application" or "ignore",
 /// or refers to another XID that comes with them (45), or they announce what NVML is asked for anyway (154).
@@ -96,7 +96,7 @@ fn recovery_name(action: RecoveryAction) -> String {
 
 /// A few words for the numbers that are met most.
 #[must_use]
-pub(super) fn meaning(xid: u64) -> Option<&'static str> {
+pub fn meaning(xid: u64) -> Option<&'static str> {
     Some(match xid {
         13 => "a program's exception on the GPU",
         31 => "a program's memory page fault",

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::shares::MOST_SHARES;
-use crate::nvml::facts::PciAddress;
+use crate::facts::PciAddress;
 
 /// Between the GPU and the number of a share.
 const SHARE: &str = "-share-";

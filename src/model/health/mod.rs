@@ -1,0 +1,7 @@
+//! What is known of the health of GPUs and instances, as data.
+
+mod report;
+mod xid;
+
+pub use report::{Change, Condition, Report, SickInstance, Sickness, changes};
+pub use xid::{Cause, IgnoredXids, InvalidXid, meaning};
