@@ -1,5 +1,8 @@
 //! Input that nobody would write: what reads state files, claims, names, NVML's answers, capability files and
 //! `ld.so.cache` gives a value within its bounds or an error, and neither panics nor hangs.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
+
+mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +14,6 @@ use mig_model::facts::{GpuFacts, MediaEngines, MigFacts, MigMode, NodeFacts, Pla
 use mig_model::inventory::{Attachment, Gpu, GpuState, Inventory, MigSpec, inventory};
 use mig_model::placement::{Policy, Ranking};
 
-use crate::common;
 use common::is_soak;
 use dra_driver_mig::cdi::{
     CommonEdits, DEFAULT_LDCONFIG, DisabledHooks, DriverRoot, HookSettings, Kind, MigCaps, Root,

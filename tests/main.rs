@@ -1,6 +1,6 @@
 //! The integration tests of the driver, one module a subject; what they share is in [`common`].
 //!
-//! One program, so that it is linked once: `cargo test --test integration health::` runs the tests of one module.
+//! One program, so that it is linked once (only `fuzz` is another one, which limits the memory of its process): `cargo test --test integration health::` runs the tests of one module.
 #![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
 mod access;
@@ -18,7 +18,6 @@ mod events;
 mod existing;
 mod facts;
 mod faults;
-mod fuzz;
 mod health;
 mod inspect;
 mod layout;

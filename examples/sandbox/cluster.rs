@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
-use dra_driver_mig::args::{Cli, Command, NodeArgs};
+use dra_driver_mig::args::{Cli, Command};
 use dra_driver_mig::node;
+use dra_driver_mig::node::NodeArgs;
 use kube_sim::{ApiServer, ControlPlane, Kubelet, KubeletOptions, Options};
 use nvml_sim::SimNode;
 use tempfile::TempDir;

@@ -9,9 +9,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use mig_model::facts::NodeFacts;
+use mig_model::inventory::Problem;
 
 use crate::cdi::{CapNode, KernelDevices, KernelGpu};
-use crate::hardware::Problem;
 use crate::readiness::{Effect, HostCondition, HostSubject};
 
 /// What the kernel lists, and which of the nodes are here.

@@ -48,8 +48,11 @@ pub mod host;
 pub mod inspect;
 pub mod management;
 pub mod node;
+pub mod pods;
+pub mod probes;
 pub mod readiness;
 pub mod telemetry;
+pub mod usage;
 
 use std::io;
 use std::time::Duration;

@@ -2,9 +2,25 @@
 //! them is missing and why.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
-use crate::args::ManagementSpecArgs;
+use clap::Args;
+
 use crate::cdi::{KernelDevices, Kind, ManagementFile};
+
+/// Arguments of `management-spec`.
+#[derive(Debug, Clone, Args)]
+pub struct ManagementSpecArgs {
+    /// Name of the DRA driver, which is the vendor of the CDI device.
+    #[arg(long, env, value_name = "NAME", default_value = "mig.dra-driver.dev")]
+    pub driver_name: String,
+    /// The proc file system.
+    #[arg(long, env, value_name = "DIR", default_value = "/proc")]
+    pub proc_root: PathBuf,
+    /// Where the spec goes; the container runtime must read this directory.
+    #[arg(long, env, value_name = "DIR", default_value = "/var/run/cdi")]
+    pub cdi_root: PathBuf,
+}
 
 /// Writes the spec. Fails only where it cannot be written: without GPUs the driver's container must start all the same, because
 /// it reports the reason at `/readyz`, and claims of this node may have to be unprepared.

@@ -12,4 +12,5 @@ pub mod claim;
 pub mod facts;
 pub mod health;
 pub mod inventory;
+pub mod occupancy;
 pub mod placement;

@@ -20,8 +20,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
-use dra_driver_mig::args::{Cli, Command, NodeArgs};
+use dra_driver_mig::args::{Cli, Command};
 use dra_driver_mig::node;
+use dra_driver_mig::node::NodeArgs;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};

@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use super::{CALL_TIMEOUT, with_causes};
-use crate::telemetry::metrics::PodRef;
+use crate::pods::PodRef;
 
 /// Events that wait to be written; more are left out.
 const MOST_WAITING: usize = 64;

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use mig_model::facts::NodeFacts;
+use mig_model::inventory::Problem;
 
 use super::runtime::CdiSetting;
 use crate::api::Right;
-use crate::hardware::Problem;
 use crate::nvml::RESET_ADVICE;
 use crate::readiness::{Effect, HostCondition, HostSubject};
 use crate::slices::CounterSupport;

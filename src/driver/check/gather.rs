@@ -12,8 +12,9 @@ use super::findings::{ClusterFacts, DirectoryFacts, HostFacts};
 use super::runtime::{CONTAINERD, CRIO, NVIDIA_RUNTIME, cdi_setting, nvidia_mode};
 use crate::access::DeviceAccess;
 use crate::api::{CALL_TIMEOUT, NodeSlices, RIGHTS, Right, is_allowed, with_causes};
-use crate::args::{DriverArgs, HardwareArgs, HostArgs};
 use crate::cdi::{CommonSource, Root};
+use crate::hardware::{HardwareArgs, HostArgs};
+use crate::kubelet::DriverArgs;
 use crate::readiness::{HostReadiness, not_makeable, unwritable};
 use crate::slices::{Owner, counter_support};
 

@@ -3,6 +3,7 @@
 //! `gather` looks, `findings` and `runtime` decide (they are pure), and this file prints. Nothing is changed: directories
 //! are asked whether they could be written, and the API server is asked with dry runs.
 
+mod args;
 mod findings;
 mod gather;
 mod runtime;
@@ -16,11 +17,11 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+pub use args::{CheckArgs, Place};
 pub use findings::{ClusterFacts, DirectoryFacts, Facts, Finding, HostFacts, Verdict, findings};
 pub use runtime::{CdiSetting, cdi_setting, nvidia_mode};
 
 use crate::api::{self, ClientError};
-use crate::args::{CheckArgs, NodeArgs};
 use crate::hardware::{Hardware, NodeState};
 use crate::telemetry::metrics::Metrics;
 
@@ -32,15 +33,18 @@ const LEGEND: &str = "What dra-driver-mig needs, in the order in which a node is
 pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let args = args.clone();
     let cluster = match api::client(args.kubeconfig.as_deref()).await {
-        Ok(client) => gather::cluster(client, args.node_name.as_deref(), &args.driver.driver_name).await,
+        Ok(client) => {
+            gather::cluster(client, args.node_name.as_deref(), &args.place.driver.driver_name).await
+        }
         Err(ClientError::InCluster(_)) => {
             ClusterFacts::Unasked("this is not a pod, and no kubeconfig was given".to_owned())
         }
         Err(error) => ClusterFacts::Unasked(error.to_string()),
     };
     let host = spawn_blocking(move || {
-        let hardware = Hardware::open(&args.hardware, &Metrics::default()).map(|it| it.facts.clone());
-        gather::host(&args.hardware, &args.host, &args.driver, hardware.map_err(|it| it.to_string()))
+        let Place { driver, hardware, host } = &args.place;
+        let found = Hardware::open(hardware, &Metrics::default()).map(|it| it.facts.clone());
+        gather::host(hardware, host, driver, found.map_err(|it| it.to_string()))
     })
     .await?;
     let found = findings(&Facts { host, cluster });
@@ -54,14 +58,14 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
 
 /// The same at the start of the driver, in its log. What NVML says is known then and not asked again, and whether the API
 /// server keeps counters is told by the publisher.
-pub async fn at_start(args: NodeArgs, client: Client, node: watch::Receiver<NodeState>) {
+pub async fn at_start(place: Place, client: Client, node: watch::Receiver<NodeState>) {
     let hardware = match &node.borrow().hardware {
         Ok(hardware) => Ok(hardware.facts.clone()),
         Err(reason) => Err(reason.clone()),
     };
     let rights = gather::rights(&client).await;
     let looked =
-        spawn_blocking(move || gather::host(&args.hardware, &args.host, &args.driver, hardware)).await;
+        spawn_blocking(move || gather::host(&place.hardware, &place.host, &place.driver, hardware)).await;
     let Ok(host) = looked else { return };
     let cluster = ClusterFacts::Rights(rights);
     for finding in findings(&Facts { host, cluster }) {

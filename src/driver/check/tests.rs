@@ -1,9 +1,9 @@
 use mig_model::facts::SkippedGpu;
+use mig_model::inventory::Problem;
 
 use super::*;
 use crate::api::RIGHTS;
 use crate::check::list;
-use crate::hardware::Problem;
 
 fn host() -> HostFacts {
     let directory = |subject, path: &str| DirectoryFacts {

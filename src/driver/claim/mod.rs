@@ -16,6 +16,7 @@ mod draft;
 mod error;
 mod plan;
 mod prepare;
+mod reason;
 mod recovery;
 mod unprepare;
 mod work;
@@ -42,8 +43,9 @@ use crate::cdi::{ClaimFiles, FilesError, Kind};
 use crate::checkpoint::{Checkpoint, Journal, Record, Stage, StoreError, Stored, Taken};
 use crate::hardware::{Hardware, NodeState};
 use crate::mig::ModePolicy;
+use crate::pods::Pods;
 use crate::readiness::HostReadiness;
-use crate::telemetry::metrics::{Metrics, Pods, Step};
+use crate::telemetry::metrics::{Metrics, Step};
 use draft::{Opened, Turns};
 use work::blocking;
 

@@ -18,7 +18,8 @@ use crate::cdi::{ClaimDevice, CommonError, DeviceNodes, MigCaps, claim_spec};
 use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::mig;
-use crate::telemetry::metrics::{PodRef, Recovery, Step};
+use crate::pods::PodRef;
+use crate::telemetry::metrics::{Recovery, Step};
 
 impl Claims {
     /// Prepares a claim and answers with its devices. Repeating it gives the same answer: what exists is checked, what

@@ -14,7 +14,8 @@ use tracing::{Instrument, warn};
 use crate::hardware::LiveGpu;
 use crate::mig::MigError;
 use crate::nvml::{DeviceHandle, QueueClosed};
-use crate::telemetry::metrics::{PodRef, Step};
+use crate::pods::PodRef;
+use crate::telemetry::metrics::Step;
 
 /// Why work on a GPU has no result.
 #[derive(Debug)]

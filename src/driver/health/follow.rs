@@ -15,7 +15,8 @@ use crate::api::{EventReason, Events};
 use crate::checkpoint::Checkpoint;
 use crate::hardware::NodeState;
 use crate::nvml::{EventKind, GpuEvent, Heard, Hearing, RESET_ADVICE, is_unsupported};
-use crate::telemetry::metrics::{EventGap, Metrics, Pods};
+use crate::pods::Pods;
+use crate::telemetry::metrics::{EventGap, GpuEventKind, Metrics};
 
 /// How often the clock is looked at: a gap is told of that much later.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -102,7 +103,12 @@ impl Follower {
             warn!(%error, "cannot tell whose instance an event is about");
             Vec::new()
         });
-        self.metrics.gpu_event(event);
+        let (kind, xid) = match event.kind {
+            EventKind::Xid(number) => (GpuEventKind::Xid, Some(number)),
+            EventKind::SingleBitEcc => (GpuEventKind::SingleBitEcc, None),
+            EventKind::DoubleBitEcc => (GpuEventKind::DoubleBitEcc, None),
+        };
+        self.metrics.gpu_event(&event.gpu, kind, xid);
         let adopted = {
             let node = self.node.borrow();
             let is_adopted = node.basis.terms.existing == ExistingInstances::Adopt;

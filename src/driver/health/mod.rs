@@ -24,10 +24,14 @@
 
 mod follow;
 mod keep;
+mod metrics;
 mod owner;
 mod state;
+mod watchdog;
 
 pub use follow::Follower;
 pub use keep::{Keeper, Remembered};
+pub use metrics::{GpuCondition, HealthMetrics};
 pub use owner::{Holder, Instance, Owner, owner};
 pub use state::{GRACE, Machine, Scan, Verdict};
+pub use watchdog::{Silent, Watchdog};

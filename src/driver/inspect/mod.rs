@@ -6,6 +6,7 @@
 //!
 //! Refuses to keep anything of an instance longer than it takes to measure it: the driver may have to destroy it.
 
+mod args;
 pub mod map;
 mod report;
 mod table;
@@ -25,13 +26,13 @@ use mig_model::inventory::Gpu;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
+pub use args::{InspectArgs, OutputFormat};
 pub use report::{
     ClaimReport, ClaimState, DeviceReport, GpuReport, InstanceReport, MigReport, NodeReport, ProfileReport,
     SickReport,
 };
 
 use crate::api;
-use crate::args::{InspectArgs, OutputFormat};
 use crate::checkpoint::{Checkpoint, Stored};
 use crate::hardware::Hardware;
 use crate::health::Remembered;

@@ -9,7 +9,9 @@
 //! Nothing is decided here about claims: a call is translated, handed to `claim`, and its answer translated back. Of two pods
 //! that run at once, the sockets tell which one publishes ([`Turn`]).
 
+mod args;
 mod health;
+mod metrics;
 mod pb;
 mod plugin;
 mod registration;
@@ -21,10 +23,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tracing::info;
 
+pub use args::DriverArgs;
 pub use health::DeviceHealth;
+pub use metrics::RegistrationMetrics;
 pub use plugin::DraPlugin;
 pub use registration::{Registration, RegistrationState};
 pub use socket::{Socket, SocketError, SocketGone, SocketPaths, SocketWatch, is_pod_uid};
@@ -32,7 +37,6 @@ pub use sole::{SoleError, SoleProcess};
 pub use turn::Turn;
 
 use crate::api::with_causes;
-use crate::telemetry::{Health, health_service};
 use pb::dra_v1::dra_plugin_server::DraPluginServer as V1Server;
 use pb::dra_v1beta1::dra_plugin_server::DraPluginServer as V1Beta1Server;
 use pb::health_v1::dra_resource_health_server::DraResourceHealthServer as HealthV1Server;
@@ -55,22 +59,22 @@ pub struct ServeError {
     message: String,
 }
 
-/// Serves the plugin, and its health, until `stop`; calls that run are finished first.
+/// Serves the plugin until `stop`, and with it `routes`, for example the gRPC health service; calls that run are finished first.
 pub async fn serve_plugin(
     socket: Socket,
     plugin: Arc<DraPlugin>,
     devices: DeviceHealth,
-    health: Health,
+    routes: Routes,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
     let path = socket.path().to_owned();
     info!(socket = %path.display(), "serving the kubelet");
     Server::builder()
+        .add_routes(routes)
         .add_service(V1Server::from_arc(Arc::clone(&plugin)).max_decoding_message_size(LONGEST_REQUEST))
         .add_service(V1Beta1Server::from_arc(plugin).max_decoding_message_size(LONGEST_REQUEST))
         .add_service(HealthV1Server::new(devices.clone()).max_decoding_message_size(LONGEST_REQUEST))
         .add_service(HealthV1Alpha1Server::new(devices).max_decoding_message_size(LONGEST_REQUEST))
-        .add_service(health_service(health))
         .serve_with_incoming_shutdown(socket.into_incoming(), stop.cancelled_owned())
         .await
         .map_err(|error| ServeError { path, message: with_causes(&error) })

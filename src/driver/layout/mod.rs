@@ -16,6 +16,7 @@ mod follow;
 mod memory;
 mod mix;
 mod source;
+mod state_label;
 #[cfg(test)]
 mod tests;
 
@@ -26,3 +27,4 @@ pub use fit::{Candidate, dropped, fit};
 pub use follow::{Decision, LayoutFollower};
 pub use memory::LayoutMemory;
 pub use mix::{all_of, balanced, candidates, possible};
+pub use state_label::StateLabel;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use mig_model::facts::GpuInstance;
 use mig_model::health::Report;
+use mig_model::inventory::Problem;
 use mig_model::inventory::{
     ExistingInstances, Gpu, HostAccess, Inventory, MigAccess, Terms, inventory_on, not_adopted, withheld,
 };
@@ -20,10 +21,10 @@ use tracing::{info, warn};
 use super::kernel_view::{KernelView, NodesChanged};
 use super::problems::{left_alone, otherwise, problems};
 use crate::api::{EventReason, Events};
-use crate::args::HardwareArgs;
 use crate::cdi::ClaimFiles;
 use crate::checkpoint::{Checkpoint, Record, RecordedKind, Stored};
-use crate::hardware::{Basis, Hardware, HardwareError, NodeState, Problem};
+use crate::hardware::HardwareArgs;
+use crate::hardware::{Basis, Hardware, HardwareError, NodeState};
 use crate::health::{Keeper, Scan};
 use crate::nvml::{Heard, Pulse};
 use crate::readiness::{Effect, HostCondition, HostReadiness};

@@ -1,5 +1,6 @@
 //! Wires everything and watches it run: the only file that names every part.
 
+mod args;
 mod hardware_watch;
 mod kernel_view;
 mod parts;
@@ -10,29 +11,29 @@ use std::sync::Arc;
 use anyhow::bail;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, Events, NodeSlices, OwnNode};
-use crate::args::{NodeArgs, StateLabel};
 use crate::cdi::{ClaimFiles, CommonSource, Kind, ManagementFile};
 use crate::check;
 use crate::checkpoint::Checkpoint;
 use crate::claim::{Claims, ClaimsParts};
-use crate::hardware::NodeState;
-use crate::health::{Follower, Keeper};
+use crate::hardware::{HardwareMetrics, NodeState};
+use crate::health::{Follower, HealthMetrics, Keeper, Silent, Watchdog};
 use crate::host;
 use crate::kubelet::{
-    DeviceHealth, DraPlugin, Registration, RegistrationState, Socket, SocketPaths, SoleProcess, Turn,
-    serve_plugin, serve_registration,
+    DeviceHealth, DraPlugin, Registration, RegistrationMetrics, RegistrationState, Socket, SocketPaths,
+    SoleProcess, Turn, serve_plugin, serve_registration,
 };
-use crate::layout::{Decision, LayoutFollower, LayoutMemory};
+use crate::layout::{Decision, LayoutFollower, LayoutMemory, StateLabel};
 use crate::nvml::Pulse;
+use crate::pods::Pods;
+use crate::probes::{Health, bind_health, health_service, serve_health};
 use crate::readiness::HostReadiness;
-use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
-use crate::telemetry::metrics::{
-    DcgmInstances, Exporter, GpuHealth, Instances, Metrics, Pods, Sampler, Seen, StateParts, bind_metrics,
-    serve_metrics,
-};
-use crate::telemetry::{Health, Silent, Watchdog, bind_health, serve_health};
+use crate::slices::{Offer, Publication, PublicationMetrics, Publisher, PublisherParts, pool_name};
+use crate::telemetry::metrics::{Exporter, Metrics, bind_metrics, serve_metrics};
+use crate::usage::{ClaimMetrics, DcgmInstances, Instances, Sampler, Seen};
+pub use args::NodeArgs;
 use hardware_watch::HardwareWatch;
 use kernel_view::KernelView;
 use parts::Parts;
@@ -119,13 +120,18 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     };
 
     let (seen, pods) = (Arc::<Seen>::default(), Pods::default());
-    let state = StateParts {
-        node: node.clone(),
-        publication: publication.clone(),
-        registration: registration.clone(),
-        seen: Arc::clone(&seen),
-    };
-    let exporter = exporter(&args, &metrics, state, watch.opening.clone());
+    let mut exporter = Exporter::new(&metrics);
+    exporter.show(HealthMetrics { node: node.clone(), opening: watch.opening.clone() });
+    exporter.show(HardwareMetrics(node.clone()));
+    exporter.show(PublicationMetrics { node: node.clone(), publication: publication.clone() });
+    exporter.show(RegistrationMetrics(registration.clone()));
+    exporter.show(ClaimMetrics(Arc::clone(&seen)));
+    let with_pods = args.metrics_pod_labels;
+    exporter.show(Instances { seen: Arc::clone(&seen), with_pods });
+    if args.metrics_dcgm_names {
+        let (seen, node) = (Arc::clone(&seen), args.node_name.clone());
+        exporter.show_as_named(DcgmInstances { seen, node, with_pods });
+    }
 
     // Health and metrics come first, because NVML may hang before anything else works. The first look comes before the kubelet may
     // call, so that no pod fails only because we have just started.
@@ -219,12 +225,16 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let sweep = paths.keep_clean(driver, args.rescan_interval, stop.clone());
 
     // What is missing on the host is told while the rest starts; nothing waits for it.
-    tokio::spawn(check::at_start(args.clone(), client, node.clone()));
+    let place = check::Place { driver: args.driver, hardware: args.hardware, host: args.host };
+    tokio::spawn(check::at_start(place, client, node.clone()));
     let claims = Arc::new(claims);
     parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
     parts.add("following claims", Arc::clone(&claims).follow_objects(args.rescan_interval, stop.clone()));
     let plugin = Arc::new(DraPlugin::new(claims, metrics.clone()));
-    parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, device_health, health, stop.clone()));
+    parts.add(
+        "kubelet plugin",
+        serve_plugin(plugin_socket, plugin, device_health, Routes::new(health_service(health)), stop.clone()),
+    );
     parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
     parts.add_endless("sockets", sweep);
     parts.add("plugin socket", plugin_watch.run(stop.clone()));
@@ -237,19 +247,6 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add_endless("layouts", layouts);
     parts.add_endless("publisher", publisher.run(node));
     parts.watch(stop).await
-}
-
-/// What `/metrics` shows.
-fn exporter(args: &NodeArgs, metrics: &Metrics, state: StateParts, opening: Pulse) -> Exporter {
-    let (seen, with_pods) = (Arc::clone(&state.seen), args.metrics_pod_labels);
-    let mut exporter = Exporter::new(metrics);
-    exporter.show(GpuHealth { node: state.node.clone(), opening });
-    exporter.show(state);
-    exporter.show(Instances { seen: Arc::clone(&seen), with_pods });
-    if args.metrics_dcgm_names {
-        exporter.show_as_named(DcgmInstances { seen, node: args.node_name.clone(), with_pods });
-    }
-    exporter
 }
 
 /// Ends with the kubelet's reason if it refuses us. It does not ask again until the socket is made anew, which the next

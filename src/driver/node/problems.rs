@@ -4,7 +4,7 @@ use mig_model::facts::{GpuInstance, SkippedGpu};
 use mig_model::health::Report;
 use mig_model::inventory::{Gpu, Terms, not_adopted};
 
-use crate::hardware::Problem;
+use mig_model::inventory::Problem;
 
 /// Which GPUs are not offered, and why.
 pub(super) fn problems(

@@ -12,9 +12,9 @@ use mig_model::placement::Ranking;
 use super::publish::{GATE_RETRY, RESYNC};
 use super::{CounterSupport, Held, Owner, Pool, Publication, Publisher, names, render};
 use crate::api::SliceError;
-use crate::args::Mode;
 use crate::hardware::NodeState;
 use crate::layout::{Decision, GpuLayout, Layouts, apply};
+use crate::slices::Mode;
 
 /// Why nothing is published while the node's label is not known: free space must not be cut twice.
 const NO_LABELS: &str = "the node's labels are not read yet; the driver's service account must be allowed to list and watch nodes";

@@ -8,6 +8,8 @@ mod by_layout;
 mod by_sharing;
 mod diff;
 mod kept;
+mod metrics;
+mod mode;
 mod news;
 mod pauses;
 mod probe;
@@ -22,6 +24,8 @@ mod waive;
 
 pub use diff::{Change, diff, is_same, lost_counters};
 pub use kept::{Devices, Kept};
+pub use metrics::PublicationMetrics;
+pub use mode::Mode;
 pub use probe::{CounterSupport, counter_support};
 pub use publication::Publication;
 pub use publish::{Offer, Publisher, PublisherParts};

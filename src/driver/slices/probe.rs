@@ -12,7 +12,7 @@ use super::publish::GATE_RETRY;
 use super::render::slice_name;
 use super::{Owner, Publisher, lost_counters, quantity, render};
 use crate::api::{NodeSlices, SliceError, SliceErrorKind};
-use crate::args::Mode;
+use crate::slices::Mode;
 
 /// Index in the name of a probe: the last one, which no published slice has.
 const INDEX: usize = 0xf_ffff;

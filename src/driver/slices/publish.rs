@@ -27,11 +27,11 @@ use super::render::{keep, names as names_in};
 use super::taint::{TaintEffect, Taints};
 use super::{Change, Kept, Owner, Publication, Transition, diff, keep_order, lost_counters, render};
 use crate::api::{Allocations, Events, NodeSlices, SliceError, SliceErrorKind};
-use crate::args::Mode;
 use crate::backoff::Backoff;
 use crate::hardware::NodeState;
 use crate::kubelet::Turn;
 use crate::layout::Decision;
+use crate::slices::Mode;
 use crate::telemetry::metrics::{Metrics, SliceWrite};
 
 /// How long changes made by others are collected before they are looked at.

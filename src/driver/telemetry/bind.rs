@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 
 /// Listens at an address. `[::]` takes connections over IPv6 and IPv4; where the kernel has no IPv6 (`ipv6.disable=1`), 0.0.0.0
 /// takes its place.
-pub(super) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     bind_with(address, TcpListener::bind).await
 }
 

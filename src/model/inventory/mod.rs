@@ -8,6 +8,7 @@ mod counters;
 mod existing;
 mod filter;
 mod name;
+mod problem;
 mod shares;
 mod withheld;
 
@@ -21,6 +22,7 @@ pub use counters::CounterPlan;
 pub use existing::{Adopted, ExistingInstances, NotAdopted, adoptable, not_adopted};
 pub use filter::{InvalidPattern, ProfileFilter};
 pub use name::DeviceName;
+pub use problem::Problem;
 pub use shares::MOST_SHARES;
 pub use withheld::{HostAccess, Withheld, withheld};
 

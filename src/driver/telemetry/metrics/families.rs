@@ -6,8 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::health::GpuEventKind;
-use super::labels::{EventGap, Method, Outcome, Recovery, SliceWrite, Step};
+use super::labels::{EventGap, GpuEventKind, Method, Outcome, Recovery, SliceWrite, Step};
 use super::reason::Reason;
 
 /// Upper bounds of latencies, in seconds: from a file operation to the kubelet's patience.

@@ -8,19 +8,19 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
 /// What a gauge is called, what it says and in which unit, which becomes the end of its name.
-pub(super) struct Gauge {
-    pub(super) name: &'static str,
-    pub(super) help: &'static str,
-    pub(super) unit: Option<Unit>,
+pub(crate) struct Gauge {
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) unit: Option<Unit>,
 }
 
 /// A gauge without a unit.
-pub(super) const fn gauge(name: &'static str, help: &'static str) -> Gauge {
+pub(crate) const fn gauge(name: &'static str, help: &'static str) -> Gauge {
     Gauge { name, help, unit: None }
 }
 
 /// Writes a gauge with a number for each set of labels.
-pub(super) fn write<L: EncodeLabelSet>(
+pub(crate) fn write<L: EncodeLabelSet>(
     encoder: &mut DescriptorEncoder<'_>,
     gauge: &Gauge,
     values: impl IntoIterator<Item = (L, f64)>,
@@ -34,7 +34,7 @@ pub(super) fn write<L: EncodeLabelSet>(
 }
 
 /// Writes a gauge that is one number, or none.
-pub(super) fn write_one(
+pub(crate) fn write_one(
     encoder: &mut DescriptorEncoder<'_>,
     gauge: &Gauge,
     value: impl Into<Option<f64>>,
@@ -45,11 +45,11 @@ pub(super) fn write_one(
 
 /// A count as a number of a gauge.
 #[expect(clippy::cast_precision_loss, reason = "there are far fewer than 2^52 of anything")]
-pub(super) fn count(number: usize) -> f64 {
+pub(crate) fn count(number: usize) -> f64 {
     number as f64
 }
 
 /// 1 for yes.
-pub(super) fn flag(is_so: bool) -> f64 {
+pub(crate) fn flag(is_so: bool) -> f64 {
     f64::from(u8::from(is_so))
 }

@@ -33,6 +33,8 @@ macro_rules! label_values {
     };
 }
 
+pub(crate) use label_values;
+
 label_values! {
     /// What the kubelet asks for.
     Method {
@@ -118,5 +120,17 @@ label_values! {
         Update = "update",
         /// Removed.
         Delete = "delete",
+    }
+}
+
+label_values! {
+    /// What a GPU has told of.
+    GpuEventKind {
+        /// An error with a number.
+        Xid = "xid",
+        /// An ECC error that was corrected.
+        SingleBitEcc = "single_bit_ecc",
+        /// An ECC error that could not be corrected.
+        DoubleBitEcc = "double_bit_ecc",
     }
 }

@@ -14,24 +14,18 @@
 //!    whose values are known gets a set of `label_values!`, so that the number of series is bounded), a line in `register`
 //!    with name and help, and here a method of [`Metrics`] that counts. A closed set of labels is put at zero in
 //!    `at_zero`: a rate needs a number to begin at.
-//! 2. Something of the state: a line in `state.rs`, or a [`Collector`] of your own for [`Exporter::show`].
+//! 2. Something of the state: in the `metrics.rs` of the module that owns the state, a [`Collector`] that the composition root
+//!    gives to [`Exporter::show`].
 //! 3. A row in the README's table; a test holds that table against what a node really answers.
 //!
 //! Names begin with `dra_mig_` (the registry adds it) and end with their unit; counters get `_total` by themselves.
 
-#[macro_use]
-mod labels;
 mod families;
 mod gauges;
-mod health;
-mod instances;
-mod occupancy;
+mod labels;
 mod plain;
-mod pods;
 mod reason;
-mod sampler;
 mod serve;
-mod state;
 mod timer;
 
 use std::sync::Arc;
@@ -42,17 +36,15 @@ use prometheus_client::encoding::text;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-pub use health::{GpuCondition, GpuEventKind, GpuHealth};
-pub use instances::{DcgmInstances, Instances};
-pub use labels::{EventGap, Method, Outcome, Recovery, SliceWrite, Step};
-pub use pods::{PodRef, Pods};
+pub(crate) use gauges::{Gauge, count, flag, gauge, write, write_one};
+pub(crate) use labels::label_values;
+pub use labels::{EventGap, GpuEventKind, Method, Outcome, Recovery, SliceWrite, Step};
 pub use reason::Reason;
-pub use sampler::{ClaimState, Sampler, Seen, UsagePolicy};
 pub use serve::{MetricsAddress, MetricsError, bind_metrics, serve_metrics};
-pub use state::StateParts;
 pub use timer::{CallClock, StepClock};
 
-use crate::nvml::{CallError, EventKind, GpuEvent};
+use mig_model::call::CallError;
+
 use families::{
     ApiLabels, CallLabels, CallTimeLabels, Families, GapLabels, GpuEventLabels, NvmlLabels, RecoveryLabels,
     SliceLabels, StepLabels,
@@ -114,17 +106,13 @@ impl Metrics {
         self.0.nvml_errors.get_or_create(&labels).inc();
     }
 
-    /// A GPU has told of something. A number that NVIDIA has not given yet is one of many.
-    pub fn gpu_event(&self, event: &GpuEvent) {
+    /// NVML has reported an event of this GPU. An XID that NVIDIA has not assigned yet is counted as `other`.
+    pub fn gpu_event(&self, uuid: &str, event: GpuEventKind, xid: Option<u64>) {
         /// Above all that there are.
         const MOST: u64 = 1000;
-        let (kind, code) = match event.kind {
-            EventKind::Xid(number) if number < MOST => (GpuEventKind::Xid, number.to_string()),
-            EventKind::Xid(_) => (GpuEventKind::Xid, "other".to_owned()),
-            EventKind::SingleBitEcc => (GpuEventKind::SingleBitEcc, String::new()),
-            EventKind::DoubleBitEcc => (GpuEventKind::DoubleBitEcc, String::new()),
-        };
-        let labels = GpuEventLabels { uuid: event.gpu.clone(), event: kind, code };
+        let known = |it: u64| if it < MOST { it.to_string() } else { "other".to_owned() };
+        let labels =
+            GpuEventLabels { uuid: uuid.to_owned(), event, code: xid.map(known).unwrap_or_default() };
         self.0.gpu_events.get_or_create(&labels).inc();
     }
 

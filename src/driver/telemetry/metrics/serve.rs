@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::super::bind::bind;
+use super::super::bind;
 use super::Exporter;
 use super::plain::{OPEN_METRICS, PLAIN, plain, takes_open_metrics};
 

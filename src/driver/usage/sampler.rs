@@ -18,10 +18,11 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::pods::Pods;
 use crate::checkpoint::{Checkpoint, Progress, Record, RecordedKind, Stage, Stored};
 use crate::hardware::{LiveGpu, NodeState};
 use crate::nvml::{CallError, DeviceHandle};
+use crate::pods::Pods;
+use crate::telemetry::metrics::label_values;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(5);

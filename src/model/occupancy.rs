@@ -2,33 +2,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mig_model::facts::GpuFacts;
-use mig_model::inventory::{AllocatableDevice, GpuInventory, fits_into};
+use crate::facts::GpuFacts;
+use crate::inventory::{AllocatableDevice, GpuInventory, fits_into};
 
 /// What a whole GPU is called among profiles, as in the attribute `profile`.
 const WHOLE: &str = "full";
 
 /// How a GPU stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Occupancy {
+pub struct Occupancy {
     /// Devices that claims hold, by profile.
-    pub(super) live: BTreeMap<String, usize>,
+    pub live: BTreeMap<String, usize>,
     /// Placements of each profile that could be made at this moment; any of them may exclude others.
-    pub(super) free: BTreeMap<String, usize>,
+    pub free: BTreeMap<String, usize>,
     /// Memory slices.
-    pub(super) slices: u32,
+    pub slices: u32,
     /// Those that some claim could still be given, alone or with others.
-    pub(super) free_slices: u32,
+    pub free_slices: u32,
     /// The largest MIG profile that could be made, and its memory slices.
-    pub(super) largest: Option<(String, u32)>,
+    pub largest: Option<(String, u32)>,
 }
 
 /// Looks at one GPU. `held` names the devices that claims hold.
-pub(super) fn occupancy(
-    offered: &GpuInventory,
-    facts: Option<&GpuFacts>,
-    held: &BTreeSet<String>,
-) -> Occupancy {
+pub fn occupancy(offered: &GpuInventory, facts: Option<&GpuFacts>, held: &BTreeSet<String>) -> Occupancy {
     let slices = facts.and_then(|it| it.mig.as_ref()).map_or(0, |it| it.memory_slices());
     let (taken, rest): (Vec<_>, Vec<_>) =
         offered.devices.iter().partition(|it| held.contains(it.name.as_str()));

@@ -1,55 +1,27 @@
-//! The numbers of what is: GPUs, placements, claims, what is published.
+//! Numbers of GPUs and placements.
 
 use std::fmt;
-use std::sync::Arc;
 
-use mig_model::inventory::{DeviceName, Withheld};
+use mig_model::inventory::DeviceName;
+use mig_model::occupancy::{Occupancy, occupancy};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
 
-use super::gauges::{count, flag, gauge, write, write_one};
-use super::occupancy::{Occupancy, occupancy};
-use super::sampler::{ClaimState, Seen};
-use crate::hardware::NodeState;
-use crate::kubelet::RegistrationState;
+use super::NodeState;
 use crate::readiness::Effect;
-use crate::slices::Publication;
+use crate::telemetry::metrics::{count, flag, gauge, write, write_one};
 
-/// Where it comes from.
+/// Shows the GPUs, what they offer and what claims hold of them.
 #[derive(Debug)]
-pub struct StateParts {
-    /// GPUs, what they offer, what claims hold.
-    pub node: watch::Receiver<NodeState>,
-    /// What the API server has.
-    pub publication: watch::Receiver<Publication>,
-    /// Whether the kubelet took us.
-    pub registration: watch::Receiver<RegistrationState>,
-    /// Claims.
-    pub seen: Arc<Seen>,
-}
+pub struct HardwareMetrics(pub watch::Receiver<NodeState>);
 
-impl Collector for StateParts {
+impl Collector for HardwareMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        // Taken out, so that nobody who tells something new waits for this.
-        let node = self.node.borrow().clone();
-        let publication = self.publication.borrow().clone();
-        let is_registered = *self.registration.borrow() == RegistrationState::Registered;
+        // A clone, so that a writer does not wait for this.
+        let node = self.0.borrow().clone();
         hardware(&mut encoder, &node)?;
-        placements(&mut encoder, &node)?;
-        withheld(&mut encoder, &node, &publication)?;
-        published(&mut encoder, &publication)?;
-        let help = "1 where the kubelet has taken the driver.";
-        write_one(&mut encoder, &gauge("kubelet_registered", help), flag(is_registered))?;
-        let claims = self.seen.read(|claims, _| claims.clone());
-        let by_state = ClaimState::ALL
-            .iter()
-            .map(|it| ([("state", it.as_str())], count(claims.get(it).copied().unwrap_or_default())));
-        write(
-            &mut encoder,
-            &gauge("claims", "Claims on this node by where in their life they are."),
-            by_state,
-        )
+        placements(&mut encoder, &node)
     }
 }
 
@@ -133,42 +105,4 @@ fn placements(encoder: &mut DescriptorEncoder<'_>, node: &NodeState) -> fmt::Res
     });
     let help = "Memory slices of the largest MIG profile that could be made; far below those that are free means broken up.";
     write(encoder, &gauge("largest_free_profile_slices", help), largest)
-}
-
-fn withheld(encoder: &mut DescriptorEncoder<'_>, node: &NodeState, publication: &Publication) -> fmt::Result {
-    let by_gpu = node.withheld.iter().map(|((gpu, why), number)| {
-        let reason = match why {
-            Withheld::Unreadable => "unreadable",
-            Withheld::Unhealthy => "unhealthy",
-            Withheld::HostNotReady => "host_not_ready",
-            Withheld::Shared => "shared",
-            Withheld::MigMode => "mig_mode",
-            Withheld::Occupied => "occupied",
-        };
-        ([("gpu", gpu.as_str()), ("reason", reason)], count(*number))
-    });
-    let dropped = match publication {
-        Publication::WithoutCounters { withheld, .. } => *withheld,
-        _ => 0,
-    };
-    let on_node = ([("gpu", ""), ("reason", "counters_dropped")], count(dropped));
-    let help =
-        "Devices that exist and are not offered, by GPU and why; `counters_dropped` is of the whole node.";
-    write(encoder, &gauge("placements_withheld", help), by_gpu.chain([on_node]))
-}
-
-fn published(encoder: &mut DescriptorEncoder<'_>, publication: &Publication) -> fmt::Result {
-    let (state, slices, devices) = match publication {
-        Publication::Pending { .. } => ("pending", None, None),
-        Publication::Complete { slices, devices, .. } => ("counters", Some(*slices), Some(*devices)),
-        Publication::Layout { slices, devices, .. } => ("layout", Some(*slices), Some(*devices)),
-        Publication::WithoutCounters { devices, .. } => ("without_counters", None, Some(*devices)),
-    };
-    let states = ["pending", "counters", "layout", "without_counters"];
-    let states = states.map(|it| ([("state", it)], flag(it == state)));
-    let help = "1 for how devices are published: with counters, by layout, not as asked for, or not yet.";
-    write(encoder, &gauge("publication", help), states)?;
-    let help = "ResourceSlices that the API server has of this node.";
-    write_one(encoder, &gauge("slices_published", help), slices.map(count))?;
-    write_one(encoder, &gauge("devices_published", "Devices in them."), devices.map(count))
 }

@@ -9,8 +9,8 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::registry::Unit;
 
-use super::gauges::{Gauge, gauge, write};
 use super::sampler::{InstanceUse, Seen};
+use crate::telemetry::metrics::{Gauge, gauge, write};
 
 /// A byte count in the units of DCGM.
 const MIB: u64 = 1 << 20;

@@ -17,7 +17,7 @@ mod pb {
     tonic::include_proto!("grpc.health.v1");
 }
 
-pub(crate) use pb::health_server::HealthServer;
+use pb::health_server::HealthServer;
 
 /// Names that may be asked for besides that of the whole, which is empty.
 const SERVICES: [&str; 3] = ["readiness", "v1.DRAPlugin", "v1beta1.DRAPlugin"];
@@ -26,7 +26,7 @@ const SERVICES: [&str; 3] = ["readiness", "v1.DRAPlugin", "v1beta1.DRAPlugin"];
 const LONGEST_REQUEST: usize = 1024;
 
 /// The service, for a server.
-pub(crate) fn health_service(health: Health) -> HealthServer<Health> {
+pub fn health_service(health: Health) -> HealthServer<Health> {
     HealthServer::new(health).max_decoding_message_size(LONGEST_REQUEST)
 }
 

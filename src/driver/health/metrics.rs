@@ -9,21 +9,9 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use tokio::sync::watch;
 
-use super::gauges::{Gauge, write};
 use crate::hardware::NodeState;
 use crate::nvml::Pulse;
-
-label_values! {
-    /// What a GPU has told of.
-    GpuEventKind {
-        /// An error with a number.
-        Xid = "xid",
-        /// An ECC error that was corrected.
-        SingleBitEcc = "single_bit_ecc",
-        /// An ECC error that could not be corrected.
-        DoubleBitEcc = "double_bit_ecc",
-    }
-}
+use crate::telemetry::metrics::{Gauge, label_values, write};
 
 label_values! {
     /// How a GPU is.
@@ -41,7 +29,7 @@ label_values! {
 
 /// Shows how each GPU is, one series for each condition, 1 for the one that it is in; and whether calls into NVML hang.
 #[derive(Debug)]
-pub struct GpuHealth {
+pub struct HealthMetrics {
     /// The GPUs.
     pub node: watch::Receiver<NodeState>,
     /// Opening NVML and looking for GPUs.
@@ -68,7 +56,7 @@ fn of(condition: &Condition) -> GpuCondition {
     }
 }
 
-impl GpuHealth {
+impl HealthMetrics {
     /// Seconds that each thread's present call into NVML has been running; the watchdog tells of the long ones.
     fn running(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let hardware = self.node.borrow().hardware.clone().ok();
@@ -90,7 +78,7 @@ impl GpuHealth {
     }
 }
 
-impl Collector for GpuHealth {
+impl Collector for HealthMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         self.running(&mut encoder)?;
         let health = self.node.borrow().health.clone();

@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::info;
 
-use super::bind::bind;
-use super::{Silent, health_service};
+use super::health_service;
 use crate::hardware::NodeState;
+use crate::health::Silent;
 use crate::kubelet::RegistrationState;
 use crate::slices::{CounterSupport, Publication};
+use crate::telemetry::bind;
 
 /// What readiness is made of.
 #[derive(Debug, Clone)]
@@ -182,8 +183,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::hardware::Problem;
     use crate::readiness::{Effect, HostCondition, HostSubject};
+    use mig_model::inventory::Problem;
 
     /// The report for a node whose driver is not loaded.
     fn report(registration: RegistrationState, publication: Publication) -> (bool, String) {

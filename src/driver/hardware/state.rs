@@ -1,0 +1,90 @@
+//! What is known of the node at one moment, for every part of the driver.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mig_model::health::Report;
+use mig_model::inventory::{Gpu, Inventory, Problem, Terms, Withheld, inventory_on};
+
+use super::Hardware;
+use crate::access::AccessReport;
+use crate::readiness::HostCondition;
+
+/// What is known of the node at this moment.
+#[derive(Debug, Clone)]
+pub struct NodeState {
+    /// The GPUs, or why there are none.
+    pub hardware: Result<Arc<Hardware>, String>,
+    /// What they offer.
+    pub inventory: Arc<Inventory>,
+    /// What that was made from.
+    pub basis: Arc<Basis>,
+    /// Names of the devices that claims hold.
+    pub held: BTreeSet<String>,
+    /// GPUs that are not offered, and why.
+    pub problems: Vec<Problem>,
+    /// Instances that somebody else made and that are not offered either, and why.
+    pub left_alone: Vec<String>,
+    /// GPUs that this process does not see, and whether it may cut the others.
+    pub access: AccessReport,
+    /// What GPUs and instances suffer from.
+    pub health: Arc<Report>,
+    /// How many devices of a GPU cannot be had, and why, by the name of its counter set.
+    pub withheld: BTreeMap<(String, Withheld), usize>,
+    /// What on the host keeps claims from being prepared or containers from working, the worst first.
+    pub host: Vec<HostCondition>,
+}
+
+/// What an inventory is made from, besides what NVML says once and for all.
+#[derive(Debug, Default)]
+pub struct Basis {
+    /// The GPUs, with a problem for those of which nobody else should be given a part.
+    pub gpus: Vec<Gpu>,
+    /// On which terms they are offered.
+    pub terms: Terms,
+}
+
+impl NodeState {
+    /// What is offered where these devices stay as well, as what claims hold does: the API server has them as allocated,
+    /// although nobody has asked for them here yet.
+    #[must_use]
+    pub fn inventory_with(&self, allocated: &BTreeSet<String>) -> Cow<'_, Inventory> {
+        let is_offered = |name: &String| self.inventory.devices().any(|it| it.name.as_str() == name);
+        match &self.hardware {
+            Ok(hardware) if !allocated.iter().all(is_offered) => {
+                let held = &self.held | allocated;
+                let terms = Terms { held, ..self.basis.terms.clone() };
+                Cow::Owned(inventory_on(&hardware.facts, &self.basis.gpus, &terms))
+            }
+            _ => Cow::Borrowed(&self.inventory),
+        }
+    }
+
+    /// Which GPUs cannot be read or used now, and why; empty where all of them can.
+    #[must_use]
+    pub fn unread(&self) -> String {
+        let may_come_back = self.hardware.as_ref().is_ok_and(|it| !it.is_complete());
+        match self.problems.as_slice() {
+            [] if may_come_back => "some were skipped".to_owned(),
+            problems => problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        }
+    }
+
+    /// A node of which no more is known than why there is nothing.
+    #[must_use]
+    pub fn without(reason: &str) -> Self {
+        Self {
+            hardware: Err(reason.to_owned()),
+            inventory: Arc::default(),
+            basis: Arc::default(),
+            held: BTreeSet::new(),
+            problems: Vec::new(),
+            left_alone: Vec::new(),
+            withheld: BTreeMap::new(),
+            access: AccessReport::default(),
+            health: Arc::default(),
+            host: Vec::new(),
+        }
+    }
+}

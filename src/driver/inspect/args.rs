@@ -1,0 +1,42 @@
+//! Flags of `inspect`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::hardware::HardwareArgs;
+use crate::kubelet::DriverArgs;
+use crate::telemetry::seconds;
+
+/// Arguments of `inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
+    pub hardware: HardwareArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
+    pub driver: DriverArgs,
+    /// Kubeconfig file, to ask for the pods of claims [default: the service account of the pod, where this is one].
+    #[arg(long, env, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Output format.
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
+    pub output: OutputFormat,
+    /// Show it again and again, until interrupted.
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Time between two pictures of --watch.
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
+    pub interval: Duration,
+}
+
+/// How `inspect` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
