@@ -20,6 +20,7 @@ mod facts;
 mod faults;
 mod health;
 mod inspect;
+mod layers;
 mod layout;
 mod load;
 mod manifests;

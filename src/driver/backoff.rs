@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::slices::fnv1a;
+use mig_model::hash::fnv1a;
 
 /// Pauses that double with each failure, up to a longest one. Each is shortened by up to a half, by a different amount for each
 /// `seed`, so that the nodes of a cluster do not all try again at one moment.

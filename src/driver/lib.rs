@@ -8,15 +8,33 @@
 //! unprepare   kubelet gRPC -> claim -> mig destroy (CI, GI) -> cdi file removed  (the hardware is whole again)
 //! ```
 //!
-//! [`placement`] says in which order the slices offer devices, [`layout`] which of them where there are no counters; [`node`]
-//! wires everything, [`checkpoint`] is what was promised, on disk, [`health`] what GPUs suffer from; [`api`], [`host`] and
-//! [`telemetry`] stand beside both flows. [`inspect`] and [`check`] only look. [`management`]
-//! runs before the driver and gives its container the GPUs.
+//! Devices, their order and their slices are the crate `mig_model`; this crate has the effects.
+//!
+//! # Layers
+//!
+//! A module imports modules of the lines above its own, and no others (`tests/layers.rs` reads the `use` lines):
+//!
+//! ```text
+//! telemetry backoff host pods            log, numbers, pauses, the kernel's facts, which pods have which claim
+//! nvml checkpoint                        the library; what was promised, on disk
+//! cdi mig                                specs for containers; GPU and compute instances
+//! readiness                              what the host needs before claims can be prepared
+//! access                                 which GPUs this process can open
+//! hardware                               the GPUs of the node and their threads
+//! api                                    the API server
+//! health usage claim                     conditions of GPUs; use of instances; claims from call to answer
+//! kubelet                                gRPC towards the kubelet
+//! slices layout                          what is published
+//! probes check inspect management        ready or not, and why; what a person asks for
+//! node                                   wires everything
+//! args                                   the command line
+//! guarantees                             what is never lost, in words
+//! ```
 //!
 //! What is never lost, and the test behind each promise, is in [`guarantees`]. What holds everywhere:
 //!
-//! * `inventory`, `placement`, `layout::{choose, fit, apply}`, `slices::{shelves, render, diff}`, `claim::{allocation, plan}`,
-//!   `health::{owner, state, report}` and the building of CDI specs are functions from data to data; they neither wait nor read.
+//! * `claim::{allocation, plan}`, `health::{owner, state}` and the building of CDI specs are functions from data to data, as all
+//!   of `mig_model`; they neither wait nor read.
 //! * The intent is on disk before the hardware changes; the answer comes after the record says that all is there.
 //! * Every effect can be repeated: create finds first, destroying what is gone is success.
 //! * An instance is destroyed only if its id, profile and placement are those of the record. What others made is left
@@ -25,32 +43,29 @@
 //!   them apart; where there are none, [`layout`] chooses some that don't overlap.
 //! * `unsafe` is in `nvml/device.rs` and `nvml/event.rs` alone.
 
-pub mod args;
-pub mod backoff;
-
-pub mod layout;
-pub mod nvml;
-pub mod slices;
-
-pub mod cdi;
-pub mod claim;
-pub mod kubelet;
-pub mod mig;
-
 pub mod access;
 pub mod api;
+pub mod args;
+pub mod backoff;
+pub mod cdi;
 pub mod check;
 pub mod checkpoint;
+pub mod claim;
 pub mod guarantees;
 pub mod hardware;
 pub mod health;
 pub mod host;
 pub mod inspect;
+pub mod kubelet;
+pub mod layout;
 pub mod management;
+pub mod mig;
 pub mod node;
+pub mod nvml;
 pub mod pods;
 pub mod probes;
 pub mod readiness;
+pub mod slices;
 pub mod telemetry;
 pub mod usage;
 

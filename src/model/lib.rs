@@ -10,6 +10,7 @@
 pub mod call;
 pub mod claim;
 pub mod facts;
+pub mod hash;
 pub mod health;
 pub mod inventory;
 pub mod occupancy;

@@ -25,7 +25,7 @@ use super::device_status::{Ailments, ailments, device_statuses, name_of, now};
 use super::{CALL_TIMEOUT, with_causes};
 use crate::backoff::Backoff;
 use crate::checkpoint::{Checkpoint, Record, Stage, Stored};
-use crate::slices::fnv1a;
+use mig_model::hash::fnv1a;
 
 /// Claims that are written at once.
 const AT_ONCE: usize = 4;

@@ -29,6 +29,6 @@ pub use mode::Mode;
 pub use probe::{CounterSupport, counter_support};
 pub use publication::Publication;
 pub use publish::{Offer, Publisher, PublisherParts};
-pub use render::{Owner, fnv1a, keep_order, pool_name, render};
+pub use render::{Owner, keep_order, pool_name, render};
 pub use taint::TaintEffect;
 pub use transition::{Held, Pool, Transition, names};

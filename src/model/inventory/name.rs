@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::shares::MOST_SHARES;
 use crate::facts::PciAddress;
+use crate::hash::fnv1a;
 
 /// Between the GPU and the number of a share.
 const SHARE: &str = "-share-";
@@ -107,13 +108,6 @@ fn uuid_label(uuid: &str) -> String {
         && label.starts_with(|it: char| it != '-')
         && label.ends_with(|it: char| it != '-');
     if is_plain && label.len() <= LONGEST { label } else { format!("x{:016x}", fnv1a(uuid.as_bytes())) }
-}
-
-/// FNV-1a, 64 bits: the same on every machine and in every version of this driver.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
