@@ -20,11 +20,8 @@ fn layers(documentation: &str) -> BTreeMap<String, usize> {
 
 /// Modules of the crate that a text names, in code and not in comments.
 fn imports(text: &str) -> BTreeSet<String> {
-    let code: String = text
-        .lines()
-        .filter(|it| !it.trim_start().starts_with("//"))
-        .map(|it| format!("{it}\n"))
-        .collect();
+    let code: String =
+        text.lines().filter(|it| !it.trim_start().starts_with("//")).map(|it| format!("{it}\n")).collect();
     let mut found = BTreeSet::new();
     for after in code.split("crate::").skip(1) {
         let names = after.strip_prefix('{').map_or(after, |it| it.split("};").next().unwrap_or_default());
@@ -72,14 +69,17 @@ fn modules_of_the_driver_import_only_modules_of_lower_layers() {
         }
         assert!(layers.contains_key(module), "the list of layers in src/driver/lib.rs lacks {module}");
         let text = std::fs::read_to_string(&file).unwrap();
-        wrong.extend(violations(module, &text, &layers).into_iter().map(|it| format!("{}: {it}", inside.display())));
+        wrong.extend(
+            violations(module, &text, &layers).into_iter().map(|it| format!("{}: {it}", inside.display())),
+        );
     }
     assert_eq!(wrong, Vec::<String>::new());
 }
 
 #[test]
 fn an_import_against_the_order_is_found() {
-    let layers = layers("//! # Layers\n//!\n//! ```text\n//! nvml disk    below\n//! claim        above\n//! ```\n");
+    let layers =
+        layers("//! # Layers\n//!\n//! ```text\n//! nvml disk    below\n//! claim        above\n//! ```\n");
     assert_eq!(violations("nvml", "use crate::claim::Claims;\n", &layers), ["nvml imports claim"]);
     assert_eq!(violations("nvml", "let it = crate::disk::read();\n", &layers), ["nvml imports disk"]);
     assert_eq!(violations("nvml", "use crate::{claim, nvml::Code};\n", &layers), ["nvml imports claim"]);
