@@ -110,11 +110,16 @@ fn links(page: &str) -> Vec<String> {
 /// The anchors of a page, as GitHub gives them to headings: the second one of a name ends in `-1`.
 fn anchors(page: &str) -> BTreeSet<String> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    let headings = prose(page).filter_map(|it| it.trim_start_matches('#').strip_prefix(' ').filter(|_| it.starts_with('#')));
+    let headings = prose(page)
+        .filter_map(|it| it.trim_start_matches('#').strip_prefix(' ').filter(|_| it.starts_with('#')));
     headings
         .map(|heading| {
-            let kept = heading.to_lowercase().chars().filter(|it| it.is_alphanumeric() || " -_".contains(*it));
-            let name = kept.collect::<String>().trim().replace(' ', "-");
+            let kept: String = heading
+                .to_lowercase()
+                .chars()
+                .filter(|it| it.is_alphanumeric() || " -_".contains(*it))
+                .collect();
+            let name = kept.trim().replace(' ', "-");
             let count = counts.entry(name.clone()).or_default();
             *count += 1;
             if *count == 1 { name } else { format!("{name}-{}", *count - 1) }
@@ -158,7 +163,8 @@ fn links_and_anchors_of_every_page_lead_somewhere() {
 
 #[test]
 fn a_link_to_what_does_not_exist_is_found() {
-    let page = "# One\n## A `b`, c\n## One\n```\n# no heading [x](no-link)\n```\n[a](#one) [b](#one-1)\n[c]: d.md\n";
+    let page =
+        "# One\n## A `b`, c\n## One\n```\n# no heading [x](no-link)\n```\n[a](#one) [b](#one-1)\n[c]: d.md\n";
     assert_eq!(anchors(page), ["one", "a-b-c", "one-1"].map(str::to_owned).into());
     assert_eq!(links(page), ["#one", "#one-1", "d.md"]);
     let readme = root().join("README.md");
@@ -208,7 +214,8 @@ fn flags(command: &str) -> Vec<(String, Option<String>)> {
 fn the_page_of_flags_has_every_flag_and_no_other() {
     let page = std::fs::read_to_string(root().join("docs/flags.md")).unwrap();
     let cells = page.lines().filter(|it| it.starts_with('|')).flat_map(|it| it.split('|').take(3));
-    let flag = |cell: &str| cell.trim().strip_prefix("`--")?.split(['`', ' ']).next().map(|it| format!("--{it}"));
+    let flag =
+        |cell: &str| cell.trim().strip_prefix("`--")?.split(['`', ' ']).next().map(|it| format!("--{it}"));
     let documented: BTreeSet<String> = cells.filter_map(flag).collect();
     let mut existing = BTreeSet::new();
     for command in ["node", "check", "inspect", "management-spec", "convert"] {

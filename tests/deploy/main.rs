@@ -16,3 +16,4 @@ mod policy;
 mod rights;
 mod rollout;
 mod schema;
+mod workflows;
