@@ -221,7 +221,8 @@ fn the_page_of_flags_has_every_flag_and_no_other() {
     for command in ["node", "check", "inspect", "management-spec", "convert"] {
         for (flag, variable) in flags(command) {
             let rule = flag.trim_start_matches('-').to_uppercase().replace('-', "_");
-            assert!(variable.is_none_or(|it| it == rule), "{command} {flag}: the page says {rule}");
+            let has_to = ["node", "check", "management-spec"].contains(&command);
+            assert!(variable.map_or(!has_to, |it| it == rule), "{command} {flag}: the page says {rule}");
             existing.insert(flag);
         }
     }

@@ -50,8 +50,10 @@ fn workflows_read_only_except_for_the_job_that_publishes() {
             assert_eq!(may_write, publishes, "{name}: {job}");
             assert!(!publishes || content["environment"] == "release", "a person approves what is published");
         }
-        assert!(!text.contains("secrets."), "{name} needs no secret");
-        assert!(!text.contains("pull_request_target"), "{name} runs no foreign code with rights");
+        let is_comment = |it: &str| it.trim_start().starts_with('#');
+        let code: String = text.lines().filter(|it| !is_comment(it)).collect();
+        assert!(!code.contains("secrets."), "{name} needs no secret");
+        assert!(!code.contains("pull_request_target"), "{name} runs no foreign code with rights");
     }
 }
 
