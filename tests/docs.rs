@@ -127,6 +127,11 @@ fn anchors(page: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// True where a page has a heading with this anchor.
+fn has_section(page: &str, fragment: &str) -> bool {
+    anchors(page).contains(fragment)
+}
+
 /// Every page of documentation in the repository.
 fn pages() -> Vec<PathBuf> {
     let folders = ["docs", "examples", "deploy", "tests", ".github"].map(|it| root().join(it));
@@ -143,7 +148,7 @@ fn broken(page: &Path, link: &str) -> Option<String> {
     if !target.exists() {
         return Some(format!("{}: {link} does not exist", page.display()));
     }
-    let has_anchor = || std::fs::read_to_string(&target).is_ok_and(|it| anchors(&it).contains(fragment));
+    let has_anchor = || std::fs::read_to_string(&target).is_ok_and(|it| has_section(&it, fragment));
     (!fragment.is_empty() && !has_anchor()).then(|| format!("{}: {link} has no such heading", page.display()))
 }
 
