@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Makes the container image without a registry and without a container engine: the driver's binary, the files of glibc that it
-# needs, nothing else. No shell, no package manager. The same inputs give the same bytes.
+# Builds the container image without a registry and without a container engine: only the driver's binary and the files of glibc
+# that it needs. No shell, no package manager. The same inputs give the same bytes.
 #
 #   deploy/image.sh [--binary FILE] [--tag NAME] [--out FILE]     the image, as `docker load`, `ctr images import`, `podman load`
-#                                                                 and `skopeo copy oci-archive:FILE` take it
+#                                                                 and `skopeo copy oci-archive:FILE` accept it
 #   deploy/image.sh --rootfs DIR [--binary FILE]                  its files only; deploy/Dockerfile uses this
 #   deploy/image.sh --check [--binary FILE]                       its files, and the driver started in a chroot of them
 #
 # Without --binary the release binary is built: with `cargo auditable` where it is installed, so that the list of all crates is
-# inside the binary (`rust-audit-info`, `trivy`, `grype` and `syft` read it as the image's SBOM), else without, which is said.
+# inside the binary (`rust-audit-info`, `trivy`, `grype` and `syft` read it as the image's SBOM), otherwise without, with a warning.
 # Needs bash, GNU tar and coreutils, ldd.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,7 +31,7 @@ epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 revision=${REVISION:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
 
 if [ -z "$binary" ]; then
-  # Paths of this machine have no place in the binary: with them, the same commit would give other bytes elsewhere.
+  # Keep paths of this machine out of the binary: with them, the same commit would give other bytes elsewhere.
   export RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$PWD=. --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
   if cargo auditable --version >/dev/null 2>&1; then
     cargo auditable build --release --locked --bin dra-driver-mig
@@ -45,7 +45,7 @@ fi
 
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 
-# A file of the host at the same path below the image's root, links replaced by what they lead to.
+# A file of the host at the same path below the image's root, links replaced by their targets.
 put() { install -D -m "$3" "$1" "$2$1"; }
 
 # The image's files.
@@ -63,7 +63,7 @@ fill() {
 
 sum() { sha256sum "$1" | cut -d ' ' -f 1; }
 size() { stat -c %s "$1"; }
-# Moves a file to where the layout wants it, and prints its digest.
+# Moves a file to its place in the layout, and prints its digest.
 blob() { local digest; digest=$(sum "$1"); mv "$1" "$work/image/blobs/sha256/$digest"; echo "$digest"; }
 # A tar that depends on names and contents only.
 pack() {
@@ -78,7 +78,7 @@ check)
   # As root, or in a user namespace where those are allowed.
   if [ "$(id -u)" = 0 ]; then inside() { chroot "$work/root" "$@"; }; else inside() { unshare --map-root-user chroot "$work/root" "$@"; }; fi
   inside /usr/bin/dra-driver-mig --version
-  # It fails, because nothing is there that it looks for; what counts is that it says so.
+  # It fails, because nothing that it looks for exists here; the check is that it says so.
   inside /usr/bin/dra-driver-mig check >"$work/list" || [ $? = 1 ]
   grep -q '^MISSING  NVIDIA driver' "$work/list"
   echo "runs; $(find "$work/root" -type f | wc -l) files, $(du -sb --apparent-size "$work/root" | cut -f 1) bytes"
@@ -92,7 +92,7 @@ bytes=$(size "$work/layer.tar")
 layer=$(blob "$work/layer.tar")
 created=$(date -u -d "@$epoch" +%Y-%m-%dT%H:%M:%SZ)
 case $(uname -m) in x86_64) architecture=amd64 ;; aarch64) architecture=arm64 ;; *) architecture=$(uname -m) ;; esac
-# MALLOC_ARENA_MAX: one heap for all threads; without it the driver sets it and starts itself again.
+# MALLOC_ARENA_MAX: one heap for all threads; without it the driver sets it and restarts itself.
 cat >"$work/config.json" <<JSON
 {"architecture":"$architecture","os":"linux","created":"$created","config":{"User":"0:0","Entrypoint":["/usr/bin/dra-driver-mig"],"Env":["PATH=/usr/bin","MALLOC_ARENA_MAX=1"],"Labels":{"org.opencontainers.image.title":"dra-driver-mig","org.opencontainers.image.description":"Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand","org.opencontainers.image.licenses":"Apache-2.0","org.opencontainers.image.version":"$version","org.opencontainers.image.revision":"$revision"}},"rootfs":{"type":"layers","diff_ids":["sha256:$layer"]},"history":[{"created":"$created","created_by":"deploy/image.sh"}]}
 JSON

@@ -1,6 +1,7 @@
 //! The documentation knows what the program says, and its links lead somewhere.
 
 use crate::common::repository;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
@@ -83,41 +84,153 @@ fn a_key_phrase_is_what_a_message_always_has() {
     assert_eq!(error_texts("#[error(\n    \"a \\\n     b `{c}`\"\n)]"), ["a      b `{c}`"]);
 }
 
-/// Targets of links in a page, without those to other sites.
-fn links(page: &str) -> Vec<&str> {
-    let targets = page.split("](").skip(1).filter_map(|it| it.split(')').next());
-    targets.filter(|it| !it.contains("://")).collect()
+/// The lines of a page that are not in a fenced block.
+fn prose(page: &str) -> impl Iterator<Item = &str> {
+    let mut is_fenced = false;
+    page.lines().filter(move |line| {
+        let is_fence = line.trim_start().starts_with("```");
+        is_fenced ^= is_fence;
+        !is_fenced && !is_fence
+    })
 }
 
-/// The anchor that a heading has on a page.
-fn anchor(heading: &str) -> String {
-    let kept: String =
-        heading.to_lowercase().chars().filter(|it| it.is_alphanumeric() || " -_".contains(*it)).collect();
-    kept.trim().replace(' ', "-")
+/// Targets of links in a page, without those to other sites. A reference has its target in a line of its own.
+fn links(page: &str) -> Vec<String> {
+    let text = prose(page).collect::<Vec<_>>().join("\n");
+    let inline = text.split("](").skip(1).filter_map(|it| it.split(')').next());
+    let references = text.lines().filter(|it| it.starts_with('[')).filter_map(|it| it.split_once("]: "));
+    let targets = inline.chain(references.map(|it| it.1.trim()));
+    targets.filter(|it| !it.contains("://")).map(str::to_owned).collect()
+}
+
+/// The anchors of a page, as GitHub gives them to headings: the second one of a name ends in `-1`.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let headings = prose(page)
+        .filter_map(|it| it.trim_start_matches('#').strip_prefix(' ').filter(|_| it.starts_with('#')));
+    headings
+        .map(|heading| {
+            let kept: String = heading
+                .to_lowercase()
+                .chars()
+                .filter(|it| it.is_alphanumeric() || " -_".contains(*it))
+                .collect();
+            let name = kept.trim().replace(' ', "-");
+            let count = counts.entry(name.clone()).or_default();
+            *count += 1;
+            if *count == 1 { name } else { format!("{name}-{}", *count - 1) }
+        })
+        .collect()
+}
+
+/// True where a page has a heading with this anchor.
+fn has_section(page: &str, fragment: &str) -> bool {
+    anchors(page).contains(fragment)
+}
+
+/// Every page of documentation in the repository.
+fn pages() -> Vec<PathBuf> {
+    let folders = ["docs", "examples", "deploy", "tests", ".github"].map(|it| repository().join(it));
+    let mut pages: Vec<PathBuf> = folders.iter().flat_map(|it| files(it, ".md")).collect();
+    let top = std::fs::read_dir(repository()).unwrap().map(|it| it.unwrap().path());
+    pages.extend(top.filter(|it| it.extension().is_some_and(|it| it == "md")));
+    pages
+}
+
+/// What is wrong with a link of a page, if anything.
+fn broken(page: &Path, link: &str) -> Option<String> {
+    let (path, fragment) = link.split_once('#').unwrap_or((link, ""));
+    let target = if path.is_empty() { page.to_owned() } else { page.parent().unwrap().join(path) };
+    if !target.exists() {
+        return Some(format!("{}: {link} does not exist", page.display()));
+    }
+    let has_anchor = || std::fs::read_to_string(&target).is_ok_and(|it| has_section(&it, fragment));
+    (!fragment.is_empty() && !has_anchor()).then(|| format!("{}: {link} has no such heading", page.display()))
 }
 
 #[test]
-fn links_lead_somewhere() {
-    let mut pages = files(&repository().join("docs"), ".md");
-    pages.extend(files(&repository().join("examples"), ".md"));
-    pages.push(repository().join("README.md"));
-    for page in pages {
-        let text = std::fs::read_to_string(&page).unwrap();
-        for link in links(&text) {
-            let (path, fragment) = link.split_once('#').unwrap_or((link, ""));
-            let target = if path.is_empty() { page.clone() } else { page.parent().unwrap().join(path) };
-            assert!(target.exists(), "{}: {link}", page.display());
-            if !fragment.is_empty() {
-                let target = std::fs::read_to_string(&target).unwrap();
-                let mut headings = target.lines().filter(|it| it.starts_with('#'));
-                assert!(
-                    headings.any(|it| anchor(it.trim_start_matches('#')) == fragment),
-                    "{}: {link}",
-                    page.display()
-                );
-            }
+fn links_and_anchors_of_every_page_lead_somewhere() {
+    let mut count = 0;
+    let mut wrong = Vec::new();
+    for page in pages() {
+        for link in links(&std::fs::read_to_string(&page).unwrap()) {
+            count += 1;
+            wrong.extend(broken(&page, &link));
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(count > 100, "{count}");
+}
+
+#[test]
+fn a_link_to_what_does_not_exist_is_found() {
+    let page =
+        "# One\n## A `b`, c\n## One\n```\n# no heading [x](no-link)\n```\n[a](#one) [b](#one-1)\n[c]: d.md\n";
+    assert_eq!(anchors(page), ["one", "a-b-c", "one-1"].map(str::to_owned).into());
+    assert_eq!(links(page), ["#one", "#one-1", "d.md"]);
+    let readme = repository().join("README.md");
+    assert_eq!(broken(&readme, "docs/concepts.md#terms"), None);
+    assert!(broken(&readme, "docs/concepts.md#nothing").is_some());
+    assert!(broken(&readme, "docs/nothing.md").is_some());
+}
+
+#[test]
+fn the_index_has_every_page() {
+    let index = repository().join("docs/README.md");
+    let listed = links(&std::fs::read_to_string(&index).unwrap());
+    for page in files(&repository().join("docs"), ".md").into_iter().filter(|it| *it != index) {
+        let name = page.file_name().unwrap().to_string_lossy();
+        assert!(listed.iter().any(|it| it.as_str() == name), "docs/README.md does not link {name}");
+    }
+}
+
+#[test]
+fn the_readme_fits_on_a_few_screens() {
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    assert!(readme.lines().count() <= 200, "{}: move details to docs/", readme.lines().count());
+}
+
+/// The long flags of a subcommand and the environment variable of each, from its `--help`.
+fn flags(command: &str) -> Vec<(String, Option<String>)> {
+    let program = env!("CARGO_BIN_EXE_dra-driver-mig");
+    let output = std::process::Command::new(program).args([command, "--help"]).output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let options = help.split("\nOptions:\n").nth(1).expect("the options");
+    let mut found: Vec<(String, Option<String>)> = Vec::new();
+    for line in options.lines() {
+        let trimmed = line.trim_start();
+        if trimmed.starts_with('-') && line.len() - trimmed.len() <= 6 {
+            let long = trimmed.split([' ', ',']).find(|it| it.starts_with("--")).unwrap();
+            found.push((long.to_owned(), None));
+        }
+        if let Some((_, after)) = line.split_once("[env: ") {
+            found.last_mut().unwrap().1 = after.split(['=', ']']).next().map(str::to_owned);
+        }
+    }
+    found.retain(|(it, _)| it != "--help");
+    found
+}
+
+#[test]
+fn the_page_of_flags_has_every_flag_and_no_other() {
+    let page = std::fs::read_to_string(repository().join("docs/flags.md")).unwrap();
+    // `kubectl mig` is another program.
+    let page = page.split("\n## kubectl mig\n").next().unwrap();
+    let cells = page.lines().filter(|it| it.starts_with('|')).flat_map(|it| it.split('|').take(3));
+    let flag =
+        |cell: &str| cell.trim().strip_prefix("`--")?.split(['`', ' ']).next().map(|it| format!("--{it}"));
+    let documented: BTreeSet<String> = cells.filter_map(flag).collect();
+    let mut existing = BTreeSet::new();
+    for command in ["node", "check", "inspect", "management-spec"] {
+        for (flag, variable) in flags(command) {
+            let rule = flag.trim_start_matches('-').to_uppercase().replace('-', "_");
+            let has_to = ["node", "check", "management-spec"].contains(&command);
+            assert!(variable.map_or(!has_to, |it| it == rule), "{command} {flag}: the page says {rule}");
+            existing.insert(flag);
+        }
+    }
+    assert!(existing.len() > 30, "{existing:?}");
+    assert_eq!(documented, existing);
 }
 
 /// Texts that ask for a reset of a GPU, or for something that only a reset does.

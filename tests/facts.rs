@@ -377,8 +377,8 @@ async fn a_constraint_takes_no_two_unknowns_for_one_thing() {
 }
 
 #[tokio::test]
-async fn selectors_of_the_readme_are_safe_where_standard_attributes_are_absent() {
-    let page = std::fs::read_to_string(repository().join("README.md")).unwrap();
+async fn documented_selectors_are_safe_where_standard_attributes_are_absent() {
+    let page = std::fs::read_to_string(repository().join("docs/selectors.md")).unwrap();
     let domain = r#"device.attributes["resource.kubernetes.io"]"#;
     let selectors = [
         format!("has({domain}.pcieRoot) && {domain}.pcieRoot == \"pci0000:19\""),
@@ -387,7 +387,7 @@ async fn selectors_of_the_readme_are_safe_where_standard_attributes_are_absent()
     let evaluator = Evaluator::new();
     for (offered, expected) in [(blind().offered().await, false), (Bench::new().offered().await, true)] {
         for selector in &selectors {
-            assert!(page.contains(selector.as_str()), "the README does not have {selector}");
+            assert!(page.contains(selector.as_str()), "docs/selectors.md does not have {selector}");
             let program = compile(selector).unwrap();
             let taken = offered.devices().filter(|it| evaluator.selects(&program, DRIVER, it).unwrap());
             assert_eq!(0 < taken.count(), expected, "{selector}");

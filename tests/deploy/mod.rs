@@ -13,3 +13,4 @@ mod policy;
 mod rights;
 mod rollout;
 mod schema;
+mod workflows;

@@ -1,4 +1,4 @@
-//! Dashboard, alerts and the README's table against what a driver really shows: names and labels are those of `/metrics`
+//! Dashboard, alerts and the table of docs/metrics.md against what a driver really shows: names and labels are those of `/metrics`
 //! of a node on which everything happens that there are numbers for.
 
 mod promql;
@@ -345,9 +345,9 @@ fn documented() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn the_readme_lists_every_metric_with_its_labels() {
-    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
-    let rows = readme.lines().filter(|it| it.starts_with("| `dra_mig_"));
+fn the_page_of_metrics_lists_every_metric_with_its_labels() {
+    let page = std::fs::read_to_string(repository().join("docs/metrics.md")).unwrap();
+    let rows = page.lines().filter(|it| it.starts_with("| `dra_mig_"));
     let row = |line: &str| {
         let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
         (cells[0].trim_matches('`').to_owned(), cells[1].to_owned())
@@ -359,10 +359,10 @@ fn the_readme_lists_every_metric_with_its_labels() {
         .filter(|(name, labels)| listed.get(*name) != Some(labels))
         .map(|(name, labels)| format!("| `{name}` | {labels} | … |\n"))
         .collect();
-    assert!(missing.is_empty(), "README.md lacks, or has otherwise:\n{missing}");
+    assert!(missing.is_empty(), "docs/metrics.md lacks, or has otherwise:\n{missing}");
     let gone: Vec<&String> = listed.keys().filter(|it| !documented.contains_key(*it)).collect();
-    assert!(gone.is_empty(), "README.md has what no node shows: {gone:?}");
+    assert!(gone.is_empty(), "docs/metrics.md has what no node shows: {gone:?}");
     for name in shown().families.keys().filter(|it| is_dcgm(it)) {
-        assert!(readme.contains(&format!("`{name}`")), "README.md does not name {name}");
+        assert!(page.contains(&format!("`{name}`")), "docs/metrics.md does not name {name}");
     }
 }
