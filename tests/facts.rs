@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, unprepare};
+use dra_allocator::cel_env::{Evaluator, compile};
+use dra_allocator::{Cluster, Refusal, allocate};
 use dra_driver_mig::args::HardwareArgs;
 use dra_driver_mig::hardware::Hardware;
 use dra_driver_mig::inventory::{Gpu, Inventory, inventory};
@@ -15,8 +17,6 @@ use dra_driver_mig::slices::{Owner, render};
 use dra_driver_mig::telemetry::metrics::Metrics;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{Device, DeviceClass, ResourceClaim, ResourceSlice};
-use kube_sim::allocator::{Cluster, Refusal, allocate};
-use kube_sim::cel_env::{Evaluator, compile};
 use nvml_sim::{Code, Fault, SimNode};
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use dra_allocator::cel_env::{Evaluator, compile};
 use dra_driver_mig::inventory::{Attachment, Gpu, GpuState, inventory};
 use dra_driver_mig::nvml::facts::NodeFacts;
 use dra_driver_mig::nvml::{self, DeviceHandle};
 use dra_driver_mig::placement::{Policy, Ranking};
 use dra_driver_mig::slices::{Owner, render};
 use k8s_openapi::api::resource::v1::{Device, DeviceAttribute};
-use kube_sim::cel_env::{Evaluator, compile};
 use nvml_sim::{Model, SimNode};
 use serde_json::json;
 

@@ -11,11 +11,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{all, claim_name, events, finished, place, text};
-use crate::allocator::{self, Cluster, Refusal};
 use crate::api::clock;
 use crate::api::kinds::{DEVICE_CLASS, KindRef, NODE, POD, RESOURCE_CLAIM, RESOURCE_SLICE};
 use crate::api::patch::Patch;
 use crate::api::store::{Part, Store, WriteOptions};
+use dra_allocator::{Cluster, Refusal};
 
 /// Keeps a claim from being deleted while it is allocated.
 pub(super) const PROTECTION: &str = "resource.kubernetes.io/delete-protection";
@@ -78,7 +78,7 @@ fn schedule(store: &Store, pod: &Value) -> Result<(), String> {
     let classes: BTreeMap<String, DeviceClass> =
         classes.into_iter().filter_map(|c| Some((c.metadata.name.clone()?, c))).collect();
     let all_claims: Vec<ResourceClaim> = typed_all(store, &RESOURCE_CLAIM);
-    let in_use = allocator::devices_in_use(all_claims.iter());
+    let in_use = dra_allocator::devices_in_use(all_claims.iter());
     let wanted: Vec<ResourceClaim> = typed(&open);
     let nodes: Vec<Node> = typed_all(store, &NODE);
     if nodes.is_empty() {
@@ -92,7 +92,7 @@ fn schedule(store: &Store, pod: &Value) -> Result<(), String> {
             continue;
         }
         let cluster = Cluster { node, slices: &slices, classes: &classes, in_use: &in_use };
-        match allocator::allocate(&cluster, &wanted) {
+        match dra_allocator::allocate(&cluster, &wanted) {
             Ok(allocations) => {
                 let fresh = open.iter().zip(allocations).map(|(claim, a)| (claim, Some(a)));
                 let reused = allocated.iter().map(|claim| (claim, None));

@@ -61,7 +61,9 @@ fn bind() -> Macro {
     })
 }
 
-pub(crate) fn environment() -> Env {
+/// The environment that expressions are compiled in: the standard library, `cel.bind` and the string extensions.
+#[must_use]
+pub fn environment() -> Env {
     let mut env = Env::stdlib();
     // Neither can clash with the standard library: the names are not in it.
     let added = env.add_macro(bind()).and_then(|()| env.add_extension(cel::extensions::strings));

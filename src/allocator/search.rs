@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::resource::v1::{DeviceConstraint, DeviceTaint, DeviceToleration, ResourceClaim};
 
-use super::pool::{Candidate, Counters, Pool};
-use super::request::{self, Amount, Request, Wanted};
-use super::{Cluster, MAX_STEPS, Refusal, constraint, counters, selector_failed};
 use crate::cel_env::Evaluator;
+use crate::pool::{Candidate, Counters, Pool};
+use crate::request::{self, Amount, Request, Wanted};
+use crate::{Cluster, MAX_STEPS, Refusal, constraint, counters, selector_failed};
 
 /// A device given to a request.
 #[derive(Debug)]
@@ -234,14 +234,14 @@ fn tolerated(taints: Option<&[DeviceTaint]>, tolerations: &[DeviceToleration]) -
 
 /// Devices that the allocations of claims hold; those with admin access hold nothing.
 #[must_use]
-pub(super) fn held<'c>(claims: impl Iterator<Item = &'c ResourceClaim>) -> BTreeSet<super::DeviceId> {
+pub(super) fn held<'c>(claims: impl Iterator<Item = &'c ResourceClaim>) -> BTreeSet<crate::DeviceId> {
     let mut held = BTreeSet::new();
     for claim in claims {
         let devices =
             claim.status.as_ref().and_then(|s| s.allocation.as_ref()).and_then(|a| a.devices.as_ref());
         for result in devices.and_then(|d| d.results.as_deref()).unwrap_or_default() {
             if result.admin_access != Some(true) {
-                held.insert(super::DeviceId {
+                held.insert(crate::DeviceId {
                     driver: result.driver.clone(),
                     pool: result.pool.clone(),
                     device: result.device.clone(),

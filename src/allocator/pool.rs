@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::resource::v1::{Device, ResourceSlice, ResourceSliceSpec};
 
-use super::node::{offers, slice_offers};
-use super::{Cluster, DeviceId};
+use crate::node::{offers, slice_offers};
 use crate::quantity::Quantity;
+use crate::{Cluster, DeviceId};
 
 /// Amounts by counter set and counter.
 pub(super) type Counters = BTreeMap<(String, String), Quantity>;
@@ -122,7 +122,7 @@ fn available(slices: &[&ResourceSlice], in_use: &BTreeSet<DeviceId>) -> Counters
     }
     for slice in slices {
         for device in slice.spec.devices.iter().flatten().filter(|d| in_use.contains(&id(&slice.spec, d))) {
-            for (key, amount) in super::counters::consumption(device) {
+            for (key, amount) in crate::counters::consumption(device) {
                 if let Some(left) = available.get_mut(&key) {
                     *left = left.minus(amount);
                 }

@@ -3,10 +3,12 @@
 //! Pure: slices, classes, claims and what is in use go in, an allocation or a reason comes out. Where 1.35 goes through pools and
 //! slices in random order, this goes by name, as 1.36 does, so that a test gives the same answer twice.
 
+pub mod cel_env;
 mod constraint;
 mod counters;
 mod node;
 mod pool;
+pub mod quantity;
 mod request;
 mod result;
 mod search;
@@ -16,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
 
-use crate::cel_env::EvaluationError;
+use cel_env::EvaluationError;
 
 /// Candidates tried before an attempt is given up; stands for the scheduler's 10 s per node.
 pub const MAX_STEPS: usize = 200_000;

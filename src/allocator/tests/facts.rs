@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dra_allocator::{Cluster, DeviceId, Refusal, allocate};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
-use kube_sim::allocator::{Cluster, DeviceId, Refusal, allocate};
 use serde_json::{Value, json};
 
 const DRIVER: &str = "mig.dra-driver.dev";

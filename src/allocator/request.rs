@@ -3,8 +3,8 @@
 use cel::Program;
 use k8s_openapi::api::resource::v1::{DeviceClass, DeviceSelector, DeviceToleration, ResourceClaim};
 
-use super::{Cluster, Refusal};
 use crate::cel_env;
+use crate::{Cluster, Refusal};
 
 /// How many devices a request takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

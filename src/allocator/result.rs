@@ -6,9 +6,9 @@ use k8s_openapi::api::resource::v1::{
     ResourceClaim,
 };
 
-use super::Cluster;
-use super::request::{Request, Wanted};
-use super::search::Choice;
+use crate::Cluster;
+use crate::request::{Request, Wanted};
+use crate::search::Choice;
 
 /// One allocation per claim, in their order.
 pub(super) fn allocations(

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::resource::v1::Device;
 
-use super::pool::Counters;
+use crate::pool::Counters;
 use crate::quantity::Quantity;
 
 /// What a device takes from the counters of its pool.

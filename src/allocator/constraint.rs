@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::resource::v1::{DeviceAttribute, DeviceConstraint};
 
-use super::pool::Candidate;
+use crate::pool::Candidate;
 
 /// Whether the constraint is about a request; alternatives are covered by their request's name too.
 pub(super) fn covers(constraint: &DeviceConstraint, request: &str) -> bool {
