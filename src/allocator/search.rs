@@ -1,21 +1,25 @@
 //! The search: claims, requests and devices in order, the first complete solution wins.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use k8s_openapi::api::resource::v1::{DeviceConstraint, DeviceTaint, DeviceToleration, ResourceClaim};
+use k8s_openapi::api::resource::v1::{AllocationResult, DeviceTaint, DeviceToleration, ResourceClaim};
 
+use crate::allocated::{Allocated, ClaimRef};
 use crate::cel_env::Evaluator;
-use crate::pool::{Candidate, Counters, Pool};
-use crate::request::{self, Amount, Request, Wanted};
-use crate::{Cluster, MAX_STEPS, Refusal, constraint, counters, selector_failed};
+use crate::constraint::MatchAttribute;
+use crate::counters::{Counters, consumes};
+use crate::node::device_targets;
+use crate::pool::{Candidate, PoolProblem, View};
+use crate::refusal::{Abort, Refusal, SelectorError, SelectorPlace};
+use crate::request::{self, Amount, Wanted};
+use crate::{Cluster, MAX_DEVICES, result};
 
 /// A device given to a request.
-#[derive(Debug)]
-pub(super) struct Choice<'p, 'a> {
-    pub(super) claim: usize,
-    pub(super) request: usize,
-    pub(super) alternative: usize,
-    pub(super) candidate: &'p Candidate<'a>,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Choice {
+    pub(crate) request: usize,
+    pub(crate) alternative: usize,
+    pub(crate) candidate: usize,
 }
 
 /// Where the search stands: the request, the alternative, and how many of its devices are found.
@@ -27,227 +31,407 @@ struct At {
     device: usize,
 }
 
+impl At {
+    fn start_of(claim: usize, request: usize) -> Self {
+        Self { claim, request, alternative: 0, device: 0 }
+    }
+}
+
+/// Why a branch of the search ends early.
+enum Stop {
+    /// The claim would get more than [`MAX_DEVICES`]; an alternative that takes fewer may do.
+    TooManyDevices,
+    Refused(Refusal),
+}
+
+impl From<Abort> for Stop {
+    fn from(abort: Abort) -> Self {
+        Self::Refused(abort.into())
+    }
+}
+
+/// What the selectors of class and request say of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Selected {
+    Yes,
+    /// It has binding conditions, which need a feature gate.
+    BindingConditions,
+    /// The class's selector of this index is false.
+    NotByClass(usize),
+    /// The request's selector of this index is false.
+    NotByRequest(usize),
+    /// It is for other nodes.
+    OtherNode,
+}
+
+/// A request's alternatives, and what is remembered of each.
+#[derive(Debug, Default)]
+pub(crate) struct Request<'a> {
+    pub(crate) alternatives: Vec<Wanted<'a>>,
+    /// Whether the request is a list of alternatives.
+    is_list: bool,
+    /// Answers of selectors by alternative and candidate.
+    answers: Vec<Vec<Option<bool>>>,
+    /// The alternative that the last success took.
+    pub(crate) selected: usize,
+}
+
 /// The state of one attempt on one node.
-pub(super) struct Search<'p, 'a> {
+pub(crate) struct Search<'p, 'a> {
     cluster: &'p Cluster<'a>,
-    pools: &'p [Pool<'a>],
-    claims: &'p [ResourceClaim],
-    pub(super) requests: Vec<Vec<Request>>,
-    pub(super) chosen: Vec<Choice<'p, 'a>>,
-    available: Vec<Counters>,
+    view: &'p View<'a>,
+    pub(crate) claims: &'a [ResourceClaim],
+    pub(crate) requests: Vec<Vec<Request<'a>>>,
+    pub(crate) chosen: Vec<Vec<Choice>>,
+    constraints: Vec<Vec<MatchAttribute<'a>>>,
+    counters: Counters<'p, 'a>,
+    /// Whether other claims hold a candidate.
+    in_use: Vec<bool>,
+    /// The claims of this attempt that a candidate is given to.
+    given: Vec<BTreeSet<usize>>,
     evaluator: Evaluator,
-    /// Answers of selectors, by claim, request, alternative and the candidate's address.
-    selected: BTreeMap<(usize, usize, usize, usize), bool>,
     steps: usize,
+    /// Whether a candidate that a taint or a constraint refuses keeps its counters, as upstream's do.
+    leaks: bool,
 }
 
 impl<'p, 'a> Search<'p, 'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         cluster: &'p Cluster<'a>,
-        pools: &'p [Pool<'a>],
-        claims: &'p [ResourceClaim],
-    ) -> Result<Self, Refusal> {
-        Ok(Self {
+        view: &'p View<'a>,
+        claims: &'a [ResourceClaim],
+        allocated: &'p Allocated,
+    ) -> Self {
+        Self {
             cluster,
-            pools,
+            view,
             claims,
-            requests: request::read(cluster, claims)?,
-            chosen: Vec::new(),
-            available: pools.iter().map(|p| p.available.clone()).collect(),
+            requests: Vec::new(),
+            chosen: claims.iter().map(|_| Vec::new()).collect(),
+            constraints: Vec::new(),
+            counters: Counters::new(view, allocated),
+            in_use: view.candidates.iter().map(|c| allocated.holder(&c.id).is_some()).collect(),
+            given: view.candidates.iter().map(|_| BTreeSet::new()).collect(),
             evaluator: Evaluator::new(),
-            selected: BTreeMap::new(),
             steps: 0,
-        })
+            leaks: true,
+        }
     }
 
-    /// Searches from the start. True when everything is allocated.
-    pub(super) fn run(&mut self) -> Result<bool, Refusal> {
-        self.request(0, 0)
+    /// Searches from the start.
+    pub(crate) fn solve(mut self, leaks: bool) -> Result<Vec<AllocationResult>, Refusal> {
+        self.leaks = leaks;
+        for claim in 0..self.claims.len() {
+            self.prepare(claim)?;
+        }
+        match self.allocate(At::start_of(0, 0), false) {
+            Ok(true) => return Ok(result::allocations(self.view, &self)?),
+            Err(Stop::Refused(refusal)) => return Err(refusal),
+            Ok(false) | Err(Stop::TooManyDevices) => {}
+        }
+        let invalid = self.view.pools.iter().filter_map(|pool| match &pool.problem {
+            Some(PoolProblem::Invalid { why }) => Some(format!("pool {}: {why}", pool.name)),
+            _ => None,
+        });
+        let invalid: Vec<String> = invalid.collect();
+        Err(if invalid.is_empty() { Refusal::DoesNotFit } else { Refusal::InvalidPools(invalid.join("; ")) })
     }
 
-    fn request(&mut self, claim: usize, request: usize) -> Result<bool, Refusal> {
-        if claim == self.claims.len() {
-            return Ok(true);
-        }
-        if request == self.requests[claim].len() {
-            return self.request(claim + 1, 0);
-        }
-        for alternative in 0..self.requests[claim][request].alternatives.len() {
-            let at = At { claim, request, alternative, device: 0 };
-            let found = match self.wanted(at).amount {
-                Amount::Exactly(count) => self.exactly(at, count)?,
-                Amount::All => self.all(at)?,
-            };
-            if found {
-                return Ok(true);
+    /// Looks up what a claim's requests and constraints name.
+    fn prepare(&mut self, claim: usize) -> Result<(), Abort> {
+        self.requests.push(Vec::new());
+        let this = &self.claims[claim];
+        for (index, asked) in request::requests(this).iter().enumerate() {
+            let written = request::written(asked);
+            let answers = written.iter().map(|_| vec![None; self.view.candidates.len()]).collect();
+            let is_list = written.iter().any(|w| w.alternative.is_some());
+            self.requests[claim].push(Request { is_list, answers, ..Request::default() });
+            for (alternative, written) in written.iter().enumerate() {
+                let mut wanted = written.resolve(self.cluster, this)?;
+                if wanted.amount == Amount::All {
+                    // Upstream's answers go under the alternative before: what that asks for is answered by this.
+                    let remembered =
+                        At { alternative: alternative.saturating_sub(1), ..At::start_of(claim, index) };
+                    wanted.all = self.all(remembered, &wanted)?;
+                }
+                self.requests[claim][index].alternatives.push(wanted);
+            }
+            if written.is_empty() {
+                let (claim, request) = (ClaimRef::of(this), asked.name.clone());
+                return Err(Abort::Unsupported { claim, request, why: "unsupported request type".into() });
             }
         }
-        Ok(false)
+        let requests: Vec<Vec<Wanted<'a>>> =
+            self.requests[claim].iter().map(|r| r.alternatives.clone()).collect();
+        request::check_total(this, &requests)?;
+        let constraints = this.spec.devices.as_ref().and_then(|d| d.constraints.as_deref());
+        let constraints = constraints.unwrap_or_default().iter().enumerate().map(|(constraint, written)| {
+            MatchAttribute::new(written)
+                .ok_or_else(|| Abort::ConstraintUnsupported { claim: ClaimRef::of(this), constraint })
+        });
+        self.constraints.push(constraints.collect::<Result<_, _>>()?);
+        Ok(())
     }
 
-    fn wanted(&self, at: At) -> &Wanted {
+    /// What a request for all devices takes.
+    fn all(&mut self, remembered: At, wanted: &Wanted<'a>) -> Result<Vec<usize>, Abort> {
+        let mut all = Vec::new();
+        for pool in &self.view.pools {
+            let state = match pool.problem {
+                Some(PoolProblem::Incomplete { .. }) => "being updated",
+                Some(_) => "invalid",
+                None => {
+                    for candidate in pool.devices.clone() {
+                        if self.selects(remembered, wanted, candidate)? {
+                            all.push(candidate);
+                        }
+                    }
+                    continue;
+                }
+            };
+            return Err(Abort::AllFromBrokenPool {
+                claim: ClaimRef::of(&self.claims[remembered.claim]),
+                request: wanted.name.clone(),
+                driver: pool.driver.to_owned(),
+                pool: pool.name.to_owned(),
+                state,
+            });
+        }
+        Ok(all)
+    }
+
+    fn wanted(&self, at: At) -> &Wanted<'a> {
         &self.requests[at.claim][at.request].alternatives[at.alternative]
     }
 
-    fn candidates(&self) -> impl Iterator<Item = &'p Candidate<'a>> + use<'p, 'a> {
-        self.pools.iter().filter(|p| !p.incomplete).flat_map(|p| &p.devices)
-    }
-
-    /// Finds the remaining devices of a request that wants a number of them, and then everything after it.
-    fn exactly(&mut self, at: At, count: usize) -> Result<bool, Refusal> {
-        if at.device == count {
-            return self.request(at.claim, at.request + 1);
-        }
-        for candidate in self.candidates() {
-            if self.take(at, candidate)? {
-                if self.exactly(At { device: at.device + 1, ..at }, count)? {
-                    return Ok(true);
-                }
-                self.give_back();
-            }
-        }
-        Ok(false)
-    }
-
-    /// Takes every device that the selectors choose; one that is not to be had fails the request.
-    fn all(&mut self, at: At) -> Result<bool, Refusal> {
-        if self.pools.iter().any(|p| p.incomplete) {
-            let why = "asks for all devices, but a resource pool is incomplete";
-            return Err(Refusal::in_claim(&self.claims[at.claim], why));
-        }
-        let mut wanted = Vec::new();
-        for candidate in self.candidates() {
-            if self.selects(at, candidate)? {
-                wanted.push(candidate);
-            }
-        }
-        let before = self.chosen.len();
-        let mut complete = !wanted.is_empty();
-        for candidate in wanted {
-            complete = complete && self.take(at, candidate)?;
-        }
-        if complete && self.request(at.claim, at.request + 1)? {
+    /// Allocates everything from `at` on. `inside` is true when an alternative is chosen already.
+    fn allocate(&mut self, at: At, inside: bool) -> Result<bool, Stop> {
+        if at.claim == self.claims.len() {
             return Ok(true);
         }
-        while self.chosen.len() > before {
-            self.give_back();
+        if at.request == self.requests[at.claim].len() {
+            return match self.allocate(At::start_of(at.claim + 1, 0), false) {
+                // An earlier claim may leave devices for an alternative of the next one that takes fewer.
+                Err(Stop::TooManyDevices) => Ok(false),
+                other => other,
+            };
+        }
+        if !inside && self.requests[at.claim][at.request].is_list {
+            return self.alternatives(at);
+        }
+        let wanted = self.wanted(at);
+        let (amount, count) = (wanted.amount, wanted.count());
+        if amount == Amount::All && count == 0 {
+            return Ok(false);
+        }
+        if at.device >= count {
+            return self.allocate(At::start_of(at.claim, at.request + 1), false);
+        }
+        if self.chosen[at.claim].len() + count - at.device > MAX_DEVICES {
+            return Err(Stop::TooManyDevices);
+        }
+        if amount == Amount::All { self.next_of_all(at, inside) } else { self.any(at, inside) }
+    }
+
+    fn alternatives(&mut self, at: At) -> Result<bool, Stop> {
+        let mut always_too_many = true;
+        for alternative in 0..self.requests[at.claim][at.request].alternatives.len() {
+            match self.allocate(At { alternative, ..at }, true) {
+                Err(Stop::TooManyDevices) => continue,
+                Err(stop) => return Err(stop),
+                Ok(true) => {
+                    self.requests[at.claim][at.request].selected = alternative;
+                    return Ok(true);
+                }
+                Ok(false) => always_too_many = false,
+            }
+        }
+        if always_too_many { Err(Stop::TooManyDevices) } else { Ok(false) }
+    }
+
+    /// Takes the next device of a request for all of them. Upstream continues with the first alternative, whichever this was.
+    fn next_of_all(&mut self, at: At, inside: bool) -> Result<bool, Stop> {
+        let candidate = self.wanted(at).all[at.device];
+        if !self.take(at, candidate, true)? {
+            return Ok(false);
+        }
+        let done = self.allocate(At { alternative: 0, device: at.device + 1, ..at }, inside);
+        if !matches!(done, Ok(true)) {
+            self.give_back(at);
+        }
+        done
+    }
+
+    /// Tries every candidate as the next device.
+    fn any(&mut self, at: At, inside: bool) -> Result<bool, Stop> {
+        for candidate in 0..self.view.candidates.len() {
+            if self.is_taken(at, candidate) {
+                continue;
+            }
+            self.steps += 1;
+            if self.steps > self.cluster.max_steps {
+                return Err(Stop::Refused(Refusal::TimedOut));
+            }
+            let known = self.requests[at.claim][at.request].answers[at.alternative][candidate];
+            let selected = match known {
+                Some(answer) => answer,
+                None => self.selects(at, &self.wanted(at).clone(), candidate)?,
+            };
+            if !selected || !self.take(at, candidate, false)? {
+                continue;
+            }
+            match self.allocate(At { device: at.device + 1, ..at }, inside) {
+                Ok(false) => self.give_back(at),
+                Ok(true) => return Ok(true),
+                Err(stop) => {
+                    self.give_back(at);
+                    return Err(stop);
+                }
+            }
         }
         Ok(false)
     }
 
-    /// Whether class and request select the device; every selector's answer is kept.
-    fn selects(&mut self, at: At, candidate: &'p Candidate<'a>) -> Result<bool, Refusal> {
-        let key = (at.claim, at.request, at.alternative, std::ptr::from_ref(candidate).addr());
-        if let Some(answer) = self.selected.get(&key) {
-            return Ok(*answer);
+    /// Whether class and request select the candidate; the answer is remembered.
+    fn selects(&mut self, remembered: At, wanted: &Wanted<'a>, candidate: usize) -> Result<bool, Abort> {
+        let claim = &self.claims[remembered.claim];
+        let answers =
+            &mut self.requests[remembered.claim][remembered.request].answers[remembered.alternative];
+        if let Some(answer) = answers[candidate] {
+            return Ok(answer);
         }
-        let mut answer = true;
-        for program in &self.wanted(at).selectors {
-            let selected = self.evaluator.selects(program, &candidate.id.driver, candidate.device);
-            answer =
-                selected.map_err(|e| selector_failed(&self.claims[at.claim], &candidate.id.device, &e))?;
-            if !answer {
-                break;
-            }
-        }
-        self.selected.insert(key, answer);
+        let candidate_ref = &self.view.candidates[candidate];
+        let selected = selected(self.cluster, &self.evaluator, self.view, claim, wanted, candidate_ref);
+        let answer = selected.map_err(Abort::Selector)? == Selected::Yes;
+        answers[candidate] = Some(answer);
         Ok(answer)
     }
 
-    /// Gives the device to the request, if it may have it. The order of the checks is upstream's.
-    fn take(&mut self, at: At, candidate: &'p Candidate<'a>) -> Result<bool, Refusal> {
-        self.steps += 1;
-        if self.steps > MAX_STEPS {
-            return Err(Refusal::TimedOut);
+    /// Whether another claim, or this attempt, has the device. With admin access only the same claim's other requests count.
+    fn is_taken(&self, at: At, candidate: usize) -> bool {
+        if self.wanted(at).admin {
+            self.given[candidate].contains(&at.claim)
+        } else {
+            self.in_use[candidate] || !self.given[candidate].is_empty()
         }
-        let admin = self.wanted(at).admin;
-        let taken = self.cluster.in_use.contains(&candidate.id)
-            || self.chosen.iter().any(|c| c.candidate.id == candidate.id && !self.is_admin(c));
-        if taken && !admin {
+    }
+
+    /// Gives the device, which is selected, to the request, if it may have it. The order of the checks is upstream's.
+    fn take(&mut self, at: At, candidate: usize, all: bool) -> Result<bool, Abort> {
+        if self.is_taken(at, candidate) {
             return Ok(false);
         }
-        if !self.selects(at, candidate)? {
+        let Candidate { id, device, .. } = &self.view.candidates[candidate];
+        let device = *device;
+        let features = self.cluster.features;
+        let counted = consumes(device);
+        if counted && !(features.partitionable_devices && self.counters.take(candidate)) {
             return Ok(false);
         }
-        if !tolerated(candidate.device.taints.as_deref(), &self.wanted(at).tolerations) {
+        let wanted = &self.requests[at.claim][at.request].alternatives[at.alternative];
+        if features.device_taints && intolerable(device.taints.as_deref(), wanted.tolerations).is_some() {
+            self.refused(candidate, counted);
             return Ok(false);
         }
-        if !self.constraints(at, candidate) {
+        for index in 0..self.constraints[at.claim].len() {
+            let constraints = &mut self.constraints[at.claim];
+            if constraints[index].add(&wanted.name, &id.driver, device) {
+                continue;
+            }
+            if all {
+                let (claim, request) = (ClaimRef::of(&self.claims[at.claim]), wanted.name.clone());
+                return Err(Abort::AllAgainstConstraint { claim, request, device: id.clone() });
+            }
+            for earlier in &mut constraints[..index] {
+                earlier.remove(&wanted.name);
+            }
+            self.refused(candidate, counted);
             return Ok(false);
         }
-        if !counters::take(&mut self.available[candidate.pool], candidate.device) {
-            return Ok(false);
-        }
-        self.chosen.push(Choice {
-            claim: at.claim,
-            request: at.request,
-            alternative: at.alternative,
-            candidate,
-        });
+        self.given[candidate].insert(at.claim);
+        let choice = Choice { request: at.request, alternative: at.alternative, candidate };
+        self.chosen[at.claim].push(choice);
         Ok(true)
     }
 
-    fn is_admin(&self, choice: &Choice<'p, 'a>) -> bool {
-        self.requests[choice.claim][choice.request].alternatives[choice.alternative].admin
-    }
-
-    fn give_back(&mut self) {
-        if let Some(choice) = self.chosen.pop() {
-            counters::give_back(&mut self.available[choice.candidate.pool], choice.candidate.device);
+    /// A candidate that got its counters is refused after all.
+    fn refused(&mut self, candidate: usize, counted: bool) {
+        if counted && !self.leaks {
+            self.counters.give_back(candidate);
         }
     }
 
-    fn constraints(&self, at: At, candidate: &Candidate<'a>) -> bool {
-        let name = &self.wanted(at).name;
-        let devices = self.claims[at.claim].spec.devices.as_ref();
-        let all = devices.and_then(|d| d.constraints.as_deref()).unwrap_or_default();
-        all.iter().filter(|c| constraint::covers(c, name)).all(|constraint| {
-            constraint::holds(constraint, self.chosen_under(at.claim, constraint), candidate)
-        })
-    }
-
-    /// The devices that the claim has so far for requests under a constraint.
-    fn chosen_under<'s>(
-        &'s self,
-        claim: usize,
-        constraint: &'s DeviceConstraint,
-    ) -> impl Iterator<Item = &'s Candidate<'a>> {
-        let covered = move |choice: &&Choice<'p, 'a>| {
-            let wanted = &self.requests[choice.claim][choice.request].alternatives[choice.alternative];
-            choice.claim == claim && constraint::covers(constraint, &wanted.name)
-        };
-        self.chosen.iter().filter(covered).map(|choice| choice.candidate)
+    /// Undoes the last [`take`](Self::take) for a claim.
+    fn give_back(&mut self, at: At) {
+        let Some(choice) = self.chosen[at.claim].pop() else { return };
+        let name = &self.requests[at.claim][choice.request].alternatives[choice.alternative].name;
+        for constraint in &mut self.constraints[at.claim] {
+            constraint.remove(name);
+        }
+        self.given[choice.candidate].remove(&at.claim);
+        if consumes(self.view.candidates[choice.candidate].device) {
+            self.counters.give_back(choice.candidate);
+        }
     }
 }
 
-fn tolerated(taints: Option<&[DeviceTaint]>, tolerations: &[DeviceToleration]) -> bool {
-    let keeps_out = |taint: &&DeviceTaint| taint.effect == "NoSchedule" || taint.effect == "NoExecute";
-    taints.unwrap_or_default().iter().filter(keeps_out).all(|taint| {
-        tolerations.iter().any(|toleration| {
-            let effect = toleration.effect.as_deref().is_none_or(|e| e.is_empty() || e == taint.effect);
-            let key = toleration.key.as_deref().is_none_or(|k| k.is_empty() || k == taint.key);
-            let exists = toleration.operator.as_deref() == Some("Exists");
-            effect && key && (exists || toleration.value == taint.value)
-        })
-    })
-}
-
-/// Devices that the allocations of claims hold; those with admin access hold nothing.
-#[must_use]
-pub(super) fn held<'c>(claims: impl Iterator<Item = &'c ResourceClaim>) -> BTreeSet<crate::DeviceId> {
-    let mut held = BTreeSet::new();
-    for claim in claims {
-        let devices =
-            claim.status.as_ref().and_then(|s| s.allocation.as_ref()).and_then(|a| a.devices.as_ref());
-        for result in devices.and_then(|d| d.results.as_deref()).unwrap_or_default() {
-            if result.admin_access != Some(true) {
-                held.insert(crate::DeviceId {
-                    driver: result.driver.clone(),
-                    pool: result.pool.clone(),
-                    device: result.device.clone(),
-                });
+/// What class and request say of a candidate.
+pub(crate) fn selected(
+    cluster: &Cluster<'_>,
+    evaluator: &Evaluator,
+    view: &View<'_>,
+    claim: &ResourceClaim,
+    wanted: &Wanted<'_>,
+    candidate: &Candidate<'_>,
+) -> Result<Selected, SelectorError> {
+    let Candidate { id, device, spec, .. } = candidate;
+    if device.binding_conditions.as_ref().is_some_and(|conditions| !conditions.is_empty()) {
+        return Ok(Selected::BindingConditions);
+    }
+    let of_class = wanted.class.spec.selectors.as_deref().unwrap_or_default();
+    for (by_class, selectors) in [(true, of_class), (false, wanted.selectors)] {
+        for (index, selector) in selectors.iter().enumerate() {
+            let Some(cel) = &selector.cel else { continue };
+            let answer = cluster.selectors.evaluate(&cel.expression, evaluator, &id.driver, device);
+            match answer {
+                Ok(true) => {}
+                Ok(false) if by_class => return Ok(Selected::NotByClass(index)),
+                Ok(false) => return Ok(Selected::NotByRequest(index)),
+                Err(error) => {
+                    let class = wanted.class.metadata.name.clone().unwrap_or_default();
+                    let (claim, request) = (ClaimRef::of(claim), wanted.name.clone());
+                    let place = if by_class {
+                        SelectorPlace::Class { class }
+                    } else {
+                        SelectorPlace::Request { claim, request }
+                    };
+                    return Err(SelectorError { place, selector: index, device: id.clone(), error });
+                }
             }
         }
     }
-    held
+    let elsewhere = spec.per_device_node_selection == Some(true) && !device_targets(device, view.node);
+    Ok(if elsewhere { Selected::OtherNode } else { Selected::Yes })
+}
+
+/// The first taint that keeps a request away from a device.
+pub(crate) fn intolerable<'t>(
+    taints: Option<&'t [DeviceTaint]>,
+    tolerations: &[DeviceToleration],
+) -> Option<&'t DeviceTaint> {
+    let keeps_out = |taint: &&DeviceTaint| taint.effect == "NoSchedule" || taint.effect == "NoExecute";
+    let tolerated = |taint: &DeviceTaint| {
+        tolerations.iter().any(|toleration| {
+            let effect = toleration.effect.as_deref().is_none_or(|e| e.is_empty() || e == taint.effect);
+            let key = toleration.key.as_deref().is_none_or(|k| k.is_empty() || k == taint.key);
+            let text = |value: &Option<String>| value.clone().unwrap_or_default();
+            let value = match toleration.operator.as_deref() {
+                Some("Exists") => true,
+                None | Some("" | "Equal") => text(&toleration.value) == text(&taint.value),
+                Some(_) => false,
+            };
+            effect && key && value
+        })
+    };
+    taints.unwrap_or_default().iter().filter(keeps_out).find(|taint| !tolerated(taint))
 }
