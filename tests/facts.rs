@@ -9,14 +9,13 @@ use mig_model::placement::{Policy, Ranking};
 use crate::common;
 use crate::common::repository;
 use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, unprepare};
-use dra_driver_mig::hardware::Hardware;
-use dra_driver_mig::hardware::HardwareArgs;
+use dra_allocator::cel_env::{Evaluator, compile};
+use dra_allocator::{Allocated, Cluster, Features, Refusal};
+use dra_driver_mig::hardware::{Hardware, HardwareArgs};
 use dra_driver_mig::slices::{Owner, render};
 use dra_driver_mig::telemetry::metrics::Metrics;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{Device, DeviceClass, ResourceClaim, ResourceSlice};
-use kube_sim::allocator::{Cluster, Refusal, allocate};
-use kube_sim::cel_env::{Evaluator, compile};
 use nvml_sim::{Code, Fault, SimNode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -125,14 +124,15 @@ impl Offered {
         let claim: ResourceClaim =
             serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {"devices": devices}})).unwrap();
         let node: Node = serde_json::from_value(json!({"metadata": {"name": "node"}})).unwrap();
-        let class: DeviceClass = serde_json::from_value(json!({"spec": {"selectors": [
+        let class: DeviceClass =
+            serde_json::from_value(json!({"metadata": {"name": "any"}, "spec": {"selectors": [
             {"cel": {"expression": format!("device.driver == \"{DRIVER}\"")}}]}}))
-        .unwrap();
-        let classes = BTreeMap::from([("any".to_owned(), class)]);
-        let in_use = BTreeSet::new();
-        let cluster = Cluster { node: &node, slices: &self.slices, classes: &classes, in_use: &in_use };
-        let results =
-            allocate(&cluster, &[claim])?.into_iter().flat_map(|it| it.devices.unwrap().results.unwrap());
+            .unwrap();
+        let cluster = Cluster::new(&self.slices, [&class], Features::ALL);
+        let results = cluster
+            .allocate(&node, &[claim], &Allocated::default())?
+            .into_iter()
+            .flat_map(|it| it.devices.unwrap().results.unwrap());
         Ok(results.map(|it| it.device).collect())
     }
 }

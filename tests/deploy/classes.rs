@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use dra_allocator::cel_env::{Evaluator, compile};
 use dra_driver_mig::nvml::{self, DeviceHandle};
 use dra_driver_mig::slices::{Owner, render};
 use k8s_openapi::api::resource::v1::{Device, DeviceAttribute};
-use kube_sim::cel_env::{Evaluator, compile};
 use mig_model::facts::NodeFacts;
 use mig_model::inventory::{Attachment, Gpu, GpuState, inventory};
 use mig_model::placement::{Policy, Ranking};

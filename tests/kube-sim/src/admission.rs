@@ -1,6 +1,6 @@
 //! ValidatingAdmissionPolicies: what one says to a request, as the API server evaluates it.
 //!
-//! As in [`crate::cel_env`] there is no type checker and no cost; match constraints and bindings are not looked at. Refuses to
+//! As in [`dra_allocator::cel_env`] there is no type checker and no cost; match constraints and bindings are not looked at. Refuses to
 //! guess: what cannot be evaluated is a refusal, which is what `failurePolicy: Fail` makes of it.
 
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use cel::objects::Key;
 use cel::{Context, Value as CelValue};
 use serde_json::{Value, json};
 
-use crate::cel_env::environment;
+use dra_allocator::cel_env::environment;
 
 /// What a policy sees of a request.
 #[derive(Debug, Clone)]

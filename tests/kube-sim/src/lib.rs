@@ -4,13 +4,10 @@
 //! ResourceSlices from 1.34, too ([`Version`]).
 
 pub mod admission;
-pub mod allocator;
 pub mod api;
-pub mod cel_env;
 pub mod control;
 pub mod kubelet;
 pub mod manifest;
-pub mod quantity;
 pub mod real;
 pub mod validate;
 

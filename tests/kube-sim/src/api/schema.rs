@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::kinds::{self, Kind};
-use crate::quantity::Quantity;
+use dra_allocator::quantity::Quantity;
 
 /// Where quantities stand in each kind; `*` is any key of a map, `[]` any item of a list.
 fn quantity_paths(kind: &Kind) -> &'static [&'static str] {

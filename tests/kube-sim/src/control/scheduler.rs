@@ -11,11 +11,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{all, claim_name, events, finished, place, text};
-use crate::allocator::{self, Cluster, Refusal};
 use crate::api::clock;
 use crate::api::kinds::{DEVICE_CLASS, KindRef, NODE, POD, RESOURCE_CLAIM, RESOURCE_SLICE};
 use crate::api::patch::Patch;
 use crate::api::store::{Part, Store, WriteOptions};
+use dra_allocator::{Allocated, Cluster, Features, Refusal};
 
 /// Keeps a claim from being deleted while it is allocated.
 pub(super) const PROTECTION: &str = "resource.kubernetes.io/delete-protection";
@@ -75,10 +75,9 @@ fn schedule(store: &Store, pod: &Value) -> Result<(), String> {
         claims.into_iter().partition(|claim| !claim["status"]["allocation"].is_null());
     let slices: Vec<ResourceSlice> = typed_all(store, &RESOURCE_SLICE);
     let classes: Vec<DeviceClass> = typed_all(store, &DEVICE_CLASS);
-    let classes: BTreeMap<String, DeviceClass> =
-        classes.into_iter().filter_map(|c| Some((c.metadata.name.clone()?, c))).collect();
     let all_claims: Vec<ResourceClaim> = typed_all(store, &RESOURCE_CLAIM);
-    let in_use = allocator::devices_in_use(all_claims.iter());
+    let allocated_devices = Allocated::of(&all_claims);
+    let cluster = Cluster::new(&slices, &classes, Features::ALL);
     let wanted: Vec<ResourceClaim> = typed(&open);
     let nodes: Vec<Node> = typed_all(store, &NODE);
     if nodes.is_empty() {
@@ -91,15 +90,14 @@ fn schedule(store: &Store, pod: &Value) -> Result<(), String> {
             *refusals.entry("resourceclaim not available on the node".into()).or_default() += 1;
             continue;
         }
-        let cluster = Cluster { node, slices: &slices, classes: &classes, in_use: &in_use };
-        match allocator::allocate(&cluster, &wanted) {
+        match cluster.allocate(node, &wanted, &allocated_devices) {
             Ok(allocations) => {
                 let fresh = open.iter().zip(allocations).map(|(claim, a)| (claim, Some(a)));
                 let reused = allocated.iter().map(|claim| (claim, None));
                 return bind(store, pod, &name, reused.chain(fresh));
             }
             // Such an error stops the pod everywhere.
-            Err(Refusal::Aborted(why)) => return Err(why),
+            Err(Refusal::Aborted(why)) => return Err(why.to_string()),
             Err(refusal) => *refusals.entry(refusal.to_string()).or_default() += 1,
         }
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Errors, items, names, text, unique};
 use crate::api::error::FieldError;
-use crate::cel_env;
+use dra_allocator::cel_env;
 
 const MAX_REQUESTS: usize = 32;
 const MAX_ALTERNATIVES: usize = 8;

@@ -86,7 +86,8 @@ impl DeviceValue {
             "driver" => boxed(Value::String(self.driver.clone())),
             "attributes" => Ok(Box::new(self.attributes.clone())),
             "capacity" => Ok(Box::new(self.capacity.clone())),
-            other => Err(ExecutionError::no_such_key(other)),
+            // Upstream's type checker refuses this before it is evaluated.
+            other => Err(ExecutionError::undeclared_reference(&format!("device.{other}"))),
         }
     }
 }

@@ -8,23 +8,32 @@ mod device;
 mod quantity;
 mod version;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cel::common::ast::{ComprehensionExpr, Expr, ListExpr, LiteralValue};
 use cel::parser::Macro;
 use cel::{Context, Env, ExecutionError, Program, Value};
 use k8s_openapi::api::resource::v1::Device;
+use serde::Serialize;
 
 use device::DeviceValue;
 
 /// Why an expression could not be compiled.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize)]
 #[error("compilation failed: {0}")]
 pub struct CompileError(String);
 
 /// Why an expression gave no yes or no for a device. In a scheduler this aborts the pod on all nodes.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize)]
+#[serde(rename_all = "camelCase", tag = "reason", content = "detail")]
 pub enum EvaluationError {
+    /// The expression cannot be compiled.
+    #[error("CEL compile error: {0}")]
+    Compile(CompileError),
+    /// The device has no attribute or capacity of this name.
+    #[error("evaluate CEL expression: no such key: {0}")]
+    NoSuchKey(String),
     /// The evaluation failed, for example at an attribute that the device does not have.
     #[error("evaluate CEL expression: {0}")]
     Failed(String),
@@ -61,7 +70,9 @@ fn bind() -> Macro {
     })
 }
 
-pub(crate) fn environment() -> Env {
+/// The environment that expressions are compiled in: the standard library, `cel.bind` and the string extensions.
+#[must_use]
+pub fn environment() -> Env {
     let mut env = Env::stdlib();
     // Neither can clash with the standard library: the names are not in it.
     let added = env.add_macro(bind()).and_then(|()| env.add_extension(cel::extensions::strings));
@@ -75,6 +86,37 @@ pub(crate) fn environment() -> Env {
 /// When the text is not CEL.
 pub fn compile(expression: &str) -> Result<Program, CompileError> {
     environment().compile(expression).map_err(|e| CompileError(e.to_string().trim().to_owned()))
+}
+
+/// Expressions by text, each compiled when it is evaluated first, as upstream does: one that nothing is evaluated on harms nobody.
+#[derive(Debug, Default)]
+pub(crate) struct Selectors(Mutex<HashMap<String, Arc<Result<Program, CompileError>>>>);
+
+impl Selectors {
+    /// Whether the expression selects the device.
+    pub(crate) fn evaluate(
+        &self,
+        expression: &str,
+        evaluator: &Evaluator,
+        driver: &str,
+        device: &Device,
+    ) -> Result<bool, EvaluationError> {
+        match &*self.compiled(expression) {
+            Ok(program) => evaluator.selects(program, driver, device),
+            Err(error) => Err(EvaluationError::Compile(error.clone())),
+        }
+    }
+
+    fn compiled(&self, expression: &str) -> Arc<Result<Program, CompileError>> {
+        // A map of finished entries is whole whenever another thread panicked.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(compiled) = known.get(expression) {
+            return compiled.clone();
+        }
+        let compiled = Arc::new(compile(expression));
+        known.insert(expression.to_owned(), compiled.clone());
+        compiled
+    }
 }
 
 /// Evaluates compiled expressions on devices.
@@ -114,6 +156,7 @@ impl Evaluator {
         match program.execute(&scope) {
             Ok(Value::Bool(answer)) => Ok(answer),
             Ok(other) => Err(EvaluationError::NotBoolean(other.type_of().to_string())),
+            Err(ExecutionError::NoSuchKey(key)) => Err(EvaluationError::NoSuchKey(key.to_string())),
             Err(error) => Err(EvaluationError::Failed(error.to_string())),
         }
     }

@@ -1,11 +1,11 @@
 //! The allocator's decisions, one fact each.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers included")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use dra_allocator::{Abort, Allocated, ClaimRef, Cluster, DeviceId, Explanation, Features, Refusal};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
-use kube_sim::allocator::{Cluster, DeviceId, Refusal, allocate};
 use serde_json::{Value, json};
 
 const DRIVER: &str = "mig.dra-driver.dev";
@@ -51,28 +51,32 @@ fn profile(name: &str, profile: &str) -> Value {
 
 struct Setup {
     slices: Vec<ResourceSlice>,
-    in_use: BTreeSet<DeviceId>,
+    allocated: Allocated,
 }
 
 fn setup(slices: Vec<ResourceSlice>) -> Setup {
-    Setup { slices, in_use: BTreeSet::new() }
+    Setup { slices, allocated: Allocated::default() }
 }
 
 impl Setup {
     fn using(mut self, device: &str) -> Self {
         let id = DeviceId { driver: DRIVER.into(), pool: "p".into(), device: device.into() };
-        self.in_use.insert(id);
+        let holder = ClaimRef { namespace: "default".into(), name: "other".into() };
+        self.allocated.insert(id, holder);
         self
     }
 
     fn allocate(&self, claims: &[ResourceClaim]) -> Result<Vec<AllocationResult>, Refusal> {
+        self.explain(claims).outcome
+    }
+
+    fn explain(&self, claims: &[ResourceClaim]) -> Explanation {
         let node: Node = serde_json::from_value(json!({"metadata": {"name": "node-0"}})).unwrap();
-        let class: DeviceClass = serde_json::from_value(json!({"spec": {"selectors": [
+        let class: DeviceClass =
+            serde_json::from_value(json!({"metadata": {"name": "mig"}, "spec": {"selectors": [
             {"cel": {"expression": format!("device.driver == \"{DRIVER}\"")}}]}}))
-        .unwrap();
-        let classes = BTreeMap::from([("mig".to_owned(), class)]);
-        let cluster = Cluster { node: &node, slices: &self.slices, classes: &classes, in_use: &self.in_use };
-        allocate(&cluster, claims)
+            .unwrap();
+        Cluster::new(&self.slices, [&class], Features::ALL).explain(&node, claims, &self.allocated)
     }
 
     /// `request: device` of everything allocated.
@@ -144,13 +148,31 @@ fn the_first_available_alternative_that_fits_is_taken() {
     assert_eq!(crowded.devices(&[wanted]).unwrap(), ["r/2g: gpu-0-mig-2g-0"]);
 }
 
-#[test]
-fn match_attribute_keeps_requests_on_one_parent() {
+/// Two requests that need one parent, and devices of which only the last two have one.
+fn siblings() -> (Vec<Value>, ResourceClaim) {
     let devices = vec![mig(0, "1g", 0..1), mig(1, "1g", 0..1), mig(1, "2g", 2..4)];
     let both = claim(json!({"requests": [profile("a", "1g"), profile("b", "2g")],
         "constraints": [{"matchAttribute": format!("{DRIVER}/parentUUID")}]}));
+    (devices, both)
+}
+
+#[test]
+fn match_attribute_keeps_requests_on_one_parent() {
+    let (mut devices, both) = siblings();
+    for device in &mut devices {
+        device.as_object_mut().unwrap().remove("consumesCounters");
+    }
     let pool = setup(pool(2, devices));
     assert_eq!(pool.devices(&[both]).unwrap(), ["a: gpu-1-mig-1g-0", "b: gpu-1-mig-2g-2"]);
+}
+
+#[test]
+fn a_device_that_a_constraint_refuses_keeps_its_counters_for_the_rest_of_the_attempt() {
+    // As upstream (kubernetes #140436): gpu-1's 2g is refused beside gpu-0's 1g, and then has no counters beside gpu-1's.
+    let (devices, both) = siblings();
+    let pool = setup(pool(2, devices));
+    assert_eq!(pool.allocate(std::slice::from_ref(&both)), Err(Refusal::DoesNotFit));
+    assert_eq!(pool.explain(&[both]).fits_without_leak, Some(true));
 }
 
 #[test]
@@ -219,7 +241,9 @@ fn a_missing_device_class_aborts_the_pod() {
     let mut wanted = profile("a", "1g");
     wanted["exactly"]["deviceClassName"] = json!("nosuch");
     let refusal = setup(pool(1, vec![mig(0, "1g", 0..1)])).allocate(&[requests(&[wanted])]);
-    assert_eq!(refusal, Err(Refusal::Aborted("claim c: device class nosuch does not exist".into())));
+    let Err(Refusal::Aborted(abort)) = refusal else { panic!("{refusal:?}") };
+    assert!(matches!(*abort, Abort::ClassMissing { .. }), "{abort:?}");
+    assert_eq!(abort.to_string(), "claim c: device class nosuch does not exist");
 }
 
 #[test]

@@ -1,0 +1,216 @@
+//! Shared counters: what a device takes, and whether it is there.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::resource::v1::Device;
+use serde::{Serialize, Serializer};
+
+use crate::allocated::{Allocated, ClaimRef, DeviceId};
+use crate::pool::{Candidate, Pool, View};
+use crate::quantity::Quantity;
+
+/// A counter that has less left than a device needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Shortage {
+    /// The counter set.
+    pub set: String,
+    /// The counter.
+    pub counter: String,
+    /// What the device needs of it: zero where the device does not consume the counter, and an overdrawn counter refuses it.
+    #[serde(serialize_with = "as_text")]
+    pub needed: Quantity,
+    /// What is left of it; may be negative.
+    #[serde(serialize_with = "as_text")]
+    pub available: Quantity,
+    /// What consumes it.
+    pub consumers: Vec<Consumer>,
+}
+
+/// An allocated device that consumes a counter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Consumer {
+    /// The device.
+    pub device: String,
+    /// The claim that holds it.
+    pub claim: ClaimRef,
+    /// What it consumes.
+    #[serde(serialize_with = "as_text")]
+    pub amount: Quantity,
+}
+
+fn as_text<S: Serializer>(quantity: &Quantity, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(quantity)
+}
+
+/// What a device takes from the counters of its pool: set, counter, amount.
+fn consumption(device: &Device) -> impl Iterator<Item = (&str, &str, Quantity)> {
+    device.consumes_counters.iter().flatten().flat_map(|set| {
+        set.counters
+            .iter()
+            .map(|(name, counter)| (set.counter_set.as_str(), name.as_str(), amount(&counter.value.0)))
+    })
+}
+
+/// The API server lets no text through that is not a quantity.
+fn amount(text: &str) -> Quantity {
+    Quantity::parse(text).unwrap_or_else(|_| Quantity::zero())
+}
+
+/// Whether the device needs counters.
+pub(crate) fn consumes(device: &Device) -> bool {
+    device.consumes_counters.as_ref().is_some_and(|sets| !sets.is_empty())
+}
+
+/// The counters of one pool.
+#[derive(Debug)]
+struct Ledger<'a> {
+    index: BTreeMap<(&'a str, &'a str), usize>,
+    left: Vec<Quantity>,
+    /// How many of `left` are negative.
+    overdrawn: usize,
+}
+
+impl<'a> Ledger<'a> {
+    /// The shared counters minus what allocated devices consume by the CURRENT slices.
+    fn new(pool: &Pool<'a>, allocated: &Allocated) -> Self {
+        let mut ledger = Self { index: BTreeMap::new(), left: Vec::new(), overdrawn: 0 };
+        for set in pool.counter_sets.values() {
+            for (name, counter) in &set.counters {
+                ledger.index.insert((set.name.as_str(), name.as_str()), ledger.left.len());
+                let total = amount(&counter.value.0);
+                ledger.overdrawn += usize::from(total.is_negative());
+                ledger.left.push(total);
+            }
+        }
+        for (device, _) in held(pool, allocated) {
+            let cost = ledger.cost(device);
+            ledger.take(&cost);
+        }
+        ledger
+    }
+
+    /// What a device takes; counters that the ledger does not have cost nothing.
+    fn cost(&self, device: &Device) -> Vec<(usize, Quantity)> {
+        consumption(device)
+            .filter_map(|(set, name, amount)| Some((*self.index.get(&(set, name))?, amount)))
+            .collect()
+    }
+
+    fn take(&mut self, cost: &[(usize, Quantity)]) {
+        for (counter, amount) in cost {
+            self.set(*counter, self.left[*counter].minus(*amount));
+        }
+    }
+
+    fn give_back(&mut self, cost: &[(usize, Quantity)]) {
+        for (counter, amount) in cost {
+            self.set(*counter, self.left[*counter].plus(*amount));
+        }
+    }
+
+    fn set(&mut self, counter: usize, value: Quantity) {
+        self.overdrawn -= usize::from(self.left[counter].is_negative());
+        self.overdrawn += usize::from(value.is_negative());
+        self.left[counter] = value;
+    }
+}
+
+/// The allocated devices of a pool, and who holds them.
+fn held<'p, 'a>(
+    pool: &'p Pool<'a>,
+    allocated: &'p Allocated,
+) -> impl Iterator<Item = (&'a Device, &'p ClaimRef)> + use<'p, 'a> {
+    let mut id =
+        DeviceId { driver: pool.driver.to_owned(), pool: pool.name.to_owned(), device: String::new() };
+    pool.slices.iter().flat_map(|slice| slice.spec.devices.iter().flatten()).filter_map(move |device| {
+        id.device.clone_from(&device.name);
+        Some((device, allocated.holder(&id)?))
+    })
+}
+
+/// The counters of all pools during one search. Kept by the pool's NAME, as upstream does: the first pool of a name that is
+/// asked decides which counters there are.
+#[derive(Debug)]
+pub(crate) struct Counters<'p, 'a> {
+    view: &'p View<'a>,
+    allocated: &'p Allocated,
+    ledgers: BTreeMap<&'a str, Ledger<'a>>,
+    /// Costs by candidate, as far as they were needed.
+    costs: Vec<Option<Vec<(usize, Quantity)>>>,
+}
+
+impl<'p, 'a> Counters<'p, 'a> {
+    pub(crate) fn new(view: &'p View<'a>, allocated: &'p Allocated) -> Self {
+        let costs = view.candidates.iter().map(|_| None).collect();
+        Self { view, allocated, ledgers: BTreeMap::new(), costs }
+    }
+
+    /// The ledger that a candidate is charged to, and what it costs there.
+    fn of(&mut self, candidate: usize) -> (&mut Ledger<'a>, &[(usize, Quantity)]) {
+        let Candidate { pool, device, .. } = self.view.candidates[candidate];
+        let pool = &self.view.pools[pool];
+        let ledger = self.ledgers.entry(pool.name).or_insert_with(|| Ledger::new(pool, self.allocated));
+        let cost = self.costs[candidate].get_or_insert_with(|| ledger.cost(device));
+        (ledger, cost)
+    }
+
+    /// Takes what the device needs, if all of it is there and no counter of the pool is overdrawn; else takes nothing and
+    /// answers false.
+    pub(crate) fn take(&mut self, candidate: usize) -> bool {
+        let (ledger, cost) = self.of(candidate);
+        ledger.take(cost);
+        let enough = ledger.overdrawn == 0;
+        if !enough {
+            ledger.give_back(cost);
+        }
+        enough
+    }
+
+    /// Undoes a [`take`](Self::take).
+    pub(crate) fn give_back(&mut self, candidate: usize) {
+        let (ledger, cost) = self.of(candidate);
+        ledger.give_back(cost);
+    }
+
+    /// What a device lacks.
+    pub(crate) fn shortages(&mut self, candidate: usize) -> Vec<Shortage> {
+        let pool = &self.view.pools[self.view.candidates[candidate].pool];
+        let allocated = self.allocated;
+        let (ledger, cost) = self.of(candidate);
+        let needed = |counter| cost.iter().filter(move |(c, _)| *c == counter).map(|(_, amount)| *amount);
+        shortages(ledger, pool, allocated, |counter| needed(counter).fold(Quantity::zero(), Quantity::plus))
+    }
+
+    /// The counters of a pool that are overdrawn before anything is added.
+    pub(crate) fn overdrawn(&mut self, pool: usize) -> Vec<Shortage> {
+        let pool = &self.view.pools[pool];
+        let ledger = self.ledgers.entry(pool.name).or_insert_with(|| Ledger::new(pool, self.allocated));
+        shortages(ledger, pool, self.allocated, |_| Quantity::zero())
+    }
+}
+
+fn shortages(
+    ledger: &Ledger<'_>,
+    pool: &Pool<'_>,
+    allocated: &Allocated,
+    needed: impl Fn(usize) -> Quantity,
+) -> Vec<Shortage> {
+    let mut found = Vec::new();
+    for ((set, counter), index) in &ledger.index {
+        let (needed, available) = (needed(*index), ledger.left[*index]);
+        if available >= needed {
+            continue;
+        }
+        let mut consumers = Vec::new();
+        for (device, claim) in held(pool, allocated) {
+            for (_, _, amount) in consumption(device).filter(|(s, c, _)| s == set && c == counter) {
+                consumers.push(Consumer { device: device.name.clone(), claim: claim.clone(), amount });
+            }
+        }
+        let (set, counter) = ((*set).to_owned(), (*counter).to_owned());
+        found.push(Shortage { set, counter, needed, available, consumers });
+    }
+    found
+}
