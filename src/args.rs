@@ -82,7 +82,7 @@ pub enum Command {
     /// Serve this node: publish ResourceSlices, prepare and unprepare claims for the kubelet.
     Node(Box<NodeArgs>),
     /// Show this node's GPUs and claims: MIG mode, a map of each GPU, instances and their owners, memory in use, how busy they
-    /// are and what is sick, profiles and where they still fit. Needs no running driver and changes nothing.
+    /// are, unhealthy GPUs and instances, profiles and where they still fit. Needs no running driver and changes nothing.
     Inspect(InspectArgs),
     /// List what the driver needs on this host and in the cluster, what of it is missing, and what to do. Changes nothing;
     /// exit status 1 if something is missing.
@@ -299,8 +299,8 @@ pub struct NodeArgs {
     /// A call into NVML that takes longer is told of: in the log, as an event of the node, and by /readyz. Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds, hide = true)]
     pub nvml_patience: Duration,
-    /// How often GPUs are looked at for instances that somebody else made, a missing driver for having come, and state
-    /// files for claims that nobody works on; at each tenth time the API server is asked whether the claims still exist.
+    /// How often GPUs are looked at for unmanaged MIG instances, a missing driver for having come, and state
+    /// files for claims that no call works on; at each tenth time the API server is asked whether the claims still exist.
     #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub rescan_interval: Duration,
     /// Log level, or a filter such as `info,dra_driver_mig::claim=debug`.

@@ -24,7 +24,7 @@ use tracing::warn;
 
 pub use report::{
     ClaimReport, ClaimState, DeviceReport, GpuReport, InstanceReport, MigReport, NodeReport, ProfileReport,
-    SickReport,
+    SCHEMA_VERSION, UnhealthyReport,
 };
 
 use crate::api;

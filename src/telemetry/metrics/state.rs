@@ -39,7 +39,7 @@ impl Collector for StateParts {
         placements(&mut encoder, &node)?;
         withheld(&mut encoder, &node, &publication)?;
         published(&mut encoder, &publication)?;
-        let help = "1 where the kubelet has taken the driver.";
+        let help = "1 where the kubelet has registered the driver.";
         write_one(&mut encoder, &gauge("kubelet_registered", help), flag(is_registered))?;
         let claims = self.seen.read(|claims, _| claims.clone());
         let by_state = ClaimState::ALL
@@ -124,7 +124,7 @@ fn placements(encoder: &mut DescriptorEncoder<'_>, node: &NodeState) -> fmt::Res
         gpus.iter().map(move |(gpu, it)| ([("gpu", *gpu)], f64::from(value(it))))
     };
     write(encoder, &gauge("memory_slices", "Memory slices of a GPU with MIG."), each(|it| it.slices))?;
-    let help = "Memory slices that a new claim could still get; none of a sick GPU, nor those that no placement reaches.";
+    let help = "Memory slices that a new claim could still get; none of an unhealthy GPU, nor those that no placement reaches.";
     write(encoder, &gauge("memory_slices_free", help), each(|it| it.free_slices))?;
     let largest = gpus.iter().map(|(gpu, it)| {
         let (profile, size) =
