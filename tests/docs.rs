@@ -100,6 +100,12 @@ fn anchor(heading: &str) -> String {
     kept.trim().replace(' ', "-")
 }
 
+/// True where a page has a heading with this anchor.
+fn has_section(page: &str, fragment: &str) -> bool {
+    let mut headings = page.lines().filter(|it| it.starts_with('#'));
+    headings.any(|it| anchor(it.trim_start_matches('#')) == fragment)
+}
+
 #[test]
 fn links_lead_somewhere() {
     let mut pages = files(&root().join("docs"), ".md");
@@ -113,13 +119,24 @@ fn links_lead_somewhere() {
             assert!(target.exists(), "{}: {link}", page.display());
             if !fragment.is_empty() {
                 let target = std::fs::read_to_string(&target).unwrap();
-                let mut headings = target.lines().filter(|it| it.starts_with('#'));
-                assert!(
-                    headings.any(|it| anchor(it.trim_start_matches('#')) == fragment),
-                    "{}: {link}",
-                    page.display()
-                );
+                assert!(has_section(&target, fragment), "{}: {link}", page.display());
             }
+        }
+    }
+}
+
+#[test]
+fn every_runbook_of_an_alert_is_a_section_of_the_documentation() {
+    for file in ["alerts.yaml", "prometheusrule.yaml"] {
+        let text = std::fs::read_to_string(root().join("deploy/observability").join(file)).unwrap();
+        let runbooks: Vec<&str> =
+            text.lines().filter_map(|it| it.trim().strip_prefix("runbook_url: ")).collect();
+        assert_eq!(runbooks.len(), text.matches("- alert:").count(), "{file}");
+        for runbook in runbooks {
+            let (page, fragment) = runbook.split_once('#').unwrap();
+            assert!(page.starts_with("docs/"), "{file}: {runbook}");
+            let page = std::fs::read_to_string(root().join(page)).unwrap();
+            assert!(has_section(&page, fragment), "{file}: {runbook}");
         }
     }
 }

@@ -208,12 +208,20 @@ fn every_alert_names_what_a_node_shows_and_says_what_to_do() {
             "{}",
             rule.alert
         );
-        for text in ["summary", "runbook"] {
+        for text in ["summary", "description", "runbook_url"] {
             assert!(
                 rule.annotations.get(text).is_some_and(|it| 20 < it.len()),
                 "{} has no {text}",
                 rule.alert
             );
+        }
+        // A number as Prometheus prints it has up to seventeen digits.
+        for value in rule.annotations.values().flat_map(|it| it.split("{{").skip(1)) {
+            let value = value.split("}}").next().unwrap().trim();
+            let is_rounded = [r#"| printf "%.0f""#, "| humanizeDuration", "| humanizePercentage"]
+                .iter()
+                .any(|it| value.ends_with(it));
+            assert!(!value.starts_with("$value") || is_rounded, "{}: {value}", rule.alert);
         }
         // What a text puts in must be left of the expression: its aggregations name all of it.
         let expr = parsed(&rule.expr, &rule.alert);
