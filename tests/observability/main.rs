@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod panels;
 mod promql;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -155,7 +156,7 @@ fn every_query_of_the_dashboard_names_what_a_node_shows() {
     for variable in
         dashboard["templating"]["list"].as_array().unwrap().iter().filter(|it| it["type"] == "query")
     {
-        let query = variable["definition"].as_str().unwrap();
+        let query = variable["query"]["query"].as_str().unwrap();
         let inner = query.strip_prefix("label_values(").and_then(|it| it.strip_suffix(')')).unwrap();
         let (selector, label) = inner.rsplit_once(", ").unwrap();
         // As a query that groups by the label.
