@@ -84,8 +84,8 @@ pub enum Command {
     /// Show this node's GPUs and claims: MIG mode, a map of each GPU, instances and their owners, memory in use, how busy they
     /// are, unhealthy GPUs and instances, profiles and where they still fit. Needs no running driver and changes nothing.
     Inspect(InspectArgs),
-    /// List what the driver needs on this host and in the cluster, what of it is missing, and what to do. Changes nothing;
-    /// exit status 1 if something is missing.
+    /// List what the driver needs on this host and in the cluster, what of it is missing or turned off, and what to do.
+    /// Changes nothing; exit status 1 if something is missing.
     Check(Box<CheckArgs>),
     /// Write the CDI spec by which this driver's own container gets the GPUs, `<driver>-management.json` with the device
     /// `<driver>/management=all`, from what the kernel lists in /proc. Run before `node` in an init container; needs no GPU, no
@@ -334,9 +334,18 @@ pub enum StateLabel {
 /// Arguments of `check`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
-    /// Name of this node's Node object; without it, what the API server knows of the node is not looked at.
+    /// Name of this node's Node object; without it, what the API server knows of the node is not checked.
     #[arg(long, env, value_name = "NAME")]
     pub node_name: Option<String>,
+    /// What `node` is to publish: decides whether the feature gate DRAPartitionableDevices is needed.
+    #[arg(long, env, value_enum, value_name = "MODE", default_value = "auto")]
+    pub mode: Mode,
+    /// Whether `node` is to write the node label nvidia.com/mig.config.state.
+    #[arg(long, env, value_enum, value_name = "STATE", default_value = "on")]
+    pub state_label: StateLabel,
+    /// Output format.
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
+    pub output: OutputFormat,
     /// Kubeconfig file [default: the service account of the pod].
     #[arg(long, env, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
