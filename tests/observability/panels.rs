@@ -205,25 +205,30 @@ fn read<T: DeserializeOwned>(value: &Value, place: &str) -> T {
     T::deserialize(value).unwrap_or_else(|error| panic!("{place}: {error}"))
 }
 
+/// Panics with `place` where the value is of another form.
+fn must_be<T: DeserializeOwned>(value: &Value, place: &str) {
+    let _: T = read(value, place);
+}
+
 #[test]
 fn every_panel_is_of_the_form_that_grafana_knows() {
     for panel in panels() {
         let title = &panel.title;
         let custom = panel.field_config.defaults.custom.as_ref();
         match panel.r#type.as_str() {
-            "stat" => drop(read::<StatOptions>(&panel.options, title)),
-            "bargauge" => drop(read::<BarGaugeOptions>(&panel.options, title)),
+            "stat" => must_be::<StatOptions>(&panel.options, title),
+            "bargauge" => must_be::<BarGaugeOptions>(&panel.options, title),
             "timeseries" => {
-                drop(read::<SeriesOptions>(&panel.options, title));
-                drop(read::<SeriesCustom>(custom.unwrap(), title));
+                must_be::<SeriesOptions>(&panel.options, title);
+                must_be::<SeriesCustom>(custom.unwrap(), title);
             }
             "table" => {
-                drop(read::<TableOptions>(&panel.options, title));
-                drop(read::<TableCustom>(custom.unwrap(), title));
+                must_be::<TableOptions>(&panel.options, title);
+                must_be::<TableCustom>(custom.unwrap(), title);
             }
             "state-timeline" => {
-                drop(read::<TimelineOptions>(&panel.options, title));
-                drop(read::<TimelineCustom>(custom.unwrap(), title));
+                must_be::<TimelineOptions>(&panel.options, title);
+                must_be::<TimelineCustom>(custom.unwrap(), title);
             }
             other => panic!("{title}: no panel {other}"),
         }
@@ -238,8 +243,8 @@ fn every_panel_is_of_the_form_that_grafana_knows() {
         for Override { properties, .. } in &panel.field_config.overrides {
             for Property { id, value } in properties {
                 match id.as_str() {
-                    "mappings" => drop(read::<Vec<Mapping>>(value, title)),
-                    "custom.cellOptions" => drop(read::<Cell>(value, title)),
+                    "mappings" => must_be::<Vec<Mapping>>(value, title),
+                    "custom.cellOptions" => must_be::<Cell>(value, title),
                     "unit" => assert!(UNITS.contains(&value.as_str().unwrap()), "{title}: {value}"),
                     "decimals" => assert!(value.is_u64(), "{title}: {value}"),
                     other => panic!("{title}: no property {other}"),
