@@ -1,69 +1,92 @@
 //! `dra-driver-mig check` as people run it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::common;
 use crate::common::repository;
 use common::{ControlPlane, Lab};
+use dra_driver_mig::check::{Subject, Verdict};
+use serde_json::Value;
 
-fn check(arguments: &[&str]) -> Output {
+fn check(arguments: &[&str], directory: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dra-driver-mig"));
-    command.env_clear().arg("check").args(arguments).output().unwrap()
+    command.env_clear().current_dir(directory).arg("check").args(arguments).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// A host on which nothing is installed.
-fn bare(root: &Path) -> Output {
-    let at = |name: &str| root.join(name).display().to_string();
-    check(&[
+/// A host on which nothing is installed, by paths that are the same on every machine.
+fn bare(root: &Path, extra: &[&str]) -> Output {
+    let mut arguments = vec![
         "--driver-root",
-        &at(""),
+        "HOST",
         "--host-root",
-        &at(""),
+        "HOST",
         "--dev-root",
-        &at(""),
+        "HOST",
         "--proc-root",
-        &at("proc"),
+        "HOST/proc",
         "--plugins-dir",
-        &at("kubelet/plugins"),
+        "HOST/kubelet/plugins",
         "--registry-dir",
-        &at("kubelet/plugins_registry"),
+        "HOST/kubelet/plugins_registry",
         "--cdi-root",
-        &at("cdi"),
-    ])
+        "HOST/cdi",
+    ];
+    arguments.extend(extra);
+    check(&arguments, root)
 }
 
 #[test]
 fn on_a_bare_machine_the_list_tells_a_newcomer_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
-    let output = bare(directory.path());
-    let root = directory.path().display().to_string();
-    let list = text(&output.stdout).replace(&root, "/HOST");
+    let output = bare(directory.path(), &[]);
     // The text is what people get: a change of it is to be read, not only to be compiled.
     let expected = "\
-What dra-driver-mig needs, in the order in which a node is set up. `MISSING` is to be mended, and `->` says how;
-`?` cannot be told from here or is good to know.
+What dra-driver-mig needs, in the order in which a node is set up. `MISSING` has to be repaired,
+`off` was turned off, `note` is good to know, and `?` is unknown from here. `->` says what to do.
 
-MISSING  NVIDIA driver      no libnvidia-ml.so.1 below the driver root `/HOST/`
-                            -> install the NVIDIA driver on this host (https://docs.nvidia.com/datacenter/tesla/); where it is there already, but elsewhere, name the directory that has its files: --driver-root /run/nvidia/driver with the GPU Operator's driver container
-?        GPUs               cannot be told without the NVIDIA driver
-MISSING  nvidia-cdi-hook    hook program \"/usr/bin/nvidia-cdi-hook\" not found on the host (looked at \"/HOST/usr/bin/nvidia-cdi-hook\"): containers get the driver's libraries without a loader cache that lists them, so that CUDA works only in images whose loader searches the directories that this host uses
-                            -> install NVIDIA Container Toolkit 1.17.5 or later on the host, of which the package nvidia-container-toolkit-base is enough (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/); where the GPU Operator has put it, name it: --cdi-hook /usr/local/nvidia/toolkit/nvidia-cdi-hook (value cdiHook)
-?        device nodes       come with the NVIDIA driver
-MISSING  kubelet registry   /HOST/kubelet/plugins_registry: no such directory
-                            -> run the check on a node with a kubelet, as root; where its --root-dir is not /var/lib/kubelet, name the directory with --registry-dir and --plugins-dir
-ok       plugin directory   /HOST/kubelet/plugins/mig.dra-driver.dev: not there yet, the driver makes it
-ok       CDI directory      /HOST/cdi: not there yet, the driver makes it
-?        container runtime  its configuration is not visible from here, so it cannot be told whether CDI is on
-                            -> containerd 2 and CRI-O have it on; with containerd 1.7 /etc/containerd/config.toml needs `enable_cdi = true` under [plugins.\"io.containerd.grpc.v1.cri\"]
+MISSING  NVIDIA driver      no libnvidia-ml.so.1 below the driver root `HOST`
+                            -> install the NVIDIA driver on this host
+                               (https://docs.nvidia.com/datacenter/tesla/); where it is there
+                               already, but elsewhere, name the directory that has its files:
+                               --driver-root /run/nvidia/driver with the GPU Operator's driver
+                               container
+?        GPUs               unknown without the NVIDIA driver
+MISSING  nvidia-cdi-hook    hook program \"/usr/bin/nvidia-cdi-hook\" not found on the host (looked at
+                            \"HOST/usr/bin/nvidia-cdi-hook\"): containers get the driver's libraries
+                            without a loader cache that lists them, so that CUDA works only in
+                            images whose loader searches the directories that this host uses
+                            -> install NVIDIA Container Toolkit 1.17.5 or later on the host, of
+                               which the package nvidia-container-toolkit-base is enough
+                               (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/);
+                               where the GPU Operator has put it, name it: --cdi-hook
+                               /usr/local/nvidia/toolkit/nvidia-cdi-hook (value cdiHook)
+?        device nodes       unknown without the NVIDIA driver
+MISSING  kubelet registry   HOST/kubelet/plugins_registry: no such directory
+                            -> run the check on a node with a kubelet, as root; where its --root-dir
+                               is not /var/lib/kubelet, name the directory with --registry-dir and
+                               --plugins-dir
+ok       plugin directory   HOST/kubelet/plugins/mig.dra-driver.dev: not there yet, the driver
+                            creates it
+ok       CDI directory      HOST/cdi: not there yet, the driver creates it
+?        container runtime  its configuration is not visible from here, so it is unknown whether CDI
+                            is on
+                            -> containerd 2 and CRI-O have it on; with containerd 1.7
+                               /etc/containerd/config.toml needs `enable_cdi = true` under
+                               [plugins.\"io.containerd.grpc.v1.cri\"]
 ?        API server         not asked: this is not a pod, and no kubeconfig was given
-                            -> run the check in the driver's pod (`kubectl -n dra-driver-mig exec POD -- dra-driver-mig check`), or give --kubeconfig FILE --node-name NODE; the cluster has to be Kubernetes 1.34 or later
+                            -> run the check in the driver's pod
+                               (`kubectl -n dra-driver-mig exec POD -- dra-driver-mig check`), or
+                               give --kubeconfig FILE --node-name NODE; the cluster has to be
+                               Kubernetes 1.34 or later
 ";
-    assert_eq!(list, expected);
+    assert_eq!(text(&output.stdout), expected);
+    assert!(expected.lines().all(|it| it.chars().count() <= 100));
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
         text(&output.stderr),
@@ -71,6 +94,47 @@ ok       CDI directory      /HOST/cdi: not there yet, the driver makes it
     );
     // Looking changes nothing.
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_json_says_the_same_as_the_list_with_ids_that_are_documented() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = bare(directory.path(), &["-o", "json"]);
+    assert_eq!(output.status.code(), Some(1), "as with the list");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["schemaVersion"], 1);
+    let findings = report["findings"].as_array().unwrap();
+    let found: Vec<(&str, &str)> =
+        findings.iter().map(|it| (it["id"].as_str().unwrap(), it["status"].as_str().unwrap())).collect();
+    let expected = [
+        ("nvidiaDriver", "missing"),
+        ("gpus", "unknown"),
+        ("cdiHook", "missing"),
+        ("deviceNodes", "unknown"),
+        ("kubeletRegistry", "missing"),
+        ("pluginDirectory", "ok"),
+        ("cdiDirectory", "ok"),
+        ("containerRuntime", "unknown"),
+        ("apiServer", "unknown"),
+    ];
+    assert_eq!(found, expected);
+    assert!(findings[0]["text"].as_str().unwrap().starts_with("no libnvidia-ml.so.1"), "{findings:?}");
+    assert!(findings[0]["remedy"].as_str().unwrap().starts_with("install the NVIDIA driver"), "{findings:?}");
+    assert_eq!(findings[5]["remedy"], Value::Null);
+
+    let page = std::fs::read_to_string(repository().join("docs/check.md")).unwrap();
+    let rows =
+        page.lines().filter_map(|it| it.strip_prefix("| `")?.split_once('`').map(|it| it.0.to_owned()));
+    let documented: BTreeSet<String> = rows.collect();
+    let name = |value: Value| value.as_str().unwrap().to_owned();
+    let ids = Subject::ALL.iter().map(|it| name(serde_json::to_value(it).unwrap()));
+    let statuses =
+        [Verdict::Good, Verdict::Off, Verdict::Note, Verdict::Unknown, Verdict::Missing].into_iter();
+    let statuses = statuses.map(|it| name(serde_json::to_value(it).unwrap()));
+    let fields = findings[0].as_object().unwrap().keys().map(|it| format!("findings[].{it}"));
+    let others = ["schemaVersion", "findings[]"].map(str::to_owned);
+    let printed: BTreeSet<String> = ids.chain(statuses).chain(fields).chain(others).collect();
+    assert_eq!(documented, printed);
 }
 
 /// The check on a simulated node.
@@ -98,7 +162,7 @@ async fn on_with(lab: &Lab, extra: &[&str]) -> Output {
     .flat_map(|(flag, value)| [flag.to_owned(), value])
     .chain(extra.iter().map(|it| (*it).to_owned()))
     .collect();
-    let run = move || check(&line.iter().map(String::as_str).collect::<Vec<_>>());
+    let run = move || check(&line.iter().map(String::as_str).collect::<Vec<_>>(), Path::new("/"));
     tokio::task::spawn_blocking(run).await.unwrap()
 }
 
@@ -123,7 +187,7 @@ async fn a_gate_that_is_off_a_wrong_node_name_and_a_dead_server_are_told() {
     let output = on(&lab).await;
     let list = text(&output.stdout);
     assert!(
-        list.contains("?        feature gate")
+        list.contains("off      feature gate")
             && list.contains("--feature-gates=DRAPartitionableDevices=true"),
         "{list}"
     );
@@ -142,11 +206,21 @@ async fn a_gate_that_is_off_a_wrong_node_name_and_a_dead_server_are_told() {
     assert!(list.contains("MISSING  API server") && list.contains("refused"), "{list}");
 }
 
-/// The lines about a subject, with what to do.
+/// The lines about a subject, with what to do, as if they were not wrapped.
 fn about(list: &str, subject: &str) -> String {
-    let lines: Vec<&str> = list.lines().collect();
-    let found = lines.windows(2).filter(|it| it[0].contains(&format!("  {subject}  ")));
-    found.map(|it| it.join("\n")).collect::<Vec<_>>().join("\n")
+    let mut found = String::new();
+    let mut is_meant = false;
+    for line in list.lines() {
+        if !line.starts_with("    ") {
+            is_meant = line.contains(&format!("  {subject}  "));
+        }
+        if is_meant {
+            let line = if found.is_empty() { line } else { line.trim_start() };
+            found.push_str(line);
+            found.push(' ');
+        }
+    }
+    found
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,7 +232,7 @@ async fn a_hook_that_the_program_lacks_is_named_with_the_version_that_has_it() {
     std::fs::write(&program, newer.replace(HOOK, "chmod")).unwrap();
     let output = on(&lab).await;
     let found = about(&text(&output.stdout), "nvidia-cdi-hook");
-    assert!(found.starts_with("?  ") && found.contains(&format!("no subcommand {HOOK}")), "{found}");
+    assert!(found.starts_with("note  ") && found.contains(&format!("no subcommand {HOOK}")), "{found}");
     assert!(found.contains("NVIDIA Container Toolkit 1.18.0 or later"), "{found}");
     assert!(output.status.success(), "containers work without it: {}", text(&output.stdout));
 
@@ -194,7 +268,7 @@ async fn what_makes_the_node_refuse_claims_fails_the_check() {
     let output = on(&lab).await;
     let found = about(&text(&output.stdout), "MIG access");
     // CAP_SYS_ADMIN may be enough, so that claims are not known to fail.
-    assert!(found.starts_with("?  ") && found.contains("nvidia-modprobe -f "), "{found}");
+    assert!(found.starts_with("note  ") && found.contains("nvidia-modprobe -f "), "{found}");
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! The documentation knows what the program says, and its links lead somewhere.
 
-use crate::common::repository;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+
+use crate::common::repository;
 
 fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -231,6 +232,22 @@ fn the_page_of_flags_has_every_flag_and_no_other() {
     }
     assert!(existing.len() > 30, "{existing:?}");
     assert_eq!(documented, existing);
+}
+
+#[test]
+fn every_runbook_of_an_alert_is_a_section_of_the_documentation() {
+    for file in ["alerts.yaml", "prometheusrule.yaml"] {
+        let text = std::fs::read_to_string(repository().join("deploy/observability").join(file)).unwrap();
+        let runbooks: Vec<&str> =
+            text.lines().filter_map(|it| it.trim().strip_prefix("runbook_url: ")).collect();
+        assert_eq!(runbooks.len(), text.matches("- alert:").count(), "{file}");
+        for runbook in runbooks {
+            let (page, fragment) = runbook.split_once('#').unwrap();
+            assert!(page.starts_with("docs/"), "{file}: {runbook}");
+            let page = std::fs::read_to_string(repository().join(page)).unwrap();
+            assert!(has_section(&page, fragment), "{file}: {runbook}");
+        }
+    }
 }
 
 /// Texts that ask for a reset of a GPU, or for something that only a reset does.

@@ -312,9 +312,9 @@ async fn a_call_that_hangs_is_told_by_event_and_readiness_and_alive_it_is() {
     prepared.unwrap();
     assert_eq!((told.next().await, told.next().await), (Some(false), Some(true)));
     eventually("it is ready again", is_ready).await;
-    let silent = events_when(&lab, &lab.node_name, EventReason::NvmlSilent, 1).await;
+    let silent = events_when(&lab, &lab.node_name, EventReason::NvmlHung, 1).await;
     assert!(note(&silent[0]).contains(&uuid), "{silent:#?}");
-    events_when(&lab, &lab.node_name, EventReason::NvmlAnswers, 1).await;
+    events_when(&lab, &lab.node_name, EventReason::NvmlRecovered, 1).await;
     unprepare(&kubelet, &claim).await.unwrap();
     lab.stop().await;
 }
@@ -352,9 +352,9 @@ async fn a_thread_that_listens_and_hangs_is_not_ready_and_claims_are_served_all_
     prepare(&kubelet, &claim).await.unwrap();
     unprepare(&kubelet, &claim).await.unwrap();
     answers("200").await;
-    let told = events_when(&lab, &lab.node_name, EventReason::NvmlSilent, 1).await;
+    let told = events_when(&lab, &lab.node_name, EventReason::NvmlHung, 1).await;
     assert!(note(&told[0]).contains("claims are served"), "{told:#?}");
-    events_when(&lab, &lab.node_name, EventReason::NvmlAnswers, 1).await;
+    events_when(&lab, &lab.node_name, EventReason::NvmlRecovered, 1).await;
     lab.stop().await;
 }
 

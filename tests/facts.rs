@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use dra_allocator::cel_env::{Evaluator, compile};
+use dra_allocator::{Allocated, Cluster, Features, Refusal};
 use mig_model::inventory::{Gpu, Inventory, inventory};
 use mig_model::placement::{Policy, Ranking};
 
 use crate::common;
 use crate::common::repository;
 use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, unprepare};
-use dra_allocator::cel_env::{Evaluator, compile};
-use dra_allocator::{Allocated, Cluster, Features, Refusal};
 use dra_driver_mig::hardware::{Hardware, HardwareArgs};
 use dra_driver_mig::slices::{Owner, render};
 use dra_driver_mig::telemetry::metrics::Metrics;

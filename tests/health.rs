@@ -160,7 +160,7 @@ async fn is_condition(lab: &Lab, metrics: SocketAddr, gpu: usize, condition: &st
 async fn sick_instances(lab: &Lab, metrics: SocketAddr, count: f64) {
     let uuid = lab.sim.snapshot().unwrap().gpus[0].uuid.clone();
     eventually(&format!("{count} instances are sick"), async || {
-        let told = scrape(metrics).await.value("dra_mig_sick_instances", &[("uuid", &uuid)]);
+        let told = scrape(metrics).await.value("dra_mig_unhealthy_instances", &[("uuid", &uuid)]);
         (told == Some(count)).then_some(())
     })
     .await;
@@ -210,7 +210,7 @@ async fn an_xid_of_nobody_withdraws_what_is_free_and_taints_what_is_held() {
         );
         let note = event(&lab, &lab.node_name, "GpuUnhealthy").await;
         assert!(note.contains("XID 48") && note.contains("health.json"), "{note}");
-        is_condition(&lab, metrics, 0, "sick").await;
+        is_condition(&lab, metrics, 0, "unhealthy").await;
         assert_eq!(count_events(&lab, &lab.node_name, &["GpuNotOffered"]).await, 0, "told once is enough");
 
         // The server's time of the taint is no reason to write, and a write of something else leaves it.
@@ -600,7 +600,7 @@ async fn listening_never_keeps_a_gpu_from_being_cut_or_made_whole() {
     })
     .await;
     // It was not listened to meanwhile, which is said.
-    let aside = scrape(metrics).await.value("dra_mig_gpu_event_gaps_total", &[("cause", "aside")]);
+    let aside = scrape(metrics).await.value("dra_mig_gpu_event_gaps_total", &[("cause", "paused")]);
     assert!(Some(1.0) <= aside, "{aside:?}");
     assert_eq!(count_events(&lab, &lab.node_name, &["GpuUnmonitored"]).await, 0);
     lab.stop().await;

@@ -149,7 +149,7 @@ async fn claims_are_shown_in_each_of_their_states() {
     std::fs::write(lab.path("plugins").join(DRIVER).join("claims/u-2.jsonl"), "rubbish\n").unwrap();
     lab.sim.reboot().unwrap();
     let after = report(&lab, &[]);
-    assert_eq!(of(&after, &claim.uid)["state"], "beforeReboot");
+    assert_eq!(of(&after, &claim.uid)["state"], "earlierBoot");
     assert_eq!(of(&after, "u-2")["state"], "unreadable");
     assert!(text(&lab, &[]).contains("UID u-2"));
 }
@@ -176,7 +176,7 @@ async fn an_instance_is_measured_where_the_gpu_does_that_and_let_go_of() {
     lab.sim.configure(|it| it.log_calls = true).unwrap();
     let of = |report: Value| report["gpus"][0]["mig"]["instances"][0].clone();
     let shown = of(report(&lab, &[]));
-    assert_eq!(shown["utilization"], json!({"graphics": 0.73, "sm": 0.73, "memory_bandwidth": 0.4}));
+    assert_eq!(shown["utilization"], json!({"graphics": 0.73, "sm": 0.73, "memoryBandwidth": 0.4}));
     let calls = lab.sim.calls().unwrap();
     let count = |call: &str| calls.iter().filter(|it| it.call == call && it.code == 0).count();
     assert_eq!((count("nvmlGpmMigSampleGet"), count("nvmlGpmSampleFree")), (2, 2));
@@ -196,11 +196,11 @@ async fn what_is_sick_is_shown_until_the_node_is_rebooted() {
     let (mut lab, _) = with_a_claim().await;
     make_sick(&lab, &[(0, 48, None)]).await;
     lab.stop().await;
-    let sick = report(&lab, &[])["gpus"][0]["sick"].clone();
+    let sick = report(&lab, &[])["gpus"][0]["unhealthy"].clone();
     assert_eq!(sick["reason"], "XID 48 (a double-bit ECC error)");
     assert!(sick["since"].as_str().unwrap().ends_with('Z'), "{sick}");
     lab.sim.reboot().unwrap();
-    assert_eq!(report(&lab, &[])["gpus"][0]["sick"], Value::Null);
+    assert_eq!(report(&lab, &[])["gpus"][0]["unhealthy"], Value::Null);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -248,6 +248,22 @@ fn keys(value: &Value, found: &mut BTreeSet<String>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_json_has_a_version_and_all_its_keys_are_camel_case() {
+    let (mut lab, _) = with_a_claim().await;
+    make_sick(&lab, &[(0, 48, None)]).await;
+    lab.stop().await;
+    let report = report(&lab, &[]);
+    assert_eq!(report["schemaVersion"], 1);
+    let mut printed = BTreeSet::new();
+    keys(&report, &mut printed);
+    let is_camel_case = |it: &&String| {
+        it.starts_with(|it: char| it.is_ascii_lowercase()) && it.chars().all(|it| it.is_ascii_alphanumeric())
+    };
+    let others: Vec<&String> = printed.iter().filter(|it| !is_camel_case(it)).collect();
+    assert!(others.is_empty(), "{others:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_field_of_the_json_is_documented_and_no_other() {
     let (mut lab, _) = with_a_claim().await;
     make_sick(&lab, &[(0, 48, None)]).await;
@@ -255,7 +271,7 @@ async fn every_field_of_the_json_is_documented_and_no_other() {
     let mut printed = BTreeSet::new();
     keys(&report(&lab, &[]), &mut printed);
     // Fields of what this node does not have.
-    printed.extend(["is_gone", "warps", "tensor"].map(str::to_owned));
+    printed.extend(["isGone", "warps", "tensor"].map(str::to_owned));
     let page = std::fs::read_to_string(repository().join("docs/inspect.md")).unwrap();
     let rows = page.lines().filter_map(|it| it.strip_prefix("| `")?.split_once('`').map(|it| it.0));
     let documented: BTreeSet<String> =
@@ -270,8 +286,10 @@ async fn a_log_in_a_file_has_no_escape_sequences() {
     let file = |path| std::fs::File::create(path).unwrap();
     let read = |path| std::fs::read_to_string(path).unwrap();
     let mut driver = lab.command().env_remove("NO_COLOR").stderr(file(&log)).spawn().unwrap();
-    eventually("the slices are published", async || read(&log).contains("resourceslices").then_some(()))
-        .await;
+    eventually("the slices are published", async || {
+        read(&log).contains("published ResourceSlices").then_some(())
+    })
+    .await;
     let pid = rustix::process::Pid::from_child(&driver);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(driver.wait().unwrap().success());

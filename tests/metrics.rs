@@ -87,7 +87,7 @@ async fn failures_waits_and_recovery_are_counted() {
     unprepare(&kubelet, &claim).await.unwrap();
     waits.await.unwrap().unwrap();
     let seen = scrape(metrics).await;
-    let waited = [("step", "held_wait"), ("outcome", "success")];
+    let waited = [("step", "device_busy_wait"), ("outcome", "success")];
     assert_eq!(seen.value("dra_mig_step_duration_seconds_count", &waited), Some(1.0));
 
     // Who does not wait for the answer is counted, too.

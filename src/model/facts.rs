@@ -24,6 +24,7 @@ pub struct NodeFacts {
 
 /// A GPU that is left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SkippedGpu {
     /// NVML index.
     pub index: u32,
@@ -147,6 +148,7 @@ impl MigFacts {
 
 /// MIG mode of a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct MigMode {
     /// In force now.
     pub current: bool,
@@ -156,6 +158,7 @@ pub struct MigMode {
 
 /// A GPU instance profile, `nvmlGpuInstanceProfileInfo_v3_t` plus its placements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Profile {
     /// `NVML_GPU_INSTANCE_PROFILE_*`: what the profile query takes.
     pub index: u32,
@@ -181,6 +184,7 @@ pub struct Profile {
 
 /// Engines of which a GPU has few, and which decide whether `+me` profiles fit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct MediaEngines {
     /// NVDEC.
     pub decoders: u32,
@@ -263,11 +267,13 @@ pub struct Memory {
 }
 
 /// Parts of an instance whose use NVML measures (`NVML_GPM_METRIC_*`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Engine {
     /// Time in which any graphics or compute engine was active.
     Graphics,
     /// Time in which multiprocessors had a warp assigned, mean over all of them.
+    #[serde(rename = "sm")]
     Multiprocessors,
     /// Warps that were resident, of those that could have been.
     Warps,
@@ -278,7 +284,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// A word for it, the same wherever it is told.
+    /// The value of the label `engine` of metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -1,8 +1,6 @@
 //! `.github/workflows`: actions by commit, least permissions, and the versions that the rest of the repository names. GitHub's schema
 //! and linters are not here; CONTRIBUTING.md has their commands.
 
-use std::path::Path;
-
 use crate::common::repository;
 use serde_json::Value;
 
@@ -60,8 +58,7 @@ fn workflows_read_only_except_for_the_job_that_publishes() {
 
 #[test]
 fn workflows_use_the_compiler_of_the_image() {
-    let image =
-        std::fs::read_to_string(repository().join("deploy/Dockerfile")).unwrap();
+    let image = std::fs::read_to_string(repository().join("deploy/Dockerfile")).unwrap();
     for (name, text) in workflows() {
         let version = parsed(&text)["env"]["RUST_VERSION"].as_str().unwrap().to_owned();
         let minor = version.rsplit_once('.').unwrap().0;

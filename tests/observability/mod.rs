@@ -1,6 +1,7 @@
 //! Dashboard, alerts and the table of docs/metrics.md against what a driver really shows: names and labels are those of `/metrics`
 //! of a node on which everything happens that there are numbers for.
 
+mod panels;
 mod promql;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -150,7 +151,7 @@ fn every_query_of_the_dashboard_names_what_a_node_shows() {
     for variable in
         dashboard["templating"]["list"].as_array().unwrap().iter().filter(|it| it["type"] == "query")
     {
-        let query = variable["definition"].as_str().unwrap();
+        let query = variable["query"]["query"].as_str().unwrap();
         let inner = query.strip_prefix("label_values(").and_then(|it| it.strip_suffix(')')).unwrap();
         let (selector, label) = inner.rsplit_once(", ").unwrap();
         // As a query that groups by the label.
@@ -203,12 +204,20 @@ fn every_alert_names_what_a_node_shows_and_says_what_to_do() {
             "{}",
             rule.alert
         );
-        for text in ["summary", "runbook"] {
+        for text in ["summary", "description", "runbook_url"] {
             assert!(
                 rule.annotations.get(text).is_some_and(|it| 20 < it.len()),
                 "{} has no {text}",
                 rule.alert
             );
+        }
+        // A number as Prometheus prints it has up to seventeen digits.
+        for value in rule.annotations.values().flat_map(|it| it.split("{{").skip(1)) {
+            let value = value.split("}}").next().unwrap().trim();
+            let is_rounded = [r#"| printf "%.0f""#, "| humanizeDuration", "| humanizePercentage"]
+                .iter()
+                .any(|it| value.ends_with(it));
+            assert!(!value.starts_with("$value") || is_rounded, "{}: {value}", rule.alert);
         }
         // What a text puts in must be left of the expression: its aggregations name all of it.
         let expr = parsed(&rule.expr, &rule.alert);

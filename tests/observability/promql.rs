@@ -91,6 +91,12 @@ fn called(call: &Call, series: &[Series], minute: usize) -> Vector {
         "rate" => over_range(|samples, seconds| Some(increase(samples)? / seconds)),
         "increase" => over_range(|samples, _| increase(samples)),
         "min_over_time" => over_range(|samples, _| samples.iter().copied().reduce(f64::min)),
+        "max_over_time" => over_range(|samples, _| samples.iter().copied().reduce(f64::max)),
+        // Labels only of matchers that are equations, which no alert has.
+        "absent" => match vector(&args[0], series, minute).is_empty() {
+            true => vec![(Labels::new(), 1.0)],
+            false => Vec::new(),
+        },
         "histogram_quantile" => {
             let Expr::NumberLiteral(quantile) = &*args[0] else { panic!("{call} takes a number") };
             quantiles(quantile.val, vector(&args[1], series, minute))
@@ -160,6 +166,9 @@ fn combined(binary: &BinaryExpr, series: &[Series], minute: usize) -> Value {
         (Value::Vector(left), Value::Vector(right)) => {
             let right: BTreeMap<Labels, f64> = right.into_iter().collect();
             let paired = left.into_iter().filter_map(|(labels, it)| {
+                if op == "unless" {
+                    return (!right.contains_key(&labels)).then_some((labels, it));
+                }
                 let other = *right.get(&labels)?;
                 let number = if op == "and" { it } else { computed(&op, it, other)? };
                 Some((labels, number))
@@ -243,6 +252,14 @@ mod tests {
         let bucket = |le, count| series("h_bucket", &[("le", le)], &[count]);
         let buckets = [bucket("1.0", 5.0), bucket("2.0", 10.0), bucket("+Inf", 10.0)];
         assert_eq!(numbers("histogram_quantile(0.75, h_bucket)", &buckets, 0), [1.5]);
+    }
+
+    #[test]
+    fn what_is_absent_is_one_and_unless_keeps_what_the_right_does_not_have() {
+        let gauges = [series("g", &[("node", "a")], &[7.0]), series("g", &[("node", "b")], &[8.0])];
+        assert_eq!(numbers("absent(g)", &gauges, 0), Vec::<f64>::new());
+        assert_eq!(numbers("absent(h)", &gauges, 0), [1.0]);
+        assert_eq!(numbers("g unless g > 7", &gauges, 0), [7.0]);
     }
 
     #[test]

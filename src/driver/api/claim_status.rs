@@ -14,6 +14,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Error};
 use mig_model::claim::{ClaimRef, ClaimUid};
+use mig_model::hash::fnv1a;
 use mig_model::health::Report;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -25,7 +26,6 @@ use super::device_status::{Ailments, ailments, device_statuses, name_of, now};
 use super::{CALL_TIMEOUT, with_causes};
 use crate::backoff::Backoff;
 use crate::checkpoint::{Checkpoint, Record, Stage, Stored};
-use mig_model::hash::fnv1a;
 
 /// Claims that are written at once.
 const AT_ONCE: usize = 4;

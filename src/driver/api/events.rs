@@ -77,10 +77,10 @@ pub enum EventReason {
     HostDegraded,
     /// One of these has passed.
     HostRecovered,
-    /// A call into NVML has not come back for long.
-    NvmlSilent,
-    /// It has.
-    NvmlAnswers,
+    /// A call into NVML does not return.
+    NvmlHung,
+    /// It has returned.
+    NvmlRecovered,
     /// The API server, or a policy in it, refuses a ResourceSlice, or its name is taken.
     PublishRefused,
     /// Another writer keeps changing or deleting the node's ResourceSlices.
@@ -128,8 +128,8 @@ impl EventReason {
         Self::HostNotReady,
         Self::HostDegraded,
         Self::HostRecovered,
-        Self::NvmlSilent,
-        Self::NvmlAnswers,
+        Self::NvmlHung,
+        Self::NvmlRecovered,
         Self::GpuUnhealthy,
         Self::GpuLost,
         Self::GpuUnmonitored,
@@ -171,8 +171,8 @@ impl EventReason {
             Self::HostNotReady => "HostNotReady",
             Self::HostDegraded => "HostDegraded",
             Self::HostRecovered => "HostRecovered",
-            Self::NvmlSilent => "NvmlSilent",
-            Self::NvmlAnswers => "NvmlAnswers",
+            Self::NvmlHung => "NvmlHung",
+            Self::NvmlRecovered => "NvmlRecovered",
             Self::PublishRefused => "PublishRefused",
             Self::SlicesOverwritten => "SlicesOverwritten",
             Self::PrepareImpossible => "PrepareImpossible",
@@ -198,7 +198,7 @@ impl EventReason {
             | Self::GpuNotOffered
             | Self::HostNotReady
             | Self::HostDegraded
-            | Self::NvmlSilent
+            | Self::NvmlHung
             | Self::GpuUnhealthy
             | Self::GpuLost
             | Self::GpuUnmonitored
@@ -212,7 +212,7 @@ impl EventReason {
             | Self::CountersKept
             | Self::GpuOffered
             | Self::HostRecovered
-            | Self::NvmlAnswers
+            | Self::NvmlRecovered
             | Self::GpuRecovered
             | Self::DeviceError
             | Self::PrepareWaits
@@ -257,8 +257,8 @@ impl EventReason {
             | Self::HostNotReady
             | Self::HostDegraded
             | Self::HostRecovered => "Offer",
-            Self::NvmlSilent
-            | Self::NvmlAnswers
+            Self::NvmlHung
+            | Self::NvmlRecovered
             | Self::GpuUnhealthy
             | Self::GpuLost
             | Self::GpuUnmonitored

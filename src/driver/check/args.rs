@@ -6,13 +6,25 @@ use clap::Args;
 
 use crate::hardware::{HardwareArgs, HostArgs};
 use crate::kubelet::DriverArgs;
+use crate::layout::StateLabel;
+use crate::slices::Mode;
+use crate::telemetry::OutputFormat;
 
 /// Arguments of `check`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
-    /// Name of this node's Node object; without it, what the API server knows of the node is not looked at.
+    /// Name of this node's Node object; without it, what the API server knows of the node is not checked.
     #[arg(long, env, value_name = "NAME")]
     pub node_name: Option<String>,
+    /// What `node` is to publish: decides whether the feature gate DRAPartitionableDevices is needed.
+    #[arg(long, env, value_enum, value_name = "MODE", default_value = "auto")]
+    pub mode: Mode,
+    /// Whether `node` is to write the node label nvidia.com/mig.config.state.
+    #[arg(long, env, value_enum, value_name = "STATE", default_value = "on")]
+    pub state_label: StateLabel,
+    /// Output format.
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
+    pub output: OutputFormat,
     /// Kubeconfig file [default: the service account of the pod].
     #[arg(long, env, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,

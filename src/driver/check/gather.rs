@@ -8,6 +8,7 @@ use kube::Client;
 use mig_model::facts::NodeFacts;
 use tokio::time::timeout;
 
+use super::finding::Subject;
 use super::findings::{ClusterFacts, DirectoryFacts, HostFacts};
 use super::runtime::{CONTAINERD, CRIO, NVIDIA_RUNTIME, cdi_setting, nvidia_mode};
 use crate::access::DeviceAccess;
@@ -66,14 +67,14 @@ fn directories(host: &HostArgs, driver: &DriverArgs) -> Vec<DirectoryFacts> {
     };
     let cdi = "run as root and mount the directory writable; container runtimes read CDI specs there";
     vec![
-        directory("kubelet registry", &host.registry_dir, unwritable(&host.registry_dir), KUBELET),
+        directory(Subject::KubeletRegistry, &host.registry_dir, unwritable(&host.registry_dir), KUBELET),
         directory(
-            "plugin directory",
+            Subject::PluginDirectory,
             &driver.plugin_directory(),
             not_makeable(&driver.plugin_directory()),
             KUBELET,
         ),
-        directory("CDI directory", &host.cdi_root, not_makeable(&host.cdi_root), cdi),
+        directory(Subject::CdiDirectory, &host.cdi_root, not_makeable(&host.cdi_root), cdi),
     ]
 }
 

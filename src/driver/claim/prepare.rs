@@ -161,7 +161,7 @@ impl Claims {
                         let note = format!("Waits: {conflict}.");
                         self.events.tell_claim(EventReason::PrepareWaits, claim, note);
                     }
-                    waiting.get_or_insert_with(|| self.metrics.step(Step::HeldWait));
+                    waiting.get_or_insert_with(|| self.metrics.step(Step::DeviceBusyWait));
                     sleep(PAUSE).await;
                 }
                 result => {

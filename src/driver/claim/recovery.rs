@@ -296,7 +296,7 @@ impl Claims {
         let (this, seen, before) = (Arc::clone(self), ongoing.clone(), record.clone());
         let work = async move { this.carry_out(&draft, &before, &hardware, deadline, &seen).await };
         let mended = within(&record.claim, deadline, &ongoing, work).await;
-        self.metrics.recovered(Recovery::MendCdi, matches!(mended, Ok(Ok(_))));
+        self.metrics.recovered(Recovery::RewriteCdi, matches!(mended, Ok(Ok(_))));
         match mended {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => warn!(%error, "cannot write it"),

@@ -96,7 +96,7 @@ fn placements(encoder: &mut DescriptorEncoder<'_>, node: &NodeState) -> fmt::Res
         gpus.iter().map(move |(gpu, it)| ([("gpu", *gpu)], f64::from(value(it))))
     };
     write(encoder, &gauge("memory_slices", "Memory slices of a GPU with MIG."), each(|it| it.slices))?;
-    let help = "Memory slices that a new claim could still get; none of a sick GPU, nor those that no placement reaches.";
+    let help = "Memory slices that a new claim could still get; none of an unhealthy GPU, nor those that no placement reaches.";
     write(encoder, &gauge("memory_slices_free", help), each(|it| it.free_slices))?;
     let largest = gpus.iter().map(|(gpu, it)| {
         let (profile, size) =

@@ -304,7 +304,7 @@ impl LiveGpu {
     /// missed, which is counted.
     pub fn step_aside(&self) {
         if self.events.step_aside(&self.facts.uuid) {
-            self.metrics.event_gap(EventGap::Aside);
+            self.metrics.event_gap(EventGap::Paused);
         }
     }
 

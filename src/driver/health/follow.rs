@@ -128,24 +128,18 @@ impl Follower {
             (Owner::Claim(holder), verdict) => {
                 let claim = &holder.claim;
                 if verdict == Verdict::Harmless {
-                    info!(uuid, gi, %claim, kind, "event of a GPU, by what a claim's pod does");
+                    info!(uuid, gi, %claim, kind, "GPU event caused by the pod of a claim");
                 } else {
-                    warn!(uuid, gi, %claim, kind, ?verdict, "event of a GPU, on what a claim has");
+                    warn!(uuid, gi, %claim, kind, ?verdict, "GPU event on a device of a claim");
                 }
                 self.tell_claim(holder, event, verdict);
             }
-            (_, Verdict::Harmless) => info!(uuid, gi, kind, "event of a GPU that harms nothing"),
+            (_, Verdict::Harmless) => info!(uuid, gi, kind, "harmless GPU event"),
             (Owner::Unclaimed(instance), Verdict::Instance) => {
-                warn!(
-                    uuid,
-                    gi,
-                    device = instance.device,
-                    kind,
-                    "event of a GPU, on an instance that somebody else made"
-                );
+                warn!(uuid, gi, device = instance.device, kind, "GPU event on an unmanaged MIG instance");
                 self.tell_unclaimed(instance, event);
             }
-            _ => warn!(uuid, gi, kind, ?verdict, "event of a GPU"),
+            _ => warn!(uuid, gi, kind, ?verdict, "GPU event"),
         }
     }
 
@@ -179,7 +173,7 @@ impl Follower {
             ),
             _ => (
                 EventReason::DeviceUnhealthy,
-                "the device is unhealthy. What runs there should be started anew, with another device.",
+                "the device is unhealthy. Delete the pod, so that it is recreated with another device.",
             ),
         };
         let note = format!("{kind} on device {device}{of_pods}, GPU {uuid}: {follows}");
@@ -192,8 +186,8 @@ impl Follower {
     fn tell_unclaimed(&self, Instance { device, gpu_instance, .. }: &Instance, event: &GpuEvent) {
         let (kind, uuid) = (describe(event.kind), &event.gpu);
         let note = format!(
-            "{kind} on GPU instance {gpu_instance} of GPU {uuid}, which was not made for a claim of this driver: {device} is \
-             unhealthy and not offered until the instance is made anew."
+            "{kind} on unmanaged MIG instance {gpu_instance} of GPU {uuid}: {device} is unhealthy and not offered until the \
+             instance is recreated."
         );
         self.events.tell(EventReason::ForeignInstance, note);
     }
@@ -234,13 +228,13 @@ impl Follower {
             }
             Condition::Healthy => (
                 EventReason::GpuRecovered,
-                format!("GPU {gpu} is well again; before it was {}.", before.text()),
+                format!("GPU {gpu} is healthy again; before it was {}.", before.text()),
             ),
         };
         if now.is_bad() {
-            warn!(uuid = gpu, condition = now.text(), "GPU");
+            warn!(uuid = gpu, condition = now.text(), "GPU health changed");
         } else {
-            info!(uuid = gpu, condition = now.text(), before = before.text(), "GPU");
+            info!(uuid = gpu, condition = now.text(), before = before.text(), "GPU health changed");
         }
         self.events.tell(reason, note);
     }

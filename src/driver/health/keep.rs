@@ -73,7 +73,7 @@ impl Keeper {
         let known = written.clone();
         if let Some(content) = &known {
             let (gpus, instances) = (content.gpus.len(), content.instances.len());
-            info!(path = %path.display(), gpus, instances, "sick since before the start; remove the file if they are not");
+            info!(path = %path.display(), gpus, instances, "unhealthy since before the start; remove the file if they are healthy");
         }
         let (gpus, instances) = known.map(|it| (it.gpus, it.instances)).unwrap_or_default();
         let machine = Machine::new(ignored, gpus, instances);
@@ -163,7 +163,7 @@ impl Keeper {
         match write() {
             Ok(()) => state.written = wanted,
             Err(error) => {
-                warn!(path = %path.display(), %error, "what is sick cannot be noted");
+                warn!(path = %path.display(), %error, "cannot write which GPUs are unhealthy");
                 state.written = None;
             }
         }
@@ -179,12 +179,12 @@ fn read(path: &Path) -> Option<Content> {
     match read() {
         Ok(content) if content.version == 1 => Some(content),
         Ok(content) => {
-            warn!(path = %path.display(), version = content.version, "what was sick is noted in another version");
+            warn!(path = %path.display(), version = content.version, "cannot read which GPUs were unhealthy: the file has another version");
             None
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
-            warn!(path = %path.display(), %error, "what was sick cannot be read");
+            warn!(path = %path.display(), %error, "cannot read which GPUs were unhealthy");
             None
         }
     }

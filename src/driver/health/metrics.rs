@@ -21,7 +21,7 @@ label_values! {
         /// What happens to it would not be noticed.
         Unmonitored = "unmonitored",
         /// It has had an error that no application causes.
-        Sick = "sick",
+        Unhealthy = "unhealthy",
         /// It does not answer.
         Lost = "lost",
     }
@@ -51,7 +51,7 @@ fn of(condition: &Condition) -> GpuCondition {
     match condition {
         Condition::Healthy => GpuCondition::Healthy,
         Condition::Unmonitored { .. } => GpuCondition::Unmonitored,
-        Condition::Sick(_) => GpuCondition::Sick,
+        Condition::Sick(_) => GpuCondition::Unhealthy,
         Condition::Lost { .. } => GpuCondition::Lost,
     }
 }
@@ -92,9 +92,8 @@ impl Collector for HealthMetrics {
                 gauge.encode(family.encode_family(&labels)?)?;
             }
         }
-        let help =
-            "MIG instances that have had an error which no application causes, and are not made anew yet";
-        let mut family = encoder.encode_descriptor("sick_instances", help, None, MetricType::Gauge)?;
+        let help = "MIG instances that have had an error which no application causes, and have not been recreated yet";
+        let mut family = encoder.encode_descriptor("unhealthy_instances", help, None, MetricType::Gauge)?;
         for gpu in health.gpus.keys() {
             let count = health.instances.iter().filter(|it| it.parent == *gpu).count();
             let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));

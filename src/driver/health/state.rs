@@ -142,7 +142,8 @@ impl Machine {
             match listening.get(uuid) {
                 Some(Hearing::Heard) => gpu.unheard = None,
                 Some(Hearing::Aside) => {
-                    let reason = "it is let alone, so that something of it can be destroyed".to_owned();
+                    let reason =
+                        "the driver does not listen to its events while an instance is destroyed".to_owned();
                     gap(&mut gpu.unheard, reason, false, at);
                 }
                 Some(Hearing::Failed(error)) => {

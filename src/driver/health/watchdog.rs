@@ -77,11 +77,11 @@ impl Watchdog {
                 "{what}: a call into NVML has not come back for {seconds} s. {meanwhile} `nvidia-smi` and the kernel log of the \
                  node tell more; a restart of the driver's pod does not help."
             );
-            self.events.tell(EventReason::NvmlSilent, note);
+            self.events.tell(EventReason::NvmlHung, note);
         }
         for what in before.keys().filter(|it| !now.contains_key(*it)) {
             info!(what, "the call into NVML came back");
-            self.events.tell(EventReason::NvmlAnswers, format!("{what}: the call into NVML came back."));
+            self.events.tell(EventReason::NvmlRecovered, format!("{what}: the call into NVML came back."));
         }
     }
 }

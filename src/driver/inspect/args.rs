@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::hardware::HardwareArgs;
 use crate::kubelet::DriverArgs;
-use crate::telemetry::seconds;
+use crate::telemetry::{OutputFormat, seconds};
 
 /// Arguments of `inspect`.
 #[derive(Debug, Clone, Args)]
@@ -30,13 +30,4 @@ pub struct InspectArgs {
     /// Time between two pictures of --watch.
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
     pub interval: Duration,
-}
-
-/// How `inspect` prints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OutputFormat {
-    /// For people.
-    Table,
-    /// For programs.
-    Json,
 }

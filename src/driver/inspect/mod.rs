@@ -26,10 +26,10 @@ use mig_model::inventory::Gpu;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-pub use args::{InspectArgs, OutputFormat};
+pub use args::InspectArgs;
 pub use report::{
     ClaimReport, ClaimState, DeviceReport, GpuReport, InstanceReport, MigReport, NodeReport, ProfileReport,
-    SickReport,
+    SCHEMA_VERSION, UnhealthyReport,
 };
 
 use crate::api;
@@ -37,6 +37,7 @@ use crate::checkpoint::{Checkpoint, Stored};
 use crate::hardware::Hardware;
 use crate::health::Remembered;
 use crate::nvml::{CallError, GpuQueue};
+use crate::telemetry::OutputFormat;
 use crate::telemetry::metrics::Metrics;
 use report::Seen;
 

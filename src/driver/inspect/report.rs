@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use mig_model::claim::ClaimUid;
-use mig_model::facts::Memory;
-use mig_model::facts::{GpuInstance, MigMode, Placement, Profile, SkippedGpu};
+use mig_model::facts::{Engine, GpuInstance, Memory, MigMode, Placement, Profile, SkippedGpu};
 use mig_model::health::{SickInstance, Sickness};
 use mig_model::inventory::{Adopted, CounterPlan, Gpu, adoptable, fits_into, remaining};
 use serde::Serialize;
@@ -17,10 +16,16 @@ use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage, S
 use crate::hardware::Hardware;
 use crate::health::Remembered;
 
+/// Version of the form of `inspect -o json`. A field that is renamed, removed or changes its meaning raises it; a new field
+/// does not.
+pub const SCHEMA_VERSION: u32 = 1;
+
 /// A node as `inspect -o json` prints it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeReport {
+    /// Version of the document's form: [`SCHEMA_VERSION`].
+    pub schema_version: u32,
     /// NVIDIA driver version; `null` where NVML does not report it, as with each fact below that may be `null`.
     pub driver_version: Option<String>,
     /// Newest CUDA version the driver serves.
@@ -54,11 +59,11 @@ pub struct GpuReport {
     /// How much of it is used, MiB; `null` where NVML does not tell.
     pub memory_used_mib: Option<u64>,
     /// How busy it was lately, as of an instance; `null` in MIG mode.
-    pub utilization: Option<BTreeMap<&'static str, f64>>,
+    pub utilization: Option<BTreeMap<Engine, f64>>,
     /// Why it cannot be read at the moment, if so.
     pub problem: Option<String>,
     /// What it suffers from, if it has had an error that no application causes.
-    pub sick: Option<SickReport>,
+    pub unhealthy: Option<UnhealthyReport>,
     /// `namespace/name` of the claim that holds the whole GPU, if one does.
     pub owner: Option<String>,
     /// Claims that have a time-shared device of the GPU, by its number.
@@ -118,17 +123,17 @@ pub struct InstanceReport {
     pub memory_mib: Option<u64>,
     /// How much of it is used, MiB.
     pub memory_used_mib: Option<u64>,
-    /// How busy its parts were for the moment of the look, from 0 to 1, by the names that the metrics have; `null` where
+    /// How busy its parts were for the moment of the look, from 0 to 1, `null` where
     /// that is not measured.
-    pub utilization: Option<BTreeMap<&'static str, f64>>,
+    pub utilization: Option<BTreeMap<Engine, f64>>,
     /// What it suffers from by itself, if it has had an error that no application causes.
-    pub sick: Option<SickReport>,
+    pub unhealthy: Option<UnhealthyReport>,
 }
 
 /// What a GPU or an instance suffers from, as the driver has noted it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct SickReport {
+pub struct UnhealthyReport {
     /// The error.
     pub reason: String,
     /// When it came, as RFC 3339.
@@ -166,7 +171,7 @@ pub enum ClaimState {
     /// Its devices are being destroyed.
     Unpreparing,
     /// The node was rebooted since; its devices are made again when the kubelet asks.
-    BeforeReboot,
+    EarlierBoot,
     /// Its state file cannot be read.
     Unreadable,
 }
@@ -210,6 +215,7 @@ impl Seen<'_> {
             (&left.namespace, &left.name, &left.uid).cmp(&(&right.namespace, &right.name, &right.uid))
         });
         NodeReport {
+            schema_version: SCHEMA_VERSION,
             driver_version: facts.driver_version.clone(),
             cuda_version: facts.cuda_version.map(|(major, minor)| format!("{major}.{minor}")),
             unknown_facts: facts.unknown.iter().map(ToString::to_string).collect(),
@@ -233,7 +239,7 @@ impl Seen<'_> {
             Stored::Record(record) => {
                 let state = match record.stage {
                     Stage::Unpreparing => ClaimState::Unpreparing,
-                    _ if record.boot_id != self.hardware.boot_id => ClaimState::BeforeReboot,
+                    _ if record.boot_id != self.hardware.boot_id => ClaimState::EarlierBoot,
                     Stage::Preparing => ClaimState::Preparing,
                     Stage::Prepared => ClaimState::Prepared,
                 };
@@ -294,7 +300,7 @@ impl Seen<'_> {
             memory_used_mib: self.memory_of(uuid, None).map(|it| it.used >> 20),
             utilization: self.utilization_of(uuid, None),
             problem: gpu.state.problem.clone(),
-            sick: self.sick.gpus.get(uuid).map(sick_report),
+            unhealthy: self.sick.gpus.get(uuid).map(sick_report),
             owner,
             shares: self.held_of(uuid).filter_map(share).collect(),
             mig,
@@ -335,7 +341,7 @@ impl Seen<'_> {
             memory_mib: memory.map(|it| it.total >> 20),
             memory_used_mib: memory.map(|it| it.used >> 20),
             utilization: self.utilization_of(uuid, Some(instance.id)),
-            sick: self.sick.instances.iter().find(is_it).map(|it| sick_report(&it.sickness)),
+            unhealthy: self.sick.instances.iter().find(is_it).map(|it| sick_report(&it.sickness)),
         }
     }
 
@@ -343,16 +349,16 @@ impl Seen<'_> {
         self.used.get(&(gpu.to_owned(), gpu_instance))?.memory.as_ref()
     }
 
-    fn utilization_of(&self, gpu: &str, gpu_instance: Option<u32>) -> Option<BTreeMap<&'static str, f64>> {
+    fn utilization_of(&self, gpu: &str, gpu_instance: Option<u32>) -> Option<BTreeMap<Engine, f64>> {
         let engines = &self.used.get(&(gpu.to_owned(), gpu_instance))?.engines;
-        let named = || engines.iter().map(|(engine, share)| (engine.name(), *share)).collect();
+        let named = || engines.iter().map(|(engine, share)| (*engine, *share)).collect();
         (!engines.is_empty()).then(named)
     }
 }
 
-fn sick_report(Sickness { cause, since }: &Sickness) -> SickReport {
+fn sick_report(Sickness { cause, since }: &Sickness) -> UnhealthyReport {
     let since = i64::try_from(*since).ok().and_then(|it| Timestamp::from_second(it).ok()).unwrap_or_default();
-    SickReport { reason: cause.to_string(), since: since.to_string() }
+    UnhealthyReport { reason: cause.to_string(), since: since.to_string() }
 }
 
 fn device(device: &RecordedDevice) -> DeviceReport {

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use mig_model::facts::{Engine, Placement};
 
 use super::map::{Block, letters, row};
-use super::report::{ClaimReport, ClaimState, GpuReport, MigReport, NodeReport, ProfileReport, SickReport};
+use super::report::{
+    ClaimReport, ClaimState, GpuReport, MigReport, NodeReport, ProfileReport, UnhealthyReport,
+};
 
 /// The whole report as text.
 pub(super) fn table(report: &NodeReport) -> String {
@@ -39,7 +41,7 @@ fn gpu_table(gpu: &GpuReport) -> String {
     if let Some(problem) = &gpu.problem {
         text.push_str(&format!("  cannot be read: {problem}\n"));
     }
-    if let Some(SickReport { reason, since }) = &gpu.sick {
+    if let Some(UnhealthyReport { reason, since }) = &gpu.unhealthy {
         text.push_str(&format!("  unhealthy since {since}: {reason}\n"));
     }
     if let Some(owner) = &gpu.owner {
@@ -110,7 +112,7 @@ fn mig_table(mig: &MigReport, is_whole: bool) -> String {
             if let Some(reason) = &instance.not_adopted {
                 text.push_str(&format!("  instance {} cannot be adopted: {reason}\n", instance.gpu_instance));
             }
-            if let Some(SickReport { reason, since }) = &instance.sick {
+            if let Some(UnhealthyReport { reason, since }) = &instance.unhealthy {
                 let id = instance.gpu_instance;
                 text.push_str(&format!("  instance {id} is unhealthy since {since}: {reason}\n"));
             }
@@ -146,7 +148,7 @@ fn claims_table(claims: &[ClaimReport]) -> String {
             ClaimState::Preparing => "preparing",
             ClaimState::Prepared => "prepared",
             ClaimState::Unpreparing => "unpreparing",
-            ClaimState::BeforeReboot => "before the reboot",
+            ClaimState::EarlierBoot => "earlier boot",
             ClaimState::Unreadable => "unreadable",
         };
         [
@@ -178,8 +180,8 @@ fn used_of(used: Option<u64>, total: Option<u64>) -> String {
 }
 
 /// The share of time in which any engine worked, if it was measured.
-fn busy(utilization: Option<&BTreeMap<&'static str, f64>>) -> Option<String> {
-    let share = utilization?.get(Engine::Graphics.name())?;
+fn busy(utilization: Option<&BTreeMap<Engine, f64>>) -> Option<String> {
+    let share = utilization?.get(&Engine::Graphics)?;
     Some(format!("{:.0}%", share * 100.0))
 }
 

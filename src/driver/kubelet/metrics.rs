@@ -16,7 +16,7 @@ pub struct RegistrationMetrics(pub watch::Receiver<RegistrationState>);
 impl Collector for RegistrationMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let is_registered = *self.0.borrow() == RegistrationState::Registered;
-        let help = "1 where the kubelet has taken the driver.";
+        let help = "1 where the kubelet has registered the driver.";
         write_one(&mut encoder, &gauge("kubelet_registered", help), flag(is_registered))
     }
 }

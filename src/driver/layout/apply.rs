@@ -140,7 +140,7 @@ fn unavailable(gpu: &GpuInventory, what: &str) -> String {
     match &gpu.problem {
         Some(problem) => format!("{what} cannot be had now: the GPU is not offered: {problem}"),
         None => format!(
-            "{what} cannot be had now: its MIG mode needs a GPU reset to change, or an instance of somebody else is in the \
+            "{what} cannot be had now: its MIG mode needs a GPU reset to change, or an unmanaged MIG instance is in the \
              way; `dra-driver-mig inspect` tells which"
         ),
     }

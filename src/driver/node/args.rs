@@ -107,8 +107,8 @@ pub struct NodeArgs {
     /// A call into NVML that takes longer is told of: in the log, as an event of the node, and by /readyz. Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds, hide = true)]
     pub nvml_patience: Duration,
-    /// How often GPUs are looked at for instances that somebody else made, a missing driver for having come, and state
-    /// files for claims that nobody works on; at each tenth time the API server is asked whether the claims still exist.
+    /// How often GPUs are looked at for unmanaged MIG instances, a missing driver for having come, and state
+    /// files for claims that no call works on; at each tenth time the API server is asked whether the claims still exist.
     #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub rescan_interval: Duration,
     /// Log level, or a filter such as `info,dra_driver_mig::claim=debug`.

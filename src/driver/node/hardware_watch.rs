@@ -280,8 +280,8 @@ impl HardwareWatch {
         for instance in instances.iter().filter(|it| !is_offered(it)) {
             let (gi, placement) = (instance.id, instance.placement);
             let note = format!(
-                "GPU instance {gi} at {placement} of GPU {uuid} was not made for a claim of this driver: what it occupies \
-                 is not offered. `dra-driver-mig inspect` shows it; once it is destroyed, its place is offered."
+                "Unmanaged MIG instance {gi} at {placement} of GPU {uuid}: what it occupies is not offered. \
+                 `dra-driver-mig inspect` shows it; once it is destroyed, its place is offered."
             );
             self.events.tell(EventReason::ForeignInstance, note);
         }
@@ -294,7 +294,7 @@ impl HardwareWatch {
         let mut new = gpu.state.instances.clone();
         new.retain(|it| !before.is_some_and(|before| before.instances.contains(it)));
         for GpuInstance { id: gi, placement, .. } in &new {
-            warn!(uuid, gi, %placement, "GPU instance of somebody else: nothing else is offered in its place");
+            warn!(uuid, gi, %placement, "unmanaged MIG instance: nothing else is offered in its place");
         }
         if !new.is_empty() {
             self.tell_of_foreign(gpu, &new);
@@ -302,7 +302,7 @@ impl HardwareWatch {
         if let Some(problem) = &gpu.state.problem
             && before.is_none_or(|it| it.problem.as_ref() != Some(problem))
         {
-            warn!(uuid, problem, "GPU cannot be read: only what claims hold of it stays published");
+            warn!(uuid, problem, "GPU cannot be read: only allocated devices of it stay published");
         }
         if let Some(mode) = gpu.state.mode
             && mode.current != mode.pending
@@ -380,7 +380,7 @@ impl HardwareWatch {
     /// and yet not offered again.
     fn tell_problems(&self, before: &[Problem], now: &[Problem], health: &Report) {
         for problem in otherwise(now, health).filter(|it| !before.contains(it)) {
-            let note = format!("Not offered, but for what claims hold of it: {problem}");
+            let note = format!("Unavailable; allocated devices stay published: {problem}");
             self.events.tell(EventReason::GpuNotOffered, note);
         }
         for Problem { gpu, .. } in before.iter().filter(|it| !now.iter().any(|now| now.gpu == it.gpu)) {

@@ -225,8 +225,13 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let sweep = paths.keep_clean(driver, args.rescan_interval, stop.clone());
 
     // What is missing on the host is told while the rest starts; nothing waits for it.
+    let settings = check::Settings {
+        mode: args.mode,
+        state_label: args.state_label,
+        disabled_hooks: args.host.disable_hooks.clone(),
+    };
     let place = check::Place { driver: args.driver, hardware: args.hardware, host: args.host };
-    tokio::spawn(check::at_start(place, client, node.clone()));
+    tokio::spawn(check::at_start(place, settings, client, node.clone()));
     let claims = Arc::new(claims);
     parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
     parts.add("following claims", Arc::clone(&claims).follow_objects(args.rescan_interval, stop.clone()));

@@ -44,7 +44,7 @@ pub(super) fn left_alone(gpus: &[Gpu], terms: &Terms) -> Vec<String> {
     let left_alone = instances.filter_map(|(gpu, it)| {
         let (uuid, GpuInstance { id, placement, .. }) = (&gpu.facts.uuid, it);
         let reason = not_adopted(gpu, it, terms)?;
-        Some(format!("GPU instance {id} at {placement} of {uuid}, which somebody else made: {reason}"))
+        Some(format!("unmanaged MIG instance {id} at {placement} of {uuid}: {reason}"))
     });
     left_alone.collect()
 }

@@ -349,7 +349,7 @@ impl Publisher {
         self.parts.report.send_if_modified(|it| {
             let changed = *it != publication;
             if changed {
-                info!(?publication, "resourceslices");
+                info!(?publication, "published ResourceSlices");
                 it.clone_from(&publication);
             }
             changed

@@ -2,6 +2,17 @@
 
 use std::time::Duration;
 
+use clap::ValueEnum;
+
+/// How a subcommand prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
 /// A whole number of seconds above 0, for clap.
 ///
 /// # Errors

@@ -5,6 +5,6 @@ mod bind;
 mod logging;
 pub mod metrics;
 
-pub use args::seconds;
+pub use args::{OutputFormat, seconds};
 pub use bind::bind;
 pub use logging::{LogFormat, init_logging};

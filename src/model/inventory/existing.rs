@@ -36,7 +36,7 @@ pub struct Adopted {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotAdopted {
     /// The operator does not want it.
-    #[error("--existing-instances=withhold leaves instances of others alone")]
+    #[error("--existing-instances=withhold does not offer unmanaged MIG instances")]
     Unwanted,
     /// Its profile is not one of those that NVML describes.
     #[error("its profile is unknown")]
@@ -51,7 +51,7 @@ pub enum NotAdopted {
     #[error("its compute instance does not span it")]
     Partial,
     /// It has had an error that no application causes.
-    #[error("it is unhealthy, and may be had again once it is made anew")]
+    #[error("it is unhealthy, and offered again once it is recreated")]
     Unhealthy,
     /// A claim has it, or what it had there before.
     #[error("it overlaps `{0}`, which a claim has or may have")]

@@ -155,7 +155,7 @@ impl Families {
         );
         registry.register(
             "recovery_actions",
-            "What was mended without being asked for",
+            "Repairs that the driver made without a request of the kubelet",
             self.recoveries.clone(),
         );
         registry.register(
@@ -165,13 +165,13 @@ impl Families {
         );
         registry.register(
             "gpu_events",
-            "XIDs and ECC errors that NVML tells of, those of applications included",
+            "XIDs and ECC errors that NVML reports, those of applications included",
             self.gpu_events.clone(),
         );
         registry.register(
             "gpu_event_gaps",
-            "Times in which events of a GPU were not heard, so that some may be missing: `failed` where they could not be waited \
-             for, `aside` where the GPU was let alone so that something of it could be destroyed",
+            "Times in which events of a GPU were not received, so that some may be missing: `failed` where waiting for them \
+             failed, `paused` where the driver stopped listening so that an instance could be destroyed",
             self.event_gaps.clone(),
         );
     }

@@ -65,7 +65,7 @@ label_values! {
         /// Waiting for other calls for the claim, and for the right to make a record.
         LockWait = "lock_wait",
         /// Waiting for another claim that still holds the same part of a GPU.
-        HeldWait = "held_wait",
+        DeviceBusyWait = "device_busy_wait",
         /// Waiting for the GPU's thread.
         QueueWait = "queue_wait",
         /// Making a GPU instance.
@@ -91,7 +91,7 @@ label_values! {
         /// A claim whose ResourceClaim is gone, or has other devices, was taken down.
         Orphan = "orphan",
         /// A CDI file that had vanished was written again.
-        MendCdi = "mend_cdi",
+        RewriteCdi = "rewrite_cdi",
         /// A CDI file of no claim was removed.
         RemoveCdi = "remove_cdi",
         /// A state file that cannot be read was found.
@@ -102,12 +102,12 @@ label_values! {
 }
 
 label_values! {
-    /// Why events of GPUs were not heard for a time.
+    /// Why events of GPUs were not received for a time.
     EventGap {
         /// NVML could not be waited for.
         Failed = "failed",
-        /// A GPU was let alone for some seconds, so that something of it could be destroyed.
-        Aside = "aside",
+        /// The driver stopped listening to a GPU for some seconds, so that an instance could be destroyed.
+        Paused = "paused",
     }
 }
 

@@ -1,13 +1,13 @@
 //! Typed reading of incoming objects: unknown fields are dropped or refused, wrong types are refused, quantities take their
 //! canonical form. The types are k8s-openapi's, so that the field lists are not this project's own opinion.
 
+use dra_allocator::quantity::Quantity;
 use k8s_openapi::api::{apps::v1 as apps, core::v1 as core, events::v1 as events, resource::v1 as resource};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::kinds::{self, Kind};
-use dra_allocator::quantity::Quantity;
 
 /// Where quantities stand in each kind; `*` is any key of a map, `[]` any item of a list.
 fn quantity_paths(kind: &Kind) -> &'static [&'static str] {

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use dra_allocator::{Allocated, Cluster, Features, Refusal};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
 use serde::de::DeserializeOwned;
@@ -15,7 +16,6 @@ use crate::api::clock;
 use crate::api::kinds::{DEVICE_CLASS, KindRef, NODE, POD, RESOURCE_CLAIM, RESOURCE_SLICE};
 use crate::api::patch::Patch;
 use crate::api::store::{Part, Store, WriteOptions};
-use dra_allocator::{Allocated, Cluster, Features, Refusal};
 
 /// Keeps a claim from being deleted while it is allocated.
 pub(super) const PROTECTION: &str = "resource.kubernetes.io/delete-protection";

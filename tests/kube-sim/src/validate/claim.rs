@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use dra_allocator::cel_env;
 use serde_json::{Value, json};
 
 use super::{Errors, items, names, text, unique};
 use crate::api::error::FieldError;
-use dra_allocator::cel_env;
 
 const MAX_REQUESTS: usize = 32;
 const MAX_ALTERNATIVES: usize = 8;
