@@ -235,15 +235,14 @@ impl Claims {
         self.note_permission(device, &made);
         let (parent_minor, instance) = made.map_err(|error| failed(device, error))?;
         drop(waiting);
-        if let Some(missing) = self.readiness.common().root().missing_gpu_node(parent_minor) {
-            return Err(CommonError::Incomplete(missing.to_string()).into());
-        }
+        let parent_group = self.readiness.common().root().gpu_node_group(parent_minor);
+        let parent_group = parent_group.map_err(|missing| CommonError::Incomplete(missing.to_string()))?;
         let caps = |source| PrepareError::Caps { device: device.name.clone(), source };
         let mig = match instance {
             None => None,
             Some((gi, ci)) => Some(MigCaps::read(&self.proc_root, parent_minor, gi, ci).map_err(caps)?),
         };
-        Ok(DeviceNodes { parent_minor, mig })
+        Ok(DeviceNodes { parent_minor, parent_group, mig })
     }
 
     /// Takes down whether NVML permits work on MIG, and has the node looked at again where that is news. That an instance
