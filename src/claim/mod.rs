@@ -35,7 +35,7 @@ use tracing::warn;
 pub use agreement::OtherDevices;
 pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
 pub use error::{Busy, PrepareError, UnprepareError};
-pub use plan::{Conflict, Ground, PlanError, plan};
+pub use plan::{Conflict, Ground, ImpossibleClaim, PlanError, plan};
 pub use work::Unfinished;
 
 use crate::api::{ClaimReader, Events};
