@@ -5,7 +5,7 @@ mod common;
 
 use std::process::Child;
 
-use common::{ControlPlane, DRIVER, Lab, eventually, prepare, read_json, unprepare};
+use common::{ControlPlane, DRIVER, Lab, eventually, node_events, prepare, read_json, unprepare};
 use dra_driver_mig::kubelet::SocketPaths;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::resource::v1::ResourceClaim;
@@ -473,6 +473,37 @@ async fn an_unreadable_state_file_is_an_event_of_the_node_and_no_crash() {
     assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
     unprepare(&kubelet, &claim).await.unwrap();
     assert_eq!(lab.instances(), []);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_file_that_is_a_symbolic_link_is_set_aside_reported_and_never_followed() {
+    let mut lab = lab("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let first = prepare(&kubelet, &claim).await.unwrap();
+    let (file, elsewhere) = (lab.path(CLAIMS).join(format!("{}.jsonl", claim.uid)), lab.path("elsewhere"));
+    // What it leads to says that the claim is being taken down.
+    let content = std::fs::read_to_string(&file).unwrap().replace("\"prepared\"", "\"unpreparing\"");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&elsewhere, &content).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+    lab.stop().await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let notes = eventually("it is reported", async || {
+        let notes = node_events(&lab, "UnreadableState").await;
+        (!notes.is_empty()).then_some(notes)
+    })
+    .await;
+    assert!(notes[0].contains(&claim.uid) && notes[0].contains("symbolic link"), "{notes:?}");
+    assert_eq!(lab.instances().len(), 1, "its instance stays");
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!((lab.instances(), lab.recorded().len()), (Vec::new(), 0));
+    assert_eq!(std::fs::read_to_string(&elsewhere).unwrap(), content, "neither written nor removed");
+    assert_eq!(std::fs::read_link(file.with_extension("unreadable")).unwrap(), elsewhere);
     lab.stop().await;
 }
 
