@@ -649,6 +649,43 @@ async fn two_processes_share_the_claims_of_a_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn mig_mode_that_another_process_needs_is_not_released_beneath_it() {
+    let lab = lab("1xH100-80GB").await.with_args(&["--mig-mode", "release"]);
+    let pods = ["0a0a0a0a-1111-4222-8333-444444444444", "0b0b0b0b-1111-4222-8333-444444444444"];
+    let mut processes = pods.map(|it| lab.spawn_pod(it).0);
+    let (old, new) = (kubelet_of(&lab, pods[0]).await, kubelet_of(&lab, pods[1]).await);
+    let is_on = || lab.sim.snapshot().unwrap().gpus[0].mig_current;
+    // The new pod is creating an instance when the old one destroys the last; then the old one is switching the mode off
+    // when the new one wants to create an instance.
+    let slow = ["nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlDeviceSetMigMode"];
+    for (index, call) in slow.into_iter().enumerate() {
+        let first = lab.claim_of(&format!("first-{index}"), "gpu-0000-1a-00-mig-1g-10gb-5").await;
+        prepare(&old, &first).await.unwrap();
+        lab.sim.set_latency(call, 1500.0).unwrap();
+        let second = lab.claim_of(&format!("second-{index}"), FIRST_1G).await;
+        let journal = lab.path(CLAIMS).join(format!("{}.jsonl", second.uid));
+        let is_creating = || std::fs::read_to_string(&journal).is_ok_and(|it| it.contains("creating"));
+        let (prepared, unprepared) = tokio::join!(prepare(&new, &second), async {
+            if call == slow[0] {
+                eventually("it is creating an instance", async || is_creating().then_some(())).await;
+            }
+            unprepare(&old, &first).await
+        });
+        unprepared.unwrap();
+        prepared.unwrap();
+        assert!(is_on(), "{call}");
+        assert_eq!(lab.instances(), [(0, "1g.10gb".to_owned(), 6)], "{call}");
+        lab.sim.set_latency(call, 0.0).unwrap();
+        unprepare(&new, &second).await.unwrap();
+        assert!(!is_on(), "{call}: the last one releases it");
+    }
+    for process in &mut processes {
+        terminate(process);
+        assert!(process.wait().unwrap().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_first_sigterm_finishes_what_runs_and_closes_nvml_last() {
     let lab = lab("2xH100-80GB").await;
     lab.sim.configure(|it| it.log_calls = true).unwrap();

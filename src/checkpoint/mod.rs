@@ -21,6 +21,7 @@ pub use journal::{Begun, Journal, Taken};
 pub use record::{Progress, Record, RecordedDevice, RecordedKind, Rest, Stage, VERSION};
 
 use crate::claim::ClaimUid;
+use crate::nvml::facts::PciAddress;
 
 /// Largest file that is read. A claim has at most 32 devices of some hundred bytes each, and few lines.
 const MOST_BYTES: u64 = 1024 * 1024;
@@ -39,6 +40,13 @@ pub struct Checkpoint {
 /// The right to begin journals, given back by dropping it, or by whatever end of the process.
 #[derive(Debug)]
 pub struct Reservation {
+    _lock: File,
+}
+
+/// The right to rely on the MIG mode of a GPU, which several processes can have, or to switch it off, which only one can have
+/// and no other then. Given back by dropping it, or by whatever end of the process.
+#[derive(Debug)]
+pub struct ModeLock {
     _lock: File,
 }
 
@@ -110,6 +118,30 @@ impl Checkpoint {
         let (path, file) = self.lock_file("reserve.lock")?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Reservation { _lock: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+        }
+    }
+
+    /// Takes the right to rely on the MIG mode of the GPU at this PCI address; nothing while another process switches it off.
+    pub fn rely_on_mode(&self, gpu: PciAddress) -> Result<Option<ModeLock>, StoreError> {
+        self.mode_lock(gpu, File::try_lock_shared)
+    }
+
+    /// Takes the right to switch off the MIG mode of that GPU; nothing while another process relies on it.
+    pub fn change_mode(&self, gpu: PciAddress) -> Result<Option<ModeLock>, StoreError> {
+        self.mode_lock(gpu, File::try_lock)
+    }
+
+    fn mode_lock(
+        &self,
+        gpu: PciAddress,
+        lock: impl FnOnce(&File) -> Result<(), TryLockError>,
+    ) -> Result<Option<ModeLock>, StoreError> {
+        let gpu = gpu.to_string().replace(|it: char| !it.is_ascii_alphanumeric(), "-");
+        let (path, file) = self.lock_file(&format!("mig-mode-{gpu}.lock"))?;
+        match lock(&file) {
+            Ok(()) => Ok(Some(ModeLock { _lock: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
         }
@@ -288,6 +320,20 @@ mod tests {
         assert!(turn.is_some() && others.try_reserve().unwrap().is_none());
         drop(turn);
         assert!(others.try_reserve().unwrap().is_some());
+    }
+
+    #[test]
+    fn the_mig_mode_of_a_gpu_is_switched_off_by_one_process_while_no_other_relies_on_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let [one, two] = [0, 1].map(|_| Checkpoint::open(directory.path()).unwrap());
+        let [gpu, other] =
+            ["00000000:1A:00.0", "00000000:1B:00.0"].map(|it| it.parse::<PciAddress>().unwrap());
+        let relied = [&one, &two].map(|it| it.rely_on_mode(gpu).unwrap().unwrap());
+        assert!(one.change_mode(gpu).unwrap().is_none());
+        let change = two.change_mode(other).unwrap();
+        assert!(change.is_some() && one.rely_on_mode(other).unwrap().is_none());
+        drop(relied);
+        assert!(one.change_mode(gpu).unwrap().is_some());
     }
 
     #[test]

@@ -222,6 +222,19 @@ pub(super) fn is_held_by_another(
     conflict(claim, device, others, boot_id).is_some()
 }
 
+/// True where a claim other than this one has a MIG device on the GPU or is about to have one, in any process. What is being
+/// unprepared needs no MIG mode once its instance is destroyed, and until then the instance is seen.
+pub(super) fn needs_mig_mode(gpu: &str, claim: &ClaimRef, records: &[Arc<Record>], boot_id: &str) -> bool {
+    let is_on_gpu =
+        |it: &RecordedDevice| it.parent_uuid == gpu && matches!(it.kind, RecordedKind::Mig { .. });
+    records.iter().any(|it| {
+        it.claim.uid != claim.uid
+            && it.boot_id == boot_id
+            && it.stage != Stage::Unpreparing
+            && it.devices.iter().any(is_on_gpu)
+    })
+}
+
 fn conflict(
     claim: &ClaimRef,
     device: &RecordedDevice,
@@ -305,6 +318,20 @@ mod tests {
         check(record("a", "GPU-2", mig(5, 1)), false);
         check(record("late", "GPU-1", mig(5, 1)), false);
         check(Record { boot_id: "older".into(), ..record("a", "GPU-1", mig(5, 1)) }, false);
+    }
+
+    #[test]
+    fn mig_mode_is_needed_by_other_claims_of_this_boot_that_have_or_get_a_part_of_the_gpu() {
+        let check = |other: Record, expected: bool| {
+            let records = [Arc::new(record("this", "GPU-1", mig(4, 2))), Arc::new(other)];
+            assert_eq!(needs_mig_mode("GPU-1", &claim("this"), &records, "boot"), expected, "{records:?}");
+        };
+        check(record("a", "GPU-1", mig(0, 1)), true);
+        check(Record { stage: Stage::Preparing, ..record("a", "GPU-1", mig(0, 1)) }, true);
+        check(Record { stage: Stage::Unpreparing, ..record("a", "GPU-1", mig(0, 1)) }, false);
+        check(Record { boot_id: "older".into(), ..record("a", "GPU-1", mig(0, 1)) }, false);
+        check(record("a", "GPU-2", mig(0, 1)), false);
+        check(record("a", "GPU-1", RecordedKind::Gpu), false);
     }
 
     fn adopted(start: u32, size: u32) -> RecordedKind {

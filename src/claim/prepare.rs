@@ -15,10 +15,10 @@ use super::{
 };
 use crate::api::EventReason;
 use crate::cdi::{ClaimDevice, CommonError, DeviceNodes, MigCaps, claim_spec};
-use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage};
+use crate::checkpoint::{Checkpoint, Journal, Progress, Record, RecordedDevice, RecordedKind, Stage};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::{Adopted, MigSpec};
-use crate::mig;
+use crate::mig::{self, MigError};
 use crate::telemetry::metrics::{PodRef, Recovery, Step};
 
 impl Claims {
@@ -228,7 +228,7 @@ impl Claims {
             match &device.kind {
                 RecordedKind::Gpu | RecordedKind::Share { .. } => whole_gpu(draft, gpu).await,
                 RecordedKind::Adopted(adopted) => existing(gpu, adopted).await,
-                RecordedKind::Mig { spec, .. } => mig_device(draft, index, spec, gpu).await,
+                RecordedKind::Mig { spec, .. } => mig_device(draft, index, spec, gpu, &self.checkpoint).await,
             }
         });
         let made = made.await;
@@ -331,12 +331,17 @@ async fn mig_device(
     index: usize,
     spec: &MigSpec,
     gpu: &LiveGpu,
+    checkpoint: &Checkpoint,
 ) -> Result<NodeNumbers, WorkError> {
+    let checkpoint = checkpoint.clone();
     let (draft, spec, facts) = (Arc::clone(draft), spec.clone(), Arc::clone(&gpu.facts));
     let metrics = gpu.metrics.clone();
     to_its_end(gpu, move |handle| {
         let Some(mig) = &facts.mig else { return Err(mig::no_mig()) };
         let Some(progress) = held(&draft).progress(index) else { return Err(mig::no_mig()) };
+        let Some(_mode_stays) = checkpoint.rely_on_mode(facts.pci)? else {
+            return Err(MigError::ModeChanges);
+        };
         let mut note = |progress| held(&draft).note(index, progress);
         let made = mig::ensure(handle, mig, &spec, &progress, &mut note, &metrics)?;
         Ok((made.parent_minor, Some((made.gpu_instance, made.compute_instance.id))))

@@ -125,7 +125,9 @@ impl From<&PlanError> for Reason {
 impl From<&MigError> for Reason {
     fn from(error: &MigError) -> Self {
         match error {
-            MigError::ModeNotSwitched { .. } | MigError::NeedsReset { .. } => Self::MigMode,
+            MigError::ModeNotSwitched { .. } | MigError::NeedsReset { .. } | MigError::ModeChanges => {
+                Self::MigMode
+            }
             MigError::StillCut { .. } | MigError::Occupied { .. } | MigError::NotAsGiven { .. } => {
                 Self::Occupied
             }
