@@ -24,7 +24,7 @@ use nvml_wrapper::error::NvmlError;
 
 pub use device::{DeviceHandle, GpuInstanceHandle};
 pub use discover::{answers, discover, live_instances};
-pub use error::{CallError, Code, RESET_ADVICE, still_unknown};
+pub use error::{CallError, Code, OLDEST_DRIVER, RESET_ADVICE, still_unknown};
 pub use event::{EventKind, EventSet, GpuEvent};
 pub(crate) use monitor::is_unsupported;
 pub use monitor::{Heard, Hearing, Listening, Monitor};
