@@ -5,8 +5,10 @@
 //! what failed once leaves nothing behind. And once the disk works again, the same claim can be prepared and unprepared.
 
 use crate::common;
-use common::ControlPlane;
-use common::shim::{Action, Met, Op};
+use common::shim::{Action, Met, Op, Shim};
+use common::{ControlPlane, DRIVER, Lab, eventually, prepare, unprepare};
+use std::process::Stdio;
+
 use common::victim::{Answer, Bad, Call, Held, ONE, THREE, Victim, WHOLE, Wanted};
 use kube_sim::kubelet::Claim;
 use tokio::task::JoinSet;
@@ -80,6 +82,37 @@ async fn a_disk_that_fails_anywhere_leaves_nothing_half_done_and_wedges_no_claim
     ));
     assert!(all.bad.is_empty(), "{}", all.bad.join("\n"));
     assert!(0 < all.refused, "no fault was ever felt");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_waits_for_the_disk_holds_up_no_other_claim() {
+    for stored in [None, Some("rubbish\n")] {
+        let lab = Lab::new(ControlPlane::simulated(true).await, "2xH100-80GB").await;
+        let shim = Shim::new(&lab);
+        let mut process = shim.command(&lab).stderr(Stdio::null()).spawn().unwrap();
+        let kubelet = lab.kubelet().await;
+        let slow = lab.claim_of("slow", "gpu-0000-1a-00-mig-1g-10gb-6").await;
+        let other = lab.claim_of("other", "gpu-0000-1b-00-mig-1g-10gb-6").await;
+        if let Some(stored) = stored {
+            let file = lab.path(&format!("plugins/{DRIVER}/claims")).join(format!("{}.jsonl", slow.uid));
+            std::fs::write(file, stored).unwrap();
+        }
+        shim.arm(Action::Hold, 0, Some(1), &[Op::Sync]);
+        let is_held = || shim.met().iter().any(|it| it.verdict == "hold" && it.path.contains(&slow.uid));
+        let (answer, ()) = tokio::join!(prepare(&kubelet, &slow), async {
+            eventually("the disk does not answer", async || is_held().then_some(())).await;
+            let answer = prepare(&kubelet, &other).await;
+            shim.disarm();
+            answer.unwrap();
+        });
+        answer.unwrap();
+        for claim in [&slow, &other] {
+            unprepare(&kubelet, claim).await.unwrap();
+        }
+        assert_eq!(lab.instances(), []);
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "the count is the result")]

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 
 use dra_allocator::cel_env::{Evaluator, compile};
 use dra_allocator::{Allocated, Cluster, Features, Refusal};
+use mig_model::facts::NodeFacts;
 use mig_model::inventory::{Gpu, Inventory, inventory};
 use mig_model::placement::{Policy, Ranking};
 
 use crate::common;
 use crate::common::repository;
 use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, unprepare};
-use dra_driver_mig::hardware::{Hardware, HardwareArgs};
+use dra_driver_mig::hardware::{Hardware, HardwareArgs, HardwareError};
 use dra_driver_mig::slices::{Owner, render};
 use dra_driver_mig::telemetry::metrics::Metrics;
 use k8s_openapi::api::core::v1::Node;
@@ -46,6 +47,10 @@ impl Bench {
     }
 
     fn open(&self) -> Hardware {
+        self.try_open().unwrap()
+    }
+
+    fn try_open(&self) -> Result<Hardware, HardwareError> {
         let host = self.sim.driver_root();
         let sys_root = if self.has_sysfs { host.join("sys") } else { PathBuf::from("/nonexistent") };
         let args = HardwareArgs {
@@ -54,7 +59,7 @@ impl Bench {
             proc_root: host.join("proc"),
             sys_root,
         };
-        Hardware::open(&args, &Metrics::default()).unwrap()
+        Hardware::open(&args, &Metrics::default())
     }
 
     async fn offered(&self) -> Offered {
@@ -245,6 +250,75 @@ async fn one_profile_that_cannot_be_read_leaves_the_others() {
     let again = hardware.again().unwrap().expect("the profile is read at the next look");
     assert_eq!(Offered::of(&again).await.count(H100), ALL);
     assert!(again.is_complete() && !again.is_worth_another_look());
+}
+
+/// What is said of a node whose NVML lacks a function.
+async fn said_without(function: &str) -> String {
+    let bench = Bench::new();
+    bench.sim.hide_symbols(&[function]).unwrap();
+    bench.sim.plant_instance(H100, "1g.10gb", 0).unwrap();
+    let hardware = match bench.try_open() {
+        Ok(hardware) => hardware,
+        Err(error) => return error.to_string(),
+    };
+    let NodeFacts { unknown, gpus, skipped, .. } = &hardware.facts;
+    let facts = unknown.iter().chain(gpus.iter().flat_map(|it| &it.unknown)).map(ToString::to_string);
+    let skipped = skipped.iter().map(|it| it.reason.clone());
+    let problems = hardware.scan().await.unwrap().into_iter().filter_map(|it| it.state.problem);
+    facts.chain(skipped).chain(problems).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn a_function_that_the_installed_driver_lacks_is_named_with_the_driver_that_has_it() {
+    let bench = Bench::new();
+    bench.sim.configure(|it| it.log_calls = true).unwrap();
+    bench.sim.plant_instance(H100, "1g.10gb", 0).unwrap();
+    bench.offered().await;
+    let calls: BTreeSet<String> = bench.sim.calls().unwrap().into_iter().map(|it| it.call).collect();
+    assert!(calls.contains("nvmlDeviceGetGpuInstancePossiblePlacements_v2"), "{calls:?}");
+    // Where an older driver lacks one of these, there is another way.
+    let replaced =
+        ["nvmlDeviceGetGpuInstanceProfileInfoV", "nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetHandleByUUID"];
+    // Every NVML has nvmlShutdown, and nvml-wrapper relies on it.
+    for call in calls.iter().filter(|it| *it != "nvmlShutdown") {
+        let said = said_without(call).await;
+        if replaced.contains(&call.as_str()) {
+            assert_eq!(said, "", "{call}");
+        } else if call.starts_with("nvmlInit") {
+            assert!(said.contains(call.as_str()), "{call}: {said}");
+        } else {
+            let expected = format!("{call} failed with FUNCTION_NOT_FOUND");
+            assert!(said.contains(&expected) && said.contains("driver 470 and later"), "{call}: {said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_gpu_is_not_cut_where_the_installed_driver_lacks_a_function_that_destroys_or_creates_an_instance() {
+    let functions = [
+        "nvmlDeviceSetMigMode",
+        "nvmlDeviceGetGpuInstances",
+        "nvmlDeviceGetGpuInstanceById",
+        "nvmlDeviceCreateGpuInstanceWithPlacement",
+        "nvmlGpuInstanceGetInfo",
+        "nvmlGpuInstanceDestroy",
+        "nvmlGpuInstanceGetComputeInstanceProfileInfo",
+        "nvmlGpuInstanceGetComputeInstances",
+        "nvmlGpuInstanceCreateComputeInstance",
+        "nvmlComputeInstanceGetInfo_v2",
+        "nvmlComputeInstanceDestroy",
+        "nvmlDeviceGetGpuInstancePossiblePlacements_v2",
+    ];
+    for function in functions {
+        let bench = Bench::new();
+        bench.sim.hide_symbols(&[function]).unwrap();
+        let hardware = bench.open();
+        assert_eq!(Offered::of(&hardware).await.word(H100), "whole", "{function}");
+        let unknown = &hardware.facts.gpus[H100].unknown;
+        let text = unknown.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        let expected = format!("{function} failed with FUNCTION_NOT_FOUND");
+        assert!(text.contains(&expected) && text.contains("driver 470 and later"), "{function}: {text}");
+    }
 }
 
 #[tokio::test]

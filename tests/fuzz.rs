@@ -187,7 +187,8 @@ fn read_state(bytes: &[u8]) -> Result<(), TestCaseError> {
     if matches!(journal.stored(), Stored::Record(_)) {
         journal.append(&next).unwrap();
     } else {
-        journal.begin(&next, &checkpoint.try_reserve().unwrap().unwrap()).unwrap();
+        let begun = journal.begin(&next, &checkpoint.try_reserve().unwrap().unwrap()).unwrap();
+        journal.force(begun).unwrap();
     }
     drop(journal);
     let listed = checkpoint.list().unwrap();

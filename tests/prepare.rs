@@ -256,6 +256,37 @@ async fn a_whole_gpu_waits_for_its_parts_and_is_handed_out_with_mig_mode_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_devices_exclude_each_other_is_refused_before_anything_is_created() {
+    let (mut lab, kubelet) = started("1xH100-80GB").await;
+    lab.sim.configure(|it| it.log_calls = true).unwrap();
+    let pairs = [
+        ("gpu-0000-1a-00-mig-2g-20gb-4", "gpu-0000-1a-00-mig-1g-10gb-5", "memory slices"),
+        ("gpu-0000-1a-00", "gpu-0000-1a-00-mig-1g-10gb-5", "memory slices"),
+        // No overlap, but the GPU has one OFA, which each of them needs.
+        ("gpu-0000-1a-00-mig-1g-10gb-me-0", "gpu-0000-1a-00-mig-1g-10gb-me-1", "ofas"),
+    ];
+    for (index, (left, right, lacking)) in pairs.into_iter().enumerate() {
+        let results = [("a", DRIVER, left), ("b", DRIVER, right)];
+        let claim = lab.claim(&format!("both-{index}"), &results).await;
+        let refused = prepare(&kubelet, &claim).await.unwrap_err();
+        for part in [&claim.name, left, right, lacking, "delete the pod"] {
+            assert!(refused.contains(part), "{part}: {refused}");
+        }
+        assert_eq!(lab.recorded(), [""; 0]);
+        unprepare(&kubelet, &claim).await.unwrap();
+    }
+    let changes = lab
+        .sim
+        .calls()
+        .unwrap()
+        .into_iter()
+        .filter(|it| it.call.contains("Create") || it.call.contains("Set"));
+    assert_eq!(changes.filter(|it| it.call != "nvmlEventSetCreate").count(), 0);
+    assert_clean(&lab);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_claim_on_a_placement_that_is_still_held_waits_for_it() {
     let (mut lab, kubelet) = started("1xH100-80GB").await;
     let holder = lab.claim_of("holder", "gpu-0000-1a-00-mig-2g-20gb-4").await;

@@ -3,7 +3,7 @@
 use std::process::Child;
 
 use crate::common;
-use common::{ControlPlane, DRIVER, Lab, eventually, prepare, read_json, unprepare};
+use common::{ControlPlane, DRIVER, Lab, eventually, node_events, prepare, read_json, unprepare};
 use dra_driver_mig::kubelet::SocketPaths;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::resource::v1::ResourceClaim;
@@ -475,6 +475,37 @@ async fn an_unreadable_state_file_is_an_event_of_the_node_and_no_crash() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_state_file_that_is_a_symbolic_link_is_set_aside_reported_and_never_followed() {
+    let mut lab = lab("1xH100-80GB").await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let first = prepare(&kubelet, &claim).await.unwrap();
+    let (file, elsewhere) = (lab.path(CLAIMS).join(format!("{}.jsonl", claim.uid)), lab.path("elsewhere"));
+    // What it leads to says that the claim is being taken down.
+    let content = std::fs::read_to_string(&file).unwrap().replace("\"prepared\"", "\"unpreparing\"");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&elsewhere, &content).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+    lab.stop().await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let notes = eventually("it is reported", async || {
+        let notes = node_events(&lab, "UnreadableState").await;
+        (!notes.is_empty()).then_some(notes)
+    })
+    .await;
+    assert!(notes[0].contains(&claim.uid) && notes[0].contains("symbolic link"), "{notes:?}");
+    assert_eq!(lab.instances().len(), 1, "its instance stays");
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!((lab.instances(), lab.recorded().len()), (Vec::new(), 0));
+    assert_eq!(std::fs::read_to_string(&elsewhere).unwrap(), content, "neither written nor removed");
+    assert_eq!(std::fs::read_link(file.with_extension("unreadable")).unwrap(), elsewhere);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_reboot_without_an_api_server_a_claim_gets_the_same_devices() {
     let mut lab = lab("2xH100-80GB").await;
     let devices = [("a", DRIVER, FIRST_1G), ("b", DRIVER, "gpu-0000-1b-00-mig-3g-40gb-0")];
@@ -613,6 +644,43 @@ async fn two_processes_share_the_claims_of_a_node() {
     assert!(is_clean(&lab));
     terminate(&new);
     assert!(new.wait().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mig_mode_that_another_process_needs_is_not_released_beneath_it() {
+    let lab = lab("1xH100-80GB").await.with_args(&["--mig-mode", "release"]);
+    let pods = ["0a0a0a0a-1111-4222-8333-444444444444", "0b0b0b0b-1111-4222-8333-444444444444"];
+    let mut processes = pods.map(|it| lab.spawn_pod(it).0);
+    let (old, new) = (kubelet_of(&lab, pods[0]).await, kubelet_of(&lab, pods[1]).await);
+    let is_on = || lab.sim.snapshot().unwrap().gpus[0].mig_current;
+    // The new pod is creating an instance when the old one destroys the last; then the old one is switching the mode off
+    // when the new one wants to create an instance.
+    let slow = ["nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlDeviceSetMigMode"];
+    for (index, call) in slow.into_iter().enumerate() {
+        let first = lab.claim_of(&format!("first-{index}"), "gpu-0000-1a-00-mig-1g-10gb-5").await;
+        prepare(&old, &first).await.unwrap();
+        lab.sim.set_latency(call, 1500.0).unwrap();
+        let second = lab.claim_of(&format!("second-{index}"), FIRST_1G).await;
+        let journal = lab.path(CLAIMS).join(format!("{}.jsonl", second.uid));
+        let is_creating = || std::fs::read_to_string(&journal).is_ok_and(|it| it.contains("creating"));
+        let (prepared, unprepared) = tokio::join!(prepare(&new, &second), async {
+            if call == slow[0] {
+                eventually("it is creating an instance", async || is_creating().then_some(())).await;
+            }
+            unprepare(&old, &first).await
+        });
+        unprepared.unwrap();
+        prepared.unwrap();
+        assert!(is_on(), "{call}");
+        assert_eq!(lab.instances(), [(0, "1g.10gb".to_owned(), 6)], "{call}");
+        lab.sim.set_latency(call, 0.0).unwrap();
+        unprepare(&new, &second).await.unwrap();
+        assert!(!is_on(), "{call}: the last one releases it");
+    }
+    for process in &mut processes {
+        terminate(process);
+        assert!(process.wait().unwrap().success());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

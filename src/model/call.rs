@@ -11,6 +11,11 @@ pub const RESET_ADVICE: &str = "reboot the node, or reset the GPU: end the pods 
                                 session holds the GPUs (kubectl label node NODE mig.dra-driver.dev/deploy=false --overwrite), \
                                 run `nvidia-smi --gpu-reset -i GPU`, and remove the label";
 
+/// The oldest NVIDIA driver, by the first part of its version, whose NVML has all that this driver cannot do without on a GPU with
+/// MIG: the newest of those functions is `nvmlDeviceGetGpuInstancePossiblePlacements_v2` (nvml.h of CUDA 11.4, NVML's reference for
+/// driver 470).
+pub const OLDEST_DRIVER: u32 = 470;
+
 /// A number that NVML returned, `nvmlReturn_t` of nvml.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Code(pub u32);
@@ -85,12 +90,42 @@ impl fmt::Display for Code {
 
 /// An NVML call that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{call} failed with {code}")]
+#[error("{call} failed with {code}{}", Lacking(self))]
 pub struct CallError {
     /// The C function.
     pub call: &'static str,
     /// What it returned.
     pub code: Code,
+}
+
+/// Which driver has a function that the installed one does not have.
+struct Lacking<'a>(&'a CallError);
+
+impl fmt::Display for Lacking<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(error) = self;
+        if error.code != Code::FUNCTION_NOT_FOUND {
+            return Ok(());
+        }
+        let version = first_driver(error.call);
+        write!(
+            f,
+            ": the NVIDIA driver of this node does not have this function; driver {version} and later have it"
+        )
+    }
+}
+
+/// The first driver whose NVML has a function; for all that are older than [`OLDEST_DRIVER`] that one. From the histories of nvml.h in
+/// go-nvml: CUDA 11.6 came with driver 510, 11.8 with 520, 12.0 with 525.
+fn first_driver(call: &str) -> u32 {
+    match call {
+        "nvmlDeviceGetGpuInstanceProfileInfoV"
+        | "nvmlDeviceGetMemoryInfo_v2"
+        | "nvmlDeviceGetComputeRunningProcesses_v3" => 510,
+        "nvmlGpmQueryDeviceSupport" | "nvmlGpmMetricsGet" => 520,
+        "nvmlGpmMigSampleGet" => 525,
+        _ => OLDEST_DRIVER,
+    }
 }
 
 impl CallError {
@@ -100,7 +135,7 @@ impl CallError {
         match self.code {
             Code::NO_PERMISSION => "the driver has to run as root with CAP_SYS_ADMIN",
             Code::GPU_IS_LOST | Code::RESET_REQUIRED => RESET_ADVICE,
-            Code::FUNCTION_NOT_FOUND => "the NVIDIA driver of this node is too old for that",
+            Code::FUNCTION_NOT_FOUND => "install a newer NVIDIA driver on the node",
             Code::IN_USE => "stop what uses the GPU; `nvidia-smi` lists processes",
             _ => "see `nvidia-smi` and the kernel log of the node",
         }

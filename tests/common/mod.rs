@@ -340,7 +340,7 @@ impl Lab {
     /// Names of the state files of claims, whatever they are; the lock that all share is not one.
     pub(crate) fn state_files(&self) -> Vec<String> {
         let mut files = self.files(&format!("plugins/{DRIVER}/claims"));
-        files.retain(|it| it != "reserve.lock");
+        files.retain(|it| !it.ends_with(".lock"));
         files
     }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::cdi::driver_root::{self, DriverRoot};
+use crate::cdi::group::group_of_module;
 use crate::cdi::hooks::HookSettings;
 use crate::cdi::missing::{Missing, Severity};
 use crate::cdi::root::{Directories, Root, Stamp, read_bounded};
@@ -23,8 +24,15 @@ pub struct CommonEdits {
     edits: ContainerEdits,
     missing: Vec<Missing>,
     watched: Vec<(Root, String, Option<Stamp>)>,
-    /// `/proc`, and the number that was read there; it changes when the module is loaded again.
-    uvm_major: Option<(PathBuf, Option<u32>)>,
+    /// `/proc`, and what was read there; it changes when the module is loaded again.
+    kernel: Option<(PathBuf, FromKernel)>,
+}
+
+/// The number of unified memory's nodes, and the group that the module's own nodes need.
+type FromKernel = (Option<u32>, Option<u32>);
+
+fn from_kernel(proc_root: &Path) -> FromKernel {
+    (driver_root::uvm_major(proc_root), group_of_module(proc_root))
 }
 
 /// Why an operator's common edits file can't be used.
@@ -68,13 +76,13 @@ pub enum CommonFileReason {
 impl CommonEdits {
     /// Looks for the driver's files. Never fails: what is not there is in [`CommonEdits::missing`].
     pub fn discover(root: &DriverRoot) -> Self {
-        let uvm_major = Some((root.proc.clone(), driver_root::uvm_major(&root.proc)));
+        let kernel = Some((root.proc.clone(), from_kernel(&root.proc)));
         let found = driver_root::discover(root);
         let stamped = found.watched.into_iter().map(|(root, path)| {
             let stamp = root.stamp(&path);
             (root, path, stamp)
         });
-        Self { edits: found.edits, missing: found.missing, watched: stamped.collect(), uvm_major }
+        Self { edits: found.edits, missing: found.missing, watched: stamped.collect(), kernel }
     }
 
     /// Takes the edits from an operator's file, JSON or YAML: the top-level `containerEdits` of a complete CDI spec,
@@ -102,7 +110,7 @@ impl CommonEdits {
             let here = Root::same("/");
             watched.push((here.clone(), text.to_owned(), here.stamp(text)));
         }
-        Ok(Self { edits, missing, watched, uvm_major: None })
+        Ok(Self { edits, missing, watched, kernel: None })
     }
 
     /// The edits.
@@ -131,7 +139,7 @@ impl CommonEdits {
             });
             root.stamp_beside(path, &mut directories[at].1) == *stamp
         };
-        self.uvm_major.iter().all(|(proc_root, major)| driver_root::uvm_major(proc_root) == *major)
+        self.kernel.iter().all(|(proc_root, before)| from_kernel(proc_root) == *before)
             && self.watched.iter().all(|(root, path, stamp)| is_as_before(root, path, stamp))
     }
 }

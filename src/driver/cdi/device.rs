@@ -23,6 +23,8 @@ pub struct Kind {
 pub struct DeviceNodes {
     /// Minor number of the GPU (`nvmlDeviceGetMinorNumber`), which is not its index.
     pub parent_minor: u32,
+    /// Group that a process needs to use the GPU's node, where the host does not let everyone use it.
+    pub parent_group: Option<u32>,
     /// The capability nodes of the instance; `None` gives the whole GPU.
     pub mig: Option<MigCaps>,
 }
@@ -139,10 +141,11 @@ pub(super) fn device_name(claim_uid: &str, device: &str) -> Result<String, SpecE
 /// The GPU's node is left to the runtime to look up on the host, below `devices`. Permissions are `rw`: a container
 /// needs no `m`, since the runtime makes the nodes.
 pub fn device_edits(nodes: &DeviceNodes, devices: &Root) -> ContainerEdits {
-    let parent = host_node(&parent_path(nodes.parent_minor), devices);
+    let parent = host_node(&parent_path(nodes.parent_minor), devices, nodes.parent_group);
     let caps = nodes.mig.map(|mig| [cap_node(mig.gpu_instance), cap_node(mig.compute_instance)]);
     ContainerEdits {
         device_nodes: [parent].into_iter().chain(caps.into_iter().flatten()).collect(),
+        additional_gids: nodes.parent_group.into_iter().collect(),
         ..ContainerEdits::default()
     }
 }
@@ -152,13 +155,15 @@ pub(super) fn parent_path(minor: u32) -> String {
     format!("/dev/nvidia{minor}")
 }
 
-/// A node that exists on the host below `devices`; the runtime reads type and numbers from it.
-pub(super) fn host_node(path: &str, devices: &Root) -> DeviceNode {
+/// A node that exists on the host below `devices`; the runtime reads type and numbers from it, from CDI 1.1 on also the mode. The
+/// group, where one is needed, is named: otherwise the node would be that of the group of the container's user, or of root.
+pub(super) fn host_node(path: &str, devices: &Root, group: Option<u32>) -> DeviceNode {
     let host_path = devices.host(path);
     DeviceNode {
         path: path.to_owned(),
         host_path: Some(host_path).filter(|host_path| host_path != path),
         permissions: Some("rw".to_owned()),
+        gid: group,
         ..DeviceNode::default()
     }
 }
@@ -252,18 +257,29 @@ mod tests {
 
     #[test]
     fn a_whole_gpu_is_one_node() {
-        let nodes = DeviceNodes { parent_minor: 3, mig: None };
+        let nodes = DeviceNodes { parent_minor: 3, parent_group: None, mig: None };
         let edits = device_edits(&nodes, &Root::same("/"));
         assert_eq!(edits.device_nodes.len(), 1);
         assert_eq!(edits.device_nodes[0].path, "/dev/nvidia3");
         assert_eq!(edits.device_nodes[0].host_path, None);
+        assert!(edits.additional_gids.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_only_a_group_may_use_comes_with_that_group() {
+        let cap = CapNode { major: 237, minor: 30, mode: 0o444 };
+        let mig = Some(MigCaps { gpu_instance: cap, compute_instance: cap });
+        let edits =
+            device_edits(&DeviceNodes { parent_minor: 3, parent_group: Some(44), mig }, &Root::same("/"));
+        assert_eq!(edits.device_nodes.iter().map(|it| it.gid).collect::<Vec<_>>(), [Some(44), None, None]);
+        assert_eq!(edits.additional_gids, [44]);
     }
 
     #[test]
     fn a_mig_instance_is_the_parent_and_two_capability_nodes() {
         let cap = |minor| CapNode { major: 237, minor, mode: 0o444 };
         let mig = MigCaps { gpu_instance: cap(30), compute_instance: cap(31) };
-        let nodes = DeviceNodes { parent_minor: 0, mig: Some(mig) };
+        let nodes = DeviceNodes { parent_minor: 0, parent_group: None, mig: Some(mig) };
         let edits = device_edits(&nodes, &Root::new("/driver-root", "/run/nvidia/driver"));
         let paths: Vec<_> = edits.device_nodes.iter().map(|n| n.path.as_str()).collect();
         assert_eq!(paths, ["/dev/nvidia0", "/dev/nvidia-caps/nvidia-cap30", "/dev/nvidia-caps/nvidia-cap31"]);

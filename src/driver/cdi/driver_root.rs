@@ -4,11 +4,13 @@
 //! The list of files follows NVIDIA's container toolkit (`pkg/nvcdi/driver-nvml.go`, `internal/discover/ipc.go`).
 //! Discovery reads the file system and nothing else; it starts no program and changes nothing.
 
+use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::cdi::caps::read_major;
 use crate::cdi::device::{host_node, numbered_node, parent_path};
+use crate::cdi::group::{group_of_module, needed_group};
 use crate::cdi::hooks::{HookInput, HookKind, HookSettings, Hooks};
 use crate::cdi::libraries::{self, DriverFile, Libraries, join, parent};
 use crate::cdi::missing::{Missing, MissingPart, Severity};
@@ -103,14 +105,17 @@ impl DriverRoot {
         }
     }
 
-    /// Reports a GPU's node that is not below the device root, so that a claim fails with this text and not at
-    /// container start.
-    pub fn missing_gpu_node(&self, parent_minor: u32) -> Option<Missing> {
+    /// The group that a process needs to use a GPU's node, if any. Fails where the node is not below the device root, so that a
+    /// claim fails with this text and not at container start.
+    pub fn gpu_node_group(&self, parent_minor: u32) -> Result<Option<u32>, Missing> {
         let path = parent_path(parent_minor);
-        if is_node(&self.devices, &path) {
-            return None;
+        match find_node(&self.devices, &path) {
+            Some(node) => Ok(group_of_node(&node).or_else(|| group_of_module(&self.proc))),
+            None => {
+                let consequence = "the container could not open its GPU";
+                Err(missing_node(&self.devices, &path, Severity::Fatal, consequence))
+            }
         }
-        Some(missing_node(&self.devices, &path, Severity::Fatal, "the container could not open its GPU"))
     }
 }
 
@@ -123,8 +128,11 @@ pub(super) struct Discovery {
 
 /// Looks for everything.
 pub(super) fn discover(root: &DriverRoot) -> Discovery {
-    let (device_nodes, mut missing) = control_nodes(&root.devices, uvm_major(&root.proc));
-    let mut edits = ContainerEdits { device_nodes, ..ContainerEdits::default() };
+    let (device_nodes, mut missing) =
+        control_nodes(&root.devices, uvm_major(&root.proc), group_of_module(&root.proc));
+    let mut additional_gids: Vec<u32> = device_nodes.iter().filter_map(|it| it.gid).collect();
+    additional_gids.dedup();
+    let mut edits = ContainerEdits { device_nodes, additional_gids, ..ContainerEdits::default() };
     edits.env.push("NVIDIA_VISIBLE_DEVICES=void".to_owned());
 
     let libraries = libraries::find(&root.files, root.nvml_directory.as_deref(), root.version.as_deref())
@@ -162,13 +170,19 @@ pub(super) fn discover(root: &DriverRoot) -> Discovery {
 }
 
 /// The control nodes. After a boot the nodes of `nvidia-uvm` are often not made before the first CUDA program runs;
-/// its number then goes into the edits, and the runtime makes the node in the container.
-fn control_nodes(devices: &Root, uvm_major: Option<u32>) -> (Vec<DeviceNode>, Vec<Missing>) {
+/// its number then goes into the edits, and the runtime makes the node in the container, for everyone. `group` is what the
+/// kernel module says of `nvidiactl`.
+fn control_nodes(
+    devices: &Root,
+    uvm_major: Option<u32>,
+    group: Option<u32>,
+) -> (Vec<DeviceNode>, Vec<Missing>) {
     let mut nodes = Vec::new();
     let mut missing = Vec::new();
     for ControlNode { path, severity, consequence, uvm_minor } in CONTROL_NODES {
-        if is_node(devices, path) {
-            nodes.push(host_node(path, devices));
+        if let Some(node) = find_node(devices, path) {
+            let group = group_of_node(&node).or(group.filter(|_| uvm_minor.is_none()));
+            nodes.push(host_node(path, devices, group));
         } else if let (Some(major), Some(minor)) = (uvm_major, uvm_minor) {
             nodes.push(numbered_node(path.to_owned(), major.into(), minor));
         } else {
@@ -183,10 +197,14 @@ pub(super) fn uvm_major(proc_root: &Path) -> Option<u32> {
     read_major(proc_root, UVM).ok()
 }
 
-/// Whether there is a character device. Links are followed as the container runtime will follow them, not below the
+/// A character device, if there is one. Links are followed as the container runtime will follow them, not below the
 /// root: a link that does not work for it does not help.
-fn is_node(devices: &Root, path: &str) -> bool {
-    std::fs::metadata(devices.here(path)).is_ok_and(|m| m.file_type().is_char_device())
+fn find_node(devices: &Root, path: &str) -> Option<Metadata> {
+    std::fs::metadata(devices.here(path)).ok().filter(|it| it.file_type().is_char_device())
+}
+
+fn group_of_node(node: &Metadata) -> Option<u32> {
+    needed_group(node.mode(), node.gid())
 }
 
 fn missing_node(devices: &Root, path: &str, severity: Severity, consequence: &'static str) -> Missing {

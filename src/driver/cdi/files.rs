@@ -145,7 +145,12 @@ fn unfinished(name: &str) -> String {
 }
 
 fn write_and_sync(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(path)?;
+    // Nothing that has the name already is written to, and no link followed.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)?;
     // The mode given at creation is cut by the umask.
     file.set_permissions(fs::Permissions::from_mode(MODE))?;
     file.write_all(bytes)?;

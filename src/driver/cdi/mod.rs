@@ -20,6 +20,7 @@ mod common;
 mod device;
 mod driver_root;
 mod files;
+mod group;
 mod hook_program;
 mod hooks;
 mod kernel;

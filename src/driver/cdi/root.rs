@@ -35,6 +35,8 @@ pub(super) struct Stamp {
     device: u64,
     inode: u64,
     modified: (i64, i64),
+    /// Mode and group: those of a device node end in the spec.
+    access: (u32, u32),
 }
 
 impl Root {
@@ -159,7 +161,8 @@ impl Root {
         let of_link = || Some((inside.to_owned(), fs::symlink_metadata(self.here(inside)).ok()?));
         let (path, metadata) = self.find_beside(inside, known).or_else(of_link)?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
-        Some(Stamp { path, device: metadata.dev(), inode: metadata.ino(), modified })
+        let access = (metadata.mode(), metadata.gid());
+        Some(Stamp { path, device: metadata.dev(), inode: metadata.ino(), modified, access })
     }
 }
 

@@ -4,17 +4,21 @@
 //! with its newline, so what an interrupted write leaves is a tail without one, which nobody reads and the next line
 //! replaces. A last line that cannot be understood makes the file unreadable: the lines before it tell what was, and
 //! acting on that could take a running pod its instance. The file is locked while it is open here, against other calls
-//! and other processes alike, and the kernel gives the lock back however its holder ends.
+//! and other processes alike, and the kernel gives the lock back however its holder ends. Only a regular file is opened:
+//! anything else of that name, a symbolic link above all, is kept aside, and a file that says so takes its place.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mig_model::claim::ClaimUid;
 
+use rustix::io::Errno;
+
+use super::file::{SET_ASIDE, aside_of, displace, never_followed, no_file, put, remove_if_there};
 use super::{MOST_BYTES, Record, Reservation, StoreError, Stored, UNFINISHED, failed, sync};
 
 /// A file of this length is written anew with its last line only. A claim needs five lines in its life.
@@ -28,8 +32,15 @@ pub struct Journal {
     /// Bytes up to the end of the last complete line.
     length: u64,
     stored: Stored,
+    /// Where what cannot be read is kept.
+    aside: Option<PathBuf>,
     is_gone: bool,
 }
+
+/// A record that others see and that is not forced to the disk yet. Holds what the file said before, where it can say that again.
+#[derive(Debug)]
+#[must_use = "nothing may be done for a record that a power failure takes back"]
+pub struct Begun(Option<(u64, Stored)>);
 
 /// What came of asking for a journal.
 #[derive(Debug)]
@@ -45,8 +56,17 @@ pub enum Taken {
 impl Journal {
     pub(super) fn take(path: &Path, uid: &ClaimUid, or_new: bool) -> Result<Taken, StoreError> {
         loop {
-            let opened = OpenOptions::new().read(true).write(true).create(or_new).truncate(false).open(path);
+            if let Some(what) = no_file(path)
+                && !displace(path, what).map_err(failed("set aside", path))?
+            {
+                return Ok(Taken::Busy);
+            }
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(or_new).truncate(false);
+            let opened = options.custom_flags(never_followed()).open(path);
             let file = match (opened, path.parent()) {
+                // It was put there this moment.
+                (Err(error), _) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => continue,
                 (Err(error), _) if error.kind() == io::ErrorKind::NotFound && !or_new => {
                     return Ok(Taken::Nothing);
                 }
@@ -66,14 +86,10 @@ impl Journal {
             }
             // Its last holder may have removed or replaced it after it was opened here.
             if is_at(&file, path).map_err(failed("read", path))? {
-                let (stored, length) = read(&file, uid);
-                return Ok(Taken::Journal(Self {
-                    path: path.to_owned(),
-                    file,
-                    length,
-                    stored,
-                    is_gone: false,
-                }));
+                let (stored, length) =
+                    read(&file, uid).unwrap_or_else(|error| (Stored::Unreadable(error.to_string()), 0));
+                let path = path.to_owned();
+                return Ok(Taken::Journal(Self { path, file, length, stored, aside: None, is_gone: false }));
             }
         }
     }
@@ -88,8 +104,12 @@ impl Journal {
     /// not survive it either.
     pub fn append(&mut self, record: &Record) -> Result<(), StoreError> {
         if LONG < self.length {
-            return self.replace(record);
+            return self.replace(record, true);
         }
+        self.add(record)
+    }
+
+    fn add(&mut self, record: &Record) -> Result<(), StoreError> {
         let line = line_of(record).map_err(failed("write", &self.path))?;
         let written = self.file.write_all_at(&line, self.length);
         if written.is_err() {
@@ -102,21 +122,48 @@ impl Journal {
         Ok(())
     }
 
-    /// Notes the intent, and forces it and the file's name to the disk. A file that could not be read is set aside; then
-    /// the answer is where.
-    pub fn begin(&mut self, record: &Record, _in_turn: &Reservation) -> Result<Option<PathBuf>, StoreError> {
+    /// Notes the intent where all others see it, and waits for no disk. [`Self::force`] has to follow before anything is done.
+    /// In the place of a file that could not be read comes a new one, see [`Self::keep_aside`].
+    pub fn begin(&mut self, record: &Record, _in_turn: &Reservation) -> Result<Begun, StoreError> {
         if let Stored::Unreadable(_) = self.stored {
-            return self.rebuild(record).map(Some);
+            self.keep_aside()?;
+            self.replace(record, false)?;
+            return Ok(Begun(None));
         }
         let before = (self.length, self.stored.clone());
-        self.append(record)?;
+        self.add(record)?;
+        Ok(Begun(Some(before)))
+    }
+
+    /// Forces what was begun, and the file's name, to the disk.
+    pub fn force(&mut self, begun: Begun) -> Result<(), StoreError> {
         let forced = self.file.sync_data().and_then(|()| sync(self.path.parent()));
-        if forced.is_err() {
+        if let (Err(_), Begun(Some((length, stored)))) = (&forced, begun) {
             // Not on the disk is not intended: whoever reads it later must not think that anything was made.
-            let _ = self.file.set_len(before.0);
-            (self.length, self.stored) = before;
+            let _ = self.file.set_len(length);
+            (self.length, self.stored) = (length, stored);
         }
-        forced.map_err(failed("force to disk", &self.path)).map(|()| None)
+        forced.map_err(failed("force to disk", &self.path))
+    }
+
+    /// Gives a file that cannot be read a second name, which is returned, so that a record may take its place. At no time is
+    /// there no file for the claim. The last unreadable file of a claim is kept.
+    pub fn keep_aside(&mut self) -> Result<Option<&Path>, StoreError> {
+        let aside = aside_of(&self.path);
+        match &self.stored {
+            Stored::Unreadable(reason) if reason.starts_with(SET_ASIDE) => self.aside = Some(aside),
+            Stored::Unreadable(_) if self.aside.is_none() => {
+                let link = || {
+                    remove_if_there(&aside)?;
+                    // Not every file system has links.
+                    fs::hard_link(&self.path, &aside).or_else(|_| fs::copy(&self.path, &aside).map(|_| ()))
+                };
+                link().map_err(failed("set aside", &self.path))?;
+                self.aside = Some(aside);
+            }
+            _ => {}
+        }
+        Ok(self.aside.as_deref())
     }
 
     /// Time since the last line; nothing where that cannot be told.
@@ -125,38 +172,16 @@ impl Journal {
         self.file.metadata().and_then(|it| it.modified()).ok()?.elapsed().ok()
     }
 
-    /// Puts a new file with this record in the place of the present one.
-    fn replace(&mut self, record: &Record) -> Result<(), StoreError> {
-        let unfinished = self.path.with_extension(UNFINISHED);
-        let write = || {
-            let line = line_of(record)?;
-            let file =
-                OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&unfinished)?;
-            // Before it has the name that others look for.
-            file.lock()?;
-            file.write_all_at(&line, 0)?;
-            file.sync_data()?;
-            fs::rename(&unfinished, &self.path)?;
-            Ok((file, line.len() as u64))
-        };
-        let (file, length) = write().map_err(failed("replace", &self.path))?;
+    /// Puts a new file with this record in the place of the present one, and forces it to the disk if that is asked for.
+    fn replace(&mut self, record: &Record, is_forced: bool) -> Result<(), StoreError> {
+        let put = || put(&self.path, &line_of(record)?, is_forced);
+        let (file, length) = put().map_err(failed("replace", &self.path))?;
         (self.file, self.length) = (file, length);
         self.stored = Stored::Record(Arc::new(record.clone()));
-        sync(self.path.parent()).map_err(failed("force to disk", &self.path))
-    }
-
-    /// Keeps a file that cannot be read under another name, which is returned, and puts this record in its place. At no
-    /// time is there no file for the claim. The last unreadable file of a claim is kept.
-    fn rebuild(&mut self, record: &Record) -> Result<PathBuf, StoreError> {
-        let aside = self.path.with_extension("unreadable");
-        let link = || match fs::remove_file(&aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            // Not every file system has links.
-            _ => fs::hard_link(&self.path, &aside).or_else(|_| fs::copy(&self.path, &aside).map(|_| ())),
-        };
-        link().map_err(failed("set aside", &self.path))?;
-        self.replace(record)?;
-        Ok(aside)
+        match is_forced {
+            true => sync(self.path.parent()).map_err(failed("force to disk", &self.path)),
+            false => Ok(()),
+        }
     }
 
     /// Removes the file: the claim is forgotten.
@@ -190,7 +215,7 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
         Err(error) => Err(error),
         Ok(there) => {
             let here = file.metadata()?;
-            Ok((here.dev(), here.ino()) == (there.dev(), there.ino()))
+            Ok(here.is_file() && (here.dev(), here.ino()) == (there.dev(), there.ino()))
         }
     }
 }
@@ -201,22 +226,13 @@ fn line_of(record: &Record) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 /// What a claim's file says, and the length of its complete lines.
-pub(super) fn read(file: &File, uid: &ClaimUid) -> (Stored, u64) {
+pub(super) fn read(file: &File, uid: &ClaimUid) -> io::Result<(Stored, u64)> {
     /// Most files are smaller than this.
     const USUAL_BYTES: usize = 4096;
     let mut bytes = Vec::with_capacity(USUAL_BYTES);
-    match file.take(MOST_BYTES + 1).read_to_end(&mut bytes) {
-        Ok(_) => parse(&bytes, uid),
-        Err(error) => (Stored::Unreadable(error.to_string()), 0),
-    }
+    file.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(parse(&bytes, uid))
 }
 
 /// What the last complete line says, and the length of all complete lines.
@@ -235,8 +251,10 @@ fn parse(bytes: &[u8], uid: &ClaimUid) -> (Stored, u64) {
         };
     };
     let last = bytes[..end].rsplit(|it| *it == b'\n').next().unwrap_or_default();
-    let stored =
-        Record::parse(last, uid).map_or_else(Stored::Unreadable, |record| Stored::Record(Arc::new(record)));
+    let stored = match str::from_utf8(last) {
+        Ok(text) if text.starts_with(SET_ASIDE) => Stored::Unreadable(text.to_owned()),
+        _ => Record::parse(last, uid).map_or_else(Stored::Unreadable, |it| Stored::Record(Arc::new(it))),
+    };
     (stored, end as u64 + 1)
 }
 
@@ -263,7 +281,7 @@ mod tests {
         let checkpoint = Checkpoint::open(directory.path()).unwrap();
         let mut journal = taken(&checkpoint, "uid-1");
         let intended = fixture::record("uid-1");
-        journal.begin(&intended, &checkpoint.try_reserve().unwrap().unwrap()).unwrap();
+        fixture::begun(&checkpoint, &mut journal, &intended);
         let prepared = Record { stage: Stage::Prepared, ..intended };
         journal.append(&prepared).unwrap();
         drop(journal);
@@ -326,13 +344,85 @@ mod tests {
             let mut journal = taken(&checkpoint, "uid-2");
             assert!(matches!(journal.stored(), Stored::Unreadable(_)), "{rubbish:?}");
             assert_eq!(checkpoint.records().unwrap(), []);
-            let turn = checkpoint.try_reserve().unwrap().unwrap();
-            let aside = journal.begin(&fixture::record("uid-2"), &turn).unwrap().unwrap();
-            assert_eq!(fs::read_to_string(aside).unwrap(), rubbish);
+            fixture::begun(&checkpoint, &mut journal, &fixture::record("uid-2"));
+            assert_eq!(fs::read_to_string(journal.keep_aside().unwrap().unwrap()).unwrap(), rubbish);
             drop(journal);
             let journal = taken(&checkpoint, "uid-2");
             assert_eq!(*journal.stored(), Stored::Record(Arc::new(fixture::record("uid-2"))));
         }
+    }
+
+    /// What may have the name of a claim's file without being one.
+    fn made(what: &str, path: &Path, target: &Path) {
+        match what {
+            "symbolic link" => std::os::unix::fs::symlink(target, path).unwrap(),
+            "directory" => fs::create_dir(path).unwrap(),
+            "pipe" => rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+                .unwrap(),
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_neither_followed_nor_waited_for_and_is_set_aside() {
+        for what in ["symbolic link", "directory", "pipe"] {
+            let directory = tempfile::tempdir().unwrap();
+            let checkpoint = Checkpoint::open(&directory.path().join("claims")).unwrap();
+            let [path, target] = ["claims/uid-3.jsonl", "elsewhere"].map(|it| directory.path().join(it));
+            // The record of the very claim, so that only the kind of the file speaks against it.
+            let content = line_of(&fixture::record("uid-3")).unwrap();
+            fs::write(&target, &content).unwrap();
+            made(what, &path, &target);
+            let is_unreadable =
+                |stored: &Stored| matches!(stored, Stored::Unreadable(reason) if reason.contains(what));
+            assert!(is_unreadable(&checkpoint.list().unwrap()[0].1), "{what}");
+
+            let mut journal = taken(&checkpoint, "uid-3");
+            assert!(is_unreadable(journal.stored()), "{what}: {:?}", journal.stored());
+            assert!(fs::symlink_metadata(&path).unwrap().is_file(), "{what}");
+            let aside = fs::symlink_metadata(path.with_extension("unreadable")).unwrap();
+            assert!(!aside.is_file(), "{what}");
+            // Also for the next process, until there is a record.
+            drop(journal);
+            journal = taken(&checkpoint, "uid-3");
+            assert!(is_unreadable(journal.stored()), "{what}: {:?}", journal.stored());
+            let record = Record { stage: Stage::Prepared, ..fixture::record("uid-3") };
+            fixture::begun(&checkpoint, &mut journal, &record);
+            drop(journal);
+            assert_eq!(*taken(&checkpoint, "uid-3").stored(), Stored::Record(Arc::new(record)), "{what}");
+            let aside = fs::symlink_metadata(path.with_extension("unreadable")).unwrap();
+            assert!(!aside.is_file(), "{what}: it is still there");
+            assert_eq!(fs::read(&target).unwrap(), content, "{what}");
+        }
+    }
+
+    #[test]
+    fn an_unfinished_file_that_is_a_link_is_not_written_through() {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(&directory.path().join("claims")).unwrap();
+        let target = directory.path().join("elsewhere");
+        fs::write(&target, "others").unwrap();
+        fs::write(directory.path().join("claims/uid-3.jsonl"), "rubbish\n").unwrap();
+        std::os::unix::fs::symlink(&target, directory.path().join("claims/uid-3.tmp")).unwrap();
+        let mut journal = taken(&checkpoint, "uid-3");
+        fixture::begun(&checkpoint, &mut journal, &fixture::record("uid-3"));
+        assert_eq!(fs::read_to_string(target).unwrap(), "others");
+    }
+
+    #[test]
+    fn what_cannot_be_forced_to_the_disk_was_not_intended() {
+        let directory = tempfile::tempdir().unwrap();
+        let claims = directory.path().join("claims");
+        let checkpoint = Checkpoint::open(&claims).unwrap();
+        let mut journal = taken(&checkpoint, "uid-1");
+        let begun =
+            journal.begin(&fixture::record("uid-1"), &checkpoint.try_reserve().unwrap().unwrap()).unwrap();
+        assert_eq!(checkpoint.records().unwrap().len(), 1, "others see it at once");
+        // The directory cannot be forced to the disk any more under its name.
+        fs::rename(&claims, directory.path().join("away")).unwrap();
+        journal.force(begun).unwrap_err();
+        assert_eq!(*journal.stored(), Stored::Nothing);
+        assert_eq!(fs::metadata(directory.path().join("away/uid-1.jsonl")).unwrap().len(), 0);
     }
 
     #[test]
@@ -351,7 +441,7 @@ mod tests {
         let checkpoint = Checkpoint::open(directory.path()).unwrap();
         let mut journal = taken(&checkpoint, "uid-1");
         let record = fixture::record("uid-1");
-        journal.begin(&record, &checkpoint.try_reserve().unwrap().unwrap()).unwrap();
+        fixture::begun(&checkpoint, &mut journal, &record);
         for _ in 0..MOST_BYTES / 64 {
             journal.append(&record).unwrap();
         }

@@ -5,21 +5,23 @@
 //! that cannot be read is set aside, never lost. Several processes may share the directory: a claim is worked on by
 //! whoever has its [`Journal`], and new records are made one after the other.
 
+mod file;
 mod journal;
 mod record;
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirEntry, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-pub use journal::{Journal, Taken};
+pub use journal::{Begun, Journal, Taken};
 pub use record::{Progress, Record, RecordedDevice, RecordedKind, Rest, Stage, VERSION};
 
 use mig_model::claim::ClaimUid;
+use mig_model::facts::PciAddress;
 
 /// Largest file that is read. A claim has at most 32 devices of some hundred bytes each, and few lines.
 const MOST_BYTES: u64 = 1024 * 1024;
@@ -41,8 +43,15 @@ pub struct Reservation {
     _lock: File,
 }
 
-/// A file that was read, and by what one knows that it still says the same.
+/// The right to rely on the MIG mode of a GPU, which several processes can have, or to switch it off, which only one can have
+/// and no other then. Given back by dropping it, or by whatever end of the process.
 #[derive(Debug)]
+pub struct ModeLock {
+    _lock: File,
+}
+
+/// A file that was read, and by what one knows that it still says the same.
+#[derive(Debug, Clone)]
 struct Known {
     /// Nothing where it has to be read again in any case.
     version: Option<FileVersion>,
@@ -106,9 +115,7 @@ impl Checkpoint {
     /// Takes the right to begin journals, if nobody else has it, in this process or another one: a record is made in view
     /// of all others, so that two claims never find the same part of a GPU free. Does not wait.
     pub fn try_reserve(&self) -> Result<Option<Reservation>, StoreError> {
-        let path = self.directory.join("reserve.lock");
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
-        let file = file.map_err(failed("open", &path))?;
+        let (path, file) = self.lock_file("reserve.lock")?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Reservation { _lock: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -116,10 +123,44 @@ impl Checkpoint {
         }
     }
 
+    /// Takes the right to rely on the MIG mode of the GPU at this PCI address; nothing while another process switches it off.
+    pub fn rely_on_mode(&self, gpu: PciAddress) -> Result<Option<ModeLock>, StoreError> {
+        self.mode_lock(gpu, File::try_lock_shared)
+    }
+
+    /// Takes the right to switch off the MIG mode of that GPU; nothing while another process relies on it.
+    pub fn change_mode(&self, gpu: PciAddress) -> Result<Option<ModeLock>, StoreError> {
+        self.mode_lock(gpu, File::try_lock)
+    }
+
+    fn mode_lock(
+        &self,
+        gpu: PciAddress,
+        lock: impl FnOnce(&File) -> Result<(), TryLockError>,
+    ) -> Result<Option<ModeLock>, StoreError> {
+        let gpu = gpu.to_string().replace(|it: char| !it.is_ascii_alphanumeric(), "-");
+        let (path, file) = self.lock_file(&format!("mig-mode-{gpu}.lock"))?;
+        match lock(&file) {
+            Ok(()) => Ok(Some(ModeLock { _lock: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+        }
+    }
+
+    /// Opens a file that is only there to be locked. A symbolic link is not followed.
+    fn lock_file(&self, name: &str) -> Result<(PathBuf, File), StoreError> {
+        let path = self.directory.join(name);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).custom_flags(file::never_followed());
+        let file = options.open(&path).map_err(failed("open", &path))?;
+        Ok((path, file))
+    }
+
     /// All claims that have a file, with what it says, in the order of their UIDs. Reads only what is new.
     pub fn list(&self) -> Result<Vec<(ClaimUid, Arc<Stored>)>, StoreError> {
         let entries = fs::read_dir(&self.directory).map_err(failed("list", &self.directory))?;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not held while files are read: whoever has the reservation asks, too.
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut found = BTreeMap::new();
         for entry in entries {
             let entry = entry.map_err(failed("list", &self.directory))?;
@@ -130,14 +171,15 @@ impl Checkpoint {
                 found.insert(uid, now);
             }
         }
-        *known = found;
-        Ok(known.iter().map(|(uid, it)| (uid.clone(), Arc::clone(&it.stored))).collect())
+        let listed = found.iter().map(|(uid, it)| (uid.clone(), Arc::clone(&it.stored))).collect();
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        Ok(listed)
     }
 
     /// Time since the last step of a claim; nothing where that cannot be told.
     #[must_use]
     pub fn age(&self, uid: &ClaimUid) -> Option<Duration> {
-        fs::metadata(self.path(uid)).and_then(|it| it.modified()).ok()?.elapsed().ok()
+        fs::symlink_metadata(self.path(uid)).and_then(|it| it.modified()).ok()?.elapsed().ok()
     }
 
     /// All records that can be read.
@@ -158,17 +200,20 @@ fn look(entry: &DirEntry, uid: &ClaimUid, known: Option<Known>) -> Option<Known>
         let version = (it.ino(), it.len(), it.ctime(), it.ctime_nsec());
         match known {
             Some(known) if known.version == Some(version) => Ok(known),
+            _ if !it.is_file() => {
+                let reason = format!("it is {}", file::name_of(it.file_type()));
+                Ok(Known { version: Some(version), stored: Arc::new(Stored::Unreadable(reason)) })
+            }
             _ => {
-                let stored = journal::read(&File::open(entry.path())?, uid).0;
-                // A failure to read may pass.
-                let is_readable = !matches!(stored, Stored::Unreadable(_));
-                Ok(Known { version: is_readable.then_some(version), stored: Arc::new(stored) })
+                let (stored, _) = journal::read(&file::open(&entry.path())?, uid)?;
+                Ok(Known { version: Some(version), stored: Arc::new(stored) })
             }
         }
     };
     match read() {
         Ok(now) => Some(now),
         Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => None,
+        // A failure to read may pass.
         Err(error) => Some(Known { version: None, stored: Arc::new(Stored::Unreadable(error.to_string())) }),
     }
 }
@@ -196,6 +241,12 @@ pub(crate) mod fixture {
         }
     }
 
+    /// Begins the journal with this record, which is on the disk then.
+    pub(crate) fn begun(checkpoint: &Checkpoint, journal: &mut Journal, record: &Record) {
+        let begun = journal.begin(record, &checkpoint.try_reserve().unwrap().unwrap()).unwrap();
+        journal.force(begun).unwrap();
+    }
+
     /// The intent of a claim without devices.
     pub(crate) fn record(uid: &str) -> Record {
         let claim = ClaimRef { namespace: "ns".to_owned(), name: "c".to_owned(), uid: uid.parse().unwrap() };
@@ -212,12 +263,12 @@ pub(crate) mod fixture {
 
 #[cfg(test)]
 mod tests {
-    use super::fixture::{record, taken};
+    use super::fixture::{begun, record, taken};
     use super::*;
 
     fn reserved(checkpoint: &Checkpoint, record: &Record) -> Journal {
         let mut journal = taken(checkpoint, record.claim.uid.as_str());
-        journal.begin(record, &checkpoint.try_reserve().unwrap().unwrap()).unwrap();
+        begun(checkpoint, &mut journal, record);
         journal
     }
 
@@ -269,6 +320,20 @@ mod tests {
         assert!(turn.is_some() && others.try_reserve().unwrap().is_none());
         drop(turn);
         assert!(others.try_reserve().unwrap().is_some());
+    }
+
+    #[test]
+    fn the_mig_mode_of_a_gpu_is_switched_off_by_one_process_while_no_other_relies_on_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let [one, two] = [0, 1].map(|_| Checkpoint::open(directory.path()).unwrap());
+        let [gpu, other] =
+            ["00000000:1A:00.0", "00000000:1B:00.0"].map(|it| it.parse::<PciAddress>().unwrap());
+        let relied = [&one, &two].map(|it| it.rely_on_mode(gpu).unwrap().unwrap());
+        assert!(one.change_mode(gpu).unwrap().is_none());
+        let change = two.change_mode(other).unwrap();
+        assert!(change.is_some() && one.rely_on_mode(other).unwrap().is_none());
+        drop(relied);
+        assert!(one.change_mode(gpu).unwrap().is_some());
     }
 
     #[test]

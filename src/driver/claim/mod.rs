@@ -21,7 +21,7 @@ mod recovery;
 mod unprepare;
 mod work;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -35,7 +35,7 @@ use tracing::warn;
 pub use agreement::OtherDevices;
 pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
 pub use error::{Busy, PrepareError, UnprepareError};
-pub use plan::{Conflict, Ground, PlanError, plan};
+pub use plan::{Conflict, Ground, ImpossibleClaim, PlanError, plan};
 pub use work::Unfinished;
 
 use crate::api::{ClaimReader, Events};
@@ -126,6 +126,9 @@ pub struct ClaimsParts {
     pub pods: Pods,
 }
 
+/// Names of devices, by claim.
+type Named = BTreeMap<ClaimUid, Vec<String>>;
+
 impl Claims {
     /// Puts the parts together.
     #[must_use]
@@ -194,6 +197,11 @@ impl Claims {
     }
 
     /// Begins a claim's journal with a record that is made in view of all others, while nobody else makes one.
+    ///
+    /// The reservation holds up the new records of every other claim, so what may wait for a disk is done before it and after
+    /// it. Within it remain: the names in the directory and those of its files that have changed since they were read a
+    /// moment before, because the record has to be made in view of them; and the record's line, which others must see. That
+    /// line is not forced to the disk there: they read it all the same, and after a power failure nothing exists of it.
     async fn reserve<E: From<StoreError> + From<Busy> + From<FilesError>>(
         &self,
         claim: &ClaimRef,
@@ -201,39 +209,50 @@ impl Claims {
         deadline: Instant,
         make: impl FnOnce(&[Arc<Record>]) -> Result<Record, E>,
     ) -> Result<Record, E> {
+        let named = blocking(|| {
+            journal.keep_aside()?;
+            Ok::<_, E>(self.named_by_cdi(&self.checkpoint.list()?, &Named::new())?)
+        })?;
         let waiting = self.metrics.step(Step::LockWait);
-        let _first_here =
+        let first_here =
             timeout_at(deadline, self.reserving.lock()).await.map_err(|_| Busy(claim.clone()))?;
         let reservation = until_free(claim, deadline, || Ok::<_, E>(self.checkpoint.try_reserve()?)).await?;
         waiting.end(true);
-        let (record, aside) = blocking(|| {
+        let (record, begun) = blocking(|| {
             let listed = self.checkpoint.list()?;
             let mut others: Vec<_> = listed.iter().filter_map(|(_, stored)| stored.record()).collect();
-            others.extend(self.shadows(&listed)?);
+            others.extend(self.shadows(self.named_by_cdi(&listed, &named)?));
             let record = make(&others)?;
-            let aside = self.metrics.timed(Step::RecordSync, || journal.begin(&record, &reservation))?;
-            Ok::<_, E>((record, aside))
+            let begun = journal.begin(&record, &reservation)?;
+            Ok::<_, E>((record, begun))
         })?;
-        if let Some(aside) = aside {
+        drop((reservation, first_here));
+        blocking(|| self.metrics.timed(Step::RecordSync, || journal.force(begun)))?;
+        if let Some(aside) = journal.keep_aside()? {
             warn!(aside = %aside.display(), "state file set aside and rebuilt");
         }
         Ok(record)
     }
 
+    /// The devices in the CDI files of claims whose state files cannot be read. Those that are `known` are not read again.
+    fn named_by_cdi(&self, listed: &[(ClaimUid, Arc<Stored>)], known: &Named) -> Result<Named, FilesError> {
+        let unreadable = listed.iter().filter(|(_, stored)| matches!(**stored, Stored::Unreadable(_)));
+        let named = unreadable.map(|(uid, _)| match known.get(uid) {
+            Some(names) => Ok((uid.clone(), names.clone())),
+            None => Ok((uid.clone(), self.cdi.devices(uid.as_str())?)),
+        });
+        named.collect()
+    }
+
     /// What claims hold whose state files cannot be read, as far as their CDI files tell.
-    fn shadows(&self, listed: &[(ClaimUid, Arc<Stored>)]) -> Result<Vec<Arc<Record>>, FilesError> {
+    fn shadows(&self, named: Named) -> Vec<Arc<Record>> {
         let mut shadows = Vec::new();
-        for (uid, stored) in listed {
-            if let Stored::Unreadable(_) = **stored {
-                let names = self.cdi.devices(uid.as_str())?;
-                let (name, uid) = (format!("(UID {uid})"), uid.clone());
-                let claim = ClaimRef { namespace: "?".to_owned(), name, uid };
-                let known =
-                    self.named(names).into_iter().filter_map(|it| self.planned(&claim, &[it], &[]).ok());
-                shadows.extend(known.map(|it| Arc::new(it.made(Stage::Prepared))));
-            }
+        for (uid, names) in named {
+            let claim = ClaimRef { namespace: "?".to_owned(), name: format!("(UID {uid})"), uid };
+            let known = self.named(names).into_iter().filter_map(|it| self.planned(&claim, &[it], &[]).ok());
+            shadows.extend(known.map(|it| Arc::new(it.made(Stage::Prepared))));
         }
-        Ok(shadows)
+        shadows
     }
 
     /// Devices of this node as an allocation of which no more is known than their names.

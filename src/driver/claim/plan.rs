@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mig_model::claim::ClaimRef;
-use mig_model::inventory::{Adopted, DeviceKind, DeviceName, Inventory};
+use mig_model::inventory::{Adopted, AllocatableDevice, DeviceKind, DeviceName, Inventory};
 use serde_json::Map;
 
 use super::AllocatedDevice;
@@ -63,6 +63,26 @@ pub enum PlanError {
     /// Another claim still holds the same part of the GPU.
     #[error(transparent)]
     Held(#[from] Box<Conflict>),
+    /// Devices of the claim exclude each other.
+    #[error(transparent)]
+    Impossible(#[from] Box<ImpossibleClaim>),
+}
+
+/// A claim that was allocated devices which cannot exist together.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "ResourceClaim {claim} was allocated `{}` of GPU {gpu}, which need more than the GPU has of {lacking}; nothing was created; \
+     delete the pod and its claim to have other devices allocated", devices.join("`, `")
+)]
+pub struct ImpossibleClaim {
+    /// The claim.
+    pub claim: ClaimRef,
+    /// UUID of the GPU.
+    pub gpu: String,
+    /// Devices that exclude each other.
+    pub devices: Vec<String>,
+    /// What there is too little of: the counters of the ResourceSlice.
+    pub lacking: String,
 }
 
 /// Two claims that need the same part of a GPU.
@@ -136,11 +156,61 @@ pub fn plan(
             unknown: Map::new(),
         });
     }
+    if let Some(impossible) = impossible(claim, &devices, inventory) {
+        return Err(Box::new(impossible).into());
+    }
     if let Some(conflict) = devices.iter().find_map(|it| conflict(claim, it, others, boot_id)) {
         return Err(Box::new(conflict).into());
     }
     let (claim, boot_id) = (claim.clone(), boot_id.to_owned());
     Ok(Record { version: VERSION, boot_id, claim, devices, stage: Stage::Preparing, unknown: Map::new() })
+}
+
+/// Devices of one claim that exclude each other: kube-scheduler counts what they take, but an allocation can be written by
+/// anybody who may, and counters are ignored where the feature gate is off.
+fn impossible(
+    claim: &ClaimRef,
+    devices: &[RecordedDevice],
+    inventory: &Inventory,
+) -> Option<ImpossibleClaim> {
+    let of = |gpu: &str, devices: &[&RecordedDevice], lacking: &[&str]| ImpossibleClaim {
+        claim: claim.clone(),
+        gpu: gpu.to_owned(),
+        devices: devices.iter().map(|it| it.name.clone()).collect(),
+        lacking: lacking.join(", "),
+    };
+    let pairs =
+        devices.iter().enumerate().flat_map(|(at, it)| devices[..at].iter().map(move |other| (other, it)));
+    let mut overlapping = pairs
+        .filter(|(left, right)| left.parent_uuid == right.parent_uuid && overlap(&left.kind, &right.kind));
+    if let Some((left, right)) = overlapping.next() {
+        return Some(of(&left.parent_uuid, &[left, right], &["its memory slices"]));
+    }
+    // Without an overlap they can still need more media engines than there are.
+    inventory.gpus.iter().find_map(|gpu| {
+        let mine: Vec<(&RecordedDevice, &AllocatableDevice)> = devices
+            .iter()
+            .filter_map(|it| {
+                let mut offered = gpu.devices.iter().chain(&gpu.withheld);
+                offered.find(|offered| offered.name.as_str() == it.name).map(|offered| (it, offered))
+            })
+            .collect();
+        let needed = |counter: &str| {
+            let amounts = mine.iter().filter_map(|(_, it)| it.consumes.get(counter));
+            amounts.fold(0_u32, |sum, it| sum.saturating_add(*it))
+        };
+        let lacking: Vec<&str> = gpu
+            .counters
+            .iter()
+            .filter(|(name, total)| **total < needed(name))
+            .map(|(name, _)| name.as_str())
+            .collect();
+        let takes = |it: &AllocatableDevice| lacking.iter().any(|counter| it.consumes.contains_key(*counter));
+        let devices: Vec<&RecordedDevice> =
+            mine.iter().filter(|(_, it)| takes(it)).map(|(it, _)| *it).collect();
+        let first = devices.first()?;
+        Some(of(&first.parent_uuid, &devices, &lacking))
+    })
 }
 
 /// True where another claim's record of this boot needs a part of the same GPU that this device needs.
@@ -151,6 +221,19 @@ pub(super) fn is_held_by_another(
     boot_id: &str,
 ) -> bool {
     conflict(claim, device, others, boot_id).is_some()
+}
+
+/// True where a claim other than this one has a MIG device on the GPU or is about to have one, in any process. What is being
+/// unprepared needs no MIG mode once its instance is destroyed, and until then the instance is seen.
+pub(super) fn needs_mig_mode(gpu: &str, claim: &ClaimRef, records: &[Arc<Record>], boot_id: &str) -> bool {
+    let is_on_gpu =
+        |it: &RecordedDevice| it.parent_uuid == gpu && matches!(it.kind, RecordedKind::Mig { .. });
+    records.iter().any(|it| {
+        it.claim.uid != claim.uid
+            && it.boot_id == boot_id
+            && it.stage != Stage::Unpreparing
+            && it.devices.iter().any(is_on_gpu)
+    })
 }
 
 fn conflict(
@@ -238,6 +321,20 @@ mod tests {
         check(Record { boot_id: "older".into(), ..record("a", "GPU-1", mig(5, 1)) }, false);
     }
 
+    #[test]
+    fn mig_mode_is_needed_by_other_claims_of_this_boot_that_have_or_get_a_part_of_the_gpu() {
+        let check = |other: Record, expected: bool| {
+            let records = [Arc::new(record("this", "GPU-1", mig(4, 2))), Arc::new(other)];
+            assert_eq!(needs_mig_mode("GPU-1", &claim("this"), &records, "boot"), expected, "{records:?}");
+        };
+        check(record("a", "GPU-1", mig(0, 1)), true);
+        check(Record { stage: Stage::Preparing, ..record("a", "GPU-1", mig(0, 1)) }, true);
+        check(Record { stage: Stage::Unpreparing, ..record("a", "GPU-1", mig(0, 1)) }, false);
+        check(Record { boot_id: "older".into(), ..record("a", "GPU-1", mig(0, 1)) }, false);
+        check(record("a", "GPU-2", mig(0, 1)), false);
+        check(record("a", "GPU-1", RecordedKind::Gpu), false);
+    }
+
     fn adopted(start: u32, size: u32) -> RecordedKind {
         let RecordedKind::Mig { spec, .. } = mig(start, size) else { unreachable!("it is one") };
         RecordedKind::Adopted(Adopted { spec, gpu_instance: 1, compute_instance: 0, uuid: "MIG-1".into() })
@@ -251,6 +348,23 @@ mod tests {
             let held = [Arc::new(record("holder", "GPU-1", share(0)))];
             assert_eq!(is_held_by_another(&claim("late"), device, &held, "boot"), is_in_the_way);
         }
+    }
+
+    #[test]
+    fn devices_of_one_claim_are_impossible_where_they_overlap_on_one_gpu() {
+        let share = |index| RecordedKind::Share { index };
+        let check = |left: RecordedKind, gpu: &str, right: RecordedKind, expected: bool| {
+            let devices = [record("a", "GPU-1", left).devices, record("b", gpu, right).devices].concat();
+            let found = impossible(&claim("c"), &devices, &Inventory::default());
+            assert_eq!(found.is_some(), expected, "{devices:?}");
+        };
+        check(mig(4, 2), "GPU-1", mig(5, 1), true);
+        check(mig(4, 2), "GPU-1", mig(6, 1), false);
+        check(mig(4, 2), "GPU-2", mig(5, 1), false);
+        check(mig(4, 2), "GPU-1", adopted(5, 1), true);
+        check(RecordedKind::Gpu, "GPU-1", mig(5, 1), true);
+        check(RecordedKind::Gpu, "GPU-1", share(0), true);
+        check(share(0), "GPU-1", share(1), false);
     }
 
     #[test]

@@ -15,9 +15,9 @@ use super::work::{BEYOND, NoResult, Ongoing, WorkError, blocking, retried, to_it
 use super::{AllocatedDevice, Busy, Claims, PlanError, PrepareError, PreparedDevice, allocated_devices};
 use crate::api::EventReason;
 use crate::cdi::{ClaimDevice, CommonError, DeviceNodes, MigCaps, claim_spec};
-use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage};
+use crate::checkpoint::{Checkpoint, Journal, Progress, Record, RecordedDevice, RecordedKind, Stage};
 use crate::hardware::{Hardware, LiveGpu};
-use crate::mig;
+use crate::mig::{self, MigError};
 use crate::pods::PodRef;
 use crate::telemetry::metrics::{Recovery, Step};
 
@@ -228,22 +228,21 @@ impl Claims {
             match &device.kind {
                 RecordedKind::Gpu | RecordedKind::Share { .. } => whole_gpu(draft, gpu).await,
                 RecordedKind::Adopted(adopted) => existing(gpu, adopted).await,
-                RecordedKind::Mig { spec, .. } => mig_device(draft, index, spec, gpu).await,
+                RecordedKind::Mig { spec, .. } => mig_device(draft, index, spec, gpu, &self.checkpoint).await,
             }
         });
         let made = made.await;
         self.note_permission(device, &made);
         let (parent_minor, instance) = made.map_err(|error| failed(device, error))?;
         drop(waiting);
-        if let Some(missing) = self.readiness.common().root().missing_gpu_node(parent_minor) {
-            return Err(CommonError::Incomplete(missing.to_string()).into());
-        }
+        let parent_group = self.readiness.common().root().gpu_node_group(parent_minor);
+        let parent_group = parent_group.map_err(|missing| CommonError::Incomplete(missing.to_string()))?;
         let caps = |source| PrepareError::Caps { device: device.name.clone(), source };
         let mig = match instance {
             None => None,
             Some((gi, ci)) => Some(MigCaps::read(&self.proc_root, parent_minor, gi, ci).map_err(caps)?),
         };
-        Ok(DeviceNodes { parent_minor, mig })
+        Ok(DeviceNodes { parent_minor, parent_group, mig })
     }
 
     /// Takes down whether NVML permits work on MIG, and has the node looked at again where that is news. That an instance
@@ -332,12 +331,17 @@ async fn mig_device(
     index: usize,
     spec: &MigSpec,
     gpu: &LiveGpu,
+    checkpoint: &Checkpoint,
 ) -> Result<NodeNumbers, WorkError> {
+    let checkpoint = checkpoint.clone();
     let (draft, spec, facts) = (Arc::clone(draft), spec.clone(), Arc::clone(&gpu.facts));
     let metrics = gpu.metrics.clone();
     to_its_end(gpu, move |handle| {
         let Some(mig) = &facts.mig else { return Err(mig::no_mig()) };
         let Some(progress) = held(&draft).progress(index) else { return Err(mig::no_mig()) };
+        let Some(_mode_stays) = checkpoint.rely_on_mode(facts.pci)? else {
+            return Err(MigError::ModeChanges);
+        };
         let mut note = |progress| held(&draft).note(index, progress);
         let made = mig::ensure(handle, mig, &spec, &progress, &mut note, &metrics)?;
         Ok((made.parent_minor, Some((made.gpu_instance, made.compute_instance.id))))

@@ -59,6 +59,7 @@ impl From<&PlanError> for Reason {
             | PlanError::OtherPool { .. } => Self::UnknownDevice,
             PlanError::Unread { .. } => Self::NoHardware,
             PlanError::Held(_) => Self::Held,
+            PlanError::Impossible(_) => Self::Allocation,
         }
     }
 }
@@ -66,7 +67,9 @@ impl From<&PlanError> for Reason {
 impl From<&MigError> for Reason {
     fn from(error: &MigError) -> Self {
         match error {
-            MigError::ModeNotSwitched { .. } | MigError::NeedsReset { .. } => Self::MigMode,
+            MigError::ModeNotSwitched { .. } | MigError::NeedsReset { .. } | MigError::ModeChanges => {
+                Self::MigMode
+            }
             MigError::StillCut { .. } | MigError::Occupied { .. } | MigError::NotAsGiven { .. } => {
                 Self::Occupied
             }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::draft::{Draft, Opened, SharedDraft, held};
-use super::plan::is_held_by_another;
+use super::plan::{is_held_by_another, needs_mig_mode};
 use super::prepare::mig_devices;
 use super::work::{NoResult, Ongoing, Waiting, WorkError, blocking, retried, to_its_end, within};
 use super::{Claims, PlanError, UnprepareError, allocated_devices};
@@ -199,17 +199,21 @@ impl Claims {
         reserved.await.map(Some)
     }
 
-    /// Switches MIG mode off behind the last instance, where that is wanted.
+    /// Switches MIG mode off behind the last instance, where that is wanted. Not where another claim is to have an instance, in
+    /// this process or another one: the end of that claim switches it off.
     async fn release(&self, draft: &SharedDraft, gpu: &LiveGpu) {
         if self.mode_policy == ModePolicy::Keep {
             return;
         }
         let (draft, facts) = (Arc::clone(draft), Arc::clone(&gpu.facts));
+        let (checkpoint, boot_id) = (self.checkpoint.clone(), self.boot_id.clone());
         let released = to_its_end(gpu, move |handle| {
-            let _claim_is_ours = draft;
-            match &facts.mig {
-                Some(mig) => mig::release_mode(handle, mig),
-                None => Ok(()),
+            let Some(mig) = &facts.mig else { return Ok(()) };
+            let Some(_nobody_relies_on_it) = checkpoint.change_mode(facts.pci)? else { return Ok(()) };
+            let claim = held(&draft).record.claim.clone();
+            match needs_mig_mode(&facts.uuid, &claim, &checkpoint.records()?, &boot_id) {
+                true => Ok(()),
+                false => mig::release_mode(handle, mig),
             }
         });
         if let Err(WorkError::Mig(error)) = released.await {

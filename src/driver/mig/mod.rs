@@ -50,6 +50,11 @@ pub enum MigError {
         /// True where the change waits for a reset.
         pending: bool,
     },
+    /// Another process switches MIG mode.
+    #[error(
+        "another process of this driver is switching MIG mode of the GPU off behind its last instance; it is tried again"
+    )]
+    ModeChanges,
     /// Switching needs a reset.
     #[error(
         "MIG mode is {} and this GPU needs a reset to change that; run `nvidia-smi -i GPU -mig {}` on the node, then {RESET_ADVICE}",
@@ -166,7 +171,7 @@ impl MigError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::InUse { .. } | Self::StillCut { .. } => true,
+            Self::InUse { .. } | Self::StillCut { .. } | Self::ModeChanges => true,
             Self::ModeNotSwitched { activation, .. } => *activation == Code::IN_USE,
             Self::Nvml(error) => error.is_transient(),
             Self::NeedsReset { .. } | Self::Occupied { .. } | Self::NotAsGiven { .. } | Self::Store(_) => {

@@ -96,6 +96,28 @@ impl<'nvml> DeviceHandle<'nvml> {
         Ok(MigMode { current: current != 0, pending: pending != 0 })
     }
 
+    /// Fails where the installed driver lacks a function that creating, finding or destroying an instance needs, so that nothing is
+    /// begun that cannot be finished or taken back. Everything else that MIG takes is asked for before an instance is created.
+    pub fn has_functions_of_mig(&self) -> Result<(), CallError> {
+        macro_rules! all {
+            ($($name:ident),+ $(,)?) => {{ $(function!(self.nvml, $name)?;)+ }};
+        }
+        all!(
+            nvmlDeviceSetMigMode,
+            nvmlDeviceGetGpuInstances,
+            nvmlDeviceGetGpuInstanceById,
+            nvmlDeviceCreateGpuInstanceWithPlacement,
+            nvmlGpuInstanceGetInfo,
+            nvmlGpuInstanceDestroy,
+            nvmlGpuInstanceGetComputeInstanceProfileInfo,
+            nvmlGpuInstanceGetComputeInstances,
+            nvmlGpuInstanceCreateComputeInstance,
+            nvmlComputeInstanceGetInfo_v2,
+            nvmlComputeInstanceDestroy,
+        );
+        Ok(())
+    }
+
     /// Asks for MIG mode on or off and returns the activation status. NVML answers SUCCESS even where the mode did
     /// not change, so only the status and a fresh [`Self::mig_mode`] tell (nvml.h at nvmlDeviceSetMigMode).
     pub fn set_mig_mode(&self, on: bool) -> Result<Code, CallError> {

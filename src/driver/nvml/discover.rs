@@ -21,8 +21,9 @@
 //! | memory | `nvmlDeviceGetMemoryInfo_v2`, before driver 510 `nvmlDeviceGetMemoryInfo` | whether a GPU without MIG answers; names of profiles before driver 525 | everything; the capacity `memory` is 0. After an error that is not lasting, not this GPU: that is how a GPU looks that does not answer |
 //! | MIG mode | `nvmlDeviceGetMigMode` | whole or in parts | NOT_SUPPORTED, FUNCTION_NOT_FOUND: there is no MIG, the GPU is offered whole. Else not this GPU, since in MIG mode it cannot be used whole |
 //! | mode switches without a reset | `nvmlDeviceGetFieldValues` | offering whole GPU and parts side by side | what the present MIG mode allows |
-//! | one profile, its placements | `nvmlDeviceGetGpuInstanceProfileInfoV` (before 470 without the V), `…PossiblePlacements_v2` | that profile | the GPU and its other profiles |
-//! | all profiles | the same | cutting | the whole GPU, and only while MIG mode is off |
+//! | one profile, its placements | `nvmlDeviceGetGpuInstanceProfileInfoV` (before driver 510 without the V), `…PossiblePlacements_v2` | that profile | the GPU and its other profiles |
+//! | functions that make and destroy instances | none: whether the library has them | cutting | as without profiles |
+//! | all profiles | the same as for one | cutting | the whole GPU, and only while MIG mode is off |
 //! | live instances | `nvmlDeviceGetGpuInstances` and what describes them | what is occupied | in MIG mode nothing but what claims hold |
 //! | PCIe root, NUMA node | sysfs | nothing | everything; the attribute is left out |
 //! | events | `nvmlEventSetCreate`, `nvmlDeviceRegisterEvents` | noticing errors | everything; event `GpuUnmonitored` unless the GPU has none |
@@ -212,7 +213,9 @@ fn mig(
     }
     let mode = match device.mig_mode() {
         Ok(mode) => mode,
-        Err(error) if [Code::NOT_SUPPORTED, Code::FUNCTION_NOT_FOUND].contains(&error.code) => {
+        Err(error) if error.code == Code::NOT_SUPPORTED => return Ok(None),
+        Err(error) if error.code == Code::FUNCTION_NOT_FOUND => {
+            unknown.add(error);
             return Ok(None);
         }
         Err(error) => return Err(error.into()),
@@ -228,7 +231,7 @@ fn mig(
         _ => {}
     }
     let resetless = unknown.fact(device.is_mig_resetless())?.unwrap_or(false);
-    let found = profiles(device, uuid, memory_bytes, unknown);
+    let found = device.has_functions_of_mig().and_then(|()| profiles(device, uuid, memory_bytes, unknown));
     let profiles = unknown.fact(found)?.unwrap_or_default();
     // Without profiles it is not a GPU without MIG: it may be in MIG mode, and then it cannot be used whole.
     Ok(Some(MigFacts { resetless: resetless && !profiles.is_empty(), profiles, mode }))

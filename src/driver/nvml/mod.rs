@@ -24,7 +24,7 @@ use nvml_wrapper::error::NvmlError;
 pub use device::{DeviceHandle, GpuInstanceHandle};
 pub use discover::{answers, discover, live_instances};
 pub use event::{EventKind, EventSet, GpuEvent};
-pub use mig_model::call::{CallError, Code, RESET_ADVICE};
+pub use mig_model::call::{CallError, Code, OLDEST_DRIVER, RESET_ADVICE};
 pub(crate) use monitor::is_unsupported;
 pub use monitor::{Heard, Hearing, Listening, Monitor};
 pub use pulse::{Beat, Pulse};

@@ -17,6 +17,8 @@ pub(crate) enum Verdict {
     Fail(i32),
     /// Only half is written.
     Half,
+    /// The operation waits for the end of the plan with this id.
+    Hold(u64),
 }
 
 impl fmt::Display for Verdict {
@@ -27,6 +29,7 @@ impl fmt::Display for Verdict {
             Self::CrashAfter => f.write_str("crash_after"),
             Self::Fail(errno) => write!(f, "errno:{errno}"),
             Self::Half => f.write_str("half"),
+            Self::Hold(_) => f.write_str("hold"),
         }
     }
 }
@@ -67,6 +70,7 @@ impl Count {
                 Verdict::Half
             }
             Action::Short(errno) => Verdict::Fail(errno),
+            Action::Hold => Verdict::Hold(plan.id),
         }
     }
 }
@@ -110,8 +114,7 @@ mod tests {
 
     #[test]
     fn a_plan_is_read_as_it_is_written() {
-        for text in
-            ["id=7 action=errno:28 skip=3 times=1 ops=write,sync", "id=8 action=crash_before skip=0 ops=open"]
+        for text in ["id=7 action=errno:28 skip=3 times=1 ops=write,sync", "id=8 action=hold skip=0 ops=open"]
         {
             assert_eq!(text.parse::<Plan>().unwrap().to_string(), text);
         }

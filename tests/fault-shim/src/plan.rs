@@ -98,6 +98,8 @@ pub enum Action {
     Errno(i32),
     /// A write writes the first half only; what is met after that fails with this `errno`.
     Short(i32),
+    /// The operation waits until the plan is gone or another one, as on a disk that does not answer.
+    Hold,
 }
 
 impl fmt::Display for Action {
@@ -107,6 +109,7 @@ impl fmt::Display for Action {
             Self::CrashAfter => f.write_str("crash_after"),
             Self::Errno(errno) => write!(f, "errno:{errno}"),
             Self::Short(errno) => write!(f, "short:{errno}"),
+            Self::Hold => f.write_str("hold"),
         }
     }
 }
@@ -119,6 +122,7 @@ impl FromStr for Action {
         match text.split_once(':') {
             None if text == "crash_before" => Ok(Self::CrashBefore),
             None if text == "crash_after" => Ok(Self::CrashAfter),
+            None if text == "hold" => Ok(Self::Hold),
             Some(("errno", errno)) => Ok(Self::Errno(number(errno)?)),
             Some(("short", errno)) => Ok(Self::Short(number(errno)?)),
             _ => Err(format!("unknown action `{text}`")),

@@ -12,7 +12,7 @@ use std::mem;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::judge::{Count, Verdict};
 use crate::plan::{CRASH_STATUS, DIRECTORY, LOCK, LOG, Op, PLAN, Plan, WATCH};
@@ -93,6 +93,16 @@ fn at_point(settings: &Settings, op: Op, path: &Path, act: impl FnOnce(Extent) -
     match judge(settings, op, path) {
         Verdict::Pass => act(Extent::Whole),
         Verdict::Half => act(Extent::Half),
+        Verdict::Hold(id) => {
+            let is_in_force = || {
+                let plan = fs::read_to_string(settings.directory.join(PLAN)).ok();
+                plan.and_then(|it| it.parse::<Plan>().ok()).is_some_and(|it| it.id == id)
+            };
+            while is_in_force() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            act(Extent::Whole)
+        }
         Verdict::CrashBefore => crash(settings),
         Verdict::CrashAfter => {
             act(Extent::Whole);

@@ -320,8 +320,8 @@ fn missing_nodes_are_reported_and_left_out() {
         "{missing}"
     );
     assert!(!edits.edits().device_nodes.iter().any(|n| n.path == "/dev/nvidia-uvm"));
-    assert_eq!(root.missing_gpu_node(0), None);
-    assert!(root.missing_gpu_node(1).unwrap().to_string().contains("/dev/nvidia1"));
+    assert_eq!(root.gpu_node_group(0), Ok(None));
+    assert!(root.gpu_node_group(1).unwrap_err().to_string().contains("/dev/nvidia1"));
 }
 
 #[test]

@@ -14,7 +14,7 @@ fn kind() -> Kind {
 }
 
 fn spec(uid: &str, minor: u32) -> Spec {
-    let nodes = DeviceNodes { parent_minor: minor, mig: None };
+    let nodes = DeviceNodes { parent_minor: minor, parent_group: None, mig: None };
     let devices = [ClaimDevice { name: "gpu-0".into(), nodes }];
     claim_spec(&kind(), uid, &devices, &Root::same("/"), &ContainerEdits::default()).unwrap()
 }

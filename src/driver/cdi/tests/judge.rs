@@ -20,7 +20,7 @@ const DRIVER: &str = "mig.dra-driver.dev";
 fn mig_device(name: &str, parent_minor: u32, gi_minor: u32) -> ClaimDevice {
     let cap = |minor| CapNode { major: 237, minor, mode: 0o444 };
     let mig = MigCaps { gpu_instance: cap(gi_minor), compute_instance: cap(gi_minor + 1) };
-    ClaimDevice { name: name.into(), nodes: DeviceNodes { parent_minor, mig: Some(mig) } }
+    ClaimDevice { name: name.into(), nodes: DeviceNodes { parent_minor, parent_group: None, mig: Some(mig) } }
 }
 
 /// The judge reads the file as a runtime at start would: parse, schema, rules, lowest version.
@@ -112,7 +112,10 @@ fn a_container_gets_only_the_devices_of_the_claim_that_it_asks_for() {
     let root = fixture.root();
     let common = CommonEdits::discover(&root);
     let kind = Kind::of_driver(DRIVER).unwrap();
-    let whole = ClaimDevice { name: "gpu-b".into(), nodes: DeviceNodes { parent_minor: 3, mig: None } };
+    let whole = ClaimDevice {
+        name: "gpu-b".into(),
+        nodes: DeviceNodes { parent_minor: 3, parent_group: None, mig: None },
+    };
     let devices = [mig_device("gpu-a-mig-0", 0, 3), mig_device("gpu-a-mig-1", 0, 12), whole];
     let files = ClaimFiles::open(fixture.path("/cdi"), kind.clone()).unwrap();
     let spec = claim_spec(&kind, UID, &devices, &root.devices, common.edits()).unwrap();
@@ -134,6 +137,33 @@ fn a_container_gets_only_the_devices_of_the_claim_that_it_asks_for() {
     );
     assert_eq!(paths(&all).len(), 3 + 1 + 4 + 1);
     assert_eq!(all.mounts().as_ref().unwrap().len(), 3, "common mounts come once");
+}
+
+#[test]
+fn nodes_that_only_a_group_may_use_give_the_process_that_group_and_others_ask_for_no_newer_runtime() {
+    let claimed = |mode: &str| {
+        let fixture = Fixture::on_host();
+        fixture.libraries("/usr/lib64");
+        let params = format!("ModifyDeviceFiles: 1\nDeviceFileGID: 44\nDeviceFileMode: {mode}\n");
+        fixture.kernel_file("proc/driver/nvidia/params", &params);
+        let root = fixture.root();
+        let common = CommonEdits::discover(&root);
+        let kind = Kind::of_driver(DRIVER).unwrap();
+        let mut device = mig_device("gpu-a", 0, 3);
+        device.nodes.parent_group = root.gpu_node_group(0).unwrap();
+        let spec = claim_spec(&kind, UID, &[device], &root.devices, common.edits()).unwrap();
+        let files = ClaimFiles::open(fixture.path("/cdi"), kind.clone()).unwrap();
+        accept(&files.write(UID, &spec).unwrap());
+        let oci = inject(&fixture.path("/cdi"), &[kind.device_id(UID, "gpu-a").unwrap()]);
+        let process = oci.process().as_ref().unwrap();
+        let groups = process.user().additional_gids().clone().unwrap_or_default();
+        let of_node = |path: &str| nodes(&oci).iter().find(|it| it.path() == Path::new(path)).unwrap().gid();
+        let of_nodes = ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-caps/nvidia-cap3"];
+        (spec.cdi_version, groups, of_nodes.map(of_node))
+    };
+    // 0660. The tools of the NVIDIA driver make the nodes of nvidia-uvm and of capabilities for everyone.
+    assert_eq!(claimed("432"), ("0.7.0".to_owned(), vec![44], [Some(44), Some(44), None, None]));
+    assert_eq!(claimed("438"), ("0.5.0".to_owned(), Vec::new(), [None; 4]));
 }
 
 #[test]
