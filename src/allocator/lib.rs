@@ -99,6 +99,7 @@ impl Features {
 pub struct Cluster<'a> {
     features: Features,
     max_steps: usize,
+    leaks: bool,
     classes: BTreeMap<&'a str, &'a DeviceClass>,
     pools: pool::Index<'a>,
     selectors: cel_env::Selectors,
@@ -116,6 +117,7 @@ impl<'a> Cluster<'a> {
         Self {
             features,
             max_steps: MAX_STEPS,
+            leaks: true,
             classes: classes.into_iter().filter_map(named).collect(),
             pools: pool::Index::new(slices, features),
             selectors: cel_env::Selectors::default(),
@@ -126,6 +128,12 @@ impl<'a> Cluster<'a> {
     #[must_use]
     pub fn with_max_steps(self, max_steps: usize) -> Self {
         Self { max_steps, ..self }
+    }
+
+    /// The same as a scheduler in which a refused candidate gives its counters back: 1.37, and later releases of 1.36.
+    #[must_use]
+    pub fn with_leak_fixed(self) -> Self {
+        Self { leaks: false, ..self }
     }
 
     /// Allocates all the claims on the node, or none. The results are in the order of the claims.
@@ -139,7 +147,7 @@ impl<'a> Cluster<'a> {
         allocated: &Allocated,
     ) -> Result<Vec<AllocationResult>, Refusal> {
         let view = self.pools.view(node);
-        search::Search::new(self, &view, claims, allocated).solve(true)
+        search::Search::new(self, &view, claims, allocated).solve(self.leaks)
     }
 
     /// Says of every request and every device of the node whether it would do, and if not, why not.
