@@ -76,7 +76,11 @@ impl Setup {
             serde_json::from_value(json!({"metadata": {"name": "mig"}, "spec": {"selectors": [
             {"cel": {"expression": format!("device.driver == \"{DRIVER}\"")}}]}}))
             .unwrap();
-        Cluster::new(&self.slices, [&class], Features::ALL).explain(&node, claims, &self.allocated)
+        Cluster::new(&self.slices, [&class], Features::ALL).with_max_steps(100_000).explain(
+            &node,
+            claims,
+            &self.allocated,
+        )
     }
 
     /// `request: device` of everything allocated.

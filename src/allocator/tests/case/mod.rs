@@ -113,3 +113,24 @@ pub(crate) fn contradictions(case: &Case, explanation: &Explanation) -> Vec<Stri
     }
     found
 }
+
+/// The part of an answer that is compared, normalized: empty lists are absent.
+pub(crate) fn essence(answer: &Value) -> Value {
+    let mut essence = json!({"outcome": answer["outcome"]});
+    if answer["outcome"] == "yes" {
+        essence["allocations"] = answer["allocations"].clone();
+        strip(&mut essence);
+    }
+    essence
+}
+
+fn strip(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.values_mut().for_each(strip);
+            map.retain(|_, v| !v.is_null() && *v != json!([]) && *v != json!({}));
+        }
+        Value::Array(list) => list.iter_mut().for_each(strip),
+        _ => {}
+    }
+}
