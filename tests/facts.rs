@@ -133,7 +133,8 @@ impl Offered {
             serde_json::from_value(json!({"metadata": {"name": "any"}, "spec": {"selectors": [
             {"cel": {"expression": format!("device.driver == \"{DRIVER}\"")}}]}}))
             .unwrap();
-        let cluster = Cluster::new(&self.slices, [&class], Features::ALL);
+        // The scheduler of 1.35 would lose counters at the devices that the constraint refuses.
+        let cluster = Cluster::new(&self.slices, [&class], Features::ALL).with_leak_fixed();
         let results = cluster
             .allocate(&node, &[claim], &Allocated::default())?
             .into_iter()

@@ -146,9 +146,10 @@ pub(crate) fn explain(
     allocated: &Allocated,
 ) -> Explanation {
     let view = cluster.pools.view(node);
-    let outcome = Search::new(cluster, &view, claims, allocated).solve(true);
+    let outcome = Search::new(cluster, &view, claims, allocated).solve(cluster.leaks);
     let fits_without_leak = match outcome {
         Ok(_) | Err(Refusal::Aborted(_)) => None,
+        Err(_) if !cluster.leaks => None,
         Err(_) => Some(Search::new(cluster, &view, claims, allocated).solve(false).is_ok()),
     };
     let mut counters = Counters::new(&view, allocated);

@@ -8,8 +8,8 @@
 //! - Counters are kept by the name of the pool, whatever its driver is (kubernetes #140434).
 //! - What a device consumes is read from the current slices, so a withdrawn device frees its counters (kubernetes #140802).
 //! - A selector that fails on one device aborts the pod on all nodes.
-//! - In `firstAvailable`, a subrequest with `allocationMode: All` shares its selectors' answers with the subrequest before it,
-//!   and continues as the first subrequest after its first device.
+//! - In `firstAvailable`, the second subrequest with `allocationMode: All` may get the devices of the first, and a subrequest with
+//!   `allocationMode: All` continues as the first subrequest after its first device.
 //!
 //! Different from upstream, on purpose: pools go by driver and name and slices by name, as in 1.36, where 1.35 has a random
 //! order, so that one input has one answer; and a search ends after a number of steps instead of 10 seconds of time. A claim
@@ -65,8 +65,8 @@ pub use request::Amount;
 /// Devices that one allocation can have.
 pub const MAX_DEVICES: usize = 32;
 
-/// Candidates tried before an attempt is given up; stands for the scheduler's 10 s per node.
-pub const MAX_STEPS: usize = 200_000;
+/// Candidates tried before an attempt is given up. Stands for the scheduler's 10 s per node, in which it tries about so many.
+pub const MAX_STEPS: usize = 4_000_000;
 
 /// The feature gates of the scheduler that matter here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +99,7 @@ impl Features {
 pub struct Cluster<'a> {
     features: Features,
     max_steps: usize,
+    leaks: bool,
     classes: BTreeMap<&'a str, &'a DeviceClass>,
     pools: pool::Index<'a>,
     selectors: cel_env::Selectors,
@@ -116,6 +117,7 @@ impl<'a> Cluster<'a> {
         Self {
             features,
             max_steps: MAX_STEPS,
+            leaks: true,
             classes: classes.into_iter().filter_map(named).collect(),
             pools: pool::Index::new(slices, features),
             selectors: cel_env::Selectors::default(),
@@ -126,6 +128,12 @@ impl<'a> Cluster<'a> {
     #[must_use]
     pub fn with_max_steps(self, max_steps: usize) -> Self {
         Self { max_steps, ..self }
+    }
+
+    /// The same as a scheduler in which a refused candidate gives its counters back: 1.37, and later releases of 1.36.
+    #[must_use]
+    pub fn with_leak_fixed(self) -> Self {
+        Self { leaks: false, ..self }
     }
 
     /// Allocates all the claims on the node, or none. The results are in the order of the claims.
@@ -139,7 +147,7 @@ impl<'a> Cluster<'a> {
         allocated: &Allocated,
     ) -> Result<Vec<AllocationResult>, Refusal> {
         let view = self.pools.view(node);
-        search::Search::new(self, &view, claims, allocated).solve(true)
+        search::Search::new(self, &view, claims, allocated).solve(self.leaks)
     }
 
     /// Says of every request and every device of the node whether it would do, and if not, why not.

@@ -124,6 +124,10 @@ impl<'p, 'a> Search<'p, 'a> {
         for claim in 0..self.claims.len() {
             self.prepare(claim)?;
         }
+        // Upstream forgets here what selectors answered.
+        for request in self.requests.iter_mut().flatten() {
+            request.answers.iter_mut().for_each(|answers| answers.fill(None));
+        }
         match self.allocate(At::start_of(0, 0), false) {
             Ok(true) => return Ok(result::allocations(self.view, &self)?),
             Err(Stop::Refused(refusal)) => return Err(refusal),
@@ -149,7 +153,7 @@ impl<'p, 'a> Search<'p, 'a> {
             for (alternative, written) in written.iter().enumerate() {
                 let mut wanted = written.resolve(self.cluster, this)?;
                 if wanted.amount == Amount::All {
-                    // Upstream's answers go under the alternative before: what that asks for is answered by this.
+                    // Upstream's answers go under the alternative before: two alternatives for all devices share them.
                     let remembered =
                         At { alternative: alternative.saturating_sub(1), ..At::start_of(claim, index) };
                     wanted.all = self.all(remembered, &wanted)?;

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
-use cel::common::traits::{Container, Indexer};
-use cel::common::types::{CelString, Type};
+use cel::common::traits::{Container, Indexer, Sizer};
+use cel::common::types::{CelInt, CelString, Type};
 use cel::common::value::{CowVal, Val};
 use cel::{ExecutionError, Value};
 use k8s_openapi::api::resource::v1::Device;
@@ -172,6 +172,10 @@ impl Val for Domains {
         Some(self)
     }
 
+    fn as_sizer(&self) -> Option<&dyn Sizer> {
+        Some(self)
+    }
+
     fn clone_as_boxed<'v>(&self) -> Box<dyn Val + 'v>
     where
         Self: 'v,
@@ -199,5 +203,11 @@ impl Indexer for Domains {
 impl Container for Domains {
     fn contains(&self, value: &dyn Val) -> Result<bool, ExecutionError> {
         Ok(self.0.contains_key(&key(value)?))
+    }
+}
+
+impl Sizer for Domains {
+    fn size(&self) -> CelInt {
+        CelInt::from(i64::try_from(self.0.len()).unwrap_or(i64::MAX))
     }
 }

@@ -10,8 +10,17 @@ use semver::Version;
 use super::wrong_type;
 
 /// A version as expressions hold it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct VersionValue(pub(super) Version);
+
+/// Build metadata does not count.
+impl PartialEq for VersionValue {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.cmp_precedence(&other.0).is_eq()
+    }
+}
+
+impl Eq for VersionValue {}
 
 impl Opaque for VersionValue {
     fn runtime_type_name(&self) -> &'static str {

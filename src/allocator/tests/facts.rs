@@ -3,7 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use dra_allocator::{Abort, Allocated, ClaimRef, Cluster, DeviceId, Explanation, Features, Refusal};
+use dra_allocator::cel_env::EvaluationError;
+use dra_allocator::{
+    Abort, Allocated, ClaimRef, Cluster, DeviceId, Explanation, Features, Finding, PoolProblem, Refusal,
+    SelectorPlace,
+};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
 use serde_json::{Value, json};
@@ -76,7 +80,11 @@ impl Setup {
             serde_json::from_value(json!({"metadata": {"name": "mig"}, "spec": {"selectors": [
             {"cel": {"expression": format!("device.driver == \"{DRIVER}\"")}}]}}))
             .unwrap();
-        Cluster::new(&self.slices, [&class], Features::ALL).explain(&node, claims, &self.allocated)
+        Cluster::new(&self.slices, [&class], Features::ALL).with_max_steps(100_000).explain(
+            &node,
+            claims,
+            &self.allocated,
+        )
     }
 
     /// `request: device` of everything allocated.
@@ -291,4 +299,116 @@ fn a_search_without_end_is_given_up() {
     many["exactly"]["count"] = json!(15);
     let impossible = requests(&[many, profile("b", "7g")]);
     assert_eq!(setup(pool(1, devices)).allocate(&[impossible]), Err(Refusal::TimedOut));
+}
+
+/// What is found of each device for the only request.
+fn findings(explanation: &Explanation) -> Vec<&Finding> {
+    explanation.requests[0].devices.iter().map(|device| &device.finding).collect()
+}
+
+#[test]
+fn an_explanation_names_what_stands_between_each_device_and_the_request() {
+    let mut tainted = mig(1, "1g", 0..1);
+    tainted["taints"] = json!([{"key": "unhealthy", "effect": "NoSchedule"}]);
+    let devices = vec![mig(0, "1g", 0..1), mig(0, "1g", 1..2), mig(0, "2g", 0..2), tainted];
+    let pool = setup(pool(2, devices)).using("gpu-0-mig-1g-0");
+    let explanation = pool.explain(&[requests(&[profile("a", "1g")])]);
+    let holder = ClaimRef { namespace: "default".into(), name: "other".into() };
+    assert_eq!(
+        findings(&explanation),
+        [
+            &Finding::Allocated { holder: holder.clone() },
+            &Finding::Usable,
+            &Finding::RequestSelectorFalse { selector: 0 },
+            &Finding::Taint { key: "unhealthy".into(), value: None, effect: "NoSchedule".into() },
+        ]
+    );
+    let explanation = pool.explain(&[requests(&[profile("a", "2g")])]);
+    let Finding::Counters { shortages } = findings(&explanation)[2] else { panic!("{explanation:?}") };
+    let [shortage] = shortages.as_slice() else { panic!("{shortages:?}") };
+    assert_eq!((shortage.set.as_str(), shortage.counter.as_str()), ("gpu-0", "memory-slice-0"));
+    assert_eq!((shortage.needed.to_string(), shortage.available.to_string()), ("1".into(), "0".into()));
+    assert_eq!(
+        (shortage.consumers[0].device.as_str(), &shortage.consumers[0].claim),
+        ("gpu-0-mig-1g-0", &holder)
+    );
+}
+
+#[test]
+fn an_overdrawn_counter_refuses_the_pool_and_the_explanation_names_it() {
+    let devices = vec![mig(0, "1g", 0..1), mig(0, "2g", 0..2), mig(1, "1g", 0..1)];
+    let pool = setup(pool(2, devices)).using("gpu-0-mig-1g-0").using("gpu-0-mig-2g-0");
+    let explanation = pool.explain(&[requests(&[profile("a", "1g")])]);
+    assert_eq!(explanation.outcome, Err(Refusal::DoesNotFit));
+    let PoolProblem::Overdrawn { shortages } = &explanation.pools[0].problem else {
+        panic!("{explanation:?}")
+    };
+    assert_eq!((shortages[0].set.as_str(), shortages[0].available.to_string()), ("gpu-0", "-1".to_owned()));
+    assert_eq!(shortages[0].consumers.len(), 2);
+    assert!(matches!(findings(&explanation)[2], Finding::Counters { .. }));
+}
+
+#[test]
+fn an_explanation_names_the_device_and_the_key_that_a_selector_lacks() {
+    let mut wanted = profile("a", "1g");
+    wanted["exactly"]["selectors"][0]["cel"]["expression"] =
+        json!(format!("device.attributes[\"{DRIVER}\"].colour == \"red\""));
+    let explanation = setup(pool(1, vec![mig(0, "1g", 0..1)])).explain(&[requests(&[wanted])]);
+    let Some(Abort::Selector(error)) = &explanation.requests[0].abort else { panic!("{explanation:?}") };
+    assert_eq!((error.selector, error.device.device.as_str()), (0, "gpu-0-mig-1g-0"));
+    assert_eq!(error.error, EvaluationError::NoSuchKey("colour".into()));
+    let SelectorPlace::Request { request, .. } = &error.place else { panic!("{error:?}") };
+    assert_eq!(request, "a");
+}
+
+#[test]
+fn an_explanation_names_the_request_that_a_constraint_leaves_without_devices() {
+    let devices = vec![mig(0, "1g", 0..1), mig(1, "2g", 0..2)];
+    let both = claim(json!({"requests": [profile("a", "1g"), profile("b", "2g")],
+        "constraints": [{"matchAttribute": format!("{DRIVER}/parentUUID")}]}));
+    let explanation = setup(pool(2, devices)).explain(&[both]);
+    let expected = Finding::Constraint {
+        attribute: format!("{DRIVER}/parentUUID"),
+        value: "GPU-0".into(),
+        request: "b".into(),
+        found: 0,
+        needed: 1,
+    };
+    assert_eq!(findings(&explanation)[0], &expected);
+    assert!(explanation.requests.iter().all(|request| request.fits_alone));
+}
+
+#[test]
+fn an_incomplete_pool_of_another_node_aborts_a_request_for_all_devices() {
+    let mut slices = pool(1, vec![mig(0, "1g", 0..1)]);
+    let mut elsewhere = pool(1, vec![mig(0, "1g", 0..1)]);
+    for slice in &mut elsewhere {
+        slice.spec.node_name = Some("node-1".into());
+        slice.spec.pool.name = "q".into();
+        slice.spec.pool.resource_slice_count = 3;
+    }
+    slices.extend(elsewhere);
+    let mut all = profile("a", "1g");
+    all["exactly"]["allocationMode"] = json!("All");
+    let explanation = setup(slices).explain(&[requests(&[all])]);
+    let Err(Refusal::Aborted(abort)) = &explanation.outcome else { panic!("{explanation:?}") };
+    assert!(matches!(&**abort, Abort::AllFromBrokenPool { pool, .. } if pool == "q"), "{abort:?}");
+    assert_eq!(explanation.pools[0].problem, PoolProblem::Incomplete { found: 2, expected: 3 });
+}
+
+#[test]
+fn devices_with_counters_need_the_feature() {
+    let slices = pool(1, vec![mig(0, "1g", 0..1)]);
+    let node: Node = serde_json::from_value(json!({"metadata": {"name": "node-0"}})).unwrap();
+    let class: DeviceClass =
+        serde_json::from_value(json!({"metadata": {"name": "mig"}, "spec": {}})).unwrap();
+    let allocate = |features| {
+        Cluster::new(&slices, [&class], features).allocate(
+            &node,
+            &[requests(&[profile("a", "1g")])],
+            &Allocated::default(),
+        )
+    };
+    assert!(allocate(Features::ALL).is_ok());
+    assert_eq!(allocate(Features::DEFAULTS), Err(Refusal::DoesNotFit));
 }

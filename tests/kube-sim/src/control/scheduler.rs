@@ -22,6 +22,9 @@ pub(super) const PROTECTION: &str = "resource.kubernetes.io/delete-protection";
 
 const SCHEDULER: &str = "default-scheduler";
 
+/// Candidates tried per node: fewer than in 10 s of a real scheduler, so that tests do not wait.
+const MAX_STEPS: usize = 200_000;
+
 pub(super) fn reconcile(store: &Store) {
     let mut pending: Vec<Arc<Value>> = all(store, &POD);
     pending.retain(|pod| {
@@ -77,7 +80,7 @@ fn schedule(store: &Store, pod: &Value) -> Result<(), String> {
     let classes: Vec<DeviceClass> = typed_all(store, &DEVICE_CLASS);
     let all_claims: Vec<ResourceClaim> = typed_all(store, &RESOURCE_CLAIM);
     let allocated_devices = Allocated::of(&all_claims);
-    let cluster = Cluster::new(&slices, &classes, Features::ALL);
+    let cluster = Cluster::new(&slices, &classes, Features::ALL).with_max_steps(MAX_STEPS);
     let wanted: Vec<ResourceClaim> = typed(&open);
     let nodes: Vec<Node> = typed_all(store, &NODE);
     if nodes.is_empty() {
