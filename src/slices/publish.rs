@@ -328,7 +328,7 @@ impl Publisher {
     ) -> Result<usize, SliceError> {
         let own = slices.len();
         keep(&mut slices, &self.strangers, self.counts(), owner);
-        self.kept.waive(&mut slices, prepared, &self.before);
+        self.kept.leave_out(&mut slices, prepared, &self.before);
         if !self.transition.is_open() {
             close(&mut slices);
         }
