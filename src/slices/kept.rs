@@ -14,7 +14,7 @@
 //! - An allocated one comes back when nothing else of its GPU can be allocated: the free devices are withdrawn for a settle
 //!   time first, and then all allocations are known.
 //! - Where allocated devices overlap then, one of them is left out, see `waive`, until there is room for it beside the others.
-//!   A device is never published without its cost: the last read of the claims may be old, and what is free costs nothing then.
+//!   A device is never published without its cost, because a scheduler could allocate it at any time after its release.
 //!
 //! Pure. Refuses to ask where nothing could come of the answer: it is a list of all claims of the cluster.
 
@@ -214,8 +214,26 @@ impl Kept {
         gpu.devices.iter().filter(may_show).cloned().collect()
     }
 
-    /// The allocated devices for which the GPU has no room beside others that are allocated. What is prepared comes first, as it
-    /// is known for certain; then what schedulers see.
+    /// Whether allocated devices seem to overlap. The last read of the claims may be old, so they have to be read again, and
+    /// [`Kept::confirm`] to be told, before [`Kept::show`] leaves one of them out.
+    #[must_use]
+    pub fn is_crowded(
+        &self,
+        offered: &Inventory,
+        before: &BTreeSet<String>,
+        prepared: &BTreeSet<String>,
+    ) -> bool {
+        let mut counted = offered.gpus.iter().filter(|it| !it.counters.is_empty());
+        counted.any(|it| !self.crowded_out(it, before, prepared).is_empty())
+    }
+
+    /// Takes note of what claims have by a read of this round, which began at `read_at`.
+    pub fn confirm(&mut self, allocated: &BTreeSet<String>, read_at: Instant) {
+        self.allocated.clone_from(allocated);
+        self.read_at = Some(read_at);
+    }
+
+    /// The allocated devices for which the GPU has no room beside others that are allocated.
     fn crowded_out(
         &self,
         gpu: &GpuInventory,
@@ -240,9 +258,10 @@ impl Kept {
         crowded_out
     }
 
-    /// Allocated devices, those first that stay the longest where there is no room for all of them.
+    /// Allocated devices, those first that stay the longest where there is no room for all of them: what is prepared, what
+    /// schedulers see, and last what is prepared and not allocated any more.
     fn order(&self, prepared: &BTreeSet<String>, before: &BTreeSet<String>) -> [BTreeSet<String>; 4] {
-        [prepared & before, prepared.clone(), &self.allocated & before, self.allocated.clone()]
+        [&self.allocated & prepared, &self.allocated & before, self.allocated.clone(), prepared.clone()]
     }
 
     /// Takes note that what was published by other rules, and may just have gone, may have to come back.

@@ -195,6 +195,9 @@ impl World {
         let pool = if self.keeps_counters {
             let held = &prepared | self.kept.taken();
             let all = self.counted(&held);
+            if self.kept.is_crowded(&all, &seen, &prepared) {
+                self.kept.confirm(&allocated, now);
+            }
             let shown = self.kept.show(&all, &seen, &prepared);
             let part = self.transition.count(&shown, published.as_ref(), &held, now);
             if part.is_some() {
@@ -443,7 +446,11 @@ impl World {
         let held = &held - &left_out;
         assert!(held.is_subset(&published), "{held:?} are allocated, not {published:?}");
         if self.keeps_counters {
-            assert_eq!(published, &names(&self.counted(&held)) - &left_out, "and the rest is as it is wanted");
+            assert_eq!(
+                published,
+                &names(&self.counted(&held)) - &left_out,
+                "and the rest is as it is wanted"
+            );
         }
         if self.may_overlap {
             return;
