@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use crate::common;
-use common::{ControlPlane, DRIVER, Lab, is_complete, prepare, unprepare};
+use common::{ControlPlane, DRIVER, Lab, free_address, is_complete, prepare, unprepare};
 use tokio::time::timeout;
 
 /// Far above what the end of a process takes.
@@ -33,7 +32,8 @@ async fn ended(process: Child) -> (bool, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_process_for_the_node_ends_and_leaves_the_first_as_it_was() {
-    let mut lab = lab().await;
+    // Both have the same port, as two with the default settings have.
+    let mut lab = lab().await.with_args(&["--http-address", &free_address().to_string()]);
     lab.start();
     let kubelet = lab.kubelet().await;
     lab.slices_when(is_complete).await;

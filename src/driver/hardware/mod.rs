@@ -238,7 +238,17 @@ impl Hardware {
 
     /// Reads what may have changed: MIG mode, and every live instance, whoever made it.
     pub async fn scan(&self) -> Result<Vec<Gpu>, QueueClosed> {
-        let scans = self.gpus.values().map(|it| it.scan());
+        Ok(self.scan_beside(|| ()).await?.into_iter().map(|(gpu, _)| gpu).collect())
+    }
+
+    /// The same with what `note` answers right before and right after the instances of each GPU are listed, on the GPU's own
+    /// thread: no other work of this process on that GPU comes between. Another GPU may keep the whole scan waiting for
+    /// seconds. Nothing is noted for a GPU that cannot be read, or has no MIG.
+    pub async fn scan_beside<T: Send + 'static>(
+        &self,
+        note: impl Fn() -> T + Clone + Send + 'static,
+    ) -> Result<Vec<(Gpu, Vec<T>)>, QueueClosed> {
+        let scans = self.gpus.values().map(|it| it.scan(note.clone()));
         futures::future::try_join_all(scans).await
     }
 
@@ -343,21 +353,26 @@ impl LiveGpu {
         }
     }
 
-    async fn scan(&self) -> Result<Gpu, QueueClosed> {
-        let state = match self.read().await? {
-            Ok((mode, instances)) => GpuState { mode, instances, problem: None },
-            Err(problem) => GpuState {
-                mode: self.facts.mig.as_ref().map(|it| it.mode),
-                instances: Vec::new(),
-                problem: Some(problem),
-            },
+    async fn scan<T: Send + 'static>(
+        &self,
+        note: impl Fn() -> T + Send + 'static,
+    ) -> Result<(Gpu, Vec<T>), QueueClosed> {
+        let (state, notes) = match self.read(note).await? {
+            Ok((mode, instances, notes)) => (GpuState { mode, instances, problem: None }, notes),
+            Err(problem) => {
+                let mode = self.facts.mig.as_ref().map(|it| it.mode);
+                (GpuState { mode, instances: Vec::new(), problem: Some(problem) }, Vec::new())
+            }
         };
-        Ok(Gpu { facts: Arc::clone(&self.facts), attachment: self.attachment.clone(), state })
+        Ok((Gpu { facts: Arc::clone(&self.facts), attachment: self.attachment.clone(), state }, notes))
     }
 
     /// MIG mode and instances, or why they cannot be told now. A GPU that does not answer is asked once, and not waited
     /// for long: it must not keep the others from being looked at.
-    async fn read(&self) -> Result<Result<(Option<MigMode>, Vec<GpuInstance>), String>, QueueClosed> {
+    async fn read<T: Send + 'static>(
+        &self,
+        note: impl Fn() -> T + Send + 'static,
+    ) -> Result<Result<(Option<MigMode>, Vec<GpuInstance>, Vec<T>), String>, QueueClosed> {
         const PATIENCE: Duration = Duration::from_secs(10);
         let silent = || Err("NVML does not answer for this GPU".to_owned());
         if self.is_asked.swap(true, Ordering::Relaxed) {
@@ -369,9 +384,13 @@ impl LiveGpu {
             let _asked = asked;
             // An answer that is not to be had is none: what the scan is about does not depend on it.
             *recovery.lock().unwrap_or_else(PoisonError::into_inner) = device.recovery_action().ok();
-            let Some(mig) = &facts.mig else { return nvml::answers(device).map(|()| (None, Vec::new())) };
+            let Some(mig) = &facts.mig else {
+                return nvml::answers(device).map(|()| (None, Vec::new(), Vec::new()));
+            };
             let mode = device.mig_mode()?;
-            Ok((Some(mode), nvml::live_instances(device, &mig.profiles)?))
+            let before = note();
+            let instances = nvml::live_instances(device, &mig.profiles)?;
+            Ok((Some(mode), instances, vec![before, note()]))
         });
         match timeout(PATIENCE, read).await {
             Ok(read) => {
@@ -386,5 +405,83 @@ impl LiveGpu {
             }
             Err(_) => Ok(silent()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::pin::pin;
+
+    use nvml_sim::{SimNode, parse_gpus};
+
+    use super::*;
+    use crate::checkpoint::fixture::{record, taken};
+    use crate::checkpoint::{Checkpoint, Progress};
+    use crate::inventory::MigSpec;
+
+    fn open(node: &SimNode, directory: &Path) -> Hardware {
+        let args = HardwareArgs {
+            driver_root: directory.to_owned(),
+            driver_library: Some(node.library()),
+            proc_root: directory.join("proc"),
+            sys_root: directory.join("sys"),
+        };
+        Hardware::open(&args, &Metrics::default()).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_records_of_a_claim_that_ends_while_another_gpu_is_waited_for_come_with_its_instances() {
+        let directory = tempfile::tempdir().unwrap();
+        let node = SimNode::create(directory.path(), &parse_gpus("2xH100-80GB").unwrap()).unwrap();
+        let planted = node.plant_instance(0, "1g.10gb", 3).unwrap();
+        let hardware = open(&node, directory.path());
+        let (first, second) = (&hardware.facts.gpus[0], &hardware.facts.gpus[1]);
+        let profile = first.mig.as_ref().unwrap().profiles.iter().find(|it| it.name == "1g.10gb").unwrap();
+        let placement = *profile.placements.iter().find(|it| it.start == 3).unwrap();
+        let progress = Progress::Complete {
+            gpu_instance: planted.gpu_instance,
+            compute_instance: planted.compute_instance,
+            uuid: planted.uuid,
+        };
+        let device = RecordedDevice {
+            name: "gpu-mig".to_owned(),
+            pool: "pool".to_owned(),
+            requests: Vec::new(),
+            parent_uuid: first.uuid.clone(),
+            kind: RecordedKind::Mig { spec: MigSpec::of(profile, placement), progress },
+            unknown: serde_json::Map::new(),
+        };
+        let record = Record { boot_id: hardware.boot_id.clone(), devices: vec![device], ..record("uid-1") };
+        let checkpoint = Checkpoint::open(&directory.path().join("claims")).unwrap();
+
+        // Another call keeps the second GPU busy from before the claim is prepared until after it is unprepared.
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let queue = hardware.gpu(&second.uuid).unwrap().queue.clone();
+        let busy = tokio::spawn(async move {
+            let wait = move |_: &nvml::DeviceHandle<'_>| {
+                let _ = released.recv();
+                Ok::<_, CallError>(())
+            };
+            queue.run(wait).await
+        });
+        let queue = &hardware.gpu(&first.uuid).unwrap().queue;
+        let mut journal = taken(&checkpoint, "uid-1");
+        journal.begin(&record, &checkpoint.try_reserve().unwrap().unwrap()).unwrap();
+        let read = checkpoint.clone();
+        let mut scan = pin!(hardware.scan_beside(move || read.records().unwrap()));
+        assert!(futures::poll!(&mut scan).is_pending());
+        // What a claim does on a GPU comes after the scan that was asked for before.
+        queue.run(|_| Ok::<_, CallError>(())).await.unwrap().unwrap();
+        journal.forget().unwrap();
+        release.send(()).unwrap();
+        let scanned = scan.await.unwrap();
+        busy.await.unwrap().unwrap().unwrap();
+
+        let (gpu, noted) = scanned.iter().find(|(gpu, _)| gpu.facts.uuid == first.uuid).unwrap();
+        let instance = &gpu.state.instances[0];
+        assert!(checkpoint.records().unwrap().is_empty());
+        let mut records = noted.iter().flatten();
+        assert!(records.any(|it| hardware.is_recorded(&first.uuid, instance, it)), "{noted:?}");
     }
 }

@@ -142,7 +142,7 @@ pub struct SocketError {
 }
 
 impl Socket {
-    /// Listens, after removing a socket that a dead predecessor left.
+    /// Listens, after removing the socket that a dead predecessor left, or the file or link that is in its place.
     pub fn listen(path: &Path) -> Result<Self, SocketError> {
         let failed = |source| SocketError { path: path.to_owned(), source };
         if let Some(parent) = path.parent() {
@@ -152,8 +152,14 @@ impl Socket {
             let text = format!("the path has more than {LONGEST_PATH} bytes; use a shorter --driver-name");
             return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, text)));
         }
-        if fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket()) {
-            fs::remove_file(path).map_err(failed)?;
+        // The name is this process's own, whatever has been put in the place of its socket.
+        match fs::symlink_metadata(path) {
+            Ok(it) if it.is_dir() => {
+                let text = "a directory is in its place; remove it";
+                return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, text)));
+            }
+            Ok(_) => fs::remove_file(path).map_err(failed)?,
+            Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
         let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
@@ -342,6 +348,24 @@ mod tests {
         // No file has this number, so that the new one cannot have it by chance.
         let replaced = SocketWatch { path, inode: 0 };
         assert!(replaced.look().unwrap_err().to_string().contains("was replaced by another file"));
+    }
+
+    #[tokio::test]
+    async fn a_socket_replaces_a_file_or_a_link_in_its_place_and_no_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.sock");
+        let other = directory.path().join("other");
+        for _ in 0..2 {
+            fs::write(&other, "").unwrap();
+            std::os::unix::fs::symlink(&other, &path).unwrap();
+            drop(Socket::listen(&path).unwrap());
+            assert!(other.exists(), "what the link leads to stays");
+            fs::rename(&other, &path).unwrap();
+            drop(Socket::listen(&path).unwrap());
+        }
+        fs::create_dir(&path).unwrap();
+        let error = Socket::listen(&path).unwrap_err();
+        assert!(error.to_string().contains("a directory is in its place"), "{error}");
     }
 
     #[tokio::test]

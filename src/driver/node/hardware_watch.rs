@@ -244,23 +244,26 @@ impl HardwareWatch {
         }
     }
 
-    /// Reads every GPU and leaves only those instances that no record means. Records are read before and after, because
-    /// claims come and go meanwhile.
+    /// Reads every GPU and leaves only those instances that no record means. Records are also read on the GPU's thread beside its
+    /// instances, because a claim may come and go while another GPU is waited for.
     async fn scan(&self, hardware: &Hardware) -> anyhow::Result<Vec<Gpu>> {
         let mut records: Vec<Arc<Record>> = self.checkpoint.records()?;
-        let mut gpus = hardware.scan().await?;
+        let checkpoint = self.checkpoint.clone();
+        // What cannot be read is read again below, and fails there.
+        let scanned = hardware.scan_beside(move || checkpoint.records().unwrap_or_default()).await?;
         records.extend(self.checkpoint.records()?);
-        for gpu in &mut gpus {
+        let mut gpus = Vec::new();
+        for (mut gpu, noted) in scanned {
+            let known = || records.iter().chain(noted.iter().flatten());
             let parent = &gpu.facts.uuid;
             // What cannot be read now is taken to be as it was.
             let before = self.gpus.iter().find(|it| it.facts.uuid == *parent);
             if let (Some(_), Some(before)) = (&gpu.state.problem, before) {
                 gpu.state.instances.clone_from(&before.state.instances);
             }
-            gpu.state
-                .instances
-                .retain(|it| !records.iter().any(|record| hardware.is_recorded(parent, it, record)));
-            self.report(gpu);
+            gpu.state.instances.retain(|it| !known().any(|record| hardware.is_recorded(parent, it, record)));
+            self.report(&gpu);
+            gpus.push(gpu);
         }
         self.health.obey();
         let missing = missing(hardware, &records, &self.health.report());

@@ -43,14 +43,15 @@ const MOST_HEARD: usize = 64;
 
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
 pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
-    let health_listener = bind_health(args.http_address).await?;
-    let metrics_listener = bind_metrics(args.metrics_address).await?;
-    let metrics = Metrics::default();
-    // Before anything is touched that a process which runs already may be using. Pods have sockets of their own.
+    // Before anything is touched that a process which runs already may be using, and before its ports are found in use. Pods
+    // have sockets of their own.
     let _sole = match args.pod_uid {
         None => Some(SoleProcess::claim(&args.driver.plugin_directory())?),
         Some(_) => None,
     };
+    let health_listener = bind_health(args.http_address).await?;
+    let metrics_listener = bind_metrics(args.metrics_address).await?;
+    let metrics = Metrics::default();
     let kind = Kind::of_driver(&args.driver.driver_name)?;
     let client = api::counted(api::client(args.kubeconfig.as_deref()).await?, &metrics);
     let boot_id = host::boot_id(&args.hardware.proc_root)?;

@@ -72,7 +72,6 @@ impl Publisher {
         let withheld = known.difference(&offered).filter(is_cut).cloned().collect();
         // Also what somebody has deleted since: it may be allocated all the same.
         let published: BTreeSet<String> = slices.iter().flat_map(names_in).map(str::to_owned).collect();
-        self.kept.learn(slices);
         let before = published.iter().chain(self.published.iter().flatten()).chain(self.strangers.names());
         let before: BTreeSet<String> = before.filter(is_cut).cloned().collect();
         let devices = Devices {

@@ -13,7 +13,8 @@
 //!   time, shows that it is free.
 //! - An allocated one comes back when nothing else of its GPU can be allocated: the free devices are withdrawn for a settle
 //!   time first, and then all allocations are known.
-//! - What then overlaps costs nothing, see `waive`, until it is released; and then it is withdrawn before it is offered again.
+//! - Where allocated devices overlap then, one of them is left out, see `waive`, until there is room for it beside the others.
+//!   A device is never published without its cost, because a scheduler could allocate it at any time after its release.
 //!
 //! Pure. Refuses to ask where nothing could come of the answer: it is a list of all claims of the cluster.
 
@@ -22,9 +23,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::resource::v1::ResourceSlice;
-use mig_model::inventory::{AllocatableDevice, DeviceName, GpuInventory, Inventory};
+use mig_model::inventory::{AllocatableDevice, DeviceName, GpuInventory, Inventory, fits_into};
 
-use super::waive::{waive, waived_in};
+use super::waive::leave_out;
 
 /// Remembers what stays, and until when something may have to come back.
 #[derive(Debug)]
@@ -34,8 +35,8 @@ pub struct Kept {
     taken: BTreeSet<String>,
     /// What claims have by the last read, as long as that is a settle time old at most.
     allocated: BTreeSet<String>,
-    /// Allocated devices that are published without their cost.
-    waived: BTreeSet<String>,
+    /// Allocated devices for which there is no room beside others that are allocated.
+    left_out: BTreeSet<String>,
     /// Devices that are not published any more, until a read shows whether somebody was given them at the last moment.
     withdrawn: BTreeMap<String, Gone>,
     /// When this process began, where one before it may have withdrawn whatever is not published.
@@ -80,7 +81,7 @@ impl Kept {
             settle,
             taken: BTreeSet::new(),
             allocated: BTreeSet::new(),
-            waived: BTreeSet::new(),
+            left_out: BTreeSet::new(),
             withdrawn: BTreeMap::new(),
             began: None,
             is_by_layout: false,
@@ -110,15 +111,14 @@ impl Kept {
         // What comes back makes free devices go, of which some may be allocated.
         let held = devices.prepared.union(&self.allocated);
         let returns = !is_wiped && {
-            let mut missing = held.filter(|it| !devices.published.contains(*it));
+            let is_missing = |it: &&String| !devices.published.contains(*it) && !self.left_out.contains(*it);
+            let mut missing = held.filter(is_missing);
             missing.any(|it| devices.offered.contains(it))
         };
         let goes = devices.published.difference(devices.offered).any(|it| !self.taken.contains(it));
-        let is_unread = !self.waived.is_empty() && self.read_at.is_none();
         let asks = goes
             || returns
             || is_first && (is_wiped || !devices.withheld.is_empty())
-            || is_unread
             || self.next().is_some_and(|it| it <= now);
         if is_first && !asks {
             self.has_past = false;
@@ -166,13 +166,16 @@ impl Kept {
             self.expect_more();
         }
         let mut shown = Cow::Borrowed(offered);
+        self.left_out.clear();
         // Of a pool that is gone nothing was given away since.
         let is_wiped = before.is_empty() && !self.has_written;
         for (index, gpu) in offered.gpus.iter().enumerate().filter(|(_, it)| !it.counters.is_empty()) {
             if is_wiped {
                 break;
             }
-            let devices = self.shown_of(gpu, before, prepared);
+            let crowded_out = self.crowded_out(gpu, before, prepared);
+            let devices = self.shown_of(gpu, before, prepared, &crowded_out);
+            self.left_out.extend(crowded_out);
             if devices.len() < gpu.devices.len() {
                 let is_shown = |name: &DeviceName| devices.iter().any(|it| it.name == *name);
                 let hidden = gpu.devices.iter().map(|it| &it.name).filter(|it| !is_shown(it));
@@ -192,21 +195,73 @@ impl Kept {
         gpu: &GpuInventory,
         before: &BTreeSet<String>,
         prepared: &BTreeSet<String>,
+        crowded_out: &BTreeSet<String>,
     ) -> Vec<AllocatableDevice> {
         let is_in = |names: &BTreeSet<String>, it: &AllocatableDevice| names.contains(it.name.as_str());
         let is_held = |it: &AllocatableDevice| is_in(prepared, it) || is_in(&self.allocated, it);
         let is_settled =
             |it: &AllocatableDevice| self.began.is_none() && !self.withdrawn.contains_key(it.name.as_str());
         let is_free = |it: &AllocatableDevice| !is_held(it) && !it.consumes.is_empty();
-        let returns = gpu.devices.iter().any(|it| is_held(it) && !is_in(before, it));
+        let may_return = |it: &AllocatableDevice| is_held(it) && !is_in(crowded_out, it);
+        let returns = gpu.devices.iter().any(|it| may_return(it) && !is_in(before, it));
         let is_quiet =
             !gpu.devices.iter().filter(|it| is_free(it)).any(|it| is_in(before, it) || !is_settled(it));
         let may_show = |it: &&AllocatableDevice| match (is_held(it), is_in(before, it)) {
-            (true, is_there) => is_there || is_quiet,
-            (false, true) => !is_free(it) || !returns && !is_in(&self.waived, it),
+            (true, is_there) => may_return(it) && (is_there || is_quiet),
+            (false, true) => !is_free(it) || !returns,
             (false, false) => is_settled(it) && (!returns || is_quiet),
         };
         gpu.devices.iter().filter(may_show).cloned().collect()
+    }
+
+    /// Whether allocated devices seem to overlap. The last read of the claims may be old, so they have to be read again, and
+    /// [`Kept::confirm`] to be told, before [`Kept::show`] leaves one of them out.
+    #[must_use]
+    pub fn is_crowded(
+        &self,
+        offered: &Inventory,
+        before: &BTreeSet<String>,
+        prepared: &BTreeSet<String>,
+    ) -> bool {
+        let mut counted = offered.gpus.iter().filter(|it| !it.counters.is_empty());
+        counted.any(|it| !self.crowded_out(it, before, prepared).is_empty())
+    }
+
+    /// Takes note of what claims have by a read of this round, which began at `read_at`.
+    pub fn confirm(&mut self, allocated: &BTreeSet<String>, read_at: Instant) {
+        self.allocated.clone_from(allocated);
+        self.read_at = Some(read_at);
+    }
+
+    /// The allocated devices for which the GPU has no room beside others that are allocated.
+    fn crowded_out(
+        &self,
+        gpu: &GpuInventory,
+        before: &BTreeSet<String>,
+        prepared: &BTreeSet<String>,
+    ) -> BTreeSet<String> {
+        let order = self.order(prepared, before);
+        let rank = |it: &&AllocatableDevice| order.iter().position(|names| names.contains(it.name.as_str()));
+        let mut held: Vec<&AllocatableDevice> = gpu.devices.iter().filter(|it| rank(it).is_some()).collect();
+        held.sort_by_key(rank);
+        let mut left = gpu.counters.clone();
+        let mut crowded_out = BTreeSet::new();
+        for device in held {
+            if !fits_into(&device.consumes, &left) {
+                crowded_out.insert(device.name.to_string());
+                continue;
+            }
+            for (counter, amount) in &device.consumes {
+                left.entry(counter.clone()).and_modify(|it| *it -= amount);
+            }
+        }
+        crowded_out
+    }
+
+    /// Allocated devices, those first that stay the longest where there is no room for all of them: what is prepared, what
+    /// schedulers see, and last what is prepared and not allocated any more.
+    fn order(&self, prepared: &BTreeSet<String>, before: &BTreeSet<String>) -> [BTreeSet<String>; 4] {
+        [&self.allocated & prepared, &self.allocated & before, self.allocated.clone(), prepared.clone()]
     }
 
     /// Takes note that what was published by other rules, and may just have gone, may have to come back.
@@ -233,24 +288,17 @@ impl Kept {
         &self.taken
     }
 
-    /// Takes the cost from allocated devices where counters would be below what they consume. What schedulers see keeps its
-    /// cost the longest, then what is prepared.
-    pub fn waive(
+    /// Leaves allocated devices out where counters would be below what they consume, whoever describes them.
+    pub fn leave_out(
         &mut self,
         slices: &mut [ResourceSlice],
         prepared: &BTreeSet<String>,
         before: &BTreeSet<String>,
     ) {
-        let (seen_prepared, seen_allocated) = (prepared & before, &self.allocated & before);
-        let order = [&seen_prepared, &seen_allocated, prepared, &self.allocated];
-        self.waived = waive(slices, &order, &self.waived);
-    }
-
-    /// Learns from what a process before this one has published which devices are without their cost.
-    pub fn learn(&mut self, published: &[ResourceSlice]) {
-        if self.has_past && self.read_at.is_none() {
-            self.waived = waived_in(published);
-        }
+        let order = self.order(prepared, before);
+        let without = leave_out(slices, &order.each_ref());
+        self.withdraw(without.intersection(before).cloned().collect());
+        self.left_out.extend(without);
     }
 
     /// When to look again. Of a claim that was never prepared nobody tells when it is released.
@@ -260,7 +308,7 @@ impl Kept {
             Gone::Since(since) => Some(*since),
             Gone::NotYet => None,
         });
-        let taken = self.read_at.filter(|_| !self.taken.is_empty() || !self.waived.is_empty());
+        let taken = self.read_at.filter(|_| !self.taken.is_empty() || !self.left_out.is_empty());
         gone.chain(self.began).chain(taken).min().map(|it| it + self.settle)
     }
 }

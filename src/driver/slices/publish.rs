@@ -290,6 +290,10 @@ impl Publisher {
         }
         if self.counts() {
             let pool = self.pool(&published);
+            if self.kept.is_crowded(&offered, &self.before, &state.held) {
+                let (read_at, allocated) = self.allocated().await?;
+                self.kept.confirm(&allocated, read_at);
+            }
             let shown = self.kept.show(&offered, &self.before, &state.held);
             let part = self.transition.count(&shown, pool.as_ref(), &held, Instant::now());
             if part.is_some() {
@@ -328,7 +332,7 @@ impl Publisher {
     ) -> Result<usize, SliceError> {
         let own = slices.len();
         keep(&mut slices, &self.strangers, self.counts(), owner);
-        self.kept.waive(&mut slices, prepared, &self.before);
+        self.kept.leave_out(&mut slices, prepared, &self.before);
         if !self.transition.is_open() {
             close(&mut slices);
         }

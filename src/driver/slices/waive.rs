@@ -3,8 +3,9 @@
 //! kube-scheduler compares every counter of a pool for each device that it tries (dynamic-resource-allocation, structured
 //! allocator), so a single one that is overdrawn refuses all devices of the node until a claim is released. Totals are those of
 //! the empty hardware, so they are overdrawn only where two allocated devices overlap: after a device was allocated that had
-//! just been withdrawn, or by a driver before this one. One of the two costs nothing then. The node refuses to prepare it as
-//! long as the other one is prepared, whatever the counters say.
+//! just been withdrawn, or by a driver before this one. One of the two is left out then: published without its cost, it could
+//! be allocated again at the moment at which its claim releases it. The node refuses to prepare it as long as the other one is
+//! prepared, whatever the counters say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,14 +13,9 @@ use k8s_openapi::api::resource::v1::{Device, ResourceSlice};
 use mig_model::inventory::DeviceName;
 
 use super::quantity::thousandths;
-
-/// Takes the cost from as many allocated devices as it takes, and answers with their names. The cost of a device that is in
-/// `waived` is gone already, and what overlaps it may be allocated; one that comes first in `allocated` keeps it the longest.
-pub(super) fn waive(
-    slices: &mut [ResourceSlice],
-    allocated: &[&BTreeSet<String>],
-    waived: &BTreeSet<String>,
-) -> BTreeSet<String> {
+/// Leaves out as many allocated devices as it takes, and answers with their names. One that comes first in `allocated` stays the
+/// longest.
+pub(super) fn leave_out(slices: &mut [ResourceSlice], allocated: &[&BTreeSet<String>]) -> BTreeSet<String> {
     let mut left: BTreeMap<(String, String), i128> = BTreeMap::new();
     for set in slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten()) {
         let amounts = set.counters.iter().map(|(name, it)| (name, thousandths(&it.value).unwrap_or(0)));
@@ -28,23 +24,17 @@ pub(super) fn waive(
     if left.is_empty() {
         return BTreeSet::new();
     }
-    let rank = |device: &Device| {
-        let rank = allocated.iter().position(|it| it.contains(&device.name))?;
-        Some(if waived.contains(&device.name) { allocated.len() } else { rank })
-    };
-    let mut devices: Vec<(usize, &mut Device)> = slices
-        .iter_mut()
-        .flat_map(|it| it.spec.devices.iter_mut().flatten())
-        .filter(|it| it.consumes_counters.is_some())
+    let rank = |device: &Device| allocated.iter().position(|it| it.contains(&device.name));
+    let mut devices: Vec<(usize, &Device)> = slices
+        .iter()
+        .flat_map(|it| it.spec.devices.iter().flatten())
         .filter_map(|it| Some((rank(it)?, it)))
         .collect();
     devices.sort_by_key(|(rank, _)| *rank);
     let mut without = BTreeSet::new();
-    for (rank, device) in devices {
+    for (_, device) in devices {
         let consumed: Vec<((String, String), i128)> = consumed(device).collect();
-        let is_enough = consumed.iter().all(|(key, amount)| left.get(key).is_some_and(|it| amount <= it));
-        if rank == allocated.len() || !is_enough {
-            device.consumes_counters = None;
+        if consumed.iter().any(|(key, amount)| left.get(key).is_none_or(|it| it < amount)) {
             without.insert(device.name.clone());
             continue;
         }
@@ -52,24 +42,10 @@ pub(super) fn waive(
             left.entry(key).and_modify(|it| *it -= amount);
         }
     }
+    for devices in slices.iter_mut().filter_map(|it| it.spec.devices.as_mut()) {
+        devices.retain(|it| !without.contains(&it.name));
+    }
     without
-}
-
-/// The devices in slices of counted GPUs that are published without their cost; MIG instances that the driver did not make have
-/// none.
-pub(super) fn waived_in(slices: &[ResourceSlice]) -> BTreeSet<String> {
-    let sets: BTreeSet<&str> = slices
-        .iter()
-        .flat_map(|it| it.spec.shared_counters.iter().flatten())
-        .map(|it| it.name.as_str())
-        .collect();
-    let is_counted = |name: &str| {
-        let gpu = name.split_once("-mig-").map_or(name, |(gpu, _)| gpu);
-        sets.contains(gpu) && !DeviceName::is_adopted(name)
-    };
-    let devices = slices.iter().flat_map(|it| it.spec.devices.iter().flatten());
-    let without = devices.filter(|it| it.consumes_counters.is_none() && is_counted(&it.name));
-    without.map(|it| it.name.clone()).collect()
 }
 
 fn consumed(device: &Device) -> impl Iterator<Item = ((String, String), i128)> + '_ {
@@ -117,22 +93,22 @@ mod tests {
     }
 
     #[test]
-    fn allocated_devices_that_overlap_cost_no_more_than_there_is_and_others_keep_their_cost() {
+    fn of_allocated_devices_that_overlap_the_later_ones_are_left_out_and_others_stay() {
         let mut slices = pool();
-        assert_eq!(waive(&mut slices, &[&set(&["gpu-a-mig-1g-0", "gpu-a-mig-1g-1"])], &set(&[])), set(&[]));
+        assert_eq!(leave_out(&mut slices, &[&set(&["gpu-a-mig-1g-0", "gpu-a-mig-1g-1"])]), set(&[]));
         assert_eq!(slices, pool(), "there is enough for both");
-        assert_eq!(waived_in(&slices), set(&[]));
 
-        let (first, then) = (set(&["gpu-a-mig-1g-1"]), set(&["gpu-a", "gpu-a-mig-1g-0"]));
-        let waived = waive(&mut slices, &[&first, &then], &set(&[]));
-        assert_eq!(waived, set(&["gpu-a"]), "what comes first keeps its cost, and what fits beside it");
-        assert_eq!(waived_in(&slices), waived, "the next process sees which it was");
+        let (first, then) = (set(&["gpu-a-mig-1g-1"]), set(&["gpu-a", "gpu-a-mig-1g-0", "gpu-a-adopted-1"]));
+        let without = leave_out(&mut slices, &[&first, &then]);
+        assert_eq!(without, set(&["gpu-a"]), "what comes first stays, and what fits beside it");
+        let left: Vec<&str> = slices[1].spec.devices.iter().flatten().map(|it| it.name.as_str()).collect();
+        assert_eq!(left, ["gpu-a-mig-1g-0", "gpu-a-mig-1g-1", "gpu-a-adopted-1"]);
     }
 
     #[test]
-    fn a_cost_that_is_waived_stays_so_until_the_device_is_released() {
+    fn a_device_that_is_free_stays_whatever_is_allocated() {
         let mut slices = pool();
-        assert_eq!(waive(&mut slices, &[&set(&["gpu-a"])], &set(&["gpu-a"])), set(&["gpu-a"]));
-        assert_eq!(waive(&mut pool(), &[&set(&["gpu-a-mig-1g-0"])], &set(&["gpu-a"])), set(&[]));
+        assert_eq!(leave_out(&mut slices, &[&set(&["gpu-a-mig-1g-0"])]), set(&[]));
+        assert_eq!(slices, pool());
     }
 }

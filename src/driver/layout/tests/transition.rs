@@ -335,7 +335,7 @@ fn late_beside_unmanaged() -> (World, String) {
 }
 
 #[test]
-fn an_allocated_device_comes_back_once_nothing_can_be_given_away_that_the_driver_does_not_know() {
+fn an_allocated_device_comes_back_only_where_nothing_that_overlaps_was_given_away_meanwhile() {
     let (mut world, late) = late_beside_unmanaged();
     world.now += SETTLE;
     // The claims are read, and only then another one is given what overlaps the device that is about to come back.
@@ -347,12 +347,12 @@ fn an_allocated_device_comes_back_once_nothing_can_be_given_away_that_the_driver
     world.now += SETTLE;
     sync(&mut world);
     world.check_counters();
-    assert!(world.published().contains(&late) && world.published().contains(&mig("1g-10gb-1")));
+    assert!(!world.published().contains(&late) && world.published().contains(&mig("1g-10gb-1")));
     assert!(world.published().contains(&mig("1g-10gb-6")), "the rest is offered again");
 }
 
 #[test]
-fn of_two_allocated_devices_that_overlap_one_costs_nothing_until_it_is_released() {
+fn of_two_allocated_devices_that_overlap_one_is_left_out_until_the_other_is_released() {
     let (mut world, late) = late_beside_unmanaged();
     world.claim(mig("1g-10gb-1"));
     for _ in 0..2 {
@@ -360,15 +360,45 @@ fn of_two_allocated_devices_that_overlap_one_costs_nothing_until_it_is_released(
         sync(&mut world);
         world.check_counters();
     }
-    assert_eq!((world.cost(&late), world.cost(&mig("1g-10gb-1"))), (0, 1));
+    assert!(!world.published().contains(&late), "a scheduler could give it away again once it is released");
+    assert_eq!(world.cost(&mig("1g-10gb-1")), 1);
     world.unmanaged.clear();
     sync(&mut world);
-    assert_eq!(world.cost(&late), 0, "as long as a claim has it");
+    assert!(!world.published().contains(&late), "as long as a claim has the other one");
+    world.end(1, 0);
+    for _ in 0..2 {
+        world.now += SETTLE;
+        sync(&mut world);
+        world.check_counters();
+    }
+    assert_eq!(world.cost(&late), 2, "what it consumes is counted again");
+}
+
+#[test]
+fn a_device_that_was_released_since_the_last_read_is_not_offered_without_its_cost() {
+    let mut world = world("all-1g.10gb");
+    world.keeps_counters = true;
+    for _ in 0..2 {
+        world.now += SETTLE;
+        sync(&mut world);
+    }
+    // Driver and kubelet start again: the slices are gone, and the claims are read.
+    let (large, small) = (mig("4g-40gb-0"), mig("1g-10gb-0"));
+    world.claim(large.clone());
+    world.restart(0);
+    world.show(None);
+    sync(&mut world);
+    assert_eq!(world.cost(&large), 4);
     world.end(0, 0);
-    world.now += SETTLE;
+    world.claim(small.clone());
+    world.prepare(0, false);
+    world.now += 1;
     sync(&mut world);
-    assert!(!world.published().contains(&late), "nobody is given it without its cost");
-    world.now += SETTLE;
-    sync(&mut world);
-    assert_eq!(world.cost(&late), 2);
+    world.check_counters();
+    for _ in 0..3 {
+        world.now += SETTLE;
+        sync(&mut world);
+        world.check_counters();
+    }
+    assert_eq!((world.cost(&small), world.cost(&large)), (1, 4), "the next read shows that it is free");
 }

@@ -196,6 +196,9 @@ impl World {
         let pool = if self.keeps_counters {
             let held = &prepared | self.kept.taken();
             let all = self.counted(&held);
+            if self.kept.is_crowded(&all, &seen, &prepared) {
+                self.kept.confirm(&allocated, now);
+            }
             let shown = self.kept.show(&all, &seen, &prepared);
             let part = self.transition.count(&shown, published.as_ref(), &held, now);
             if part.is_some() {
@@ -204,8 +207,10 @@ impl World {
             let shown = part.as_ref().unwrap_or(&shown);
             let owner = Owner { driver: "d".into(), node: "n".into(), node_uid: "u".into() };
             slices = render(shown, &Ranking::of(&Inventory::default(), &held, Policy::Static), &owner);
-            self.kept.waive(&mut slices, &prepared, &seen);
-            Pool { devices: names(shown), is_counted: true, is_open: self.transition.is_open() }
+            self.kept.leave_out(&mut slices, &prepared, &seen);
+            let devices = slices.iter().flat_map(|it| it.spec.devices.iter().flatten());
+            let devices = devices.map(|it| it.name.clone()).collect();
+            Pool { devices, is_counted: true, is_open: self.transition.is_open() }
         } else {
             let held = &prepared | &allocated;
             self.kept.leave_to_layouts();
@@ -225,7 +230,7 @@ impl World {
         for device in allocated.intersection(&self.allocated()) {
             let is_shown = !pool.is_counted || self.published().contains(device);
             assert!(
-                pool.devices.contains(device) || !is_shown,
+                pool.devices.contains(device) || !is_shown || !self.can_exist(&allocated),
                 "{device} is allocated and not in {:?}, was in {:?}",
                 pool.devices,
                 self.published()
@@ -290,6 +295,10 @@ impl World {
             self.allocated(),
             view.counters.costs
         );
+        let free = view.counters.costs.iter().find(|(name, cost)| {
+            cost.is_empty() && self.inventory.device(name).is_some_and(|it| !it.consumes.is_empty())
+        });
+        assert!(!is_open || free.is_none(), "{free:?} is published without its cost");
     }
 
     /// How much a published device consumes of all counters together.
@@ -428,9 +437,21 @@ impl World {
         self.claims.retain(|_, it| it.is_allocated);
         self.rest();
         let held = &self.prepared() | &self.allocated();
-        assert!(held.is_subset(&self.published()), "{held:?} are allocated, not {:?}", self.published());
+        // Counters keep those apart that do not fit beside each other: one is left out.
+        let published = self.published();
+        let is_left_out = |it: &&String| {
+            let seen = held.intersection(&published).chain([*it]);
+            !published.contains(*it) && self.keeps_counters && !self.can_exist(seen)
+        };
+        let left_out: BTreeSet<String> = held.iter().filter(is_left_out).cloned().collect();
+        let held = &held - &left_out;
+        assert!(held.is_subset(&published), "{held:?} are allocated, not {published:?}");
         if self.keeps_counters {
-            assert_eq!(self.published(), names(&self.counted(&held)), "and the rest is as it is wanted");
+            assert_eq!(
+                published,
+                &names(&self.counted(&held)) - &left_out,
+                "and the rest is as it is wanted"
+            );
         }
         if self.may_overlap {
             return;
