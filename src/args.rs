@@ -114,6 +114,10 @@ pub struct HardwareArgs {
     /// The sys file system.
     #[arg(long, env, value_name = "DIR", default_value = "/sys")]
     pub sys_root: PathBuf,
+    /// How long one GPU may take to be discovered before the others are served without it, and half of what opening NVML may take.
+    /// Shorter for tests.
+    #[arg(long, env, value_name = "SECONDS", default_value = "10", value_parser = seconds, hide = true)]
+    pub nvml_step_time: Duration,
 }
 
 impl HardwareArgs {
@@ -296,7 +300,8 @@ pub struct NodeArgs {
     /// Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "40", value_parser = seconds, hide = true)]
     pub call_budget: Duration,
-    /// A call into NVML that takes longer is told of: in the log, as an event of the node, and by /readyz. Shorter for tests.
+    /// A call into NVML that takes longer hangs: it is reported in the log, as an event of the node and by /readyz, and work for its
+    /// GPU that has not begun is not waited for any more. Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds, hide = true)]
     pub nvml_patience: Duration,
     /// How often GPUs are looked at for instances that somebody else made, a missing driver for having come, and state

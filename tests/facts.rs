@@ -5,10 +5,11 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, unprepare};
 use dra_driver_mig::args::HardwareArgs;
-use dra_driver_mig::hardware::Hardware;
+use dra_driver_mig::hardware::{Hardware, Opener};
 use dra_driver_mig::inventory::{Gpu, Inventory, inventory};
 use dra_driver_mig::placement::{Policy, Ranking};
 use dra_driver_mig::slices::{Owner, render};
@@ -54,8 +55,9 @@ impl Bench {
             driver_library: None,
             proc_root: host.join("proc"),
             sys_root,
+            nvml_step_time: Duration::from_secs(60),
         };
-        Hardware::open(&args, &Metrics::default()).unwrap()
+        Opener::new(args, Metrics::default(), Duration::from_secs(60)).open().unwrap()
     }
 
     async fn offered(&self) -> Offered {

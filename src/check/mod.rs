@@ -9,11 +9,11 @@ mod runtime;
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::thread;
 
 use anyhow::bail;
 use kube::Client;
-use tokio::sync::watch;
-use tokio::task::spawn_blocking;
+use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
 pub use findings::{ClusterFacts, DirectoryFacts, Facts, Finding, HostFacts, Verdict, findings};
@@ -22,7 +22,6 @@ pub use runtime::{CdiSetting, cdi_setting, nvidia_mode};
 use crate::api::{self, ClientError};
 use crate::args::{CheckArgs, NodeArgs};
 use crate::hardware::{Hardware, NodeState};
-use crate::telemetry::metrics::Metrics;
 
 /// How to read the list.
 const LEGEND: &str = "What dra-driver-mig needs, in the order in which a node is set up. `MISSING` is to be mended, and `->` says how;\n\
@@ -38,11 +37,9 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
         }
         Err(error) => ClusterFacts::Unasked(error.to_string()),
     };
-    let host = spawn_blocking(move || {
-        let hardware = Hardware::open(&args.hardware, &Metrics::default()).map(|it| it.facts.clone());
-        gather::host(&args.hardware, &args.host, &args.driver, hardware.map_err(|it| it.to_string()))
-    })
-    .await?;
+    let hardware = Hardware::open(args.hardware.clone()).await.map_err(|it| it.to_string());
+    let hardware = hardware.map(|it| it.facts.clone());
+    let host = on_thread(move || gather::host(&args.hardware, &args.host, &args.driver, hardware)).await?;
     let found = findings(&Facts { host, cluster });
     io::stdout().write_all(format!("{LEGEND}{}", list(&found)).as_bytes())?;
     match found.iter().filter(|it| it.verdict == Verdict::Missing).count() {
@@ -60,8 +57,7 @@ pub async fn at_start(args: NodeArgs, client: Client, node: watch::Receiver<Node
         Err(reason) => Err(reason.clone()),
     };
     let rights = gather::rights(&client).await;
-    let looked =
-        spawn_blocking(move || gather::host(&args.hardware, &args.host, &args.driver, hardware)).await;
+    let looked = on_thread(move || gather::host(&args.hardware, &args.host, &args.driver, hardware)).await;
     let Ok(host) = looked else { return };
     let cluster = ClusterFacts::Rights(rights);
     for finding in findings(&Facts { host, cluster }) {
@@ -71,6 +67,16 @@ pub async fn at_start(args: NodeArgs, client: Client, node: watch::Receiver<Node
             Verdict::Missing => warn!(subject, remedy, "missing: {}", finding.text),
         }
     }
+}
+
+/// Runs work on a thread of its own: files of the kernel module may not come back.
+async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    let (send, ended) = oneshot::channel();
+    thread::Builder::new().name("check".to_owned()).spawn(move || {
+        // Nobody waits any more once the driver ends.
+        let _ = send.send(work());
+    })?;
+    Ok(ended.await?)
 }
 
 /// The list as people read it.

@@ -1,6 +1,6 @@
 //! Why a claim was not prepared or unprepared. The texts become events on the pod.
 
-use super::{AllocationError, ClaimRef, OtherDevices, PlanError, Unfinished};
+use super::{AllocationError, ClaimRef, HungGpu, OtherDevices, PlanError, Unfinished};
 use crate::api::ReadError;
 use crate::cdi::{CapsError, CommonError, FilesError, SpecError};
 use crate::checkpoint::StoreError;
@@ -53,6 +53,14 @@ pub enum PrepareError {
     /// The work takes longer than the call, and goes on.
     #[error("{0}; `nvidia-smi` and the kernel log of the node show what a GPU is busy with")]
     Silent(Box<Unfinished>),
+    /// The GPU hangs, and nothing was begun.
+    #[error("device `{device}`: {source}")]
+    Hung {
+        /// Device name.
+        device: String,
+        /// Why.
+        source: HungGpu,
+    },
     /// The capability files of an instance are missing.
     #[error("device `{device}`: {source}")]
     Caps {
@@ -128,6 +136,14 @@ pub enum UnprepareError {
     /// The work takes longer than the call, and goes on.
     #[error("{0}; `nvidia-smi` and the kernel log of the node show what a GPU is busy with")]
     Silent(Box<Unfinished>),
+    /// The GPU hangs, and its instance was not touched.
+    #[error("device `{device}`: {source}")]
+    Hung {
+        /// Device name.
+        device: String,
+        /// Why.
+        source: HungGpu,
+    },
     /// The hardware refused.
     #[error("device `{device}`: {source}")]
     Device {
