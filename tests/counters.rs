@@ -43,7 +43,7 @@ fn on_each_model<S: Strategy>(
         if facts.gpus[0].mig.is_none() {
             continue;
         }
-        let gpu = DeviceHandle::by_uuid(&library, &facts.gpus[0].uuid).unwrap();
+        let gpu = DeviceHandle::by_uuid(&library, &facts.gpus[0].uuid, 0).unwrap();
         // Ampere takes the mode at the next reset.
         gpu.set_mig_mode(true).unwrap();
         node.reset_gpu(0).unwrap();

@@ -210,6 +210,26 @@ async fn what_a_crash_left_is_told_when_it_is_undone_or_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_failed_call_left_is_not_said_to_be_left_by_a_driver_that_ended() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "1", "--call-budget", "1"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    lab.sim.inject(nvml_sim::Fault::returning("nvmlGpuInstanceDestroy", Code::UNKNOWN)).unwrap();
+    unprepare(&kubelet, &claim).await.unwrap_err();
+    lab.sim.clear_faults().unwrap();
+    // The kubelet does not ask again for so long that the driver takes the claim down.
+    let journal = lab.path("plugins").join(DRIVER).join("claims").join(format!("{}.jsonl", claim.uid));
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(600);
+    std::fs::File::options().append(true).open(journal).unwrap().set_modified(long_ago).unwrap();
+    let found = events_when(&lab, &claim.name, EventReason::UnprepareFinished, 1).await;
+    assert!(note(&found[0]).contains("Unpreparing the claim failed"), "{found:#?}");
+    assert_eq!(lab.left(), Vec::<String>::new());
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_offered_is_told_and_when_it_is_again() {
     let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "1"]);
     lab.start();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use dra_allocator::cel_env::{Evaluator, compile};
 use dra_allocator::{Allocated, Cluster, Features, Refusal};
@@ -12,7 +13,7 @@ use mig_model::placement::{Policy, Ranking};
 use crate::common;
 use crate::common::repository;
 use common::{ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, unprepare};
-use dra_driver_mig::hardware::{Hardware, HardwareArgs, HardwareError};
+use dra_driver_mig::hardware::{Hardware, HardwareArgs, HardwareError, Opener};
 use dra_driver_mig::slices::{Owner, render};
 use dra_driver_mig::telemetry::metrics::Metrics;
 use k8s_openapi::api::core::v1::Node;
@@ -58,8 +59,9 @@ impl Bench {
             driver_library: None,
             proc_root: host.join("proc"),
             sys_root,
+            nvml_step_time: Duration::from_secs(60),
         };
-        Hardware::open(&args, &Metrics::default())
+        Opener::new(args, Metrics::default(), Duration::from_secs(60)).open()
     }
 
     async fn offered(&self) -> Offered {

@@ -9,9 +9,8 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use kube_sim::Version;
 use kube_sim::kubelet::{Claim, Plugin};
-use kube_sim::{Fault, RequestInfo};
+use kube_sim::{Fault, RequestInfo, Version};
 use serde_json::json;
 
 const CONFIG: &str = "nvidia.com/mig.config";

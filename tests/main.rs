@@ -18,6 +18,7 @@ mod events;
 mod existing;
 mod facts;
 mod faults;
+mod hang;
 mod health;
 mod inspect;
 mod layers;

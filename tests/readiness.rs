@@ -226,6 +226,27 @@ async fn where_nvml_refuses_to_create_instances_only_whole_gpus_are_offered_unti
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_nvml_refuses_to_create_instances_on_one_gpu_the_others_are_offered() {
+    let (mut lab, health, _) = lab("2xH100-80GB").await;
+    lab.sim.inject(Fault::returning("nvmlDeviceSetMigMode", Code::NO_PERMISSION).on_gpu(0)).unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    offers(&lab, 52).await;
+    let claim = lab.claim_of("one", FIRST_1G).await;
+    try_prepare(&kubelet, &claim).await.unwrap_err();
+    let uuid = lab.sim.snapshot().unwrap().gpus[0].uuid.clone();
+    let answer =
+        readyz_when(health, &format!("GPU {uuid}: nvmlDeviceSetMigMode failed with NO_PERMISSION")).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // What is left of the first: the whole GPU, and what the claim keeps.
+    offers(&lab, 28).await;
+    lab.sim.clear_faults().unwrap();
+    prepare(&kubelet, &claim).await.unwrap();
+    offers(&lab, 52).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_library_named_by_its_path_brings_the_libraries_for_containers_with_it() {
     let lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await;
     let elsewhere = lab.path("host/opt/nvidia");

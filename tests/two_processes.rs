@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use crate::common;
 use common::{ControlPlane, DRIVER, Lab, free_address, is_complete, prepare, unprepare};
 use tokio::time::timeout;
 

@@ -1,9 +1,8 @@
 //! Parses the command line and calls the library.
 
-use std::env;
-use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command as Process, ExitCode};
+use std::{env, io};
 
 use dra_driver_mig::args::{Cli, Command};
 

@@ -4,11 +4,11 @@
 //! offered. `check` lists the same. The host is looked at again at each scan, so that all of it ends by itself once the
 //! host is repaired.
 
-use std::fmt;
-use std::io;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use rustix::fs::Access;
 
@@ -135,7 +135,8 @@ pub struct HostReadiness {
     proc_root: PathBuf,
     cdi_directory: PathBuf,
     state_directory: PathBuf,
-    refused: Mutex<Option<(CallError, Instant)>>,
+    /// By the UUID of the GPU.
+    refused: Mutex<BTreeMap<String, (CallError, Instant)>>,
 }
 
 impl HostReadiness {
@@ -156,22 +157,53 @@ impl HostReadiness {
         &self.common
     }
 
-    /// Takes down that NVML has refused work on MIG, if it was for lack of permission. True where that is news.
-    pub fn refused(&self, error: &MigError) -> bool {
+    /// Records that NVML has refused work on MIG of this GPU, if it was for lack of permission. True where that is news.
+    pub fn refused(&self, gpu: &str, error: &MigError) -> bool {
         match error {
             MigError::Nvml(error) if error.code == Code::NO_PERMISSION => {
-                self.refusal().replace((error.clone(), Instant::now())).is_none()
+                self.refusals_by_gpu().insert(gpu.to_owned(), (error.clone(), Instant::now())).is_none()
             }
             _ => false,
         }
     }
 
-    /// Takes down that NVML has made an instance. True where that is news.
-    pub fn permitted(&self) -> bool {
-        self.refusal().take().is_some()
+    /// Records that NVML has created an instance on this GPU. True where that is news.
+    pub fn permitted(&self, gpu: &str) -> bool {
+        self.refusals_by_gpu().remove(gpu).is_some()
     }
 
-    fn refusal(&self) -> MutexGuard<'_, Option<(CallError, Instant)>> {
+    /// True where NVML has refused work on MIG of this GPU lately.
+    #[must_use]
+    pub fn is_refused(&self, gpu: &str) -> bool {
+        self.refusals_by_gpu().contains_key(gpu)
+    }
+
+    /// What follows from NVML having refused work on MIG of some of these GPUs, all that have MIG, or of all of them. What was
+    /// refused long ago is forgotten.
+    pub fn refusals<'a>(&self, with_mig: impl Iterator<Item = &'a str>) -> Vec<HostCondition> {
+        let mut refused = self.refusals_by_gpu();
+        refused.retain(|_, (_, at)| at.elapsed() < REFUSAL_COUNTS);
+        let (denied, others): (Vec<&str>, Vec<&str>) = with_mig.partition(|it| refused.contains_key(*it));
+        let condition = |effect, text, error: &CallError| HostCondition {
+            subject: HostSubject::MigAccess,
+            effect,
+            text,
+            remedy: error.advice().to_owned(),
+        };
+        let mut denied = denied.into_iter().filter_map(|gpu| Some((gpu, &refused.get(gpu)?.0)));
+        if others.is_empty() {
+            let first = denied.next();
+            let of_node =
+                |(_, error): (&str, &CallError)| condition(Effect::NoPartitioning, error.to_string(), error);
+            return first.map(of_node).into_iter().collect();
+        }
+        let text = |gpu, error| {
+            format!("GPU {gpu}: {error}; what needs an instance to be created on it is not offered")
+        };
+        denied.map(|(gpu, error)| condition(Effect::MayRefuse, text(gpu, error), error)).collect()
+    }
+
+    fn refusals_by_gpu(&self) -> MutexGuard<'_, BTreeMap<String, (CallError, Instant)>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -218,7 +250,7 @@ impl HostReadiness {
         found
     }
 
-    /// What keeps MIG instances from being made or handed out.
+    /// What keeps MIG instances from being handed out.
     fn mig_access(&self) -> Option<HostCondition> {
         let condition = |effect, text, remedy: &str| {
             Some(HostCondition { subject: HostSubject::MigAccess, effect, text, remedy: remedy.to_owned() })
@@ -236,12 +268,7 @@ impl HostReadiness {
                 return condition(Effect::NoMig, text.to_owned(), remedy);
             }
         }
-        let mut refused = self.refusal();
-        if refused.as_ref().is_some_and(|(_, at)| REFUSAL_COUNTS <= at.elapsed()) {
-            *refused = None;
-        }
-        let (error, _) = refused.as_ref()?;
-        condition(Effect::NoPartitioning, error.to_string(), error.advice())
+        None
     }
 }
 
@@ -331,21 +358,28 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_counts_until_something_is_permitted() {
+    fn a_refusal_counts_for_its_gpu_until_something_is_permitted_there() {
         let (_directory, host) = host();
         let error = CallError { call: "nvmlDeviceCreateGpuInstanceWithPlacement", code: Code::NO_PERMISSION };
         let refusal = MigError::Nvml(error);
-        assert!(host.refused(&refusal) && !host.refused(&refusal), "once is news");
-        let found = about(&host, HostSubject::MigAccess);
+        let refusals = |gpus: &[&str]| host.refusals(gpus.iter().copied());
+        assert!(host.refused("GPU-1", &refusal) && !host.refused("GPU-1", &refusal), "once is news");
+        let found = refusals(&["GPU-1", "GPU-2"]);
+        assert_eq!((found.len(), found[0].effect), (1, Effect::MayRefuse), "the other one may be cut");
         assert!(
-            found[0].effect == Effect::NoPartitioning && found[0].text.contains("NO_PERMISSION"),
+            found[0].text.contains("GPU GPU-1: ") && found[0].text.contains("NO_PERMISSION"),
             "{found:?}"
         );
-        assert!(host.permitted() && !host.permitted());
-        assert_eq!(about(&host, HostSubject::MigAccess), []);
+        assert!(host.refused("GPU-2", &refusal));
+        let found = refusals(&["GPU-1", "GPU-2"]);
+        assert_eq!((found.len(), found[0].effect), (1, Effect::NoPartitioning), "{found:?}");
+        assert!(host.permitted("GPU-1") && !host.permitted("GPU-1"));
+        assert!(host.is_refused("GPU-2") && !host.is_refused("GPU-1"));
+        assert!(host.permitted("GPU-2"));
+        assert_eq!(refusals(&["GPU-1", "GPU-2"]), []);
         let other = CallError { call: "nvmlDeviceSetMigMode", code: Code::UNKNOWN };
-        assert!(!host.refused(&MigError::Nvml(other)));
-        assert_eq!(about(&host, HostSubject::MigAccess), []);
+        assert!(!host.refused("GPU-1", &MigError::Nvml(other)));
+        assert_eq!(refusals(&["GPU-1"]), []);
     }
 
     #[test]
@@ -353,7 +387,8 @@ mod tests {
         let (_directory, host) = host();
         let error = CallError { call: "nvmlDeviceSetMigMode", code: Code::NO_PERMISSION };
         let long_ago = Instant::now().checked_sub(REFUSAL_COUNTS).unwrap();
-        *host.refused.lock().unwrap() = Some((error, long_ago));
-        assert_eq!(about(&host, HostSubject::MigAccess), []);
+        host.refused.lock().unwrap().insert("GPU-1".to_owned(), (error, long_ago));
+        assert_eq!(host.refusals(["GPU-1"].into_iter()), []);
+        assert!(!host.is_refused("GPU-1"));
     }
 }

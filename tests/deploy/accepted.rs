@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kubectl_mig::convert::convert;
 
-use crate::common::repository;
+use crate::common::{ControlPlane, eventually, repository};
 use k8s_openapi::api::core::v1::ResourceQuota;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
@@ -14,7 +14,6 @@ use kube_sim::manifest;
 use serde_json::{Value, json};
 
 use super::policy::{apply, refused};
-use crate::common::{ControlPlane, eventually};
 
 /// Kinds without a namespace.
 const CLUSTER_WIDE: [&str; 7] = [

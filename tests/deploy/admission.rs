@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use dra_driver_mig::slices::{Owner, render};
 use kube::api::DeleteParams;
-use kube_sim::ApiServer;
 use kube_sim::admission::{Request, admit};
-use kube_sim::{Options, kinds};
+use kube_sim::{ApiServer, Options, kinds};
 use mig_model::inventory::Inventory;
 use mig_model::placement::{Policy, Ranking};
 use serde_json::{Value, json};

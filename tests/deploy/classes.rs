@@ -23,7 +23,7 @@ fn facts(model: Model) -> NodeFacts {
     let library = nvml::open(&node.library()).unwrap();
     let uuid = nvml::discover(&library).unwrap().gpus[0].uuid.clone();
     if model.has_mig() {
-        DeviceHandle::by_uuid(&library, &uuid).unwrap().set_mig_mode(true).unwrap();
+        DeviceHandle::by_uuid(&library, &uuid, 0).unwrap().set_mig_mode(true).unwrap();
         node.reset_gpu(0).unwrap();
     }
     nvml::discover(&library).unwrap()

@@ -1,7 +1,7 @@
 //! The shipped objects on a real API server, where `KUBEBUILDER_ASSETS` has one: it takes them, the driver does its work with
 //! the account that they give it, and that account cannot touch what belongs to another node.
 
-use crate::common::repository;
+use crate::common::{ControlPlane, DRIVER, Lab, eventually, is_complete, repository};
 use dra_driver_mig::api::{CONFIG_LABEL, STATE_LABEL};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, ServiceAccount};
@@ -17,7 +17,6 @@ use kube_sim::manifest;
 use serde_json::{Value, json};
 
 use super::chart::shipped;
-use crate::common::{ControlPlane, DRIVER, Lab, eventually, is_complete};
 
 const NAMESPACE: &str = "dra-driver-mig";
 

@@ -4,8 +4,7 @@
 //! container-device-interface). Left out on purpose: `netDevices` and `intelRdt`, which no GPU needs. A file that
 //! uses them, or any other unknown field, is refused rather than half understood.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 

@@ -13,8 +13,7 @@ use crate::cdi::DisabledHooks;
 use crate::layout::StateLabel;
 use crate::nvml::RESET_ADVICE;
 use crate::readiness::{Effect, HostCondition, HostSubject};
-use crate::slices::CounterSupport;
-use crate::slices::Mode;
+use crate::slices::{CounterSupport, Mode};
 
 /// What the operator has turned off or chosen, as far as the check depends on it.
 #[derive(Debug, Clone)]

@@ -10,12 +10,12 @@ mod gather;
 mod runtime;
 
 use std::io::{self, Write};
+use std::thread;
 
 use anyhow::bail;
 use kube::Client;
 use serde::Serialize;
-use tokio::sync::watch;
-use tokio::task::spawn_blocking;
+use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
 pub use args::{CheckArgs, Place};
@@ -26,7 +26,6 @@ pub use runtime::{CdiSetting, cdi_setting, nvidia_mode};
 use crate::api::{self, ClientError};
 use crate::hardware::{Hardware, NodeState};
 use crate::telemetry::OutputFormat;
-use crate::telemetry::metrics::Metrics;
 
 /// How to read the list.
 const LEGEND: &str = "What dra-driver-mig needs, in the order in which a node is set up. `MISSING` has to be repaired,\n\
@@ -64,12 +63,10 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
         }
         Err(error) => ClusterFacts::Unasked(error.to_string()),
     };
-    let host = spawn_blocking(move || {
-        let Place { driver, hardware, host } = &args.place;
-        let found = Hardware::open(hardware, &Metrics::default()).map(|it| it.facts.clone());
-        gather::host(hardware, host, driver, found.map_err(|it| it.to_string()))
-    })
-    .await?;
+    let Place { driver, hardware, host } = args.place;
+    let found = Hardware::open(hardware.clone()).await.map_err(|it| it.to_string());
+    let found = found.map(|it| it.facts.clone());
+    let host = on_thread(move || gather::host(&hardware, &host, &driver, found)).await?;
     let found = findings(&Facts { settings, host, cluster });
     let text = match output {
         OutputFormat::Table => format!("{LEGEND}{}", list(&found)),
@@ -94,8 +91,7 @@ pub async fn at_start(place: Place, settings: Settings, client: Client, node: wa
         Err(reason) => Err(reason.clone()),
     };
     let rights = gather::rights(&client).await;
-    let looked =
-        spawn_blocking(move || gather::host(&place.hardware, &place.host, &place.driver, hardware)).await;
+    let looked = on_thread(move || gather::host(&place.hardware, &place.host, &place.driver, hardware)).await;
     let Ok(host) = looked else { return };
     let cluster = ClusterFacts::Rights(rights);
     for finding in findings(&Facts { settings, host, cluster }) {
@@ -107,6 +103,16 @@ pub async fn at_start(place: Place, settings: Settings, client: Client, node: wa
             }
         }
     }
+}
+
+/// Runs work on its own thread: files of the kernel module may not come back.
+async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    let (send, ended) = oneshot::channel();
+    thread::Builder::new().name("check".to_owned()).spawn(move || {
+        // The receiver is gone once the driver ends.
+        let _ = send.send(work());
+    })?;
+    Ok(ended.await?)
 }
 
 /// The list as people read it, at most 100 columns wide, unless a word or a command is longer.

@@ -11,6 +11,7 @@
 //! | `preparing`, a device `complete` | both, perhaps the CDI file | prepare | undo |
 //! | `prepared` | all of it, and a pod that uses it | prepare mends what somebody else removed | only unprepare, or the end of the ResourceClaim |
 //! | `unpreparing` | all of it, or any part: CDI file and instances go before this file | unprepare | prepare, which makes anew what is gone |
+//! | `unpreparing`, a device `reserved` | nothing of that device, and its place is free for others | unprepare | prepare, where the place is still free |
 //! | any of these with the boot id of another boot | the file only, perhaps the CDI file | prepare reserves the same devices again | the end of the ResourceClaim, or an unprepare that had begun |
 //!
 //! A GPU, a share of one and an adopted instance have no progress: nothing is made for them, so prepare only looks for them
@@ -88,6 +89,18 @@ impl Record {
         for device in &mut self.devices {
             if let RecordedKind::Mig { progress, .. } = &mut device.kind {
                 *progress = Progress::Presumed;
+            }
+        }
+        self
+    }
+
+    /// The same claim, with what another record of it says of how far each device got.
+    #[must_use]
+    pub fn with_progress_of(mut self, known: &Self) -> Self {
+        for device in &mut self.devices {
+            let same = known.devices.iter().find(|it| it.name == device.name && it.pool == device.pool);
+            if let Some(same) = same {
+                device.kind.clone_from(&same.kind);
             }
         }
         self

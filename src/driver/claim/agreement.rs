@@ -5,6 +5,7 @@
 //! the API server cannot be asked, the record counts.
 
 use std::collections::BTreeSet;
+use std::convert::identity;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,16 +75,23 @@ impl Claims {
             Stored::Record(known) if known.boot_id == self.boot_id && knows_its_requests(&known) => {
                 return match self.allocated_instead(claim, &known, deadline).await? {
                     Some(now) => self.replaced(claim, opened, &known, &now, (deadline, ongoing)).await,
+                    // What is gone of it may have been given to others since.
+                    None if known.stage == Stage::Unpreparing => {
+                        let as_known = |record: Record| record.with_progress_of(&known);
+                        let record =
+                            self.new_record(claim, &promised(&known), journal, as_known, deadline).await?;
+                        Ok(Agreed { opened, record, promise })
+                    }
                     None => Ok(Agreed { opened, record: Record::clone(&known), promise }),
                 };
             }
             // Instances do not survive a reboot; what was promised does, and needs no API server to be known.
             Stored::Record(before) if before.boot_id != self.boot_id => {
                 match self.allocated_instead(claim, &before, deadline).await? {
-                    Some(now) => self.new_record(claim, &now, journal, &[], deadline).await?,
+                    Some(now) => self.new_record(claim, &now, journal, identity, deadline).await?,
                     None => {
                         promise = Some(Record::clone(&before));
-                        self.new_record(claim, &promised(&before), journal, &[], deadline).await?
+                        self.new_record(claim, &promised(&before), journal, identity, deadline).await?
                     }
                 }
             }
@@ -91,7 +99,12 @@ impl Claims {
                 let allocated = self.allocated(claim, deadline).await?;
                 // Made by this claim already: only the state file was lost.
                 let made = blocking(|| self.cdi.devices(claim.uid.as_str()))?;
-                self.new_record(claim, &allocated, journal, &made, deadline).await?
+                // With any of them, a pod may be running, so the claim counts as prepared.
+                let finish = |record: Record| match record.devices.iter().any(|it| made.contains(&it.name)) {
+                    true => record.made(Stage::Prepared),
+                    false => record,
+                };
+                self.new_record(claim, &allocated, journal, finish, deadline).await?
             }
             Stored::Unreadable(reason) => {
                 let allocated = self.allocated(claim, deadline).await?;
@@ -151,7 +164,7 @@ impl Claims {
         apart.map_err(|error| PrepareError::Before(Box::new(error)))?;
         let lost = || PrepareError::Interrupted(claim.clone());
         let mut opened = Draft::into_opened(draft).ok_or_else(lost)?;
-        match self.new_record(claim, now, &mut opened.journal, &[], deadline).await {
+        match self.new_record(claim, now, &mut opened.journal, identity, deadline).await {
             Ok(record) => Ok(Agreed { opened, record, promise: None }),
             Err(error) => {
                 // Nothing is left of what the file tells of.

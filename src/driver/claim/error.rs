@@ -2,7 +2,7 @@
 
 use mig_model::claim::ClaimRef;
 
-use super::{AllocationError, OtherDevices, PlanError, Unfinished};
+use super::{AllocationError, HungGpu, OtherDevices, PlanError, Unfinished};
 use crate::api::ReadError;
 use crate::cdi::{CapsError, CommonError, FilesError, SpecError};
 use crate::checkpoint::StoreError;
@@ -55,6 +55,14 @@ pub enum PrepareError {
     /// The work takes longer than the call, and goes on.
     #[error("{0}; `nvidia-smi` and the kernel log of the node show what a GPU is busy with")]
     Silent(Box<Unfinished>),
+    /// The GPU hangs, and nothing was begun.
+    #[error("device `{device}`: {source}")]
+    Hung {
+        /// Device name.
+        device: String,
+        /// Why.
+        source: HungGpu,
+    },
     /// The capability files of an instance are missing.
     #[error("device `{device}`: {source}")]
     Caps {
@@ -130,6 +138,14 @@ pub enum UnprepareError {
     /// The work takes longer than the call, and goes on.
     #[error("{0}; `nvidia-smi` and the kernel log of the node show what a GPU is busy with")]
     Silent(Box<Unfinished>),
+    /// The GPU hangs, and its instance was not touched.
+    #[error("device `{device}`: {source}")]
+    Hung {
+        /// Device name.
+        device: String,
+        /// Why.
+        source: HungGpu,
+    },
     /// The hardware refused.
     #[error("device `{device}`: {source}")]
     Device {

@@ -23,7 +23,7 @@ mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mig_model::claim::{ClaimRef, ClaimUid};
@@ -36,7 +36,7 @@ pub use agreement::OtherDevices;
 pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
 pub use error::{Busy, PrepareError, UnprepareError};
 pub use plan::{Conflict, Ground, ImpossibleClaim, PlanError, plan};
-pub use work::Unfinished;
+pub use work::{HungGpu, Unfinished};
 
 use crate::api::{ClaimReader, Events};
 use crate::cdi::{ClaimFiles, FilesError, Kind};
@@ -87,6 +87,8 @@ pub struct Claims {
     reserving: tokio::sync::Mutex<()>,
     /// Claims whose unreadable file was reported.
     reported: Mutex<BTreeSet<ClaimUid>>,
+    /// Claims that this process has begun to work on, until nothing is left of them.
+    begun: Mutex<BTreeSet<ClaimUid>>,
 }
 
 /// The parts of [`Claims`].
@@ -159,11 +161,26 @@ impl Claims {
             turns: Turns::default(),
             reserving: tokio::sync::Mutex::default(),
             reported: Mutex::default(),
+            begun: Mutex::default(),
         }
     }
 
     fn hardware(&self) -> Result<Arc<Hardware>, PrepareError> {
         self.node.borrow().hardware.clone().map_err(PrepareError::NoHardware)
+    }
+
+    /// This process has begun to work on a claim that is on record.
+    fn note_begun(&self, uid: &ClaimUid) {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone());
+    }
+
+    /// Nothing is left of a claim. True where this process has begun to work on it.
+    fn note_ended(&self, uid: &ClaimUid) -> bool {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).remove(uid)
+    }
+
+    fn is_begun(&self, uid: &ClaimUid) -> bool {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).contains(uid)
     }
 
     /// Has the hardware looked at again at once where a call found that the NVIDIA driver was unloaded or replaced.

@@ -243,7 +243,13 @@ fn conflict(
     boot_id: &str,
 ) -> Option<Conflict> {
     let others = others.iter().filter(|it| it.claim.uid != claim.uid && it.boot_id == boot_id);
-    let mut held = others.flat_map(|record| record.devices.iter().map(move |it| (record, it)));
+    let held = others.flat_map(|record| record.devices.iter().map(move |it| (record, it)));
+    // Of a claim that is being taken down nothing is left of such a device.
+    let is_gone = |record: &Record, it: &RecordedDevice| {
+        record.stage == Stage::Unpreparing
+            && matches!(it.kind, RecordedKind::Mig { progress: Progress::Reserved, .. })
+    };
+    let mut held = held.filter(|(record, it)| !is_gone(record, it));
     let in_the_way =
         held.find(|(_, it)| it.parent_uuid == device.parent_uuid && overlap(&it.kind, &device.kind));
     in_the_way.map(|(record, it)| Conflict {

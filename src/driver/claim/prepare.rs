@@ -1,5 +1,6 @@
 //! Preparing a claim: intent on disk, MIG devices, CDI file, record complete, answer.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,13 +12,13 @@ use tracing::{debug, info, warn};
 
 use super::agreement::Agreed;
 use super::draft::{Draft, Opened, SharedDraft, held};
-use super::work::{BEYOND, NoResult, Ongoing, WorkError, blocking, retried, to_its_end, within};
+use super::work::{BEYOND, NoResult, Ongoing, Unfinished, WorkError, blocking, retried, to_its_end, within};
 use super::{AllocatedDevice, Busy, Claims, PlanError, PrepareError, PreparedDevice, allocated_devices};
 use crate::api::EventReason;
-use crate::cdi::{ClaimDevice, CommonError, DeviceNodes, MigCaps, claim_spec};
-use crate::checkpoint::{Checkpoint, Journal, Progress, Record, RecordedDevice, RecordedKind, Stage};
+use crate::cdi::{CapsError, ClaimDevice, CommonError, DeviceNodes, MigCaps, claim_spec};
+use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage};
 use crate::hardware::{Hardware, LiveGpu};
-use crate::mig::{self, MigError};
+use crate::mig::{self, MigDevice, MigError};
 use crate::pods::PodRef;
 use crate::telemetry::metrics::{Recovery, Step};
 
@@ -34,20 +35,20 @@ impl Claims {
         let (this, owned, seen) = (Arc::clone(self), claim.clone(), ongoing.clone());
         let work = async move {
             let result = this.prepare_now(&owned, opened, deadline, &seen).await;
-            if let Some(pods) = seen.late_for() {
+            if let Some(pods) = seen.end() {
                 this.emit_late(&owned, &pods, &result);
             }
             result
         };
-        let result = match within(claim, deadline, &ongoing, work).await {
+        let report = |unfinished: &Unfinished| {
+            let pods = self.pods.of(&claim.uid);
+            self.emit(EventReason::PrepareContinues, claim, &pods, format!("{unfinished}."));
+            pods
+        };
+        let result = match within(claim, deadline, &ongoing, work, report).await {
             Ok(result) => result,
             Err(NoResult::Interrupted) => Err(PrepareError::Interrupted(claim.clone())),
-            Err(NoResult::Unfinished(unfinished)) => {
-                let pods = self.pods.of(&claim.uid);
-                ongoing.note_pods(pods.clone());
-                self.emit(EventReason::PrepareContinues, claim, &pods, format!("{unfinished}."));
-                Err(PrepareError::Silent(Box::new(unfinished)))
-            }
+            Err(NoResult::Unfinished(unfinished)) => Err(PrepareError::Silent(Box::new(unfinished))),
         };
         if let Err(error) = &result
             && error.asks_for_a_look()
@@ -77,6 +78,7 @@ impl Claims {
     ) -> Result<Vec<PreparedDevice>, PrepareError> {
         let hardware = self.hardware()?;
         let Agreed { opened, record, promise } = self.agreed(claim, opened, deadline, ongoing).await?;
+        self.note_begun(&claim.uid);
         let before = record.clone();
         let draft = Draft::shared(opened, record, promise);
         match self.carry_out(&draft, &before, &hardware, deadline, ongoing).await {
@@ -129,14 +131,14 @@ impl Claims {
     }
 
     /// Plans the claim and stores the record, which is the intent to make its devices. Waits within the deadline for a
-    /// claim that is in the way, because the scheduler may give away what is just being unprepared. With any of the
-    /// devices made already, a pod may be running with them, so the claim counts as prepared.
+    /// claim that is in the way, because the scheduler may give away what is just being unprepared. `finish` adds what is known
+    /// of the devices already.
     pub(super) async fn new_record(
         &self,
         claim: &ClaimRef,
         allocated: &[AllocatedDevice],
         journal: &mut Journal,
-        made: &[String],
+        finish: impl Fn(Record) -> Record,
         deadline: Instant,
     ) -> Result<Record, PrepareError> {
         const PAUSE: Duration = Duration::from_millis(500);
@@ -147,11 +149,7 @@ impl Claims {
         let mut waiting = None;
         loop {
             let reserved = self.reserve(claim, journal, deadline, |others| {
-                let record = self.planned(claim, allocated, others)?;
-                Ok::<_, PrepareError>(match record.devices.iter().any(|it| made.contains(&it.name)) {
-                    true => record.made(Stage::Prepared),
-                    false => record,
-                })
+                Ok::<_, PrepareError>(finish(self.planned(claim, allocated, others)?))
             });
             match reserved.await {
                 Err(PrepareError::Plan(PlanError::Held(conflict))) if Instant::now() + PAUSE < deadline => {
@@ -192,9 +190,6 @@ impl Claims {
         deadline: Instant,
         ongoing: &Ongoing,
     ) -> Result<Vec<PreparedDevice>, PrepareError> {
-        if before.stage == Stage::Unpreparing {
-            blocking(|| held(draft).enter(Stage::Preparing))?;
-        }
         let makes =
             before.devices.iter().enumerate().map(|(index, device)| {
                 self.ensure_device(draft, index, device, hardware, (deadline, ongoing))
@@ -227,30 +222,51 @@ impl Claims {
         let made = retried(deadline, &waiting, || async {
             match &device.kind {
                 RecordedKind::Gpu | RecordedKind::Share { .. } => whole_gpu(draft, gpu).await,
-                RecordedKind::Adopted(adopted) => existing(gpu, adopted).await,
-                RecordedKind::Mig { spec, .. } => mig_device(draft, index, spec, gpu, &self.checkpoint).await,
+                RecordedKind::Adopted(adopted) => existing(gpu, adopted, &self.proc_root).await,
+                RecordedKind::Mig { spec, .. } => self.mig_device(draft, index, spec, gpu).await,
             }
         });
         let made = made.await;
         self.note_permission(device, &made);
-        let (parent_minor, instance) = made.map_err(|error| failed(device, error))?;
+        let (parent_minor, caps) = made.map_err(|error| failed(device, error))?;
         drop(waiting);
         let parent_group = self.readiness.common().root().gpu_node_group(parent_minor);
         let parent_group = parent_group.map_err(|missing| CommonError::Incomplete(missing.to_string()))?;
-        let caps = |source| PrepareError::Caps { device: device.name.clone(), source };
-        let mig = match instance {
-            None => None,
-            Some((gi, ci)) => Some(MigCaps::read(&self.proc_root, parent_minor, gi, ci).map_err(caps)?),
-        };
+        let mig = caps.transpose();
+        let mig = mig.map_err(|source| PrepareError::Caps { device: device.name.clone(), source })?;
         Ok(DeviceNodes { parent_minor, parent_group, mig })
     }
 
-    /// Takes down whether NVML permits work on MIG, and has the node looked at again where that is news. That an instance
+    /// How far the device got is read when the work begins: work before it on the same GPU may have changed it.
+    async fn mig_device(
+        &self,
+        draft: &SharedDraft,
+        index: usize,
+        spec: &MigSpec,
+        gpu: &LiveGpu,
+    ) -> Result<NodeNumbers, WorkError> {
+        let (checkpoint, proc_root) = (self.checkpoint.clone(), self.proc_root.clone());
+        let (draft, spec, facts) = (Arc::clone(draft), spec.clone(), Arc::clone(&gpu.facts));
+        let metrics = gpu.metrics.clone();
+        to_its_end(gpu, move |handle| {
+            let Some(mig) = &facts.mig else { return Err(mig::no_mig()) };
+            let Some(progress) = held(&draft).progress(index) else { return Err(mig::no_mig()) };
+            let Some(_mode_stays) = checkpoint.rely_on_mode(facts.pci)? else {
+                return Err(MigError::ModeChanges);
+            };
+            let mut note = |progress| held(&draft).note(index, progress);
+            Ok(numbers(&mig::ensure(handle, mig, &spec, &progress, &mut note, &metrics)?, &proc_root))
+        })
+        .await
+    }
+
+    /// Records whether NVML permits work on MIG of the GPU, and has the node looked at again where that is news. That an instance
     /// was found which exists already says nothing.
     fn note_permission(&self, device: &RecordedDevice, made: &Result<NodeNumbers, WorkError>) {
+        let gpu = &device.parent_uuid;
         let is_news = match (made, &device.kind) {
-            (Err(WorkError::Mig(error)), _) => self.readiness.refused(error),
-            (Ok(_), RecordedKind::Mig { progress: Progress::Reserved, .. }) => self.readiness.permitted(),
+            (Err(WorkError::Mig(error)), _) => self.readiness.refused(gpu, error),
+            (Ok(_), RecordedKind::Mig { progress: Progress::Reserved, .. }) => self.readiness.permitted(gpu),
             _ => false,
         };
         if is_news {
@@ -299,8 +315,9 @@ impl Claims {
     }
 }
 
-/// Minor number of the GPU, and the ids of GPU instance and compute instance for a MIG device.
-type NodeNumbers = (u32, Option<(u32, u32)>);
+/// Minor number of the GPU, and the capability files of a MIG device. Those are read on the GPU's thread: the kernel module, whose
+/// files they are, may be busy with a GPU that hangs.
+type NodeNumbers = (u32, Option<Result<MigCaps, CapsError>>);
 
 /// The work keeps the claim until it ends, also after the call was answered. So it is with every work that changes a GPU.
 async fn whole_gpu(draft: &SharedDraft, gpu: &LiveGpu) -> Result<NodeNumbers, WorkError> {
@@ -316,37 +333,15 @@ async fn whole_gpu(draft: &SharedDraft, gpu: &LiveGpu) -> Result<NodeNumbers, Wo
 }
 
 /// An instance that somebody else made is looked for, and nothing else.
-async fn existing(gpu: &LiveGpu, adopted: &Adopted) -> Result<NodeNumbers, WorkError> {
-    let adopted = adopted.clone();
-    to_its_end(gpu, move |handle| {
-        let found = mig::find_existing(handle, &adopted)?;
-        Ok((found.parent_minor, Some((found.gpu_instance, found.compute_instance.id))))
-    })
-    .await
+async fn existing(gpu: &LiveGpu, adopted: &Adopted, proc_root: &Path) -> Result<NodeNumbers, WorkError> {
+    let (adopted, proc_root) = (adopted.clone(), proc_root.to_owned());
+    to_its_end(gpu, move |handle| Ok(numbers(&mig::find_existing(handle, &adopted)?, &proc_root))).await
 }
 
-/// How far the device got is read when the work begins: work before it on the same GPU may have changed it.
-async fn mig_device(
-    draft: &SharedDraft,
-    index: usize,
-    spec: &MigSpec,
-    gpu: &LiveGpu,
-    checkpoint: &Checkpoint,
-) -> Result<NodeNumbers, WorkError> {
-    let checkpoint = checkpoint.clone();
-    let (draft, spec, facts) = (Arc::clone(draft), spec.clone(), Arc::clone(&gpu.facts));
-    let metrics = gpu.metrics.clone();
-    to_its_end(gpu, move |handle| {
-        let Some(mig) = &facts.mig else { return Err(mig::no_mig()) };
-        let Some(progress) = held(&draft).progress(index) else { return Err(mig::no_mig()) };
-        let Some(_mode_stays) = checkpoint.rely_on_mode(facts.pci)? else {
-            return Err(MigError::ModeChanges);
-        };
-        let mut note = |progress| held(&draft).note(index, progress);
-        let made = mig::ensure(handle, mig, &spec, &progress, &mut note, &metrics)?;
-        Ok((made.parent_minor, Some((made.gpu_instance, made.compute_instance.id))))
-    })
-    .await
+fn numbers(made: &MigDevice, proc_root: &Path) -> NodeNumbers {
+    let MigDevice { parent_minor, gpu_instance, compute_instance } = made;
+    let caps = MigCaps::read(proc_root, *parent_minor, *gpu_instance, compute_instance.id);
+    (*parent_minor, Some(caps))
 }
 
 /// The MIG devices that were made for a record: index, device, what it should be, how far it got.
@@ -386,5 +381,6 @@ fn failed(device: &RecordedDevice, error: WorkError) -> PrepareError {
     match error {
         WorkError::Mig(source) => PrepareError::Device { device: device.name.clone(), source },
         WorkError::Closed(closed) => closed.into(),
+        WorkError::Hung(source) => PrepareError::Hung { device: device.name.clone(), source },
     }
 }

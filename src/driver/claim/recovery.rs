@@ -9,8 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream;
+use futures::{StreamExt, stream};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use mig_model::claim::{ClaimRef, ClaimUid};
 use mig_model::inventory::{Adopted, DeviceKind};
@@ -21,7 +20,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use super::draft::{Draft, Opened, held};
 use super::prepare::mig_devices;
 use super::unprepare::in_time;
-use super::work::{Ongoing, WorkError, blocking, look, within};
+use super::work::{Ongoing, WorkError, blocking, look, unreported, within};
 use super::{AllocationError, Claims, UnprepareError, allocated_devices};
 use crate::api::{EventReason, ReadError};
 use crate::checkpoint::{
@@ -124,12 +123,14 @@ impl Claims {
                     let draft = Draft::shared(Opened { journal, _turn: None }, Record::clone(&record), None);
                     let ongoing = Ongoing::default();
                     let (this, seen) = (Arc::clone(self), ongoing.clone());
+                    let is_own = self.is_begun(uid);
                     let work = async move { this.take_down(&draft, deadline, &seen).await };
-                    let done = in_time(&record.claim, within(&record.claim, deadline, &ongoing, work).await);
+                    let done = within(&record.claim, deadline, &ongoing, work, unreported).await;
+                    let done = in_time(&record.claim, done);
                     self.metrics.recovered(Recovery::TakeDown, done.is_ok());
                     done?;
                     info!("claim taken down");
-                    self.tell_recovered(&record);
+                    self.tell_recovered(&record, is_own);
                     Ok(())
                 }
                 Rest::Nothing => self.mend(journal, &record, deadline).await,
@@ -214,7 +215,7 @@ impl Claims {
         let (deadline, ongoing) = (Instant::now() + PATIENCE, Ongoing::default());
         let (this, seen, record) = (Arc::clone(self), ongoing.clone(), Record::clone(&now));
         let work = async move { this.leave(opened, record, deadline, &seen).await };
-        let left = within(claim, deadline, &ongoing, work).instrument(span.clone()).await;
+        let left = within(claim, deadline, &ongoing, work, unreported).instrument(span.clone()).await;
         let left = in_time(claim, left);
         self.metrics.recovered(Recovery::Orphan, left.is_ok());
         left?;
@@ -295,7 +296,7 @@ impl Claims {
         let ongoing = Ongoing::default();
         let (this, seen, before) = (Arc::clone(self), ongoing.clone(), record.clone());
         let work = async move { this.carry_out(&draft, &before, &hardware, deadline, &seen).await };
-        let mended = within(&record.claim, deadline, &ongoing, work).await;
+        let mended = within(&record.claim, deadline, &ongoing, work, unreported).await;
         self.metrics.recovered(Recovery::RewriteCdi, matches!(mended, Ok(Ok(_))));
         match mended {
             Ok(Ok(_)) => {}
@@ -371,17 +372,26 @@ impl Claims {
         record.stage == Stage::Prepared
     }
 
-    /// Tells, as an event of the claim, what was taken down without a call for it.
-    fn tell_recovered(&self, record: &Record) {
-        let (reason, note) = match record.stage {
-            Stage::Unpreparing => (
+    /// Tells, as an event of the claim, what was taken down without a call for it. `is_own` is what this process has begun.
+    fn tell_recovered(&self, record: &Record, is_own: bool) {
+        let (reason, note) = match (record.stage, is_own) {
+            (Stage::Unpreparing, true) => (
+                EventReason::UnprepareFinished,
+                "Unpreparing the claim failed, and the kubelet has not asked again; its devices are gone now.",
+            ),
+            (Stage::Unpreparing, false) => (
                 EventReason::UnprepareFinished,
                 "The driver ended while the claim was being unprepared; its devices are gone now.",
             ),
-            Stage::Preparing | Stage::Prepared => (
+            (Stage::Preparing | Stage::Prepared, true) => (
                 EventReason::PrepareUndone,
-                "The driver ended while the claim was being prepared; what was made for it is gone, and the kubelet's next \
-                 call makes it anew.",
+                "Preparing the claim failed, and the kubelet has not asked again; what was created for it is gone, and the \
+                 kubelet's next call creates it again.",
+            ),
+            (Stage::Preparing | Stage::Prepared, false) => (
+                EventReason::PrepareUndone,
+                "The driver ended while the claim was being prepared; what was created for it is gone, and the kubelet's next \
+                 call creates it again.",
             ),
         };
         self.events.tell_claim(reason, &record.claim, note.to_owned());

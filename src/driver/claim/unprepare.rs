@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 
-use futures::future::join_all;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use mig_model::claim::ClaimRef;
 use mig_model::inventory::MigSpec;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::draft::{Draft, Opened, SharedDraft, held};
 use super::plan::{is_held_by_another, needs_mig_mode};
 use super::prepare::mig_devices;
-use super::work::{NoResult, Ongoing, Waiting, WorkError, blocking, retried, to_its_end, within};
+use super::work::{NoResult, Ongoing, Waiting, WorkError, blocking, retried, to_its_end, unreported, within};
 use super::{Claims, PlanError, UnprepareError, allocated_devices};
 use crate::api::ReadError;
-use crate::checkpoint::{Journal, Record, RecordedDevice, Stage, Stored};
+use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, Stage, Stored};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::mig::{self, MigError, ModePolicy};
 use crate::nvml::Code;
@@ -33,8 +34,12 @@ impl Claims {
         };
         let ongoing = Ongoing::default();
         let (this, owned, seen) = (Arc::clone(self), claim.clone(), ongoing.clone());
-        let work = async move { this.unprepare_now(&owned, opened, deadline, &seen).await };
-        let result = in_time(claim, within(claim, deadline, &ongoing, work).await);
+        let work = async move {
+            let result = this.unprepare_now(&owned, opened, deadline, &seen).await;
+            seen.end();
+            result
+        };
+        let result = in_time(claim, within(claim, deadline, &ongoing, work, unreported).await);
         self.look_again_if_stale();
         result
     }
@@ -74,6 +79,7 @@ impl Claims {
         deadline: Instant,
         ongoing: &Ongoing,
     ) -> Result<(), UnprepareError> {
+        self.note_begun(&record.claim.uid);
         let draft = Draft::shared(opened, record, None);
         // A full disk must not keep a GPU cut: what is destroyed without a note is missed, and not missed for long.
         if let Err(error) = blocking(|| held(&draft).enter(Stage::Unpreparing)) {
@@ -94,11 +100,13 @@ impl Claims {
         blocking(|| held(draft).forget())?;
         let uid = held(draft).record.claim.uid.clone();
         self.pods.forget(&uid);
+        self.note_ended(&uid);
         self.changed.send_replace(());
         Ok(())
     }
 
-    /// Destroys the devices of a claim and removes its CDI file; the record stays.
+    /// Destroys the devices of a claim and removes its CDI file; the record stays. No work for the claim runs now, so that a device
+    /// for which nothing was done needs no GPU.
     pub(super) async fn take_apart(
         &self,
         draft: &SharedDraft,
@@ -109,16 +117,18 @@ impl Claims {
         let record = &held(draft).record.clone();
         if record.boot_id != self.boot_id {
             info!("the node was rebooted since: the devices of the claim are gone already");
-        } else if mig_devices(record).next().is_some() {
+        } else if created(record).next().is_some() {
             let no_hardware = |reason| UnprepareError::NoHardware { claim: record.claim.clone(), reason };
             let hardware = self.node.borrow().hardware.clone().map_err(no_hardware)?;
             self.destroy_devices(draft, record, &hardware, (deadline, ongoing)).await?;
         }
+        self.release_untouched(draft, record).await;
         Ok(blocking(|| self.cdi.remove(record.claim.uid.as_str()))?)
     }
 
     /// Destroys the MIG devices of a record, GPUs in parallel. Those of a GPU that NVML does not know any more are gone;
-    /// one that belongs to another claim by now is left alone.
+    /// one that belongs to another claim by now is left alone. Where one cannot be destroyed, or takes longer than the call, those
+    /// that are gone are recorded as such, so that they are free for others.
     async fn destroy_devices(
         &self,
         draft: &SharedDraft,
@@ -127,37 +137,78 @@ impl Claims {
         (deadline, ongoing): (Instant, &Ongoing),
     ) -> Result<(), UnprepareError> {
         let others = self.checkpoint.records()?;
-        let destroyed = mig_devices(record).map(|(index, device, spec, _)| {
+        let destroyed = created(record).map(|(index, device, spec, _)| {
             let is_others = is_held_by_another(&record.claim, device, &others, &self.boot_id);
-            let gpu = hardware.gpu(&device.parent_uuid);
             async move {
-                match gpu {
-                    _ if is_others => {
-                        warn!(
-                            device = device.name,
-                            "the device belongs to another claim now and is left alone"
-                        );
-                        Ok(())
-                    }
-                    None if hardware.is_gone(&device.parent_uuid) => {
-                        warn!(device = device.name, "the GPU is gone, and its instances with it");
-                        Ok(())
-                    }
-                    None => Err(UnprepareError::NoHardware {
-                        claim: record.claim.clone(),
-                        reason: format!("GPU {} cannot be read now", device.parent_uuid),
-                    }),
-                    Some(gpu) => {
-                        let waiting = ongoing.begin(&device.name);
-                        destroy_device(draft, gpu, (index, device, spec), deadline, &waiting).await?;
-                        self.release(draft, gpu).await;
-                        Ok(())
-                    }
+                if is_others {
+                    warn!(device = device.name, "the device belongs to another claim now and is left alone");
+                    return (index, Ok(()));
                 }
+                let numbered = (index, device, spec);
+                (index, self.destroyed(draft, &record.claim, numbered, hardware, (deadline, ongoing)).await)
             }
         });
-        // All are tried, also after one has failed.
-        join_all(destroyed).await.into_iter().collect()
+        let mut running: FuturesUnordered<_> = destroyed.collect();
+        let (mut gone, mut failed, mut is_late) = (Vec::new(), None, false);
+        loop {
+            tokio::select! {
+                ended = running.next() => match ended {
+                    None => break,
+                    Some((index, Ok(()))) if is_late => self.note_gone(draft, &[index]),
+                    Some((index, Ok(()))) => gone.push(index),
+                    // All are tried, also after one has failed.
+                    Some((_, Err(error))) => failed = failed.or(Some(error)),
+                },
+                () = sleep_until(deadline), if !is_late => {
+                    is_late = true;
+                    self.note_gone(draft, &std::mem::take(&mut gone));
+                }
+            }
+        }
+        match failed {
+            None => Ok(()),
+            Some(error) => {
+                self.note_gone(draft, &gone);
+                Err(error)
+            }
+        }
+    }
+
+    /// Destroys one MIG device of a claim.
+    async fn destroyed(
+        &self,
+        draft: &SharedDraft,
+        claim: &ClaimRef,
+        (index, device, spec): (usize, &RecordedDevice, &MigSpec),
+        hardware: &Hardware,
+        (deadline, ongoing): (Instant, &Ongoing),
+    ) -> Result<(), UnprepareError> {
+        match hardware.gpu(&device.parent_uuid) {
+            Some(gpu) => {
+                let waiting = ongoing.begin(&device.name);
+                destroy_device(draft, gpu, (index, device, spec), deadline, &waiting).await?;
+                self.release(draft, gpu).await;
+                Ok(())
+            }
+            None if hardware.is_gone(&device.parent_uuid) => {
+                warn!(device = device.name, "the GPU is gone, and its instances with it");
+                Ok(())
+            }
+            None => Err(UnprepareError::NoHardware {
+                claim: claim.clone(),
+                reason: format!("GPU {} cannot be read now", device.parent_uuid),
+            }),
+        }
+    }
+
+    /// Records that nothing is left of some devices of a claim that keeps others for now.
+    fn note_gone(&self, draft: &SharedDraft, gone: &[usize]) {
+        for index in gone {
+            if let Err(error) = blocking(|| held(draft).note(*index, Progress::Reserved)) {
+                warn!(%error, "cannot note that an instance of the claim is gone; its place stays reserved");
+            }
+        }
+        self.changed.send_replace(());
     }
 
     /// What a claim without a readable record must have had: what its CDI file names or, without one, its allocation.
@@ -199,6 +250,18 @@ impl Claims {
         reserved.await.map(Some)
     }
 
+    /// Calls [`Self::release`] for the GPUs of devices for which nothing was created: MIG mode may have been switched on for them. A GPU that is
+    /// at work is left for the next claim.
+    async fn release_untouched(&self, draft: &SharedDraft, record: &Record) {
+        let hardware = self.node.borrow().hardware.clone();
+        let (Ok(hardware), true) = (hardware, record.boot_id == self.boot_id) else { return };
+        for (_, device, ..) in mig_devices(record).filter(|(.., it)| **it == Progress::Reserved) {
+            if let Some(gpu) = hardware.gpu(&device.parent_uuid).filter(|it| it.queue.pending() == 0) {
+                self.release(draft, gpu).await;
+            }
+        }
+    }
+
     /// Switches MIG mode off behind the last instance, where that is wanted. Not where another claim is to have an instance, in
     /// this process or another one: the end of that claim switches it off.
     async fn release(&self, draft: &SharedDraft, gpu: &LiveGpu) {
@@ -216,8 +279,11 @@ impl Claims {
                 false => mig::release_mode(handle, mig),
             }
         });
-        if let Err(WorkError::Mig(error)) = released.await {
-            warn!(gpu = gpu.facts.uuid, %error, "MIG mode stays on");
+        match released.await {
+            Ok(()) => {}
+            Err(WorkError::Mig(error)) => warn!(gpu = gpu.facts.uuid, %error, "MIG mode stays on"),
+            Err(WorkError::Hung(error)) => warn!(%error, "MIG mode stays on"),
+            Err(WorkError::Closed(error)) => warn!(gpu = gpu.facts.uuid, %error, "MIG mode stays on"),
         }
     }
 }
@@ -260,7 +326,13 @@ async fn destroy_device(
         }
         Err(WorkError::Mig(source)) => Err(UnprepareError::Device { device: device.name.clone(), source }),
         Err(WorkError::Closed(closed)) => Err(closed.into()),
+        Err(WorkError::Hung(source)) => Err(UnprepareError::Hung { device: device.name.clone(), source }),
     }
+}
+
+/// The MIG devices of a record of which anything may exist.
+fn created(record: &Record) -> impl Iterator<Item = (usize, &RecordedDevice, &MigSpec, &Progress)> {
+    mig_devices(record).filter(|(.., progress)| **progress != Progress::Reserved)
 }
 
 /// True where the GPU says of itself, too, that it is lost: one call that says so is not enough to forget an instance.

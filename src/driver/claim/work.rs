@@ -1,5 +1,6 @@
-//! Work on a GPU's thread. Looks are waited for no longer than a call may take. What changes the GPU is waited for to its end:
-//! nothing of a claim may be undone or forgotten while it runs. The call is answered in time all the same, see [`within`].
+//! Work on a GPU's thread. Looks are waited for no longer than a call may take. What changes the GPU is waited for to its end once
+//! it has begun: nothing of a claim may be undone or forgotten while it runs. Before that it is withdrawn where the thread hangs in
+//! other work. The call is answered in time all the same, see [`within`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mig_model::claim::ClaimRef;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{Instrument, warn};
 
 use crate::hardware::LiveGpu;
@@ -24,6 +25,21 @@ pub(super) enum WorkError {
     Mig(MigError),
     /// There is no thread to do it.
     Closed(QueueClosed),
+    /// The thread hangs in other work, and this was not begun.
+    Hung(HungGpu),
+}
+
+/// A GPU whose thread does not come back from a piece of work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "GPU {uuid} hangs: a call into NVML has not come back for {seconds} s, so that nothing was begun; the kubelet asks again; \
+     `nvidia-smi` and the kernel log of the node show more; where the call does not come back, reboot the node"
+)]
+pub struct HungGpu {
+    /// UUID of the GPU.
+    pub uuid: String,
+    /// For how long.
+    pub seconds: u64,
 }
 
 /// Looks at the GPU on its thread; nothing where there is no result until the deadline. For work without effect.
@@ -35,7 +51,8 @@ pub(super) async fn look<T: Send + 'static>(
     timeout_at(deadline, to_its_end(gpu, work)).await.ok()
 }
 
-/// Runs work on the GPU's thread and waits until it has ended, however long that takes.
+/// Runs work on the GPU's thread and waits until it has ended, however long that takes. Not begun, and withdrawn with everything
+/// that it holds, where the thread hangs.
 pub(super) async fn to_its_end<T: Send + 'static>(
     gpu: &LiveGpu,
     work: impl FnOnce(&DeviceHandle<'_>) -> Result<T, MigError> + Send + 'static,
@@ -45,8 +62,24 @@ pub(super) async fn to_its_end<T: Send + 'static>(
         waiting.end(true);
         work(handle)
     };
-    let result = gpu.queue.run(work).await.map_err(WorkError::Closed)?;
-    result.map_err(|error| {
+    let hung = || {
+        let seconds = gpu.queue.busy_for().unwrap_or_default().as_secs();
+        WorkError::Hung(HungGpu { uuid: gpu.facts.uuid.clone(), seconds })
+    };
+    if gpu.hangs() {
+        return Err(hung());
+    }
+    let mut submitted = gpu.queue.submit(work).map_err(WorkError::Closed)?;
+    let ended = loop {
+        match timeout(gpu.hangs_not_before(), submitted.ended()).await {
+            Ok(ended) => break ended,
+            Err(_) if !gpu.hangs() => {}
+            Err(_) if submitted.withdraw() => return Err(hung()),
+            // It is this work that hangs.
+            Err(_) => break submitted.ended().await,
+        }
+    };
+    ended.map_err(WorkError::Closed)?.map_err(|error| {
         // Listening to the GPU's events may count as using it.
         if error.is_transient() {
             gpu.step_aside();
@@ -97,9 +130,19 @@ struct State {
     devices: BTreeMap<String, Option<String>>,
     /// Why everything is taken back, once it is.
     undone_because: Option<String>,
-    /// The call has been answered; then also the pods of the claim, so that they learn how the work ends.
-    is_answered: bool,
-    pods: Vec<PodRef>,
+    answer: Answer,
+}
+
+/// Which came first: the end of the work, or that its call was answered without it.
+#[derive(Debug, Default)]
+enum Answer {
+    /// Neither yet.
+    #[default]
+    Due,
+    /// The call was answered; then also the pods of the claim, so that they learn how the work ends.
+    Given(Vec<PodRef>),
+    /// The work has ended, and is the answer.
+    Ended,
 }
 
 /// A device whose GPU has not answered, until this is dropped.
@@ -156,22 +199,29 @@ impl Ongoing {
         self.state().undone_because = Some(because.to_string());
     }
 
-    /// The pods that learn how the work ends, where the call was answered before.
-    pub(super) fn late_for(&self) -> Option<Vec<PodRef>> {
-        let state = self.state();
-        state.is_answered.then(|| state.pods.clone())
+    /// The work has ended. The pods that learn how, where the call was answered before.
+    pub(super) fn end(&self) -> Option<Vec<PodRef>> {
+        match std::mem::replace(&mut self.state().answer, Answer::Ended) {
+            Answer::Given(pods) => Some(pods),
+            Answer::Due | Answer::Ended => None,
+        }
     }
 
-    /// These pods are to learn how the work ends.
-    pub(super) fn note_pods(&self, pods: Vec<PodRef>) {
-        self.state().pods = pods;
-    }
-
-    fn answer(&self, claim: &ClaimRef) -> Unfinished {
+    /// Answers the call without the work, unless that has ended: then its result is the answer. `report` says so to the pods that it
+    /// returns, before they can learn of the end.
+    fn answer(
+        &self,
+        claim: &ClaimRef,
+        report: impl FnOnce(&Unfinished) -> Vec<PodRef>,
+    ) -> Option<Unfinished> {
         let mut state = self.state();
-        state.is_answered = true;
+        if let Answer::Ended = state.answer {
+            return None;
+        }
         let (devices, undone_because) = (state.devices.clone(), state.undone_because.clone());
-        Unfinished { claim: claim.clone(), devices, undone_because }
+        let unfinished = Unfinished { claim: claim.clone(), devices, undone_because };
+        state.answer = Answer::Given(report(&unfinished));
+        Some(unfinished)
     }
 
     fn waits_for_a_gpu(&self) -> bool {
@@ -202,23 +252,85 @@ pub(super) enum NoResult {
 }
 
 /// Runs the work of a call in a task of its own, and waits for it until the deadline. What takes back or only waits for a
-/// disk then has a moment more. The work goes on in any case until it has ended, and keeps the claim until then.
+/// disk then has a moment more. The work goes on in any case until it has ended, and keeps the claim until then. `report` is for
+/// a call that is answered before, see [`Ongoing::answer`].
 pub(super) async fn within<T: Send + 'static>(
     claim: &ClaimRef,
     deadline: Instant,
     ongoing: &Ongoing,
     work: impl Future<Output = T> + Send + 'static,
+    report: impl FnOnce(&Unfinished) -> Vec<PodRef>,
 ) -> Result<T, NoResult> {
     let mut task = tokio::spawn(work.in_current_span());
     let ended = match timeout_at(deadline, &mut task).await {
-        Err(_) if !ongoing.waits_for_a_gpu() => timeout_at(deadline.max(Instant::now()) + BEYOND, task).await,
+        Err(_) if !ongoing.waits_for_a_gpu() => {
+            timeout_at(deadline.max(Instant::now()) + BEYOND, &mut task).await
+        }
         ended => ended,
     };
-    match ended {
-        Ok(result) => result.map_err(|_| NoResult::Interrupted),
-        Err(_) => Err(NoResult::Unfinished(ongoing.answer(claim))),
-    }
+    let result = match ended {
+        Ok(result) => result,
+        Err(_) => match ongoing.answer(claim, report) {
+            Some(unfinished) => return Err(NoResult::Unfinished(unfinished)),
+            None => task.await,
+        },
+    };
+    result.map_err(|_| NoResult::Interrupted)
+}
+
+/// No pod learns how the work ends.
+pub(super) fn unreported(_: &Unfinished) -> Vec<PodRef> {
+    Vec::new()
 }
 
 /// What a call that has used up its time may take beyond it: the kubelet waits five seconds longer.
 pub(super) const BEYOND: Duration = Duration::from_secs(4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim() -> ClaimRef {
+        ClaimRef::new("ns".into(), "claim".into(), "uid-1".into()).unwrap()
+    }
+
+    fn pods() -> Vec<PodRef> {
+        vec![PodRef { name: "pod".to_owned(), uid: "uid-2".to_owned() }]
+    }
+
+    #[tokio::test]
+    async fn work_that_has_ended_is_the_answer_and_is_not_said_to_go_on() {
+        let ongoing = Ongoing::default();
+        let _waits_for_a_gpu = ongoing.begin("device");
+        // In the moment between the end of the work and its result the time of the call is over.
+        assert_eq!(ongoing.end(), None);
+        let (release, released) = tokio::sync::oneshot::channel();
+        let claim = claim();
+        let report = |_: &Unfinished| panic!("nobody could report the end any more");
+        let work = async { released.await.is_ok() };
+        let call = within(&claim, Instant::now(), &ongoing, work, report);
+        let later = async {
+            tokio::task::yield_now().await;
+            release.send(()).unwrap();
+        };
+        let (result, ()) = tokio::join!(call, later);
+        assert!(matches!(result, Ok(true)), "{result:?}");
+    }
+
+    #[tokio::test]
+    async fn work_that_goes_on_beyond_the_answer_reports_its_end_to_the_same_pods() {
+        let ongoing = Ongoing::default();
+        let _waits_for_a_gpu = ongoing.begin("device");
+        let (ended, end) = tokio::sync::oneshot::channel();
+        let (release, released) = tokio::sync::oneshot::channel::<()>();
+        let seen = ongoing.clone();
+        let work = async move {
+            released.await.unwrap();
+            ended.send(seen.end()).unwrap();
+        };
+        let result = within(&claim(), Instant::now(), &ongoing, work, |_| pods()).await;
+        assert!(matches!(result, Err(NoResult::Unfinished(_))), "{result:?}");
+        release.send(()).unwrap();
+        assert_eq!(end.await.unwrap(), Some(pods()));
+    }
+}

@@ -1,11 +1,13 @@
 //! Flags: where the hardware and the host's files are.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 
 use crate::cdi::{DEFAULT_LDCONFIG, DisabledHooks, DriverRoot, HookSettings, Root, find_nvml};
 use crate::nvml::OpenError;
+use crate::telemetry::seconds;
 
 /// Where the hardware is.
 #[derive(Debug, Clone, Args)]
@@ -24,6 +26,10 @@ pub struct HardwareArgs {
     /// The sys file system.
     #[arg(long, env, value_name = "DIR", default_value = "/sys")]
     pub sys_root: PathBuf,
+    /// How long one GPU may take to be discovered before the others are served without it, and half of what opening NVML may take.
+    /// Shorter for tests.
+    #[arg(long, env, value_name = "SECONDS", default_value = "10", value_parser = seconds, hide = true)]
+    pub nvml_step_time: Duration,
 }
 
 impl HardwareArgs {

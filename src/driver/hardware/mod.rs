@@ -15,15 +15,16 @@ use std::time::{Duration, Instant};
 use mig_model::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, RecoveryAction, SkippedGpu};
 use mig_model::inventory::{Attachment, Gpu, GpuState};
 use nvml_wrapper::Nvml;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::checkpoint::{Record, RecordedDevice, RecordedKind};
-use crate::host;
-use crate::mig;
-use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
+use crate::nvml::{
+    self, CallError, Code, Discovery, GpuQueue, Heard, Monitor, OpenError, QueueClosed, Sessions,
+};
 use crate::telemetry::metrics::{EventGap, Metrics};
+use crate::{host, mig};
 
 pub use args::{HardwareArgs, HostArgs};
 pub use metrics::HardwareMetrics;
@@ -41,10 +42,21 @@ pub struct Hardware {
     session: Arc<Session>,
 }
 
+/// Opens NVML.
+#[derive(Debug)]
+pub struct Opener {
+    args: HardwareArgs,
+    metrics: Metrics,
+    hung_after: Duration,
+    sessions: Sessions,
+}
+
 /// NVML while it is open.
 #[derive(Debug)]
 struct Session {
     nvml: Arc<Nvml>,
+    discovery: Discovery,
+    hung_after: Duration,
     threads: Mutex<Vec<JoinHandle<()>>>,
     events: Arc<Monitor>,
     sys_root: PathBuf,
@@ -62,6 +74,7 @@ pub struct LiveGpu {
     pub queue: GpuQueue,
     /// Where its errors and times are counted.
     pub metrics: Metrics,
+    hung_after: Duration,
     attachment: Attachment,
     events: Arc<Monitor>,
     is_stale: Arc<AtomicBool>,
@@ -82,26 +95,68 @@ pub enum HardwareError {
     /// NVML does not answer.
     #[error("{0}; `nvidia-smi` on the host shows whether the driver works")]
     Nvml(#[from] CallError),
+    /// NVML has not come back.
+    #[error(
+        "NVML does not answer: a call to open it, nvmlInit or one that counts the GPUs, has not come back; `nvidia-smi` and the \
+         kernel log of the node show more; a restart of the driver's pod does not help"
+    )]
+    Silent,
     /// The kernel did not tell the boot id, or there is no thread to be had.
     #[error(transparent)]
     Host(#[from] io::Error),
 }
 
-impl Hardware {
-    /// Opens NVML and reads the node. Blocks for as long as NVML takes.
-    pub fn open(args: &HardwareArgs, metrics: &Metrics) -> Result<Self, HardwareError> {
+impl Opener {
+    /// Opens it as the arguments say. A GPU whose thread is in one piece of work for longer than `hung_after` hangs.
+    #[must_use]
+    pub fn new(args: HardwareArgs, metrics: Metrics, hung_after: Duration) -> Self {
+        Self { args, metrics, hung_after, sessions: Sessions::default() }
+    }
+
+    /// Opens NVML and reads the node. Blocks for as long as NVML itself takes; a GPU that does not answer is skipped.
+    pub fn open(&self) -> Result<Hardware, HardwareError> {
+        let args = &self.args;
         let boot_id = host::boot_id(&args.proc_root)?;
         let library = args.nvml_library()?;
-        let nvml = nvml::open(&library)?;
-        let sys_root = args.sys_root.clone();
-        let (threads, events, is_stale) = (Mutex::default(), Arc::default(), Arc::default());
-        let session = Session { nvml, threads, events, sys_root, is_stale, metrics: metrics.clone() };
-        let opened = Self::discover(Arc::new(session), boot_id, None)?;
+        let nvml = self.sessions.open(&library)?;
+        let session = Session {
+            discovery: Discovery::new(Arc::clone(&nvml), args.nvml_step_time),
+            nvml,
+            hung_after: self.hung_after,
+            threads: Mutex::default(),
+            events: Arc::default(),
+            sys_root: args.sys_root.clone(),
+            is_stale: Arc::default(),
+            metrics: self.metrics.clone(),
+        };
+        let opened = Hardware::discover(Arc::new(session), boot_id, None)?;
         opened.log_missing(None);
         let (facts, gpus) = (&opened.facts, opened.gpus.len());
         let driver = facts.driver_version.as_deref().unwrap_or("unknown");
         info!(library = %library.display(), driver, gpus, skipped = facts.skipped.len(), "NVML opened");
         Ok(opened)
+    }
+}
+
+impl Hardware {
+    /// Opens NVML once and reads the node, for a program that looks at it and ends. [`HardwareError::Silent`] where NVML does not
+    /// answer in time.
+    pub async fn open(args: HardwareArgs) -> Result<Self, HardwareError> {
+        /// Nothing changes a GPU here.
+        const NEVER: Duration = Duration::MAX;
+        /// The driver goes on without it far earlier; here nothing else is to do.
+        const STEPS: u32 = 6;
+        let patience = args.nvml_step_time * STEPS;
+        let (send, opened) = oneshot::channel();
+        thread::Builder::new().name("open".to_owned()).spawn(move || {
+            // Nobody may wait any more.
+            let _ = send.send(Opener::new(args, Metrics::default(), NEVER).open());
+        })?;
+        match timeout(patience, opened).await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(_)) => Err(io::Error::other("the thread that opens NVML has died").into()),
+            Err(_) => Err(HardwareError::Silent),
+        }
     }
 
     /// The same node looked at once more, for GPUs that were skipped and facts that were unknown; nothing where all is as it
@@ -135,7 +190,7 @@ impl Hardware {
     /// Listens to the events of these GPUs, on one thread for as long as NVML is open. What is heard goes to `heard`.
     pub fn listen(&self, heard: &mpsc::Sender<Heard>) -> io::Result<()> {
         let session = &self.session;
-        session.events.listen_to(self.gpus.keys().cloned());
+        session.events.listen_to(self.gpus.iter().map(|(uuid, gpu)| (uuid.clone(), gpu.facts.index)));
         let mut threads = session.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if !session.events.is_started() {
             threads.push(session.events.start(Arc::clone(&session.nvml), heard.clone())?);
@@ -154,7 +209,7 @@ impl Hardware {
         boot_id: String,
         before: Option<&Self>,
     ) -> Result<Self, HardwareError> {
-        let mut facts = nvml::discover(&session.nvml)?;
+        let mut facts = session.discovery.discover()?;
         if let Some(NodeFacts { driver_version, cuda_version, unknown, .. }) = before.map(|it| &it.facts) {
             facts.driver_version = facts.driver_version.or_else(|| driver_version.clone());
             facts.cuda_version = facts.cuda_version.or(*cuda_version);
@@ -231,9 +286,11 @@ impl Hardware {
         self.session.events.busy_for()
     }
 
-    /// The GPUs whose threads are in a call now, and for how long.
-    pub fn busy(&self) -> impl Iterator<Item = (&str, Duration)> {
-        self.gpus.iter().filter_map(|(uuid, gpu)| Some((uuid.as_str(), gpu.queue.busy_for()?)))
+    /// The GPUs whose threads are in a call now, or are being discovered, by UUID or index, and for how long.
+    #[must_use]
+    pub fn busy(&self) -> Vec<(String, Duration)> {
+        let working = self.gpus.iter().filter_map(|(uuid, gpu)| Some((uuid.clone(), gpu.queue.busy_for()?)));
+        self.session.discovery.busy().into_iter().chain(working).collect()
     }
 
     /// Reads what may have changed: MIG mode, and every live instance, whoever made it.
@@ -268,13 +325,13 @@ impl Hardware {
 
 impl Session {
     fn start(&self, gpu: &GpuFacts) -> io::Result<LiveGpu> {
-        let name = format!("gpu-{}", gpu.index);
-        let (queue, thread) = GpuQueue::start(Arc::clone(&self.nvml), gpu.uuid.clone(), &name)?;
+        let (queue, thread) = GpuQueue::start(Arc::clone(&self.nvml), gpu.uuid.clone(), gpu.index)?;
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         Ok(LiveGpu {
             facts: Arc::new(gpu.clone()),
             queue,
             metrics: self.metrics.clone(),
+            hung_after: self.hung_after,
             attachment: host::attachment(&self.sys_root, gpu.pci),
             events: Arc::clone(&self.events),
             is_lost: AtomicBool::new(false),
@@ -326,6 +383,18 @@ impl LiveGpu {
         }
     }
 
+    /// True where the GPU's thread does not come back from a piece of work: what waits for it may be withdrawn.
+    #[must_use]
+    pub fn hangs(&self) -> bool {
+        self.queue.busy_for().is_some_and(|it| self.hung_after <= it)
+    }
+
+    /// The earliest time from now at which [`Self::hangs`] can become true.
+    #[must_use]
+    pub fn hangs_not_before(&self) -> Duration {
+        self.hung_after.saturating_sub(self.queue.busy_for().unwrap_or_default())
+    }
+
     /// True where the last scan found that the GPU has fallen off the bus, or must be reset before it answers again.
     #[must_use]
     pub fn is_lost(&self) -> bool {
@@ -344,6 +413,7 @@ impl LiveGpu {
             facts: Arc::new(facts),
             queue: self.queue.clone(),
             metrics: self.metrics.clone(),
+            hung_after: self.hung_after,
             attachment: self.attachment.clone(),
             events: Arc::clone(&self.events),
             is_stale: Arc::clone(&self.is_stale),
@@ -375,7 +445,8 @@ impl LiveGpu {
     ) -> Result<Result<(Option<MigMode>, Vec<GpuInstance>, Vec<T>), String>, QueueClosed> {
         const PATIENCE: Duration = Duration::from_secs(10);
         let silent = || Err("NVML does not answer for this GPU".to_owned());
-        if self.is_asked.swap(true, Ordering::Relaxed) {
+        let is_stuck = self.queue.busy_for().is_some_and(|it| PATIENCE <= it);
+        if is_stuck || self.is_asked.swap(true, Ordering::Relaxed) {
             return Ok(silent());
         }
         let (facts, asked) = (Arc::clone(&self.facts), Asked(Arc::clone(&self.is_asked)));
@@ -418,7 +489,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::fixture::{record, taken};
     use crate::checkpoint::{Checkpoint, Progress};
-    use crate::inventory::MigSpec;
+    use mig_model::inventory::MigSpec;
 
     fn open(node: &SimNode, directory: &Path) -> Hardware {
         let args = HardwareArgs {
@@ -426,8 +497,9 @@ mod tests {
             driver_library: Some(node.library()),
             proc_root: directory.join("proc"),
             sys_root: directory.join("sys"),
+            nvml_step_time: Duration::from_secs(60),
         };
-        Hardware::open(&args, &Metrics::default()).unwrap()
+        Opener::new(args, Metrics::default(), Duration::from_secs(60)).open().unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -467,7 +539,8 @@ mod tests {
         });
         let queue = &hardware.gpu(&first.uuid).unwrap().queue;
         let mut journal = taken(&checkpoint, "uid-1");
-        journal.begin(&record, &checkpoint.try_reserve().unwrap().unwrap()).unwrap();
+        let begun = journal.begin(&record, &checkpoint.try_reserve().unwrap().unwrap()).unwrap();
+        journal.force(begun).unwrap();
         let read = checkpoint.clone();
         let mut scan = pin!(hardware.scan_beside(move || read.records().unwrap()));
         assert!(futures::poll!(&mut scan).is_pending());

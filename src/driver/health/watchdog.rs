@@ -58,7 +58,7 @@ impl Watchdog {
     fn silent(&self) -> Silent {
         let hardware = self.node.borrow().hardware.clone();
         let gpus = hardware.iter().flat_map(|it| it.busy());
-        let gpus = gpus.map(|(uuid, time)| (format!("GPU {uuid}"), time));
+        let gpus = gpus.map(|(gpu, time)| (format!("GPU {gpu}"), time));
         let opening = self.opening.busy_for().map(|time| ("NVML".to_owned(), time));
         let listening = hardware.iter().find_map(|it| it.listening_for());
         let listening = listening.map(|time| (EVENTS.to_owned(), time));

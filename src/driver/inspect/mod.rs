@@ -38,7 +38,6 @@ use crate::hardware::Hardware;
 use crate::health::Remembered;
 use crate::nvml::{CallError, GpuQueue};
 use crate::telemetry::OutputFormat;
-use crate::telemetry::metrics::Metrics;
 use report::Seen;
 
 /// The time over which it is measured how busy instances are. NVML wants a tenth of a second at least.
@@ -49,9 +48,7 @@ const PICTURES_PER_QUESTION: u32 = 15;
 
 /// Prints the report; with `--watch` again and again, until the process is interrupted.
 pub async fn run(args: &InspectArgs) -> anyhow::Result<()> {
-    let wanted = args.hardware.clone();
-    let open = move || Hardware::open(&wanted, &Metrics::default());
-    let mut hardware = tokio::task::spawn_blocking(open.clone()).await??;
+    let mut hardware = Hardware::open(args.hardware.clone()).await?;
     let files = Files {
         claims: args.driver.claims_directory(),
         health: args.driver.plugin_directory().join("health.json"),
@@ -77,7 +74,7 @@ pub async fn run(args: &InspectArgs) -> anyhow::Result<()> {
         }
         sleep(args.interval).await;
         if hardware.is_stale() {
-            hardware = tokio::task::spawn_blocking(open.clone()).await??;
+            hardware = Hardware::open(args.hardware.clone()).await?;
         }
     }
 }

@@ -4,13 +4,12 @@
 //! the pod's UID. A pod that is killed leaves them behind, and the kubelet would dial them for ever. So every driver
 //! removes the sockets of its name that nobody listens on any more ([`SocketPaths::sweep`]).
 
-use std::fs;
-use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use std::{fs, io};
 
 use futures::Stream;
 use tokio::net::{UnixListener, UnixStream};

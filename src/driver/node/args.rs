@@ -104,7 +104,8 @@ pub struct NodeArgs {
     /// Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "40", value_parser = seconds, hide = true)]
     pub call_budget: Duration,
-    /// A call into NVML that takes longer is told of: in the log, as an event of the node, and by /readyz. Shorter for tests.
+    /// A call into NVML that takes longer hangs: it is reported in the log, as an event of the node and by /readyz, and work for its
+    /// GPU that has not begun is not waited for any more. Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds, hide = true)]
     pub nvml_patience: Duration,
     /// How often GPUs are looked at for unmanaged MIG instances, a missing driver for having come, and state

@@ -8,23 +8,22 @@ use std::time::Duration;
 use anyhow::Context;
 use mig_model::facts::GpuInstance;
 use mig_model::health::Report;
-use mig_model::inventory::Problem;
 use mig_model::inventory::{
-    ExistingInstances, Gpu, HostAccess, Inventory, MigAccess, Terms, inventory_on, not_adopted, withheld,
+    ExistingInstances, Gpu, HostAccess, Inventory, MigAccess, Problem, Terms, inventory_on, not_adopted,
+    withheld,
 };
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::attempt::{Attempt, Outcome};
 use super::kernel_view::{KernelView, NodesChanged};
 use super::problems::{left_alone, otherwise, problems};
 use crate::api::{EventReason, Events};
 use crate::cdi::ClaimFiles;
 use crate::checkpoint::{Checkpoint, Record, RecordedKind, Stored};
-use crate::hardware::HardwareArgs;
-use crate::hardware::{Basis, Hardware, HardwareError, NodeState};
+use crate::hardware::{Basis, Hardware, HardwareError, NodeState, Opener};
 use crate::health::{Keeper, Scan};
 use crate::nvml::{Heard, Pulse};
 use crate::readiness::{Effect, HostCondition, HostReadiness};
@@ -35,7 +34,9 @@ const BURST: Duration = Duration::from_millis(50);
 
 /// Keeps the node's state up to date.
 pub(super) struct HardwareWatch {
-    pub(super) args: HardwareArgs,
+    pub(super) opener: Arc<Opener>,
+    /// How long opening NVML is waited for.
+    pub(super) patience: Duration,
     pub(super) existing: ExistingInstances,
     pub(super) time_slices: u32,
     pub(super) checkpoint: Checkpoint,
@@ -49,6 +50,12 @@ pub(super) struct HardwareWatch {
     pub(super) health: Keeper,
     /// Where the thread that listens to GPUs sends what it hears.
     pub(super) heard: mpsc::Sender<Heard>,
+    /// Wakes the watch up.
+    pub(super) surprised: Arc<Notify>,
+    /// Opening NVML, if that is under way.
+    pub(super) attempt: Option<Attempt<Result<Hardware, HardwareError>>>,
+    /// A look at the host, if one is under way.
+    pub(super) at_host: Option<Attempt<Vec<HostCondition>>>,
     /// Whether the hardware was open before.
     pub(super) was_open: bool,
     /// While NVML is opened, or asked for GPUs.
@@ -63,7 +70,7 @@ pub(super) struct HardwareWatch {
 pub(super) struct Looking {
     /// What was known when it began.
     known: Arc<Hardware>,
-    found: JoinHandle<Result<Option<Hardware>, HardwareError>>,
+    found: Attempt<Result<Option<Hardware>, HardwareError>>,
 }
 
 impl HardwareWatch {
@@ -71,13 +78,13 @@ impl HardwareWatch {
     pub(super) async fn run(
         mut self,
         mut changes: watch::Receiver<()>,
-        surprised: Arc<Notify>,
         interval: Duration,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         // A clock of its own: a busy node must not put the next look off for ever.
         let mut clock = interval_at(Instant::now() + interval, interval);
         let mut reports = self.health.reports();
+        let surprised = Arc::clone(&self.surprised);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -120,16 +127,25 @@ impl HardwareWatch {
         let hardware = match known {
             Ok(open) if open.is_stale() => {
                 let reason = "the NVIDIA driver was unloaded or replaced";
-                warn!("{reason}: opening it again");
-                let opened = self.opened(reason).await?;
-                self.metrics.recovered(Recovery::ReopenNvml, opened.is_ok());
-                opened
+                if self.attempt.is_none() {
+                    warn!("{reason}: opening it again");
+                }
+                match self.opened(reason).await? {
+                    Some(opened) => {
+                        self.metrics.recovered(Recovery::ReopenNvml, opened.is_ok());
+                        opened
+                    }
+                    // What was open may still serve some GPUs.
+                    None => Ok(open),
+                }
             }
             Ok(open) if !open.is_worth_another_look() && !self.kernel.access.may_find_more(&open.facts) => {
                 Ok(open)
             }
             Ok(open) => Ok(self.completed(open).await?),
-            Err(before) => self.opened(&before).await?,
+            Err(before) => {
+                self.opened(&before).await?.unwrap_or_else(|| Err(HardwareError::Silent.to_string()))
+            }
         };
         self.gpus = match &hardware {
             Ok(hardware) => {
@@ -142,21 +158,45 @@ impl HardwareWatch {
                 Vec::new()
             }
         };
-        self.host = hardware.as_ref().map_or_else(|_| Vec::new(), |it| self.look_at_host(it));
+        match &hardware {
+            Ok(hardware) => self.look_at_host(hardware).await?,
+            Err(_) => self.host.clear(),
+        }
         self.publish(hardware)
     }
 
-    /// Reads what claims of this hardware need of the host; nothing where there are no GPUs.
-    fn look_at_host(&self, hardware: &Hardware) -> Vec<HostCondition> {
+    /// Reads what claims of this hardware need of the host; nothing where there are no GPUs. What was known stays where the
+    /// kernel, whose module may be busy with a GPU that hangs, does not answer.
+    async fn look_at_host(&mut self, hardware: &Hardware) -> anyhow::Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(5);
         if self.gpus.is_empty() {
-            return Vec::new();
+            self.host.clear();
+            return Ok(());
         }
-        let has_mig = self.gpus.iter().any(|it| it.facts.cuttable().is_some());
-        let version = hardware.facts.driver_version.as_deref();
-        let mut found = tokio::task::block_in_place(|| self.readiness.look(version, has_mig));
+        let attempt = match self.at_host.take() {
+            Some(begun) => begun,
+            None => {
+                let (readiness, version) =
+                    (Arc::clone(&self.readiness), hardware.facts.driver_version.clone());
+                let has_mig = self.gpus.iter().any(|it| it.facts.cuttable().is_some());
+                let look = move || readiness.look(version.as_deref(), has_mig);
+                Attempt::start("host", &self.surprised, look)?
+            }
+        };
+        let mut found = match attempt.within(PATIENCE).await {
+            Outcome::Ended(found) => found,
+            Outcome::Died => anyhow::bail!("the thread that looks at the host has died"),
+            Outcome::Running(attempt) => {
+                self.at_host = Some(attempt);
+                return Ok(());
+            }
+        };
+        let with_mig = self.gpus.iter().filter(|it| it.facts.cuttable().is_some());
+        found.extend(self.readiness.refusals(with_mig.map(|it| it.facts.uuid.as_str())));
         found.extend(self.kernel.access.report(Some(&hardware.facts)).mig_denied);
         found.sort_by_key(|it| it.effect);
-        found
+        self.host = found;
+        Ok(())
     }
 
     /// The worst that the host does to claims, if it does anything.
@@ -192,22 +232,43 @@ impl HardwareWatch {
         }
     }
 
-    /// Opens the hardware; a reason why it cannot be is logged where it is another one than before.
-    async fn opened(&self, before: &str) -> anyhow::Result<Result<Arc<Hardware>, String>> {
-        let (args, metrics) = (self.args.clone(), self.metrics.clone());
-        let _busy = self.opening.begin();
-        let opened = tokio::task::spawn_blocking(move || Hardware::open(&args, &metrics)).await?;
+    /// Opens the hardware; a reason why it cannot be is logged where it is another one than before. `None` while a call into
+    /// NVML does not come back: then there is no second attempt, and its end is a reason to look again.
+    async fn opened(&mut self, before: &str) -> anyhow::Result<Option<Result<Arc<Hardware>, String>>> {
+        let is_first = self.attempt.is_none();
+        let attempt = match self.attempt.take() {
+            Some(begun) => begun,
+            None => {
+                let (opener, busy) = (Arc::clone(&self.opener), self.opening.begin());
+                let open = move || {
+                    let _busy = busy;
+                    opener.open()
+                };
+                Attempt::start("open", &self.surprised, open)?
+            }
+        };
+        let opened = match attempt.within(self.patience).await {
+            Outcome::Ended(opened) => opened,
+            Outcome::Died => anyhow::bail!("the thread that opens NVML has died"),
+            Outcome::Running(attempt) => {
+                self.attempt = Some(attempt);
+                if is_first {
+                    warn!("{}", HardwareError::Silent);
+                }
+                return Ok(None);
+            }
+        };
         if opened.is_ok() && self.was_open {
             // The driver was loaded anew, which resets the GPUs.
             self.health.change(|it, _, _| it.forget());
         }
-        Ok(opened.map(Arc::new).map_err(|error| {
+        Ok(Some(opened.map(Arc::new).map_err(|error| {
             let reason = error.to_string();
             if reason != before {
                 warn!(reason, "no GPUs to offer; looking again from time to time");
             }
             reason
-        }))
+        })))
     }
 
     /// The same hardware with those of the GPUs that were skipped and have come back. One that is lost may keep NVML busy, and
@@ -215,29 +276,31 @@ impl HardwareWatch {
     async fn completed(&mut self, open: Arc<Hardware>) -> anyhow::Result<Arc<Hardware>> {
         const PATIENCE: Duration = Duration::from_secs(5);
         let is_of_this = |it: &Looking| Arc::ptr_eq(&it.known, &open);
-        let mut looking = match self.looking.take().filter(is_of_this) {
+        let Looking { known, found } = match self.looking.take().filter(is_of_this) {
             Some(begun) => begun,
             None => {
                 let (known, busy) = (Arc::clone(&open), self.opening.begin());
-                let found = tokio::task::spawn_blocking(move || {
+                let look = move || {
                     let _busy = busy;
                     known.again()
-                });
+                };
+                let found = Attempt::start("look", &self.surprised, look)?;
                 Looking { known: Arc::clone(&open), found }
             }
         };
-        let Ok(found) = timeout(PATIENCE, &mut looking.found).await else {
-            self.looking = Some(looking);
-            return Ok(open);
-        };
-        match found? {
-            Ok(Some(more)) => {
+        match found.within(PATIENCE).await {
+            Outcome::Running(found) => {
+                self.looking = Some(Looking { known, found });
+                Ok(open)
+            }
+            Outcome::Died => anyhow::bail!("the thread that looks for GPUs has died"),
+            Outcome::Ended(Ok(Some(more))) => {
                 let (gpus, skipped) = (more.facts.gpus.len(), more.facts.skipped.len());
                 info!(gpus, skipped, "NVML reports GPUs, or facts of them, that it did not report before");
                 Ok(Arc::new(more))
             }
-            Ok(None) => Ok(open),
-            Err(error) => {
+            Outcome::Ended(Ok(None)) => Ok(open),
+            Outcome::Ended(Err(error)) => {
                 warn!(%error, "cannot look for GPUs that were skipped");
                 Ok(open)
             }
@@ -352,7 +415,10 @@ impl HardwareWatch {
         let (existing, time_slices) = (self.existing, self.time_slices);
         let sick = self.health.report().sick_adopted();
         let mig_access = mig_access(self.host_effect());
-        let mut terms = Terms { existing, time_slices, sick, mig_access, ..Terms::default() };
+        let with_refusal =
+            self.gpus.iter().map(|it| &it.facts.uuid).filter(|it| self.readiness.is_refused(it));
+        let refused = with_refusal.cloned().collect();
+        let mut terms = Terms { existing, time_slices, sick, mig_access, refused, ..Terms::default() };
         let mut unrecorded = BTreeSet::new();
         // Only an instance of somebody else may be what was made for a claim of which no record tells.
         if existing == ExistingInstances::Adopt && self.gpus.iter().any(|it| !it.state.instances.is_empty()) {
@@ -409,8 +475,8 @@ impl HardwareWatch {
             self.report_host(&before.host);
         }
         let can_prepare = self.host_effect() != Some(Effect::NoClaims);
-        let offered = HostAccess { can_prepare, mig: terms.mig_access };
-        let withheld = withheld(&inventory, &self.gpus, &health, offered);
+        let offered = HostAccess { can_prepare, terms: &terms };
+        let withheld = withheld(&inventory, &self.gpus, &health, &offered);
         let host = self.host.clone();
         let held = terms.held.clone();
         let basis = Basis { gpus, terms };

@@ -1,13 +1,13 @@
 //! What the kernel lists, read again at each look, and what is done where this container was created too early.
 
 use std::path::PathBuf;
-use std::thread;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use super::attempt::{Attempt, Outcome};
 use crate::access::DeviceAccess;
 use crate::cdi::{FilesError, ManagementFile};
 
@@ -22,7 +22,8 @@ pub(super) struct KernelView {
     dev_root: PathBuf,
     spec: ManagementFile,
     /// A read that has not ended yet.
-    reading: Option<oneshot::Receiver<DeviceAccess>>,
+    reading: Option<Attempt<DeviceAccess>>,
+    look_again: Arc<Notify>,
 }
 
 /// The kernel lists GPUs, none of which can be used before this container is created again.
@@ -36,21 +37,26 @@ pub(super) struct NodesChanged {
 }
 
 impl KernelView {
-    pub(super) fn new(proc_root: PathBuf, dev_root: PathBuf, spec: ManagementFile) -> Self {
-        Self { access: DeviceAccess::default(), proc_root, dev_root, spec, reading: None }
+    pub(super) fn new(
+        proc_root: PathBuf,
+        dev_root: PathBuf,
+        spec: ManagementFile,
+        look_again: Arc<Notify>,
+    ) -> Self {
+        Self { access: DeviceAccess::default(), proc_root, dev_root, spec, reading: None, look_again }
     }
 
     /// Reads it again, on a thread of its own: a read that hangs is left alone, and what was known stays.
     pub(super) async fn read(&mut self) {
-        let mut reading = match self.reading.take() {
+        let reading = match self.reading.take() {
             Some(begun) => begun,
             None => match self.begin() {
                 Ok(begun) => begun,
                 Err(error) => return warn!(%error, "cannot start a thread that reads what the kernel lists"),
             },
         };
-        match timeout(PATIENCE, &mut reading).await {
-            Ok(Ok(access)) => {
+        match reading.within(PATIENCE).await {
+            Outcome::Ended(access) => {
                 for reason in
                     access.kernel.unreadable.iter().filter(|it| !self.access.kernel.unreadable.contains(it))
                 {
@@ -58,19 +64,14 @@ impl KernelView {
                 }
                 self.access = access;
             }
-            Ok(Err(_)) => warn!("the thread that reads what the kernel lists has died"),
-            Err(_) => self.reading = Some(reading),
+            Outcome::Died => warn!("the thread that reads what the kernel lists has died"),
+            Outcome::Running(reading) => self.reading = Some(reading),
         }
     }
 
-    fn begin(&self) -> std::io::Result<oneshot::Receiver<DeviceAccess>> {
-        let (send, receive) = oneshot::channel();
+    fn begin(&self) -> std::io::Result<Attempt<DeviceAccess>> {
         let (proc_root, dev_root) = (self.proc_root.clone(), self.dev_root.clone());
-        thread::Builder::new().name("kernel".to_owned()).spawn(move || {
-            // Nobody waits any more once the driver ends.
-            let _ = send.send(DeviceAccess::look(&proc_root, &dev_root));
-        })?;
-        Ok(receive)
+        Attempt::start("kernel", &self.look_again, move || DeviceAccess::look(&proc_root, &dev_root))
     }
 
     /// Where NVML cannot be opened, this container lacks GPUs' nodes, and the CDI spec that it was created by is not what it

@@ -1,6 +1,7 @@
 //! Wires everything and watches it run: the only file that names every part.
 
 mod args;
+mod attempt;
 mod hardware_watch;
 mod kernel_view;
 mod parts;
@@ -15,12 +16,10 @@ use tonic::service::Routes;
 
 use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, Events, NodeSlices, OwnNode};
 use crate::cdi::{ClaimFiles, CommonSource, Kind, ManagementFile};
-use crate::check;
 use crate::checkpoint::Checkpoint;
 use crate::claim::{Claims, ClaimsParts};
-use crate::hardware::{HardwareMetrics, NodeState};
+use crate::hardware::{HardwareMetrics, NodeState, Opener};
 use crate::health::{Follower, HealthMetrics, Keeper, Silent, Watchdog};
-use crate::host;
 use crate::kubelet::{
     DeviceHealth, DraPlugin, Registration, RegistrationMetrics, RegistrationState, Socket, SocketPaths,
     SoleProcess, Turn, serve_plugin, serve_registration,
@@ -33,6 +32,7 @@ use crate::readiness::HostReadiness;
 use crate::slices::{Offer, Publication, PublicationMetrics, Publisher, PublisherParts, pool_name};
 use crate::telemetry::metrics::{Exporter, Metrics, bind_metrics, serve_metrics};
 use crate::usage::{ClaimMetrics, DcgmInstances, Instances, Sampler, Seen};
+use crate::{check, host};
 pub use args::NodeArgs;
 use hardware_watch::HardwareWatch;
 use kernel_view::KernelView;
@@ -90,7 +90,8 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     );
     let readiness = Arc::new(readiness);
     let mut watch = HardwareWatch {
-        args: args.hardware.clone(),
+        opener: Arc::new(Opener::new(args.hardware.clone(), metrics.clone(), args.nvml_patience)),
+        patience: args.hardware.nvml_step_time * 2,
         existing: args.existing_instances,
         time_slices: args.time_slices,
         checkpoint: checkpoint.clone(),
@@ -99,6 +100,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
             args.hardware.proc_root.clone(),
             args.host.dev_root.clone(),
             ManagementFile::new(&args.host.cdi_root, kind.clone()),
+            Arc::clone(&surprised),
         ),
         state,
         gpus: Vec::new(),
@@ -106,6 +108,9 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         host: Vec::new(),
         health: keeper.clone(),
         heard,
+        surprised: Arc::clone(&surprised),
+        attempt: None,
+        at_host: None,
         was_open: false,
         opening: Pulse::default(),
         looking: None,
@@ -248,7 +253,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add_endless("device status of claims", statuses.run(changes.clone(), stop.clone()));
     parts.add("sampler", sampler.run(stop.clone()));
     parts.add("registration with the kubelet", refusal(registration));
-    parts.add("hardware watch", watch.run(changes, surprised, args.rescan_interval, stop.clone()));
+    parts.add("hardware watch", watch.run(changes, args.rescan_interval, stop.clone()));
     parts.add_endless("health of GPUs", health_follower.run());
     parts.add_endless("layouts", layouts);
     parts.add_endless("publisher", publisher.run(node));

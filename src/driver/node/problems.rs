@@ -2,9 +2,7 @@
 
 use mig_model::facts::{GpuInstance, SkippedGpu};
 use mig_model::health::Report;
-use mig_model::inventory::{Gpu, Terms, not_adopted};
-
-use mig_model::inventory::Problem;
+use mig_model::inventory::{Gpu, Problem, Terms, not_adopted};
 
 /// Which GPUs are not offered, and why.
 pub(super) fn problems(

@@ -53,14 +53,14 @@ macro_rules! function {
 pub(super) use function;
 
 impl<'nvml> DeviceHandle<'nvml> {
-    /// The GPU with this UUID. Where NVML does not find it that way, the GPUs are asked one by one.
-    pub fn by_uuid(nvml: &'nvml Nvml, uuid: &str) -> Result<Self, CallError> {
+    /// The GPU with this UUID. Where NVML does not find it that way, the GPU at this index is asked whether it is that one; no
+    /// other is asked, which may hang.
+    pub fn by_uuid(nvml: &'nvml Nvml, uuid: &str, index: u32) -> Result<Self, CallError> {
         let found = nvml.device_by_uuid(uuid).map_err(wrapped("nvmlDeviceGetHandleByUUID"));
         let device = match found {
             Err(error) if !error.concerns_whole_gpu() => {
-                let mut all =
-                    (0..nvml.device_count().unwrap_or(0)).filter_map(|it| nvml.device_by_index(it).ok());
-                all.find(|it| it.uuid().is_ok_and(|it| it == uuid)).ok_or(error)?
+                let at_index = nvml.device_by_index(index).ok();
+                at_index.filter(|it| it.uuid().is_ok_and(|it| it == uuid)).ok_or(error)?
             }
             found => found?,
         };

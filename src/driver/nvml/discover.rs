@@ -7,13 +7,13 @@
 //!
 //! | fact | call | essential for | offered without it |
 //! |---|---|---|---|
-//! | NVML itself | `nvmlInit_v2` | everything | nothing; opened again at every rescan |
+//! | NVML itself | `nvmlInit_v2` | everything | nothing; opened again at every rescan, or as soon as a call that hangs comes back |
 //! | boot id | `/proc/sys/kernel/random/boot_id` | which records are of this boot | nothing |
 //! | number of GPUs | `nvmlDeviceGetCount_v2` | finding GPUs | nothing; read again at every rescan |
 //! | version of the NVIDIA driver | `nvmlSystemGetDriverVersion` | nothing: the names of the driver's libraries have it, too | everything; `driverVersion` is `0.0.0` |
 //! | CUDA version | `nvmlSystemGetCudaDriverVersion_v2` | nothing | everything; `cudaDriverVersion` is `0.0.0` |
 //! | handle | `nvmlDeviceGetHandleByIndex_v2` | every other call | not this GPU |
-//! | handle by UUID | `nvmlDeviceGetHandleByUUID` | nothing: the GPUs are asked one by one instead | everything |
+//! | handle by UUID | `nvmlDeviceGetHandleByUUID` | nothing: the GPU at its index is asked instead | everything |
 //! | UUID | `nvmlDeviceGetUUID` | telling GPUs apart, records of claims | not this GPU |
 //! | PCI address | `nvmlDeviceGetPciInfo_v3` | names of devices and counter sets | not this GPU |
 //! | virtualization mode | `nvmlDeviceGetVirtualizationMode` | see below | everything, as on bare metal |
@@ -28,12 +28,20 @@
 //! | PCIe root, NUMA node | sysfs | nothing | everything; the attribute is left out |
 //! | events | `nvmlEventSetCreate`, `nvmlDeviceRegisterEvents` | noticing errors | everything; event `GpuUnmonitored` unless the GPU has none |
 //!
+//! A call that does not come back in time is as one that failed, for its GPU alone; see [`Discovery`].
+//!
 //! | virtualization mode | offered |
 //! |---|---|
 //! | none, passthrough | as the other facts say |
 //! | vGPU in a virtual machine, MIG mode off or not supported | whole; the hypervisor decides on MIG |
 //! | the same in MIG mode | nothing: it is a MIG instance of the host, and only the host can make or destroy one |
 //! | host of vGPUs (vGPU, vSGA) | nothing: the GPU serves virtual machines, and the driver for such hosts has no CUDA |
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use std::{io, thread};
 
 use mig_model::facts::{GpuFacts, GpuInstance, MigFacts, NodeFacts, Profile, SkippedGpu};
 use nvml_wrapper::Nvml;
@@ -71,23 +79,139 @@ impl Unknown {
     }
 }
 
-/// Reads driver and GPUs. Fails only where NVML does not even count the GPUs, or does not fit the driver any more.
-pub fn discover(nvml: &Nvml) -> Result<NodeFacts, CallError> {
-    let mut unknown = Unknown::default();
-    let version = nvml.sys_driver_version().map_err(wrapped("nvmlSystemGetDriverVersion"));
-    let driver_version = unknown.fact(version)?;
-    let cuda = nvml.sys_cuda_driver_version();
-    let cuda = unknown.fact(cuda.map_err(wrapped("nvmlSystemGetCudaDriverVersion_v2")))?;
-    // NVML encodes 12.8 as 12080.
-    let cuda_version = cuda.and_then(|it| u32::try_from(it).ok()).map(|it| (it / 1000, it % 1000 / 10));
-    let mut facts = NodeFacts { driver_version, cuda_version, unknown: unknown.0, ..NodeFacts::default() };
-    for index in 0..nvml.device_count().map_err(wrapped("nvmlDeviceGetCount_v2"))? {
-        match gpu(nvml, index) {
-            Ok(gpu) => facts.gpus.push(gpu),
-            Err(skipped) => facts.skipped.push(skipped),
-        }
+/// Reads driver and GPUs, once.
+pub fn discover(nvml: &Arc<Nvml>) -> Result<NodeFacts, CallError> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    Discovery::new(Arc::clone(nvml), PATIENCE).discover()
+}
+
+/// Discovers GPUs, each on a thread of its own: one that hangs does not keep the others from being found. It has one such thread
+/// at most, and is not waited for again while that is in its call.
+#[derive(Debug)]
+pub struct Discovery {
+    nvml: Arc<Nvml>,
+    /// How long a GPU is waited for.
+    patience: Duration,
+    running: Mutex<BTreeMap<u32, Running>>,
+    /// Since when, and by its UUID where that is known, a GPU is being discovered.
+    begun: Arc<Mutex<BTreeMap<u32, (Instant, KnownUuid)>>>,
+}
+
+type KnownUuid = Arc<OnceLock<String>>;
+
+#[derive(Debug)]
+struct Running {
+    found: Receiver<Result<GpuFacts, SkippedGpu>>,
+    uuid: KnownUuid,
+}
+
+impl Discovery {
+    /// Nothing is discovered yet.
+    #[must_use]
+    pub fn new(nvml: Arc<Nvml>, patience: Duration) -> Self {
+        Self { nvml, patience, running: Mutex::default(), begun: Arc::default() }
     }
-    Ok(facts)
+
+    /// Reads driver and GPUs. Fails only where NVML does not even count the GPUs, or does not fit the driver any more. Takes
+    /// no longer than the calls that are about no GPU, and the patience once. One at a time.
+    pub fn discover(&self) -> Result<NodeFacts, CallError> {
+        let nvml = &*self.nvml;
+        let mut unknown = Unknown::default();
+        let version = nvml.sys_driver_version().map_err(wrapped("nvmlSystemGetDriverVersion"));
+        let driver_version = unknown.fact(version)?;
+        let cuda = nvml.sys_cuda_driver_version();
+        let cuda = unknown.fact(cuda.map_err(wrapped("nvmlSystemGetCudaDriverVersion_v2")))?;
+        // NVML encodes 12.8 as 12080.
+        let cuda_version = cuda.and_then(|it| u32::try_from(it).ok()).map(|it| (it / 1000, it % 1000 / 10));
+        let mut facts =
+            NodeFacts { driver_version, cuda_version, unknown: unknown.0, ..NodeFacts::default() };
+        let count = nvml.device_count().map_err(wrapped("nvmlDeviceGetCount_v2"))?;
+        for found in self.gpus(count) {
+            match found {
+                Ok(gpu) => facts.gpus.push(gpu),
+                Err(skipped) => facts.skipped.push(skipped),
+            }
+        }
+        Ok(facts)
+    }
+
+    /// GPUs whose discovery has not come back, by UUID or index, and for how long.
+    #[must_use]
+    pub fn busy(&self) -> Vec<(String, Duration)> {
+        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = |index: &u32, uuid: &KnownUuid| uuid.get().cloned().unwrap_or_else(|| index.to_string());
+        begun.iter().map(|(index, (since, uuid))| (name(index, uuid), since.elapsed())).collect()
+    }
+
+    fn gpus(&self, count: u32) -> Vec<Result<GpuFacts, SkippedGpu>> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failed = BTreeMap::new();
+        let hung: BTreeSet<u32> = running.keys().copied().collect();
+        for index in (0..count).filter(|it| !hung.contains(it)) {
+            match self.start(index) {
+                Ok(begun) => drop(running.insert(index, begun)),
+                Err(error) => {
+                    failed.insert(index, format!("no thread to discover it: {error}"));
+                }
+            }
+        }
+        let deadline = Instant::now() + self.patience;
+        let found = (0..count).map(|index| {
+            let Some(it) = running.get(&index) else {
+                let reason = failed.remove(&index).unwrap_or_default();
+                return Err(skipped(index, None, reason));
+            };
+            let patience = match hung.contains(&index) {
+                true => Duration::ZERO,
+                false => deadline.saturating_duration_since(Instant::now()),
+            };
+            match it.found.recv_timeout(patience) {
+                Ok(found) => {
+                    running.remove(&index);
+                    found
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let seconds = self.patience.as_secs();
+                    let reason = format!(
+                        "NVML does not answer for this GPU: a call to discover it took more than {seconds} s; `nvidia-smi` and the \
+                         kernel log of the node show more"
+                    );
+                    Err(skipped(index, it.uuid.get().cloned(), reason))
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    running.remove(&index);
+                    Err(skipped(index, None, "the thread that discovers it has died".to_owned()))
+                }
+            }
+        });
+        found.collect()
+    }
+
+    fn start(&self, index: u32) -> io::Result<Running> {
+        let (send, found) = channel();
+        let uuid = KnownUuid::default();
+        let (nvml, known, begun) = (Arc::clone(&self.nvml), Arc::clone(&uuid), Arc::clone(&self.begun));
+        let entry = (Instant::now(), Arc::clone(&uuid));
+        begun.lock().unwrap_or_else(PoisonError::into_inner).insert(index, entry);
+        let spawned = thread::Builder::new().name(format!("discover-{index}")).spawn(move || {
+            let gpu = gpu(&nvml, index, &known);
+            begun.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
+            // Before the result is there, so that whoever has it can close NVML.
+            drop(nvml);
+            // Nobody may wait any more.
+            let _ = send.send(gpu);
+        });
+        if let Err(error) = spawned {
+            self.begun.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
+            return Err(error);
+        }
+        Ok(Running { found, uuid })
+    }
+}
+
+/// A GPU that may answer at another look.
+fn skipped(index: u32, uuid: Option<String>, reason: String) -> SkippedGpu {
+    SkippedGpu { index, uuid, reason, is_gone: false, is_for_good: false }
 }
 
 /// Asks the GPU for something that only it can tell, so that one which has fallen off the bus is noticed. That a GPU has no
@@ -138,22 +262,22 @@ impl From<CallError> for Skip {
     }
 }
 
-fn gpu(nvml: &Nvml, index: u32) -> Result<GpuFacts, SkippedGpu> {
-    let mut known_uuid = None;
-    describe(nvml, index, &mut known_uuid).map_err(|skip| {
+fn gpu(nvml: &Nvml, index: u32, known_uuid: &OnceLock<String>) -> Result<GpuFacts, SkippedGpu> {
+    describe(nvml, index, known_uuid).map_err(|skip| {
         let (reason, is_gone, is_for_good) = match skip {
             Skip::Failed(error) => (error.to_string(), error.code == Code::GPU_IS_LOST, false),
             Skip::Virtual(reason) => (reason.to_owned(), true, true),
         };
-        SkippedGpu { index, uuid: known_uuid, reason, is_gone, is_for_good }
+        SkippedGpu { index, uuid: known_uuid.get().cloned(), reason, is_gone, is_for_good }
     })
 }
 
-fn describe(nvml: &Nvml, index: u32, known_uuid: &mut Option<String>) -> Result<GpuFacts, Skip> {
+fn describe(nvml: &Nvml, index: u32, known_uuid: &OnceLock<String>) -> Result<GpuFacts, Skip> {
     const PCI: &str = "nvmlDeviceGetPciInfo_v3";
     let device = nvml.device_by_index(index).map_err(wrapped("nvmlDeviceGetHandleByIndex_v2"))?;
     let uuid = device.uuid().map_err(wrapped("nvmlDeviceGetUUID"))?;
-    *known_uuid = Some(uuid.clone());
+    // Empty until now.
+    let _ = known_uuid.set(uuid.clone());
     let info = device.pci_info().map_err(wrapped(PCI))?;
     let pci = info.bus_id.parse().map_err(|error| {
         warn!(index, %error, "NVML reports a PCI address that cannot be read");

@@ -70,10 +70,10 @@ impl<'nvml> EventSet<'nvml> {
         Ok(Self { nvml, raw, gpus: Vec::new() })
     }
 
-    /// Listens to the errors of this GPU, too, those that it can tell of. NOT_SUPPORTED where it can tell of none, GPU_IS_LOST
+    /// Listens to the errors of this GPU, which NVML has at this index, too, those that it can tell of. NOT_SUPPORTED where it can tell of none, GPU_IS_LOST
     /// where it has gone: waiting for all of a set fails while one of them is lost.
-    pub fn add(&mut self, uuid: &str) -> Result<(), CallError> {
-        let device = DeviceHandle::by_uuid(self.nvml, uuid)?;
+    pub fn add(&mut self, uuid: &str, index: u32) -> Result<(), CallError> {
+        let device = DeviceHandle::by_uuid(self.nvml, uuid, index)?;
         answers(&device)?;
         let supported = function!(self.nvml, nvmlDeviceGetSupportedEventTypes)?;
         let mut types = 0;

@@ -16,19 +16,19 @@ mod queue;
 mod usage;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
 pub use device::{DeviceHandle, GpuInstanceHandle};
-pub use discover::{answers, discover, live_instances};
+pub use discover::{Discovery, answers, discover, live_instances};
 pub use event::{EventKind, EventSet, GpuEvent};
 pub use mig_model::call::{CallError, Code, OLDEST_DRIVER, RESET_ADVICE};
 pub(crate) use monitor::is_unsupported;
 pub use monitor::{Heard, Hearing, Listening, Monitor};
 pub use pulse::{Beat, Pulse};
-pub use queue::{GpuQueue, QueueClosed};
+pub use queue::{GpuQueue, QueueClosed, Submitted};
 
 /// Upper bound for enumerating profiles, far above `NVML_GPU_INSTANCE_PROFILE_COUNT` (18 in CUDA 13.3): a library that
 /// never answers INVALID_ARGUMENT must not hold us for ever.
@@ -54,6 +54,38 @@ pub enum OpenError {
         /// What nvml-wrapper says.
         source: NvmlError,
     },
+    /// Too many sessions cannot be closed.
+    #[error(
+        "calls into NVML of {count} earlier sessions have not come back, so it is not opened again; reboot the node; \
+         `nvidia-smi` and the kernel log of the node show more"
+    )]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+}
+
+/// The sessions of this process that have not been closed. A call that hangs keeps its thread, and its session open; so that
+/// such threads do not pile up, NVML is not opened again behind [`Self::MOST`] of them.
+#[derive(Debug, Default)]
+pub struct Sessions(Mutex<Vec<Weak<Nvml>>>);
+
+impl Sessions {
+    /// A session has two threads for a GPU at most, and one more.
+    pub const MOST: usize = 4;
+
+    /// Opens another one.
+    pub fn open(&self, path: &Path) -> Result<Arc<Nvml>, OpenError> {
+        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.retain(|it| 0 < it.strong_count());
+        let count = sessions.len();
+        if Self::MOST <= count {
+            return Err(OpenError::TooMany { count });
+        }
+        let opened = open(path)?;
+        sessions.push(Arc::downgrade(&opened));
+        Ok(opened)
+    }
 }
 
 /// Loads and initialises the library at an absolute path.

@@ -64,7 +64,8 @@ pub struct Monitor {
 
 #[derive(Debug, Default)]
 struct State {
-    gpus: BTreeSet<String>,
+    /// UUIDs, with the index in NVML.
+    gpus: BTreeMap<String, u32>,
     /// GPUs that are let alone, and until when.
     aside: BTreeMap<String, Instant>,
     is_closed: bool,
@@ -106,8 +107,8 @@ impl Monitor {
         self.thread.get().is_some()
     }
 
-    /// Listens to these GPUs from now on.
-    pub fn listen_to(&self, gpus: impl IntoIterator<Item = String>) {
+    /// Listens to these GPUs from now on: UUIDs, with the index in NVML.
+    pub fn listen_to(&self, gpus: impl IntoIterator<Item = (String, u32)>) {
         self.state().gpus = gpus.into_iter().collect();
     }
 
@@ -143,13 +144,14 @@ impl Monitor {
     }
 
     /// The GPUs to listen to now, and those to let alone; `None` once there is no more to do.
-    fn wanted(&self) -> Option<(BTreeSet<String>, BTreeSet<String>)> {
+    fn wanted(&self) -> Option<(BTreeMap<String, u32>, BTreeSet<String>)> {
         let mut state = self.state();
         let now = Instant::now();
         state.alive = Some(now);
         state.aside.retain(|_, until| now < *until);
-        let wanted = state.gpus.iter().cloned().partition(|it| !state.aside.contains_key(it));
-        (!state.is_closed).then_some(wanted)
+        let (aside, wanted): (BTreeMap<String, u32>, BTreeMap<String, u32>) =
+            state.gpus.clone().into_iter().partition(|(it, _)| state.aside.contains_key(it));
+        (!state.is_closed).then(|| (wanted, aside.into_keys().collect()))
     }
 }
 
@@ -173,7 +175,7 @@ impl Listener<'_> {
         let (wanted, aside) = self.monitor.wanted()?;
         let busy = self.monitor.pulse.begin();
         // A set cannot lose a GPU.
-        if self.set.as_ref().is_some_and(|set| set.gpus().any(|it| !wanted.contains(it))) {
+        if self.set.as_ref().is_some_and(|set| set.gpus().any(|it| !wanted.contains_key(it))) {
             debug!("letting go of a GPU's events");
             self.set = None;
         }
@@ -210,23 +212,25 @@ impl Listener<'_> {
     }
 
     /// Makes the set if there is none, and adds what it lacks.
-    fn prepare(&mut self, wanted: &BTreeSet<String>) {
+    fn prepare(&mut self, wanted: &BTreeMap<String, u32>) {
         let is_new = self.set.is_none();
         // One that was let alone is tried at once.
-        self.listening.retain(|it, now| wanted.contains(it) && *now != Hearing::Aside);
+        self.listening.retain(|it, now| wanted.contains_key(it) && *now != Hearing::Aside);
         let mut set = match self.set.take().map_or_else(|| EventSet::new(self.nvml), Ok) {
             Ok(set) => set,
             Err(error) => {
                 self.listening =
-                    wanted.iter().map(|it| (it.clone(), Hearing::Failed(error.clone()))).collect();
+                    wanted.keys().map(|it| (it.clone(), Hearing::Failed(error.clone()))).collect();
                 return;
             }
         };
         let is_time = is_new || self.tried.is_none_or(|it| RETRY <= it.elapsed());
-        for gpu in wanted {
+        for (gpu, index) in wanted {
             if !set.has(gpu) && (is_time || !self.listening.contains_key(gpu)) {
-                self.listening
-                    .insert(gpu.clone(), set.add(gpu).map_or_else(Hearing::Failed, |()| Hearing::Heard));
+                self.listening.insert(
+                    gpu.clone(),
+                    set.add(gpu, *index).map_or_else(Hearing::Failed, |()| Hearing::Heard),
+                );
                 self.tried = Some(Instant::now());
             }
         }

@@ -15,14 +15,16 @@ pub struct Pulse {
 #[derive(Debug)]
 pub struct Beat {
     since: Arc<AtomicU64>,
+    begun: u64,
 }
 
 impl Pulse {
-    /// A call begins. One at a time.
+    /// A call begins. Of several at a time the last one counts.
     #[must_use]
     pub fn begin(&self) -> Beat {
-        self.since.store(clock(), Ordering::Relaxed);
-        Beat { since: Arc::clone(&self.since) }
+        let begun = clock();
+        self.since.store(begun, Ordering::Relaxed);
+        Beat { since: Arc::clone(&self.since), begun }
     }
 
     /// How long the present call takes already; nothing where there is none.
@@ -37,7 +39,8 @@ impl Pulse {
 
 impl Drop for Beat {
     fn drop(&mut self) {
-        self.since.store(0, Ordering::Relaxed);
+        // Another call may have begun since.
+        let _ = self.since.compare_exchange(self.begun, 0, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 

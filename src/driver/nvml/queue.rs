@@ -1,10 +1,10 @@
 //! One thread per GPU. Work for a GPU is done in the order it was asked for; GPUs do not wait for each other.
 
-use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
+use std::{fmt, io};
 
 use nvml_wrapper::Nvml;
 use tokio::sync::oneshot;
@@ -14,13 +14,22 @@ use super::{CallError, DeviceHandle, Pulse};
 
 type Job = Box<dyn FnOnce(Result<&DeviceHandle<'_>, CallError>) + Send>;
 
+/// A piece of work until it begins, or is withdrawn.
+type Slot = Arc<Mutex<Option<Job>>>;
+
 /// The way to a GPU. Clones share the thread, which ends when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub struct GpuQueue {
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<Slot>,
     pulse: Pulse,
     /// Work that waits or runs.
     pending: Arc<AtomicUsize>,
+}
+
+/// A piece of work that was asked for. Dropped before it has begun, it is withdrawn: behind a GPU that hangs, work would pile up.
+pub struct Submitted<T, E> {
+    answer: oneshot::Receiver<Result<T, E>>,
+    slot: Slot,
 }
 
 /// The GPU's thread is gone, which happens only while the process ends.
@@ -29,18 +38,20 @@ pub struct GpuQueue {
 pub struct QueueClosed;
 
 impl GpuQueue {
-    /// Starts the thread of the GPU with this UUID. The second value is for whoever waits for its end.
-    pub fn start(nvml: Arc<Nvml>, uuid: String, name: &str) -> io::Result<(Self, JoinHandle<()>)> {
-        let (jobs, inbox) = mpsc::channel::<Job>();
+    /// Starts the thread of the GPU with this UUID, which NVML has at this index. The second value is for whoever waits for its
+    /// end.
+    pub fn start(nvml: Arc<Nvml>, uuid: String, index: u32) -> io::Result<(Self, JoinHandle<()>)> {
+        let (jobs, inbox) = mpsc::channel::<Slot>();
         let pulse = Pulse::default();
         let beats = pulse.clone();
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let thread = thread::Builder::new().name(format!("gpu-{index}")).spawn(move || {
             // Kept once it was found: looking one up by UUID can take seconds while others do (mig-nvml-cdi.md 3.2).
             let mut device = None;
-            for job in inbox {
+            for slot in inbox {
+                let Some(job) = take(&slot) else { continue };
                 let _busy = beats.begin();
                 if device.is_none() {
-                    match DeviceHandle::by_uuid(&nvml, &uuid) {
+                    match DeviceHandle::by_uuid(&nvml, &uuid, index) {
                         Ok(found) => device = Some(found),
                         Err(error) => {
                             job(Err(error));
@@ -63,8 +74,18 @@ impl GpuQueue {
     }
 
     /// Runs a piece of work on the GPU's thread. Once begun it is done even if the caller stops waiting; if the caller has
-    /// given up before its turn comes, it is not begun: behind a GPU that hangs, work would pile up.
+    /// given up before its turn comes, it is not begun.
     pub async fn run<T, E, F>(&self, work: F) -> Result<Result<T, E>, QueueClosed>
+    where
+        T: Send + 'static,
+        E: From<CallError> + Send + 'static,
+        F: FnOnce(&DeviceHandle<'_>) -> Result<T, E> + Send + 'static,
+    {
+        self.submit(work)?.ended().await
+    }
+
+    /// Asks for a piece of work, which can be withdrawn until it begins.
+    pub fn submit<T, E, F>(&self, work: F) -> Result<Submitted<T, E>, QueueClosed>
     where
         T: Send + 'static,
         E: From<CallError> + Send + 'static,
@@ -76,14 +97,12 @@ impl GpuQueue {
         let job: Job = Box::new(move |device| {
             let _pending = pending;
             let _entered = span.entered();
-            if reply.is_closed() {
-                return;
-            }
             // Nobody may be listening any more; the work counts all the same.
             let _ = reply.send(device.map_err(E::from).and_then(work));
         });
-        self.jobs.send(job).map_err(|_| QueueClosed)?;
-        answer.await.map_err(|_| QueueClosed)
+        let slot = Arc::new(Mutex::new(Some(job)));
+        self.jobs.send(Arc::clone(&slot)).map_err(|_| QueueClosed)?;
+        Ok(Submitted { answer, slot })
     }
 
     /// Work that waits or runs now.
@@ -91,6 +110,35 @@ impl GpuQueue {
     pub fn pending(&self) -> usize {
         self.pending.load(Ordering::Relaxed)
     }
+}
+
+impl<T, E> Submitted<T, E> {
+    /// Waits for the end of the work. Can be called again where it was not waited for to the end.
+    pub async fn ended(&mut self) -> Result<Result<T, E>, QueueClosed> {
+        (&mut self.answer).await.map_err(|_| QueueClosed)
+    }
+
+    /// Withdraws the work, with everything that it holds. False where it has begun.
+    #[must_use]
+    pub fn withdraw(&self) -> bool {
+        take(&self.slot).is_some()
+    }
+}
+
+impl<T, E> Drop for Submitted<T, E> {
+    fn drop(&mut self) {
+        drop(take(&self.slot));
+    }
+}
+
+impl<T, E> fmt::Debug for Submitted<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Submitted").finish_non_exhaustive()
+    }
+}
+
+fn take(slot: &Slot) -> Option<Job> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// A piece of work from when it was asked for until it is done, or is not to be done any more.

@@ -10,9 +10,8 @@ use mig_model::facts;
 use nvml_wrapper::enums::gpm::GpmMetricId;
 use nvml_wrapper::gpm::{GpmSample, gpm_metrics_get};
 
-use super::DeviceHandle;
 use super::error::wrapped;
-use super::{CallError, Code};
+use super::{CallError, Code, DeviceHandle};
 
 /// What is measured of the engines, and what [`facts::Engine`] it is about.
 const METRICS: [(GpmMetricId, facts::Engine); 5] = [

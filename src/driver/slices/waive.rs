@@ -10,7 +10,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::resource::v1::{Device, ResourceSlice};
-use mig_model::inventory::DeviceName;
 
 use super::quantity::thousandths;
 /// Leaves out as many allocated devices as it takes, and answers with their names. One that comes first in `allocated` stays the

@@ -120,7 +120,7 @@ pub(super) fn devices(
         let Ok(adopted) = adoptable(&gpu.facts, instance) else { continue };
         let Some(device) = device(node, gpu, adopted) else { continue };
         // A GPU that is sick gives away nothing more, but what is held stays.
-        let is_permitted = access_allows(gpu, &device.kind, terms.mig_access);
+        let is_permitted = access_allows(gpu, &device.kind, terms.mig_access_of(gpu));
         let can_be_had =
             gpu.state.problem.is_none() && is_permitted || terms.held.contains(device.name.as_str());
         let is_offered = can_be_had && not_adopted(gpu, instance, terms).is_none();

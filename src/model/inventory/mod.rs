@@ -158,6 +158,8 @@ pub struct Terms {
     pub time_slices: u32,
     /// What can be done with MIG on this host.
     pub mig_access: MigAccess,
+    /// UUIDs of the GPUs on which NVML refuses to create or destroy an instance.
+    pub refused: BTreeSet<String>,
 }
 
 /// What this host permits the driver to do with MIG.
@@ -173,6 +175,15 @@ pub enum MigAccess {
 }
 
 impl Terms {
+    /// What can be done with MIG on this GPU.
+    #[must_use]
+    pub fn mig_access_of(&self, gpu: &Gpu) -> MigAccess {
+        match self.mig_access {
+            MigAccess::Full if self.refused.contains(&gpu.facts.uuid) => MigAccess::ExistingOnly,
+            of_host => of_host,
+        }
+    }
+
     fn adopted_on<'a>(&'a self, gpu: &'a Gpu) -> impl Iterator<Item = &'a Adopted> {
         self.adopted.iter().filter(|(parent, _)| *parent == gpu.facts.uuid).map(|(_, it)| it)
     }
@@ -240,8 +251,9 @@ fn offers(node: &NodeFacts, gpu: &Gpu, terms: &Terms) -> GpuInventory {
     let possible = candidates.iter().filter(|it| mode_allows(gpu, &it.kind) || is_held(it));
     let is_alone = possible.count() <= 1;
     let free = with_room(gpu, &candidates, &counters, &left);
-    let is_free =
-        |it: &AllocatableDevice| free.contains(&it.name) && access_allows(gpu, &it.kind, terms.mig_access);
+    let is_free = |it: &AllocatableDevice| {
+        free.contains(&it.name) && access_allows(gpu, &it.kind, terms.mig_access_of(gpu))
+    };
     let is_offered = |it: &AllocatableDevice| gpu.state.problem.is_none() && is_free(it) || is_held(it);
     let (mut devices, mut withheld): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_offered);
     if is_alone || devices.is_empty() {

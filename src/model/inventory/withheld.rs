@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{AllocatableDevice, DeviceKind, Gpu, Inventory, MigAccess, access_allows, mode_allows};
+use super::{AllocatableDevice, DeviceKind, Gpu, Inventory, Terms, access_allows, mode_allows};
 use crate::health::Report;
 
 /// Why a device exists and yet cannot be had.
@@ -24,11 +24,11 @@ pub enum Withheld {
 
 /// What the host permits.
 #[derive(Debug, Clone, Copy)]
-pub struct HostAccess {
+pub struct HostAccess<'a> {
     /// Whether claims can be prepared at all.
     pub can_prepare: bool,
     /// What can be done with MIG.
-    pub mig: MigAccess,
+    pub terms: &'a Terms,
 }
 
 /// How many devices of each GPU are withheld, and why, by the name of its counter set.
@@ -37,7 +37,7 @@ pub fn withheld(
     inventory: &Inventory,
     gpus: &[Gpu],
     health: &Report,
-    host: HostAccess,
+    host: &HostAccess<'_>,
 ) -> BTreeMap<(String, Withheld), usize> {
     let mut counts = BTreeMap::new();
     for offered in &inventory.gpus {
@@ -49,12 +49,12 @@ pub fn withheld(
     counts
 }
 
-fn why(gpu: &Gpu, device: &AllocatableDevice, health: &Report, host: HostAccess) -> Withheld {
+fn why(gpu: &Gpu, device: &AllocatableDevice, health: &Report, host: &HostAccess<'_>) -> Withheld {
     if health.device(&gpu.facts.uuid, device.name.as_str()).is_bad() {
         Withheld::Unhealthy
     } else if gpu.state.problem.is_some() {
         Withheld::Unreadable
-    } else if !host.can_prepare || !access_allows(gpu, &device.kind, host.mig) {
+    } else if !host.can_prepare || !access_allows(gpu, &device.kind, host.terms.mig_access_of(gpu)) {
         Withheld::HostNotReady
     } else if gpu.facts.mig.is_none() {
         Withheld::Shared

@@ -84,6 +84,14 @@ impl Store {
         Ok(Session { unlock, content, cache, store: self, before: None, faults: false, config: false })
     }
 
+    /// Whether a call that hangs has not been let go yet.
+    pub(crate) fn still_hangs(&self, call: &str, gpu: Option<usize>) -> io::Result<bool> {
+        let session = self.session()?;
+        let hangs = fault::still_hangs(&session.content.faults, call, gpu);
+        session.finish()?;
+        Ok(hangs)
+    }
+
     /// Waits for a GPU's turn, for calls that take time. The hold ends with the returned file.
     pub(crate) fn serialise(&self, gpu: usize) -> io::Result<File> {
         // A new open file each time: a lock belongs to an open file, and threads must exclude each other too.

@@ -7,6 +7,7 @@ mod common;
 
 use std::process::Command;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::*;
 use nvml_sim::{Action, CRASH_STATUS, Code, Fault};
@@ -31,6 +32,30 @@ fn a_fault_strikes_the_nth_call_on_its_gpu_only() {
     bench.node.clear_faults().unwrap();
     client.create(0, ONE).unwrap();
     assert_eq!(bench.node.snapshot().unwrap().gpus[0].gpu_instances.len(), 3, "a refused call has no effect");
+}
+
+#[test]
+fn a_call_hangs_on_one_gpu_until_its_fault_is_removed() {
+    let bench = Bench::new("2xH100-80GB");
+    let client = bench.client();
+    client.set_mode(0, 1);
+    for fault in [Fault::hanging("nvmlDeviceGetHandleByIndex_v2").on_gpu(1).times(1), Fault::hanging_gpu(1)] {
+        bench.node.inject(fault).unwrap();
+        let (began, is_released) = (Barrier::new(2), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let client = bench.client();
+                began.wait();
+                client.device(1);
+                assert!(is_released.load(Ordering::SeqCst), "it came back by itself");
+            });
+            began.wait();
+            // The other GPU answers meanwhile.
+            client.create(0, ONE).unwrap();
+            is_released.store(true, Ordering::SeqCst);
+            bench.node.clear_faults().unwrap();
+        });
+    }
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn by_pci(machine: &Machine, bus_id: &str, device: Out<Handle>) -> Answer<()> {
 }
 
 /// Domain, bus and device of `[domain:]bus:device.function`, all hexadecimal.
-fn pci_numbers(text: &str) -> Option<(u32, u32, u32)> {
+pub(super) fn pci_numbers(text: &str) -> Option<(u32, u32, u32)> {
     let hex = |text: &str| u32::from_str_radix(text, 16).ok();
     let mut parts = text.rsplit(':');
     let device = hex(parts.next()?.split('.').next()?)?;
@@ -121,21 +121,21 @@ nvml! {
     fn nvmlDeviceGetHandleByIndex(
         index: u32,
         device: Out<Handle>,
-    ), |s| {
+    ) on index, |s| {
         by_index(s.machine(), index, device)
     }
 
     fn nvmlDeviceGetHandleByIndex_v2(
         index: u32,
         device: Out<Handle>,
-    ), |s| {
+    ) on index, |s| {
         by_index(s.machine(), index, device)
     }
 
     fn nvmlDeviceGetHandleByUUID(
         uuid: Chars,
         device: Out<Handle>,
-    ), |s| {
+    ) on uuid, |s| {
         by_uuid(s.machine(), &uuid.get()?, device)
     }
 
@@ -155,18 +155,18 @@ nvml! {
     fn nvmlDeviceGetHandleByPciBusId(
         bus_id: Chars,
         device: Out<Handle>,
-    ), |s| {
+    ) on bus_id, |s| {
         by_pci(s.machine(), &bus_id.get()?, device)
     }
 
     fn nvmlDeviceGetHandleByPciBusId_v2(
         bus_id: Chars,
         device: Out<Handle>,
-    ), |s| {
+    ) on bus_id, |s| {
         by_pci(s.machine(), &bus_id.get()?, device)
     }
 
-    fn nvmlDeviceGetHandleBySerial(serial: Chars, device: Out<Handle>), |s| {
+    fn nvmlDeviceGetHandleBySerial(serial: Chars, device: Out<Handle>) on serial, |s| {
         let serial = serial.get()?;
         let found = s.machine().gpus.iter().position(|gpu| gpu.serial == serial).ok_or(Code::NOT_FOUND)?;
         device.set(gpu_handle(s.machine(), found)?)

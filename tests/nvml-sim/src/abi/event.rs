@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::types::{EventData, EventDataV1, Handle, Kind, Out};
+use super::types::{EventData, EventDataV1, Handle, Kind, Out, Subject};
 use super::usage::NO_INSTANCE;
 use super::{broken, guarded, library, nvml, perform_logged};
 use crate::code::{Answer, Code};
@@ -95,7 +95,7 @@ fn next_event(machine: &Machine, set: Handle) -> Answer<Option<Event>> {
 /// waited. Only a wait that a fault strikes is logged: a program that listens does nothing else all day.
 fn waited(name: &str, set: Handle, timeout_ms: u32) -> Answer<EventData> {
     let store = library::initialised()?;
-    perform_logged(store, name, None, |answer| answer.is_err(), |_| Ok(()))?;
+    perform_logged(store, name, Subject::default(), |answer| answer.is_err(), |_| Ok(()))?;
     wait(store, set, timeout_ms)
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::types::{Branch, Out, Text, name, version};
+use super::types::{Branch, Out, Subject, Text, name, version};
 use super::{broken, guarded, nvml, perform};
 use crate::code::{Answer, Code};
 use crate::node::is_node;
@@ -40,7 +40,7 @@ fn initialise(call: &str) -> Code {
                 STORE.get_or_init(|| opened)
             }
         };
-        perform(store, call, None, |session| {
+        perform(store, call, Subject::default(), |session| {
             if !session.config().driver_loaded {
                 return Err(Code::DRIVER_NOT_LOADED);
             }
@@ -102,7 +102,7 @@ extern "C" fn nvmlInitWithFlags(_flags: u32) -> Code {
 extern "C" fn nvmlShutdown() -> Code {
     guarded(|| {
         let store = initialised()?;
-        perform(store, "nvmlShutdown", None, |_| {
+        perform(store, "nvmlShutdown", Subject::default(), |_| {
             let down = USERS.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |users| users.checked_sub(1));
             down.map(|_| ()).map_err(|_| Code::UNINITIALIZED)
         })

@@ -21,8 +21,9 @@ use crate::code::{Answer, Code};
 use crate::fault::CRASH_STATUS;
 use crate::node::{Call, log_call};
 use crate::store::{Session, Store};
+use types::Subject;
 
-/// Declares exported functions. `on x` names the handle that the call is about.
+/// Declares exported functions. `on x` names the handle, index or name of the GPU that the call is about.
 macro_rules! nvml {
     ($(
         fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(on $subject:ident)?, |$session:ident| $body:block
@@ -34,8 +35,8 @@ macro_rules! nvml {
             #[allow(non_snake_case, reason = "the names are NVML's")]
             extern "C" fn $name($($arg: $type),*) -> $crate::code::Code {
                 #[allow(unused_mut, unused_assignments, reason = "some calls have no subject")]
-                let mut subject = None;
-                $(subject = $subject.gpu();)?
+                let mut subject: $crate::abi::types::Subject = Default::default();
+                $(subject = $subject.into();)?
                 $crate::abi::call(stringify!($name), subject, |$session| $body)
             }
         )*
@@ -62,10 +63,10 @@ pub fn exported_functions() -> Vec<&'static str> {
 }
 
 /// What every call does around its body.
-fn call(name: &str, gpu: Option<usize>, body: impl FnOnce(&mut Session<'_>) -> Answer<()>) -> Code {
+fn call(name: &str, subject: Subject, body: impl FnOnce(&mut Session<'_>) -> Answer<()>) -> Code {
     guarded(|| {
         let store = library::initialised()?;
-        perform(store, name, gpu, body)
+        perform(store, name, subject, body)
     })
 }
 
@@ -82,26 +83,27 @@ fn guarded(work: impl FnOnce() -> Answer<()>) -> Code {
 fn perform(
     store: &Store,
     name: &str,
-    gpu: Option<usize>,
+    subject: Subject,
     body: impl FnOnce(&mut Session<'_>) -> Answer<()>,
 ) -> Answer<()> {
-    perform_logged(store, name, gpu, |_| true, body)
+    perform_logged(store, name, subject, |_| true, body)
 }
 
 /// The same, logged only where the answer is worth it.
 fn perform_logged(
     store: &Store,
     name: &str,
-    gpu: Option<usize>,
+    subject: Subject,
     is_logged: impl FnOnce(&Answer<()>) -> bool,
     body: impl FnOnce(&mut Session<'_>) -> Answer<()>,
 ) -> Answer<()> {
     let (began, clock) = (SystemTime::now(), Instant::now());
     let mut session = store.session().map_err(|error| broken(&error))?;
+    let gpu = subject.gpu(session.machine());
     let plan = session.plan(name, gpu);
     let log = session.config().log_calls;
     let mut serial = None;
-    if plan.latency_ms > 0.0 || plan.crash_before {
+    if plan.latency_ms > 0.0 || plan.crash_before || plan.hangs {
         session.finish().map_err(|error| broken(&error))?;
         if plan.crash_before {
             crash(store);
@@ -110,6 +112,9 @@ fn perform_logged(
         // by one.
         serial = gpu.map(|gpu| store.serialise(gpu)).transpose().map_err(|error| broken(&error))?;
         std::thread::sleep(Duration::from_secs_f64(plan.latency_ms.max(0.0) / 1000.0));
+        while plan.hangs && store.still_hangs(name, gpu).map_err(|error| broken(&error))? {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         session = store.session().map_err(|error| broken(&error))?;
     }
     let answer = match plan.refuse {

@@ -6,6 +6,7 @@
 
 use std::ffi::{CStr, c_char};
 
+use super::device::pci_numbers;
 use crate::code::{Answer, Code};
 use crate::machine::{ComputeInstance, Gpu, GpuInstance, Machine};
 
@@ -217,6 +218,57 @@ impl Chars {
         // SAFETY: not NULL, and a NUL-terminated string by the promise of the C caller.
         let text = unsafe { CStr::from_ptr(self.0) };
         text.to_str().map(String::from).map_err(|_| Code::INVALID_ARGUMENT)
+    }
+}
+
+/// The GPU that a call is about, as the call names it.
+#[derive(Debug, Default)]
+pub(crate) enum Subject {
+    /// It is about none.
+    #[default]
+    None,
+    /// By a handle of it, or of something on it.
+    Handle(Handle),
+    /// By its index.
+    Index(u32),
+    /// By UUID, PCI address or serial number.
+    Name(Chars),
+}
+
+impl Subject {
+    /// Its index, if there is such a GPU.
+    pub(crate) fn gpu(self, machine: &Machine) -> Option<usize> {
+        match self {
+            Subject::None => None,
+            Subject::Handle(handle) => handle.gpu(),
+            Subject::Index(index) => Some(index as usize).filter(|index| *index < machine.gpus.len()),
+            Subject::Name(name) => {
+                let name = name.get().ok()?;
+                let pci = pci_numbers(&name);
+                machine.gpus.iter().position(|gpu| {
+                    let is_at = pci.is_some() && pci_numbers(&gpu.pci) == pci;
+                    gpu.uuid == name || gpu.serial == name || is_at
+                })
+            }
+        }
+    }
+}
+
+impl From<Handle> for Subject {
+    fn from(handle: Handle) -> Subject {
+        Subject::Handle(handle)
+    }
+}
+
+impl From<u32> for Subject {
+    fn from(index: u32) -> Subject {
+        Subject::Index(index)
+    }
+}
+
+impl From<Chars> for Subject {
+    fn from(name: Chars) -> Subject {
+        Subject::Name(name)
     }
 }
 
