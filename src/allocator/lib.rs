@@ -37,6 +37,11 @@
 //! Layers, each knows those before it: `quantity`; `cel_env`; `refusal`; `node`, `pool`; `counters`, `constraint`; `request`;
 //! `search`; `result`; `explain`.
 
+#![allow(
+    clippy::result_large_err,
+    reason = "an abort is made once and ends everything; callers get it boxed"
+)]
+
 mod allocated;
 pub mod cel_env;
 mod constraint;
