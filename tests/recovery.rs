@@ -307,6 +307,35 @@ async fn an_instance_that_an_administrator_removed_and_created_again_is_not_dest
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_gone_is_noticed_also_where_other_claims_have_the_gpu() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "1"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let mut claims = Vec::new();
+    for start in [0, 1, 2, 5] {
+        let claim = lab.claim_of(&format!("at-{start}"), &format!("gpu-0000-1a-00-mig-1g-10gb-{start}")).await;
+        prepare(&kubelet, &claim).await.unwrap();
+        claims.push((claim, start));
+    }
+    // The driver looks after claims in this order; those before the last one keep the GPU busy for a moment.
+    claims.sort_by(|left, right| left.0.uid.cmp(&right.0.uid));
+    let (gone, start) = claims.last().unwrap();
+    lab.sim.set_latency("nvmlDeviceGetGpuInstanceById", 50.0).unwrap();
+    lab.sim.on_gpu(0, |gpu| gpu.instances.retain(|it| it.start != *start)).unwrap();
+    let journal = lab.path(CLAIMS).join(format!("{}.jsonl", gone.uid));
+    let noticed = async || {
+        let text = std::fs::read_to_string(&journal).ok()?;
+        text.lines().last()?.contains("reserved").then_some(())
+    };
+    eventually("the driver has noticed", noticed).await;
+    for (claim, _) in &claims {
+        unprepare(&kubelet, claim).await.unwrap();
+    }
+    assert!(is_clean(&lab));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_cannot_be_taken_down_does_not_hold_up_the_others() {
     let mut lab = lab("1xH100-80GB").await;
     let mut claims = Vec::new();
