@@ -12,7 +12,7 @@ use super::prepare::mig_devices;
 use super::work::{NoResult, Ongoing, Waiting, WorkError, blocking, retried, to_its_end, within};
 use super::{ClaimRef, Claims, PlanError, UnprepareError, allocated_devices};
 use crate::api::ReadError;
-use crate::checkpoint::{Journal, Record, RecordedDevice, Stage, Stored};
+use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, Stage, Stored};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::inventory::MigSpec;
 use crate::mig::{self, MigError, ModePolicy};
@@ -242,7 +242,12 @@ async fn destroy_device(
         let (draft, spec, metrics) = (Arc::clone(draft), spec.clone(), gpu.metrics.clone());
         to_its_end(gpu, move |handle| {
             let Some(progress) = held(&draft).progress(index) else { return Ok(()) };
-            metrics.timed(Step::Destroy, || mig::destroy(handle, &spec, &progress))
+            metrics.timed(Step::Destroy, || mig::destroy(handle, &spec, &progress))?;
+            // Ids are used again: what appears there while the rest of the claim is left is not ours.
+            if let Err(error) = held(&draft).note(index, Progress::Reserved) {
+                warn!(%error, "cannot note that an instance of the claim is destroyed");
+            }
+            Ok(())
         })
     });
     match destroyed.await {
