@@ -56,7 +56,7 @@ pub const HARDWARE_LATENCY_MS: &[(&str, f64)] = &[
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
-    /// The name of the C function.
+    /// The name of the C function; [`ANY_CALL`] is any.
     pub call: String,
     /// Only calls for the GPU of this index; `None` is any.
     #[serde(default)]
@@ -85,7 +85,12 @@ pub enum Action {
     CrashAfter,
     /// Take this many milliseconds longer.
     Latency(f64),
+    /// Do not come back before the fault is removed.
+    Hang,
 }
+
+/// Stands for every function, where a fault names one.
+pub const ANY_CALL: &str = "*";
 
 /// Exit status of a process that a fault has ended.
 pub const CRASH_STATUS: i32 = 86;
@@ -99,6 +104,20 @@ impl Fault {
     /// Every call of that name does `action`.
     pub fn new(call: &str, action: Action) -> Fault {
         Fault { call: call.into(), gpu: None, skip: 0, times: None, action }
+    }
+
+    /// Every call about this GPU hangs until the fault is removed.
+    pub fn hanging_gpu(gpu: usize) -> Fault {
+        Fault::new(ANY_CALL, Action::Hang).on_gpu(gpu)
+    }
+
+    /// Every call of that name hangs until the fault is removed.
+    pub fn hanging(call: &str) -> Fault {
+        Fault::new(call, Action::Hang)
+    }
+
+    fn is_about(&self, call: &str, gpu: Option<usize>) -> bool {
+        (self.call == call || self.call == ANY_CALL) && (self.gpu.is_none() || self.gpu == gpu)
     }
 
     /// Only for one GPU.
@@ -125,6 +144,7 @@ pub(crate) struct Plan {
     pub(crate) report: Option<Code>,
     pub(crate) crash_before: bool,
     pub(crate) crash_after: bool,
+    pub(crate) hangs: bool,
 }
 
 /// The plan for a call, and whether a counter in `faults` has moved.
@@ -133,7 +153,7 @@ pub(crate) fn plan(config: &Config, faults: &mut Vec<Fault>, call: &str, gpu: Op
         Plan { latency_ms: config.latency_ms.get(call).copied().unwrap_or(0.0), ..Plan::default() };
     let mut moved = false;
     for fault in faults.iter_mut() {
-        if fault.call != call || (fault.gpu.is_some() && fault.gpu != gpu) {
+        if !fault.is_about(call, gpu) {
             continue;
         }
         if fault.skip > 0 {
@@ -154,8 +174,15 @@ pub(crate) fn plan(config: &Config, faults: &mut Vec<Fault>, call: &str, gpu: Op
             Action::CrashBefore => plan.crash_before = true,
             Action::CrashAfter => plan.crash_after = true,
             Action::Latency(ms) => plan.latency_ms += ms,
+            Action::Hang => plan.hangs = true,
         }
     }
-    faults.retain(|fault| fault.times != Some(0));
+    // What hangs is let go by removing the fault.
+    faults.retain(|fault| fault.times != Some(0) || fault.action == Action::Hang);
     (plan, moved)
+}
+
+/// Whether a call that hangs has not been let go yet.
+pub(crate) fn still_hangs(faults: &[Fault], call: &str, gpu: Option<usize>) -> bool {
+    faults.iter().any(|fault| fault.action == Action::Hang && fault.is_about(call, gpu))
 }

@@ -37,7 +37,7 @@ mod tables;
 
 pub use abi::exported_functions;
 pub use code::{Answer, Code};
-pub use fault::{Action, CRASH_STATUS, Config, Fault, HARDWARE_LATENCY_MS};
+pub use fault::{ANY_CALL, Action, CRASH_STATUS, Config, Fault, HARDWARE_LATENCY_MS};
 pub use machine::{
     ComputeInstance, EVENT_DOUBLE_BIT_ECC, EVENT_MIG_CONFIG_CHANGE, EVENT_SINGLE_BIT_ECC, EVENT_XID, Event,
     Gpu, GpuInstance, Holder, Machine, Process,

@@ -84,6 +84,14 @@ impl Store {
         Ok(Session { unlock, content, cache, store: self, before: None, faults: false, config: false })
     }
 
+    /// Whether a call that hangs has not been let go yet.
+    pub(crate) fn still_hangs(&self, call: &str, gpu: Option<usize>) -> io::Result<bool> {
+        let session = self.session()?;
+        let hangs = fault::still_hangs(&session.content.faults, call, gpu);
+        session.finish()?;
+        Ok(hangs)
+    }
+
     /// Waits for a GPU's turn, for calls that take time. The hold ends with the returned file.
     pub(crate) fn serialise(&self, gpu: usize) -> io::Result<File> {
         // A new open file each time: a lock belongs to an open file, and threads must exclude each other too.
@@ -91,6 +99,17 @@ impl Store {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
         flock(&file, FlockOperation::LockExclusive)?;
         Ok(file)
+    }
+
+    /// True where a call has the GPU's turn. Takes nothing from those that wait for it.
+    pub(crate) fn is_serialised(&self, gpu: usize) -> io::Result<bool> {
+        let path = self.dir().join(format!("gpu{gpu}.lock"));
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn refresh(&self, cached: Option<Content>) -> io::Result<Content> {

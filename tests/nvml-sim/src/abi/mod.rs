@@ -101,7 +101,7 @@ fn perform_logged(
     let plan = session.plan(name, gpu);
     let log = session.config().log_calls;
     let mut serial = None;
-    if plan.latency_ms > 0.0 || plan.crash_before {
+    if plan.latency_ms > 0.0 || plan.crash_before || plan.hangs {
         session.finish().map_err(|error| broken(&error))?;
         if plan.crash_before {
             crash(store);
@@ -110,6 +110,9 @@ fn perform_logged(
         // by one.
         serial = gpu.map(|gpu| store.serialise(gpu)).transpose().map_err(|error| broken(&error))?;
         std::thread::sleep(Duration::from_secs_f64(plan.latency_ms.max(0.0) / 1000.0));
+        while plan.hangs && store.still_hangs(name, gpu).map_err(|error| broken(&error))? {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         session = store.session().map_err(|error| broken(&error))?;
     }
     let answer = match plan.refuse {
