@@ -305,6 +305,59 @@ async fn an_instance_that_an_administrator_removed_and_created_again_is_not_dest
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_an_administrator_creates_behind_a_half_finished_unprepare_is_not_destroyed() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "3600", "--call-budget", "1"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim("two", &[("gpu", DRIVER, FIRST_1G), ("gpu", DRIVER, SECOND_1G)]).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    let gpu = lab.sim.snapshot().unwrap().gpus[0].clone();
+    let used = gpu.gpu_instances.iter().find(|it| it.start == 5).unwrap();
+    let (gpu_instance, compute_instance) = (Some(used.id), Some(used.compute_instances[0].id));
+    lab.sim.plant_process(0, Process { pid: 77, gpu_instance, compute_instance, memory_mib: 1 }).unwrap();
+    let refused = unprepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains("process 77"), "{refused}");
+    assert_eq!(lab.instances(), [(0, "1g.10gb".to_owned(), 5)]);
+
+    lab.sim.plant_instance(0, "1g.10gb", 6).unwrap();
+    let planted: Vec<u32> = serials(&lab).into_iter().filter(|it| *it != used.serial).collect();
+    lab.sim.remove_process(0, 77).unwrap();
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!(serials(&lab), planted);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_gone_is_noticed_also_where_other_claims_have_the_gpu() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "1"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let mut claims = Vec::new();
+    for start in [0, 1, 2, 5] {
+        let claim =
+            lab.claim_of(&format!("at-{start}"), &format!("gpu-0000-1a-00-mig-1g-10gb-{start}")).await;
+        prepare(&kubelet, &claim).await.unwrap();
+        claims.push((claim, start));
+    }
+    // The driver looks after claims in this order; those before the last one keep the GPU busy for a moment.
+    claims.sort_by(|left, right| left.0.uid.cmp(&right.0.uid));
+    let (gone, start) = claims.last().unwrap();
+    lab.sim.set_latency("nvmlDeviceGetGpuInstanceById", 50.0).unwrap();
+    lab.sim.on_gpu(0, |gpu| gpu.instances.retain(|it| it.start != *start)).unwrap();
+    let journal = lab.path(CLAIMS).join(format!("{}.jsonl", gone.uid));
+    let noticed = async || {
+        let text = std::fs::read_to_string(&journal).ok()?;
+        text.lines().last()?.contains("reserved").then_some(())
+    };
+    eventually("the driver has noticed", noticed).await;
+    for (claim, _) in &claims {
+        unprepare(&kubelet, claim).await.unwrap();
+    }
+    assert!(is_clean(&lab));
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_cannot_be_taken_down_does_not_hold_up_the_others() {
     let mut lab = lab("1xH100-80GB").await;
     let mut claims = Vec::new();

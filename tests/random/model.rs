@@ -24,6 +24,27 @@ pub(crate) const CUTS: [(&str, &str, u32, u32); 12] = [
     ("", "", 0, WHOLE),
 ];
 
+/// What an administrator makes: profile, first memory slice and number of them. The last ones sit where others of the driver
+/// do, and are of another profile.
+pub(crate) const BY_HAND: [(&str, u32, u32); 13] = [
+    ("1g.10gb", 0, 1),
+    ("1g.10gb", 1, 1),
+    ("1g.10gb", 2, 1),
+    ("1g.10gb", 5, 1),
+    ("1g.10gb", 6, 1),
+    ("2g.20gb", 0, 2),
+    ("2g.20gb", 2, 2),
+    ("2g.20gb", 4, 2),
+    ("3g.40gb", 4, 4),
+    ("4g.40gb", 0, 4),
+    ("1g.20gb", 0, 2),
+    ("1g.20gb", 2, 2),
+    ("1g.20gb", 4, 2),
+];
+
+/// What a claim is told that has other devices than it is allocated.
+pub(crate) const REALLOCATED: &str = "has not been unprepared since";
+
 /// A part of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Part {
@@ -52,6 +73,31 @@ pub(crate) enum State {
     Stale,
 }
 
+/// What the kubelet wants of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    Prepare,
+    Unprepare,
+    /// Both at once.
+    Race,
+}
+
+/// Work that goes on after its call was answered, because a GPU does not answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Work {
+    pub(crate) is_prepare: bool,
+    /// The process that does it.
+    pub(crate) driver: usize,
+}
+
+/// A GPU whose calls do not come back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hung {
+    pub(crate) gpu: usize,
+    /// All calls, and not only one of those that change it.
+    pub(crate) is_whole: bool,
+}
+
 /// A ResourceClaim, as the node knows it.
 #[derive(Debug)]
 pub(crate) struct Tenant {
@@ -65,6 +111,10 @@ pub(crate) struct Tenant {
     pub(crate) exists: bool,
     /// A process that runs on one of its instances: GPU and process id.
     pub(crate) process: Option<(usize, u32)>,
+    /// What goes on for it.
+    pub(crate) work: Option<Work>,
+    /// Parts whose instances an administrator has destroyed since it was prepared.
+    pub(crate) lost: Vec<Part>,
 }
 
 /// An instance that somebody else made.
@@ -72,6 +122,8 @@ pub(crate) struct Tenant {
 pub(crate) struct Foreign {
     pub(crate) part: Part,
     pub(crate) serial: u32,
+    /// Without a compute instance.
+    pub(crate) is_bare: bool,
 }
 
 /// How a call must be answered.
@@ -80,6 +132,8 @@ pub(crate) enum Expected {
     Done,
     /// With an error that has one of these words in it.
     Refused(Vec<String>),
+    /// One or the other, or not in time: it depends on when a GPU answers.
+    Any(Vec<String>),
 }
 
 /// All that is known.
@@ -88,16 +142,43 @@ pub(crate) struct Model {
     pub(crate) tenants: Vec<Tenant>,
     pub(crate) foreign: Vec<Foreign>,
     pub(crate) api_is_down: bool,
+    pub(crate) hung: Option<Hung>,
 }
 
 impl Tenant {
-    /// Keeps others from what it was promised.
-    pub(crate) fn holds(&self) -> bool {
-        matches!(self.state, State::Prepared | State::Leaving)
+    /// One that was just allocated these parts.
+    pub(crate) fn new(claim: Claim, parts: Vec<Part>, answer: Vec<PreparedDevice>) -> Self {
+        let (state, next, process, work, lost) = (State::Free, None, None, None, Vec::new());
+        Self { claim, parts, answer, state, next, exists: true, process, work, lost }
     }
 
+    /// Keeps others from what it was promised.
+    pub(crate) fn holds(&self) -> bool {
+        matches!(self.state, State::Prepared | State::Leaving) || self.work.is_some()
+    }
+
+    /// Work that goes on is on record.
     pub(crate) fn is_recorded(&self) -> bool {
-        self.state != State::Free
+        self.state != State::Free || self.work.is_some()
+    }
+
+    /// A pod may run with it, also while a repeated prepare goes on.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.state == State::Prepared && self.work.is_none_or(|it| it.is_prepare)
+    }
+
+    /// Its instances may be there, or not, or in part.
+    pub(crate) fn is_in_between(&self) -> bool {
+        self.state == State::Leaving || self.work.is_some()
+    }
+
+    /// An instance of a prepared claim that is there.
+    pub(crate) fn cut(&self) -> Option<Part> {
+        self.parts.iter().find(|it| !it.is_whole && !self.lost.contains(it)).copied()
+    }
+
+    pub(crate) fn is_on(&self, gpu: usize) -> bool {
+        self.parts.iter().any(|it| it.gpu == gpu)
     }
 
     /// Nobody will ask for it: its pod was deleted by force, and its ResourceClaim with it.
@@ -120,6 +201,10 @@ impl Tenant {
     /// Nothing is left of the earlier allocation, so what it is allocated now is what it has next.
     pub(crate) fn becomes(&mut self, state: State) {
         self.state = state;
+        self.work = None;
+        if state == State::Free {
+            self.lost.clear();
+        }
         if state == State::Free
             && let Some((parts, answer)) = self.next.take()
         {
@@ -143,10 +228,14 @@ impl Model {
         let tenant = &self.tenants[number];
         if tenant.state == State::Prepared {
             // Without an API server the record counts.
-            return if tenant.next.is_some() && !self.api_is_down && tenant.exists {
-                Expected::Refused(vec!["has not been unprepared since".to_owned()])
-            } else {
-                Expected::Done
+            if tenant.next.is_some() && !self.api_is_down && tenant.exists {
+                return Expected::Refused(vec![REALLOCATED.to_owned()]);
+            }
+            // What an administrator has destroyed is made again, where there is room for it.
+            let is_lost = |part: &Part| tenant.lost.iter().any(|it| it.overlaps(part));
+            return match self.foreign.iter().any(|it| is_lost(&it.part)) {
+                true => Expected::Refused(vec!["is occupied".to_owned()]),
+                false => Expected::Done,
             };
         }
         let mut words = Vec::new();
@@ -176,18 +265,55 @@ impl Model {
         }
     }
 
+    /// How a call must be answered whose GPU, or that of a claim in its way, does not answer.
+    pub(crate) fn any(&self, number: usize) -> Expected {
+        // A failure for the moment that comes when too little time is left is the answer.
+        const ALWAYS: [&str; 7] = [
+            "could not be switched",
+            " failed with ",
+            "still in use",
+            "is occupied",
+            "still has",
+            "the API server did not show",
+            REALLOCATED,
+        ];
+        let mut words: Vec<String> = ALWAYS.map(str::to_owned).into();
+        let tenant = &self.tenants[number];
+        let others = self.tenants.iter().enumerate().filter(|it| it.0 != number).map(|it| it.1);
+        let overlaps = |it: &&Tenant| it.parts.iter().any(|part| tenant.needs(part));
+        words.extend(others.filter(overlaps).map(|it| it.claim.name.clone()));
+        words.extend(tenant.process.map(|(_, pid)| format!("process {pid}")));
+        Expected::Any(words)
+    }
+
+    /// True for a claim that has or gets a part of a GPU that does not answer.
+    pub(crate) fn is_exposed(&self, number: usize) -> bool {
+        self.hung.is_some_and(|it| self.tenants[number].is_on(it.gpu))
+    }
+
+    /// True where the answer depends on when a GPU answers: its own, or that of a claim in the way for which something is
+    /// wanted or goes on.
+    pub(crate) fn is_uncertain(&self, number: usize, wanted: &BTreeSet<usize>) -> bool {
+        let tenant = &self.tenants[number];
+        let is_in_the_way = |other: &usize| {
+            let it = &self.tenants[*other];
+            *other != number && it.parts.iter().any(|part| tenant.needs(part))
+        };
+        let is_open = |other: &usize| {
+            self.tenants[*other].work.is_some() || (wanted.contains(other) && self.is_exposed(*other))
+        };
+        self.is_exposed(number) || (0..self.tenants.len()).filter(is_in_the_way).any(|other| is_open(&other))
+    }
+
     /// A part that the scheduler thinks to be free.
     pub(crate) fn is_unallocated(&self, part: &Part) -> bool {
         !self.tenants.iter().any(|it| it.exists && it.is_allocated(part))
     }
 
-    /// A part in which somebody else may make an instance. Not where an unprepare has begun: what is gone there cannot be
-    /// told from what came after it.
+    /// False where a claim has the GPU as a whole, or another instance of somebody else is in the way.
     pub(crate) fn is_open_to_others(&self, part: &Part) -> bool {
-        let is_closed = |it: &Tenant| {
-            let has_whole = it.parts.iter().any(|own| own.is_whole && own.gpu == part.gpu);
-            it.holds() && (it.needs(part) || has_whole)
-        };
-        !self.tenants.iter().any(is_closed) && !self.foreign.iter().any(|it| it.part.overlaps(part))
+        let has_whole = |it: &Tenant| it.parts.iter().any(|own| own.is_whole && own.gpu == part.gpu);
+        !self.tenants.iter().any(|it| it.holds() && has_whole(it))
+            && !self.foreign.iter().any(|it| it.part.overlaps(part))
     }
 }

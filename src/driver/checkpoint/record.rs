@@ -11,7 +11,7 @@
 //! | `preparing`, a device `complete` | both, perhaps the CDI file | prepare | undo |
 //! | `prepared` | all of it, and a pod that uses it | prepare mends what somebody else removed | only unprepare, or the end of the ResourceClaim |
 //! | `unpreparing` | all of it, or any part: CDI file and instances go before this file | unprepare | prepare, which makes anew what is gone |
-//! | `unpreparing`, a device `reserved` | nothing of that device, and its place is free for others | unprepare | prepare, where the place is still free |
+//! | any stage but `prepared`, a device `reserved` again | nothing of that device: it was destroyed, or something else is in its place | prepare, where the place is free | nothing to undo |
 //! | any of these with the boot id of another boot | the file only, perhaps the CDI file | prepare reserves the same devices again | the end of the ResourceClaim, or an unprepare that had begun |
 //!
 //! A GPU, a share of one and an adopted instance have no progress: nothing is made for them, so prepare only looks for them

@@ -245,12 +245,14 @@ impl Claims {
         record: &Arc<Record>,
         deadline: Instant,
     ) -> Result<(), UnprepareError> {
+        /// What takes longer on a GPU than this is taken to hang.
+        const LONG: Duration = Duration::from_secs(2);
         let mut gone = Vec::new();
         if let (Ok(hardware), true) = (self.hardware(), record.boot_id == self.boot_id) {
             for (index, device, spec, progress) in mig_devices(record) {
                 let Some(gpu) = hardware.gpu(&device.parent_uuid) else { continue };
-                // Looks do not pile up behind a GPU that hangs.
-                if 0 < gpu.queue.pending() {
+                // Looks do not pile up behind a GPU that hangs, and wait for one that is only busy.
+                if gpu.queue.busy_for().is_some_and(|it| LONG < it) {
                     continue;
                 }
                 let (spec, progress) = (spec.clone(), progress.clone());

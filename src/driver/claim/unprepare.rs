@@ -313,7 +313,12 @@ async fn destroy_device(
         let (draft, spec, metrics) = (Arc::clone(draft), spec.clone(), gpu.metrics.clone());
         to_its_end(gpu, move |handle| {
             let Some(progress) = held(&draft).progress(index) else { return Ok(()) };
-            metrics.timed(Step::Destroy, || mig::destroy(handle, &spec, &progress))
+            metrics.timed(Step::Destroy, || mig::destroy(handle, &spec, &progress))?;
+            // Ids are used again: what appears there while the rest of the claim is left is not ours.
+            if let Err(error) = held(&draft).note(index, Progress::Reserved) {
+                warn!(%error, "cannot note that an instance of the claim is destroyed");
+            }
+            Ok(())
         })
     });
     match destroyed.await {

@@ -250,6 +250,11 @@ impl SimNode {
         self.store.serialise(gpu).map(drop)
     }
 
+    /// True where a call with a latency, or one that hangs, is under way on this GPU.
+    pub fn is_busy(&self, gpu: usize) -> io::Result<bool> {
+        self.store.is_serialised(gpu)
+    }
+
     /// Makes the library lack symbols, as an older driver's does. Before a program opens it.
     pub fn hide_symbols(&self, names: &[&str]) -> io::Result<()> {
         let path = self.library().canonicalize()?;

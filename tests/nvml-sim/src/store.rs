@@ -101,6 +101,17 @@ impl Store {
         Ok(file)
     }
 
+    /// True where a call has the GPU's turn. Takes nothing from those that wait for it.
+    pub(crate) fn is_serialised(&self, gpu: usize) -> io::Result<bool> {
+        let path = self.dir().join(format!("gpu{gpu}.lock"));
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn refresh(&self, cached: Option<Content>) -> io::Result<Content> {
         let stamp = self.stamp()?;
         if let Some(content) = cached
