@@ -249,10 +249,11 @@ impl World {
     /// Waits for the end of a prepare of a claim that counted as prepared all the time: the next call for it finds it.
     async fn settle(&mut self, number: usize, state: State) {
         self.model.tenants[number].work = None;
-        if self.model.tenants[number].state == State::Prepared && state == State::Prepared {
-            if let Err(error) = self.call_one(number, true).await {
-                self.fail(&error);
-            }
+        if self.model.tenants[number].state == State::Prepared
+            && state == State::Prepared
+            && let Err(error) = self.call_one(number, true).await
+        {
+            self.fail(&error);
         }
         let state = self.state_on_record(number);
         self.becomes(number, state);

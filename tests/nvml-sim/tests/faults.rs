@@ -46,7 +46,7 @@ fn a_call_hangs_on_one_gpu_until_its_fault_is_removed() {
             scope.spawn(|| {
                 let client = bench.client();
                 began.wait();
-                client.device(1);
+                client.gpu(1);
                 assert!(is_released.load(Ordering::SeqCst), "it came back by itself");
             });
             began.wait();
