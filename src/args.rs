@@ -17,7 +17,7 @@ use crate::kubelet::is_pod_uid;
 use crate::mig::ModePolicy;
 use crate::nvml::OpenError;
 use crate::placement::Policy;
-use crate::slices::TaintEffect;
+use crate::slices::{Mode, TaintEffect};
 use crate::telemetry::LogFormat;
 use crate::telemetry::metrics::{MetricsAddress, UsagePolicy};
 
@@ -309,17 +309,6 @@ pub struct NodeArgs {
     /// Log format.
     #[arg(long, env, value_enum, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
-}
-
-/// What is published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Mode {
-    /// `partitionable` where the API server keeps counters, else `layout`; follows when that changes.
-    Auto,
-    /// Every placement of every profile, kept apart by counters.
-    Partitionable,
-    /// Devices that don't overlap, chosen by a layout.
-    Layout,
 }
 
 /// Whether the state of a layout is written to the node's label.

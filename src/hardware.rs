@@ -1,6 +1,5 @@
 //! The GPUs of this node while the driver runs: what they are, their threads, and what changed on them.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
@@ -20,7 +19,7 @@ use crate::args::HardwareArgs;
 use crate::checkpoint::{Record, RecordedDevice, RecordedKind};
 use crate::health::Report;
 use crate::host;
-use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, Withheld, inventory_on};
+use crate::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, Withheld};
 use crate::mig;
 use crate::nvml::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, RecoveryAction, SkippedGpu};
 use crate::nvml::{self, CallError, Code, GpuQueue, Heard, Monitor, OpenError, QueueClosed};
@@ -77,21 +76,6 @@ pub struct Basis {
 }
 
 impl NodeState {
-    /// What is offered where these devices stay as well, as what claims hold does: the API server has them as allocated,
-    /// although nobody has asked for them here yet.
-    #[must_use]
-    pub fn inventory_with(&self, allocated: &BTreeSet<String>) -> Cow<'_, Inventory> {
-        let is_offered = |name: &String| self.inventory.devices().any(|it| it.name.as_str() == name);
-        match &self.hardware {
-            Ok(hardware) if !allocated.iter().all(is_offered) => {
-                let held = &self.held | allocated;
-                let terms = Terms { held, ..self.basis.terms.clone() };
-                Cow::Owned(inventory_on(&hardware.facts, &self.basis.gpus, &terms))
-            }
-            _ => Cow::Borrowed(&self.inventory),
-        }
-    }
-
     /// Which GPUs cannot be read or used now, and why; empty where all of them can.
     #[must_use]
     pub fn unread(&self) -> String {

@@ -27,7 +27,7 @@ use crate::kubelet::{
 use crate::layout::{Decision, LayoutFollower, LayoutMemory};
 use crate::nvml::Pulse;
 use crate::readiness::HostReadiness;
-use crate::slices::{Offer, Publication, Publisher, PublisherParts, pool_name};
+use crate::slices::{Publication, Publisher, PublisherParts, Settings, pool_name};
 use crate::telemetry::metrics::{
     DcgmInstances, Exporter, GpuHealth, Instances, Metrics, Pods, Sampler, Seen, StateParts, bind_metrics,
     serve_metrics,
@@ -186,12 +186,15 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let publisher = Publisher::new(PublisherParts {
         api: NodeSlices::new(client.clone(), &name, &driver),
         allocations: Allocations::new(client.clone(), &driver, pool),
-        mode: args.mode,
-        offer: Offer { policy: args.placement, profiles: args.profiles.clone() },
-        settle_time: args.settle_time,
+        settings: Settings {
+            mode: args.mode,
+            placement: args.placement,
+            profiles: args.profiles.clone(),
+            settle_time: args.settle_time,
+            taint_effect: args.taint_effect,
+        },
         has_past,
         layouts,
-        taint_effect: args.taint_effect,
         turn: turn.clone(),
         events: events.clone(),
         report: publication_report,

@@ -27,8 +27,8 @@ use super::waive::{waive, waived_in};
 use crate::inventory::{AllocatableDevice, DeviceName, GpuInventory, Inventory};
 
 /// Remembers what stays, and until when something may have to come back.
-#[derive(Debug)]
-pub struct Kept {
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
     settle: Duration,
     /// Devices that stay.
     taken: BTreeSet<String>,
@@ -60,22 +60,22 @@ enum Gone {
 
 /// Names of devices.
 #[derive(Debug, Clone, Copy)]
-pub struct Devices<'a> {
+pub(super) struct Devices<'a> {
     /// What is offered whatever the API server says.
-    pub offered: &'a BTreeSet<String>,
+    pub(super) offered: &'a BTreeSet<String>,
     /// What else the node has and could offer.
-    pub withheld: &'a BTreeSet<String>,
+    pub(super) withheld: &'a BTreeSet<String>,
     /// What is published.
-    pub published: &'a BTreeSet<String>,
+    pub(super) published: &'a BTreeSet<String>,
     /// What is prepared.
-    pub prepared: &'a BTreeSet<String>,
+    pub(super) prepared: &'a BTreeSet<String>,
 }
 
 impl Kept {
     /// Starts without knowledge of what was before. `settle` is how long a scheduler may act on what it saw, `has_past` whether
     /// a driver was on this node before this process: it may have withdrawn something a moment ago.
     #[must_use]
-    pub fn new(settle: Duration, has_past: bool) -> Self {
+    pub(super) fn new(settle: Duration, has_past: bool) -> Self {
         Self {
             settle,
             taken: BTreeSet::new(),
@@ -93,7 +93,7 @@ impl Kept {
 
     /// Whether the claims have to be read, and [`Kept::found`] to be told, before anything is published: where something goes
     /// of which that is not known, and when it is time to look again.
-    pub fn asks(&mut self, devices: Devices<'_>, now: Instant) -> bool {
+    pub(super) fn asks(&mut self, devices: Devices<'_>, now: Instant) -> bool {
         // Before NVML works there is nothing that could come back.
         let has_any = !devices.offered.is_empty() || !devices.withheld.is_empty();
         let is_first = has_any && self.has_past;
@@ -130,7 +130,7 @@ impl Kept {
     }
 
     /// Takes note of what claims have, by a read that began at `read_at`.
-    pub fn found(&mut self, allocated: &BTreeSet<String>, devices: Devices<'_>, read_at: Instant) {
+    pub(super) fn found(&mut self, allocated: &BTreeSet<String>, devices: Devices<'_>, read_at: Instant) {
         let is_possible = |it: &&String| devices.published.contains(*it) || devices.withheld.contains(*it);
         self.taken = allocated.difference(devices.offered).filter(is_possible).cloned().collect();
         self.allocated.clone_from(allocated);
@@ -155,7 +155,7 @@ impl Kept {
 
     /// What of the offer may be published now where counters keep devices apart. `before` is what is published, `prepared`
     /// what is prepared on the node.
-    pub fn show<'i>(
+    pub(super) fn show<'i>(
         &mut self,
         offered: &'i Inventory,
         before: &BTreeSet<String>,
@@ -210,17 +210,17 @@ impl Kept {
     }
 
     /// Takes note that what was published by other rules, and may just have gone, may have to come back.
-    pub fn expect_more(&mut self) {
+    pub(super) fn expect_more(&mut self) {
         self.gone = Some(Gone::NotYet);
     }
 
     /// Takes note that layouts decide what is published, which see to what they withdraw.
-    pub fn leave_to_layouts(&mut self) {
+    pub(super) fn leave_to_layouts(&mut self) {
         self.is_by_layout = true;
     }
 
     /// Takes note that what was decided last is written.
-    pub fn written(&mut self, now: Instant) {
+    pub(super) fn written(&mut self, now: Instant) {
         self.has_written = true;
         for gone in self.withdrawn.values_mut().chain(&mut self.gone).filter(|it| **it == Gone::NotYet) {
             *gone = Gone::Since(now);
@@ -229,13 +229,13 @@ impl Kept {
 
     /// What stays.
     #[must_use]
-    pub fn taken(&self) -> &BTreeSet<String> {
+    pub(super) fn taken(&self) -> &BTreeSet<String> {
         &self.taken
     }
 
     /// Takes the cost from allocated devices where counters would be below what they consume. What schedulers see keeps its
     /// cost the longest, then what is prepared.
-    pub fn waive(
+    pub(super) fn waive(
         &mut self,
         slices: &mut [ResourceSlice],
         prepared: &BTreeSet<String>,
@@ -247,7 +247,7 @@ impl Kept {
     }
 
     /// Learns from what a process before this one has published which devices are without their cost.
-    pub fn learn(&mut self, published: &[ResourceSlice]) {
+    pub(super) fn learn(&mut self, published: &[ResourceSlice]) {
         if self.has_past && self.read_at.is_none() {
             self.waived = waived_in(published);
         }
@@ -255,7 +255,7 @@ impl Kept {
 
     /// When to look again. Of a claim that was never prepared nobody tells when it is released.
     #[must_use]
-    pub fn next(&self) -> Option<Instant> {
+    pub(super) fn next(&self) -> Option<Instant> {
         let gone = self.withdrawn.values().chain(&self.gone).filter_map(|it| match it {
             Gone::Since(since) => Some(*since),
             Gone::NotYet => None,
