@@ -50,10 +50,12 @@ fn layouts<'a>(world: &World<'a>, inventory: &Inventory) -> Cow<'a, Decision> {
     }
 }
 
-/// Whether other devices are to be published because of what claims hold now.
-pub(super) fn makes_room(memory: &Memory, world: &World<'_>, now: &NodeView<'_>) -> bool {
+/// Whether other devices are to be published because of what claims hold now. What was allocated and not prepared when the node
+/// was as in `seen` still is; what was prepared and is not any more may be free.
+pub(super) fn makes_room(memory: &Memory, world: &World<'_>, seen: &NodeView<'_>) -> bool {
+    let now = &world.node;
     let decision = layouts(world, now.inventory);
-    let held = now.held | &memory.allocated;
+    let held = now.held | &(&memory.allocated - seen.held);
     names(&apply(now.inventory, &decision.layouts, &held).inventory) != *memory.transition.published()
 }
 

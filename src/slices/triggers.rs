@@ -17,7 +17,7 @@ impl World<'_> {
             || now.inputs.err() != seen.inputs.err()
             || now.held != seen.held
                 && (now.inputs.is_err()
-                    || !self.is_counted() && makes_room(memory, self, now)
+                    || !self.is_counted() && makes_room(memory, self, seen)
                     || memory.may_lose_undescribed(now.held))
     }
 

@@ -409,3 +409,81 @@ fn of_two_allocated_devices_that_overlap_one_costs_nothing_until_it_is_released(
     sync(&mut world);
     assert_eq!(world.cost(&late), 2);
 }
+
+#[test]
+fn a_gate_that_turns_soon_after_a_start_makes_no_round_without_a_pause() {
+    let mut world = world("all-1g.10gb");
+    world.restart(0);
+    sync(&mut world);
+    world.now += 1;
+    world.keeps_counters = true;
+    sync(&mut world);
+    // Here the settle time of the start is over, and that of the gate is not.
+    world.now += SETTLE - 1;
+    sync(&mut world);
+    assert!(!world.pool().unwrap().is_open);
+    world.now += 1;
+    sync(&mut world);
+    assert!(world.pool().unwrap().is_open);
+}
+
+#[test]
+fn claims_that_are_read_at_a_start_count_for_layouts_at_once() {
+    let mut world = world("all-1g.10gb");
+    world.is_sick = true;
+    sync(&mut world);
+    world.claim(mig("1g-10gb-0"));
+    world.restart(0);
+    sync(&mut world);
+    assert!(world.rounds.has_read);
+    assert_eq!(world.published(), [mig("1g-10gb-0")].into());
+}
+
+#[test]
+fn nothing_is_published_before_the_layouts_are_known() {
+    let mut world = world("all-1g.10gb");
+    world.wipe();
+    world.rounds.layout.revision = 0;
+    sync(&mut world);
+    assert_eq!(world.pool(), None);
+    world.rounds.layout.revision = 1;
+    sync(&mut world);
+    assert_eq!(world.published().len(), 7);
+}
+
+#[test]
+fn a_lost_gpu_keeps_what_claims_have_of_it_with_its_cost_until_the_last_one_ends() {
+    let mut world = world("all-1g.10gb");
+    world.keeps_counters = true;
+    for _ in 0..2 {
+        world.now += SETTLE;
+        sync(&mut world);
+    }
+    world.claim(mig("2g-20gb-0"));
+    world.prepare(0, false);
+    world.restart(0);
+    world.is_lost = true;
+    sync(&mut world);
+    assert_eq!(world.published(), [mig("2g-20gb-0")].into());
+    assert_eq!(world.cost(&mig("2g-20gb-0")), 2);
+    world.wipe();
+    sync(&mut world);
+    assert_eq!(world.cost(&mig("2g-20gb-0")), 2, "it is remembered as it was published");
+    world.comes_to_rest();
+}
+
+#[test]
+fn a_release_makes_room_for_the_layout_also_after_the_claims_were_read() {
+    let mut world = world("all-1g.10gb");
+    world.claim(mig("1g-10gb-0"));
+    world.prepare(0, false);
+    world.rounds.layout.layouts = choose(Some("all-disabled"), None, &world.facts).unwrap();
+    sync(&mut world);
+    world.now += SETTLE;
+    sync(&mut world);
+    assert!(world.rounds.has_read, "the last round has seen the claim as allocated");
+    assert_eq!(world.published(), [mig("1g-10gb-0")].into());
+    world.end(0, 0);
+    world.rest(false);
+    assert_eq!(world.published(), ["gpu-0000-1a-00".to_owned()].into());
+}

@@ -205,7 +205,7 @@ impl World {
     /// It writes so many slices at most, and then it fails.
     pub(super) fn write_part(&mut self, most: usize) {
         let Some(Decided { is_counted, is_described, allocated }) = self.decided.take() else { return };
-        let before = self.published();
+        let (before, is_whole) = (self.published(), most == usize::MAX);
         if !self.rounds.write(most, self.at(self.now)) {
             return;
         }
@@ -213,8 +213,9 @@ impl World {
             self.rounds.pool().unwrap_or(Pool { devices: BTreeSet::new(), is_counted, is_open: false });
         // What was allocated and published stays, and without counters also what was not published, if the claims were read.
         for device in allocated.intersection(&self.allocated()) {
-            let is_shown = before.contains(device) || !is_counted && is_described && self.rounds.has_read;
-            let is_usable = pool.is_open || most == usize::MAX;
+            let is_found = is_whole && !is_counted && is_described && self.rounds.has_read;
+            let is_shown = before.contains(device) || is_found;
+            let is_usable = pool.is_open || is_whole;
             assert!(
                 pool.devices.contains(device) || !is_shown || !is_usable,
                 "{device} is allocated and not in {:?}, was in {before:?}",
@@ -413,7 +414,7 @@ impl World {
     }
 
     /// Goes on by what wakes the driver, until nothing but the next comparison is left.
-    fn rest(&mut self, looks_anyway: bool) {
+    pub(super) fn rest(&mut self, looks_anyway: bool) {
         self.write();
         let answer = if self.keeps_counters { CounterSupport::Pool } else { CounterSupport::Dropped };
         let gates = Gates { counters: Gate { answer: Some(answer), asked: None }, ..Gates::default() };
@@ -438,6 +439,7 @@ impl World {
     pub(super) fn comes_to_rest(&mut self) {
         self.claims.retain(|_, it| it.is_allocated);
         // That a gate was turned, or slices deleted, is no news of the node.
+        self.write();
         let before = self.published();
         self.rest(true);
         let mut held = &self.prepared() | &self.allocated();
@@ -449,17 +451,33 @@ impl World {
         if self.keeps_counters && !self.is_lost {
             assert_eq!(self.published(), names(&self.counted(&held)), "and the rest is as it is wanted");
         }
-        self.claims.values_mut().for_each(|it| it.record = None);
-        self.rest(false);
         if self.may_overlap || self.is_lost {
-            return;
+            return self.ends();
         }
         self.keeps_counters = false;
         self.rest(true);
         let held = &self.prepared() | &self.allocated();
         let target = apply(&self.offers(&held), &self.rounds.layout.layouts, &held).inventory;
         assert_eq!(self.published(), names(&target));
-        assert!(self.pool().unwrap().is_open, "somebody can be given what is free");
+        assert!(self.pool().unwrap().is_open, "free devices can be allocated");
+        self.ends();
+    }
+
+    /// All claims end: what the node knows by itself, and the time, lead to what is published without any.
+    fn ends(&mut self) {
+        // No event says when a claim ends that was never prepared; the next comparison finds that.
+        let is_unnoticed = self.claims.values().any(|it| it.record.is_none());
+        self.claims.clear();
+        self.rest(is_unnoticed);
+        let nothing = BTreeSet::new();
+        let expected = match (self.is_lost, self.keeps_counters) {
+            (true, _) => BTreeSet::new(),
+            (false, true) => names(&self.counted(&nothing)),
+            (false, false) => {
+                names(&apply(&self.offers(&nothing), &self.rounds.layout.layouts, &nothing).inventory)
+            }
+        };
+        assert_eq!(self.published(), expected, "without claims");
     }
 }
 

@@ -207,3 +207,49 @@ proptest! {
         world.comes_to_rest();
     }
 }
+
+/// A world in which the whole GPU is published, and then withdrawn because it is unhealthy.
+fn withdrawn() -> World {
+    let mut world = World::new();
+    let events = [Event::Decide, Event::Write, Event::Sickness, Event::Decide, Event::Write];
+    events.into_iter().for_each(|it| world.play(it));
+    assert_eq!(world.published(), BTreeSet::new());
+    world
+}
+
+fn late(world: &mut World) {
+    world.claims.push((GPU.to_owned(), true, false));
+}
+
+#[test]
+fn an_allocated_gpu_that_is_unhealthy_is_published_again_when_its_slices_are_deleted() {
+    let mut world = World::new();
+    [Event::Decide, Event::Write].into_iter().for_each(|it| world.play(it));
+    late(&mut world);
+    [Event::Sickness, Event::KubeletRestart, Event::Decide, Event::Write]
+        .into_iter()
+        .for_each(|it| world.play(it));
+    assert_eq!(world.published(), [GPU.to_owned()].into());
+}
+
+#[test]
+fn an_allocated_gpu_that_is_unhealthy_is_published_again_after_a_write_that_failed() {
+    let mut world = withdrawn();
+    late(&mut world);
+    [Event::Decide, Event::WritePart(0), Event::Decide, Event::Write]
+        .into_iter()
+        .for_each(|it| world.play(it));
+    assert_eq!(world.published(), [GPU.to_owned()].into());
+}
+
+#[test]
+fn an_unhealthy_gpu_that_was_allocated_at_the_last_moment_is_published_again_also_by_the_next_process() {
+    let mut world = withdrawn();
+    world.play(Event::Restart(0));
+    [Event::Decide, Event::Write].into_iter().for_each(|it| world.play(it));
+    late(&mut world);
+    world.play(Event::Wait(10));
+    [Event::Decide, Event::Write].into_iter().for_each(|it| world.play(it));
+    assert_eq!(world.published(), [GPU.to_owned()].into());
+    assert_eq!(world.rounds.lists, 3, "at the withdrawal, at the start, and when the settle time is over");
+}
