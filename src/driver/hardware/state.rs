@@ -1,11 +1,10 @@
 //! What is known of the node at one moment, for every part of the driver.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mig_model::health::Report;
-use mig_model::inventory::{Gpu, Inventory, Problem, Terms, Withheld, inventory_on};
+use mig_model::inventory::{Gpu, Inventory, Problem, Terms, Withheld};
 
 use super::Hardware;
 use crate::access::AccessReport;
@@ -46,21 +45,6 @@ pub struct Basis {
 }
 
 impl NodeState {
-    /// What is offered where these devices stay as well, as what claims hold does: the API server has them as allocated,
-    /// although nobody has asked for them here yet.
-    #[must_use]
-    pub fn inventory_with(&self, allocated: &BTreeSet<String>) -> Cow<'_, Inventory> {
-        let is_offered = |name: &String| self.inventory.devices().any(|it| it.name.as_str() == name);
-        match &self.hardware {
-            Ok(hardware) if !allocated.iter().all(is_offered) => {
-                let held = &self.held | allocated;
-                let terms = Terms { held, ..self.basis.terms.clone() };
-                Cow::Owned(inventory_on(&hardware.facts, &self.basis.gpus, &terms))
-            }
-            _ => Cow::Borrowed(&self.inventory),
-        }
-    }
-
     /// Which GPUs cannot be read or used now, and why; empty where all of them can.
     #[must_use]
     pub fn unread(&self) -> String {

@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::choice::{Layouts, Refusal, choose, default_layouts};
+use super::choice::{Refusal, choose, default_layouts};
+use super::decision::Decision;
 use super::memory::LayoutMemory;
 use super::source::LayoutSource;
 use crate::api::{CONFIG_LABEL, EventReason, Events, FORBIDDEN_PAUSE, LayoutLabels, OwnNode, STATE_LABEL};
@@ -31,19 +32,6 @@ const COUNTED: &str = "kube-apiserver keeps shared counters, so every placement 
 /// Why they have none where counters are insisted on.
 const INSISTING: &str = "--mode=partitionable publishes whole GPUs where kube-apiserver drops shared counters; start the driver \
                          with --mode=auto or --mode=layout";
-
-/// How GPUs are to be offered where no counters keep devices apart.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Decision {
-    /// Rises with each decision; 0 before the first.
-    pub revision: u64,
-    /// The label's value, if there is one.
-    pub label: Option<String>,
-    /// What is in force.
-    pub layouts: Layouts,
-    /// Why that is not what the label asks for, if so.
-    pub refusal: Option<Refusal>,
-}
 
 /// Turns labels and files into decisions.
 #[derive(Debug)]

@@ -29,7 +29,7 @@ use crate::nvml::Pulse;
 use crate::pods::Pods;
 use crate::probes::{Health, bind_health, health_service, serve_health};
 use crate::readiness::HostReadiness;
-use crate::slices::{Offer, Publication, PublicationMetrics, Publisher, PublisherParts, pool_name};
+use crate::slices::{Publication, PublicationMetrics, Publisher, PublisherParts, Settings, pool_name};
 use crate::telemetry::metrics::{Exporter, Metrics, bind_metrics, serve_metrics};
 use crate::usage::{ClaimMetrics, DcgmInstances, Instances, Sampler, Seen};
 use crate::{check, host};
@@ -198,12 +198,15 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let publisher = Publisher::new(PublisherParts {
         api: NodeSlices::new(client.clone(), &name, &driver),
         allocations: Allocations::new(client.clone(), &driver, pool),
-        mode: args.mode,
-        offer: Offer { policy: args.placement, profiles: args.profiles.clone() },
-        settle_time: args.settle_time,
+        settings: Settings {
+            mode: args.mode,
+            placement: args.placement,
+            profiles: args.profiles.clone(),
+            settle_time: args.settle_time,
+            taint_effect: args.taint_effect,
+        },
         has_past,
         layouts,
-        taint_effect: args.taint_effect,
         turn: turn.clone(),
         events: events.clone(),
         report: publication_report,

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use mig_model::inventory::{DeviceKind, DeviceName, GpuInventory, Inventory};
 
-use super::Publisher;
-use super::publish::RESYNC;
-use crate::api::SliceError;
+use super::memory::Memory;
+use super::next::{Question, claims};
+use super::render::names as names_in;
+use super::world::{Published, RESYNC, World};
 
 /// Whole GPUs and shares that were withdrawn lately, so far as this process knows. Pure.
-#[derive(Debug)]
-pub(super) struct Withdrawn {
+#[derive(Debug, Clone)]
+pub(super) struct ShareTransition {
     /// Since when they are gone; `None` until that is written.
     gone: BTreeMap<String, Option<Instant>>,
     /// When this process first looked, if a driver before it may have withdrawn something a moment before.
@@ -25,19 +26,23 @@ pub(super) struct Withdrawn {
     has_past: bool,
 }
 
-impl Withdrawn {
+impl ShareTransition {
     /// Starts without knowledge of what was before; `has_past` is whether a driver was on this node before this process.
     pub(super) fn new(has_past: bool) -> Self {
         Self { gone: BTreeMap::new(), start: None, has_past }
     }
 
-    /// Takes note of the time. Until a settle time after the first look nothing may come that was not published then, unless
-    /// this process itself has withdrawn it.
-    fn look(&mut self, now: Instant, settle: Duration) {
+    /// Takes note of the first look. Until a settle time after it nothing may come that was not published then, unless this
+    /// process itself has withdrawn it.
+    fn look(&mut self, now: Instant) {
         if std::mem::take(&mut self.has_past) {
             self.start = Some(now);
         }
-        self.start = self.start.filter(|it| now < *it + settle);
+    }
+
+    /// Whether a settle time has passed since the first look.
+    fn has_settled(&self, now: Instant, settle: Duration) -> bool {
+        self.start.is_some_and(|it| it + settle <= now)
     }
 
     /// What of a GPU's devices may be published now. `before` is what is published of it, `held` what claims have, by a read
@@ -51,6 +56,7 @@ impl Withdrawn {
         settle: Duration,
     ) -> GpuInventory {
         let wanted = names(target);
+        self.start = self.start.filter(|it| read_at < *it + settle);
         for name in before.difference(&wanted) {
             self.gone.entry(name.clone()).or_insert(None);
         }
@@ -86,42 +92,59 @@ impl Withdrawn {
     }
 }
 
-impl Publisher {
-    /// The inventory with as much of the GPUs without MIG as may be published now, and when to look again.
-    pub(super) async fn settle_shares<'i>(
-        &mut self,
-        inventory: &'i Inventory,
-        held: &BTreeSet<String>,
-        published: &BTreeSet<String>,
-    ) -> Result<(Cow<'i, Inventory>, Duration), SliceError> {
-        let uncut = || inventory.gpus.iter().filter(|it| !it.can_be_cut());
-        let before: BTreeSet<String> =
-            published.iter().filter(|name| uncut().any(|it| is_of(name, it))).cloned().collect();
-        let wanted: BTreeSet<String> = uncut().flat_map(names).collect();
-        let settle = self.parts.settle_time;
-        self.withdrawn.look(Instant::now(), settle);
-        self.withdrawn.gone.retain(|name, _| uncut().any(|it| is_of(name, it)));
-        if before == wanted && self.withdrawn.gone.is_empty() {
-            return Ok((Cow::Borrowed(inventory), RESYNC));
-        }
-        let (read_at, allocated) = self.allocated().await?;
-        let held = held | &allocated;
-        let mut settled = inventory.clone();
-        let mut is_held_up = false;
-        for gpu in settled.gpus.iter_mut().filter(|it| !it.can_be_cut()) {
-            let target = gpu.with_held(&held);
-            is_held_up |= names(&target) != names(gpu);
-            let before = before.iter().filter(|it| is_of(it, gpu)).cloned().collect();
-            *gpu = self.withdrawn.step(&target, &before, &held, read_at, settle);
-        }
-        let due = match self.withdrawn.since() {
-            Some(since) => (since + settle).saturating_duration_since(Instant::now()),
-            None if self.withdrawn.gone.is_empty() => RESYNC,
-            None => settle,
-        };
-        // Claims that are not prepared are not heard of when they are released.
-        Ok((Cow::Owned(settled), if is_held_up { settle.min(due) } else { due }))
+/// The inventory with as much of the GPUs without MIG as may be published now, and when to look again.
+pub(super) fn settle<'i>(
+    memory: &mut Memory,
+    world: &World<'_>,
+    inventory: &'i Inventory,
+    published: &Published,
+    now: Instant,
+) -> Result<(Cow<'i, Inventory>, Duration), Question> {
+    let uncut = || inventory.gpus.iter().filter(|it| !it.can_be_cut());
+    let is_uncut = |name: &String| uncut().any(|it| is_of(name, it));
+    let seen = published.slices.iter().flat_map(names_in).map(str::to_owned);
+    let seen: BTreeSet<String> = seen.filter(is_uncut).collect();
+    // Also what was deleted since, or not written in the end: it may be allocated all the same.
+    let known = memory.attempted().filter(|it| is_uncut(it)).cloned().collect();
+    let before = &seen | &known;
+    let wanted: BTreeSet<String> = uncut().flat_map(names).collect();
+    let settle = world.settings.settle_time;
+    let transition = &mut memory.sharing;
+    transition.look(now);
+    transition.gone.retain(|name, _| is_uncut(name));
+    if uncut().next().is_none() {
+        return Ok((Cow::Borrowed(inventory), RESYNC));
     }
+    if before == wanted && transition.gone.is_empty() && world.claims.is_none() {
+        let has_settled = transition.has_settled(now, settle);
+        // Of a GPU that offers nothing, the process before may have withdrawn what was allocated at the last moment.
+        let may_come_back = transition.start.is_some() && uncut().any(|it| it.devices.is_empty());
+        if has_settled && !may_come_back {
+            transition.start = None;
+        }
+        if !has_settled || !may_come_back {
+            let pause = transition.start.filter(|_| may_come_back);
+            let pause = pause.map_or(RESYNC, |it| (it + settle).saturating_duration_since(now));
+            return Ok((Cow::Borrowed(inventory), pause));
+        }
+    }
+    let claims = claims(world)?;
+    let held = world.node.held | &claims.allocated;
+    let mut settled = inventory.clone();
+    let mut is_held_up = false;
+    for gpu in settled.gpus.iter_mut().filter(|it| !it.can_be_cut()) {
+        let target = gpu.with_held(&held);
+        is_held_up |= names(&target) != names(gpu);
+        let before = seen.iter().filter(|it| is_of(it, gpu)).cloned().collect();
+        *gpu = transition.step(&target, &before, &held, claims.read_at, settle);
+    }
+    let due = match transition.since() {
+        Some(since) => (since + settle).saturating_duration_since(now),
+        None if transition.gone.is_empty() => RESYNC,
+        None => settle,
+    };
+    // No event says when claims that are not prepared are released.
+    Ok((Cow::Owned(settled), if is_held_up { settle.min(due) } else { due }))
 }
 
 fn names(gpu: &GpuInventory) -> BTreeSet<String> {
@@ -135,9 +158,6 @@ pub(super) fn is_of(name: &str, gpu: &GpuInventory) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-    use proptest::test_runner::RngSeed;
-
     use super::*;
     use mig_model::inventory::AllocatableDevice;
 
@@ -165,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_whole_gpu_comes_when_its_shares_have_been_gone_for_the_settle_time() {
-        let (mut withdrawn, start) = (Withdrawn::new(false), Instant::now());
+        let (mut withdrawn, start) = (ShareTransition::new(false), Instant::now());
         let shares = set(&["gpu-0000-3b-00-share-0", "gpu-0000-3b-00-share-1"]);
         let nobody = BTreeSet::new();
         let mut step = |before: &BTreeSet<String>, held: &BTreeSet<String>, seconds: u64| {
@@ -186,7 +206,7 @@ mod tests {
 
     #[test]
     fn shares_come_when_the_whole_gpu_has_been_gone_and_fewer_of_them_at_once() {
-        let (mut withdrawn, start) = (Withdrawn::new(false), Instant::now());
+        let (mut withdrawn, start) = (ShareTransition::new(false), Instant::now());
         let (whole, nobody) = (set(&["gpu-0000-3b-00"]), BTreeSet::new());
         let mut step = |count, before: &BTreeSet<String>, seconds: u64| {
             let read_at = start + Duration::from_secs(seconds);
@@ -208,10 +228,10 @@ mod tests {
     fn a_restart_behind_a_withdrawal_waits_as_the_process_before_would_have() {
         let (whole, nobody) = (set(&["gpu-0000-3b-00"]), BTreeSet::new());
         for (has_past, first) in [(true, &nobody), (false, &whole)] {
-            let (mut withdrawn, start) = (Withdrawn::new(has_past), Instant::now());
+            let (mut withdrawn, start) = (ShareTransition::new(has_past), Instant::now());
             let mut step = |before: &BTreeSet<String>, held: &BTreeSet<String>, seconds: u64| {
                 let read_at = start + Duration::from_secs(seconds);
-                withdrawn.look(read_at, SETTLE);
+                withdrawn.look(read_at);
                 let next = withdrawn.step(&gpu(0).with_held(held), before, held, read_at, SETTLE);
                 withdrawn.written(read_at);
                 names(&next)
@@ -226,149 +246,9 @@ mod tests {
                 assert_eq!(step(&nobody, &nobody, 19), whole);
             }
         }
-        let (mut withdrawn, start) = (Withdrawn::new(true), Instant::now());
-        withdrawn.look(start, SETTLE);
+        let (mut withdrawn, start) = (ShareTransition::new(true), Instant::now());
+        withdrawn.look(start);
         let next = withdrawn.step(&gpu(0), &whole, &nobody, start, SETTLE);
         assert_eq!(names(&next), whole, "what is published stays");
-    }
-
-    /// One GPU, its publisher, and schedulers of which each may act on what was published less than the settle time ago.
-    struct World {
-        shares: u32,
-        withdrawn: Withdrawn,
-        decided: Option<BTreeSet<String>>,
-        start: Instant,
-        now: u64,
-        views: Vec<(u64, BTreeSet<String>)>,
-        /// Device, whether it is allocated, and whether it is prepared.
-        claims: Vec<(String, bool, bool)>,
-    }
-
-    #[derive(Debug, Clone, Copy)]
-    enum Event {
-        Wait(u8),
-        Decide,
-        Write,
-        /// With another number of shares.
-        Restart(u8),
-        KubeletRestart,
-        Allocate(u8, u8),
-        Prepare(u8),
-        End(u8),
-    }
-
-    fn pick(number: u8, of: usize) -> usize {
-        usize::from(number) % of
-    }
-
-    impl World {
-        fn new() -> Self {
-            let (withdrawn, start) = (Withdrawn::new(false), Instant::now());
-            let (views, claims) = (vec![(0, BTreeSet::new())], Vec::new());
-            Self { shares: 0, withdrawn, decided: None, start, now: 0, views, claims }
-        }
-
-        fn with(&self, is_it: impl Fn(&(String, bool, bool)) -> bool) -> BTreeSet<String> {
-            self.claims.iter().filter(|it| is_it(it)).map(|it| it.0.clone()).collect()
-        }
-
-        fn published(&self) -> BTreeSet<String> {
-            self.views.last().unwrap().1.clone()
-        }
-
-        fn decide(&mut self) {
-            self.write();
-            let now = self.start + Duration::from_secs(self.now);
-            let (before, prepared) = (self.published(), self.with(|it| it.2));
-            let gpu = gpu(self.shares).with_held(&prepared);
-            self.withdrawn.look(now, SETTLE);
-            let next = if before == names(&gpu) && self.withdrawn.gone.is_empty() {
-                names(&gpu)
-            } else {
-                let held = &prepared | &self.with(|it| it.1);
-                names(&self.withdrawn.step(&gpu.with_held(&held), &before, &held, now, SETTLE))
-            };
-            let allocated = self.with(|it| it.1);
-            let gone = before.difference(&next).find(|it| allocated.contains(*it));
-            assert_eq!(gone, None, "it is allocated and goes");
-            self.decided = Some(next);
-        }
-
-        fn write(&mut self) {
-            let Some(next) = self.decided.take() else { return };
-            self.views.push((self.now, next));
-            self.withdrawn.written(self.start + Duration::from_secs(self.now));
-        }
-
-        fn allocate(&mut self, which: u8, age: u8) {
-            let is_recent =
-                |it: &usize| self.views.get(it + 1).is_none_or(|next| self.now < next.0 + SETTLE.as_secs());
-            let recent: Vec<usize> = (0..self.views.len()).filter(is_recent).collect();
-            let seen = &self.views[recent[pick(age, recent.len())]].1;
-            let allocated = self.with(|it| it.1);
-            let free: Vec<&String> = seen.difference(&allocated).collect();
-            if !free.is_empty() {
-                self.claims.push((free[pick(which, free.len())].clone(), true, false));
-            }
-            let allocated = self.with(|it| it.1);
-            let has_whole = allocated.contains("gpu-0000-3b-00");
-            assert!(!has_whole || allocated.len() == 1, "allocated together: {allocated:?}");
-        }
-
-        fn play(&mut self, event: Event) {
-            match event {
-                Event::Wait(seconds) => self.now += u64::from(seconds),
-                Event::Decide => self.decide(),
-                Event::Write => self.write(),
-                Event::Restart(shares) => {
-                    self.shares = [0, 2, 4][pick(shares, 3)];
-                    (self.withdrawn, self.decided) = (Withdrawn::new(true), None);
-                }
-                Event::KubeletRestart => self.views.push((self.now, BTreeSet::new())),
-                Event::Allocate(which, age) => self.allocate(which, age),
-                Event::Prepare(which) if !self.claims.is_empty() => {
-                    let index = pick(which, self.claims.len());
-                    self.claims[index].2 = self.claims[index].1;
-                }
-                Event::End(which) if !self.claims.is_empty() => {
-                    drop(self.claims.swap_remove(pick(which, self.claims.len())));
-                }
-                Event::Prepare(_) | Event::End(_) => {}
-            }
-        }
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        any::<(u8, u8, u8)>().prop_map(|(what, which, other)| match what % 12 {
-            0 => Event::Wait(1 + which % 12),
-            1..=3 => Event::Decide,
-            4 => Event::Write,
-            5 => Event::Restart(which),
-            6 => Event::KubeletRestart,
-            7 | 8 => Event::Allocate(which, other),
-            9 => Event::Prepare(which),
-            _ => Event::End(which),
-        })
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 4096, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn late_schedulers_never_give_away_a_whole_gpu_beside_a_share_and_what_they_gave_stays(
-            events in prop::collection::vec(event(), 1..60),
-        ) {
-            let mut world = World::new();
-            for event in events {
-                world.play(event);
-            }
-            for _ in 0..4 {
-                world.now += SETTLE.as_secs();
-                world.decide();
-                world.write();
-            }
-            let held = world.with(|_| true);
-            prop_assert_eq!(world.published(), names(&gpu(world.shares).with_held(&held)));
-        }
     }
 }

@@ -28,8 +28,8 @@ use mig_model::inventory::{AllocatableDevice, DeviceName, GpuInventory, Inventor
 use super::waive::leave_out;
 
 /// Remembers what stays, and until when something may have to come back.
-#[derive(Debug)]
-pub struct Kept {
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
     settle: Duration,
     /// Devices that stay.
     taken: BTreeSet<String>,
@@ -61,22 +61,22 @@ enum Gone {
 
 /// Names of devices.
 #[derive(Debug, Clone, Copy)]
-pub struct Devices<'a> {
+pub(super) struct Devices<'a> {
     /// What is offered whatever the API server says.
-    pub offered: &'a BTreeSet<String>,
+    pub(super) offered: &'a BTreeSet<String>,
     /// What else the node has and could offer.
-    pub withheld: &'a BTreeSet<String>,
+    pub(super) withheld: &'a BTreeSet<String>,
     /// What is published.
-    pub published: &'a BTreeSet<String>,
+    pub(super) published: &'a BTreeSet<String>,
     /// What is prepared.
-    pub prepared: &'a BTreeSet<String>,
+    pub(super) prepared: &'a BTreeSet<String>,
 }
 
 impl Kept {
     /// Starts without knowledge of what was before. `settle` is how long a scheduler may act on what it saw, `has_past` whether
     /// a driver was on this node before this process: it may have withdrawn something a moment ago.
     #[must_use]
-    pub fn new(settle: Duration, has_past: bool) -> Self {
+    pub(super) fn new(settle: Duration, has_past: bool) -> Self {
         Self {
             settle,
             taken: BTreeSet::new(),
@@ -94,7 +94,7 @@ impl Kept {
 
     /// Whether the claims have to be read, and [`Kept::found`] to be told, before anything is published: where something goes
     /// of which that is not known, and when it is time to look again.
-    pub fn asks(&mut self, devices: Devices<'_>, now: Instant) -> bool {
+    pub(super) fn asks(&mut self, devices: Devices<'_>, now: Instant) -> bool {
         // Before NVML works there is nothing that could come back.
         let has_any = !devices.offered.is_empty() || !devices.withheld.is_empty();
         let is_first = has_any && self.has_past;
@@ -130,7 +130,7 @@ impl Kept {
     }
 
     /// Takes note of what claims have, by a read that began at `read_at`.
-    pub fn found(&mut self, allocated: &BTreeSet<String>, devices: Devices<'_>, read_at: Instant) {
+    pub(super) fn found(&mut self, allocated: &BTreeSet<String>, devices: Devices<'_>, read_at: Instant) {
         let is_possible = |it: &&String| devices.published.contains(*it) || devices.withheld.contains(*it);
         self.taken = allocated.difference(devices.offered).filter(is_possible).cloned().collect();
         self.allocated.clone_from(allocated);
@@ -155,7 +155,7 @@ impl Kept {
 
     /// What of the offer may be published now where counters keep devices apart. `before` is what is published, `prepared`
     /// what is prepared on the node.
-    pub fn show<'i>(
+    pub(super) fn show<'i>(
         &mut self,
         offered: &'i Inventory,
         before: &BTreeSet<String>,
@@ -217,7 +217,7 @@ impl Kept {
     /// Whether allocated devices seem to overlap. The last read of the claims may be old, so they have to be read again, and
     /// [`Kept::confirm`] to be told, before [`Kept::show`] leaves one of them out.
     #[must_use]
-    pub fn is_crowded(
+    pub(super) fn is_crowded(
         &self,
         offered: &Inventory,
         before: &BTreeSet<String>,
@@ -228,7 +228,7 @@ impl Kept {
     }
 
     /// Takes note of what claims have by a read of this round, which began at `read_at`.
-    pub fn confirm(&mut self, allocated: &BTreeSet<String>, read_at: Instant) {
+    pub(super) fn confirm(&mut self, allocated: &BTreeSet<String>, read_at: Instant) {
         self.allocated.clone_from(allocated);
         self.read_at = Some(read_at);
     }
@@ -265,17 +265,17 @@ impl Kept {
     }
 
     /// Takes note that what was published by other rules, and may just have gone, may have to come back.
-    pub fn expect_more(&mut self) {
+    pub(super) fn expect_more(&mut self) {
         self.gone = Some(Gone::NotYet);
     }
 
     /// Takes note that layouts decide what is published, which see to what they withdraw.
-    pub fn leave_to_layouts(&mut self) {
+    pub(super) fn leave_to_layouts(&mut self) {
         self.is_by_layout = true;
     }
 
     /// Takes note that what was decided last is written.
-    pub fn written(&mut self, now: Instant) {
+    pub(super) fn written(&mut self, now: Instant) {
         self.has_written = true;
         for gone in self.withdrawn.values_mut().chain(&mut self.gone).filter(|it| **it == Gone::NotYet) {
             *gone = Gone::Since(now);
@@ -284,12 +284,12 @@ impl Kept {
 
     /// What stays.
     #[must_use]
-    pub fn taken(&self) -> &BTreeSet<String> {
+    pub(super) fn taken(&self) -> &BTreeSet<String> {
         &self.taken
     }
 
     /// Leaves allocated devices out where counters would be below what they consume, whoever describes them.
-    pub fn leave_out(
+    pub(super) fn leave_out(
         &mut self,
         slices: &mut [ResourceSlice],
         prepared: &BTreeSet<String>,
@@ -303,7 +303,7 @@ impl Kept {
 
     /// When to look again. Of a claim that was never prepared nobody tells when it is released.
     #[must_use]
-    pub fn next(&self) -> Option<Instant> {
+    pub(super) fn next(&self) -> Option<Instant> {
         let gone = self.withdrawn.values().chain(&self.gone).filter_map(|it| match it {
             Gone::Since(since) => Some(*since),
             Gone::NotYet => None,

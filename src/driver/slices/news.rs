@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use mig_model::placement::Ranking;
 use tokio::sync::watch;
 use tokio::time::{sleep_until, timeout};
 
 use super::Publisher;
-use super::publish::DEBOUNCE;
-use super::shelves::shelves;
+use super::publish::{DEBOUNCE, view};
 use crate::hardware::NodeState;
 
 /// How long a burst of changes may put the next look off.
@@ -38,38 +36,15 @@ impl Publisher {
         false
     }
 
-    /// True where something that is published differs from `seen`. What claims hold rarely matters: with a layout where it makes
-    /// room for more of it, and where something stays published only because it is held.
     fn is_news(&self, now: &NodeState, seen: &NodeState) -> bool {
-        now.inventory != seen.inventory
-            || now.health != seen.health
-            || now.hardware.as_ref().err() != seen.hardware.as_ref().err()
-            || now.held != seen.held
-                && (now.hardware.is_err() || self.makes_room(now) || self.may_lose_a_stranger(now))
+        let layout = self.parts.layouts.borrow();
+        self.world(now, &layout).is_news(&self.memory, &view(seen))
     }
 
-    fn may_lose_a_stranger(&self, now: &NodeState) -> bool {
-        self.strangers.names().any(|it| !now.held.contains(it) && !self.kept.taken().contains(it))
-    }
-
-    /// True where the published slices have what is offered, in an order that leads to the choices of the ranking. Of a
-    /// layout only what it makes room for counts.
-    fn is_served(&self, state: &NodeState) -> bool {
-        if !self.counts() {
-            return true;
-        }
-        let inventory = state.inventory_with(self.kept.taken());
-        let held = &state.held | self.kept.taken();
-        let offered = self.offered(&inventory, &held);
-        let ranking = Ranking::of(&offered, &held, self.parts.offer.policy);
-        let shelves = shelves(&offered);
-        let is_served = |(shelf, names): (&Vec<_>, &Vec<String>)| {
-            let names = || names.iter().map(String::as_str);
-            shelf.len() == names().count()
-                && names().all(|it| ranking.place(it) < usize::MAX)
-                && ranking.agrees_with(names())
-        };
-        shelves.len() == self.published.len() && shelves.iter().zip(&self.published).all(is_served)
+    /// True where what claims hold now makes no other order of the published devices necessary.
+    fn is_served(&self, now: &NodeState) -> bool {
+        let layout = self.parts.layouts.borrow();
+        self.world(now, &layout).is_served(&self.memory)
     }
 
     /// Returns after somebody else changed our slices, and after the burst that often follows has ended. True where the watch

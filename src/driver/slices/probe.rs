@@ -8,26 +8,13 @@ use mig_model::inventory::Inventory;
 use mig_model::placement::{Policy, Ranking};
 use tracing::{info, warn};
 
-use super::publish::GATE_RETRY;
 use super::render::slice_name;
-use super::{Owner, Publisher, lost_counters, quantity, render};
+use super::taint::{lost_taints, new_taint};
+use super::{CounterSupport, Mode, Owner, Publisher, lost_counters, quantity, render};
 use crate::api::{NodeSlices, SliceError, SliceErrorKind};
-use crate::slices::Mode;
 
 /// Index in the name of a probe: the last one, which no published slice has.
 const INDEX: usize = 0xf_ffff;
-
-/// What the API server does with the counters of slices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CounterSupport {
-    /// It keeps them, and devices draw on those of any slice of the pool: Kubernetes 1.35 and later with the feature gate
-    /// `DRAPartitionableDevices`.
-    Pool,
-    /// It refuses devices that draw on another slice's counters: Kubernetes 1.34 with the feature gate.
-    SliceOnly,
-    /// It drops them: the feature gate is off.
-    Dropped,
-}
 
 /// Asks the API server what it does with counters. Stores nothing.
 ///
@@ -46,23 +33,48 @@ pub async fn counter_support(api: &NodeSlices, owner: &Owner) -> Result<CounterS
 }
 
 impl Publisher {
-    /// An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
-    pub(super) async fn ask_for_the_gate(&mut self, creates: bool, owner: &Owner) -> Result<(), SliceError> {
-        let is_known = self.asked.is_some_and(|it| it.elapsed() < GATE_RETRY);
-        if !is_known || self.counters == Some(CounterSupport::Pool) && creates {
-            let support = counter_support(&self.parts.api, owner).await?;
-            self.set_support(support);
-        }
+    /// Asks what the API server does with counters.
+    pub(super) async fn ask_for_counters(&mut self, owner: &Owner) -> Result<(), SliceError> {
+        let support = counter_support(&self.parts.api, owner).await?;
+        self.set_support(support);
         Ok(())
+    }
+
+    /// Asks whether the API server keeps taints.
+    pub(super) async fn ask_for_taints(&mut self, owner: &Owner) -> Result<(), SliceError> {
+        let effect = self.parts.settings.taint_effect;
+        let taints = Some(vec![new_taint(&owner.driver, "probe", "true".to_owned(), effect)]);
+        let probe = probe(owner, Device { taints, ..Device::default() });
+        let are_kept = !lost_taints(&probe, &self.parts.api.try_create(&probe).await?);
+        self.set_taints(are_kept);
+        Ok(())
+    }
+
+    /// Notes whether the API server keeps taints, and logs when that is another thing than before.
+    pub(super) fn set_taints(&mut self, are_kept: bool) {
+        let gate = &mut self.gates.taints;
+        gate.asked = Some(Instant::now());
+        if gate.answer.replace(are_kept) == Some(are_kept) {
+            return;
+        }
+        if are_kept {
+            info!("the API server keeps device taints");
+        } else {
+            warn!(
+                "kube-apiserver drops device taints (feature gate DRADeviceTaints): free devices of unhealthy GPUs are not \
+                 published, but pods that have others of them are not ended"
+            );
+        }
     }
 
     /// Notes what the API server does with counters, and logs when that is another thing than before.
     pub(super) fn set_support(&mut self, support: CounterSupport) {
-        self.asked = Some(Instant::now());
-        if self.counters.replace(support) == Some(support) {
+        let gate = &mut self.gates.counters;
+        gate.asked = Some(Instant::now());
+        if gate.answer.replace(support) == Some(support) {
             return;
         }
-        let insists = self.parts.mode == Mode::Partitionable;
+        let insists = self.parts.settings.mode == Mode::Partitionable;
         match support {
             CounterSupport::Pool => {
                 info!("kube-apiserver keeps shared counters: every placement is published")

@@ -10,14 +10,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use mig_model::inventory::{AllocatableDevice, Attribute, Capacity, GpuInventory, Inventory};
 use mig_model::placement::Ranking;
 
-use super::by_allocation::Strangers;
 use super::quantity;
 use super::shelves::shelves;
 
 /// Counter sets in one slice (ResourceSliceMaxCounterSets).
-const MAX_COUNTER_SETS: usize = 8;
-/// Devices in one slice where any of them consumes counters (ResourceSliceMaxDevicesWithTaintsOrConsumesCounters).
-const MAX_DEVICES: usize = 64;
+pub(super) const MAX_COUNTER_SETS: usize = 8;
 /// Longest object name.
 const MAX_NAME: usize = 253;
 
@@ -74,37 +71,6 @@ pub fn render(inventory: &Inventory, ranking: &Ranking, owner: &Owner) -> Vec<Re
         },
     };
     contents.into_iter().enumerate().map(complete).collect()
-}
-
-/// Adds slices with these devices as they were published, and with the counters that they take where `is_counted`. What is
-/// counted nowhere any more costs nothing: its GPU is not offered, and a counter that is missing would make the whole pool
-/// invalid (dynamic-resource-allocation, structured allocator).
-pub(super) fn keep(slices: &mut Vec<ResourceSlice>, strangers: &Strangers, is_counted: bool, owner: &Owner) {
-    let mut known: BTreeMap<String, CounterSet> = BTreeMap::new();
-    let theirs = slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten());
-    known.extend(theirs.map(|it| (it.name.clone(), it.clone())));
-    let mut counted: Vec<CounterSet> = strangers.sets().cloned().collect();
-    counted.retain(|it| is_counted && !known.contains_key(&it.name));
-    known.extend(counted.iter().map(|it| (it.name.clone(), it.clone())));
-    let is_known = |it: &DeviceCounterConsumption| {
-        let set = known.get(&it.counter_set);
-        is_counted && set.is_some_and(|set| it.counters.keys().all(|name| set.counters.contains_key(name)))
-    };
-    let mut devices: Vec<Device> = strangers.devices().cloned().collect();
-    for device in &mut devices {
-        device.consumes_counters.iter_mut().for_each(|it| it.retain(is_known));
-        device.consumes_counters = device.consumes_counters.take().filter(|it| !it.is_empty());
-    }
-    let counted = counted.chunks(MAX_COUNTER_SETS).map(|sets| (Some(sets.to_vec()), None));
-    let devices = devices.chunks(MAX_DEVICES).map(|devices| (None, Some(devices.to_vec())));
-    for (shared_counters, devices) in counted.chain(devices) {
-        let Some(ResourceSlice { metadata, spec }) = slices.first().cloned() else { return };
-        let name = slice_name(slices.len(), owner);
-        let metadata = ObjectMeta { name: Some(name), ..metadata };
-        slices.push(ResourceSlice { metadata, spec: ResourceSliceSpec { shared_counters, devices, ..spec } });
-    }
-    let count = i64::try_from(slices.len()).unwrap_or(i64::MAX);
-    slices.iter_mut().for_each(|it| it.spec.pool.resource_slice_count = count);
 }
 
 /// Leaves the devices of a slice in the order that is published if that serves as well: it has the same devices, and leads
@@ -229,54 +195,6 @@ mod tests {
         let owner = Owner { node_uid: "u".to_owned(), ..owner("d", "n") };
         let ranking = Ranking::of(&Inventory::default(), &BTreeSet::new(), Policy::Pack);
         render(&Inventory::default(), &ranking, &owner)
-    }
-
-    #[test]
-    fn a_device_that_cannot_be_described_stays_as_it_is_published_and_keeps_its_cost() {
-        let taken = |name: &str, counter_set: &str| Device {
-            name: name.to_owned(),
-            consumes_counters: Some(vec![DeviceCounterConsumption {
-                counter_set: counter_set.to_owned(),
-                counters: [("memory-slice-0".to_owned(), counter(1))].into(),
-            }]),
-            ..Device::default()
-        };
-        let set = |name: &str| CounterSet {
-            name: name.to_owned(),
-            counters: [("memory-slice-0".to_owned(), counter(1))].into(),
-        };
-        let mut published = [nothing(), nothing()].concat();
-        published[0].spec.shared_counters = Some(vec![set("lost"), set("other")]);
-        published[1].spec.devices = Some(vec![taken("one", "lost"), taken("two", "lost")]);
-
-        let strangers = |published: &[ResourceSlice]| {
-            let mut strangers = Strangers::default();
-            strangers.are(&["two".to_owned()].into(), published);
-            strangers
-        };
-        let kept = |strangers: &Strangers, is_counted| {
-            let mut slices = nothing();
-            keep(&mut slices, strangers, is_counted, &owner("d", "n"));
-            slices
-        };
-        let slices = kept(&strangers(&published), true);
-        assert_eq!(slices[1].spec.shared_counters, Some(vec![set("lost")]));
-        assert_eq!(slices[2].spec.devices, Some(vec![taken("two", "lost")]));
-        assert!(slices.len() == 3 && slices.iter().all(|it| it.spec.pool.resource_slice_count == 3));
-        assert_eq!(slices[2].metadata.name.as_deref(), Some("00002-d-n"));
-
-        let uncounted = Device { consumes_counters: None, ..taken("two", "lost") };
-        let slices = kept(&strangers(&published), false);
-        assert_eq!((slices.len(), &slices[1].spec.devices), (2, &Some(vec![uncounted.clone()])));
-
-        // A write that failed halfway has taken the counters away already, and another one the device.
-        let slices = kept(&strangers(&published[1..]), true);
-        assert_eq!((slices.len(), &slices[1].spec.devices), (2, &Some(vec![uncounted])));
-        let mut remembered = strangers(&published);
-        remembered.are(&["two".to_owned()].into(), &[]);
-        assert_eq!(kept(&remembered, true), kept(&strangers(&published), true));
-        remembered.are(&BTreeSet::new(), &published);
-        assert_eq!(kept(&remembered, true).len(), 1);
     }
 
     #[test]

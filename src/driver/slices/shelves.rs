@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use mig_model::inventory::{AllocatableDevice, Attribute, GpuInventory, Inventory};
 
 /// Devices in one slice where any of them consumes counters (ResourceSliceMaxDevicesWithTaintsOrConsumesCounters).
-const MAX_DEVICES: usize = 64;
+pub(super) const MAX_DEVICES: usize = 64;
 
 /// A device and the name of its counter set.
 pub(super) type OnShelf<'i> = (&'i str, &'i AllocatableDevice);

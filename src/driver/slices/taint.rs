@@ -7,20 +7,14 @@
 //! allocated: it closes the moment between the end of a claim and the withdrawal of its device, and with `NoExecute` it ends
 //! the pods.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::ValueEnum;
 use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceSlice};
 use mig_model::health::{Condition, Report};
-use tracing::{info, warn};
 
-use super::Owner;
-use super::probe::probe;
-use crate::api::{NodeSlices, SliceError};
-
-/// How often the gate is asked for again.
-const GATE_RETRY: Duration = Duration::from_secs(30);
+use super::next::Question;
+use super::world::{Published, World};
 
 /// What the taint of an unhealthy GPU does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -33,94 +27,50 @@ pub enum TaintEffect {
     NoExecute,
 }
 
-/// Which devices are to be tainted, and whether the API server keeps that.
-#[derive(Debug)]
-pub(super) struct Taints {
-    driver: String,
-    effect: TaintEffect,
-    health: Arc<Report>,
-    /// Whether the API server keeps taints; `None` before it was asked.
-    is_kept: Option<bool>,
-    asked: Option<Instant>,
+/// Taints the devices of unhealthy GPUs, if the API server keeps taints. It is asked only if there is one to be made.
+pub(super) fn taint(
+    slices: &mut [ResourceSlice],
+    world: &World<'_>,
+    published: &Published,
+    now: Instant,
+) -> Result<(), Question> {
+    let driver = &published.owner.driver;
+    let of = |it: &Device| taint_of(it, world.node.health, driver, world.settings.taint_effect);
+    if !devices(slices).any(|it| of(it).is_some()) {
+        return Ok(());
+    }
+    let gate = &world.gates.taints;
+    if !gate.is_fresh(now) {
+        return Err(Question::Taints);
+    }
+    if gate.answer == Some(true) {
+        let taint = |it: &Device| of(it).map(|taint| dated(taint, it, &published.slices));
+        for device in slices.iter_mut().flat_map(|it| it.spec.devices.iter_mut().flatten()) {
+            device.taints = taint(device).map(|it| vec![it]);
+        }
+    }
+    Ok(())
 }
 
-impl Taints {
-    pub(super) fn new(driver: &str, effect: TaintEffect) -> Self {
-        Self { driver: driver.to_owned(), effect, health: Arc::default(), is_kept: None, asked: None }
-    }
+/// The taint of a device, if its GPU is unhealthy.
+fn taint_of(device: &Device, health: &Report, driver: &str, effect: TaintEffect) -> Option<DeviceTaint> {
+    let uuid = device.attributes.as_ref()?.get("parentUUID")?.string.as_ref()?;
+    let (name, value) = match health.gpu(uuid) {
+        Condition::Sick(sickness) => sickness.cause.taint(),
+        Condition::Lost { .. } => ("lost", "true".to_owned()),
+        Condition::Healthy | Condition::Unmonitored { .. } => return None,
+    };
+    Some(new_taint(driver, name, value, effect))
+}
 
-    /// Follows the health of GPUs.
-    pub(super) fn follow(&mut self, health: &Arc<Report>) {
-        self.health = Arc::clone(health);
-    }
-
-    /// Taints the devices of unhealthy GPUs, if the API server keeps taints. It is asked only if there is one to be made.
-    pub(super) async fn apply(
-        &mut self,
-        slices: &mut [ResourceSlice],
-        published: &[ResourceSlice],
-        api: &NodeSlices,
-        owner: &Owner,
-    ) -> Result<(), SliceError> {
-        if !devices(slices).any(|it| self.of(it).is_some()) {
-            return Ok(());
-        }
-        if self.asked.is_none_or(|it| GATE_RETRY <= it.elapsed()) {
-            let taints = Some(vec![self.taint("probe", "true".to_owned())]);
-            let probe = probe(owner, Device { taints, ..Device::default() });
-            let is_kept = !lost_taints(&probe, &api.try_create(&probe).await?);
-            self.set(is_kept);
-        }
-        if self.is_kept == Some(true) {
-            let taint = |it: &Device| self.of(it).map(|taint| dated(taint, it, published));
-            for device in slices.iter_mut().flat_map(|it| it.spec.devices.iter_mut().flatten()) {
-                device.taints = taint(device).map(|it| vec![it]);
-            }
-        }
-        Ok(())
-    }
-
-    /// Holds what was stored against what was sent.
-    pub(super) fn check(&mut self, sent: &ResourceSlice, stored: &ResourceSlice) {
-        if lost_taints(sent, stored) {
-            self.set(false);
-        }
-    }
-
-    fn set(&mut self, is_kept: bool) {
-        self.asked = Some(Instant::now());
-        if self.is_kept.replace(is_kept) == Some(is_kept) {
-            return;
-        }
-        if is_kept {
-            info!("the API server keeps device taints");
-        } else {
-            warn!(
-                "kube-apiserver drops device taints (feature gate DRADeviceTaints): free devices of unhealthy GPUs are not \
-                 published, but pods that have others of them are not ended"
-            );
-        }
-    }
-
-    /// The taint of a device, if its GPU is unhealthy.
-    fn of(&self, device: &Device) -> Option<DeviceTaint> {
-        let uuid = device.attributes.as_ref()?.get("parentUUID")?.string.as_ref()?;
-        let (name, value) = match self.health.gpu(uuid) {
-            Condition::Sick(sickness) => sickness.cause.taint(),
-            Condition::Lost { .. } => ("lost", "true".to_owned()),
-            Condition::Healthy | Condition::Unmonitored { .. } => return None,
-        };
-        Some(self.taint(name, value))
-    }
-
-    fn taint(&self, name: &str, value: String) -> DeviceTaint {
-        let effect = match self.effect {
-            TaintEffect::NoSchedule => "NoSchedule",
-            TaintEffect::NoExecute => "NoExecute",
-        };
-        let key = format!("{}/{name}", self.driver);
-        DeviceTaint { key, value: Some(value), effect: effect.to_owned(), time_added: None }
-    }
+/// A taint with a key of this driver.
+pub(super) fn new_taint(driver: &str, name: &str, value: String, effect: TaintEffect) -> DeviceTaint {
+    let effect = match effect {
+        TaintEffect::NoSchedule => "NoSchedule",
+        TaintEffect::NoExecute => "NoExecute",
+    };
+    let key = format!("{driver}/{name}");
+    DeviceTaint { key, value: Some(value), effect: effect.to_owned(), time_added: None }
 }
 
 fn devices(slices: &[ResourceSlice]) -> impl Iterator<Item = &Device> {
@@ -140,7 +90,7 @@ fn dated(taint: DeviceTaint, device: &Device, published: &[ResourceSlice]) -> De
 }
 
 /// True where the API server did not keep the taints that it was given, because `DRADeviceTaints` is off there.
-fn lost_taints(sent: &ResourceSlice, stored: &ResourceSlice) -> bool {
+pub(super) fn lost_taints(sent: &ResourceSlice, stored: &ResourceSlice) -> bool {
     let count = |it: &ResourceSlice| {
         it.spec.devices.iter().flatten().filter(|it| it.taints.iter().flatten().next().is_some()).count()
     };
@@ -156,11 +106,11 @@ mod tests {
     use super::*;
     use mig_model::health::{Cause, Sickness};
 
-    fn taints(condition: Condition) -> Taints {
-        let mut taints = Taints::new("mig.example.com", TaintEffect::NoExecute);
+    const DRIVER: &str = "mig.example.com";
+
+    fn taint_in(condition: Condition, gpu: &str) -> Option<DeviceTaint> {
         let report = Report { gpus: [("GPU-0".to_owned(), condition)].into(), instances: Vec::new() };
-        taints.follow(&Arc::new(report));
-        taints
+        taint_of(&device(gpu), &report, DRIVER, TaintEffect::NoExecute)
     }
 
     fn device(gpu: &str) -> Device {
@@ -177,21 +127,20 @@ mod tests {
 
     #[test]
     fn only_devices_of_unhealthy_gpus_are_tainted_with_the_reason() {
-        let sick = taints(Condition::Sick(Sickness { cause: Cause::Xid(48), since: 1 }));
-        let taint = sick.of(&device("GPU-0")).unwrap();
+        let sick = Condition::Sick(Sickness { cause: Cause::Xid(48), since: 1 });
+        let taint = taint_in(sick.clone(), "GPU-0").unwrap();
         assert_eq!((taint.key.as_str(), taint.value.as_deref()), ("mig.example.com/xid", Some("48")));
         assert_eq!(taint.effect, "NoExecute");
-        assert_eq!(sick.of(&device("GPU-1")), None);
-        let lost = taints(Condition::Lost { reason: "GPU_IS_LOST".to_owned(), since: 1 });
-        assert_eq!(lost.of(&device("GPU-0")).unwrap().key, "mig.example.com/lost");
+        assert_eq!(taint_in(sick, "GPU-1"), None);
+        let lost = Condition::Lost { reason: "GPU_IS_LOST".to_owned(), since: 1 };
+        assert_eq!(taint_in(lost, "GPU-0").unwrap().key, "mig.example.com/lost");
         let unmonitored = Condition::Unmonitored { reason: "silence".to_owned(), is_for_good: false };
-        assert_eq!(taints(unmonitored).of(&device("GPU-0")), None);
+        assert_eq!(taint_in(unmonitored, "GPU-0"), None);
     }
 
     #[test]
     fn a_taint_that_is_published_keeps_the_time_that_the_server_gave_it() {
-        let sick = taints(Condition::Sick(Sickness { cause: Cause::Xid(48), since: 1 }));
-        let wanted = sick.of(&device("GPU-0")).unwrap();
+        let wanted = new_taint(DRIVER, "xid", "48".to_owned(), TaintEffect::NoExecute);
         let stored = DeviceTaint { time_added: Some(Time(Timestamp::UNIX_EPOCH)), ..wanted.clone() };
         let published = slice(Device { taints: Some(vec![stored.clone()]), ..device("GPU-0") });
         assert_eq!(dated(wanted.clone(), &device("GPU-0"), std::slice::from_ref(&published)), stored);
@@ -201,7 +150,7 @@ mod tests {
 
     #[test]
     fn dropped_taints_are_noticed() {
-        let taint = taints(Condition::Healthy).taint("xid", "48".to_owned());
+        let taint = new_taint(DRIVER, "xid", "48".to_owned(), TaintEffect::NoExecute);
         let sent = slice(Device { taints: Some(vec![taint]), ..device("GPU-0") });
         assert!(lost_taints(&sent, &slice(device("GPU-0"))));
         assert!(!lost_taints(&sent, &sent));

@@ -19,8 +19,8 @@ use mig_model::inventory::{AllocatableDevice, GpuInventory, Inventory, fits_into
 use super::render::names as names_in;
 
 /// Remembers what schedulers may still act on.
-#[derive(Debug)]
-pub struct Transition {
+#[derive(Debug, Clone)]
+pub(super) struct Transition {
     settle: Duration,
     /// Devices that are not published any more.
     withdrawn: BTreeMap<String, Gone>,
@@ -63,13 +63,13 @@ pub struct Pool {
 
 /// What claims have.
 #[derive(Debug, Clone, Copy)]
-pub struct Held<'a> {
+pub(super) struct Held<'a> {
     /// Names of the devices that are prepared on the node.
-    pub prepared: &'a BTreeSet<String>,
+    pub(super) prepared: &'a BTreeSet<String>,
     /// Names of the devices that the API server has as allocated.
-    pub allocated: &'a BTreeSet<String>,
+    pub(super) allocated: &'a BTreeSet<String>,
     /// When the read that told them began.
-    pub read_at: Instant,
+    pub(super) read_at: Instant,
 }
 
 impl Held<'_> {
@@ -104,7 +104,7 @@ impl Transition {
     /// Starts without knowledge of what was before. `settle` is how long a scheduler may act on what it saw, `has_past` whether
     /// a driver was on this node before this process.
     #[must_use]
-    pub fn new(settle: Duration, has_past: bool) -> Self {
+    pub(super) fn new(settle: Duration, has_past: bool) -> Self {
         Self {
             settle,
             withdrawn: BTreeMap::new(),
@@ -119,7 +119,7 @@ impl Transition {
     /// What may be published without counters now, on the way to `target`.
     ///
     /// `all` is the inventory with its counters, `published` what the API server has (`None` where there is no pool).
-    pub fn step(
+    pub(super) fn step(
         &mut self,
         all: &Inventory,
         target: &Inventory,
@@ -159,7 +159,7 @@ impl Transition {
     }
 
     /// What may be published with counters now, on the way to everything in `all`; `None` where that is everything.
-    pub fn count(
+    pub(super) fn count(
         &mut self,
         all: &Inventory,
         published: Option<&Pool>,
@@ -177,7 +177,7 @@ impl Transition {
             self.other = Some(Gone::NotYet);
         }
         self.last = Some(Kind::ByCounters);
-        self.other = self.other.filter(|it| !it.has_settled(self.settle, now));
+        self.forget_what_has_settled(now);
         if self.is_open() {
             self.withdrawn.clear();
             self.start = None;
@@ -196,7 +196,7 @@ impl Transition {
     }
 
     /// Takes note that what was decided last is written.
-    pub fn written(&mut self, now: Instant) {
+    pub(super) fn written(&mut self, now: Instant) {
         let gone = self.withdrawn.values_mut().chain(&mut self.other);
         for gone in gone.filter(|it| **it == Gone::NotYet) {
             *gone = Gone::Since(now);
@@ -205,25 +205,30 @@ impl Transition {
 
     /// Whether anybody may be given anything of what is published.
     #[must_use]
-    pub fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.other.is_none()
     }
 
     /// What was published last.
     #[must_use]
-    pub fn published(&self) -> &BTreeSet<String> {
+    pub(super) fn published(&self) -> &BTreeSet<String> {
         &self.seen
     }
 
     /// When it can go further; `None` where nothing is waited for.
     #[must_use]
-    pub fn next(&self) -> Option<Instant> {
+    pub(super) fn next(&self) -> Option<Instant> {
         let gone = self.withdrawn.values().chain(&self.other);
         let since = gone.filter_map(|it| match it {
             Gone::NotYet => None,
             Gone::Since(since) => Some(*since),
         });
         since.chain(self.start).min().map(|it| it + self.settle)
+    }
+
+    /// Whether something is waited for.
+    pub(super) fn is_settling(&self) -> bool {
+        !self.withdrawn.is_empty() || self.other.is_some() || self.start.is_some()
     }
 
     /// What schedulers have seen, as far as this process knows.
@@ -237,11 +242,11 @@ impl Transition {
         }
     }
 
-    fn forget_what_has_settled(&mut self, read_at: Instant) {
+    fn forget_what_has_settled(&mut self, now: Instant) {
         let settle = self.settle;
-        self.withdrawn.retain(|_, it| !it.has_settled(settle, read_at));
-        self.other = self.other.filter(|it| !it.has_settled(settle, read_at));
-        self.start = self.start.filter(|it| read_at < *it + settle);
+        self.withdrawn.retain(|_, it| !it.has_settled(settle, now));
+        self.other = self.other.filter(|it| !it.has_settled(settle, now));
+        self.start = self.start.filter(|it| now < *it + settle);
     }
 
     /// The devices of a GPU that fit beside all that claims hold and all that may just have been given away.

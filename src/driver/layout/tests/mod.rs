@@ -37,7 +37,7 @@ fn profiles(model: Model) -> Vec<Profile> {
     model.profiles().into_iter().map(profile).collect()
 }
 
-fn facts(models: &str) -> Vec<GpuFacts> {
+pub(crate) fn facts(models: &str) -> Vec<GpuFacts> {
     let models = nvml_sim::parse_gpus(models).unwrap();
     let gpu = |(index, model): (usize, Model)| {
         let index = u32::try_from(index).unwrap();
@@ -63,7 +63,7 @@ fn facts(models: &str) -> Vec<GpuFacts> {
 }
 
 /// The GPUs with this MIG mode, and these foreign instances on the first one.
-fn gpus(facts: &[GpuFacts], mode: bool, foreign: &[(&Profile, Placement)]) -> Vec<Gpu> {
+pub(crate) fn gpus(facts: &[GpuFacts], mode: bool, foreign: &[(&Profile, Placement)]) -> Vec<Gpu> {
     let gpu = |(index, facts): (usize, &GpuFacts)| {
         let instance = |(profile, placement): &(&Profile, Placement)| GpuInstance {
             id: 1,

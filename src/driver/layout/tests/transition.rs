@@ -20,6 +20,8 @@ enum Step {
     Prepare(u8),
     Decide,
     Write,
+    /// Fails after so many slices.
+    WritePart(u8),
     /// With these flags.
     Restart(u8),
     /// A kubelet's, which deletes the slices of the node.
@@ -32,6 +34,10 @@ enum Step {
     /// An instance is made past the driver.
     MakeUnmanaged(u8),
     RemoveUnmanaged(u8),
+    /// The GPU does not answer when the driver starts.
+    Loss,
+    /// It answers again.
+    Return,
 }
 
 /// With counters, sickness and flags come together: both make devices go that no layout has withdrawn.
@@ -42,6 +48,7 @@ fn step(has_gate: bool, has_flags: bool) -> impl Strategy<Value = Step> {
         2 | 3 => Step::End(which, other % 4),
         4 | 5 => Step::Prepare(which),
         6 | 7 => Step::Decide,
+        8 if which % 4 == 0 => Step::WritePart(other % 3),
         8 => Step::Write,
         9 if which % 3 == 0 => Step::Restart(if has_flags { other } else { 0 }),
         9 if which % 3 == 1 => Step::KubeletRestart,
@@ -68,6 +75,18 @@ fn step_beside_unmanaged() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// The same with a GPU that is lost now and then.
+fn step_with_losses() -> impl Strategy<Value = Step> {
+    let allocate = |(which, age): (u8, u8)| Step::Allocate(which, age);
+    prop_oneof![
+        6 => step(true, true),
+        3 => any::<(u8, u8)>().prop_map(allocate),
+        1 => Just(Step::Loss),
+        1 => Just(Step::Return),
+        3 => Just(Step::Decide),
+    ]
+}
+
 /// Plays what a fuzzer thinks of. With `is_wild`, schedulers give away anything, twice as well, whatever was published.
 fn play(model: u8, steps: &[Step], has_gate: bool, is_wild: bool) {
     let models = mig_models();
@@ -85,10 +104,11 @@ fn play_in(mut world: World, model: u8, steps: &[Step], has_gate: bool, is_wild:
             Step::Prepare(which) => world.prepare(which, is_wild),
             Step::Decide => world.decide(),
             Step::Write => world.write(),
+            Step::WritePart(most) => world.write_part(usize::from(most)),
             Step::Restart(flags) => world.restart(flags),
-            Step::KubeletRestart => world.show(None),
+            Step::KubeletRestart => world.wipe(),
             Step::NodeRestart(flags) => {
-                world.show(None);
+                world.wipe();
                 world.restart(flags);
             }
             Step::Sickness => {
@@ -106,6 +126,11 @@ fn play_in(mut world: World, model: u8, steps: &[Step], has_gate: bool, is_wild:
                 world.unmanaged.remove(index);
             }
             Step::RemoveUnmanaged(_) => {}
+            Step::Loss => {
+                world.restart(0);
+                (world.is_lost, world.may_overlap) = (true, true);
+            }
+            Step::Return => world.is_lost = false,
             Step::Allocate(which, _) if is_wild => {
                 let all: Vec<String> = names(&world.inventory).into_iter().collect();
                 world.claim(all[pick(which, all.len())].clone());
@@ -177,6 +202,18 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: CASES, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_claims_have_of_a_lost_gpu_stays_as_it_is_published(
+        model in any::<u8>(),
+        steps in prop::collection::vec(step_with_losses(), 1..60),
+    ) {
+        play(model, &steps, true, false);
+    }
+}
+
 fn mig(name: &str) -> String {
     format!("gpu-0000-1a-00-mig-{name}")
 }
@@ -184,7 +221,7 @@ fn mig(name: &str) -> String {
 /// A world with one H100 and this layout in force.
 fn world(layout: &str) -> World {
     let mut world = World::new(Model::named("H100-80GB").unwrap());
-    world.layouts = choose(Some(layout), None, &world.facts).unwrap();
+    world.rounds.layout.layouts = choose(Some(layout), None, &world.facts).unwrap();
     sync(&mut world);
     world
 }
@@ -198,7 +235,7 @@ fn sync(world: &mut World) {
 fn what_overlaps_appears_only_after_the_settle_time_and_what_does_not_at_once() {
     let mut world = world("all-1g.10gb");
     assert_eq!(world.published().len(), 7, "the first publication waits for nothing");
-    world.layouts = choose(Some("all-balanced"), None, &world.facts).unwrap();
+    world.rounds.layout.layouts = choose(Some("all-balanced"), None, &world.facts).unwrap();
     world.now += 1;
     sync(&mut world);
     assert_eq!(world.published(), [mig("1g-10gb-2"), mig("1g-10gb-3")].into(), "the rest is withdrawn");
@@ -266,11 +303,11 @@ fn what_was_deleted_by_force_is_not_offered_beside_what_was_given_away_in_its_pl
 fn a_restart_behind_a_withdrawal_waits_as_the_process_before_would_have() {
     for is_wiped in [false, true] {
         let mut world = world("all-1g.10gb");
-        world.layouts = choose(Some("all-disabled"), None, &world.facts).unwrap();
+        world.rounds.layout.layouts = choose(Some("all-disabled"), None, &world.facts).unwrap();
         sync(&mut world);
         assert_eq!(world.published(), BTreeSet::new());
         if is_wiped {
-            world.show(None);
+            world.wipe();
         }
         world.restart(0);
         world.claim(mig("1g-10gb-6"));
@@ -401,4 +438,82 @@ fn a_device_that_was_released_since_the_last_read_is_not_offered_without_its_cos
         world.check_counters();
     }
     assert_eq!((world.cost(&small), world.cost(&large)), (1, 4), "the next read shows that it is free");
+}
+
+#[test]
+fn a_gate_that_turns_soon_after_a_start_makes_no_round_without_a_pause() {
+    let mut world = world("all-1g.10gb");
+    world.restart(0);
+    sync(&mut world);
+    world.now += 1;
+    world.keeps_counters = true;
+    sync(&mut world);
+    // Here the settle time of the start is over, and that of the gate is not.
+    world.now += SETTLE - 1;
+    sync(&mut world);
+    assert!(!world.pool().unwrap().is_open);
+    world.now += 1;
+    sync(&mut world);
+    assert!(world.pool().unwrap().is_open);
+}
+
+#[test]
+fn claims_that_are_read_at_a_start_count_for_layouts_at_once() {
+    let mut world = world("all-1g.10gb");
+    world.is_sick = true;
+    sync(&mut world);
+    world.claim(mig("1g-10gb-0"));
+    world.restart(0);
+    sync(&mut world);
+    assert!(world.rounds.has_read);
+    assert_eq!(world.published(), [mig("1g-10gb-0")].into());
+}
+
+#[test]
+fn nothing_is_published_before_the_layouts_are_known() {
+    let mut world = world("all-1g.10gb");
+    world.wipe();
+    world.rounds.layout.revision = 0;
+    sync(&mut world);
+    assert_eq!(world.pool(), None);
+    world.rounds.layout.revision = 1;
+    sync(&mut world);
+    assert_eq!(world.published().len(), 7);
+}
+
+#[test]
+fn a_lost_gpu_keeps_what_claims_have_of_it_with_its_cost_until_the_last_one_ends() {
+    let mut world = world("all-1g.10gb");
+    world.keeps_counters = true;
+    for _ in 0..2 {
+        world.now += SETTLE;
+        sync(&mut world);
+    }
+    world.claim(mig("2g-20gb-0"));
+    world.prepare(0, false);
+    world.restart(0);
+    world.is_lost = true;
+    sync(&mut world);
+    assert_eq!(world.published(), [mig("2g-20gb-0")].into());
+    assert_eq!(world.cost(&mig("2g-20gb-0")), 2);
+    world.wipe();
+    sync(&mut world);
+    assert_eq!(world.cost(&mig("2g-20gb-0")), 2, "it is remembered as it was published");
+    world.comes_to_rest();
+}
+
+#[test]
+fn a_release_makes_room_for_the_layout_also_after_the_claims_were_read() {
+    let mut world = world("all-1g.10gb");
+    world.claim(mig("1g-10gb-0"));
+    world.prepare(0, false);
+    world.rounds.layout.layouts = choose(Some("all-disabled"), None, &world.facts).unwrap();
+    sync(&mut world);
+    world.now += SETTLE;
+    sync(&mut world);
+    assert!(world.rounds.has_read, "the last round has seen the claim as allocated");
+    assert_eq!(world.published(), [mig("1g-10gb-0")].into());
+    world.end(0, 0);
+    world.rest(false);
+    assert_eq!(world.published(), ["gpu-0000-1a-00".to_owned()].into());
 }

@@ -1,22 +1,21 @@
 //! A node on which layouts, modes, drivers and kubelets change under schedulers that are late, down to what is prepared.
 //!
-//! A world is one GPU, the driver's pure parts as the publisher and the kubelet plugin use them, and schedulers of which each
-//! may act on anything that was published less than the settle time ago.
+//! A world is one GPU, the publishing step and the plan of a claim as the driver uses them, and schedulers of which each may act on
+//! anything that was published less than the settle time ago.
 
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::resource::v1::{Counter, Device, ResourceSlice};
 use mig_model::claim::ClaimRef;
-use mig_model::inventory::ProfileFilter;
-use mig_model::placement::{Policy, Ranking};
+use mig_model::inventory::{ProfileFilter, Terms};
 
 use super::*;
 use crate::checkpoint::{Record, RecordedKind};
 use crate::claim::{AllocatedDevice, Ground, PlanError, plan};
-use crate::slices::{Devices, Held, Kept, Owner, Pool, Transition, names, render};
+use crate::slices::tests::{Node, Rounds, Source};
+use crate::slices::{CounterSupport, GATE_RETRY, Gate, Gates, Pool, names};
 
-/// Seconds.
-pub(super) const SETTLE: u64 = 10;
+pub(super) use crate::slices::tests::SETTLE;
 
 /// What the API server showed from a moment on.
 struct View {
@@ -57,8 +56,9 @@ impl Counters {
 
 /// What the publisher has decided and not written yet.
 struct Decided {
-    pool: Pool,
-    counters: Counters,
+    is_counted: bool,
+    /// Whether the node could describe its GPU.
+    is_described: bool,
     /// What was allocated when the claims were read.
     allocated: BTreeSet<String>,
 }
@@ -82,14 +82,12 @@ pub(super) struct World {
     pub(super) has_one_scheduler: bool,
     /// The view that a scheduler acted on last.
     acted_on: usize,
-    /// What the driver has published last, as far as it remembers.
-    memory: BTreeSet<String>,
+    /// The GPU does not answer since the driver started: the node cannot describe it.
+    pub(super) is_lost: bool,
     /// What is left out where counters are kept.
     filter: ProfileFilter,
-    pub(super) layouts: Layouts,
     pub(super) keeps_counters: bool,
-    transition: Transition,
-    kept: Kept,
+    pub(super) rounds: Rounds,
     /// Devices have gone for another reason than a layout where counters are kept. Schedulers that have seen that and others
     /// that have not don't count the same devices for a while, so they may give away what overlaps; it must not be prepared.
     pub(super) may_overlap: bool,
@@ -114,13 +112,11 @@ impl World {
             unmanaged: Vec::new(),
             has_one_scheduler: false,
             acted_on: 0,
-            memory: BTreeSet::new(),
+            is_lost: false,
             filter: ProfileFilter::default(),
-            kept: Kept::new(Duration::from_secs(SETTLE), false),
             may_overlap: false,
-            layouts: default_layouts(&facts),
+            rounds: Rounds::with_layouts(default_layouts(&facts)),
             keeps_counters: false,
-            transition: Transition::new(Duration::from_secs(SETTLE), false),
             is_new: true,
             decided: None,
             start: Instant::now(),
@@ -157,21 +153,35 @@ impl World {
         self.records().iter().flat_map(|it| &it.devices).map(|it| it.name.clone()).collect()
     }
 
-    /// What the GPU offers where these devices are held.
-    fn offers(&self, held: &BTreeSet<String>) -> Arc<Inventory> {
-        if !self.is_sick && self.unmanaged.is_empty() {
-            return Arc::clone(&self.inventory);
+    /// The GPU as the driver sees it.
+    fn gpus(&self) -> Vec<Gpu> {
+        if self.is_lost {
+            return Vec::new();
         }
         let unmanaged: Vec<(&Profile, Placement)> = self.unmanaged.iter().map(|(it, at)| (it, *at)).collect();
         let mut gpus = gpus(&self.facts, true, &unmanaged);
         gpus[0].state.problem = self.is_sick.then(|| "it is sick".to_owned());
-        Arc::new(inventory(&NodeFacts::default(), &gpus, held))
+        gpus
+    }
+
+    /// What the GPU offers where these devices are held.
+    fn offers(&self, held: &BTreeSet<String>) -> Arc<Inventory> {
+        if !self.is_sick && !self.is_lost && self.unmanaged.is_empty() {
+            return Arc::clone(&self.inventory);
+        }
+        Arc::new(inventory(&NodeFacts::default(), &self.gpus(), held))
     }
 
     /// What is published with counters.
     fn counted(&self, held: &BTreeSet<String>) -> Arc<Inventory> {
         let all = self.offers(held);
         if self.filter.is_everything() { all } else { Arc::new(all.with_profiles(&self.filter, held)) }
+    }
+
+    fn node(&self) -> (Node, Vec<Gpu>, Terms) {
+        let held = self.prepared();
+        let terms = Terms { held: held.clone(), ..Terms::default() };
+        (Node { inventory: self.offers(&held), held }, self.gpus(), terms)
     }
 
     /// The first half of a round of the publisher: it reads and decides.
@@ -182,74 +192,59 @@ impl World {
             self.now += SETTLE;
         }
         self.is_new = false;
-        let (now, published) = (self.at(self.now), self.pool().cloned());
-        let (allocated, prepared) = (self.allocated(), self.prepared());
-        let (known, seen) = (names(&self.inventory), &self.published() | &self.memory);
-        let offered = if self.keeps_counters { names(&self.counted(&prepared)) } else { known.clone() };
-        let withheld = &known - &offered;
-        let devices =
-            Devices { offered: &offered, withheld: &withheld, published: &seen, prepared: &prepared };
-        if self.kept.asks(devices, now) {
-            self.kept.found(&allocated, devices, now);
-        }
-        let mut slices = Vec::new();
-        let pool = if self.keeps_counters {
-            let held = &prepared | self.kept.taken();
-            let all = self.counted(&held);
-            if self.kept.is_crowded(&all, &seen, &prepared) {
-                self.kept.confirm(&allocated, now);
-            }
-            let shown = self.kept.show(&all, &seen, &prepared);
-            let part = self.transition.count(&shown, published.as_ref(), &held, now);
-            if part.is_some() {
-                self.kept.expect_more();
-            }
-            let shown = part.as_ref().unwrap_or(&shown);
-            let owner = Owner { driver: "d".into(), node: "n".into(), node_uid: "u".into() };
-            slices = render(shown, &Ranking::of(&Inventory::default(), &held, Policy::Static), &owner);
-            self.kept.leave_out(&mut slices, &prepared, &seen);
-            let devices = slices.iter().flat_map(|it| it.spec.devices.iter().flatten());
-            let devices = devices.map(|it| it.name.clone()).collect();
-            Pool { devices, is_counted: true, is_open: self.transition.is_open() }
-        } else {
-            let held = &prepared | &allocated;
-            self.kept.leave_to_layouts();
-            let all = self.offers(&prepared);
-            let target = apply(&all, &self.layouts, &held).inventory;
-            let held = Held { prepared: &prepared, allocated: &allocated, read_at: now };
-            let next = self.transition.step(&all, &target, published.as_ref(), held);
-            Pool { devices: names(&next), is_counted: false, is_open: self.transition.is_open() }
-        };
-        self.decided = Some(Decided { pool, counters: Counters::of(&slices), allocated });
+        let (now, allocated, is_counted) = (self.at(self.now), self.allocated(), self.keeps_counters);
+        let (node, gpus, terms) = self.node();
+        self.rounds.decide(node, &Source { gpus: &gpus, terms }, is_counted, &allocated, now);
+        self.decided = Some(Decided { is_counted, is_described: !self.is_lost, allocated });
     }
 
     /// The second half: it writes, if it has decided anything.
     pub(super) fn write(&mut self) {
-        let Some(Decided { pool, counters, allocated }) = self.decided.take() else { return };
-        // A claim of which the driver knew is still published, if it is still allocated.
+        self.write_part(usize::MAX);
+    }
+
+    /// It writes so many slices at most, and then it fails.
+    pub(super) fn write_part(&mut self, most: usize) {
+        let Some(Decided { is_counted, is_described, allocated }) = self.decided.take() else { return };
+        let (before, is_whole) = (self.published(), most == usize::MAX);
+        if !self.rounds.write(most, self.at(self.now)) {
+            return;
+        }
+        let pool =
+            self.rounds.pool().unwrap_or(Pool { devices: BTreeSet::new(), is_counted, is_open: false });
+        // What was allocated and published stays, and without counters also what was not published, if the claims were read.
         for device in allocated.intersection(&self.allocated()) {
-            let is_shown = !pool.is_counted || self.published().contains(device);
+            let is_found = is_whole && !is_counted && is_described && self.rounds.has_read;
+            let is_shown = before.contains(device) || is_found;
+            let is_usable = pool.is_open || is_whole;
             assert!(
-                pool.devices.contains(device) || !is_shown || !self.can_exist(&allocated),
-                "{device} is allocated and not in {:?}, was in {:?}",
+                pool.devices.contains(device) || !is_shown || !is_usable || !self.can_exist(&allocated),
+                "{device} is allocated and not in {:?}, was in {before:?}",
                 pool.devices,
-                self.published()
             );
         }
         assert!(
-            pool.is_counted || !pool.is_open || self.can_exist(&pool.devices) || !self.can_exist(&allocated),
+            is_counted
+                || pool.is_counted
+                || !pool.is_open
+                || self.can_exist(&pool.devices)
+                || !self.can_exist(&allocated),
             "published together: {:?}",
             pool.devices
         );
-        self.memory.clone_from(&pool.devices);
-        self.show(Some(pool));
-        self.views.last_mut().unwrap().counters = counters;
-        self.transition.written(self.at(self.now));
-        self.kept.written(self.at(self.now));
+        self.show();
     }
 
-    pub(super) fn show(&mut self, pool: Option<Pool>) {
-        self.views.push(View { since: self.now, pool, counters: Counters::default() });
+    /// Schedulers can see what the API server has now.
+    fn show(&mut self) {
+        let counters = Counters::of(&self.rounds.slices);
+        self.views.push(View { since: self.now, pool: self.rounds.pool(), counters });
+    }
+
+    /// The slices are deleted.
+    pub(super) fn wipe(&mut self) {
+        self.rounds.wipe();
+        self.show();
     }
 
     /// Another process goes on, with other flags; the publisher's memory is lost, wherever it was.
@@ -257,11 +252,10 @@ impl World {
         let filter = ["", "!1g.*", "!*+me*,!full", "1g.*"][pick(flags, 4)].parse().unwrap();
         self.may_overlap |= filter != self.filter;
         self.filter = filter;
-        self.kept = Kept::new(Duration::from_secs(SETTLE), true);
+        self.rounds.settings.profiles = self.filter.clone();
+        self.rounds.restart();
         self.is_new = true;
-        self.memory.clear();
         self.decided = None;
-        self.transition = Transition::new(Duration::from_secs(SETTLE), true);
     }
 
     /// A scheduler gives a device away, from a pool that was the newest one less than the settle time ago.
@@ -275,7 +269,7 @@ impl World {
         let Some(pool) = view.pool.as_ref().filter(|it| it.is_open) else { return };
         let allocated = self.allocated();
         // It counts what the devices of the pool take; what is allocated and not there costs nothing (kubernetes#140802).
-        let fits = |it: &&String| !pool.is_counted || view.counters.are_enough(allocated.iter().chain([*it]));
+        let fits = |it: &&String| view.counters.are_enough(allocated.iter().chain([*it]));
         let free: Vec<&String> = pool.devices.difference(&allocated).filter(fits).collect();
         if !free.is_empty() {
             let device = free[pick(which, free.len())].clone();
@@ -287,7 +281,7 @@ impl World {
     /// No counter that is published is below what allocated devices consume, so that the rest of the node can be allocated.
     pub(super) fn check_counters(&self) {
         let view = self.views.last().unwrap();
-        let is_open = view.pool.as_ref().is_some_and(|it| it.is_counted && it.is_open);
+        let is_open = view.pool.as_ref().is_some_and(|it| it.is_open);
         assert!(
             !is_open || view.counters.are_enough(&self.allocated()),
             "counters {:?} are overdrawn by {:?} with costs {:?}",
@@ -355,7 +349,7 @@ impl World {
         let Some(number) = self.nth(which, |it| it.is_allocated && it.record.is_none()) else { return };
         let claim = ClaimRef::new("ns".into(), format!("c-{number}"), format!("{number}")).unwrap();
         let device = self.claims[&number].device.clone();
-        if self.is_occupied(&device) {
+        if self.is_lost || self.is_occupied(&device) {
             return;
         }
         let allocated = AllocatedDevice { device, pool: "pool".into(), requests: Vec::new() };
@@ -421,46 +415,74 @@ impl World {
             0 => GpuLayout::Whole,
             _ => GpuLayout::Cut([(name(which), 7), (name(other), 2)].into()),
         };
-        self.layouts.values_mut().for_each(|it| *it = layout.clone());
+        self.rounds.layout.layouts.values_mut().for_each(|it| *it = layout.clone());
     }
 
-    fn rest(&mut self) {
-        for _ in 0..4 {
-            self.now += SETTLE;
+    /// Goes on by what wakes the driver, until nothing but the next comparison is left.
+    pub(super) fn rest(&mut self, looks_anyway: bool) {
+        self.write();
+        let answer = if self.keeps_counters { CounterSupport::Pool } else { CounterSupport::Dropped };
+        let gates = Gates { counters: Gate { answer: Some(answer), asked: None }, ..Gates::default() };
+        let (node, gpus, terms) = self.node();
+        if looks_anyway || self.rounds.is_news(&node, &Source { gpus: &gpus, terms }, &gates) {
             self.decide();
-            self.write();
         }
+        for _ in 0..10 {
+            self.write();
+            let wake = self.rounds.wake.map_or(0, |it| it.duration_since(self.at(self.now)).as_secs());
+            if GATE_RETRY.as_secs() <= wake {
+                return;
+            }
+            self.now += wake;
+            self.decide();
+        }
+        // What is allocated and not prepared is looked after for ever.
+        self.write();
     }
 
     /// Whatever happened: when nothing happens any more, what is allocated is published, and the layout is in force as far as claims allow.
     pub(super) fn comes_to_rest(&mut self) {
         self.claims.retain(|_, it| it.is_allocated);
-        self.rest();
-        let held = &self.prepared() | &self.allocated();
-        // Counters keep those apart that do not fit beside each other: one is left out.
-        let published = self.published();
-        let is_left_out = |it: &&String| {
-            let seen = held.intersection(&published).chain([*it]);
-            !published.contains(*it) && self.keeps_counters && !self.can_exist(seen)
-        };
-        let left_out: BTreeSet<String> = held.iter().filter(is_left_out).cloned().collect();
-        let held = &held - &left_out;
-        assert!(held.is_subset(&published), "{held:?} are allocated, not {published:?}");
-        if self.keeps_counters {
-            assert_eq!(
-                published,
-                &names(&self.counted(&held)) - &left_out,
-                "and the rest is as it is wanted"
-            );
+        // That a gate was turned, or slices deleted, is no news of the node.
+        self.write();
+        let before = self.published();
+        self.rest(true);
+        let mut held = &self.prepared() | &self.allocated();
+        if self.is_lost {
+            // Nothing describes what is not published.
+            held = &held & &before;
         }
-        if self.may_overlap {
-            return;
+        assert!(held.is_subset(&self.published()), "{held:?} are allocated, not {:?}", self.published());
+        if self.keeps_counters && !self.is_lost {
+            assert_eq!(self.published(), names(&self.counted(&held)), "and the rest is as it is wanted");
+        }
+        if self.may_overlap || self.is_lost {
+            return self.ends();
         }
         self.keeps_counters = false;
-        self.rest();
-        let target = apply(&self.offers(&held), &self.layouts, &held).inventory;
+        self.rest(true);
+        let held = &self.prepared() | &self.allocated();
+        let target = apply(&self.offers(&held), &self.rounds.layout.layouts, &held).inventory;
         assert_eq!(self.published(), names(&target));
-        assert!(self.pool().unwrap().is_open, "somebody can be given what is free");
+        assert!(self.pool().unwrap().is_open, "free devices can be allocated");
+        self.ends();
+    }
+
+    /// All claims end: what the node knows by itself, and the time, lead to what is published without any.
+    fn ends(&mut self) {
+        // No event says when a claim ends that was never prepared; the next comparison finds that.
+        let is_unnoticed = self.claims.values().any(|it| it.record.is_none());
+        self.claims.clear();
+        self.rest(is_unnoticed);
+        let nothing = BTreeSet::new();
+        let expected = match (self.is_lost, self.keeps_counters) {
+            (true, _) => BTreeSet::new(),
+            (false, true) => names(&self.counted(&nothing)),
+            (false, false) => {
+                names(&apply(&self.offers(&nothing), &self.rounds.layout.layouts, &nothing).inventory)
+            }
+        };
+        assert_eq!(self.published(), expected, "without claims");
     }
 }
 

@@ -1,0 +1,181 @@
+//! What the publishing step remembers between rounds: what schedulers may still act on. Pure.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::resource::v1::ResourceSlice;
+use mig_model::inventory::Inventory;
+
+use super::by_sharing::{ShareTransition, is_of};
+use super::next::{Question, Round, claims};
+use super::render::names as names_in;
+use super::transition::{Pool, Transition, names};
+use super::undescribed::UndescribedDevices;
+use super::world::{Published, World};
+use super::{Devices, Kept};
+
+/// What was published and decided so far.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    /// The way from one set of devices to another one without counters, and from and to counters.
+    pub(super) transition: Transition,
+    /// Whole and time-shared GPUs that are not offered any more.
+    pub(super) sharing: ShareTransition,
+    /// Devices that stay because they are allocated.
+    kept: Kept,
+    /// Devices that stay as they are published: claims have them, and the node cannot describe them any more.
+    undescribed: UndescribedDevices,
+    /// What claims had when the layout last changed, prepared or not.
+    pub(super) allocated: BTreeSet<String>,
+    /// Names of the devices in each slice of described devices, as they stood after the last round.
+    published: Vec<Vec<String>>,
+    /// The same as it was decided last.
+    decided: Vec<Vec<String>>,
+}
+
+impl Memory {
+    /// Starts without knowledge of what was before. `settle` is how long a scheduler may act on what it saw, `has_past` whether
+    /// a driver was on this node before this process: it may have withdrawn something a moment ago.
+    #[must_use]
+    pub fn new(settle: Duration, has_past: bool) -> Self {
+        Self {
+            transition: Transition::new(settle, has_past),
+            sharing: ShareTransition::new(has_past),
+            kept: Kept::new(settle, has_past),
+            undescribed: UndescribedDevices::default(),
+            allocated: BTreeSet::new(),
+            published: Vec::new(),
+            decided: Vec::new(),
+        }
+    }
+
+    /// Another process has published meanwhile: nothing is known of what it withdrew, as after a start. What only this one may
+    /// know stays.
+    pub fn forget(&mut self, settle: Duration) {
+        let (undescribed, allocated) =
+            (std::mem::take(&mut self.undescribed), std::mem::take(&mut self.allocated));
+        *self = Self { undescribed, allocated, ..Self::new(settle, true) };
+    }
+
+    /// Takes note that what was decided last is written. Answers when the first of what then goes has settled.
+    pub fn written(&mut self, now: Instant) -> Option<Instant> {
+        self.sharing.written(now);
+        self.kept.written(now);
+        self.transition.written(now);
+        self.published.clone_from(&self.decided);
+        self.transition.next().into_iter().chain(self.kept.next()).min()
+    }
+
+    /// Allocated devices that stay although the node would not offer them.
+    pub(super) fn retained(&self) -> &BTreeSet<String> {
+        self.kept.taken()
+    }
+
+    pub(super) fn undescribed(&self) -> &UndescribedDevices {
+        &self.undescribed
+    }
+
+    /// True where one of them stays only because it is prepared, and is not any more.
+    pub(super) fn may_lose_undescribed(&self, held: &BTreeSet<String>) -> bool {
+        self.undescribed.names().any(|it| !held.contains(it) && !self.retained().contains(it))
+    }
+
+    /// Names of the devices in each slice of described devices.
+    pub(super) fn published(&self) -> &[Vec<String>] {
+        &self.published
+    }
+
+    /// The described devices that were published last, or were to be published and may be in part.
+    pub(super) fn attempted(&self) -> impl Iterator<Item = &String> {
+        self.published.iter().chain(&self.decided).flatten()
+    }
+
+    /// Whether schedulers give anything away of what is published.
+    pub(super) fn is_open(&self) -> bool {
+        self.transition.is_open()
+    }
+
+    /// Takes note of the allocated devices that stay, and answers with what schedulers could see, of GPUs that can be cut.
+    pub(super) fn retain_allocated(
+        &mut self,
+        world: &World<'_>,
+        published: &Published,
+        now: Instant,
+    ) -> Result<BTreeSet<String>, Question> {
+        let (inventory, held) = (world.node.inventory, world.node.held);
+        let mut known = names(inventory);
+        known.extend(inventory.gpus.iter().flat_map(|it| &it.withheld).map(|it| it.name.to_string()));
+        let prepared = known.intersection(held).cloned().collect();
+        // Layouts see to what they withdraw, and so do GPUs that are not cut.
+        let offered = if world.is_counted() { names(&world.offered(inventory, held)) } else { known.clone() };
+        let is_cut = |name: &&String| !inventory.gpus.iter().any(|it| !it.can_be_cut() && is_of(name, it));
+        let withheld = known.difference(&offered).filter(is_cut).cloned().collect();
+        // Also what was deleted since: it may be allocated all the same.
+        let seen: BTreeSet<String> = published.slices.iter().flat_map(names_in).map(str::to_owned).collect();
+        let before = seen.iter().chain(self.published.iter().flatten()).chain(self.undescribed.names());
+        let before: BTreeSet<String> = before.filter(is_cut).cloned().collect();
+        let devices = Devices {
+            offered: &(&offered | held),
+            withheld: &withheld,
+            published: &before,
+            prepared: &prepared,
+        };
+        if self.kept.asks(devices, now) {
+            let claims = claims(world)?;
+            self.kept.found(&claims.allocated, devices, claims.read_at);
+        }
+        let stays = |it: &&String| held.contains(*it) || self.kept.taken().contains(*it);
+        let undescribed = before.difference(&known).filter(stays).cloned().collect();
+        self.undescribed.set(&undescribed, &published.slices);
+        Ok(before)
+    }
+
+    /// What of the offer may be published now where counters keep devices apart.
+    pub(super) fn show_counted<'i>(
+        &mut self,
+        offered: &'i Inventory,
+        round: Round<'_>,
+        held: &BTreeSet<String>,
+    ) -> Result<Cow<'i, Inventory>, Question> {
+        let Round { world, published, before, now, .. } = round;
+        let (pool, prepared) = (self.pool(published), world.node.held);
+        // One of two that overlap is left out only by what claims have now: the other one may be free already.
+        if self.kept.is_crowded(offered, before, prepared) {
+            let claims = claims(world)?;
+            self.kept.confirm(&claims.allocated, claims.read_at);
+        }
+        let shown = self.kept.show(offered, before, prepared);
+        Ok(match self.transition.count(&shown, pool.as_ref(), held, now) {
+            Some(part) => {
+                self.kept.expect_more();
+                Cow::Owned(part)
+            }
+            None => shown,
+        })
+    }
+
+    /// Takes note of what is decided, and leaves allocated devices out where counters would be overdrawn.
+    pub(super) fn decide(
+        &mut self,
+        shown: Vec<Vec<String>>,
+        slices: &mut [ResourceSlice],
+        prepared: &BTreeSet<String>,
+        before: &BTreeSet<String>,
+    ) {
+        self.kept.leave_out(slices, prepared, before);
+        self.decided = shown;
+    }
+
+    /// Takes note that layouts decide what is published.
+    pub(super) fn leave_to_layouts(&mut self) {
+        self.kept.leave_to_layouts();
+    }
+
+    /// The pool that is published, without what only stays in it.
+    pub(super) fn pool(&self, published: &Published) -> Option<Pool> {
+        let mut pool = Pool::of(&published.slices)?;
+        pool.devices.retain(|it| !self.undescribed.has(it));
+        Some(pool)
+    }
+}

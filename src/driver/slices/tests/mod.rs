@@ -1,0 +1,204 @@
+//! The publishing step in a loop as the driver runs it, with an API server that is a list of slices. What is around it, GPUs,
+//! claims and schedulers, is in the worlds that use it: `shares` here, and that of layouts and counters.
+
+mod shares;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::resource::v1::ResourceSlice;
+use mig_model::facts::NodeFacts;
+use mig_model::inventory::{Gpu, Inventory, ProfileFilter, Terms};
+use mig_model::placement::Policy;
+
+use super::*;
+use crate::layout::{Decision, Layouts};
+
+/// Seconds.
+pub(crate) const SETTLE: u64 = 10;
+
+/// What is known of the node, owned.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Node {
+    pub(crate) inventory: std::sync::Arc<Inventory>,
+    pub(crate) held: BTreeSet<String>,
+}
+
+/// What an inventory is computed from.
+pub(crate) struct Source<'a> {
+    pub(crate) gpus: &'a [Gpu],
+    pub(crate) terms: Terms,
+}
+
+/// The driver's side of a world.
+pub(crate) struct Rounds {
+    pub(crate) settings: Settings,
+    pub(crate) layout: Decision,
+    pub(crate) memory: Memory,
+    /// What the API server has.
+    pub(crate) slices: Vec<ResourceSlice>,
+    /// What is decided and not written yet.
+    decided: Option<Vec<ResourceSlice>>,
+    /// When that was.
+    decided_at: Option<Instant>,
+    /// What the node was when that was decided.
+    seen: Option<Node>,
+    /// When to look again.
+    pub(crate) wake: Option<Instant>,
+    /// Lists of claims so far.
+    pub(crate) lists: usize,
+    /// Whether the claims were read for what is decided.
+    pub(crate) has_read: bool,
+    /// Whether others have changed the slices since.
+    is_foreign: bool,
+    facts: NodeFacts,
+}
+
+impl Rounds {
+    pub(crate) fn new() -> Self {
+        let settings = Settings {
+            mode: Mode::Auto,
+            placement: Policy::Static,
+            profiles: ProfileFilter::default(),
+            settle_time: Duration::from_secs(SETTLE),
+            taint_effect: TaintEffect::NoSchedule,
+        };
+        Self {
+            memory: Memory::new(settings.settle_time, false),
+            settings,
+            layout: Decision { revision: 1, ..Decision::default() },
+            slices: Vec::new(),
+            decided: None,
+            decided_at: None,
+            seen: None,
+            wake: None,
+            lists: 0,
+            has_read: false,
+            is_foreign: false,
+            facts: NodeFacts::default(),
+        }
+    }
+
+    pub(crate) fn with_layouts(layouts: Layouts) -> Self {
+        let mut rounds = Self::new();
+        rounds.layout.layouts = layouts;
+        rounds
+    }
+
+    /// Another process goes on; what this one remembered and had not written yet is lost.
+    pub(crate) fn restart(&mut self) {
+        self.memory = Memory::new(self.settings.settle_time, true);
+        (self.decided, self.seen, self.wake) = (None, None, None);
+    }
+
+    /// Others delete the slices.
+    pub(crate) fn wipe(&mut self) {
+        self.slices.clear();
+        self.is_foreign = true;
+    }
+
+    pub(crate) fn pool(&self) -> Option<Pool> {
+        Pool::of(&self.slices)
+    }
+
+    /// Whether the driver would look at what is otherwise now than when it looked last, without being asked to.
+    pub(crate) fn is_news(&self, node: &Node, source: &Source<'_>, gates: &Gates) -> bool {
+        let Some(seen) = self.seen.as_ref().filter(|_| !self.is_foreign) else { return true };
+        let health = Default::default();
+        let seen =
+            NodeView { inventory: &seen.inventory, held: &seen.held, ..self.view(node, source, &health) };
+        let world = self.world(node, source, &health, gates);
+        world.is_news(&self.memory, &seen) || !world.is_served(&self.memory)
+    }
+
+    fn view<'a>(
+        &'a self,
+        node: &'a Node,
+        source: &'a Source<'_>,
+        health: &'a mig_model::health::Report,
+    ) -> NodeView<'a> {
+        let inputs = Inputs { facts: &self.facts, gpus: source.gpus, terms: &source.terms };
+        NodeView { inventory: &node.inventory, inputs: Ok(inputs), held: &node.held, health }
+    }
+
+    fn world<'a>(
+        &'a self,
+        node: &'a Node,
+        source: &'a Source<'_>,
+        health: &'a mig_model::health::Report,
+        gates: &'a Gates,
+    ) -> World<'a> {
+        let node = self.view(node, source, health);
+        World { settings: &self.settings, node, layout: &self.layout, gates, published: None, claims: None }
+    }
+
+    /// The first half of a round: it reads and decides.
+    pub(crate) fn decide(
+        &mut self,
+        node: Node,
+        source: &Source<'_>,
+        keeps_counters: bool,
+        allocated: &BTreeSet<String>,
+        now: Instant,
+    ) {
+        let owner = Owner { driver: "d".into(), node: "n".into(), node_uid: "u".into() };
+        let published = Published { owner, slices: self.slices.clone() };
+        let claims = Claims { read_at: now, allocated: allocated.clone() };
+        let support = if keeps_counters { CounterSupport::Pool } else { CounterSupport::Dropped };
+        let health = Default::default();
+        let mut gates = Gates::default();
+        let mut asked = Vec::new();
+        let plan = loop {
+            let world = World {
+                published: asked.contains(&Question::Slices).then_some(&published),
+                claims: asked.contains(&Question::Claims).then_some(&claims),
+                ..self.world(&node, source, &health, &gates)
+            };
+            match next(&world, &self.memory, now) {
+                Ok(plan) => break plan,
+                Err(question) => {
+                    assert!(!asked.contains(&question), "{question:?} was answered");
+                    asked.push(question);
+                }
+            }
+            if asked.contains(&Question::Counters) {
+                gates.counters = Gate { answer: Some(support), asked: Some(now) };
+            }
+        };
+        self.has_read = asked.contains(&Question::Claims);
+        self.lists += usize::from(self.has_read);
+        self.is_foreign = false;
+        self.memory = plan.memory;
+        self.wake = Some(plan.wake);
+        self.decided = plan.slices;
+        self.decided_at = Some(now);
+        self.seen = Some(node);
+    }
+
+    /// The second half: it writes, if it has decided anything; at most so many slices, and then it fails. True where something
+    /// was decided.
+    pub(crate) fn write(&mut self, most: usize, now: Instant) -> bool {
+        let Some(wanted) = self.decided.take() else { return false };
+        let changes = diff(wanted, &self.slices);
+        let is_whole = changes.len() <= most;
+        for change in changes.into_iter().take(most) {
+            let (Change::Delete(new) | Change::Update(new) | Change::Create(new)) = &change;
+            self.slices.retain(|it| it.metadata.name != new.metadata.name);
+            if let Change::Update(new) | Change::Create(new) = change {
+                self.slices.push(new);
+            }
+        }
+        if is_whole {
+            let due = self.memory.written(now);
+            self.wake = due.into_iter().chain(self.wake).min();
+            let is_slow = self.decided_at != Some(now);
+            assert!(
+                is_slow || self.wake.is_some_and(|it| now < it),
+                "it would read and write without a pause"
+            );
+        } else {
+            self.wake = Some(now + Duration::from_secs(1));
+        }
+        true
+    }
+}
