@@ -15,7 +15,7 @@
 //!
 //! What is never lost, and the test behind each promise, is in [`guarantees`]. What holds everywhere:
 //!
-//! * `inventory`, `placement`, `layout::{choose, fit, apply}`, `slices::{shelves, render, diff}`, `claim::{allocation, plan}`,
+//! * `inventory`, `placement`, `layout::{choose, fit, apply}`, `slices::{next, render, diff}`, `claim::{allocation, plan}`,
 //!   `health::{owner, state, report}` and the building of CDI specs are functions from data to data; they neither wait nor read.
 //! * The intent is on disk before the hardware changes; the answer comes after the record says that all is there.
 //! * Every effect can be repeated: create finds first, destroying what is gone is success.
