@@ -423,7 +423,7 @@ fn a_device_that_was_released_since_the_last_read_is_not_offered_without_its_cos
     let (large, small) = (mig("4g-40gb-0"), mig("1g-10gb-0"));
     world.claim(large.clone());
     world.restart(0);
-    world.show(None);
+    world.wipe();
     sync(&mut world);
     assert_eq!(world.cost(&large), 4);
     world.end(0, 0);
