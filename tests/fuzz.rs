@@ -22,8 +22,8 @@ use dra_driver_mig::checkpoint::{
     Checkpoint, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored, Taken, VERSION,
 };
 use dra_driver_mig::claim::{AllocationError, Ground, allocated_devices, plan};
-use dra_driver_mig::slices::{Owner, render};
 use k8s_openapi::api::resource::v1::ResourceClaim;
+use mig_model::slices::{Owner, render};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};

@@ -11,12 +11,12 @@ use crate::common;
 use common::{
     ControlPlane, Lab, device_names, each_control_plane, eventually, is_complete, prepare, unprepare,
 };
-use dra_driver_mig::layout::{GpuLayout, Layouts, apply};
 use dra_driver_mig::nvml;
 use k8s_openapi::api::resource::v1::{Device, ResourceClaim};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube_sim::kubelet::Claim;
+use mig_model::layout::{GpuLayout, Layouts, apply};
 use nvml_sim::{Model, SimNode};
 use serde_json::json;
 

@@ -24,7 +24,7 @@
 //! api                                    the API server
 //! health usage claim                     conditions of GPUs; use of instances; claims from call to answer
 //! kubelet                                gRPC towards the kubelet
-//! slices layout                          what is published
+//! layout publisher                       which layout is in force, and the slices in the API server
 //! probes check inspect management        ready or not, and why; what a person asks for
 //! node                                   wires everything
 //! args                                   the command line
@@ -64,8 +64,8 @@ pub mod node;
 pub mod nvml;
 pub mod pods;
 pub mod probes;
+pub mod publisher;
 pub mod readiness;
-pub mod slices;
 pub mod telemetry;
 pub mod usage;
 

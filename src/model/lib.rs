@@ -2,7 +2,8 @@
 //! runtime, a client or NVML.
 //!
 //! ```text
-//! facts (what NVML reports) -> inventory (devices, counters, names) -> placement (which device first)
+//! facts (what NVML reports) -> inventory (devices, counters, names) -> placement (which device first) \
+//!                                                                  layout (which devices, without counters) -> slices
 //! ```
 //!
 //! [`claim`] names claims, [`health`] is what is known of the health of GPUs, [`call`] an NVML call that failed.
@@ -13,5 +14,7 @@ pub mod facts;
 pub mod hash;
 pub mod health;
 pub mod inventory;
+pub mod layout;
 pub mod occupancy;
 pub mod placement;
+pub mod slices;

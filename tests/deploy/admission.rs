@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use dra_driver_mig::slices::{Owner, render};
 use kube::api::DeleteParams;
 use kube_sim::admission::{Request, admit};
 use kube_sim::{ApiServer, Options, kinds};
 use mig_model::inventory::Inventory;
 use mig_model::placement::{Policy, Ranking};
+use mig_model::slices::{Owner, render};
 use serde_json::{Value, json};
 
 use super::chart::{objects, shipped};

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use dra_allocator::cel_env::{Evaluator, compile};
 use dra_driver_mig::nvml::{self, DeviceHandle};
-use dra_driver_mig::slices::{Owner, render};
 use k8s_openapi::api::resource::v1::{Device, DeviceAttribute};
 use mig_model::facts::NodeFacts;
 use mig_model::inventory::{Attachment, Gpu, GpuState, inventory};
 use mig_model::placement::{Policy, Ranking};
+use mig_model::slices::{Owner, render};
 use nvml_sim::{Model, SimNode};
 use serde_json::json;
 

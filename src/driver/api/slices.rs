@@ -7,11 +7,11 @@ use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use kube::core::{PartialObjectMeta, Status};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Error};
+use mig_model::slices::Change;
 use tokio::time::timeout;
 use tracing::warn;
 
 use super::{CALL_TIMEOUT, with_causes};
-use crate::slices::Change;
 
 /// Reads and writes the slices of one node and driver.
 #[derive(Debug, Clone)]

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use mig_model::slices::Mode;
 
 use crate::hardware::{HardwareArgs, HostArgs};
 use crate::kubelet::DriverArgs;
 use crate::layout::StateLabel;
-use crate::slices::Mode;
 use crate::telemetry::OutputFormat;
 
 /// Arguments of `check`.

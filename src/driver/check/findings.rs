@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use mig_model::inventory::Problem;
 
 use mig_model::facts::NodeFacts;
+use mig_model::slices::{CounterSupport, Mode};
 
 use super::finding::{Finding, Subject, Verdict};
 use super::runtime::CdiSetting;
@@ -13,7 +14,6 @@ use crate::cdi::DisabledHooks;
 use crate::layout::StateLabel;
 use crate::nvml::RESET_ADVICE;
 use crate::readiness::{Effect, HostCondition, HostSubject};
-use crate::slices::{CounterSupport, Mode};
 
 /// What the operator has turned off or chosen, as far as the check depends on it.
 #[derive(Debug, Clone)]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use futures::future::join_all;
 use kube::Client;
 use mig_model::facts::NodeFacts;
+use mig_model::slices::Owner;
 use tokio::time::timeout;
 
 use super::finding::Subject;
@@ -16,8 +17,8 @@ use crate::api::{CALL_TIMEOUT, NodeSlices, RIGHTS, Right, is_allowed, with_cause
 use crate::cdi::{CommonSource, Root};
 use crate::hardware::{HardwareArgs, HostArgs};
 use crate::kubelet::DriverArgs;
+use crate::publisher::counter_support;
 use crate::readiness::{HostReadiness, not_makeable, unwritable};
-use crate::slices::{Owner, counter_support};
 
 /// Looks at the host. `hardware` is what NVML says.
 pub(super) fn host(

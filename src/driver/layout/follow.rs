@@ -6,19 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use mig_model::layout::{Decision, Refusal, choose, default_layouts};
+use mig_model::slices::Publication;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::choice::{Refusal, choose, default_layouts};
-use super::decision::Decision;
 use super::memory::LayoutMemory;
 use super::source::LayoutSource;
 use crate::api::{CONFIG_LABEL, EventReason, Events, FORBIDDEN_PAUSE, LayoutLabels, OwnNode, STATE_LABEL};
 use crate::backoff::Backoff;
 use crate::hardware::{Hardware, NodeState};
 use crate::kubelet::Turn;
-use crate::slices::Publication;
 
 /// How often the file is looked at. The kubelet needs about a minute to bring a changed ConfigMap, so this adds nothing that is
 /// noticed. Also the first pause after a label could not be written.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::choice::Layouts;
+use mig_model::layout::Layouts;
 
 /// Far above what a node with 32 GPUs needs.
 const MAX_SIZE: u64 = 1 << 18;
@@ -71,7 +71,7 @@ impl LayoutMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::GpuLayout;
+    use mig_model::layout::GpuLayout;
 
     #[test]
     fn what_was_in_force_is_known_again_and_rubbish_is_not() {

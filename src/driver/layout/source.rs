@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::file::{LayoutFile, MAX_FILE};
+use mig_model::layout::{LayoutFile, MAX_FILE};
 
 /// The file, and what it held when it was read last.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ use clap::Args;
 use mig_model::health::IgnoredXids;
 use mig_model::inventory::{ExistingInstances, MOST_SHARES, ProfileFilter};
 use mig_model::placement::Policy;
+use mig_model::slices::{Mode, TaintEffect};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -15,7 +16,6 @@ use crate::hardware::{HardwareArgs, HostArgs};
 use crate::kubelet::{DriverArgs, is_pod_uid};
 use crate::layout::StateLabel;
 use crate::mig::ModePolicy;
-use crate::slices::{Mode, TaintEffect};
 use crate::telemetry::metrics::MetricsAddress;
 use crate::telemetry::{LogFormat, seconds};
 use crate::usage::UsagePolicy;

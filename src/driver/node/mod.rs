@@ -10,6 +10,8 @@ mod problems;
 use std::sync::Arc;
 
 use anyhow::bail;
+use mig_model::layout::Decision;
+use mig_model::slices::{Publication, Settings, pool_name};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -24,12 +26,12 @@ use crate::kubelet::{
     DeviceHealth, DraPlugin, Registration, RegistrationMetrics, RegistrationState, Socket, SocketPaths,
     SoleProcess, Turn, serve_plugin, serve_registration,
 };
-use crate::layout::{Decision, LayoutFollower, LayoutMemory, StateLabel};
+use crate::layout::{LayoutFollower, LayoutMemory, StateLabel};
 use crate::nvml::Pulse;
 use crate::pods::Pods;
 use crate::probes::{Health, bind_health, health_service, serve_health};
+use crate::publisher::{PublicationMetrics, Publisher, PublisherParts};
 use crate::readiness::HostReadiness;
-use crate::slices::{Publication, PublicationMetrics, Publisher, PublisherParts, Settings, pool_name};
 use crate::telemetry::metrics::{Exporter, Metrics, bind_metrics, serve_metrics};
 use crate::usage::{ClaimMetrics, DcgmInstances, Instances, Sampler, Seen};
 use crate::{check, host};

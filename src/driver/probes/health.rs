@@ -8,6 +8,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
+use mig_model::slices::{CounterSupport, Publication};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,6 @@ use super::health_service;
 use crate::hardware::NodeState;
 use crate::health::Silent;
 use crate::kubelet::RegistrationState;
-use crate::slices::{CounterSupport, Publication};
 use crate::telemetry::bind;
 
 /// What readiness is made of.

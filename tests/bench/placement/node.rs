@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use dra_driver_mig::nvml;
-use dra_driver_mig::slices::{Owner, render};
 use mig_model::facts::MigMode;
 use mig_model::inventory::{Attachment, Gpu, GpuState, Inventory, ProfileFilter, inventory};
 use mig_model::placement::{Policy, Ranking};
+use mig_model::slices::{Owner, render};
 use nvml_sim::{Model, SimNode};
 
 /// A device that could be allocated.

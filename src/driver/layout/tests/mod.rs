@@ -12,7 +12,7 @@ use mig_model::inventory::{
 };
 use nvml_sim::Model;
 
-use super::*;
+use mig_model::layout::*;
 
 mod files;
 mod search;

@@ -1,11 +1,11 @@
 //! Whatever changes, and however late schedulers are: nothing that overlaps is given away, nor prepared.
 
+use mig_model::slices::{Pool, names};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::world::{SETTLE, World, pick};
 use super::*;
-use crate::slices::{Pool, names};
 
 /// Enough to find each of the faults that are named in the tests below within seconds.
 const CASES: u32 = 1024;

@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use crate::facts::NodeFacts;
+use crate::health::Report;
+use crate::inventory::{Gpu, Inventory, ProfileFilter, Terms, inventory_on};
+use crate::placement::Policy;
 use clap::ValueEnum;
 use k8s_openapi::api::resource::v1::ResourceSlice;
-use mig_model::facts::NodeFacts;
-use mig_model::health::Report;
-use mig_model::inventory::{Gpu, Inventory, ProfileFilter, Terms, inventory_on};
-use mig_model::placement::Policy;
 
 use super::render::Owner;
 use super::taint::TaintEffect;

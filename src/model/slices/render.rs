@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use crate::inventory::{AllocatableDevice, Attribute, Capacity, GpuInventory, Inventory};
+use crate::placement::Ranking;
 use k8s_openapi::api::resource::v1::{
     Counter, CounterSet, Device, DeviceAttribute, DeviceCapacity, DeviceCounterConsumption, ResourcePool,
     ResourceSlice, ResourceSliceSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use mig_model::inventory::{AllocatableDevice, Attribute, Capacity, GpuInventory, Inventory};
-use mig_model::placement::Ranking;
 
 use super::quantity;
 use super::shelves::shelves;
@@ -154,7 +154,7 @@ fn metadata(index: usize, owner: &Owner) -> ObjectMeta {
 /// `<index>-<driver>-<node>`: the same at every start, and sorted by preference, which the scheduler honours from 1.36 on. Where
 /// that would be too long, `<index>-<driver>.<UID of the node>`: unlike a hash, the admission policy can compare it with the
 /// token of the pod, so that no node can take the names of another one. The two forms never meet.
-pub(super) fn slice_name(index: usize, owner: &Owner) -> String {
+pub fn slice_name(index: usize, owner: &Owner) -> String {
     let Owner { driver, node, node_uid } = owner;
     let name = format!("{index:05x}-{driver}-{node}");
     if name.len() <= MAX_NAME { name } else { format!("{index:05x}-{driver}.{node_uid}") }
@@ -165,7 +165,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use mig_model::placement::Policy;
+    use crate::placement::Policy;
 
     fn owner(driver: &str, node: &str) -> Owner {
         Owner { driver: driver.to_owned(), node: node.to_owned(), node_uid: "0f3c-u".to_owned() }

@@ -179,9 +179,9 @@ mod tests {
     use k8s_openapi::api::resource::v1::DeviceCapacity;
 
     use super::*;
+    use crate::inventory::Inventory;
+    use crate::placement::{Policy, Ranking};
     use crate::slices::{Owner, render};
-    use mig_model::inventory::Inventory;
-    use mig_model::placement::{Policy, Ranking};
 
     /// Three slices with one device each, which `sizes` gives a capacity.
     fn pool(sizes: &[&str]) -> Vec<ResourceSlice> {

@@ -3,11 +3,11 @@
 use std::fmt;
 
 use mig_model::inventory::Withheld;
+use mig_model::slices::Publication;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
 
-use super::Publication;
 use crate::hardware::NodeState;
 use crate::telemetry::metrics::{count, flag, gauge, write, write_one};
 

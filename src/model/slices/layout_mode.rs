@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use mig_model::inventory::Inventory;
+use crate::inventory::Inventory;
 
 use super::memory::Memory;
 use super::next::{Question, claims};

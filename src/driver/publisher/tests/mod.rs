@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use mig_model::facts::NodeFacts;
 use mig_model::inventory::{Gpu, Inventory, ProfileFilter, Terms};
+use mig_model::layout::{Decision, Layouts};
 use mig_model::placement::Policy;
 
-use super::*;
-use crate::layout::{Decision, Layouts};
+use mig_model::slices::*;
 
 /// Seconds.
 pub(crate) const SETTLE: u64 = 10;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use mig_model::facts::Profile;
-use mig_model::inventory::CounterPlan;
+use crate::facts::Profile;
+use crate::inventory::CounterPlan;
 
 use super::fit::{Candidate, fit};
 

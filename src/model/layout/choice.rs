@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use mig_model::facts::{GpuFacts, Profile};
-use mig_model::inventory::DeviceName;
+use crate::facts::{GpuFacts, Profile};
+use crate::inventory::DeviceName;
 use serde::{Deserialize, Serialize};
 
 use super::file::{Devices, Entry, LayoutFile};

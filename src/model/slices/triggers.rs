@@ -1,6 +1,6 @@
 //! When what the node knows by itself makes another round necessary. Pure.
 
-use mig_model::placement::Ranking;
+use crate::placement::Ranking;
 
 use super::layout_mode::makes_room;
 use super::memory::Memory;

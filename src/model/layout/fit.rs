@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
-use mig_model::facts::Placement;
+use crate::facts::Placement;
 
 /// An instance that could be made.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use mig_model::slices::Publication;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::Publisher;
 use super::publish::DEBOUNCE;
-use super::{Publication, Publisher};
 use crate::api::{EventReason, Events, SliceError, SliceErrorKind};
 use crate::backoff::Backoff;
 

@@ -6,7 +6,7 @@
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 /// A plain number.
-pub(super) fn count(number: u32) -> Quantity {
+pub fn count(number: u32) -> Quantity {
     Quantity(number.to_string())
 }
 

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use crate::inventory::Inventory;
 use k8s_openapi::api::resource::v1::ResourceSlice;
-use mig_model::inventory::Inventory;
 
 use super::by_sharing::{ShareTransition, is_of};
 use super::next::{Question, Round, claims};

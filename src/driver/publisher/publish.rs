@@ -10,21 +10,20 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use mig_model::inventory::Inventory;
+use mig_model::layout::Decision;
+use mig_model::slices::{
+    Change, Claims, CounterSupport, Gates, Inputs, Memory, Mode, NodeView, Owner, Plan, Publication,
+    Published, Question, Settings, World, diff, lost_counters, lost_taints, next,
+};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::pauses::{Overwritten, retry};
-use super::taint::lost_taints;
-use super::{
-    Change, Claims, CounterSupport, Gates, Inputs, Memory, Mode, NodeView, Owner, Plan, Publication,
-    Published, Question, Settings, World, diff, lost_counters, next,
-};
 use crate::api::{Allocations, Events, NodeSlices, SliceError, SliceErrorKind};
 use crate::backoff::Backoff;
 use crate::hardware::NodeState;
 use crate::kubelet::Turn;
-use crate::layout::Decision;
 use crate::telemetry::metrics::{Metrics, SliceWrite};
 
 /// How long changes made by others are collected before they are looked at.

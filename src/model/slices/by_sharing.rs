@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use mig_model::inventory::{DeviceKind, DeviceName, GpuInventory, Inventory};
+use crate::inventory::{DeviceKind, DeviceName, GpuInventory, Inventory};
 
 use super::memory::Memory;
 use super::next::{Question, claims};
@@ -159,7 +159,7 @@ pub(super) fn is_of(name: &str, gpu: &GpuInventory) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mig_model::inventory::AllocatableDevice;
+    use crate::inventory::AllocatableDevice;
 
     const SETTLE: Duration = Duration::from_secs(10);
 

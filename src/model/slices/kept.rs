@@ -22,8 +22,8 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crate::inventory::{AllocatableDevice, DeviceName, GpuInventory, Inventory, fits_into};
 use k8s_openapi::api::resource::v1::ResourceSlice;
-use mig_model::inventory::{AllocatableDevice, DeviceName, GpuInventory, Inventory, fits_into};
 
 use super::waive::leave_out;
 

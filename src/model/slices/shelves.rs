@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use mig_model::inventory::{AllocatableDevice, Attribute, GpuInventory, Inventory};
+use crate::inventory::{AllocatableDevice, Attribute, GpuInventory, Inventory};
 
 /// Devices in one slice where any of them consumes counters (ResourceSliceMaxDevicesWithTaintsOrConsumesCounters).
 pub(super) const MAX_DEVICES: usize = 64;

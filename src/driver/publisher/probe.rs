@@ -6,11 +6,12 @@ use std::time::Instant;
 use k8s_openapi::api::resource::v1::{Counter, Device, DeviceCounterConsumption, ResourceSlice};
 use mig_model::inventory::Inventory;
 use mig_model::placement::{Policy, Ranking};
+use mig_model::slices::{
+    CounterSupport, Mode, Owner, count, lost_counters, lost_taints, new_taint, render, slice_name,
+};
 use tracing::{info, warn};
 
-use super::render::slice_name;
-use super::taint::{lost_taints, new_taint};
-use super::{CounterSupport, Mode, Owner, Publisher, lost_counters, quantity, render};
+use super::Publisher;
 use crate::api::{NodeSlices, SliceError, SliceErrorKind};
 
 /// Index in the name of a probe: the last one, which no published slice has.
@@ -21,7 +22,7 @@ const INDEX: usize = 0xf_ffff;
 /// The probe is a device that draws on a counter set of another slice, as published devices do. A slice with nothing but a
 /// counter set would be accepted by Kubernetes 1.34, too.
 pub async fn counter_support(api: &NodeSlices, owner: &Owner) -> Result<CounterSupport, SliceError> {
-    let counters = [("probe".to_owned(), Counter { value: quantity::count(1) })].into();
+    let counters = [("probe".to_owned(), Counter { value: count(1) })].into();
     let consumes = DeviceCounterConsumption { counter_set: "probe".to_owned(), counters };
     let probe = probe(owner, Device { consumes_counters: Some(vec![consumes]), ..Device::default() });
     match api.try_create(&probe).await {

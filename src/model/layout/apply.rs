@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mig_model::inventory::{AllocatableDevice, DeviceKind, GpuInventory, Inventory, MigSpec};
+use crate::inventory::{AllocatableDevice, DeviceKind, GpuInventory, Inventory, MigSpec};
 
 use super::choice::{GpuLayout, Layouts, show_counts};
 use super::fit::{Candidate, dropped, fit};

@@ -11,9 +11,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use crate::inventory::{GpuInventory, Inventory};
+use crate::placement::Ranking;
 use k8s_openapi::api::resource::v1::ResourceSlice;
-use mig_model::inventory::{GpuInventory, Inventory};
-use mig_model::placement::Ranking;
 
 use super::memory::Memory;
 use super::publication::Publication;

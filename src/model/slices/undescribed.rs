@@ -95,9 +95,9 @@ mod tests {
     use k8s_openapi::api::resource::v1::Counter;
 
     use super::*;
+    use crate::inventory::Inventory;
+    use crate::placement::{Policy, Ranking};
     use crate::slices::{quantity, render};
-    use mig_model::inventory::Inventory;
-    use mig_model::placement::{Policy, Ranking};
 
     fn owner() -> Owner {
         Owner { driver: "d".to_owned(), node: "n".to_owned(), node_uid: "u".to_owned() }

@@ -9,9 +9,9 @@
 
 use std::time::Instant;
 
+use crate::health::{Condition, Report};
 use clap::ValueEnum;
 use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceSlice};
-use mig_model::health::{Condition, Report};
 
 use super::next::Question;
 use super::world::{Published, World};
@@ -64,7 +64,7 @@ fn taint_of(device: &Device, health: &Report, driver: &str, effect: TaintEffect)
 }
 
 /// A taint with a key of this driver.
-pub(super) fn new_taint(driver: &str, name: &str, value: String, effect: TaintEffect) -> DeviceTaint {
+pub fn new_taint(driver: &str, name: &str, value: String, effect: TaintEffect) -> DeviceTaint {
     let effect = match effect {
         TaintEffect::NoSchedule => "NoSchedule",
         TaintEffect::NoExecute => "NoExecute",
@@ -90,7 +90,7 @@ fn dated(taint: DeviceTaint, device: &Device, published: &[ResourceSlice]) -> De
 }
 
 /// True where the API server did not keep the taints that it was given, because `DRADeviceTaints` is off there.
-pub(super) fn lost_taints(sent: &ResourceSlice, stored: &ResourceSlice) -> bool {
+pub fn lost_taints(sent: &ResourceSlice, stored: &ResourceSlice) -> bool {
     let count = |it: &ResourceSlice| {
         it.spec.devices.iter().flatten().filter(|it| it.taints.iter().flatten().next().is_some()).count()
     };
@@ -104,7 +104,7 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
-    use mig_model::health::{Cause, Sickness};
+    use crate::health::{Cause, Sickness};
 
     const DRIVER: &str = "mig.example.com";
 

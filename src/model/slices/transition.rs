@@ -13,8 +13,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crate::inventory::{AllocatableDevice, GpuInventory, Inventory, fits_into};
 use k8s_openapi::api::resource::v1::ResourceSlice;
-use mig_model::inventory::{AllocatableDevice, GpuInventory, Inventory, fits_into};
 
 use super::render::names as names_in;
 

@@ -1,0 +1,16 @@
+//! The loop that keeps the API server's ResourceSlices as `mig_model::slices::next` decides.
+//!
+//! `publish` reads what that asks for, writes what it answers and reports; `probe` asks what the API server does with counters and
+//! taints, `pauses` says how long to wait after failures and other writers, `news` what the node's state wakes the loop for.
+
+mod metrics;
+mod news;
+mod pauses;
+mod probe;
+mod publish;
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub use metrics::PublicationMetrics;
+pub use probe::counter_support;
+pub use publish::{Publisher, PublisherParts};
