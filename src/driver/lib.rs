@@ -22,6 +22,7 @@
 //! access                                 which GPUs this process can open
 //! hardware                               the GPUs of the node and their threads
 //! api                                    the API server
+//! context                                what every part of the node needs
 //! health usage claim                     conditions of GPUs; use of instances; claims from call to answer
 //! kubelet                                gRPC towards the kubelet
 //! layout publisher                       which layout is in force, and the slices in the API server
@@ -51,6 +52,7 @@ pub mod cdi;
 pub mod check;
 pub mod checkpoint;
 pub mod claim;
+pub mod context;
 pub mod guarantees;
 pub mod hardware;
 pub mod health;

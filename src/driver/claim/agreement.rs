@@ -72,7 +72,7 @@ impl Claims {
         let mut promise = None;
         let record = match journal.stored().clone() {
             // What was taken down after the loss of its record does not know its requests.
-            Stored::Record(known) if known.boot_id == self.boot_id && knows_its_requests(&known) => {
+            Stored::Record(known) if known.boot_id == self.context.boot_id && knows_its_requests(&known) => {
                 return match self.allocated_instead(claim, &known, deadline).await? {
                     Some(now) => self.replaced(claim, opened, &known, &now, (deadline, ongoing)).await,
                     // What is gone of it may have been given to others since.
@@ -86,7 +86,7 @@ impl Claims {
                 };
             }
             // Instances do not survive a reboot; what was promised does, and needs no API server to be known.
-            Stored::Record(before) if before.boot_id != self.boot_id => {
+            Stored::Record(before) if before.boot_id != self.context.boot_id => {
                 match self.allocated_instead(claim, &before, deadline).await? {
                     Some(now) => self.new_record(claim, &now, journal, identity, deadline).await?,
                     None => {
@@ -130,7 +130,7 @@ impl Claims {
         const PATIENCE: Duration = Duration::from_secs(3);
         let now = Instant::now();
         let patience = PATIENCE.min(deadline.saturating_duration_since(now) / 4);
-        let read = self.metrics.awaited(Step::ApiGet, self.reader.read(claim, now + patience)).await;
+        let read = self.context.metrics.awaited(Step::ApiGet, self.reader.read(claim, now + patience)).await;
         let object = match read {
             Ok(object) => object,
             Err(error) => {
@@ -138,8 +138,8 @@ impl Claims {
                 return Ok(None);
             }
         };
-        self.pods.note(&claim.uid, &object);
-        let allocated = allocated_devices(claim, &object, &self.driver)?;
+        self.context.pods.note(&claim.uid, &object);
+        let allocated = allocated_devices(claim, &object, &self.context.driver)?;
         Ok((names(&allocated) != names(&promised(known))).then_some(allocated))
     }
 

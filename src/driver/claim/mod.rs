@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use mig_model::claim::{ClaimRef, ClaimUid};
 use mig_model::inventory::Inventory;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
@@ -38,14 +38,14 @@ pub use error::{Busy, PrepareError, UnprepareError};
 pub use plan::{Conflict, Ground, ImpossibleClaim, PlanError, plan};
 pub use work::{HungGpu, Unfinished};
 
-use crate::api::{ClaimReader, Events};
+use crate::api::ClaimReader;
 use crate::cdi::{ClaimFiles, FilesError, Kind};
-use crate::checkpoint::{Checkpoint, Journal, Record, Stage, StoreError, Stored, Taken};
-use crate::hardware::{Hardware, NodeState};
+use crate::checkpoint::{Journal, Record, Stage, StoreError, Stored, Taken};
+use crate::context::NodeContext;
+use crate::hardware::Hardware;
 use crate::mig::ModePolicy;
-use crate::pods::Pods;
 use crate::readiness::HostReadiness;
-use crate::telemetry::metrics::{Metrics, Step};
+use crate::telemetry::metrics::Step;
 use draft::{Opened, Turns};
 use work::blocking;
 
@@ -65,23 +65,15 @@ pub struct PreparedDevice {
 /// Everything that preparing and unpreparing need.
 #[derive(Debug)]
 pub struct Claims {
-    driver: String,
-    pool: String,
+    context: NodeContext,
     kind: Kind,
     proc_root: PathBuf,
     reader: ClaimReader,
-    node: watch::Receiver<NodeState>,
-    checkpoint: Checkpoint,
     readiness: Arc<HostReadiness>,
     cdi: ClaimFiles,
     changed: watch::Sender<()>,
-    surprised: Arc<Notify>,
-    boot_id: String,
     budget: Duration,
     mode_policy: ModePolicy,
-    events: Events,
-    metrics: Metrics,
-    pods: Pods,
     turns: Turns,
     /// Within this process, whose turn it is to make a new record.
     reserving: tokio::sync::Mutex<()>,
@@ -91,73 +83,45 @@ pub struct Claims {
     begun: Mutex<BTreeSet<ClaimUid>>,
 }
 
-/// The parts of [`Claims`].
+/// How claims are prepared.
 #[derive(Debug)]
-pub struct ClaimsParts {
+pub struct ClaimSettings {
     /// CDI kind, which carries the driver name: results of other drivers in a claim are not ours.
     pub kind: Kind,
-    /// This node's pool: device names alone are the same on every node.
-    pub pool: String,
     /// `/proc`, where the device numbers of instances are.
     pub proc_root: PathBuf,
-    /// Reads claims.
-    pub reader: ClaimReader,
-    /// GPUs and offers, or why there are none.
-    pub node: watch::Receiver<NodeState>,
-    /// What was promised.
-    pub checkpoint: Checkpoint,
-    /// What claims need of the host, the part of a CDI spec that they share among it.
-    pub readiness: Arc<HostReadiness>,
-    /// CDI files.
-    pub cdi: ClaimFiles,
-    /// Told after each change of what claims hold.
-    pub changed: watch::Sender<()>,
-    /// Told when the hardware turns out not to be as published, so that it is looked at again at once.
-    pub surprised: Arc<Notify>,
-    /// The present boot of the node.
-    pub boot_id: String,
     /// Time that is spent on one call before it is answered with an error.
     pub budget: Duration,
     /// What becomes of MIG mode when the last instance goes.
     pub mode_policy: ModePolicy,
-    /// Where people are told of what no pod's event tells.
-    pub events: Events,
-    /// Where it is counted.
-    pub metrics: Metrics,
-    /// Whose the claims are, for the metrics.
-    pub pods: Pods,
 }
 
 /// Names of devices, by claim.
 type Named = BTreeMap<ClaimUid, Vec<String>>;
 
 impl Claims {
-    /// Puts the parts together.
+    /// `reader` reads claims, `readiness` knows what they need of the host and what their CDI specs share, `cdi` has their files,
+    /// and `changed` is notified after each change of what claims hold.
     #[must_use]
-    pub fn new(parts: ClaimsParts) -> Self {
-        let driver = parts.kind.driver().to_owned();
-        let ClaimsParts { kind, pool, proc_root, reader, node, checkpoint, readiness, .. } = parts;
-        let ClaimsParts {
-            cdi, changed, surprised, boot_id, budget, mode_policy, events, metrics, pods, ..
-        } = parts;
+    pub fn new(
+        context: NodeContext,
+        settings: ClaimSettings,
+        reader: ClaimReader,
+        readiness: Arc<HostReadiness>,
+        cdi: ClaimFiles,
+        changed: watch::Sender<()>,
+    ) -> Self {
+        let ClaimSettings { kind, proc_root, budget, mode_policy } = settings;
         Self {
-            driver,
-            pool,
+            context,
             kind,
             proc_root,
             reader,
-            node,
-            checkpoint,
             readiness,
             cdi,
             changed,
-            surprised,
-            boot_id,
             budget,
             mode_policy,
-            events,
-            metrics,
-            pods,
             turns: Turns::default(),
             reserving: tokio::sync::Mutex::default(),
             reported: Mutex::default(),
@@ -166,7 +130,7 @@ impl Claims {
     }
 
     fn hardware(&self) -> Result<Arc<Hardware>, PrepareError> {
-        self.node.borrow().hardware.clone().map_err(PrepareError::NoHardware)
+        self.context.node.borrow().hardware.clone().map_err(PrepareError::NoHardware)
     }
 
     /// This process has begun to work on a claim that is on record.
@@ -186,7 +150,7 @@ impl Claims {
     /// Has the hardware looked at again at once where a call found that the NVIDIA driver was unloaded or replaced.
     fn look_again_if_stale(&self) {
         if self.hardware().is_ok_and(|it| it.is_stale()) {
-            self.surprised.notify_one();
+            self.context.surprised.notify_one();
         }
     }
 
@@ -198,11 +162,11 @@ impl Claims {
         or_new: bool,
         deadline: Instant,
     ) -> Result<Option<Opened>, E> {
-        let waiting = self.metrics.step(Step::LockWait);
+        let waiting = self.context.metrics.step(Step::LockWait);
         let turn =
             timeout_at(deadline, self.turns.wait(&claim.uid)).await.map_err(|_| Busy(claim.clone()))?;
         let taken = until_free(claim, deadline, || {
-            Ok::<_, E>(match self.checkpoint.take(&claim.uid, or_new)? {
+            Ok::<_, E>(match self.context.checkpoint.take(&claim.uid, or_new)? {
                 Taken::Journal(journal) => Some(Some(journal)),
                 Taken::Nothing => Some(None),
                 Taken::Busy => None,
@@ -228,15 +192,16 @@ impl Claims {
     ) -> Result<Record, E> {
         let named = blocking(|| {
             journal.keep_aside()?;
-            Ok::<_, E>(self.named_by_cdi(&self.checkpoint.list()?, &Named::new())?)
+            Ok::<_, E>(self.named_by_cdi(&self.context.checkpoint.list()?, &Named::new())?)
         })?;
-        let waiting = self.metrics.step(Step::LockWait);
+        let waiting = self.context.metrics.step(Step::LockWait);
         let first_here =
             timeout_at(deadline, self.reserving.lock()).await.map_err(|_| Busy(claim.clone()))?;
-        let reservation = until_free(claim, deadline, || Ok::<_, E>(self.checkpoint.try_reserve()?)).await?;
+        let reservation =
+            until_free(claim, deadline, || Ok::<_, E>(self.context.checkpoint.try_reserve()?)).await?;
         waiting.end(true);
         let (record, begun) = blocking(|| {
-            let listed = self.checkpoint.list()?;
+            let listed = self.context.checkpoint.list()?;
             let mut others: Vec<_> = listed.iter().filter_map(|(_, stored)| stored.record()).collect();
             others.extend(self.shadows(self.named_by_cdi(&listed, &named)?));
             let record = make(&others)?;
@@ -244,7 +209,7 @@ impl Claims {
             Ok::<_, E>((record, begun))
         })?;
         drop((reservation, first_here));
-        blocking(|| self.metrics.timed(Step::RecordSync, || journal.force(begun)))?;
+        blocking(|| self.context.metrics.timed(Step::RecordSync, || journal.force(begun)))?;
         if let Some(aside) = journal.keep_aside()? {
             warn!(aside = %aside.display(), "state file set aside and rebuilt");
         }
@@ -274,7 +239,8 @@ impl Claims {
 
     /// Devices of this node as an allocation of which no more is known than their names.
     fn named(&self, names: Vec<String>) -> Vec<AllocatedDevice> {
-        let device = |device| AllocatedDevice { device, pool: self.pool.clone(), requests: Vec::new() };
+        let device =
+            |device| AllocatedDevice { device, pool: self.context.pool.clone(), requests: Vec::new() };
         names.into_iter().map(device).collect()
     }
 
@@ -285,15 +251,15 @@ impl Claims {
         others: &[Arc<Record>],
     ) -> Result<Record, PlanError> {
         let (inventory, unknown) = {
-            let node = self.node.borrow();
+            let node = self.context.node.borrow();
             (Arc::clone(&node.inventory), node.unread())
         };
-        let (pool, boot_id) = (self.pool.as_str(), self.boot_id.as_str());
+        let (pool, boot_id) = (self.context.pool.as_str(), self.context.boot_id.as_str());
         plan(claim, allocated, Ground { pool, inventory: &inventory, unread: &unknown, boot_id }, others)
     }
 
     fn inventory(&self) -> Arc<Inventory> {
-        Arc::clone(&self.node.borrow().inventory)
+        Arc::clone(&self.context.node.borrow().inventory)
     }
 }
 

@@ -41,7 +41,7 @@ impl Claims {
             result
         };
         let report = |unfinished: &Unfinished| {
-            let pods = self.pods.of(&claim.uid);
+            let pods = self.context.pods.of(&claim.uid);
             self.emit(EventReason::PrepareContinues, claim, &pods, format!("{unfinished}."));
             pods
         };
@@ -53,18 +53,18 @@ impl Claims {
         if let Err(error) = &result
             && error.asks_for_a_look()
         {
-            self.surprised.notify_one();
+            self.context.surprised.notify_one();
         }
         self.look_again_if_stale();
         if let Err(error @ PrepareError::Device { source, .. }) = &result
             && source.is_occupied()
         {
-            self.events.tell_claim(EventReason::DeviceOccupied, claim, error.to_string());
+            self.context.events.tell_claim(EventReason::DeviceOccupied, claim, error.to_string());
         }
         if let Err(error) = &result
             && error.is_final()
         {
-            self.events.tell_claim(EventReason::PrepareImpossible, claim, error.to_string());
+            self.context.events.tell_claim(EventReason::PrepareImpossible, claim, error.to_string());
         }
         result
     }
@@ -125,9 +125,9 @@ impl Claims {
     /// Emits an event for the claim and for these pods.
     fn emit(&self, reason: EventReason, claim: &ClaimRef, pods: &[PodRef], note: String) {
         for pod in pods {
-            self.events.tell_pod(reason, &claim.namespace, pod, note.clone());
+            self.context.events.tell_pod(reason, &claim.namespace, pod, note.clone());
         }
-        self.events.tell_claim(reason, claim, note);
+        self.context.events.tell_claim(reason, claim, note);
     }
 
     /// Plans the claim and stores the record, which is the intent to make its devices. Waits within the deadline for a
@@ -157,9 +157,9 @@ impl Claims {
                     if !is_told && WORTH_TELLING <= begun.elapsed() {
                         is_told = true;
                         let note = format!("Waits: {conflict}.");
-                        self.events.tell_claim(EventReason::PrepareWaits, claim, note);
+                        self.context.events.tell_claim(EventReason::PrepareWaits, claim, note);
                     }
-                    waiting.get_or_insert_with(|| self.metrics.step(Step::DeviceBusyWait));
+                    waiting.get_or_insert_with(|| self.context.metrics.step(Step::DeviceBusyWait));
                     sleep(PAUSE).await;
                 }
                 result => {
@@ -177,9 +177,9 @@ impl Claims {
         claim: &ClaimRef,
         deadline: Instant,
     ) -> Result<Vec<AllocatedDevice>, PrepareError> {
-        let object = self.metrics.awaited(Step::ApiGet, self.reader.read(claim, deadline)).await?;
-        self.pods.note(&claim.uid, &object);
-        Ok(allocated_devices(claim, &object, &self.driver)?)
+        let object = self.context.metrics.awaited(Step::ApiGet, self.reader.read(claim, deadline)).await?;
+        self.context.pods.note(&claim.uid, &object);
+        Ok(allocated_devices(claim, &object, &self.context.driver)?)
     }
 
     pub(super) async fn carry_out(
@@ -198,7 +198,7 @@ impl Claims {
         let nodes = join_all(makes).await.into_iter().collect::<Result<_, _>>()?;
         blocking(|| {
             let driver_version = hardware.facts.driver_version.as_deref();
-            self.metrics.timed(Step::CdiWrite, || self.write_cdi(before, nodes, driver_version))?;
+            self.context.metrics.timed(Step::CdiWrite, || self.write_cdi(before, nodes, driver_version))?;
             let mut draft = held(draft);
             draft.enter(Stage::Prepared)?;
             if draft.record != *before {
@@ -245,7 +245,7 @@ impl Claims {
         spec: &MigSpec,
         gpu: &LiveGpu,
     ) -> Result<NodeNumbers, WorkError> {
-        let (checkpoint, proc_root) = (self.checkpoint.clone(), self.proc_root.clone());
+        let (checkpoint, proc_root) = (self.context.checkpoint.clone(), self.proc_root.clone());
         let (draft, spec, facts) = (Arc::clone(draft), spec.clone(), Arc::clone(&gpu.facts));
         let metrics = gpu.metrics.clone();
         to_its_end(gpu, move |handle| {
@@ -270,7 +270,7 @@ impl Claims {
             _ => false,
         };
         if is_news {
-            self.surprised.notify_one();
+            self.context.surprised.notify_one();
         }
     }
 
@@ -308,7 +308,7 @@ impl Claims {
     async fn undo(&self, draft: &SharedDraft, deadline: Instant, ongoing: &Ongoing) {
         let deadline = deadline.max(Instant::now() + BEYOND);
         let undone = self.take_down(draft, deadline, ongoing).await;
-        self.metrics.recovered(Recovery::Undo, undone.is_ok());
+        self.context.metrics.recovered(Recovery::Undo, undone.is_ok());
         if let Err(error) = undone {
             warn!(%error, "cannot take back what a failed prepare made; it stays recorded");
         }

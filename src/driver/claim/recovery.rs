@@ -91,7 +91,8 @@ impl Claims {
 
     /// Brings state files, instances and CDI files together, without the API server.
     async fn sweep(self: &Arc<Self>, youngest: Duration) -> Result<(), UnprepareError> {
-        let mut uids: BTreeSet<ClaimUid> = self.checkpoint.list()?.into_iter().map(|(uid, _)| uid).collect();
+        let mut uids: BTreeSet<ClaimUid> =
+            self.context.checkpoint.list()?.into_iter().map(|(uid, _)| uid).collect();
         uids.extend(self.cdi.list()?.iter().filter_map(|it| it.parse().ok()));
         let sweeps = uids.into_iter().map(|uid| async move {
             let span = info_span!("recover", claim.uid = uid.as_str());
@@ -105,7 +106,7 @@ impl Claims {
 
     async fn recover(self: &Arc<Self>, uid: &ClaimUid, youngest: Duration) -> Result<(), UnprepareError> {
         let deadline = Instant::now() + PATIENCE;
-        let Taken::Journal(journal) = self.checkpoint.take(uid, true)? else { return Ok(()) };
+        let Taken::Journal(journal) = self.context.checkpoint.take(uid, true)? else { return Ok(()) };
         match journal.stored().clone() {
             Stored::Nothing if self.cdi.list()?.iter().any(|it| it == uid.as_str()) => {
                 self.remove_stray_cdi(uid, deadline).await
@@ -115,7 +116,7 @@ impl Claims {
                 self.report_unreadable(uid, &reason);
                 Ok(())
             }
-            Stored::Record(record) => match record.rest(&self.boot_id) {
+            Stored::Record(record) => match record.rest(&self.context.boot_id) {
                 Rest::TakeDown if journal.age().is_some_and(|age| age < youngest) => Ok(()),
                 Rest::TakeDown => {
                     let ClaimRef { namespace, name, .. } = &record.claim;
@@ -127,7 +128,7 @@ impl Claims {
                     let work = async move { this.take_down(&draft, deadline, &seen).await };
                     let done = within(&record.claim, deadline, &ongoing, work, unreported).await;
                     let done = in_time(&record.claim, done);
-                    self.metrics.recovered(Recovery::TakeDown, done.is_ok());
+                    self.context.metrics.recovered(Recovery::TakeDown, done.is_ok());
                     done?;
                     info!("claim taken down");
                     self.tell_recovered(&record, is_own);
@@ -152,11 +153,11 @@ impl Claims {
         let mut orphans = Vec::new();
         let mut failures = 0;
         let mut given_up = None;
-        for record in self.checkpoint.records()? {
+        for record in self.context.checkpoint.records()? {
             // Asked without holding the journal: a slow API server must not keep the kubelet from unpreparing.
             let read = self.reader.read(&record.claim, Instant::now() + PATIENCE).await;
             if let Ok(object) = &read {
-                self.pods.note(&record.claim.uid, object);
+                self.context.pods.note(&record.claim.uid, object);
             }
             let claim = &record.claim;
             match read {
@@ -217,7 +218,7 @@ impl Claims {
         let work = async move { this.leave(opened, record, deadline, &seen).await };
         let left = within(claim, deadline, &ongoing, work, unreported).instrument(span.clone()).await;
         let left = in_time(claim, left);
-        self.metrics.recovered(Recovery::Orphan, left.is_ok());
+        self.context.metrics.recovered(Recovery::Orphan, left.is_ok());
         left?;
         span.in_scope(|| info!("{why}: claim taken down"));
         Ok(())
@@ -225,9 +226,11 @@ impl Claims {
 
     /// True where any device of the record is still the claim's, or cannot be told. A claim has all its devices or none.
     fn is_still_for(&self, record: &Record, object: &ResourceClaim) -> bool {
-        let allocated = match allocated_devices(&record.claim, object, &self.driver) {
+        let allocated = match allocated_devices(&record.claim, object, &self.context.driver) {
             // What was answered in this boot may be in use, whatever is allocated now; the kubelet unprepares it.
-            Ok(_) if record.stage == Stage::Prepared && record.boot_id == self.boot_id => return true,
+            Ok(_) if record.stage == Stage::Prepared && record.boot_id == self.context.boot_id => {
+                return true;
+            }
             Ok(allocated) => allocated,
             Err(AllocationError::NotAllocated(_)) => Vec::new(),
             Err(_) => return true,
@@ -248,7 +251,7 @@ impl Claims {
         /// What takes longer on a GPU than this is taken to hang.
         const LONG: Duration = Duration::from_secs(2);
         let mut gone = Vec::new();
-        if let (Ok(hardware), true) = (self.hardware(), record.boot_id == self.boot_id) {
+        if let (Ok(hardware), true) = (self.hardware(), record.boot_id == self.context.boot_id) {
             for (index, device, spec, progress) in mig_devices(record) {
                 let Some(gpu) = hardware.gpu(&device.parent_uuid) else { continue };
                 // Looks do not pile up behind a GPU that hangs, and wait for one that is only busy.
@@ -284,7 +287,7 @@ impl Claims {
         deadline: Instant,
     ) -> Result<(), UnprepareError> {
         if record.devices.is_empty()
-            || record.boot_id != self.boot_id
+            || record.boot_id != self.context.boot_id
             || self.cdi.exists(record.claim.uid.as_str())?
         {
             return Ok(());
@@ -299,7 +302,7 @@ impl Claims {
         let (this, seen, before) = (Arc::clone(self), ongoing.clone(), record.clone());
         let work = async move { this.carry_out(&draft, &before, &hardware, deadline, &seen).await };
         let mended = within(&record.claim, deadline, &ongoing, work, unreported).await;
-        self.metrics.recovered(Recovery::RewriteCdi, matches!(mended, Ok(Ok(_))));
+        self.context.metrics.recovered(Recovery::RewriteCdi, matches!(mended, Ok(Ok(_))));
         match mended {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => warn!(%error, "cannot write it"),
@@ -312,7 +315,7 @@ impl Claims {
     /// a pod ran: then its unprepare needs the file.
     async fn remove_stray_cdi(&self, uid: &ClaimUid, deadline: Instant) -> Result<(), UnprepareError> {
         let mut names = blocking(|| self.cdi.devices(uid.as_str()))?;
-        let records = self.checkpoint.records()?;
+        let records = self.context.checkpoint.records()?;
         names.retain(|name| !records.iter().flat_map(|it| &it.devices).any(|it| it.name == *name));
         match self.hardware() {
             Err(_) if !names.is_empty() => return Ok(()),
@@ -323,7 +326,7 @@ impl Claims {
             _ => {}
         }
         blocking(|| self.cdi.remove(uid.as_str()))?;
-        self.metrics.recovered(Recovery::RemoveCdi, true);
+        self.context.metrics.recovered(Recovery::RemoveCdi, true);
         info!("CDI file of no claim removed");
         Ok(())
     }
@@ -396,7 +399,7 @@ impl Claims {
                  call creates it again.",
             ),
         };
-        self.events.tell_claim(reason, &record.claim, note.to_owned());
+        self.context.events.tell_claim(reason, &record.claim, note.to_owned());
     }
 
     /// Tells once, in the log and as an event of the node, that a claim's state file cannot be read.
@@ -404,8 +407,8 @@ impl Claims {
         let is_new = self.reported.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone());
         if is_new {
             warn!(reason, "the state file of a claim cannot be read");
-            self.metrics.recovered(Recovery::UnreadableState, true);
-            self.events.tell(
+            self.context.metrics.recovered(Recovery::UnreadableState, true);
+            self.context.events.tell(
                 EventReason::UnreadableState,
                 format!(
                     "The state file of the ResourceClaim with UID {uid} cannot be read ({reason}). It is rebuilt from the \

@@ -66,7 +66,7 @@ impl Claims {
                 Ok::<_, UnprepareError>(opened.journal.forget()?)
             })?,
         }
-        self.pods.forget(&claim.uid);
+        self.context.pods.forget(&claim.uid);
         info!("claim unprepared");
         Ok(())
     }
@@ -99,7 +99,7 @@ impl Claims {
         self.take_apart(draft, deadline, ongoing).await?;
         blocking(|| held(draft).forget())?;
         let uid = held(draft).record.claim.uid.clone();
-        self.pods.forget(&uid);
+        self.context.pods.forget(&uid);
         self.note_ended(&uid);
         self.changed.send_replace(());
         Ok(())
@@ -115,11 +115,11 @@ impl Claims {
     ) -> Result<(), UnprepareError> {
         // As far as it is known, which may be farther than what could be noted.
         let record = &held(draft).record.clone();
-        if record.boot_id != self.boot_id {
+        if record.boot_id != self.context.boot_id {
             info!("the node was rebooted since: the devices of the claim are gone already");
         } else if created(record).next().is_some() {
             let no_hardware = |reason| UnprepareError::NoHardware { claim: record.claim.clone(), reason };
-            let hardware = self.node.borrow().hardware.clone().map_err(no_hardware)?;
+            let hardware = self.context.node.borrow().hardware.clone().map_err(no_hardware)?;
             self.destroy_devices(draft, record, &hardware, (deadline, ongoing)).await?;
         }
         self.release_untouched(draft, record).await;
@@ -136,9 +136,9 @@ impl Claims {
         hardware: &Hardware,
         (deadline, ongoing): (Instant, &Ongoing),
     ) -> Result<(), UnprepareError> {
-        let others = self.checkpoint.records()?;
+        let others = self.context.checkpoint.records()?;
         let destroyed = created(record).map(|(index, device, spec, _)| {
-            let is_others = is_held_by_another(&record.claim, device, &others, &self.boot_id);
+            let is_others = is_held_by_another(&record.claim, device, &others, &self.context.boot_id);
             async move {
                 if is_others {
                     warn!(device = device.name, "the device belongs to another claim now and is left alone");
@@ -223,7 +223,7 @@ impl Claims {
         let named = self.named(blocking(|| self.cdi.devices(claim.uid.as_str()))?);
         let allocated = match journal.stored() {
             Stored::Unreadable(_) if named.is_empty() => match self.reader.read(claim, deadline).await {
-                Ok(object) => allocated_devices(claim, &object, &self.driver).unwrap_or_default(),
+                Ok(object) => allocated_devices(claim, &object, &self.context.driver).unwrap_or_default(),
                 Err(ReadError::Gone(_)) => Vec::new(),
                 Err(error) => return Err(error.into()),
             },
@@ -234,7 +234,7 @@ impl Claims {
             return Ok(None);
         }
         let no_hardware = |reason| UnprepareError::NoHardware { claim: claim.clone(), reason };
-        self.node.borrow().hardware.clone().map_err(no_hardware)?;
+        self.context.node.borrow().hardware.clone().map_err(no_hardware)?;
         warn!(devices = allocated.len(), "no state file to go by: taking down what the claim must have had");
         let reserved = self.reserve(claim, journal, deadline, |others| {
             let mut record = self.planned(claim, &[], others)?;
@@ -253,8 +253,8 @@ impl Claims {
     /// Calls [`Self::release`] for the GPUs of devices for which nothing was created: MIG mode may have been switched on for them. A GPU that is
     /// at work is left for the next claim.
     async fn release_untouched(&self, draft: &SharedDraft, record: &Record) {
-        let hardware = self.node.borrow().hardware.clone();
-        let (Ok(hardware), true) = (hardware, record.boot_id == self.boot_id) else { return };
+        let hardware = self.context.node.borrow().hardware.clone();
+        let (Ok(hardware), true) = (hardware, record.boot_id == self.context.boot_id) else { return };
         for (_, device, ..) in mig_devices(record).filter(|(.., it)| **it == Progress::Reserved) {
             if let Some(gpu) = hardware.gpu(&device.parent_uuid).filter(|it| it.queue.pending() == 0) {
                 self.release(draft, gpu).await;
@@ -269,7 +269,7 @@ impl Claims {
             return;
         }
         let (draft, facts) = (Arc::clone(draft), Arc::clone(&gpu.facts));
-        let (checkpoint, boot_id) = (self.checkpoint.clone(), self.boot_id.clone());
+        let (checkpoint, boot_id) = (self.context.checkpoint.clone(), self.context.boot_id.clone());
         let released = to_its_end(gpu, move |handle| {
             let Some(mig) = &facts.mig else { return Ok(()) };
             let Some(_nobody_relies_on_it) = checkpoint.change_mode(facts.pci)? else { return Ok(()) };

@@ -6,17 +6,15 @@ use std::time::{Duration, Instant};
 
 use mig_model::health::{Cause, Change, Condition, Report, Sickness, changes};
 use mig_model::inventory::ExistingInstances;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::{Holder, Instance, Keeper, Owner, Verdict, owner};
-use crate::api::{EventReason, Events};
-use crate::checkpoint::Checkpoint;
-use crate::hardware::NodeState;
+use crate::api::EventReason;
+use crate::context::NodeContext;
 use crate::nvml::{EventKind, GpuEvent, Heard, Hearing, RESET_ADVICE, is_unsupported};
-use crate::pods::Pods;
-use crate::telemetry::metrics::{EventGap, GpuEventKind, Metrics};
+use crate::telemetry::metrics::{EventGap, GpuEventKind};
 
 /// How often the clock is looked at: a gap is told of that much later.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -28,24 +26,12 @@ const MOST_TOLD: usize = 64;
 /// The part of the driver that follows the health of GPUs.
 #[derive(Debug)]
 pub struct Follower {
+    /// The node.
+    pub context: NodeContext,
     /// What the thread hears.
     pub heard: mpsc::Receiver<Heard>,
-    /// The hardware that is open.
-    pub node: watch::Receiver<NodeState>,
     /// The state.
     pub keeper: Keeper,
-    /// What claims have.
-    pub checkpoint: Checkpoint,
-    /// The present boot of the node.
-    pub boot_id: String,
-    /// Where people are told.
-    pub events: Events,
-    /// Where what is heard is counted.
-    pub metrics: Metrics,
-    /// Whose pods have which claim.
-    pub pods: Pods,
-    /// Told when the hardware should be looked at at once.
-    pub surprised: Arc<Notify>,
 }
 
 type ToldOf = BTreeMap<(String, Option<u32>, EventKind), Instant>;
@@ -69,14 +55,14 @@ impl Follower {
             tokio::select! {
                 Some(heard) = self.heard.recv() => self.hear(heard, &mut told, &mut failed),
                 changed = reports.changed() => if changed.is_err() { return },
-                changed = self.node.changed() => if changed.is_err() { return },
+                changed = self.context.node.changed() => if changed.is_err() { return },
                 _ = clock.tick() => self.tick(),
             }
         }
     }
 
     fn tick(&self) {
-        let can_hear = self.node.borrow().hardware.as_ref().map_or(true, |it| it.can_hear());
+        let can_hear = self.context.node.borrow().hardware.as_ref().map_or(true, |it| it.can_hear());
         self.keeper.change(|machine, at, _| machine.hears(can_hear, at));
     }
 
@@ -89,8 +75,8 @@ impl Follower {
                     listening.iter().filter(|(_, it)| is_failed(it)).map(|(gpu, _)| gpu.clone()).collect();
                 // Where it cannot be listened to any more, it may have gone.
                 if !now.is_subset(failed) {
-                    self.metrics.event_gap(EventGap::Failed);
-                    self.surprised.notify_one();
+                    self.context.metrics.event_gap(EventGap::Failed);
+                    self.context.surprised.notify_one();
                 }
                 *failed = now;
                 self.keeper.change(|machine, at, _| machine.listening(&listening, at));
@@ -99,7 +85,7 @@ impl Follower {
     }
 
     fn happened(&self, event: &GpuEvent, told: &mut ToldOf) {
-        let records = self.checkpoint.records().unwrap_or_else(|error| {
+        let records = self.context.checkpoint.records().unwrap_or_else(|error| {
             warn!(%error, "cannot tell whose instance an event is about");
             Vec::new()
         });
@@ -108,17 +94,17 @@ impl Follower {
             EventKind::SingleBitEcc => (GpuEventKind::SingleBitEcc, None),
             EventKind::DoubleBitEcc => (GpuEventKind::DoubleBitEcc, None),
         };
-        self.metrics.gpu_event(&event.gpu, kind, xid);
+        self.context.metrics.gpu_event(&event.gpu, kind, xid);
         let adopted = {
-            let node = self.node.borrow();
+            let node = self.context.node.borrow();
             let is_adopted = node.basis.terms.existing == ExistingInstances::Adopt;
             if is_adopted { Arc::clone(&node.inventory) } else { Arc::default() }
         };
-        let owner = owner(event, &records, &self.boot_id, &adopted);
+        let owner = owner(event, &records, &self.context.boot_id, &adopted);
         let verdict = self.keeper.change(|machine, _, now| machine.event(event, &owner, now));
         // A GPU that has fallen off the bus is noticed by looking, and what NVML recommends is known by asking.
         if matches!(verdict, Verdict::Gpu | Verdict::Examine) {
-            self.surprised.notify_one();
+            self.context.surprised.notify_one();
         }
         if is_told(told, event, Instant::now()) {
             return;
@@ -152,7 +138,7 @@ impl Follower {
         }
         let Holder { claim, device, .. } = holder;
         let (kind, uuid) = (describe(event.kind), &event.gpu);
-        let pods = self.pods.of(&claim.uid);
+        let pods = self.context.pods.of(&claim.uid);
         let named = &pods[..pods.len().min(MOST_PODS)];
         let names = named.iter().map(|it| it.name.as_str()).collect::<Vec<_>>().join(", ");
         let of_pods = match pods.len() {
@@ -177,9 +163,9 @@ impl Follower {
             ),
         };
         let note = format!("{kind} on device {device}{of_pods}, GPU {uuid}: {follows}");
-        self.events.tell_claim(reason, claim, note.clone());
+        self.context.events.tell_claim(reason, claim, note.clone());
         for pod in named {
-            self.events.tell_pod(reason, &claim.namespace, pod, note.clone());
+            self.context.events.tell_pod(reason, &claim.namespace, pod, note.clone());
         }
     }
 
@@ -189,7 +175,7 @@ impl Follower {
             "{kind} on unmanaged MIG instance {gpu_instance} of GPU {uuid}: {device} is unhealthy and not offered until the \
              instance is recreated."
         );
-        self.events.tell(EventReason::ForeignInstance, note);
+        self.context.events.tell(EventReason::ForeignInstance, note);
     }
 
     fn tell(&self, change: &Change) {
@@ -236,7 +222,7 @@ impl Follower {
         } else {
             info!(uuid = gpu, condition = now.text(), before = before.text(), "GPU health changed");
         }
-        self.events.tell(reason, note);
+        self.context.events.tell(reason, note);
     }
 }
 

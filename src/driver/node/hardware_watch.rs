@@ -12,7 +12,7 @@ use mig_model::inventory::{
     ExistingInstances, Gpu, HostAccess, Inventory, MigAccess, Problem, Terms, inventory_on, not_adopted,
     withheld,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -20,26 +20,27 @@ use tracing::{info, warn};
 use super::attempt::{Attempt, Outcome};
 use super::kernel_view::{KernelView, NodesChanged};
 use super::problems::{left_alone, otherwise, problems};
-use crate::api::{EventReason, Events};
+use crate::api::EventReason;
 use crate::cdi::ClaimFiles;
-use crate::checkpoint::{Checkpoint, Record, RecordedKind, Stored};
+use crate::checkpoint::{Record, RecordedKind, Stored};
+use crate::context::NodeContext;
 use crate::hardware::{Basis, Hardware, HardwareError, NodeState, Opener};
 use crate::health::{Keeper, Scan};
 use crate::nvml::{Heard, Pulse};
 use crate::readiness::{Effect, HostCondition, HostReadiness};
-use crate::telemetry::metrics::{Metrics, Recovery};
+use crate::telemetry::metrics::Recovery;
 
 /// How long changes of what claims hold are collected before they are looked at.
 const BURST: Duration = Duration::from_millis(50);
 
 /// Keeps the node's state up to date.
 pub(super) struct HardwareWatch {
+    pub(super) context: NodeContext,
     pub(super) opener: Arc<Opener>,
     /// How long opening NVML is waited for.
     pub(super) patience: Duration,
     pub(super) existing: ExistingInstances,
     pub(super) time_slices: u32,
-    pub(super) checkpoint: Checkpoint,
     pub(super) cdi: ClaimFiles,
     pub(super) kernel: KernelView,
     pub(super) state: watch::Sender<NodeState>,
@@ -50,8 +51,6 @@ pub(super) struct HardwareWatch {
     pub(super) health: Keeper,
     /// Where the thread that listens to GPUs sends what it hears.
     pub(super) heard: mpsc::Sender<Heard>,
-    /// Wakes the watch up.
-    pub(super) surprised: Arc<Notify>,
     /// Opening NVML, if that is under way.
     pub(super) attempt: Option<Attempt<Result<Hardware, HardwareError>>>,
     /// A look at the host, if one is under way.
@@ -62,8 +61,6 @@ pub(super) struct HardwareWatch {
     pub(super) opening: Pulse,
     /// A look for GPUs that were skipped, if one is under way.
     pub(super) looking: Option<Looking>,
-    pub(super) events: Events,
-    pub(super) metrics: Metrics,
 }
 
 /// A look for GPUs that were skipped.
@@ -84,7 +81,7 @@ impl HardwareWatch {
         // A clock of its own: a busy node must not put the next look off for ever.
         let mut clock = interval_at(Instant::now() + interval, interval);
         let mut reports = self.health.reports();
-        let surprised = Arc::clone(&self.surprised);
+        let surprised = Arc::clone(&self.context.surprised);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -132,7 +129,7 @@ impl HardwareWatch {
                 }
                 match self.opened(reason).await? {
                     Some(opened) => {
-                        self.metrics.recovered(Recovery::ReopenNvml, opened.is_ok());
+                        self.context.metrics.recovered(Recovery::ReopenNvml, opened.is_ok());
                         opened
                     }
                     // What was open may still serve some GPUs.
@@ -180,7 +177,7 @@ impl HardwareWatch {
                     (Arc::clone(&self.readiness), hardware.facts.driver_version.clone());
                 let has_mig = self.gpus.iter().any(|it| it.facts.cuttable().is_some());
                 let look = move || readiness.look(version.as_deref(), has_mig);
-                Attempt::start("host", &self.surprised, look)?
+                Attempt::start("host", &self.context.surprised, look)?
             }
         };
         let mut found = match attempt.within(PATIENCE).await {
@@ -224,11 +221,11 @@ impl HardwareWatch {
                 true => EventReason::HostNotReady,
                 false => EventReason::HostDegraded,
             };
-            self.events.tell(reason, condition.to_string());
+            self.context.events.tell(reason, condition.to_string());
         }
         for HostCondition { effect, text, .. } in before.iter().filter(|it| !self.host.contains(it)) {
             info!(effect = effect.as_str(), "host: no longer: {text}");
-            self.events.tell(EventReason::HostRecovered, format!("No longer: {text}"));
+            self.context.events.tell(EventReason::HostRecovered, format!("No longer: {text}"));
         }
     }
 
@@ -244,7 +241,7 @@ impl HardwareWatch {
                     let _busy = busy;
                     opener.open()
                 };
-                Attempt::start("open", &self.surprised, open)?
+                Attempt::start("open", &self.context.surprised, open)?
             }
         };
         let opened = match attempt.within(self.patience).await {
@@ -284,7 +281,7 @@ impl HardwareWatch {
                     let _busy = busy;
                     known.again()
                 };
-                let found = Attempt::start("look", &self.surprised, look)?;
+                let found = Attempt::start("look", &self.context.surprised, look)?;
                 Looking { known: Arc::clone(&open), found }
             }
         };
@@ -310,11 +307,11 @@ impl HardwareWatch {
     /// Reads every GPU and leaves only those instances that no record means. Records are also read on the GPU's thread beside its
     /// instances, because a claim may come and go while another GPU is waited for.
     async fn scan(&self, hardware: &Hardware) -> anyhow::Result<Vec<Gpu>> {
-        let mut records: Vec<Arc<Record>> = self.checkpoint.records()?;
-        let checkpoint = self.checkpoint.clone();
+        let mut records: Vec<Arc<Record>> = self.context.checkpoint.records()?;
+        let checkpoint = self.context.checkpoint.clone();
         // What cannot be read is read again below, and fails there.
         let scanned = hardware.scan_beside(move || checkpoint.records().unwrap_or_default()).await?;
-        records.extend(self.checkpoint.records()?);
+        records.extend(self.context.checkpoint.records()?);
         let mut gpus = Vec::new();
         for (mut gpu, noted) in scanned {
             let known = || records.iter().chain(noted.iter().flatten());
@@ -349,7 +346,7 @@ impl HardwareWatch {
                 "Unmanaged MIG instance {gi} at {placement} of GPU {uuid}: what it occupies is not offered. \
                  `dra-driver-mig inspect` shows it; once it is destroyed, its place is offered."
             );
-            self.events.tell(EventReason::ForeignInstance, note);
+            self.context.events.tell(EventReason::ForeignInstance, note);
         }
     }
 
@@ -387,7 +384,7 @@ impl HardwareWatch {
     /// elsewhere; the order in which devices are offered always does.
     fn note_held(&self) -> anyhow::Result<()> {
         if !self.health.report().instances.is_empty() {
-            let records = self.checkpoint.records()?;
+            let records = self.context.checkpoint.records()?;
             self.health.change(|it, _, _| it.live(&records, &self.gpus));
         }
         let Terms { held, sick, .. } = self.terms()?;
@@ -424,7 +421,7 @@ impl HardwareWatch {
         if existing == ExistingInstances::Adopt && self.gpus.iter().any(|it| !it.state.instances.is_empty()) {
             unrecorded.extend(self.cdi.list()?);
         }
-        for (uid, stored) in self.checkpoint.list()? {
+        for (uid, stored) in self.context.checkpoint.list()? {
             match &*stored {
                 Stored::Nothing => continue,
                 Stored::Record(record) => {
@@ -450,10 +447,10 @@ impl HardwareWatch {
     fn tell_problems(&self, before: &[Problem], now: &[Problem], health: &Report) {
         for problem in otherwise(now, health).filter(|it| !before.contains(it)) {
             let note = format!("Unavailable; allocated devices stay published: {problem}");
-            self.events.tell(EventReason::GpuNotOffered, note);
+            self.context.events.tell(EventReason::GpuNotOffered, note);
         }
         for Problem { gpu, .. } in before.iter().filter(|it| !now.iter().any(|now| now.gpu == it.gpu)) {
-            self.events.tell(EventReason::GpuOffered, format!("GPU {gpu}: is offered again."));
+            self.context.events.tell(EventReason::GpuOffered, format!("GPU {gpu}: is offered again."));
         }
     }
 

@@ -7,19 +7,22 @@ mod kernel_view;
 mod parts;
 mod problems;
 
+use std::future::Future;
 use std::sync::Arc;
 
 use anyhow::bail;
+use kube::Client;
 use mig_model::layout::Decision;
 use mig_model::slices::{Publication, Settings, pool_name};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, Events, NodeSlices, OwnNode};
 use crate::cdi::{ClaimFiles, CommonSource, Kind, ManagementFile};
 use crate::checkpoint::Checkpoint;
-use crate::claim::{Claims, ClaimsParts};
+use crate::claim::{ClaimSettings, Claims};
+use crate::context::NodeContext;
 use crate::hardware::{HardwareMetrics, NodeState, Opener};
 use crate::health::{Follower, HealthMetrics, Keeper, Silent, Watchdog};
 use crate::kubelet::{
@@ -27,7 +30,7 @@ use crate::kubelet::{
     SoleProcess, Turn, serve_plugin, serve_registration,
 };
 use crate::layout::{LayoutFollower, LayoutMemory, StateLabel};
-use crate::nvml::Pulse;
+use crate::nvml::{Heard, Pulse};
 use crate::pods::Pods;
 use crate::probes::{Health, bind_health, health_service, serve_health};
 use crate::publisher::{PublicationMetrics, Publisher, PublisherParts};
@@ -44,6 +47,9 @@ use parts::Parts;
 const MOST_HEARD: usize = 64;
 
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
+///
+/// # Errors
+/// What keeps the driver from starting, or which part has ended and why.
 pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
     // Before anything is touched that a process which runs already may be using, and before its ports are found in use. Pods
     // have sockets of their own.
@@ -53,98 +59,22 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     };
     let health_listener = bind_health(args.http_address).await?;
     let metrics_listener = bind_metrics(args.metrics_address).await?;
-    let metrics = Metrics::default();
-    let kind = Kind::of_driver(&args.driver.driver_name)?;
-    let client = api::counted(api::client(args.kubeconfig.as_deref()).await?, &metrics);
-    let boot_id = host::boot_id(&args.hardware.proc_root)?;
-    let directory = args.driver.claims_directory();
-    // Every driver that ran here has left it, whatever the GPUs and the mode.
-    let has_past = directory.exists();
-    let checkpoint = Checkpoint::open(&directory)?;
-    let cdi = ClaimFiles::open(&args.host.cdi_root, kind.clone())?;
-    let (changed, changes) = watch::channel(());
-    let surprised = Arc::new(Notify::new());
-    let (heard, to_be_heard) = mpsc::channel(MOST_HEARD);
-    let sick = args.driver.plugin_directory().join("health.json");
-    let keeper = Keeper::new(sick, &boot_id, args.ignore_xids.clone());
-    let unknown = NodeState::without("NVML was not opened yet");
-    let (state, node) = watch::channel(NodeState { health: keeper.report(), ..unknown });
-
-    let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
-    let pool = pool_name(&name, &driver);
-    let events = Events::new(client.clone(), &name, &driver);
-    let pending = Publication::Pending { reason: "not published yet".to_owned() };
-    let (publication_report, publication) = watch::channel(pending);
-    let (registration_report, registration) = watch::channel(RegistrationState::Waiting);
-    let (silence_report, silent) = watch::channel(Silent::new());
-    let health = Health {
-        registration: registration.clone(),
-        publication: publication.clone(),
-        node: node.clone(),
-        silent,
-    };
-    let common = CommonSource::new(args.host.driver_root(&args.hardware), args.host.common_edits.clone());
-    let readiness = HostReadiness::new(
-        common,
-        args.hardware.proc_root.clone(),
-        args.host.cdi_root.clone(),
-        args.driver.claims_directory(),
-    );
-    let readiness = Arc::new(readiness);
-    let mut watch = HardwareWatch {
-        opener: Arc::new(Opener::new(args.hardware.clone(), metrics.clone(), args.nvml_patience)),
-        patience: args.hardware.nvml_step_time * 2,
-        existing: args.existing_instances,
-        time_slices: args.time_slices,
-        checkpoint: checkpoint.clone(),
-        cdi: cdi.clone(),
-        kernel: KernelView::new(
-            args.hardware.proc_root.clone(),
-            args.host.dev_root.clone(),
-            ManagementFile::new(&args.host.cdi_root, kind.clone()),
-            Arc::clone(&surprised),
-        ),
-        state,
-        gpus: Vec::new(),
-        readiness: Arc::clone(&readiness),
-        host: Vec::new(),
-        health: keeper.clone(),
-        heard,
-        surprised: Arc::clone(&surprised),
-        attempt: None,
-        at_host: None,
-        was_open: false,
-        opening: Pulse::default(),
-        looking: None,
-        events: events.clone(),
-        metrics: metrics.clone(),
-    };
+    let (shared, senders) = Shared::new(&args).await?;
+    let mut watch = hardware_watch(&args, &shared, senders.state, senders.heard);
+    let opening = watch.opening.clone();
     let watchdog = Watchdog {
-        node: node.clone(),
-        opening: watch.opening.clone(),
+        node: shared.context.node.clone(),
+        opening: opening.clone(),
         patience: args.nvml_patience,
-        events: events.clone(),
-        report: silence_report,
+        events: shared.context.events.clone(),
+        report: senders.silence,
     };
-
-    let (seen, pods) = (Arc::<Seen>::default(), Pods::default());
-    let mut exporter = Exporter::new(&metrics);
-    exporter.show(HealthMetrics { node: node.clone(), opening: watch.opening.clone() });
-    exporter.show(HardwareMetrics(node.clone()));
-    exporter.show(PublicationMetrics { node: node.clone(), publication: publication.clone() });
-    exporter.show(RegistrationMetrics(registration.clone()));
-    exporter.show(ClaimMetrics(Arc::clone(&seen)));
-    let with_pods = args.metrics_pod_labels;
-    exporter.show(Instances { seen: Arc::clone(&seen), with_pods });
-    if args.metrics_dcgm_names {
-        let (seen, node) = (Arc::clone(&seen), args.node_name.clone());
-        exporter.show_as_named(DcgmInstances { seen, node, with_pods });
-    }
 
     // Health and metrics come first, because NVML may hang before anything else works. The first look comes before the kubelet may
-    // call, so that no pod fails only because we have just started.
+    // call, so that no pod fails only because the driver has just started.
     let mut parts = Parts::default();
-    parts.add("health", serve_health(health_listener, health.clone(), stop.clone()));
+    parts.add("health", serve_health(health_listener, shared.health(), stop.clone()));
+    let exporter = exporter(&args, &shared, opening);
     parts.add("metrics", serve_metrics(metrics_listener, exporter, stop.clone()));
     parts.add_endless("watchdog", watchdog.run(stop.clone()));
     tokio::select! {
@@ -152,54 +82,226 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         looked = watch.look() => looked?,
     }
 
-    let reports = keeper.reports();
-    let health_follower = Follower {
-        heard: to_be_heard,
-        node: node.clone(),
-        keeper,
-        checkpoint: checkpoint.clone(),
-        boot_id: boot_id.clone(),
-        events: events.clone(),
-        metrics: metrics.clone(),
-        surprised: Arc::clone(&surprised),
-        pods: pods.clone(),
-    };
-    let device_health = DeviceHealth { pool: pool.clone(), node: node.clone(), stop: stop.clone() };
-    let sampler = Sampler {
-        node: node.clone(),
-        checkpoint: checkpoint.clone(),
-        policy: args.metrics_usage,
-        pods: pods.clone(),
-        seen: Arc::clone(&seen),
-        boot_id: boot_id.clone(),
-    };
-    let claims = Claims::new(ClaimsParts {
-        pool: pool.clone(),
+    let context = &shared.context;
+    let sampler =
+        Sampler { context: context.clone(), policy: args.metrics_usage, seen: Arc::clone(&shared.seen) };
+    let follower =
+        Follower { context: context.clone(), heard: senders.to_be_heard, keeper: shared.keeper.clone() };
+    serve_kubelet(&args, &shared, senders.changed, senders.registration, &stop, &mut parts)?;
+    publish(&args, &shared, senders.publication, &mut parts);
+    let (client, reports) = (shared.client.clone(), shared.keeper.reports());
+    let statuses =
+        ClaimStatuses::new(client, context.checkpoint.clone(), reports, &context.name, &context.driver);
+    parts.add_endless("device status of claims", statuses.run(shared.changes.clone(), stop.clone()));
+    parts.add("sampler", sampler.run(stop.clone()));
+    parts.add("registration with the kubelet", refusal(shared.registration.clone()));
+    parts.add("hardware watch", watch.run(shared.changes.clone(), args.rescan_interval, stop.clone()));
+    parts.add_endless("health of GPUs", follower.run());
+    parts.add_endless("check at the start", check_at_start(args, &shared, stop.clone()));
+    drop(shared);
+    parts.watch(stop).await
+}
+
+/// What several parts are made of.
+struct Shared {
+    context: NodeContext,
+    client: Client,
+    kind: Kind,
+    cdi: ClaimFiles,
+    keeper: Keeper,
+    readiness: Arc<HostReadiness>,
+    seen: Arc<Seen>,
+    changes: watch::Receiver<()>,
+    publication: watch::Receiver<Publication>,
+    registration: watch::Receiver<RegistrationState>,
+    silent: watch::Receiver<Silent>,
+    /// Whether a driver was on this node before this process: each has left its directory, whatever the GPUs and the mode.
+    has_past: bool,
+}
+
+/// The other ends of the channels, each for one part.
+struct Senders {
+    state: watch::Sender<NodeState>,
+    heard: mpsc::Sender<Heard>,
+    to_be_heard: mpsc::Receiver<Heard>,
+    changed: watch::Sender<()>,
+    publication: watch::Sender<Publication>,
+    registration: watch::Sender<RegistrationState>,
+    silence: watch::Sender<Silent>,
+}
+
+impl Shared {
+    async fn new(args: &NodeArgs) -> anyhow::Result<(Self, Senders)> {
+        let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
+        let metrics = Metrics::default();
+        let kind = Kind::of_driver(&driver)?;
+        let client = api::counted(api::client(args.kubeconfig.as_deref()).await?, &metrics);
+        let boot_id = host::boot_id(&args.hardware.proc_root)?;
+        let directory = args.driver.claims_directory();
+        let has_past = directory.exists();
+        let checkpoint = Checkpoint::open(&directory)?;
+        let cdi = ClaimFiles::open(&args.host.cdi_root, kind.clone())?;
+        let health_file = args.driver.plugin_directory().join("health.json");
+        let keeper = Keeper::new(health_file, &boot_id, args.ignore_xids.clone());
+        let unknown = NodeState::without("NVML was not opened yet");
+        let (state, node) = watch::channel(NodeState { health: keeper.report(), ..unknown });
+        let (changed, changes) = watch::channel(());
+        let (heard, to_be_heard) = mpsc::channel(MOST_HEARD);
+        let pending = Publication::Pending { reason: "not published yet".to_owned() };
+        let (publication_sender, publication) = watch::channel(pending);
+        let (registration_sender, registration) = watch::channel(RegistrationState::Waiting);
+        let (silence, silent) = watch::channel(Silent::new());
+        let common = CommonSource::new(args.host.driver_root(&args.hardware), args.host.common_edits.clone());
+        let (proc_root, cdi_root) = (args.hardware.proc_root.clone(), args.host.cdi_root.clone());
+        let readiness = Arc::new(HostReadiness::new(common, proc_root, cdi_root, directory));
+        let context = NodeContext {
+            pool: pool_name(&name, &driver),
+            events: Events::new(client.clone(), &name, &driver),
+            name,
+            driver,
+            boot_id,
+            node,
+            checkpoint,
+            metrics,
+            pods: Pods::default(),
+            surprised: Arc::default(),
+        };
+        let seen = Arc::default();
+        let shared = Self {
+            context,
+            client,
+            kind,
+            cdi,
+            keeper,
+            readiness,
+            seen,
+            changes,
+            publication,
+            registration,
+            silent,
+            has_past,
+        };
+        let (publication, registration) = (publication_sender, registration_sender);
+        Ok((shared, Senders { state, heard, to_be_heard, changed, publication, registration, silence }))
+    }
+
+    fn health(&self) -> Health {
+        Health {
+            registration: self.registration.clone(),
+            publication: self.publication.clone(),
+            node: self.context.node.clone(),
+            silent: self.silent.clone(),
+        }
+    }
+}
+
+fn hardware_watch(
+    args: &NodeArgs,
+    shared: &Shared,
+    state: watch::Sender<NodeState>,
+    heard: mpsc::Sender<Heard>,
+) -> HardwareWatch {
+    let context = shared.context.clone();
+    let (hardware, metrics) = (args.hardware.clone(), context.metrics.clone());
+    HardwareWatch {
+        opener: Arc::new(Opener::new(hardware, metrics, args.nvml_patience)),
+        patience: args.hardware.nvml_step_time * 2,
+        existing: args.existing_instances,
+        time_slices: args.time_slices,
+        cdi: shared.cdi.clone(),
+        kernel: KernelView::new(
+            args.hardware.proc_root.clone(),
+            args.host.dev_root.clone(),
+            ManagementFile::new(&args.host.cdi_root, shared.kind.clone()),
+            Arc::clone(&context.surprised),
+        ),
+        context,
+        state,
+        gpus: Vec::new(),
+        readiness: Arc::clone(&shared.readiness),
+        host: Vec::new(),
+        health: shared.keeper.clone(),
+        heard,
+        attempt: None,
+        at_host: None,
+        was_open: false,
+        opening: Pulse::default(),
+        looking: None,
+    }
+}
+
+/// What `/metrics` shows: each module collects the numbers of its own state.
+fn exporter(args: &NodeArgs, shared: &Shared, opening: Pulse) -> Exporter {
+    let (node, with_pods) = (&shared.context.node, args.metrics_pod_labels);
+    let mut exporter = Exporter::new(&shared.context.metrics);
+    exporter.show(HealthMetrics { node: node.clone(), opening });
+    exporter.show(HardwareMetrics(node.clone()));
+    exporter.show(PublicationMetrics { node: node.clone(), publication: shared.publication.clone() });
+    exporter.show(RegistrationMetrics(shared.registration.clone()));
+    exporter.show(ClaimMetrics(Arc::clone(&shared.seen)));
+    exporter.show(Instances { seen: Arc::clone(&shared.seen), with_pods });
+    if args.metrics_dcgm_names {
+        let (seen, node) = (Arc::clone(&shared.seen), shared.context.name.clone());
+        exporter.show_as_named(DcgmInstances { seen, node, with_pods });
+    }
+    exporter
+}
+
+/// Claims, and the sockets on which the kubelet asks for them.
+fn serve_kubelet(
+    args: &NodeArgs,
+    shared: &Shared,
+    changed: watch::Sender<()>,
+    registration: watch::Sender<RegistrationState>,
+    stop: &CancellationToken,
+    parts: &mut Parts,
+) -> anyhow::Result<()> {
+    let context = &shared.context;
+    let settings = ClaimSettings {
+        kind: shared.kind.clone(),
         proc_root: args.hardware.proc_root.clone(),
-        reader: ClaimReader::new(client.clone()),
-        node: node.clone(),
-        checkpoint: checkpoint.clone(),
-        readiness,
-        cdi,
-        changed,
-        surprised: Arc::clone(&surprised),
-        kind,
-        boot_id: boot_id.clone(),
         budget: args.call_budget,
         mode_policy: args.mig_mode,
-        events: events.clone(),
-        metrics: metrics.clone(),
-        pods: pods.clone(),
-    });
+    };
+    let reader = ClaimReader::new(shared.client.clone());
+    let (readiness, cdi) = (Arc::clone(&shared.readiness), shared.cdi.clone());
+    let claims = Arc::new(Claims::new(context.clone(), settings, reader, readiness, cdi, changed));
+    parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
+    parts.add("following claims", Arc::clone(&claims).follow_objects(args.rescan_interval, stop.clone()));
+
+    // The work socket first: the kubelet dials it as soon as it sees the other one.
+    let paths = socket_paths(args);
+    let plugin_socket = Socket::listen(&paths.plugin)?;
+    let registration_socket = Socket::listen(&paths.registration)?;
+    let (plugin_watch, registration_watch) = (plugin_socket.watch(), registration_socket.watch());
+    let service = Registration::new(&context.driver, paths.plugin.clone(), registration);
+    let devices = DeviceHealth { pool: context.pool.clone(), node: context.node.clone(), stop: stop.clone() };
+    let plugin = Arc::new(DraPlugin::new(claims, context.metrics.clone()));
+    let routes = Routes::new(health_service(shared.health()));
+    parts.add("kubelet plugin", serve_plugin(plugin_socket, plugin, devices, routes, stop.clone()));
+    parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
+    let sweep = paths.keep_clean(context.driver.clone(), args.rescan_interval, stop.clone());
+    parts.add_endless("sockets", sweep);
+    parts.add("plugin socket", plugin_watch.run(stop.clone()));
+    parts.add("registration socket", registration_watch.run(stop.clone()));
+    Ok(())
+}
+
+fn socket_paths(args: &NodeArgs) -> SocketPaths {
+    let (directory, driver) = (args.driver.plugin_directory(), &args.driver.driver_name);
+    SocketPaths::new(&directory, &args.host.registry_dir, driver, args.pod_uid.as_deref())
+}
+
+/// The layout in force, and the slices.
+fn publish(args: &NodeArgs, shared: &Shared, report: watch::Sender<Publication>, parts: &mut Parts) {
+    let (context, client) = (&shared.context, &shared.client);
+    let (name, driver) = (&context.name, &context.driver);
     let (decision, layouts) = watch::channel(Decision::default());
-    let directory = args.driver.plugin_directory();
-    let pod = args.pod_uid.as_deref();
-    let paths = SocketPaths::new(&directory, &args.host.registry_dir, &driver, pod);
-    let turn = Turn::new(&paths);
-    let memory = LayoutMemory::new(directory.join("layout.json"));
+    let turn = Turn::new(&socket_paths(args));
     let publisher = Publisher::new(PublisherParts {
-        api: NodeSlices::new(client.clone(), &name, &driver),
-        allocations: Allocations::new(client.clone(), &driver, pool),
+        context: context.clone(),
+        api: NodeSlices::new(client.clone(), name, driver),
+        allocations: Allocations::new(client.clone(), driver, context.pool.clone()),
         settings: Settings {
             mode: args.mode,
             placement: args.placement,
@@ -207,62 +309,43 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
             settle_time: args.settle_time,
             taint_effect: args.taint_effect,
         },
-        has_past,
+        has_past: shared.has_past,
         layouts,
         turn: turn.clone(),
-        events: events.clone(),
-        report: publication_report,
-        node: name.clone(),
-        driver: driver.clone(),
-        metrics: metrics.clone(),
+        report,
     });
     let follower = LayoutFollower::new(
-        OwnNode::new(client.clone(), &name, &driver),
-        events,
+        OwnNode::new(client.clone(), name, driver),
+        context.events.clone(),
         args.layouts.clone(),
-        memory,
+        LayoutMemory::new(args.driver.plugin_directory().join("layout.json")),
         decision,
         turn,
         args.state_label == StateLabel::On,
     );
-    let layouts = follower.run(node.clone(), publication.clone());
-    let statuses = ClaimStatuses::new(client.clone(), checkpoint, reports, &name, &driver);
+    parts.add_endless("layouts", follower.run(context.node.clone(), shared.publication.clone()));
+    parts.add_endless("publisher", publisher.run(context.node.clone()));
+}
 
-    // The work socket first: the kubelet dials it as soon as it sees the other one.
-    let plugin_socket = Socket::listen(&paths.plugin)?;
-    let registration_socket = Socket::listen(&paths.registration)?;
-    let (plugin_watch, registration_watch) = (plugin_socket.watch(), registration_socket.watch());
-    let service = Registration::new(&driver, paths.plugin.clone(), registration_report);
-    let sweep = paths.keep_clean(driver, args.rescan_interval, stop.clone());
-
-    // What is missing on the host is told while the rest starts; nothing waits for it.
+/// Logs what is missing on the host while the rest starts; nothing waits for it.
+fn check_at_start(
+    args: NodeArgs,
+    shared: &Shared,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + use<> {
     let settings = check::Settings {
         mode: args.mode,
         state_label: args.state_label,
         disabled_hooks: args.host.disable_hooks.clone(),
     };
     let place = check::Place { driver: args.driver, hardware: args.hardware, host: args.host };
-    tokio::spawn(check::at_start(place, settings, client, node.clone()));
-    let claims = Arc::new(claims);
-    parts.add("recovery", Arc::clone(&claims).look_after(args.rescan_interval, stop.clone()));
-    parts.add("following claims", Arc::clone(&claims).follow_objects(args.rescan_interval, stop.clone()));
-    let plugin = Arc::new(DraPlugin::new(claims, metrics.clone()));
-    parts.add(
-        "kubelet plugin",
-        serve_plugin(plugin_socket, plugin, device_health, Routes::new(health_service(health)), stop.clone()),
-    );
-    parts.add("registration", serve_registration(registration_socket, service, stop.clone()));
-    parts.add_endless("sockets", sweep);
-    parts.add("plugin socket", plugin_watch.run(stop.clone()));
-    parts.add("registration socket", registration_watch.run(stop.clone()));
-    parts.add_endless("device status of claims", statuses.run(changes.clone(), stop.clone()));
-    parts.add("sampler", sampler.run(stop.clone()));
-    parts.add("registration with the kubelet", refusal(registration));
-    parts.add("hardware watch", watch.run(changes, args.rescan_interval, stop.clone()));
-    parts.add_endless("health of GPUs", health_follower.run());
-    parts.add_endless("layouts", layouts);
-    parts.add_endless("publisher", publisher.run(node));
-    parts.watch(stop).await
+    let (client, node) = (shared.client.clone(), shared.context.node.clone());
+    async move {
+        tokio::select! {
+            () = check::at_start(place, settings, client, node) => stop.cancelled().await,
+            () = stop.cancelled() => {}
+        }
+    }
 }
 
 /// Ends with the kubelet's reason if it refuses us. It does not ask again until the socket is made anew, which the next

@@ -81,7 +81,7 @@ impl Publisher {
         if *self.parts.report.borrow() != pending {
             warn!(%error, "cannot publish resourceslices, trying again");
             if matches!(error.kind, SliceErrorKind::NameTaken | SliceErrorKind::Refused) {
-                self.parts.events.tell(EventReason::PublishRefused, error.to_string());
+                self.parts.context.events.tell(EventReason::PublishRefused, error.to_string());
             }
         }
         self.parts.report.send_replace(pending);

@@ -20,11 +20,12 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::pauses::{Overwritten, retry};
-use crate::api::{Allocations, Events, NodeSlices, SliceError, SliceErrorKind};
+use crate::api::{Allocations, NodeSlices, SliceError, SliceErrorKind};
 use crate::backoff::Backoff;
+use crate::context::NodeContext;
 use crate::hardware::NodeState;
 use crate::kubelet::Turn;
-use crate::telemetry::metrics::{Metrics, SliceWrite};
+use crate::telemetry::metrics::SliceWrite;
 
 /// How long changes made by others are collected before they are looked at.
 pub(super) const DEBOUNCE: Duration = Duration::from_millis(500);
@@ -34,14 +35,12 @@ const TURN_RETRY: Duration = Duration::from_secs(5);
 /// What a publisher is made of.
 #[derive(Debug)]
 pub struct PublisherParts {
+    /// The node.
+    pub context: NodeContext,
     /// The slices to keep.
     pub api: NodeSlices,
     /// Which devices claims have been given.
     pub allocations: Allocations,
-    /// Name of the node.
-    pub node: String,
-    /// Name of the driver.
-    pub driver: String,
     /// What is published, and how.
     pub settings: Settings,
     /// Whether a driver was on this node before this process.
@@ -50,12 +49,8 @@ pub struct PublisherParts {
     pub layouts: watch::Receiver<Decision>,
     /// Whether this process or a newer one writes them.
     pub turn: Turn,
-    /// Events of the node.
-    pub events: Events,
     /// Where to report.
     pub report: watch::Sender<Publication>,
-    /// Where writes are counted.
-    pub metrics: Metrics,
 }
 
 /// Keeps the slices of one node and driver.
@@ -88,8 +83,8 @@ impl Publisher {
     #[must_use]
     pub fn new(parts: PublisherParts) -> Self {
         let memory = Memory::new(parts.settings.settle_time, parts.has_past);
-        let retry = retry(&parts.node);
-        let overwritten = Overwritten::new(&parts.node);
+        let retry = retry(&parts.context.name);
+        let overwritten = Overwritten::new(&parts.context.name);
         Self {
             parts,
             gates: Gates::default(),
@@ -116,7 +111,7 @@ impl Publisher {
             self.has_written = false;
             let pause = self.round_or_report(&state).await;
             if std::mem::take(&mut is_foreign) && self.has_written {
-                self.overwritten.corrected(&self.parts.events);
+                self.overwritten.corrected(&self.parts.context.events);
             }
             tokio::select! {
                 is_alive = self.news(&mut node, &state) => if !is_alive { return },
@@ -201,7 +196,11 @@ impl Publisher {
 
     async fn read_slices(&self) -> Result<Published, SliceError> {
         let node_uid = self.parts.api.node_uid().await?;
-        let owner = Owner { driver: self.parts.driver.clone(), node: self.parts.node.clone(), node_uid };
+        let owner = Owner {
+            driver: self.parts.context.driver.clone(),
+            node: self.parts.context.name.clone(),
+            node_uid,
+        };
         Ok(Published { owner, slices: self.parts.api.list().await? })
     }
 
@@ -251,7 +250,7 @@ impl Publisher {
                 }
                 answer => answer?,
             };
-            self.parts.metrics.slice_written(match &change {
+            self.parts.context.metrics.slice_written(match &change {
                 Change::Create(_) => SliceWrite::Create,
                 Change::Update(_) => SliceWrite::Update,
                 Change::Delete(_) => SliceWrite::Delete,

@@ -13,15 +13,15 @@ use futures::future::join_all;
 use mig_model::claim::ClaimRef;
 use mig_model::facts::{Engine, GpuFacts, Memory};
 use mig_model::inventory::MigSpec;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::checkpoint::{Checkpoint, Progress, Record, RecordedKind, Stage, Stored};
-use crate::hardware::{LiveGpu, NodeState};
+use crate::checkpoint::{Progress, Record, RecordedKind, Stage, Stored};
+use crate::context::NodeContext;
+use crate::hardware::LiveGpu;
 use crate::nvml::{CallError, DeviceHandle};
-use crate::pods::Pods;
 use crate::telemetry::metrics::label_values;
 
 /// Between two looks.
@@ -92,18 +92,12 @@ struct Look {
 /// Does the looking.
 #[derive(Debug)]
 pub struct Sampler {
-    /// GPUs.
-    pub node: watch::Receiver<NodeState>,
-    /// Claims.
-    pub checkpoint: Checkpoint,
+    /// The node.
+    pub context: NodeContext,
     /// What to measure.
     pub policy: UsagePolicy,
-    /// Whose claims they are.
-    pub pods: Pods,
     /// Where it is put.
     pub seen: Arc<Seen>,
-    /// The present boot.
-    pub boot_id: String,
 }
 
 impl Seen {
@@ -154,7 +148,7 @@ impl Sampler {
     }
 
     async fn look(&self) {
-        let listed = match tokio::task::block_in_place(|| self.checkpoint.list()) {
+        let listed = match tokio::task::block_in_place(|| self.context.checkpoint.list()) {
             Ok(listed) => listed,
             Err(error) => {
                 debug!(%error, "cannot list the claims for metrics");
@@ -169,7 +163,7 @@ impl Sampler {
                 Stored::Unreadable(_) => ClaimState::Unreadable,
                 Stored::Record(record) => {
                     records.push(Arc::clone(record));
-                    state_of(record, &self.boot_id)
+                    state_of(record, &self.context.boot_id)
                 }
             };
             *claims.entry(state).or_default() += 1;
@@ -184,10 +178,11 @@ impl Sampler {
 
     /// What the instances of prepared claims use, GPUs in parallel.
     async fn use_of(&self, records: &[Arc<Record>]) -> Vec<InstanceUse> {
-        let hardware = self.node.borrow().hardware.clone();
+        let hardware = self.context.node.borrow().hardware.clone();
         let Ok(hardware) = hardware else { return Vec::new() };
         let mut wanted: BTreeMap<&str, Vec<Wanted<'_>>> = BTreeMap::new();
-        for record in records.iter().filter(|it| state_of(it, &self.boot_id) == ClaimState::Prepared) {
+        for record in records.iter().filter(|it| state_of(it, &self.context.boot_id) == ClaimState::Prepared)
+        {
             for device in &record.devices {
                 let Some((ids, spec)) = instance_of(&device.kind) else { continue };
                 let instance = Wanted { ids, profile: &spec.profile, claim: &record.claim };
@@ -209,7 +204,7 @@ impl Sampler {
     /// Gives back what NVML holds for instances that are not wanted any more. One that the driver destroys is let go of in any
     /// case, but one that somebody else made, and may destroy, outlives its claim.
     async fn let_go(&self, known: &[InstanceUse], is_wanted: impl Fn(&InstanceUse) -> bool) {
-        let hardware = self.node.borrow().hardware.clone();
+        let hardware = self.context.node.borrow().hardware.clone();
         let Ok(hardware) = hardware else { return };
         let unwanted = known.iter().filter(|it| !is_wanted(it));
         let forgotten = unwanted.filter_map(|known| {
@@ -249,7 +244,7 @@ impl Sampler {
                     gpu_instance: it.ids.0,
                     profile: it.profile.to_owned(),
                     claim: it.claim.clone(),
-                    pods: self.pods.names(&it.claim.uid),
+                    pods: self.context.pods.names(&it.claim.uid),
                     memory,
                     engines,
                     seen: Instant::now(),
