@@ -17,6 +17,8 @@ mod usage;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
@@ -74,13 +76,23 @@ impl Sessions {
     /// A session has two threads for a GPU at most, and one more.
     pub const MOST: usize = 4;
 
-    /// Opens another one.
+    /// Opens another one. Waits a moment for earlier sessions to be closed, as each is once its threads have ended: the one that
+    /// listens to events is in a call of half a second.
+    ///
+    /// # Errors
+    /// [`OpenError`] where the library cannot be opened, or so many sessions stay open.
     pub fn open(&self, path: &Path) -> Result<Arc<Nvml>, OpenError> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        const PAUSE: Duration = Duration::from_millis(20);
+        let deadline = Instant::now() + PATIENCE;
         let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.retain(|it| 0 < it.strong_count());
-        let count = sessions.len();
-        if Self::MOST <= count {
-            return Err(OpenError::TooMany { count });
+        loop {
+            sessions.retain(|it| 0 < it.strong_count());
+            match sessions.len() {
+                count if count < Self::MOST => break,
+                count if deadline <= Instant::now() => return Err(OpenError::TooMany { count }),
+                _ => thread::sleep(PAUSE),
+            }
         }
         let opened = open(path)?;
         sessions.push(Arc::downgrade(&opened));
