@@ -28,7 +28,7 @@ pub struct NodeFacts {
 pub struct SkippedGpu {
     /// NVML index.
     pub index: u32,
-    /// UUID, where NVML still told it.
+    /// UUID, if NVML still reports it.
     pub uuid: Option<String>,
     /// Why, for a person.
     pub reason: String,

@@ -103,7 +103,7 @@ pub enum ConvertError {
 pub fn run(args: &ConvertArgs) -> u8 {
     let name = if args.filename == "-" { "standard input" } else { &args.filename };
     let done = read(args).and_then(|text| convert(&text)).and_then(|it| write(args, &it.text).map(|()| it));
-    // Nobody is there to hear that standard error is closed.
+    // A closed standard error cannot be reported.
     let mut report = io::stderr().lock();
     match done {
         Ok(converted) => {
@@ -180,7 +180,7 @@ fn read(args: &ConvertArgs) -> Result<String, ConvertError> {
     let source: Box<dyn Read> =
         if path == "-" { Box::new(io::stdin()) } else { Box::new(File::open(path).map_err(failed)?) };
     let mut bytes = Vec::new();
-    // One byte more than allowed tells that it is too large; the rest is not read.
+    // Reads one byte more than allowed, which shows that the input is too large; the rest is not read.
     let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX);
     source.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > MAX_BYTES {

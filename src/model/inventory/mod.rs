@@ -1,7 +1,7 @@
 //! Facts to offers: what each GPU of this node could be cut into, and what each cut costs.
 //!
 //! Pure. Knows no GPU model: everything comes from what NVML reports. Refuses to offer what cannot be prepared, such as
-//! a placement that an instance of somebody else occupies.
+//! a placement that an unmanaged instance occupies.
 
 mod attributes;
 mod counters;
@@ -78,7 +78,7 @@ pub struct GpuInventory {
     /// Devices to publish, in NVML's order of the profiles.
     pub devices: Vec<AllocatableDevice>,
     /// Devices that exist but cannot be had now. They are not published; a claim that was given one before may still
-    /// ask for it, and then the hardware tells.
+    /// ask for it; Prepare then checks the hardware.
     pub withheld: Vec<AllocatableDevice>,
     /// Why no more of it is offered than what claims have, if so: it is unhealthy, or cannot be read.
     pub problem: Option<String>,
@@ -93,7 +93,7 @@ pub struct AllocatableDevice {
     pub parent_uuid: String,
     /// Whole GPU or MIG device.
     pub kind: DeviceKind,
-    /// Attributes: the same keys on every device of this driver, but for those of [`STANDARD_DOMAIN`].
+    /// Attributes: the same keys on every device of this driver, except those of [`STANDARD_DOMAIN`].
     pub attributes: BTreeMap<&'static str, Attribute>,
     /// Capacities; the same keys on every device of this driver.
     pub capacities: BTreeMap<&'static str, Capacity>,
@@ -113,7 +113,7 @@ pub enum DeviceKind {
     },
     /// Create a GPU instance and a compute instance that fills it.
     Mig(MigSpec),
-    /// Hand out an instance that somebody else made, as it is.
+    /// Allocate an unmanaged instance as it is.
     Adopted(Adopted),
 }
 
@@ -146,13 +146,13 @@ pub struct Terms {
     /// Names of the devices that claims of this driver hold: they stay, whatever else changes (kubernetes#140802: an
     /// allocated device that vanishes from its slice looks free to the scheduler).
     pub held: BTreeSet<String>,
-    /// Those of the held devices that are instances of somebody else, with the UUID of their GPU.
+    /// The held devices that are unmanaged instances, with the UUID of their GPU.
     pub adopted: Vec<(String, Adopted)>,
-    /// Devices in CDI files of claims of which no record tells: what the driver made for them looks like somebody else's.
+    /// Devices in CDI files of claims without a record: what the driver created for them looks like an unmanaged instance.
     pub named: BTreeSet<String>,
-    /// Devices that are instances of somebody else and have had an error: they are not offered, but for who has them.
+    /// Unhealthy unmanaged instances: they are not published, except while a claim has them.
     pub sick: BTreeSet<String>,
-    /// What becomes of instances of somebody else.
+    /// How unmanaged instances are treated.
     pub existing: ExistingInstances,
     /// Devices that a GPU without MIG is shared by; fewer than two is none.
     pub time_slices: u32,

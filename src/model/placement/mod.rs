@@ -90,7 +90,7 @@ impl Ranking {
     }
 
     /// True where a list, ranked some time ago, still leads to the same choice for each profile: the first of those that
-    /// can be had now is the one that this ranking prefers. Such a list need not be written anew.
+    /// is available now is the one that this ranking prefers. Such lists need no rewrite.
     pub fn agrees_with<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> bool {
         // By profile the first in the list and the best.
         let mut choices: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
