@@ -147,7 +147,7 @@ fn is_node(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|it| it.file_type().is_char_device())
 }
 
-/// Numbers are compared where the file is a node itself: a link leads to whatever somebody chose.
+/// Numbers are compared where the file is a node itself: a link can point anywhere.
 fn capability(path: &PathBuf, cap: CapNode) -> DeviceFile {
     if !is_node(path) {
         return DeviceFile::Absent;

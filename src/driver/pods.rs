@@ -45,7 +45,7 @@ impl Pods {
         self.known().remove(uid);
     }
 
-    /// Pods of a claim, by their names; empty where nobody has told.
+    /// Names of a claim's pods; empty if they are unknown.
     #[must_use]
     pub fn of(&self, uid: &ClaimUid) -> Vec<PodRef> {
         self.known().get(uid).cloned().unwrap_or_default()

@@ -59,7 +59,7 @@ pub enum Effect {
     NoMig,
     /// No MIG instance can be made or destroyed, nor MIG mode be switched.
     NoPartitioning,
-    /// NVML may refuse to create MIG instances; only an attempt can tell.
+    /// NVML may refuse to create MIG instances; only an attempt shows it.
     MayRefuse,
     /// Containers start, and CUDA fails in those from some images.
     Impaired,
@@ -207,7 +207,7 @@ impl HostReadiness {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is not as it should be, the worst first. Reads files. Without a driver version the driver's files have to tell
+    /// Failed conditions, the worst first. Reads files. Without a driver version the driver's files determine
     /// it; without `has_mig` nothing is said of MIG.
     #[must_use]
     pub fn look(&self, driver_version: Option<&str>, has_mig: bool) -> Vec<HostCondition> {

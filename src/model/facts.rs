@@ -126,7 +126,7 @@ pub struct MigFacts {
     /// True where MIG mode can be switched without resetting the GPU (Hopper and newer). False where no profile is known:
     /// then instances on the GPU cannot be listed, and its mode is left as it is.
     pub resetless: bool,
-    /// Every profile that NVML knows for this GPU, in NVML's order. Empty where NVML does not report them: such a GPU is
+    /// Every profile that NVML knows for this GPU, in NVML's order. Empty where NVML does not report them: the GPU is
     /// offered whole while MIG mode is off.
     pub profiles: Vec<Profile>,
     /// MIG mode when the facts were read.

@@ -36,7 +36,7 @@ impl Service<Request<Body>> for Counted {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let (verb, resource) = meaning(request.method(), request.uri().path(), request.uri().query());
-        // Whoever asked stops waiting after the time of a call.
+        // The caller stops waiting after the time limit of a call.
         let asked = Asked { metrics: self.metrics.clone(), verb, resource, code: "timeout".to_owned() };
         let client = self.client.clone();
         Box::pin(async move {

@@ -53,7 +53,7 @@ pub enum CommonFileReason {
     /// It can't be read.
     #[error("{0}")]
     Read(#[from] io::Error),
-    /// Its name does not tell its format.
+    /// Its name does not show its format.
     #[error("its name ends neither in .json nor in .yaml or .yml")]
     Extension,
     /// It is not JSON.

@@ -28,7 +28,7 @@ pub struct Root {
 #[derive(Debug, Default)]
 pub(super) struct Directories(HashSet<String>);
 
-/// A file's identity and time, to tell cheaply whether something was exchanged.
+/// A file's identity and time, to detect cheaply whether it was replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stamp {
     path: String,
@@ -136,7 +136,7 @@ impl Root {
         self.find(inside).filter(|(_, metadata)| metadata.is_file()).map(|(path, _)| path)
     }
 
-    /// The path that `inside` leads to, if that is a regular file which somebody may execute.
+    /// The path that `inside` leads to, if that is an executable regular file.
     pub(super) fn find_program(&self, inside: &str) -> Option<String> {
         self.find(inside).filter(|(_, m)| m.is_file() && m.mode() & 0o111 != 0).map(|(path, _)| path)
     }

@@ -84,7 +84,7 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
 }
 
 /// The same at the start of the driver, in its log. What NVML says is known then and not asked again, and whether the API
-/// server keeps counters is told by the publisher.
+/// server keeps counters is reported by the publisher.
 pub async fn at_start(place: Place, settings: Settings, client: Client, node: watch::Receiver<NodeState>) {
     let hardware = match &node.borrow().hardware {
         Ok(hardware) => Ok(hardware.facts.clone()),

@@ -167,7 +167,7 @@ impl Claims {
         match self.new_record(claim, now, &mut opened.journal, identity, deadline).await {
             Ok(record) => Ok(Agreed { opened, record, promise: None }),
             Err(error) => {
-                // Nothing is left of what the file tells of.
+                // Nothing is left of what the file describes.
                 if let Err(error) = blocking(|| opened.journal.forget()) {
                     warn!(%error, "the state file of a claim that has nothing stays");
                 }

@@ -38,7 +38,7 @@ pub enum PrepareError {
     /// What was begun for an earlier allocation of the claim cannot be taken down.
     #[error("the devices that were begun for an earlier allocation cannot be taken down yet: {0}")]
     Before(Box<UnprepareError>),
-    /// Somebody else works on it.
+    /// Another call or process works on it.
     #[error(transparent)]
     Busy(#[from] Busy),
     /// The record could not be written or read.
@@ -123,7 +123,7 @@ pub enum UnprepareError {
         /// What is wrong.
         reason: String,
     },
-    /// Somebody else works on it.
+    /// Another call or process works on it.
     #[error(transparent)]
     Busy(#[from] Busy),
     /// The record could not be read or removed.
@@ -132,7 +132,7 @@ pub enum UnprepareError {
     /// The claim of an unreadable record could not be read either.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// What an unreadable record meant cannot be told.
+    /// The contents of an unreadable record are unknown.
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// The work takes longer than the call, and goes on.

@@ -167,7 +167,7 @@ pub fn plan(
 }
 
 /// Devices of one claim that exclude each other: kube-scheduler counts what they take, but an allocation can be written by
-/// anybody who may, and counters are ignored where the feature gate is off.
+/// any authorized client, and counters are ignored if the feature gate is off.
 fn impossible(
     claim: &ClaimRef,
     devices: &[RecordedDevice],
@@ -244,7 +244,7 @@ fn conflict(
 ) -> Option<Conflict> {
     let others = others.iter().filter(|it| it.claim.uid != claim.uid && it.boot_id == boot_id);
     let held = others.flat_map(|record| record.devices.iter().map(move |it| (record, it)));
-    // Of a claim that is being taken down nothing is left of such a device.
+    // Nothing is left of the device if its claim is being unprepared.
     let is_gone = |record: &Record, it: &RecordedDevice| {
         record.stage == Stage::Unpreparing
             && matches!(it.kind, RecordedKind::Mig { progress: Progress::Reserved, .. })

@@ -27,7 +27,7 @@ impl Claims {
     /// end, also beyond the answer.
     pub async fn unprepare(self: &Arc<Self>, claim: &ClaimRef) -> Result<(), UnprepareError> {
         let deadline = Instant::now() + self.budget;
-        // Without a record a CDI file still tells what was made.
+        // Without a record, the CDI file still shows what was created.
         let is_named = blocking(|| self.cdi.exists(claim.uid.as_str()))?;
         let Some(opened) = self.open::<UnprepareError>(claim, is_named, deadline).await? else {
             return Ok(());
@@ -212,7 +212,7 @@ impl Claims {
     }
 
     /// What a claim without a readable record must have had: what its CDI file names or, without one, its allocation.
-    /// Nothing where neither tells anything: then its instances, if any, count as somebody else's. Of several devices
+    /// Nothing if neither names any: then its instances, if any, count as unmanaged. Of several devices
     /// only those are left out that are another claim's by now, or no device of this node.
     async fn salvaged(
         &self,

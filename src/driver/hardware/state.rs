@@ -24,7 +24,7 @@ pub struct NodeState {
     pub held: BTreeSet<String>,
     /// GPUs that are not offered, and why.
     pub problems: Vec<Problem>,
-    /// Instances that somebody else made and that are not offered either, and why.
+    /// Unmanaged instances that are not published, and why.
     pub left_alone: Vec<String>,
     /// GPUs that this process does not see, and whether it may cut the others.
     pub access: AccessReport,
@@ -39,7 +39,7 @@ pub struct NodeState {
 /// What an inventory is made from, besides what NVML says once and for all.
 #[derive(Debug, Default)]
 pub struct Basis {
-    /// The GPUs, with a problem for those of which nobody else should be given a part.
+    /// The GPUs, with a problem for those of which no further claim should get a part.
     pub gpus: Vec<Gpu>,
     /// On which terms they are offered.
     pub terms: Terms,
@@ -47,7 +47,7 @@ pub struct Basis {
 
 impl NodeState {
     /// What is offered where these devices stay as well, as what claims hold does: the API server has them as allocated,
-    /// although nobody has asked for them here yet.
+    /// although no claim was prepared with them here yet.
     #[must_use]
     pub fn inventory_with(&self, allocated: &BTreeSet<String>) -> Cow<'_, Inventory> {
         let is_offered = |name: &String| self.inventory.devices().any(|it| it.name.as_str() == name);

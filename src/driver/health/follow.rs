@@ -1,4 +1,4 @@
-//! Listens: what the thread of the GPUs' events hears goes to the state, and what changes is told.
+//! Passes the events of GPUs to the health state, and reports what changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::nvml::{EventKind, GpuEvent, Heard, Hearing, RESET_ADVICE, is_unsuppor
 use crate::pods::Pods;
 use crate::telemetry::metrics::{EventGap, GpuEventKind, Metrics};
 
-/// How often the clock is looked at: a gap is told of that much later.
+/// How often the clock is looked at: a gap is reported with this delay.
 const PERIOD: Duration = Duration::from_secs(5);
-/// The same event of the same instance is told once in this time; all of them count.
+/// The same event of the same instance is reported once in this time; all of them count.
 const TOLD: Duration = Duration::from_secs(60);
-/// Most events that are remembered as told.
+/// Most reported events that are remembered.
 const MOST_TOLD: usize = 64;
 
 /// The part of the driver that follows the health of GPUs.
@@ -38,13 +38,13 @@ pub struct Follower {
     pub checkpoint: Checkpoint,
     /// The present boot of the node.
     pub boot_id: String,
-    /// Where people are told.
+    /// Kubernetes events.
     pub events: Events,
     /// Where what is heard is counted.
     pub metrics: Metrics,
     /// Whose pods have which claim.
     pub pods: Pods,
-    /// Told when the hardware should be looked at at once.
+    /// Notified to rescan the hardware at once.
     pub surprised: Arc<Notify>,
 }
 
@@ -56,7 +56,7 @@ impl Follower {
         let mut reports = self.keeper.reports();
         let mut seen = Arc::new(Report::default());
         let mut told = ToldOf::new();
-        // GPUs that could not be listened to when the thread last told.
+        // GPUs that could not be monitored at the thread's last report.
         let mut failed = BTreeSet::new();
         let mut clock = interval(PERIOD);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -100,7 +100,7 @@ impl Follower {
 
     fn happened(&self, event: &GpuEvent, told: &mut ToldOf) {
         let records = self.checkpoint.records().unwrap_or_else(|error| {
-            warn!(%error, "cannot tell whose instance an event is about");
+            warn!(%error, "cannot determine the claim of an event");
             Vec::new()
         });
         let (kind, xid) = match event.kind {
@@ -143,7 +143,7 @@ impl Follower {
         }
     }
 
-    /// Tells the claim, and the pods that it is known to be reserved for.
+    /// Reports an event of the claim, and of the pods that it is known to be reserved for.
     fn tell_claim(&self, holder: &Holder, event: &GpuEvent, verdict: Verdict) {
         /// A claim may have many pods, and one of them will be looked at.
         const MOST_PODS: usize = 4;
@@ -240,7 +240,7 @@ impl Follower {
     }
 }
 
-/// Notes an event, and answers whether it was told a moment ago. Where there are too many to remember, the rest counts as told.
+/// Notes an event, and returns whether it was reported a moment ago. Beyond the limit, events count as reported.
 fn is_told(told: &mut ToldOf, event: &GpuEvent, now: Instant) -> bool {
     told.retain(|_, at| now.saturating_duration_since(*at) < TOLD);
     let key = (event.gpu.clone(), event.gpu_instance, event.kind);

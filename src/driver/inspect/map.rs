@@ -14,7 +14,7 @@ pub struct Block {
     pub label: String,
 }
 
-/// Draws the memory slices of a GPU. Free ones have boxes of their own with a dot; blocks may come in any order.
+/// Draws the memory slices of a GPU. Each free one has its own box with a dot; blocks may come in any order.
 #[must_use]
 pub fn row(memory_slices: u32, blocks: &[Block]) -> String {
     let mut blocks: Vec<&Block> = blocks.iter().collect();

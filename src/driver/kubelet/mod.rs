@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Nothing is decided here about claims: a call is translated, handed to `claim`, and its answer translated back. Of two pods
-//! that run at once, the sockets tell which one publishes ([`Turn`]).
+//! that run at once, the sockets determine which one publishes ([`Turn`]).
 
 mod args;
 mod health;

@@ -86,7 +86,7 @@ pub enum MigError {
         /// First memory slice.
         start: u32,
     },
-    /// An instance that somebody else made is not what it was when a claim was given it.
+    /// An unmanaged instance changed after a claim was given it.
     #[error(
         "MIG instance {uuid} ({profile} at {start}), which the driver did not make, is not as it was when the claim was \
          given it: {found}; delete the pod and its claim to have another device allocated"
@@ -113,7 +113,7 @@ pub enum MigError {
         call: &'static str,
         /// True where the compute instances are gone and only the GPU instance is left.
         is_bare: bool,
-        /// Who holds it, as far as NVML tells, and what to do.
+        /// Who holds it, as far as NVML reports it, and what to do.
         holders: Holders,
     },
     /// A step could not be written down, so the next was not taken.
@@ -200,7 +200,7 @@ pub fn is_gone(device: &DeviceHandle<'_>, spec: &MigSpec, progress: &Progress) -
     Ok(*progress != Progress::Reserved && recorded(device, spec, progress)?.is_none())
 }
 
-/// True where a recorded device is this instance, as far as that can be told: ids and UUIDs are used again.
+/// True where a recorded device is this instance, as far as that is known: ids and UUIDs are used again.
 #[must_use]
 pub fn is_recorded(spec: &MigSpec, progress: &Progress, instance: &GpuInstance) -> bool {
     let is_there = spec.profile_id == instance.profile_id && spec.placement == instance.placement;

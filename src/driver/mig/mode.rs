@@ -39,7 +39,7 @@ pub enum ModePolicy {
     Release,
 }
 
-/// Switches MIG mode off if no instance lives, whoever made it, and no reset is needed. That nothing was switched is
+/// Switches MIG mode off if no instance lives, managed or not, and no reset is needed. That nothing was switched is
 /// success.
 pub fn release_mode(device: &DeviceHandle<'_>, mig: &MigFacts) -> Result<(), MigError> {
     if !mig.resetless || !device.mig_mode()?.current || !live_instances(device, &mig.profiles)?.is_empty() {

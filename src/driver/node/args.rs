@@ -75,7 +75,7 @@ pub struct NodeArgs {
     /// What is measured of instances for /metrics.
     #[arg(long, env, value_enum, value_name = "WHAT", default_value = "all")]
     pub metrics_usage: UsagePolicy,
-    /// Tell namespace, pod and claim of each instance in /metrics.
+    /// Add namespace, pod and claim of each instance to /metrics.
     #[arg(long, env)]
     pub metrics_pod_labels: bool,
     /// Show the numbers of each instance under the names of NVIDIA's DCGM exporter, too (DCGM_FI_DEV_FB_USED and others).
@@ -93,7 +93,7 @@ pub struct NodeArgs {
     #[arg(long, env, value_enum, value_name = "EFFECT", default_value = "NoSchedule")]
     pub taint_effect: TaintEffect,
     /// What becomes of MIG instances that the driver did not make: they are left alone, or each that has one compute instance
-    /// spanning it is offered as a device of its own, which is neither made nor destroyed for a claim.
+    /// spanning it is published as a device, which the driver neither creates nor destroys for a claim.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "withhold")]
     pub existing_instances: ExistingInstances,
     /// Number of time-shared devices as which each GPU without MIG is offered, 1 to 48; 1 offers it whole. Nothing

@@ -81,7 +81,7 @@ impl HardwareWatch {
         interval: Duration,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        // A clock of its own: a busy node must not put the next look off for ever.
+        // A separate timer: events on a busy node must not postpone the next scan forever.
         let mut clock = interval_at(Instant::now() + interval, interval);
         let mut reports = self.health.reports();
         let surprised = Arc::clone(&self.surprised);
@@ -95,7 +95,7 @@ impl HardwareWatch {
                     sleep(BURST).await;
                     changes.borrow_and_update();
                     if let Err(error) = self.note_held() {
-                        warn!(%error, "cannot tell what claims hold now");
+                        warn!(%error, "cannot read which devices the claims have");
                     }
                     continue;
                 }
@@ -118,7 +118,7 @@ impl HardwareWatch {
         }
     }
 
-    /// Opens the hardware if it is not open, reads what may have changed, and tells everybody.
+    /// Opens the hardware if it is not open, reads what may have changed, and notifies the other parts.
     ///
     /// Fails with [`NodesChanged`] where nothing can be seen before the container is created again.
     pub(super) async fn look(&mut self) -> anyhow::Result<()> {
@@ -259,7 +259,7 @@ impl HardwareWatch {
             }
         };
         if opened.is_ok() && self.was_open {
-            // The driver was loaded anew, which resets the GPUs.
+            // The driver was reloaded, which resets the GPUs.
             self.health.change(|it, _, _| it.forget());
         }
         Ok(Some(opened.map(Arc::new).map_err(|error| {
@@ -338,7 +338,7 @@ impl HardwareWatch {
         Ok(gpus)
     }
 
-    /// Tells of instances that are not offered either; one that is adopted is no event.
+    /// Reports unmanaged instances that are not published; an adopted instance is no event.
     fn tell_of_foreign(&self, gpu: &Gpu, instances: &[GpuInstance]) {
         let (uuid, terms) = (&gpu.facts.uuid, self.terms());
         let is_offered =
@@ -383,7 +383,7 @@ impl HardwareWatch {
         }
     }
 
-    /// Follows what claims hold. The inventory depends on it only where something is withheld, and is not built anew
+    /// Follows what claims hold. The inventory depends on it only where something is withheld, and is not rebuilt
     /// elsewhere; the order in which devices are offered always does.
     fn note_held(&self) -> anyhow::Result<()> {
         if !self.health.report().instances.is_empty() {
@@ -410,7 +410,7 @@ impl HardwareWatch {
         Ok(())
     }
 
-    /// What is wanted, and what claims hold. Of a claim whose record cannot be read its CDI file tells.
+    /// What is wanted, and what claims hold. The CDI file stands in for a record that cannot be read.
     fn terms(&self) -> anyhow::Result<Terms> {
         let (existing, time_slices) = (self.existing, self.time_slices);
         let sick = self.health.report().sick_adopted();
@@ -420,7 +420,7 @@ impl HardwareWatch {
         let refused = with_refusal.cloned().collect();
         let mut terms = Terms { existing, time_slices, sick, mig_access, refused, ..Terms::default() };
         let mut unrecorded = BTreeSet::new();
-        // Only an instance of somebody else may be what was made for a claim of which no record tells.
+        // Only an unmanaged instance may belong to a claim whose record is lost.
         if existing == ExistingInstances::Adopt && self.gpus.iter().any(|it| !it.state.instances.is_empty()) {
             unrecorded.extend(self.cdi.list()?);
         }
@@ -445,8 +445,8 @@ impl HardwareWatch {
         Ok(terms)
     }
 
-    /// Tells which GPUs are no longer offered, and which are again. One whose health is the reason now is told of elsewhere,
-    /// and yet not offered again.
+    /// Reports which GPUs are no longer published, and which are again. A GPU that became unhealthy is reported elsewhere,
+    /// but a recovery is reported here.
     fn tell_problems(&self, before: &[Problem], now: &[Problem], health: &Report) {
         for problem in otherwise(now, health).filter(|it| !before.contains(it)) {
             let note = format!("Unavailable; allocated devices stay published: {problem}");
@@ -536,7 +536,7 @@ fn found(hardware: &Hardware, gpu: &Gpu) -> (String, Scan) {
 }
 
 /// GPUs that are lost since before this process began, so that NVML does not show them: those of which claims of this boot
-/// have devices, and those that were sick.
+/// have devices, and those that were unhealthy.
 fn missing(hardware: &Hardware, records: &[Arc<Record>], health: &Report) -> Vec<(String, Scan)> {
     let of_this_boot = records.iter().filter(|it| it.boot_id == hardware.boot_id);
     let held = of_this_boot.flat_map(|it| it.devices.iter().map(|it| it.parent_uuid.as_str()));

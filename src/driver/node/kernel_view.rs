@@ -46,7 +46,7 @@ impl KernelView {
         Self { access: DeviceAccess::default(), proc_root, dev_root, spec, reading: None, look_again }
     }
 
-    /// Reads it again, on a thread of its own: a read that hangs is left alone, and what was known stays.
+    /// Reads it again, on its own thread: a read that hangs is abandoned, and the last result stays.
     pub(super) async fn read(&mut self) {
         let reading = match self.reading.take() {
             Some(begun) => begun,

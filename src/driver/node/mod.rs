@@ -43,8 +43,8 @@ const MOST_HEARD: usize = 64;
 
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
 pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
-    // Before anything is touched that a process which runs already may be using, and before its ports are found in use. Pods
-    // have sockets of their own.
+    // Before any change that affects a running process, and before the bind of its ports fails. Pods
+    // have their own sockets.
     let _sole = match args.pod_uid {
         None => Some(SoleProcess::claim(&args.driver.plugin_directory())?),
         Some(_) => None,
@@ -230,7 +230,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let service = Registration::new(&driver, paths.plugin.clone(), registration_report);
     let sweep = paths.keep_clean(driver, args.rescan_interval, stop.clone());
 
-    // What is missing on the host is told while the rest starts; nothing waits for it.
+    // Missing host files are reported while the rest starts; nothing waits for it.
     let settings = check::Settings {
         mode: args.mode,
         state_label: args.state_label,
@@ -260,7 +260,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.watch(stop).await
 }
 
-/// Ends with the kubelet's reason if it refuses us. It does not ask again until the socket is made anew, which the next
+/// Ends with the kubelet's reason if it rejects the registration. It does not retry until the socket is recreated, which the next
 /// start of the driver does.
 async fn refusal(mut state: watch::Receiver<RegistrationState>) -> anyhow::Result<()> {
     let refused = state.wait_for(|it| matches!(it, RegistrationState::Refused(_))).await?;

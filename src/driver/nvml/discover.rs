@@ -85,7 +85,7 @@ pub fn discover(nvml: &Arc<Nvml>) -> Result<NodeFacts, CallError> {
     Discovery::new(Arc::clone(nvml), PATIENCE).discover()
 }
 
-/// Discovers GPUs, each on a thread of its own: one that hangs does not keep the others from being found. It has one such thread
+/// Discovers GPUs, each on its own thread: one that hangs does not block the others. Each GPU has one thread
 /// at most, and is not waited for again while that is in its call.
 #[derive(Debug)]
 pub struct Discovery {
@@ -196,9 +196,9 @@ impl Discovery {
         let spawned = thread::Builder::new().name(format!("discover-{index}")).spawn(move || {
             let gpu = gpu(&nvml, index, &known);
             begun.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
-            // Before the result is there, so that whoever has it can close NVML.
+            // Before the result is there, so that the receiver can close NVML.
             drop(nvml);
-            // Nobody may wait any more.
+            // The receiver may be gone.
             let _ = send.send(gpu);
         });
         if let Err(error) = spawned {
@@ -214,8 +214,8 @@ fn skipped(index: u32, uuid: Option<String>, reason: String) -> SkippedGpu {
     SkippedGpu { index, uuid, reason, is_gone: false, is_for_good: false }
 }
 
-/// Asks the GPU for something that only it can tell, so that one which has fallen off the bus is noticed. That a GPU has no
-/// memory of its own to report is an answer.
+/// Reads a value that only the GPU itself can report, which detects a GPU that has fallen off the bus. That a GPU has no
+/// dedicated memory to report is an answer.
 pub fn answers(device: &DeviceHandle<'_>) -> Result<(), CallError> {
     match device.memory() {
         Err(error) if !error.is_lasting() => Err(error),
@@ -223,7 +223,7 @@ pub fn answers(device: &DeviceHandle<'_>) -> Result<(), CallError> {
     }
 }
 
-/// Every live GPU instance of a GPU, whoever made it. Listed by GPU instance, because one without a compute instance
+/// Every live GPU instance of a GPU, managed or not. Listed by GPU instance, because one without a compute instance
 /// has no MIG device and would be missed. None where MIG mode is off.
 pub fn live_instances(
     device: &DeviceHandle<'_>,
@@ -252,7 +252,7 @@ const HOST_VSGA: u32 = 4;
 enum Skip {
     /// A call failed without which it cannot be offered.
     Failed(CallError),
-    /// It serves virtual machines, or is a part of a GPU that somebody else cuts. That stays so while the machine runs.
+    /// It serves virtual machines, or is a part of a GPU that a hypervisor partitions. This does not change while the machine runs.
     Virtual(&'static str),
 }
 

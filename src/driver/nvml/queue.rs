@@ -38,7 +38,7 @@ pub struct Submitted<T, E> {
 pub struct QueueClosed;
 
 impl GpuQueue {
-    /// Starts the thread of the GPU with this UUID, which NVML has at this index. The second value is for whoever waits for its
+    /// Starts the thread of the GPU with this UUID, at this NVML index. The second value is for waiting for its
     /// end.
     pub fn start(nvml: Arc<Nvml>, uuid: String, index: u32) -> io::Result<(Self, JoinHandle<()>)> {
         let (jobs, inbox) = mpsc::channel::<Slot>();
@@ -97,7 +97,7 @@ impl GpuQueue {
         let job: Job = Box::new(move |device| {
             let _pending = pending;
             let _entered = span.entered();
-            // Nobody may be listening any more; the work counts all the same.
+            // The receiver may be gone; the work counts all the same.
             let _ = reply.send(device.map_err(E::from).and_then(work));
         });
         let slot = Arc::new(Mutex::new(Some(job)));

@@ -24,7 +24,7 @@ use crate::telemetry::bind;
 /// What readiness is made of.
 #[derive(Debug, Clone)]
 pub struct Health {
-    /// Whether the kubelet took us.
+    /// Whether the kubelet registered the plugin.
     pub registration: watch::Receiver<RegistrationState>,
     /// What the API server has.
     pub publication: watch::Receiver<Publication>,
@@ -159,7 +159,7 @@ pub async fn bind_health(address: SocketAddr) -> Result<TcpListener, HealthError
 /// Serves `/healthz`, `/readyz`, and the same over gRPC, until `stop`.
 ///
 /// Alive is a process that answers. That a GPU hangs is not a matter of life: a restart does not end it, and the other
-/// GPUs are served; readiness tells it.
+/// GPUs are served; readiness reports it.
 pub async fn serve_health(
     listener: TcpListener,
     health: Health,

@@ -20,7 +20,7 @@ const MIB: u64 = 1 << 20;
 pub struct Instances {
     /// What was seen.
     pub seen: Arc<Seen>,
-    /// Whether series tell namespace, pod and claim.
+    /// Whether series have the labels namespace, pod and claim.
     pub with_pods: bool,
 }
 
@@ -31,7 +31,7 @@ pub struct DcgmInstances {
     pub seen: Arc<Seen>,
     /// Name of the node.
     pub node: String,
-    /// Whether series tell namespace and pod.
+    /// Whether series have the labels namespace and pod.
     pub with_pods: bool,
 }
 

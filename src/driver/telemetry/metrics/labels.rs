@@ -52,7 +52,7 @@ label_values! {
         Success = "success",
         /// With an error.
         Failure = "failure",
-        /// Whoever asked has stopped waiting.
+        /// The caller stopped waiting.
         Abandoned = "abandoned",
     }
 }
@@ -116,7 +116,7 @@ label_values! {
     SliceWrite {
         /// A new one.
         Create = "create",
-        /// One that was there was written anew.
+        /// An existing file was rewritten.
         Update = "update",
         /// Removed.
         Delete = "delete",
@@ -124,7 +124,7 @@ label_values! {
 }
 
 label_values! {
-    /// What a GPU has told of.
+    /// An event that a GPU reported.
     GpuEventKind {
         /// An error with a number.
         Xid = "xid",

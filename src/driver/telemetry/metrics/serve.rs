@@ -95,7 +95,7 @@ struct Page {
 struct Texts {
     since: Option<Instant>,
     open_metrics: Bytes,
-    /// Made when somebody asks for it.
+    /// Created on the first request.
     plain: Option<Bytes>,
 }
 
