@@ -1,4 +1,4 @@
-//! Whose pods have which claim, as far as claims were read anyway: nothing is asked of the API server for it.
+//! The pods of each claim, as far as claims were read anyway: this needs no further requests to the API server.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

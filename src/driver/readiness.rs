@@ -1,7 +1,7 @@
-//! What on the host keeps claims from being prepared, or containers from working as they should.
+//! Host conditions that prevent claims from being prepared, or containers from working.
 //!
-//! Known before the first claim comes, so `/readyz`, events and a metric report it, and what cannot be prepared is not
-//! offered. `check` lists the same. The host is looked at again at each scan, so that all of it ends by itself once the
+//! They are known before the first claim, so `/readyz`, events and a metric report them, and what cannot be prepared is not
+//! published. `check` lists the same. Each scan reads the host again, so that a condition ends once the
 //! host is repaired.
 
 use std::collections::BTreeMap;

@@ -310,7 +310,7 @@ impl ClaimStatuses {
                 *entry = Entry::new(record.claim.clone(), Told::Record { record, ailments, since });
             }
             (Outcome::Refused(message), Step::Compare(record, _) | Step::Write(record, ..)) => {
-                debug!(%claim, message, "the API server does not take the device status of the claim");
+                debug!(%claim, message, "the API server rejects the device status of the claim");
                 entry.told = Told::Refused(record);
             }
             (Outcome::Gone, Step::Compare(record, _) | Step::Write(record, ..)) => {
@@ -328,7 +328,7 @@ impl ClaimStatuses {
             }
             (Outcome::Failed(message), step) => {
                 if entry.retry.failures() == 0 {
-                    warn!(%claim, message, "cannot write the device status of a claim, trying again");
+                    warn!(%claim, message, "cannot write the device status of a claim, retrying");
                 }
                 // It may be there all the same.
                 if entry.told == Told::Nothing {

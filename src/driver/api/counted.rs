@@ -1,5 +1,5 @@
-//! Counts what is asked of the API server and how it answers, below everything that asks: watches, events and tries
-//! again are in the numbers without a line of theirs.
+//! Counts requests to the API server and their results, below all clients, so that watches, events and retries
+//! are included.
 
 use std::task::{Context, Poll};
 

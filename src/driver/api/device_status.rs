@@ -1,4 +1,4 @@
-//! What `status.devices` of a ResourceClaim says of the devices that are prepared for it. Pure.
+//! Builds `status.devices` of a ResourceClaim from the devices that are prepared for it. Pure.
 
 use std::collections::BTreeMap;
 

@@ -350,7 +350,7 @@ impl Events {
         let told = Told { reason, about, note: shortened(note, LONGEST_NOTE) };
         if let Err(left_out) = self.waiting.try_send(told) {
             let told = left_out.into_inner();
-            warn!(reason = told.reason.as_str(), note = told.note, "too many events wait: one is left out");
+            warn!(reason = told.reason.as_str(), note = told.note, "event queue is full: one is dropped");
         }
     }
 }
@@ -406,7 +406,7 @@ impl Writer {
                     reason = told.reason.as_str(),
                     note = told.note,
                     left_out = self.left_out,
-                    "too many events: one is left out"
+                    "too many events: one is dropped"
                 );
                 continue;
             }

@@ -1,4 +1,4 @@
-//! What the driver's account must be allowed, and whether it is.
+//! The permissions that the driver's account needs, and whether it has them.
 
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,

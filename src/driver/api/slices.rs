@@ -127,7 +127,7 @@ impl NodeSlices {
             Ok(watcher::Event::InitDone) => Some((String::new(), None)),
             Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
             Err(error) => {
-                warn!(error = with_causes(&error), "watching resourceslices failed, trying again");
+                warn!(error = with_causes(&error), "watching ResourceSlices failed, retrying");
                 Some((String::new(), None))
             }
         })

@@ -1,4 +1,4 @@
-//! From what was seen to what is said. Pure.
+//! Turns what was gathered into findings. Pure.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Looks at the host and asks the API server. The only file of the check that has effects, and none of them writes.
+//! Reads the host and queries the API server. The only file of the check with effects; it writes nothing.
 
 use std::fs;
 use std::path::{Path, PathBuf};

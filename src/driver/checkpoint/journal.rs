@@ -1,7 +1,7 @@
-//! The file of one claim, and the right to work on that claim.
+//! The file of one claim, which is also the lock of that claim.
 //!
 //! A line for each step, and each line is the whole record: the last one counts. A line is written by one call and ends
-//! One line for each step, and each line is the whole record: the last one counts. A line is written by one call and ends
+//! with its newline, so an interrupted write leaves a tail without one, which readers ignore and the next line
 //! replaces. A last line that cannot be understood makes the file unreadable: the lines before it are outdated, and
 //! acting on that could take a running pod its instance. The file is locked while it is open here, against other calls
 //! and other processes alike, and the kernel gives the lock back however its holder ends. Only a regular file is opened:

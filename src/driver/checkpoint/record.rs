@@ -1,4 +1,4 @@
-//! What is on disk about one claim: the state machine of its life, as data. Pure: only the format.
+//! The record of one claim on disk: the state machine of its life cycle, as data. Pure: only the format.
 //!
 //! | on disk | so there may be | is finished by | is undone by |
 //! |---|---|---|---|

@@ -134,7 +134,7 @@ impl Claims {
         let object = match read {
             Ok(object) => object,
             Err(error) => {
-                debug!(%error, "what is on record counts");
+                debug!(%error, "the recorded devices count");
                 return Ok(None);
             }
         };
@@ -158,7 +158,7 @@ impl Claims {
             let allocated = now.iter().map(|it| it.device.clone()).collect();
             return Err(Box::new(OtherDevices { claim: claim.clone(), prepared, allocated }).into());
         }
-        warn!("the claim is allocated other devices than were begun for it: taking those down first");
+        warn!("the claim's allocation changed: unpreparing the earlier devices first");
         let draft = Draft::shared(opened, Record::clone(known), None);
         let apart = self.take_apart(&draft, deadline, ongoing).await;
         apart.map_err(|error| PrepareError::Before(Box::new(error)))?;
@@ -169,7 +169,7 @@ impl Claims {
             Err(error) => {
                 // Nothing is left of what the file describes.
                 if let Err(error) = blocking(|| opened.journal.forget()) {
-                    warn!(%error, "the state file of a claim that has nothing stays");
+                    warn!(%error, "cannot remove the state file of a claim without devices");
                 }
                 Err(error)
             }

@@ -1,4 +1,4 @@
-//! A claim that is worked on: the right to do so, its journal, and what it says.
+//! A claim in progress: its lock, its journal, and its record.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! Why a claim was not prepared or unprepared. The texts become events on the pod.
+//! Errors of prepare and unprepare. The texts become events of the pod.
 
 use mig_model::claim::ClaimRef;
 
@@ -36,7 +36,7 @@ pub enum PrepareError {
     #[error(transparent)]
     OtherDevices(#[from] Box<OtherDevices>),
     /// What was begun for an earlier allocation of the claim cannot be taken down.
-    #[error("the devices that were begun for an earlier allocation cannot be taken down yet: {0}")]
+    #[error("the devices of an earlier allocation cannot be unprepared yet: {0}")]
     Before(Box<UnprepareError>),
     /// Another call or process works on it.
     #[error(transparent)]

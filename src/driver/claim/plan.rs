@@ -1,4 +1,4 @@
-//! From an allocation to a record of what has to exist. Pure.
+//! Turns an allocation into a record of what has to exist. Pure.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage, V
 pub enum PlanError {
     /// No GPU of this node can be cut into the device.
     #[error(
-        "no GPU of this node can be cut into device `{device}` of ResourceClaim {claim}; delete the pod and its claim to \
+        "no GPU of this node can provide device `{device}` of ResourceClaim {claim}; delete the pod and its claim to \
          have another one allocated"
     )]
     UnknownDevice {
@@ -25,7 +25,7 @@ pub enum PlanError {
     },
     /// Not every GPU of this node can be read now, and the device may be one of those that cannot.
     #[error(
-        "device `{device}` of ResourceClaim {claim} is not known while not every GPU of the node can be used ({unread}); the \
+        "device `{device}` of ResourceClaim {claim} is unknown while a GPU of the node cannot be used ({unread}); the \
          kubelet asks again; `nvidia-smi` and `dra-driver-mig inspect` on the node show more"
     )]
     Unread {
@@ -38,7 +38,7 @@ pub enum PlanError {
     },
     /// The device stood for an instance that is gone.
     #[error(
-        "device `{device}` of ResourceClaim {claim} stands for a MIG instance that the driver did not make, and there is no \
+        "device `{device}` of ResourceClaim {claim} stands for an unmanaged MIG instance, and there is no \
          such instance any more; delete the pod and its claim to have another device allocated"
     )]
     UnknownInstance {
@@ -71,7 +71,7 @@ pub enum PlanError {
 /// A claim that was allocated devices which cannot exist together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "ResourceClaim {claim} was allocated `{}` of GPU {gpu}, which need more than the GPU has of {lacking}; nothing was created; \
+    "ResourceClaim {claim} was allocated `{}` of GPU {gpu}, which need more {lacking} than the GPU has; nothing was created; \
      delete the pod and its claim to have other devices allocated", devices.join("`, `")
 )]
 pub struct ImpossibleClaim {

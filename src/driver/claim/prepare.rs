@@ -310,7 +310,7 @@ impl Claims {
         let undone = self.take_down(draft, deadline, ongoing).await;
         self.metrics.recovered(Recovery::Undo, undone.is_ok());
         if let Err(error) = undone {
-            warn!(%error, "cannot take back what a failed prepare made; it stays recorded");
+            warn!(%error, "cannot undo a failed prepare; its devices stay recorded");
         }
     }
 }

@@ -52,7 +52,7 @@ impl Claims {
             }
             // A sweep that fails is no reason to end: the calls of the kubelet report the same.
             if let Err(error) = self.sweep(youngest).await {
-                warn!(%error, "cannot look after the claims");
+                warn!(%error, "cannot recover the claims");
             }
             // Only at the start it is certain that no call is in progress.
             youngest = KUBELETS_TURN;
@@ -129,7 +129,7 @@ impl Claims {
                     let done = in_time(&record.claim, done);
                     self.metrics.recovered(Recovery::TakeDown, done.is_ok());
                     done?;
-                    info!("claim taken down");
+                    info!("claim unprepared without a call");
                     self.tell_recovered(&record, is_own);
                     Ok(())
                 }

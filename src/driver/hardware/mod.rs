@@ -182,7 +182,7 @@ impl Hardware {
             let known = before.and_then(|it| it.gpus.iter().find(|it| it.uuid == gpu.uuid));
             let was_unknown = |error: &CallError| known.is_some_and(|it| it.unknown.contains(error));
             for error in gpu.unknown.iter().filter(|it| !was_unknown(it)) {
-                warn!(uuid = gpu.uuid, %error, "fact of the GPU unknown: it is offered as far as that allows");
+                warn!(uuid = gpu.uuid, %error, "a fact of the GPU is unknown: it is published as far as possible");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What is known of the node at one moment, for every part of the driver.
+//! State of the node at one moment, for every part of the driver.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};

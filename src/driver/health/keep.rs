@@ -1,4 +1,4 @@
-//! The one state of the process, and its memory on disk.
+//! The health state of the process, and its file on disk.
 //!
 //! The file lists what is unhealthy, and exists only while something is. An operator removes it to clear the state.
 
@@ -73,7 +73,7 @@ impl Keeper {
         let known = written.clone();
         if let Some(content) = &known {
             let (gpus, instances) = (content.gpus.len(), content.instances.len());
-            info!(path = %path.display(), gpus, instances, "unhealthy since before the start; remove the file if they are healthy");
+            info!(path = %path.display(), gpus, instances, "unhealthy since before the start; remove the file to clear the state");
         }
         let (gpus, instances) = known.map(|it| (it.gpus, it.instances)).unwrap_or_default();
         let machine = Machine::new(ignored, gpus, instances);

@@ -1,4 +1,4 @@
-//! How the GPUs are, as numbers.
+//! Metrics of the health of GPUs.
 
 use mig_model::health::Condition;
 use mig_model::inventory::DeviceName;

@@ -1,4 +1,4 @@
-//! The picture of a GPU: a row of memory slices, and a box over the slices that each instance takes. Pure.
+//! The map of a GPU: a row of memory slices, and a box over the slices that each instance takes. Pure.
 
 /// Columns of one memory slice, its right border included.
 const CELL: usize = 12;

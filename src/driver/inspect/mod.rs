@@ -1,10 +1,10 @@
 //! `dra-driver-mig inspect`: this node's GPUs and claims as they are now. Reads only.
 //!
-//! From NVML and the driver's state files, so that it needs no running driver and no right but to read them. The one thing
-//! that only the API server knows, the pods of a claim, is asked of it where there is one; without an answer they are
+//! Reads NVML and the driver's state files, so it needs no running driver and only read access. The pods of a claim,
+//! which only the API server knows, are requested from it if it is available; without an answer they are
 //! unknown, and the rest is the same.
 //!
-//! Refuses to keep anything of an instance longer than it takes to measure it: the driver may have to destroy it.
+//! Uses an instance only as long as a measurement takes: the driver may have to destroy it.
 
 mod args;
 pub mod map;
@@ -199,7 +199,7 @@ impl Pods {
     async fn new(kubeconfig: Option<&Path>) -> Self {
         let is_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
         let client = match kubeconfig.is_some() || is_pod {
-            true => api::client(kubeconfig).await.map_err(|error| warn!(%error, "pods are not known")).ok(),
+            true => api::client(kubeconfig).await.map_err(|error| warn!(%error, "cannot read pods")).ok(),
             false => None,
         };
         Self { client, known: BTreeMap::new(), pictures: 0 }

@@ -1,4 +1,4 @@
-//! gRPC towards the kubelet: two sockets, one for the kubelet to find us, one for the work.
+//! gRPC towards the kubelet: one socket for registration, one for claims.
 //!
 //! ```text
 //! <registry>/<driver>-<pod>@reg.sock     GetInfo, NotifyRegistrationStatus   (the kubelet watches this directory)

@@ -1,4 +1,4 @@
-//! Unix sockets: their names, that they are gone when we are, and that those of a pod which died go, too.
+//! Unix sockets: their names, their removal at shutdown, and the removal of sockets of pods that have ended.
 //!
 //! In a rolling update the old and the new pod serve the kubelet side by side, so each has its own sockets, named by
 //! the pod's UID. A pod that is killed leaves them behind, and the kubelet would dial them for ever. So every driver
@@ -82,7 +82,7 @@ impl SocketPaths {
     pub async fn keep_clean(self, driver: String, interval: Duration, stop: CancellationToken) {
         loop {
             for path in self.sweep(&driver).await {
-                info!(socket = %path.display(), "removed the socket of a driver that is gone");
+                info!(socket = %path.display(), "removed the socket of a driver that has stopped");
             }
             tokio::select! {
                 () = stop.cancelled() => return,

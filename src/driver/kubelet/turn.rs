@@ -1,4 +1,4 @@
-//! Which process speaks for the node while two of them run.
+//! Elects the process that publishes for the node while two of them run.
 //!
 //! In a rolling update the old and the new pod serve the kubelet side by side, and claims are kept apart by the locks of
 //! their journals. The node's slices and its label can have one author only: two versions, or two sets of flags, that render

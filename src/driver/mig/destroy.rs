@@ -1,4 +1,4 @@
-//! Making a MIG device vanish.
+//! Destroys MIG devices.
 
 use mig_model::inventory::MigSpec;
 use tracing::info;

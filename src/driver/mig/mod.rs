@@ -1,8 +1,8 @@
-//! Parent, profile and placement to a MIG device, and back to whole hardware.
+//! Creates a MIG device from parent, profile and placement, and destroys it.
 //!
 //! Runs on the GPU's own thread and takes one step at a time; each step is reported before the next is taken, so that
-//! the caller can write it down. Everything can be repeated: what exists is found, what is gone is not missed. An
-//! instance is touched only if its id, profile and placement are those of the record.
+//! the caller can record it. Every step can be repeated: existing objects are found, missing ones are skipped. An
+//! instance is changed only if its id, profile and placement are those of the record.
 
 mod create;
 mod destroy;
@@ -66,7 +66,7 @@ pub enum MigError {
     },
     /// Instances live on a GPU that is to be handed out whole.
     #[error(
-        "the GPU still has {count} MIG instance(s), so it cannot be handed out whole yet; `dra-driver-mig inspect` on the \
+        "the GPU still has {count} MIG instance(s), so it cannot be prepared as a whole yet; `dra-driver-mig inspect` on the \
          node shows whose they are; destroy those that nothing uses, or delete the pod and its claim to have another device \
          allocated"
     )]
@@ -76,7 +76,7 @@ pub enum MigError {
     },
     /// The placement is taken.
     #[error(
-        "placement {start} for profile {profile} is occupied on the GPU by a MIG instance that was not made for this claim; \
+        "placement {start} for profile {profile} is occupied on the GPU by a MIG instance that was not created for this claim; \
          `dra-driver-mig inspect` on the node shows it; destroy it if nothing uses it, or delete the pod and its claim to \
          have another device allocated"
     )]
@@ -88,7 +88,7 @@ pub enum MigError {
     },
     /// An unmanaged instance changed after a claim was given it.
     #[error(
-        "MIG instance {uuid} ({profile} at {start}), which the driver did not make, is not as it was when the claim was \
+        "MIG instance {uuid} ({profile} at {start}), which is unmanaged, is not as it was when the claim was \
          given it: {found}; delete the pod and its claim to have another device allocated"
     )]
     NotAsGiven {

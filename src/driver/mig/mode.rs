@@ -1,4 +1,4 @@
-//! MIG mode. NVML says SUCCESS even where nothing changed, so the mode is read back.
+//! MIG mode. NVML returns SUCCESS even if nothing changed, so the mode is read back.
 
 use mig_model::facts::{MigFacts, Profile};
 use tracing::info;

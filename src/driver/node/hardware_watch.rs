@@ -1,5 +1,5 @@
-//! Keeps what is known of the node up to date: opens NVML, looks at the GPUs from time to time, and follows what claims hold
-//! and how GPUs are.
+//! Keeps the state of the node up to date: opens NVML, scans the GPUs periodically, and follows the devices of claims
+//! and the health of GPUs.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -102,7 +102,7 @@ impl HardwareWatch {
                 _ = reports.changed() => {
                     let hardware = self.state.borrow().hardware.clone();
                     if let Err(error) = self.publish(hardware) {
-                        warn!(%error, "cannot follow the health of GPUs now");
+                        warn!(%error, "cannot monitor the health of GPUs now");
                     }
                     continue;
                 }
@@ -112,7 +112,7 @@ impl HardwareWatch {
             // What was known stays; the next look may succeed.
             match self.look().await {
                 Err(error) if error.is::<NodesChanged>() => return Err(error),
-                Err(error) => warn!(%error, "cannot look at the hardware now"),
+                Err(error) => warn!(%error, "cannot scan the hardware now"),
                 Ok(()) => {}
             }
         }
@@ -265,7 +265,7 @@ impl HardwareWatch {
         Ok(Some(opened.map(Arc::new).map_err(|error| {
             let reason = error.to_string();
             if reason != before {
-                warn!(reason, "no GPUs to offer; looking again from time to time");
+                warn!(reason, "no GPUs to publish; scanning again periodically");
             }
             reason
         })))
@@ -301,7 +301,7 @@ impl HardwareWatch {
             }
             Outcome::Ended(Ok(None)) => Ok(open),
             Outcome::Ended(Err(error)) => {
-                warn!(%error, "cannot look for GPUs that were skipped");
+                warn!(%error, "cannot scan for GPUs that were skipped");
                 Ok(open)
             }
         }
@@ -360,7 +360,7 @@ impl HardwareWatch {
         let mut new = gpu.state.instances.clone();
         new.retain(|it| !before.is_some_and(|before| before.instances.contains(it)));
         for GpuInstance { id: gi, placement, .. } in &new {
-            warn!(uuid, gi, %placement, "unmanaged MIG instance: nothing else is offered in its place");
+            warn!(uuid, gi, %placement, "unmanaged MIG instance: no device is published for its placement");
         }
         if !new.is_empty() {
             self.tell_of_foreign(gpu, &new);

@@ -1,4 +1,4 @@
-//! What the kernel lists, read again at each look, and what is done where this container was created too early.
+//! Reads the kernel's list of GPUs at each scan, and restarts a container that was created too early to see them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ impl KernelView {
             Some(begun) => begun,
             None => match self.begin() {
                 Ok(begun) => begun,
-                Err(error) => return warn!(%error, "cannot start a thread that reads what the kernel lists"),
+                Err(error) => return warn!(%error, "cannot start the thread that lists the kernel's GPUs"),
             },
         };
         match reading.within(PATIENCE).await {
@@ -64,7 +64,7 @@ impl KernelView {
                 }
                 self.access = access;
             }
-            Outcome::Died => warn!("the thread that reads what the kernel lists has died"),
+            Outcome::Died => warn!("the thread that lists the kernel's GPUs has ended"),
             Outcome::Running(reading) => self.reading = Some(reading),
         }
     }

@@ -1,4 +1,4 @@
-//! Wires everything and watches it run: the only file that names every part.
+//! Connects and supervises all parts: the only file that names each of them.
 
 mod args;
 mod attempt;

@@ -1,4 +1,4 @@
-//! What of the hardware is not offered, in words. Pure.
+//! Describes the hardware that is not published. Pure.
 
 use mig_model::facts::{GpuInstance, SkippedGpu};
 use mig_model::health::Report;

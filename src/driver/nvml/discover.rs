@@ -1,8 +1,8 @@
-//! Reads what a node has. What is missing hides nothing that does not need it: a GPU without a name is a GPU without a name.
+//! Discovers the hardware of a node. A missing fact hides only what depends on it: a GPU without a name is still published.
 //!
 //! A fact is read by the call in the table; an error that concerns the GPU or the NVIDIA driver as a whole
-//! ([`CallError::concerns_whole_gpu`]) leaves the GPU out whatever was asked. Any other error makes the fact unknown: it is in
-//! [`GpuFacts::unknown`], which the log, `check` and `inspect` show, and is asked for again at every rescan unless the answer
+//! ([`CallError::concerns_whole_gpu`]) leaves the GPU out, whichever call failed. Any other error makes the fact unknown: it is in
+//! [`GpuFacts::unknown`], which the log, `check` and `inspect` show, and is read again at every rescan unless the answer
 //! cannot change ([`CallError::is_lasting`]).
 //!
 //! | fact | call | essential for | offered without it |
@@ -14,7 +14,7 @@
 //! | CUDA version | `nvmlSystemGetCudaDriverVersion_v2` | nothing | everything; `cudaDriverVersion` is `0.0.0` |
 //! | handle | `nvmlDeviceGetHandleByIndex_v2` | every other call | not this GPU |
 //! | handle by UUID | `nvmlDeviceGetHandleByUUID` | nothing: the GPU at its index is asked instead | everything |
-//! | UUID | `nvmlDeviceGetUUID` | telling GPUs apart, records of claims | not this GPU |
+//! | UUID | `nvmlDeviceGetUUID` | identity of GPUs, records of claims | not this GPU |
 //! | PCI address | `nvmlDeviceGetPciInfo_v3` | names of devices and counter sets | not this GPU |
 //! | virtualization mode | `nvmlDeviceGetVirtualizationMode` | see below | everything, as on bare metal |
 //! | product name, brand, architecture, compute capability | `nvmlDeviceGetName`, `…Brand`, `…Architecture`, `…CudaComputeCapability` | nothing | everything; the attribute says `unknown` |
@@ -28,7 +28,7 @@
 //! | PCIe root, NUMA node | sysfs | nothing | everything; the attribute is left out |
 //! | events | `nvmlEventSetCreate`, `nvmlDeviceRegisterEvents` | noticing errors | everything; event `GpuUnmonitored` unless the GPU has none |
 //!
-//! A call that does not come back in time is as one that failed, for its GPU alone; see [`Discovery`].
+//! A call that does not return in time counts as failed, for its GPU only; see [`Discovery`].
 //!
 //! | virtualization mode | offered |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! The one thread that listens to all GPUs.
+//! The thread that monitors the events of all GPUs.
 //!
 //! It waits in NVML, never for longer than [`WAIT`], so that it ends soon when its session ends. An event set may count
 //! as a user of a GPU. So before an error `IN_USE` is attributed to another process, the thread releases that GPU
@@ -176,7 +176,7 @@ impl Listener<'_> {
         let busy = self.monitor.pulse.begin();
         // A set cannot lose a GPU.
         if self.set.as_ref().is_some_and(|set| set.gpus().any(|it| !wanted.contains_key(it))) {
-            debug!("letting go of a GPU's events");
+            debug!("pausing the monitoring of a GPU");
             self.set = None;
         }
         self.prepare(&wanted);
@@ -199,7 +199,7 @@ impl Listener<'_> {
                 self.tell()
             }
             Err(error) => {
-                debug!(%error, "GPU events cannot be waited for");
+                debug!(%error, "cannot wait for GPU events");
                 self.set = None;
                 for it in self.listening.values_mut().filter(|it| **it != Hearing::Aside) {
                     *it = Hearing::Failed(error.clone());
@@ -245,12 +245,12 @@ impl Listener<'_> {
         for (gpu, now) in &self.listening {
             match now {
                 _ if self.told.get(gpu) == Some(now) => {}
-                Hearing::Heard => debug!(gpu, "listening to its events"),
-                Hearing::Aside => debug!(gpu, "not listening to its events for a moment"),
+                Hearing::Heard => debug!(gpu, "monitoring its events"),
+                Hearing::Aside => debug!(gpu, "monitoring of its events is paused"),
                 Hearing::Failed(error) if is_unsupported(error) => {
-                    info!(gpu, %error, "no events: what it suffers from is in the kernel log only");
+                    info!(gpu, %error, "no event support: its errors appear in the kernel log only");
                 }
-                Hearing::Failed(error) => warn!(gpu, %error, "its events cannot be listened to now"),
+                Hearing::Failed(error) => warn!(gpu, %error, "cannot monitor its events now"),
             }
         }
         self.told = self.listening.clone();

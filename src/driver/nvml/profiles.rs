@@ -1,4 +1,4 @@
-//! The MIG profiles of a GPU. One that cannot be described is left out and does not hide the others.
+//! The MIG profiles of a GPU. A profile that cannot be read is left out; the others stay.
 
 use mig_model::facts::{Placement, Profile};
 use tracing::{debug, warn};

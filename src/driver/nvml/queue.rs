@@ -1,4 +1,4 @@
-//! One thread per GPU. Work for a GPU is done in the order it was asked for; GPUs do not wait for each other.
+//! One thread per GPU. Work for a GPU runs in the order of submission; GPUs do not wait for each other.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -34,7 +34,7 @@ pub struct Submitted<T, E> {
 
 /// The GPU's thread is gone, which happens only while the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the thread of the GPU has ended; the driver is shutting down or has to be restarted")]
+#[error("the thread of the GPU has ended; the driver is stopping, or restart its pod")]
 pub struct QueueClosed;
 
 impl GpuQueue {

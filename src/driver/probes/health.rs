@@ -1,5 +1,5 @@
-//! `/healthz` and `/readyz`: whether the process lives, and whether a pod could be served now, with the reasons. The gRPC
-//! health service is on the same port, so that any kind of probe does.
+//! `/healthz` and `/readyz`: whether the process is alive, and whether claims can be served now, with the reasons. The gRPC
+//! health service is on the same port, so that every kind of probe works.
 
 use std::io;
 use std::net::SocketAddr;

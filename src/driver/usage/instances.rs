@@ -1,4 +1,4 @@
-//! The numbers of each instance, under our names and under those of NVIDIA's DCGM exporter.
+//! Metrics of each instance, under the driver's names and under those of NVIDIA's DCGM exporter.
 
 use std::fmt;
 use std::sync::Arc;

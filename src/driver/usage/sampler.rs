@@ -1,4 +1,4 @@
-//! What takes a look to know: the stages of claims, and what their instances use.
+//! Samples the stages of claims, and the usage of their instances.
 //!
 //! Samples only while `/metrics` is scraped, every few seconds, and never within a scrape: a scrape returns what was
 //! seen last. Claims come first. A GPU is asked between two calls for it, an instance at a time and only while no call

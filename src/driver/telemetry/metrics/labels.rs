@@ -1,4 +1,4 @@
-//! Values of labels that are known beforehand. Each set is closed, so that the number of series is.
+//! Values of labels that are known beforehand. Each set is closed, which bounds the number of series.
 
 /// Declares a closed set of label values: the enum, all of it, and how each is written.
 macro_rules! label_values {

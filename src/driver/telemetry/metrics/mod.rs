@@ -2,7 +2,7 @@
 //!
 //! Two kinds, and no third:
 //!
-//! * What *happens* is counted where it happens, through [`Metrics`], a handle that costs nothing to clone and that every
+//! * What *happens* is counted where it happens, through [`Metrics`], a handle that is cheap to clone and that every
 //!   part of the driver which counts has in its `…Parts`. Times are taken by clocks that also count when they are
 //!   dropped, so that failures, refusals and callers who gave up are in the numbers.
 //! * What *is* (instances, free placements, claims, what was published) is computed from the driver's state whenever
