@@ -1,4 +1,4 @@
-//! Pools: which slices count, and whether they make a whole.
+//! Pools: which slices count, and whether they are complete.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! Which GPUs the kernel lists and this process does not see, and whether it may create MIG instances.
 //!
 //! A container sees the GPUs whose device nodes it was given when it was created. NVML does not mention the others, so the
-//! kernel is asked as well.
+//! kernel's list is read as well.
 
 use std::collections::BTreeSet;
 use std::fs::Metadata;

@@ -1,4 +1,4 @@
-//! A Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand.
+//! A Kubernetes DRA driver that creates MIG instances on NVIDIA GPUs on demand.
 //!
 //! Two flows, and a folder for each of their steps:
 //!

@@ -128,7 +128,7 @@ impl From<&Missing> for HostCondition {
     }
 }
 
-/// Looks at the host.
+/// Reads the host.
 #[derive(Debug)]
 pub struct HostReadiness {
     common: CommonSource,
@@ -140,7 +140,7 @@ pub struct HostReadiness {
 }
 
 impl HostReadiness {
-    /// Looks at the places from which claims are prepared.
+    /// Reads the files that preparing claims needs.
     #[must_use]
     pub fn new(
         common: CommonSource,
@@ -250,7 +250,7 @@ impl HostReadiness {
         found
     }
 
-    /// What keeps MIG instances from being handed out.
+    /// Conditions that prevent MIG instances from being prepared.
     fn mig_access(&self) -> Option<HostCondition> {
         let condition = |effect, text, remedy: &str| {
             Some(HostCondition { subject: HostSubject::MigAccess, effect, text, remedy: remedy.to_owned() })

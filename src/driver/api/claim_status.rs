@@ -35,7 +35,7 @@ const BURST: Duration = Duration::from_millis(50);
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Pause where the driver's account may not write: an administrator may grant it the right.
 const UNTIL_GRANTED: Duration = Duration::from_secs(600);
-/// Taking back is given up after so many failures: the entries vanish with the allocation in any case.
+/// Number of failures after which removal stops: the entries vanish with the allocation in any case.
 const MOST_ATTEMPTS: u32 = 8;
 
 /// Keeps `status.devices` of this node's claims as the state files say. Needs the verb `patch` on `resourceclaims/status`.
@@ -345,7 +345,7 @@ impl ClaimStatuses {
         }
     }
 
-    /// When something that failed is to be tried again.
+    /// Time of the next retry.
     fn next_attempt(&self) -> Option<Instant> {
         self.not_before
             .filter(|it| Instant::now() < *it)
@@ -388,7 +388,7 @@ impl Told {
             Self::Nothing => Some(Step::Write(record, ailing, now())),
             Self::Refused(told) if says_the_same(told) => None,
             Self::Record { record: told, ailments, .. } if *ailments == ailing && says_the_same(told) => None,
-            // What ails no more is ready as of now, and so, as one time is kept for a claim, is the rest of it.
+            // A recovered device is ready as of now; as there is one time per claim, so are its other devices.
             Self::Record { ailments, .. } if ailments.keys().any(|it| !ailing.contains_key(it)) => {
                 Some(Step::Write(record, ailing, now()))
             }

@@ -47,7 +47,7 @@ impl Service<Request<Body>> for Counted {
     }
 }
 
-/// A request that is counted when it is answered or given up.
+/// A request that is counted when it is answered or cancelled.
 struct Asked {
     metrics: Metrics,
     verb: &'static str,

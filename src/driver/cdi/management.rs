@@ -1,7 +1,7 @@
 //! The CDI spec by which the driver's own container gets every GPU: kind `<driver>/management`, one device, `all`.
 //!
 //! Nodes are given by their numbers, which the kernel reports: the runtime makes them in the container, whether or not the
-//! host has them, and whatever tree its `/dev` is in. So nothing but `/proc` has to be looked at.
+//! host has them, and whatever tree its `/dev` is in. So only `/proc` has to be read.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;

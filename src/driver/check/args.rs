@@ -33,7 +33,7 @@ pub struct CheckArgs {
     pub place: Place,
 }
 
-/// What of the node is looked at.
+/// The parts of the node to check.
 #[derive(Debug, Clone, Args)]
 #[expect(missing_docs, reason = "clap would take a doc comment of a flattened field for help text")]
 pub struct Place {

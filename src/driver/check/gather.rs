@@ -19,7 +19,7 @@ use crate::kubelet::DriverArgs;
 use crate::readiness::{HostReadiness, not_makeable, unwritable};
 use crate::slices::{Owner, counter_support};
 
-/// Looks at the host. `hardware` is what NVML says.
+/// Reads the host. `hardware` is what NVML reports.
 pub(super) fn host(
     hardware_args: &HardwareArgs,
     host: &HostArgs,

@@ -1,7 +1,7 @@
 //! Whether the container runtime has CDI on, and in which mode NVIDIA's runtime is, as far as their configuration files show it.
 //! Pure.
 //!
-//! Of TOML only sections and `key = value` lines are looked at. What is not understood is reported as unknown, never as an
+//! Of TOML, only sections and `key = value` lines are read. Anything else is reported as unknown, never as an
 //! error.
 
 use std::path::PathBuf;

@@ -202,7 +202,7 @@ impl Journal {
 impl Drop for Journal {
     fn drop(&mut self) {
         if !self.is_gone && self.stored == Stored::Nothing {
-            // Nothing was intended. Should this fail, the next look at the directory finds an empty file.
+            // Nothing was intended. Should this fail, the next scan of the directory finds an empty file.
             let _ = remove_if_there(&self.path);
         }
     }

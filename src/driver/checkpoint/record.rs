@@ -66,7 +66,7 @@ pub enum Stage {
 pub enum Rest {
     /// Nothing, as long as its ResourceClaim exists.
     Nothing,
-    /// To be taken down: undone if it was never prepared, finished if its unprepare has begun.
+    /// Unprepare it: undo it if it was never prepared, or finish the unprepare that has begun.
     TakeDown,
 }
 

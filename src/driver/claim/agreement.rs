@@ -1,4 +1,4 @@
-//! The record of a claim and its allocation as it is now: which of them a prepare goes by.
+//! Decides whether prepare uses the record of a claim or its current allocation.
 //!
 //! A claim can be given other devices while its record exists: its pod was deleted by force, the claim deallocated and
 //! allocated again. What was answered in this boot may still be in use, so it stays until the kubelet unprepares it. Where

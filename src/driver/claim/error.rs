@@ -35,7 +35,7 @@ pub enum PrepareError {
     /// It has other devices than it is allocated.
     #[error(transparent)]
     OtherDevices(#[from] Box<OtherDevices>),
-    /// What was begun for an earlier allocation of the claim cannot be taken down.
+    /// The devices of an earlier allocation of the claim cannot be unprepared.
     #[error("the devices of an earlier allocation cannot be unprepared yet: {0}")]
     Before(Box<UnprepareError>),
     /// Another call or process works on it.
@@ -89,7 +89,7 @@ pub enum PrepareError {
 }
 
 impl PrepareError {
-    /// True where the hardware or the host is not as it was when it was last looked at.
+    /// True if the hardware or the host changed since the last scan.
     #[must_use]
     pub fn asks_for_a_look(&self) -> bool {
         match self {

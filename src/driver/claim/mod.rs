@@ -183,7 +183,7 @@ impl Claims {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner).contains(uid)
     }
 
-    /// Has the hardware looked at again at once where a call found that the NVIDIA driver was unloaded or replaced.
+    /// Requests a rescan of the hardware if a call found that the NVIDIA driver was unloaded or replaced.
     fn look_again_if_stale(&self) {
         if self.hardware().is_ok_and(|it| it.is_stale()) {
             self.surprised.notify_one();

@@ -12,7 +12,7 @@ use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage, V
 /// An allocation that this node cannot carry out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// No GPU of this node can be cut into the device.
+    /// No GPU of this node can provide the device.
     #[error(
         "no GPU of this node can provide device `{device}` of ResourceClaim {claim}; delete the pod and its claim to \
          have another one allocated"
@@ -107,7 +107,7 @@ pub struct Conflict {
 pub struct Ground<'a> {
     /// This node's pool.
     pub pool: &'a str,
-    /// What its GPUs can be cut into.
+    /// The devices that its GPUs can provide.
     pub inventory: &'a Inventory,
     /// Which GPUs cannot be used now, and why; empty where the inventory has everything.
     pub unread: &'a str,

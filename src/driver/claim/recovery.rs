@@ -37,7 +37,7 @@ const AT_ONCE: usize = 16;
 /// The API server is asked whether the claims still exist at the start and after this number of pauses.
 const PAUSES_PER_CHECK: u32 = 10;
 /// A claim that was worked on more lately is left to the kubelet, which asks again after 60 to 90 s: behind a slow GPU the
-/// work of a call that was given up may just have come to its end.
+/// work of a cancelled call may have just ended.
 const KUBELETS_TURN: Duration = Duration::from_secs(180);
 
 impl Claims {
@@ -138,7 +138,7 @@ impl Claims {
         }
     }
 
-    /// Takes down prepared claims whose ResourceClaim does not exist any more, or is another one of that name: no call
+    /// Unprepares claims whose ResourceClaim does not exist any more, or is another one of that name: no call
     /// will ask for them. So it is with one that is not allocated any more, or was given other devices and not answered in
     /// this boot, if that is seen twice; those that are seen the first time are the answer. A claim whose state cannot be
     /// read stays. One that cannot be unprepared does not delay the others.

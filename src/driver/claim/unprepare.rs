@@ -81,7 +81,7 @@ impl Claims {
     ) -> Result<(), UnprepareError> {
         self.note_begun(&record.claim.uid);
         let draft = Draft::shared(opened, record, None);
-        // A full disk must not keep a GPU cut: what is destroyed without a note is missed, and not missed for long.
+        // A full disk must not block unprepare: an instance that is destroyed without a record is noticed as missing later.
         if let Err(error) = blocking(|| held(&draft).enter(Stage::Unpreparing)) {
             warn!(%error, "cannot record that the claim is being unprepared; unpreparing it anyway");
         }

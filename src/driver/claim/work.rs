@@ -42,7 +42,7 @@ pub struct HungGpu {
     pub seconds: u64,
 }
 
-/// Looks at the GPU on its thread; nothing where there is no result until the deadline. For work without effect.
+/// Reads the GPU on its thread; `None` without a result before the deadline. For work without side effects.
 pub(super) async fn look<T: Send + 'static>(
     gpu: &LiveGpu,
     deadline: Instant,

@@ -1,4 +1,4 @@
-//! The GPUs of this node while the driver runs: what they are, their threads, and what changed on them.
+//! The GPUs of this node while the driver runs: their facts, their threads, and their changes.
 
 mod args;
 mod metrics;
@@ -187,7 +187,7 @@ impl Hardware {
         }
     }
 
-    /// Listens to the events of these GPUs, on one thread for as long as NVML is open. What is heard goes to `heard`.
+    /// Monitors the events of these GPUs, on one thread for as long as NVML is open. Sends the events to `heard`.
     pub fn listen(&self, heard: &mpsc::Sender<Heard>) -> io::Result<()> {
         let session = &self.session;
         session.events.listen_to(self.gpus.iter().map(|(uuid, gpu)| (uuid.clone(), gpu.facts.index)));
@@ -438,7 +438,7 @@ impl LiveGpu {
     }
 
     /// MIG mode and instances, or why they cannot be read now. A GPU that does not answer is asked once, and not waited
-    /// for long: it must not keep the others from being looked at.
+    /// for long: it must not delay the scans of the others.
     async fn read<T: Send + 'static>(
         &self,
         note: impl Fn() -> T + Send + 'static,

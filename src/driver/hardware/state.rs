@@ -26,7 +26,7 @@ pub struct NodeState {
     pub problems: Vec<Problem>,
     /// Unmanaged instances that are not published, and why.
     pub left_alone: Vec<String>,
-    /// GPUs that this process does not see, and whether it may cut the others.
+    /// GPUs that this process does not see, and whether it may create instances on the others.
     pub access: AccessReport,
     /// What GPUs and instances suffer from.
     pub health: Arc<Report>,
@@ -46,7 +46,7 @@ pub struct Basis {
 }
 
 impl NodeState {
-    /// What is offered where these devices stay as well, as what claims hold does: the API server has them as allocated,
+    /// The inventory in which these devices stay published as well: they are allocated in the API server,
     /// although no claim was prepared with them here yet.
     #[must_use]
     pub fn inventory_with(&self, allocated: &BTreeSet<String>) -> Cow<'_, Inventory> {

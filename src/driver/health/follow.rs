@@ -18,7 +18,7 @@ use crate::nvml::{EventKind, GpuEvent, Heard, Hearing, RESET_ADVICE, is_unsuppor
 use crate::pods::Pods;
 use crate::telemetry::metrics::{EventGap, GpuEventKind, Metrics};
 
-/// How often the clock is looked at: a gap is reported with this delay.
+/// How often the clock is read: a gap is reported with this delay.
 const PERIOD: Duration = Duration::from_secs(5);
 /// The same event of the same instance is reported once in this time; all of them count.
 const TOLD: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ const MOST_TOLD: usize = 64;
 /// The part of the driver that follows the health of GPUs.
 #[derive(Debug)]
 pub struct Follower {
-    /// What the thread hears.
+    /// Events from the monitoring thread.
     pub heard: mpsc::Receiver<Heard>,
     /// The hardware that is open.
     pub node: watch::Receiver<NodeState>,
@@ -40,7 +40,7 @@ pub struct Follower {
     pub boot_id: String,
     /// Kubernetes events.
     pub events: Events,
-    /// Where what is heard is counted.
+    /// Metrics of the events.
     pub metrics: Metrics,
     /// Whose pods have which claim.
     pub pods: Pods,
@@ -145,7 +145,7 @@ impl Follower {
 
     /// Reports an event of the claim, and of the pods that it is known to be reserved for.
     fn tell_claim(&self, holder: &Holder, event: &GpuEvent, verdict: Verdict) {
-        /// A claim may have many pods, and one of them will be looked at.
+        /// A claim may have many pods, and one event is enough.
         const MOST_PODS: usize = 4;
         if event.kind == EventKind::SingleBitEcc {
             return;

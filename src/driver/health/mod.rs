@@ -12,11 +12,11 @@
 //!
 //! | condition | of | when | until |
 //! |---|---|---|---|
-//! | `Lost` | GPU | a scan is answered with GPU_IS_LOST or RESET_REQUIRED | it answers again; it was reset then, so what it suffered from is over, too |
+//! | `Lost` | GPU | a scan is answered with GPU_IS_LOST or RESET_REQUIRED | it answers again; it was reset, which clears its other errors, too |
 //! | `Sick` | GPU | NVML recommends a recovery action (`NVML_FI_DEV_GET_GPU_RECOVERY_ACTION`, driver 565 or later) | NVML recommends none |
 //! | `Sick` | GPU of which NVML recommends nothing at all (an older driver) | an XID that is not an application's, or an uncorrectable ECC error, that NVML attributes to no instance, or whose number says that it is the whole GPU's | reboot, driver reload, the return of a lost GPU, or an operator who removes the file `health.json` |
 //! | unhealthy instance | instance of a claim, or an adopted instance | the same, attributed to it | the instance is gone or was recreated, and all that ends it for a GPU |
-//! | `Unmonitored` | GPU | for [`GRACE`] its events could not be heard, or it could not be read | both are as they should be |
+//! | `Unmonitored` | GPU | for [`GRACE`] its events could not be monitored, or it could not be read | both work again |
 //!
 //! The worst condition counts, in this order. No condition ends by the passing of time, and none begins twice: an
 //! unhealthy GPU keeps its first reason, however many errors follow, so its condition does not flap. The unhealthy state

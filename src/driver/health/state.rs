@@ -28,7 +28,7 @@ pub struct Machine {
     ignored: IgnoredXids,
     gpus: BTreeMap<String, Gpu>,
     instances: Vec<SickInstance>,
-    /// Why no GPU is heard at the moment.
+    /// Why no GPU is monitored at the moment.
     deaf: Option<Gap>,
 }
 
@@ -37,7 +37,7 @@ struct Gpu {
     sick: Option<Sickness>,
     /// What NVML said, and since when.
     lost: Option<(String, u64)>,
-    /// Why its events are not heard.
+    /// Why its events are not monitored.
     unheard: Option<Gap>,
     /// Why it cannot be read.
     unread: Option<Gap>,
@@ -155,7 +155,7 @@ impl Machine {
         }
     }
 
-    /// Whether the thread that listens gives a sign of life. While it does not, no GPU is heard.
+    /// Sets whether the monitoring thread responds. While it does not, no GPU is monitored.
     pub fn hears(&mut self, does: bool, at: Instant) {
         if does {
             self.deaf = None;
@@ -164,7 +164,7 @@ impl Machine {
         }
     }
 
-    /// GPUs were looked at. `now` is in seconds since the epoch.
+    /// Applies a scan of GPUs. `now` is in seconds since the epoch.
     pub fn scanned(&mut self, scans: impl IntoIterator<Item = (String, Scan)>, at: Instant, now: u64) {
         for (uuid, scan) in scans {
             let gpu = self.gpus.entry(uuid.clone()).or_default();

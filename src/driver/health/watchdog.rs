@@ -16,7 +16,7 @@ use crate::api::{EventReason, Events};
 use crate::hardware::NodeState;
 use crate::nvml::Pulse;
 
-/// What does not answer (`NVML`, `GPU <uuid>`, or the events of GPUs), and for how long when that was looked at.
+/// What does not answer (`NVML`, `GPU <uuid>`, or the events of GPUs), and for how long at the last check.
 pub type Silent = BTreeMap<String, Duration>;
 
 /// The thread that listens to all GPUs. It asks NVML to wait for half a second at most, so it is not silent when nothing

@@ -214,7 +214,7 @@ impl SocketWatch {
         }
     }
 
-    /// What cannot be looked at is taken for unchanged.
+    /// A socket that cannot be read counts as unchanged.
     fn look(&self) -> Result<(), SocketGone> {
         let gone = |what| Err(SocketGone { path: self.path.clone(), what });
         match fs::symlink_metadata(&self.path) {

@@ -64,7 +64,7 @@ pub enum MigError {
         /// MIG mode now.
         is_on: bool,
     },
-    /// Instances live on a GPU that is to be handed out whole.
+    /// A GPU that a claim gets as a whole still has instances.
     #[error(
         "the GPU still has {count} MIG instance(s), so it cannot be prepared as a whole yet; `dra-driver-mig inspect` on the \
          node shows whose they are; destroy those that nothing uses, or delete the pod and its claim to have another device \
@@ -142,7 +142,7 @@ impl fmt::Display for Holders {
 }
 
 impl MigError {
-    /// True where the hardware is not as it was when it was last looked at.
+    /// True if the hardware changed since the last scan.
     #[must_use]
     pub fn is_surprise(&self) -> bool {
         matches!(self, Self::Occupied { .. } | Self::StillCut { .. } | Self::NotAsGiven { .. })

@@ -29,7 +29,7 @@ use crate::nvml::{Heard, Pulse};
 use crate::readiness::{Effect, HostCondition, HostReadiness};
 use crate::telemetry::metrics::{Metrics, Recovery};
 
-/// How long changes of what claims hold are collected before they are looked at.
+/// How long changes of the claims' devices are collected before they are processed.
 const BURST: Duration = Duration::from_millis(50);
 
 /// Keeps the node's state up to date.
@@ -45,16 +45,16 @@ pub(super) struct HardwareWatch {
     pub(super) state: watch::Sender<NodeState>,
     pub(super) gpus: Vec<Gpu>,
     pub(super) readiness: Arc<HostReadiness>,
-    /// What the last look at the host has found.
+    /// Result of the last read of the host.
     pub(super) host: Vec<HostCondition>,
     pub(super) health: Keeper,
-    /// Where the thread that listens to GPUs sends what it hears.
+    /// Channel for the events of the monitoring thread.
     pub(super) heard: mpsc::Sender<Heard>,
     /// Wakes the watch up.
     pub(super) surprised: Arc<Notify>,
     /// Opening NVML, if that is under way.
     pub(super) attempt: Option<Attempt<Result<Hardware, HardwareError>>>,
-    /// A look at the host, if one is under way.
+    /// The read of the host that is in progress, if any.
     pub(super) at_host: Option<Attempt<Vec<HostCondition>>>,
     /// Whether the hardware was open before.
     pub(super) was_open: bool,
@@ -272,7 +272,7 @@ impl HardwareWatch {
     }
 
     /// The same hardware with those of the GPUs that were skipped and have come back. One that is lost may keep NVML busy, and
-    /// must not keep the others from being looked at: then what comes of it is seen at a later look.
+    /// must not delay the scans of others: a later scan picks up its result.
     async fn completed(&mut self, open: Arc<Hardware>) -> anyhow::Result<Arc<Hardware>> {
         const PATIENCE: Duration = Duration::from_secs(5);
         let is_of_this = |it: &Looking| Arc::ptr_eq(&it.known, &open);

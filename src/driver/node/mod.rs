@@ -38,7 +38,7 @@ use hardware_watch::HardwareWatch;
 use kernel_view::KernelView;
 use parts::Parts;
 
-/// Events of GPUs that wait to be looked at; the kernel keeps more.
+/// Capacity of the queue of GPU events; the kernel log keeps more.
 const MOST_HEARD: usize = 64;
 
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.

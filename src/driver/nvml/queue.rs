@@ -74,7 +74,7 @@ impl GpuQueue {
     }
 
     /// Runs a piece of work on the GPU's thread. Once begun it is done even if the caller stops waiting; if the caller has
-    /// given up before its turn comes, it is not begun.
+    /// cancelled before it starts, it never runs.
     pub async fn run<T, E, F>(&self, work: F) -> Result<Result<T, E>, QueueClosed>
     where
         T: Send + 'static,

@@ -43,7 +43,7 @@ pub struct HealthError {
 }
 
 impl Health {
-    /// One line for each part, and whether all of it is well. A node without GPUs is well: it has nothing to offer and
+    /// One line for each part, and whether all of them are ready. A node without GPUs is ready: it has nothing to offer and
     /// says so.
     #[must_use]
     pub fn report(&self) -> (bool, String) {

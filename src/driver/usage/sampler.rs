@@ -60,7 +60,7 @@ label_values! {
     }
 }
 
-/// The instance of a claim, and what it used when it was last looked at.
+/// The instance of a claim, and its usage at the last sample.
 #[derive(Debug, Clone)]
 pub(super) struct InstanceUse {
     /// Not the GPU itself: what is shown must not keep NVML open.
@@ -254,7 +254,7 @@ impl Sampler {
                     engines,
                     seen: Instant::now(),
                 }),
-                // The claim is being taken down, or its instance was taken from it.
+                // The claim is being unprepared, or another program destroyed its instance.
                 Ok(Ok(Ok(None))) => {}
                 Ok(Ok(Err(error))) => {
                     gpu.metrics.nvml_failed(&error);
@@ -271,7 +271,7 @@ impl Sampler {
     }
 }
 
-/// An instance to look at.
+/// An instance to sample.
 struct Wanted<'r> {
     /// GPU instance and compute instance.
     ids: (u32, u32),

@@ -1,9 +1,9 @@
-//! Turns manifests that ask the device plugin for devices into ones that claim them.
+//! Converts manifests for the device plugin into manifests with ResourceClaims.
 //!
 //! `nvidia.com/mig-2g.10gb: 1` in a container's limits becomes a ResourceClaimTemplate, a claim of the pod and a claim of the
 //! container; `requests.nvidia.com/mig-1g.5gb` in a ResourceQuota becomes the quota of the device class. The text is
-//! edited where it has to be and nowhere else; see [`change`](self) for what cannot be kept. It refuses to guess: what it
-//! does not know it reports and leaves alone, and an edit whose result does not parse into what was meant is not made.
+//! edited where it has to be and nowhere else; see [`change`](self) for what cannot be kept. It does not guess: what it
+//! does not know it reports and leaves unchanged, and an edit whose result does not parse into what was meant is not made.
 //!
 //! It does not talk to a cluster and does not know what GPUs there are.
 

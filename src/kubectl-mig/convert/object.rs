@@ -91,7 +91,7 @@ impl Findings {
     }
 }
 
-/// Looks at a document: an object, or a list of them. `document` counts from 1.
+/// Reads a document: an object, or a list of them. `document` counts from 1.
 pub(super) fn examine(root: &Node<'_>, document: usize, templates: &mut Templates) -> Findings {
     let aliases = Rc::new(Aliases::of(root));
     let one = |node, path| one(node, document, path, Rc::clone(&aliases), templates);

@@ -1,4 +1,4 @@
-//! Where a pod of the device plugin wants to run: labels and taints that are reported and not touched.
+//! Node selectors and tolerations for labels and taints of the device plugin: reported, not changed.
 
 use super::object::{Findings, Place};
 use super::pod::is_label;

@@ -1,4 +1,4 @@
-//! What a pod asks of the device plugin, and the claims in its place.
+//! The requests of a pod to the device plugin, and the claims that replace them.
 //!
 //! Each container with a request gets its own claim, so that containers do not share devices. An init
 //! container that asks for what a container asks for uses that one's claim: the device plugin, too, gives the devices of

@@ -42,7 +42,7 @@ impl ProfileFilter {
 }
 
 impl Inventory {
-    /// The part whose profiles are wanted, and whatever claims hold. GPUs that cannot be cut have no profiles, and stay.
+    /// The devices whose profiles are selected, and all allocated devices. GPUs without MIG have no profiles, and stay.
     #[must_use]
     pub fn with_profiles(&self, filter: &ProfileFilter, held: &BTreeSet<String>) -> Self {
         let mut reduced = self.clone();

@@ -1,4 +1,4 @@
-//! Facts to offers: what each GPU of this node could be cut into, and what each cut costs.
+//! Inventory: the devices that each GPU of this node can provide, and the counters that each consumes.
 //!
 //! Pure. Knows no GPU model: everything comes from what NVML reports. Refuses to offer what cannot be prepared, such as
 //! a placement that an unmanaged instance occupies.
@@ -104,9 +104,9 @@ pub struct AllocatableDevice {
 /// What has to be done to prepare a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// Hand out the GPU as it is, MIG mode off.
+    /// Allocate the whole GPU, with MIG mode off.
     Gpu,
-    /// Hand out the GPU as it is, to several claims at a time.
+    /// Allocate the whole GPU to several claims at a time.
     Share {
         /// Which of its shares.
         index: u32,
@@ -168,9 +168,9 @@ pub enum MigAccess {
     /// Everything.
     #[default]
     Full,
-    /// Instances that exist can be handed out; none can be made or destroyed, nor can MIG mode be switched.
+    /// Existing instances can be allocated; the driver cannot create or destroy instances, nor switch MIG mode.
     ExistingOnly,
-    /// No instance can be handed out.
+    /// No instance can be allocated.
     None,
 }
 
@@ -296,7 +296,7 @@ fn mode_allows(gpu: &Gpu, kind: &DeviceKind) -> bool {
     }
 }
 
-/// What the host permits; a GPU that has MIG off and can be handed out as it is needs no right.
+/// What the host permits; a whole GPU with MIG mode off needs no permission.
 fn access_allows(gpu: &Gpu, kind: &DeviceKind, access: MigAccess) -> bool {
     let is_on = gpu.state.mode.is_some_and(|it| it.current);
     match (access, kind) {

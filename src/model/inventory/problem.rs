@@ -1,4 +1,4 @@
-//! Why GPUs are not offered.
+//! Reasons why GPUs are not published.
 
 use std::fmt;
 

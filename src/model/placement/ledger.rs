@@ -1,4 +1,4 @@
-//! The counters of one GPU as plain numbers: what is left, and what taking a device would block.
+//! The counters of one GPU as plain numbers: what is left, and what allocating a device would block.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -86,9 +86,9 @@ label_values! {
     Recovery {
         /// What a failed prepare had made was taken back.
         Undo = "undo",
-        /// A claim that was left half prepared or half unprepared was taken down.
+        /// A claim that was left half prepared or half unprepared was undone or finished.
         TakeDown = "take_down",
-        /// A claim whose ResourceClaim is gone, or has other devices, was taken down.
+        /// A claim whose ResourceClaim is gone, or has other devices, was unprepared.
         Orphan = "orphan",
         /// A CDI file that had vanished was written again.
         RewriteCdi = "rewrite_cdi",

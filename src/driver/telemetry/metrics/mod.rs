@@ -116,7 +116,7 @@ impl Metrics {
         self.0.gpu_events.get_or_create(&labels).inc();
     }
 
-    /// Events of GPUs are not heard for a time.
+    /// Counts a gap in the monitoring of GPUs.
     pub fn event_gap(&self, cause: EventGap) {
         self.0.event_gaps.get_or_create(&GapLabels { cause }).inc();
     }
