@@ -1,8 +1,8 @@
 //! The group that a process needs to use NVIDIA's device nodes, where they are not open to everyone.
 //!
 //! The kernel module's parameters `NVreg_DeviceFileMode` and `NVreg_DeviceFileGID` say with which mode and group its tools make
-//! the nodes of GPUs and `nvidiactl` (`nvidia-modprobe-utils.c` of nvidia-modprobe); a udev rule can say the same of a node. Both are looked
-//! at, because the nodes that this process sees may belong to its container, which has neither.
+//! the nodes of GPUs and `nvidiactl` (`nvidia-modprobe-utils.c` of nvidia-modprobe); a udev rule can say the same of a node. Both are
+//! read, because the nodes that this process sees may belong to its container, which has neither.
 
 use std::path::Path;
 

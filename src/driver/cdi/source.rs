@@ -39,7 +39,7 @@ impl CommonSource {
         &self.root
     }
 
-    /// The edits for this version of the driver, read again if what they were read from has changed. Without a version the
+    /// The edits for this version of the driver, read again if what they were read from has changed. Without a version,
     /// it is taken from the names of the driver's libraries. Reads files.
     pub fn get(&self, driver_version: Option<&str>) -> Result<Arc<CommonEdits>, CommonError> {
         let edits = self.look(driver_version)?;

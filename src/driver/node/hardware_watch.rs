@@ -445,8 +445,8 @@ impl HardwareWatch {
         Ok(terms)
     }
 
-    /// Reports which GPUs are no longer published, and which are again. A GPU that became unhealthy is reported elsewhere,
-    /// but a recovery is reported here.
+    /// Reports which GPUs are no longer published, and which are again. A GPU whose problem is now its health is reported elsewhere,
+    /// and does not count as published again.
     fn tell_problems(&self, before: &[Problem], now: &[Problem], health: &Report) {
         for problem in otherwise(now, health).filter(|it| !before.contains(it)) {
             let note = format!("Unavailable; allocated devices stay published: {problem}");

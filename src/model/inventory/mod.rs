@@ -77,8 +77,8 @@ pub struct GpuInventory {
     pub counters: BTreeMap<String, u32>,
     /// Devices to publish, in NVML's order of the profiles.
     pub devices: Vec<AllocatableDevice>,
-    /// Devices that exist but cannot be had now. They are not published; a claim that was given one before may still
-    /// ask for it; Prepare then checks the hardware.
+    /// Devices that exist but are unavailable now. They are not published; a claim that was given one before may still
+    /// ask for it, and Prepare then checks the hardware.
     pub withheld: Vec<AllocatableDevice>,
     /// Why no more of it is offered than what claims have, if so: it is unhealthy, or cannot be read.
     pub problem: Option<String>,
