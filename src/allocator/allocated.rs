@@ -1,4 +1,4 @@
-//! Devices that claims hold.
+//! Allocated devices.
 
 use std::collections::BTreeMap;
 use std::fmt;

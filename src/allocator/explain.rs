@@ -1,4 +1,4 @@
-//! Why not: what stands between each device and each request.
+//! Explains why each device does not match each request.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Pools: which slices count, and whether they make a whole.
+//! Pools: which slices count, and whether they are complete.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -16,19 +16,19 @@ use crate::node::slice_targets;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "reason")]
 pub enum PoolProblem {
-    /// Slices of the current generation are missing; such a pool gives no device.
+    /// Slices of the current generation are missing; no device of the pool is allocated.
     Incomplete {
         /// Slices of the generation that are there.
         found: usize,
         /// Slices that it should have.
         expected: i64,
     },
-    /// The slices contradict each other; such a pool gives no device.
+    /// The slices contradict each other; no device of the pool is allocated.
     Invalid {
         /// The contradiction.
         why: String,
     },
-    /// Counters are below what is consumed; such a pool gives no device that consumes counters.
+    /// Counters are below what is consumed; no device of the pool that consumes counters is allocated.
     Overdrawn {
         /// The counters.
         shortages: Vec<Shortage>,

@@ -1,7 +1,7 @@
 //! Which GPUs the kernel lists and this process does not see, and whether it may create MIG instances.
 //!
 //! A container sees the GPUs whose device nodes it was given when it was created. NVML does not mention the others, so the
-//! kernel is asked as well.
+//! kernel's list is read as well.
 
 use std::collections::BTreeSet;
 use std::fs::Metadata;
@@ -147,7 +147,7 @@ fn is_node(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|it| it.file_type().is_char_device())
 }
 
-/// Numbers are compared where the file is a node itself: a link leads to whatever somebody chose.
+/// Numbers are compared where the file is a node itself: a link can point anywhere.
 fn capability(path: &PathBuf, cap: CapNode) -> DeviceFile {
     if !is_node(path) {
         return DeviceFile::Absent;

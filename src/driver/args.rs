@@ -68,13 +68,13 @@ fn configuration(matches: &ArgMatches) -> String {
 pub enum Command {
     /// Serve this node: publish ResourceSlices, prepare and unprepare claims for the kubelet.
     Node(Box<NodeArgs>),
-    /// Show this node's GPUs and claims: MIG mode, a map of each GPU, instances and their owners, memory in use, how busy they
-    /// are, unhealthy GPUs and instances, profiles and where they still fit. Needs no running driver and changes nothing.
+    /// Show this node's GPUs and claims: MIG mode, a map of each GPU, instances and their owners, memory in use, utilization,
+    /// unhealthy GPUs and instances, profiles and where they still fit. Needs no running driver and changes nothing.
     Inspect(InspectArgs),
-    /// List what the driver needs on this host and in the cluster, what of it is missing or turned off, and what to do.
+    /// List what the driver needs on this host and in the cluster, what is missing or turned off, and what to do.
     /// Changes nothing; exit status 1 if something is missing.
     Check(Box<CheckArgs>),
-    /// Write the CDI spec by which this driver's own container gets the GPUs, `<driver>-management.json` with the device
+    /// Write the CDI spec that gives this driver's container the GPUs, `<driver>-management.json` with the device
     /// `<driver>/management=all`, from what the kernel lists in /proc. Run before `node` in an init container; needs no GPU, no
     /// capability and no API server. Exit status 1 only if the spec cannot be written.
     ManagementSpec(ManagementSpecArgs),

@@ -16,7 +16,7 @@ pub fn boot_id(proc_root: &Path) -> io::Result<String> {
         .map_err(|error| io::Error::new(error.kind(), format!("read `{}`: {error}", path.display())))
 }
 
-/// PCIe root complex and NUMA node of a device; unknown where sysfs does not tell.
+/// PCIe root complex and NUMA node of a device; unknown if sysfs does not report it.
 #[must_use]
 pub fn attachment(sys_root: &Path, pci: PciAddress) -> Attachment {
     let device = sys_root.join("bus/pci/devices").join(pci.to_string());

@@ -1,4 +1,4 @@
-//! A Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand.
+//! A Kubernetes DRA driver that creates MIG instances on NVIDIA GPUs on demand.
 //!
 //! Two flows, and a folder for each of their steps:
 //!
@@ -89,7 +89,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     if let Command::ManagementSpec(args) = &cli.command {
         return management::run(args);
     }
-    // Two threads: the work is NVML's, on threads of its own, and waiting. Two more stand in for them while they wait for
+    // Two threads: NVML calls run on their own threads; the rest is waiting. Two more stand in for them while they wait for
     // a disk; with tokio's limit of 512 a burst of claims has a thread each, and each thread its share of the heap.
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -14,18 +14,18 @@ fn main() -> ExitCode {
     if matches!(cli.command, Command::Node(_)) && env::var_os(HEAPS).is_none() {
         start_again_with_one_heap();
     }
-    // One TLS provider for the whole process, chosen before anybody asks for one.
+    // One TLS provider for the whole process, chosen before the first use.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match dra_driver_mig::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read the output has enough of it, as in `dra-driver-mig inspect | head`.
+        // The reader closed the pipe, as in `dra-driver-mig inspect | head`.
         Err(error)
             if error.downcast_ref::<io::Error>().is_some_and(|it| it.kind() == io::ErrorKind::BrokenPipe) =>
         {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            // The driver's errors tell their causes themselves, so the chain below them would repeat it.
+            // The driver's error messages include their causes, so the chain would repeat them.
             if tracing::dispatcher::has_been_set() {
                 tracing::error!("{error}");
             } else {

@@ -1,4 +1,4 @@
-//! Whose pods have which claim, as far as claims were read anyway: nothing is asked of the API server for it.
+//! The pods of each claim, as far as claims were read anyway: this needs no further requests to the API server.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,7 +45,7 @@ impl Pods {
         self.known().remove(uid);
     }
 
-    /// Pods of a claim, by their names; empty where nobody has told.
+    /// Names of a claim's pods; empty if they are unknown.
     #[must_use]
     pub fn of(&self, uid: &ClaimUid) -> Vec<PodRef> {
         self.known().get(uid).cloned().unwrap_or_default()

@@ -1,7 +1,7 @@
-//! What on the host keeps claims from being prepared, or containers from working as they should.
+//! Host conditions that prevent claims from being prepared, or containers from working.
 //!
-//! Known before the first claim comes, so `/readyz`, events and a metric report it, and what cannot be prepared is not
-//! offered. `check` lists the same. The host is looked at again at each scan, so that all of it ends by itself once the
+//! They are known before the first claim, so `/readyz`, events and a metric report them, and what cannot be prepared is not
+//! published. `check` lists the same. Each scan reads the host again, so that a condition ends once the
 //! host is repaired.
 
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ pub enum Effect {
     NoMig,
     /// No MIG instance can be made or destroyed, nor MIG mode be switched.
     NoPartitioning,
-    /// NVML may refuse to create MIG instances; only an attempt can tell.
+    /// NVML may refuse to create MIG instances; only an attempt shows it.
     MayRefuse,
     /// Containers start, and CUDA fails in those from some images.
     Impaired,
@@ -128,7 +128,7 @@ impl From<&Missing> for HostCondition {
     }
 }
 
-/// Looks at the host.
+/// Reads the host.
 #[derive(Debug)]
 pub struct HostReadiness {
     common: CommonSource,
@@ -140,7 +140,7 @@ pub struct HostReadiness {
 }
 
 impl HostReadiness {
-    /// Looks at the places from which claims are prepared.
+    /// Reads the files that preparing claims needs.
     #[must_use]
     pub fn new(
         common: CommonSource,
@@ -207,7 +207,7 @@ impl HostReadiness {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is not as it should be, the worst first. Reads files. Without a driver version the driver's files have to tell
+    /// Failed conditions, the worst first. Reads files. Without a driver version the driver's files determine
     /// it; without `has_mig` nothing is said of MIG.
     #[must_use]
     pub fn look(&self, driver_version: Option<&str>, has_mig: bool) -> Vec<HostCondition> {
@@ -250,7 +250,7 @@ impl HostReadiness {
         found
     }
 
-    /// What keeps MIG instances from being handed out.
+    /// Conditions that prevent MIG instances from being prepared.
     fn mig_access(&self) -> Option<HostCondition> {
         let condition = |effect, text, remedy: &str| {
             Some(HostCondition { subject: HostSubject::MigAccess, effect, text, remedy: remedy.to_owned() })

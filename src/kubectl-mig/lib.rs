@@ -1,4 +1,4 @@
-//! `kubectl mig`: a kubectl plugin for people who ask for MIG devices.
+//! `kubectl mig`: a kubectl plugin for users of MIG devices.
 //!
 //! It knows Kubernetes objects and no hardware: no NVML, no kubelet. [`convert`] rewrites manifests for the device plugin.
 

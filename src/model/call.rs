@@ -39,7 +39,7 @@ impl Code {
     pub const GPU_IS_LOST: Self = Self(15);
     /// The GPU must be reset before it can be used.
     pub const RESET_REQUIRED: Self = Self(16);
-    /// Somebody still uses the object.
+    /// The object is in use.
     pub const IN_USE: Self = Self(19);
     /// The placement, or an engine that the profile needs, is taken.
     pub const INSUFFICIENT_RESOURCES: Self = Self(23);

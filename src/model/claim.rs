@@ -1,4 +1,4 @@
-//! Which ResourceClaim is meant.
+//! Identity of a ResourceClaim.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! What NVML says, as plain data: no handles, no lifetimes, no opinion.
+//! Facts that NVML reports, as plain data: no handles, no lifetimes, no decisions.
 
 use std::fmt;
 use std::str::FromStr;
@@ -28,13 +28,13 @@ pub struct NodeFacts {
 pub struct SkippedGpu {
     /// NVML index.
     pub index: u32,
-    /// UUID, where NVML still told it.
+    /// UUID, if NVML still reports it.
     pub uuid: Option<String>,
     /// Why, for a person.
     pub reason: String,
     /// True where it cannot come back without a reset or another machine; what was on it is gone.
     pub is_gone: bool,
-    /// True where it never becomes anything else while this machine runs, so that it is not looked at again.
+    /// True if it cannot change while this machine runs, so that it is not read again.
     #[serde(skip)]
     pub is_for_good: bool,
 }
@@ -73,7 +73,7 @@ impl GpuFacts {
         self.product_name.as_deref().unwrap_or("unknown product")
     }
 
-    /// What MIG can do here, where that is known well enough to cut the GPU.
+    /// MIG capabilities of the GPU, if they are known well enough to create instances.
     #[must_use]
     pub fn cuttable(&self) -> Option<&MigFacts> {
         self.mig.as_ref().filter(|it| !it.profiles.is_empty())
@@ -120,13 +120,13 @@ impl GpuFacts {
     }
 }
 
-/// What a MIG-capable GPU can be cut into.
+/// The MIG profiles and placements of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MigFacts {
     /// True where MIG mode can be switched without resetting the GPU (Hopper and newer). False where no profile is known:
     /// then instances on the GPU cannot be listed, and its mode is left as it is.
     pub resetless: bool,
-    /// Every profile that NVML knows for this GPU, in NVML's order. Empty where NVML does not report them: such a GPU is
+    /// Every profile that NVML knows for this GPU, in NVML's order. Empty where NVML does not report them: the GPU is
     /// offered whole while MIG mode is off.
     pub profiles: Vec<Profile>,
     /// MIG mode when the facts were read.

@@ -1,4 +1,4 @@
-//! What a MIG-capable GPU can be cut into, and how that is offered to Kubernetes: functions from data to data, without a
+//! MIG devices of a GPU, and how they are published to Kubernetes: functions from data to data, without a
 //! runtime, a client or NVML.
 //!
 //! ```text
@@ -6,7 +6,7 @@
 //!                                                                  layout (which devices, without counters) -> slices
 //! ```
 //!
-//! [`claim`] names claims, [`health`] is what is known of the health of GPUs, [`call`] an NVML call that failed.
+//! [`claim`] names claims, [`health`] is the health of GPUs, [`call`] an NVML call that failed.
 
 pub mod call;
 pub mod claim;

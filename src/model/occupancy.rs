@@ -1,4 +1,4 @@
-//! What of a GPU is taken, what could still be made on it, and how broken up the rest is. Pure.
+//! Occupancy of a GPU: what is allocated, what still fits, and how fragmented the rest is. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +23,7 @@ pub struct Occupancy {
     pub largest: Option<(String, u32)>,
 }
 
-/// Looks at one GPU. `held` names the devices that claims hold.
+/// The occupancy of one GPU. `held` names the allocated devices.
 pub fn occupancy(offered: &GpuInventory, facts: Option<&GpuFacts>, held: &BTreeSet<String>) -> Occupancy {
     let slices = facts.and_then(|it| it.mig.as_ref()).map_or(0, |it| it.memory_slices());
     let (taken, rest): (Vec<_>, Vec<_>) =

@@ -1,7 +1,7 @@
 //! The `device` variable.
 //!
 //! `attributes` and `capacity` are maps by domain that answer an empty map for a domain that the device does not have; that
-//! is why they are a type of their own and not a plain map.
+//! is why they are a separate type and not a plain map.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};

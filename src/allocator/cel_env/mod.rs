@@ -105,7 +105,7 @@ pub fn compile(expression: &str) -> Result<Program, CompileError> {
     Ok(program)
 }
 
-/// Expressions by text, each compiled when it is evaluated first, as upstream does: one that nothing is evaluated on harms nobody.
+/// Expressions by text, each compiled when it is evaluated first, as upstream does: one that is never evaluated causes no error.
 #[derive(Debug, Default)]
 pub(crate) struct Selectors(Mutex<HashMap<String, Arc<Result<Program, CompileError>>>>);
 

@@ -266,11 +266,11 @@ fn devices_of_another_node_are_not_given() {
 #[test]
 fn a_tainted_device_needs_a_toleration() {
     let mut device = mig(0, "1g", 0..1);
-    device["taints"] = json!([{"key": "sick", "effect": "NoSchedule"}]);
+    device["taints"] = json!([{"key": "unhealthy", "effect": "NoSchedule"}]);
     let pool = setup(pool(1, vec![device]));
     let mut wanted = profile("a", "1g");
     assert_eq!(pool.allocate(&[requests(std::slice::from_ref(&wanted))]), Err(Refusal::DoesNotFit));
-    wanted["exactly"]["tolerations"] = json!([{"key": "sick", "operator": "Exists"}]);
+    wanted["exactly"]["tolerations"] = json!([{"key": "unhealthy", "operator": "Exists"}]);
     assert!(pool.allocate(&[requests(&[wanted])]).is_ok());
 }
 

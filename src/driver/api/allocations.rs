@@ -1,4 +1,4 @@
-//! Which devices of this node are allocated, whether or not the kubelet has asked for them yet.
+//! Allocated devices of this node, whether or not the kubelet has requested them yet.
 
 use std::collections::BTreeSet;
 
@@ -46,7 +46,7 @@ impl Allocations {
         let allocation = claim.status.iter().filter_map(|it| it.allocation.as_ref());
         let results =
             allocation.filter_map(|it| it.devices.as_ref()).flat_map(|it| it.results.iter().flatten());
-        // With admin access a device is looked at, not taken.
+        // Admin access does not allocate a device.
         results
             .filter(|it| it.driver == self.driver && it.pool == self.pool && it.admin_access != Some(true))
             .map(|it| it.device.clone())

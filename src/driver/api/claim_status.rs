@@ -1,9 +1,9 @@
-//! `status.devices` of the ResourceClaims that are prepared here: which instance each allocated device has become.
+//! Writes `status.devices` of the ResourceClaims that are prepared on this node: the instance behind each allocated device.
 //!
-//! Follows the state files, not the calls: whoever changes one says so, and what the API server was told is then compared
-//! with what is on disk. So no call of the kubelet waits for it or fails by it, nothing is queued beyond the claims that
-//! there are, and a failure is made good by the next comparison. Refuses to touch entries of other drivers, and anything
-//! else in a claim's status: server-side apply as a manager of its own, which also takes back what it wrote.
+//! Follows the state files, not the calls: every change of a state file sends a notification, and the loop compares what
+//! it wrote to the API server with what is on disk. No call of the kubelet waits for it or fails by it, nothing is queued
+//! beyond the existing claims, and the next comparison repeats a failed write. Never changes entries of other drivers or
+//! other fields of a claim's status: it uses server-side apply with its own field manager, and removes only what it wrote.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,9 +33,9 @@ const AT_ONCE: usize = 4;
 const BURST: Duration = Duration::from_millis(50);
 /// First and longest pause after a failure.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Pause where the driver's account may not write: somebody may grant it the right.
+/// Pause where the driver's account may not write: an administrator may grant it the right.
 const UNTIL_GRANTED: Duration = Duration::from_secs(600);
-/// Taking back is given up after so many failures: the entries vanish with the allocation in any case.
+/// Number of failures after which removal stops: the entries vanish with the allocation in any case.
 const MOST_ATTEMPTS: u32 = 8;
 
 /// Keeps `status.devices` of this node's claims as the state files say. Needs the verb `patch` on `resourceclaims/status`.
@@ -79,7 +79,7 @@ enum Told {
 enum Step {
     /// Compare, and write if it differs.
     Compare(Arc<Record>, Ailments),
-    /// Write what the record says, ready since the given time but for what ails.
+    /// Write what the record says, ready since the given time unless the device is unhealthy.
     Write(Arc<Record>, Ailments, String),
     /// Take back what was written.
     Withdraw(ClaimRef),
@@ -98,7 +98,7 @@ enum Outcome {
     Forbidden(String),
     /// The field was dropped without a word: the feature gate is off.
     Dropped,
-    /// What came of it cannot be told.
+    /// The result is unknown.
     Failed(String),
 }
 
@@ -124,7 +124,7 @@ impl ClaimStatuses {
         }
     }
 
-    /// Runs until `stop`. `changes` tells of every change of what claims hold.
+    /// Runs until `stop`. `changes` fires on every change of the claims' devices.
     pub async fn run(mut self, mut changes: watch::Receiver<()>, stop: CancellationToken) {
         for (uid, stored) in self.listed().unwrap_or_default() {
             if let Stored::Record(record) = &*stored
@@ -188,13 +188,13 @@ impl ClaimStatuses {
         }
     }
 
-    /// What is on disk; nothing where that cannot be told, which does not mean that there are no claims.
+    /// What is on disk; `None` if it cannot be read, which does not mean that there are no claims.
     fn listed(&self) -> Option<Vec<(ClaimUid, Arc<Stored>)>> {
         let listed = tokio::task::block_in_place(|| self.checkpoint.list());
-        listed.inspect_err(|error| debug!(%error, "cannot tell which claims have a device status")).ok()
+        listed.inspect_err(|error| debug!(%error, "cannot list the claims that have a device status")).ok()
     }
 
-    /// What has to be done now, by what is on disk and what was told.
+    /// What has to be done now, by comparing what is on disk with what was written.
     fn steps(&mut self, listed: &[(ClaimUid, Arc<Stored>)], now: Instant) -> Vec<(ClaimUid, Step)> {
         for entry in self.known.values_mut() {
             entry.not_before = entry.not_before.filter(|it| now < *it);
@@ -214,7 +214,7 @@ impl ClaimStatuses {
                 }
             }
         }
-        // A file that cannot be read says nothing against what was told.
+        // A file that cannot be read does not invalidate what was written.
         let stays = |stored: &Stored| match stored {
             Stored::Record(record) => is_told_of(record),
             Stored::Unreadable(_) => true,
@@ -279,7 +279,7 @@ impl ClaimStatuses {
             object["status"] = json!({"devices": statuses});
         }
         let api = self.api.clone().constrain(&claim.namespace);
-        // Nobody else has anything to say of these devices.
+        // No other manager owns entries of these devices.
         let params = PatchParams::apply(&self.manager).force();
         match timeout(CALL_TIMEOUT, api.patch_status(&claim.name, &params, &Patch::Apply(&object))).await {
             Ok(Ok(stored)) => Ok(stored),
@@ -310,7 +310,7 @@ impl ClaimStatuses {
                 *entry = Entry::new(record.claim.clone(), Told::Record { record, ailments, since });
             }
             (Outcome::Refused(message), Step::Compare(record, _) | Step::Write(record, ..)) => {
-                debug!(%claim, message, "the API server does not take the device status of the claim");
+                debug!(%claim, message, "the API server rejects the device status of the claim");
                 entry.told = Told::Refused(record);
             }
             (Outcome::Gone, Step::Compare(record, _) | Step::Write(record, ..)) => {
@@ -328,7 +328,7 @@ impl ClaimStatuses {
             }
             (Outcome::Failed(message), step) => {
                 if entry.retry.failures() == 0 {
-                    warn!(%claim, message, "cannot write the device status of a claim, trying again");
+                    warn!(%claim, message, "cannot write the device status of a claim, retrying");
                 }
                 // It may be there all the same.
                 if entry.told == Told::Nothing {
@@ -345,7 +345,7 @@ impl ClaimStatuses {
         }
     }
 
-    /// When something that failed is to be tried again.
+    /// Time of the next retry.
     fn next_attempt(&self) -> Option<Instant> {
         self.not_before
             .filter(|it| Instant::now() < *it)
@@ -388,7 +388,7 @@ impl Told {
             Self::Nothing => Some(Step::Write(record, ailing, now())),
             Self::Refused(told) if says_the_same(told) => None,
             Self::Record { record: told, ailments, .. } if *ailments == ailing && says_the_same(told) => None,
-            // What ails no more is ready as of now, and so, as one time is kept for a claim, is the rest of it.
+            // A recovered device is ready as of now; as there is one time per claim, so are its other devices.
             Self::Record { ailments, .. } if ailments.keys().any(|it| !ailing.contains_key(it)) => {
                 Some(Step::Write(record, ailing, now()))
             }

@@ -92,7 +92,7 @@ impl ClaimReader {
             if deadline < Instant::now() + pause {
                 return Err(unavailable(message));
             }
-            debug!(message, "reading the claim failed, trying again");
+            debug!(message, "reading the claim failed, retrying");
             sleep(pause).await;
         }
     }

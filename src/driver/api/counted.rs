@@ -1,5 +1,5 @@
-//! Counts what is asked of the API server and how it answers, below everything that asks: watches, events and tries
-//! again are in the numbers without a line of theirs.
+//! Counts requests to the API server and their results, below all clients, so that watches, events and retries
+//! are included.
 
 use std::task::{Context, Poll};
 
@@ -36,7 +36,7 @@ impl Service<Request<Body>> for Counted {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let (verb, resource) = meaning(request.method(), request.uri().path(), request.uri().query());
-        // Whoever asked stops waiting after the time of a call.
+        // The caller stops waiting after the time limit of a call.
         let asked = Asked { metrics: self.metrics.clone(), verb, resource, code: "timeout".to_owned() };
         let client = self.client.clone();
         Box::pin(async move {
@@ -47,7 +47,7 @@ impl Service<Request<Body>> for Counted {
     }
 }
 
-/// A request that is counted when it is answered or given up.
+/// A request that is counted when it is answered or cancelled.
 struct Asked {
     metrics: Metrics,
     verb: &'static str,

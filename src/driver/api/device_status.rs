@@ -1,4 +1,4 @@
-//! What `status.devices` of a ResourceClaim says of the devices that are prepared for it. Pure.
+//! Builds `status.devices` of a ResourceClaim from the devices that are prepared for it. Pure.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ pub fn ailments(record: &Record, health: &Report) -> Ailments {
         };
         Some((device.name.clone(), Ailment { reason, message: condition.text(), since }))
     };
-    // As a rule, which is looked at for every claim at every change.
+    // The usual case, and evaluated for every claim at every change.
     if health.instances.is_empty() && !health.gpus.values().any(Condition::is_bad) {
         return Ailments::new();
     }
@@ -48,7 +48,7 @@ pub fn ailments(record: &Record, health: &Report) -> Ailments {
 }
 
 /// What `status.devices` says of a claim, in the order of its devices: nothing unless it is prepared. `since` is when its
-/// devices became ready, as RFC 3339; those that ail are not ready since that began. Entries name driver, pool and device of
+/// devices became ready, as RFC 3339; unhealthy devices are not ready since the error. Entries name driver, pool and device of
 /// the allocation.
 #[must_use]
 pub fn device_statuses(record: &Record, driver: &str, since: &str, ailments: &Ailments) -> Vec<Value> {

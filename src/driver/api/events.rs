@@ -1,9 +1,9 @@
-//! Events of the Node, of ResourceClaims and of their pods: what the kubelet's own events do not tell.
+//! Events of the Node, of ResourceClaims and of their pods, in addition to the kubelet's own events.
 //!
-//! Telling is best effort: nobody waits for it, what is told again is counted and not written anew, and what is too much
-//! is left out and counted in the log. The kubelet makes an event of the pod out of every error that a Prepare answers
-//! with (FailedPrepareDynamicResources), so those are not repeated here; told are the ends that no further call will
-//! change, and what happens while nobody calls.
+//! Events are best effort: no caller waits for them, a repeated event is counted in its series, and events beyond the limit
+//! are dropped and counted in the log. The kubelet creates an event of the pod from every error that Prepare returns
+//! (FailedPrepareDynamicResources), so those are not repeated here. Reported are final results that no further call will
+//! change, and what happens between calls.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -25,9 +25,9 @@ use crate::pods::PodRef;
 
 /// Events that wait to be written; more are left out.
 const MOST_WAITING: usize = 64;
-/// Events that are remembered, to count what is told again.
+/// Number of events that are remembered, to count repetitions.
 const MOST_REMEMBERED: usize = 64;
-/// What is told again within this time is the same event once more, as kubectl shows it: `x4 over 6m`.
+/// A repetition within this time counts in the series of the event, as kubectl shows it: `x4 over 6m`.
 const SAME_WITHIN: Duration = Duration::from_secs(600);
 /// Events that may come at once, and the time after which one more may.
 const BUDGET: (u32, Duration) = (25, Duration::from_secs(6));
@@ -107,7 +107,7 @@ pub enum EventReason {
 pub enum Subject {
     /// The node.
     Node,
-    /// A ResourceClaim; what happens to its device is told to its pods, too, as far as they are known.
+    /// A ResourceClaim; events about its device are also written for its pods, if they are known.
     Claim,
 }
 
@@ -185,7 +185,7 @@ impl EventReason {
         }
     }
 
-    /// Whether somebody should look at it.
+    /// Whether the event is a warning.
     #[must_use]
     pub fn is_warning(self) -> bool {
         match self {
@@ -275,7 +275,7 @@ impl EventReason {
     }
 }
 
-/// Writes events, in the order in which they are told. Needs the verbs `create` and `patch` for `events.k8s.io`.
+/// Writes events in the order in which they were reported. Needs the verbs `create` and `patch` for `events.k8s.io`.
 #[derive(Debug, Clone)]
 pub struct Events {
     node: ObjectReference,
@@ -315,12 +315,12 @@ impl Events {
         Self { node, waiting }
     }
 
-    /// Tells something of the node, without waiting. `note` is for people; the API server takes 1024 bytes of it.
+    /// Reports an event of the node, without waiting. `note` is for people; the API server takes 1024 bytes of it.
     pub fn tell(&self, reason: EventReason, note: String) {
         self.queue(reason, self.node.clone(), note);
     }
 
-    /// Tells something of a claim, without waiting.
+    /// Reports an event of a claim, without waiting.
     pub fn tell_claim(&self, reason: EventReason, claim: &ClaimRef, note: String) {
         let about = ObjectReference {
             api_version: Some("resource.k8s.io/v1".to_owned()),
@@ -333,7 +333,7 @@ impl Events {
         self.queue(reason, about, note);
     }
 
-    /// Tells something of a claim to one of its pods, too, without waiting: `kubectl describe pod` shows it.
+    /// Reports an event of a claim for one of its pods, without waiting: `kubectl describe pod` shows it.
     pub fn tell_pod(&self, reason: EventReason, namespace: &str, pod: &PodRef, note: String) {
         let about = ObjectReference {
             api_version: Some("v1".to_owned()),
@@ -350,7 +350,7 @@ impl Events {
         let told = Told { reason, about, note: shortened(note, LONGEST_NOTE) };
         if let Err(left_out) = self.waiting.try_send(told) {
             let told = left_out.into_inner();
-            warn!(reason = told.reason.as_str(), note = told.note, "too many events wait: one is left out");
+            warn!(reason = told.reason.as_str(), note = told.note, "event queue is full: one is dropped");
         }
     }
 }
@@ -406,7 +406,7 @@ impl Writer {
                     reason = told.reason.as_str(),
                     note = told.note,
                     left_out = self.left_out,
-                    "too many events: one is left out"
+                    "too many events: one is dropped"
                 );
                 continue;
             }

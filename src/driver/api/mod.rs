@@ -1,5 +1,5 @@
-//! The API server, as this driver uses it: one claim read at a time, the status of claims' devices, the slices of its own
-//! node, that node's labels, and events. [`RIGHTS`] is all that it asks for.
+//! Use of the API server: reads single claims, writes the status of claims' devices, the ResourceSlices and labels of this
+//! node, and events. [`RIGHTS`] lists all permissions that it needs.
 //!
 //! Every call ends: kube's defaults (no read timeout, fifteen retries) could outlast the kubelet's patience.
 

@@ -1,4 +1,4 @@
-//! This node's own Node object: the label that names a layout, and the one that answers how it stands.
+//! This node's own Node object: the label that names a layout, and the one that reports its state.
 
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -90,7 +90,7 @@ impl OwnNode {
                     Some(Err(with_causes(&error)))
                 }
                 Err(error) => {
-                    warn!(error = with_causes(&error), "watching the node's labels failed, trying again");
+                    warn!(error = with_causes(&error), "watching the node's labels failed, retrying");
                     None
                 }
             };

@@ -1,4 +1,4 @@
-//! What the driver's account must be allowed, and whether it is.
+//! The permissions that the driver's account needs, and whether it has them.
 
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -51,7 +51,7 @@ pub const RIGHTS: [Right; 14] = [
     right("resource.k8s.io", "resourceslices", "update"),
     right("resource.k8s.io", "resourceslices", "delete"),
     right("", "nodes", "get"),
-    // The node's label chooses the layout, and another one tells how that stands.
+    // One label of the Node selects the layout, another reports its state.
     right("", "nodes", "list"),
     right("", "nodes", "watch"),
     right("", "nodes", "patch"),
@@ -61,7 +61,7 @@ pub const RIGHTS: [Right; 14] = [
 ];
 
 /// Asks the API server whether this account has a right. Every account may ask that about itself. An error is the reason why
-/// it cannot be told.
+/// the answer is unknown.
 pub async fn is_allowed(client: &Client, right: &Right) -> Result<bool, String> {
     let (resource, subresource) = match right.resource.split_once('/') {
         Some((resource, subresource)) => (resource, Some(subresource.to_owned())),

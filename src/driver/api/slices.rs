@@ -117,8 +117,8 @@ impl NodeSlices {
         Err(error)
     }
 
-    /// An item for every change that anybody makes to them, carrying name and resource version. One without a name says that
-    /// the watch began anew or failed, as it does when the API server restarts. Reconnects for ever.
+    /// One item per change of the ResourceSlices by any client, with name and resource version. An item without a name means that
+    /// the watch restarted or failed, as it does when the API server restarts. Reconnects for ever.
     pub fn changes(&self) -> impl Stream<Item = (String, Option<String>)> + Send + use<> {
         let config = watcher::Config::default().fields(&self.selector);
         watcher(self.heads.clone(), config).default_backoff().filter_map(async |event| match event {
@@ -127,7 +127,7 @@ impl NodeSlices {
             Ok(watcher::Event::InitDone) => Some((String::new(), None)),
             Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
             Err(error) => {
-                warn!(error = with_causes(&error), "watching resourceslices failed, trying again");
+                warn!(error = with_causes(&error), "watching ResourceSlices failed, retrying");
                 Some((String::new(), None))
             }
         })

@@ -15,7 +15,7 @@ const MAX_BYTES: u64 = 64 * 1024;
 /// The name of the capability driver in `/proc/devices`.
 const CAPS: &str = "nvidia-caps";
 
-/// Why the device nodes of a MIG instance can't be told.
+/// Why the device nodes of a MIG instance are unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum CapsError {
     /// The file can't be read.

@@ -53,7 +53,7 @@ pub enum CommonFileReason {
     /// It can't be read.
     #[error("{0}")]
     Read(#[from] io::Error),
-    /// Its name does not tell its format.
+    /// Its name does not show its format.
     #[error("its name ends neither in .json nor in .yaml or .yml")]
     Extension,
     /// It is not JSON.
@@ -128,7 +128,7 @@ impl CommonEdits {
         self.missing.iter().find(|missing| missing.severity == Severity::Fatal)
     }
 
-    /// Whether the places looked at are as they were then. Costs one or two `lstat` for each of some 60 paths, and one for
+    /// Whether the files that were read are unchanged. Costs one or two `lstat` for each of some 60 paths, and one for
     /// each directory above them.
     pub fn is_current(&self) -> bool {
         let mut directories: Vec<(&Root, Directories)> = Vec::new();

@@ -1,6 +1,6 @@
-//! From a prepared device to its CDI name and its container edits. Pure: nothing here looks at the machine.
+//! Turns a prepared device into its CDI name and its container edits. Pure.
 //!
-//! Every text that ends in a path, a file name or a CDI identifier is checked here, whoever checked it before.
+//! Every text that ends in a path, a file name or a CDI identifier is checked here, even if a caller checked it before.
 
 use crate::cdi::root::Root;
 use crate::cdi::spec::{ContainerEdits, DeviceNode, SpecError};

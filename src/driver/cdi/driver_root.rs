@@ -81,7 +81,7 @@ pub struct DriverRoot {
     pub devices: Root,
     /// The directory below `files` in which NVML was found, where that may be none of the usual ones.
     pub nvml_directory: Option<String>,
-    /// The driver version from NVML, for example `550.54.15`; if absent, names of libraries tell it.
+    /// The driver version from NVML, for example `550.54.15`; if absent, it is taken from the names of libraries.
     pub version: Option<String>,
     /// Where hooks and the programs that they need are on the host.
     pub hooks: HookSettings,
@@ -312,7 +312,7 @@ fn sockets(root: &Root) -> Vec<DriverFile> {
     SOCKETS.iter().filter_map(find).chain(mps_directory(root)).collect()
 }
 
-/// The MPS directory is in `/tmp`, where anybody can make one. So a link is not followed, and the directory must
+/// The MPS directory is in `/tmp`, where every user can create one. So a link is not followed, and the directory must
 /// belong to the owner of the root: otherwise a user of the host could have any directory mounted in containers.
 fn mps_directory(root: &Root) -> Option<DriverFile> {
     let owner = std::fs::metadata(root.here("/")).ok()?.uid();

@@ -1,8 +1,8 @@
 //! The driver's spec files: one for each claim, in a directory that container runtimes watch.
 //!
 //! A file appears and disappears as a whole. It is written under a name that runtimes ignore (it ends neither in
-//! `.json` nor in `.yaml`), synced and renamed. Whoever writes or removes a claim's file has the claim's journal, so that
-//! nobody else does at that time. Files of other programs in the directory are never touched.
+//! `.json` nor in `.yaml`), synced and renamed. The writer of a claim's file holds the claim's journal, so that
+//! there is only one at a time. Files of other programs in the directory are never changed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

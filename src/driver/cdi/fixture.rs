@@ -1,4 +1,4 @@
-//! Driver roots for tests, made in a temporary directory of their own.
+//! Driver roots for tests, each in its own temporary directory.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -44,7 +44,7 @@ impl Fixture {
         fixture
     }
 
-    /// What discovery is told: the host's paths of everything are the true ones of the temporary directory, so that a
+    /// Input of discovery: the host's paths of everything are the true ones of the temporary directory, so that a
     /// runtime could follow them.
     pub(super) fn root(&self) -> DriverRoot {
         let tree = Root::same(self.path(self.driver_root).to_str().unwrap());

@@ -1,8 +1,8 @@
 //! The group that a process needs to use NVIDIA's device nodes, where they are not open to everyone.
 //!
 //! The kernel module's parameters `NVreg_DeviceFileMode` and `NVreg_DeviceFileGID` say with which mode and group its tools make
-//! the nodes of GPUs and `nvidiactl` (`nvidia-modprobe-utils.c` of nvidia-modprobe); a udev rule can say the same of a node. Both are looked
-//! at, because the nodes that this process sees may be those of its own container, which have neither.
+//! the nodes of GPUs and `nvidiactl` (`nvidia-modprobe-utils.c` of nvidia-modprobe); a udev rule can say the same of a node. Both are
+//! read, because the nodes that this process sees may belong to its container, which has neither.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ const READ_WRITE: u32 = 0o6;
 /// The module has some fifty parameters, a line of at most a few hundred bytes each.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// The group of a node with this mode and group that lets a process use it where being anybody does not. Group 0 is none to
+/// The group of a node with this mode and group that grants access if the permissions for others do not. Group 0 is none to
 /// give away: a node that only root's group may use is meant for root.
 pub(super) fn needed_group(mode: u32, gid: u32) -> Option<u32> {
     let may_use = |class: u32| mode >> class & READ_WRITE == READ_WRITE;

@@ -19,7 +19,7 @@ const MAX_PROGRAM: u64 = 256 * 1024 * 1024;
 const MAX_SCRIPT: u64 = 64 * 1024;
 /// How many scripts may stand before the program.
 const MAX_SCRIPTS: usize = 3;
-/// How many programs a script may name; more are not looked at.
+/// How many programs a script may name; more are not read.
 const MAX_TARGETS: usize = 8;
 const CHUNK: usize = 256 * 1024;
 
@@ -28,7 +28,7 @@ const CHUNK: usize = 256 * 1024;
 pub(super) struct HookProgram {
     /// Those of the names asked for that it has, or why they are not known.
     pub(super) names: Result<BTreeSet<String>, HookProgramError>,
-    /// The paths below the host's root that were looked at: with another file there the answer may be another one.
+    /// The paths below the host's root that were read: a change of these files may change the answer.
     pub(super) watched: Vec<String>,
 }
 

@@ -18,7 +18,7 @@ use crate::cdi::spec::{Hook, SpecError};
 
 /// Where the container toolkit's packages install the hook program.
 pub const DEFAULT_HOOK: &str = "/usr/bin/nvidia-cdi-hook";
-/// What `nvidia-cdi-hook update-ldcache` runs unless told otherwise; it prefers `<this>.real`, as Ubuntu has it.
+/// What `nvidia-cdi-hook update-ldcache` runs by default; it prefers `<this>.real`, as Ubuntu has it.
 pub const DEFAULT_LDCONFIG: &str = "/sbin/ldconfig";
 /// The first version of NVIDIA Container Toolkit that has every hook without which some containers do not work: the
 /// greatest [`HookKind::since`] of those. From it on all hooks take the arguments that this driver gives them.

@@ -12,7 +12,7 @@ const OLD_ENTRY: usize = 12;
 const NEW_MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
 const NEW_HEADER: usize = 48;
 const NEW_ENTRY: usize = 24;
-/// Header byte that tells the byte order: 0 not set (before glibc 2.33), 2 little, 3 big endian.
+/// Header byte with the byte order: 0 not set (before glibc 2.33), 2 little, 3 big endian.
 const ENDIANNESS_AT: usize = 28;
 const BIG_ENDIAN: u8 = 3;
 /// Low byte of an entry's flags for an ELF library (libc6 has 3, which includes the bit).

@@ -1,7 +1,7 @@
 //! The CDI spec by which the driver's own container gets every GPU: kind `<driver>/management`, one device, `all`.
 //!
-//! Nodes are given by their numbers, which the kernel tells: the runtime makes them in the container, whether or not the
-//! host has them, and whatever tree its `/dev` is in. So nothing but `/proc` has to be looked at.
+//! Nodes are given by their numbers, which the kernel reports: the runtime makes them in the container, whether or not the
+//! host has them, and whatever tree its `/dev` is in. So only `/proc` has to be read.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ pub fn management_spec(kind: &Kind, kernel: &KernelDevices) -> Result<Spec, Spec
     });
     let caps = [kernel.mig_config, kernel.mig_monitor].into_iter().flatten().map(|it: CapNode| cap_node(it));
     let device_nodes: Vec<DeviceNode> = control.into_iter().chain(gpus).chain(uvm).chain(caps).collect();
-    // Whoever of NVIDIA's programs looks at the container next has nothing to add.
+    // NVIDIA's runtime must not add devices to the container.
     let env = vec!["NVIDIA_VISIBLE_DEVICES=void".to_owned()];
     let device = Device {
         name: Kind::MANAGEMENT_DEVICE.to_owned(),

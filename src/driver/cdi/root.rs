@@ -1,7 +1,7 @@
 //! A directory tree that is known by two paths: where this process sees it, and where the host has it.
 //!
 //! The driver usually runs in a container, where `/run/nvidia/driver` of the host may be mounted as `/driver-root`.
-//! Files are looked at through the first path; every path in a CDI spec must be the second, since the container
+//! Files are read through the first path; every path in a CDI spec must be the second, since the container
 //! runtime reads it on the host.
 //!
 //! Paths inside the tree are absolute texts as a process chrooted into it would write them (`/usr/lib64/libcuda.so`).
@@ -24,11 +24,11 @@ pub struct Root {
     host: String,
 }
 
-/// Directories of one tree that were found to be that, for as long as many paths in it are looked at.
+/// Cache of directories of one tree, for resolving many paths in it.
 #[derive(Debug, Default)]
 pub(super) struct Directories(HashSet<String>);
 
-/// A file's identity and time, to tell cheaply whether something was exchanged.
+/// A file's identity and time, to detect cheaply whether it was replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stamp {
     path: String,
@@ -52,19 +52,19 @@ impl Root {
         Self::new(path.clone(), path)
     }
 
-    /// What the tree's own path of `path` is, if this process sees that in the tree. Links are not looked at.
+    /// What the tree's own path of `path` is, if this process sees that in the tree. Links are not followed.
     #[must_use]
     pub fn inside(&self, path: &Path) -> Option<String> {
         let rest = path.strip_prefix(&self.here).ok()?.to_str()?;
         Some(format!("/{}", rest.trim_start_matches('/')))
     }
 
-    /// Where this process finds `inside`. Links are not looked at.
+    /// Where this process finds `inside`. Links are not followed.
     pub fn here(&self, inside: &str) -> PathBuf {
         self.here.join(inside.trim_start_matches('/'))
     }
 
-    /// The host's path of `inside`. Links are not looked at, so pass what [`Root::resolve`] returned.
+    /// The host's path of `inside`. Links are not followed, so pass what [`Root::resolve`] returned.
     pub fn host(&self, inside: &str) -> String {
         format!("{}/{}", self.host, inside.trim_start_matches('/'))
     }
@@ -74,7 +74,7 @@ impl Root {
         self.resolve_beside(inside, &mut Directories::default())
     }
 
-    /// As [`Root::resolve`], without a look at directories that are known, and those that it finds are known then.
+    /// As [`Root::resolve`], but uses and fills the cache of directories.
     fn resolve_beside(&self, inside: &str, known: &mut Directories) -> io::Result<String> {
         let mut pending: Vec<String> = inside.rsplit('/').map(str::to_owned).collect();
         let mut done: Vec<String> = Vec::new();
@@ -136,7 +136,7 @@ impl Root {
         self.find(inside).filter(|(_, metadata)| metadata.is_file()).map(|(path, _)| path)
     }
 
-    /// The path that `inside` leads to, if that is a regular file which somebody may execute.
+    /// The path that `inside` leads to, if that is an executable regular file.
     pub(super) fn find_program(&self, inside: &str) -> Option<String> {
         self.find(inside).filter(|(_, m)| m.is_file() && m.mode() & 0o111 != 0).map(|(path, _)| path)
     }

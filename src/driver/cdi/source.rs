@@ -39,8 +39,8 @@ impl CommonSource {
         &self.root
     }
 
-    /// The edits for this version of the driver, read again if what they were read from has changed. Without a version the
-    /// names of the driver's libraries tell it. Reads files.
+    /// The edits for this version of the driver, read again if what they were read from has changed. Without a version,
+    /// it is taken from the names of the driver's libraries. Reads files.
     pub fn get(&self, driver_version: Option<&str>) -> Result<Arc<CommonEdits>, CommonError> {
         let edits = self.look(driver_version)?;
         match edits.fatal() {
@@ -49,7 +49,7 @@ impl CommonSource {
         }
     }
 
-    /// The same with all that they lack; without a version the driver's files have to tell it.
+    /// The same with all that they lack; without a version, it is taken from the names of the driver's files.
     pub fn look(&self, driver_version: Option<&str>) -> Result<Arc<CommonEdits>, CommonFileError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let (version, edits) = match kept.take() {

@@ -13,13 +13,13 @@ use crate::telemetry::OutputFormat;
 /// Arguments of `check`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
-    /// Name of this node's Node object; without it, what the API server knows of the node is not checked.
+    /// Name of this node's Node object; without it, the Node object is not checked.
     #[arg(long, env, value_name = "NAME")]
     pub node_name: Option<String>,
-    /// What `node` is to publish: decides whether the feature gate DRAPartitionableDevices is needed.
+    /// What `node` publishes: determines whether the feature gate DRAPartitionableDevices is needed.
     #[arg(long, env, value_enum, value_name = "MODE", default_value = "auto")]
     pub mode: Mode,
-    /// Whether `node` is to write the node label nvidia.com/mig.config.state.
+    /// Whether `node` writes the node label nvidia.com/mig.config.state.
     #[arg(long, env, value_enum, value_name = "STATE", default_value = "on")]
     pub state_label: StateLabel,
     /// Output format.
@@ -33,7 +33,7 @@ pub struct CheckArgs {
     pub place: Place,
 }
 
-/// What of the node is looked at.
+/// The parts of the node to check.
 #[derive(Debug, Clone, Args)]
 #[expect(missing_docs, reason = "clap would take a doc comment of a flattened field for help text")]
 pub struct Place {

@@ -1,4 +1,4 @@
-//! From what was seen to what is said. Pure.
+//! Turns what was gathered into findings. Pure.
 
 use std::path::{Path, PathBuf};
 
@@ -76,7 +76,7 @@ pub struct DirectoryFacts {
 /// What was seen of the cluster.
 #[derive(Debug)]
 pub enum ClusterFacts {
-    /// Nobody was asked, and why.
+    /// The API server was not asked, and why.
     Unasked(String),
     /// The account's rights only.
     Rights(Vec<(Right, Result<bool, String>)>),
@@ -86,7 +86,7 @@ pub enum ClusterFacts {
         version: Result<String, String>,
         /// The Node object: its name and whether it could be read; `None` where no name was given.
         node: Option<(String, Result<(), String>)>,
-        /// Each right, whether it was given, or why it cannot be told.
+        /// Each right, whether it was given, or why the answer is unknown.
         rights: Vec<(Right, Result<bool, String>)>,
         /// What the API server does with counters; `None` where it was not asked.
         counters: Option<Result<CounterSupport, String>>,
@@ -285,7 +285,7 @@ fn runtime(cdi: &CdiSetting) -> Finding {
     }
 }
 
-/// Whether NVIDIA's runtime can give the driver's own container its CDI device. No fault of its own: a privileged pod does not
+/// Whether NVIDIA's runtime can give the driver's own container its CDI device. No fault by itself: a privileged pod does not
 /// need it.
 fn nvidia_runtime(file: &Path, mode: &str) -> Finding {
     const SUBJECT: Subject = Subject::NvidiaRuntime;

@@ -1,4 +1,4 @@
-//! Looks at the host and asks the API server. The only file of the check that has effects, and none of them writes.
+//! Reads the host and queries the API server. The only file of the check with effects; it writes nothing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use crate::kubelet::DriverArgs;
 use crate::publisher::counter_support;
 use crate::readiness::{HostReadiness, not_makeable, unwritable};
 
-/// Looks at the host. `hardware` is what NVML says.
+/// Reads the host. `hardware` is what NVML reports.
 pub(super) fn host(
     hardware_args: &HardwareArgs,
     host: &HostArgs,

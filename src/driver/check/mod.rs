@@ -1,7 +1,7 @@
-//! `dra-driver-mig check`: what the driver needs on this host and in the cluster, what of it is missing or turned off, and what to do.
+//! `dra-driver-mig check`: what the driver needs on this host and in the cluster, what is missing or turned off, and what to do.
 //!
-//! `gather` looks, `findings` and `runtime` decide (they are pure), and this file prints. Nothing is changed: directories
-//! are asked whether they could be written, and the API server is asked with dry runs.
+//! `gather` reads, `findings` and `runtime` decide (they are pure), and this file prints. Nothing is changed: directories
+//! are only tested for write access, and the API server is queried with dry runs.
 
 mod args;
 mod finding;
@@ -84,7 +84,7 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
 }
 
 /// The same at the start of the driver, in its log. What NVML says is known then and not asked again, and whether the API
-/// server keeps counters is told by the publisher.
+/// server keeps counters is reported by the publisher.
 pub async fn at_start(place: Place, settings: Settings, client: Client, node: watch::Receiver<NodeState>) {
     let hardware = match &node.borrow().hardware {
         Ok(hardware) => Ok(hardware.facts.clone()),

@@ -1,7 +1,7 @@
-//! Whether the container runtime has CDI on, and in which mode NVIDIA's runtime is, as far as their configuration files tell.
+//! Whether the container runtime has CDI on, and in which mode NVIDIA's runtime is, as far as their configuration files show it.
 //! Pure.
 //!
-//! Of TOML only sections and `key = value` lines are looked at. What is not understood is reported as unknown, never as an
+//! Of TOML, only sections and `key = value` lines are read. Anything else is reported as unknown, never as an
 //! error.
 
 use std::path::PathBuf;
@@ -54,7 +54,7 @@ pub fn cdi_setting(containerd: &[(PathBuf, String)], has_crio: bool) -> CdiSetti
             CdiSetting::On { reason: format!("{} says enable_cdi = true", file.display()) }
         }
         (Some((file, "false")), ..) => CdiSetting::Off { file: file.clone() },
-        // Only containerd 2 reads version 3, and it has CDI on unless told otherwise.
+        // Only containerd 2 reads version 3, and it has CDI on by default.
         (_, Some((file, "3")), _) => CdiSetting::On {
             reason: format!("{} is a configuration of containerd 2, which has it on", file.display()),
         },

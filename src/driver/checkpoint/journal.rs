@@ -1,8 +1,8 @@
-//! The file of one claim, and the right to work on that claim.
+//! The file of one claim, which is also the lock of that claim.
 //!
 //! A line for each step, and each line is the whole record: the last one counts. A line is written by one call and ends
-//! with its newline, so what an interrupted write leaves is a tail without one, which nobody reads and the next line
-//! replaces. A last line that cannot be understood makes the file unreadable: the lines before it tell what was, and
+//! with its newline, so an interrupted write leaves a tail without one, which readers ignore and the next line
+//! replaces. A last line that cannot be understood makes the file unreadable: the lines before it are outdated, and
 //! acting on that could take a running pod its instance. The file is locked while it is open here, against other calls
 //! and other processes alike, and the kernel gives the lock back however its holder ends. Only a regular file is opened:
 //! anything else of that name, a symbolic link above all, is kept aside, and a file that says so takes its place.
@@ -21,10 +21,10 @@ use rustix::io::Errno;
 use super::file::{SET_ASIDE, aside_of, displace, never_followed, no_file, put, remove_if_there};
 use super::{MOST_BYTES, Record, Reservation, StoreError, Stored, UNFINISHED, failed, sync};
 
-/// A file of this length is written anew with its last line only. A claim needs five lines in its life.
+/// A file of this length is rewritten with its last line only. A claim needs five lines in its life.
 const LONG: u64 = MOST_BYTES / 4;
 
-/// The open file of a claim. Whoever has it is alone with the claim.
+/// The open file of a claim. Its holder has exclusive access to the claim.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
@@ -47,7 +47,7 @@ pub struct Begun(Option<(u64, Stored)>);
 pub enum Taken {
     /// There is none, and none was to be made.
     Nothing,
-    /// Somebody else works on the claim.
+    /// Another call or process works on the claim.
     Busy,
     /// Here it is.
     Journal(Journal),
@@ -70,7 +70,7 @@ impl Journal {
                 (Err(error), _) if error.kind() == io::ErrorKind::NotFound && !or_new => {
                     return Ok(Taken::Nothing);
                 }
-                // Somebody removed the directory.
+                // The directory was removed.
                 (Err(error), Some(directory))
                     if error.kind() == io::ErrorKind::NotFound && !directory.exists() =>
                 {
@@ -139,7 +139,7 @@ impl Journal {
     pub fn force(&mut self, begun: Begun) -> Result<(), StoreError> {
         let forced = self.file.sync_data().and_then(|()| sync(self.path.parent()));
         if let (Err(_), Begun(Some((length, stored)))) = (&forced, begun) {
-            // Not on the disk is not intended: whoever reads it later must not think that anything was made.
+            // Not on the disk is not intended: a later reader must not conclude that anything was created.
             let _ = self.file.set_len(length);
             (self.length, self.stored) = (length, stored);
         }
@@ -166,7 +166,7 @@ impl Journal {
         Ok(self.aside.as_deref())
     }
 
-    /// Time since the last line; nothing where that cannot be told.
+    /// Time since the last line; `None` if it is unknown.
     #[must_use]
     pub fn age(&self) -> Option<Duration> {
         self.file.metadata().and_then(|it| it.modified()).ok()?.elapsed().ok()
@@ -202,7 +202,7 @@ impl Journal {
 impl Drop for Journal {
     fn drop(&mut self) {
         if !self.is_gone && self.stored == Stored::Nothing {
-            // Nothing was intended. Should this fail, the next look at the directory finds an empty file.
+            // Nothing was intended. Should this fail, the next scan of the directory finds an empty file.
             let _ = remove_if_there(&self.path);
         }
     }

@@ -1,9 +1,9 @@
-//! What was promised, on disk: a small journal for each claim, begun before the hardware changes.
+//! Checkpoint on disk: a small journal for each claim, begun before the hardware changes.
 //!
 //! The intent is forced to the disk together with the file's name. Later lines are not: they note steps on the hardware,
 //! and those do not survive a power failure either, because MIG instances vanish with the boot that made them. A file
 //! that cannot be read is set aside, never lost. Several processes may share the directory: a claim is worked on by
-//! whoever has its [`Journal`], and new records are made one after the other.
+//! the holder of its [`Journal`], and new records are made one after the other.
 
 mod file;
 mod journal;
@@ -112,7 +112,7 @@ impl Checkpoint {
         Journal::take(&self.path(uid), uid, or_new)
     }
 
-    /// Takes the right to begin journals, if nobody else has it, in this process or another one: a record is made in view
+    /// Takes the right to begin journals, unless another call has it, in this process or another one: a record is made in view
     /// of all others, so that two claims never find the same part of a GPU free. Does not wait.
     pub fn try_reserve(&self) -> Result<Option<Reservation>, StoreError> {
         let (path, file) = self.lock_file("reserve.lock")?;
@@ -159,7 +159,7 @@ impl Checkpoint {
     /// All claims that have a file, with what it says, in the order of their UIDs. Reads only what is new.
     pub fn list(&self) -> Result<Vec<(ClaimUid, Arc<Stored>)>, StoreError> {
         let entries = fs::read_dir(&self.directory).map_err(failed("list", &self.directory))?;
-        // Not held while files are read: whoever has the reservation asks, too.
+        // Not held while files are read: the holder of the reservation needs it, too.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut found = BTreeMap::new();
         for entry in entries {
@@ -176,7 +176,7 @@ impl Checkpoint {
         Ok(listed)
     }
 
-    /// Time since the last step of a claim; nothing where that cannot be told.
+    /// Time since the last step of a claim; `None` if it is unknown.
     #[must_use]
     pub fn age(&self, uid: &ClaimUid) -> Option<Duration> {
         fs::symlink_metadata(self.path(uid)).and_then(|it| it.modified()).ok()?.elapsed().ok()
@@ -233,7 +233,7 @@ pub(crate) mod fixture {
     use super::*;
     use mig_model::claim::ClaimRef;
 
-    /// The journal of this claim, which nobody has.
+    /// The journal of this claim, which must not be held.
     pub(crate) fn taken(checkpoint: &Checkpoint, uid: &str) -> Journal {
         match checkpoint.take(&uid.parse().unwrap(), true).unwrap() {
             Taken::Journal(journal) => journal,

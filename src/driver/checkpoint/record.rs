@@ -1,25 +1,25 @@
-//! What is on disk about one claim: the state machine of its life, as data. Pure: only the format.
+//! The record of one claim on disk: the state machine of its life cycle, as data. Pure: only the format.
 //!
 //! | on disk | so there may be | is finished by | is undone by |
 //! |---|---|---|---|
 //! | no file, or no complete line | nothing | | |
-//! | `preparing`, a device `reserved` | nothing of that device; an instance in its place is somebody else's | [`crate::claim`]'s prepare | nothing to undo |
+//! | `preparing`, a device `reserved` | nothing of that device; an instance in its place is unmanaged | [`crate::claim`]'s prepare | nothing to undo |
 //! | `preparing`, a device `creating` | nothing, or its GPU instance without a compute instance; one that has any was created by another program | prepare, which finds by profile and placement what exists | its undo, which destroys what it finds so |
 //! | any stage, a device `presumed` | the record was lost: nothing, its GPU instance, or all | prepare, by profile and placement | undo and unprepare, by profile and placement |
 //! | `prepared`, a device `reserved` | another program destroyed its instance, which was noticed | prepare, which creates it again where the place is free | nothing to undo |
 //! | `preparing`, a device `gpuInstance` | that GPU instance, perhaps its compute instance | prepare, which finds it by its id; `creating` again if it is gone | undo, by id, profile and placement |
 //! | `preparing`, a device `complete` | both, perhaps the CDI file | prepare | undo |
-//! | `prepared` | all of it, and a pod that uses it | prepare mends what somebody else removed | only unprepare, or the end of the ResourceClaim |
-//! | `unpreparing` | all of it, or any part: CDI file and instances go before this file | unprepare | prepare, which makes anew what is gone |
+//! | `prepared` | all of it, and a pod that uses it | prepare recreates what another program removed | only unprepare, or the end of the ResourceClaim |
+//! | `unpreparing` | all of it, or any part: CDI file and instances go before this file | unprepare | prepare, which recreates what is gone |
 //! | any stage but `prepared`, a device `reserved` again | nothing of that device: it was destroyed, or something else is in its place | prepare, where the place is free | nothing to undo |
 //! | any of these with the boot id of another boot | the file only, perhaps the CDI file | prepare reserves the same devices again | the end of the ResourceClaim, or an unprepare that had begun |
 //!
 //! A GPU, a share of one and an adopted instance have no progress: nothing is made for them, so prepare only looks for them
 //! and undo and unprepare have nothing to destroy. A driver that does not know `adopted` or `share` can't read such a record,
-//! and so cannot take an instance of somebody else for one of its own.
+//! and so cannot mistake an unmanaged instance for a managed one.
 //!
 //! The first half of each step is on disk before its effect: a stage before the hardware changes, an id before the next
-//! object is made inside it. [`Record::rest`] says what a claim needs on which nobody works.
+//! object is made inside it. [`Record::rest`] says what a claim needs that is not in progress.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -61,17 +61,17 @@ pub enum Stage {
     Unpreparing,
 }
 
-/// What a claim needs on which nobody works, because a process has ended or has given up.
+/// What a claim needs whose prepare or unprepare is no longer in progress, because the process ended or gave up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rest {
     /// Nothing, as long as its ResourceClaim exists.
     Nothing,
-    /// To be taken down: undone if it was never prepared, finished if its unprepare has begun.
+    /// Unprepare it: undo it if it was never prepared, or finish the unprepare that has begun.
     TakeDown,
 }
 
 impl Record {
-    /// What the claim needs if nobody works on it. Of another boot nothing is left to undo, and the file keeps the promise
+    /// What the claim needs if no call works on it. Of another boot nothing is left to undo, and the file keeps the promise
     /// for the next prepare; after a power failure it may have lost that the claim was prepared.
     #[must_use]
     pub fn rest(&self, boot_id: &str) -> Rest {
@@ -82,7 +82,7 @@ impl Record {
         }
     }
 
-    /// The same claim, made but for what is not known of it: whatever sits where its devices go is its own.
+    /// The same claim, assumed to be prepared: any instance at the placement of one of its devices counts as its own.
     #[must_use]
     pub fn made(mut self, stage: Stage) -> Self {
         self.stage = stage;
@@ -158,7 +158,7 @@ pub enum RecordedKind {
         /// Which of its shares.
         index: u32,
     },
-    /// A MIG instance that somebody else made: it is handed out as it is, and never destroyed.
+    /// An unmanaged MIG instance: it is prepared as it is, and never destroyed.
     Adopted(Adopted),
     /// A MIG device.
     Mig {

@@ -1,4 +1,4 @@
-//! The record of a claim and its allocation as it is now: which of them a prepare goes by.
+//! Decides whether prepare uses the record of a claim or its current allocation.
 //!
 //! A claim can be given other devices while its record exists: its pod was deleted by force, the claim deallocated and
 //! allocated again. What was answered in this boot may still be in use, so it stays until the kubelet unprepares it. Where
@@ -134,7 +134,7 @@ impl Claims {
         let object = match read {
             Ok(object) => object,
             Err(error) => {
-                debug!(%error, "what is on record counts");
+                debug!(%error, "the recorded devices count");
                 return Ok(None);
             }
         };
@@ -158,7 +158,7 @@ impl Claims {
             let allocated = now.iter().map(|it| it.device.clone()).collect();
             return Err(Box::new(OtherDevices { claim: claim.clone(), prepared, allocated }).into());
         }
-        warn!("the claim is allocated other devices than were begun for it: taking those down first");
+        warn!("the claim's allocation changed: unpreparing the earlier devices first");
         let draft = Draft::shared(opened, Record::clone(known), None);
         let apart = self.take_apart(&draft, deadline, ongoing).await;
         apart.map_err(|error| PrepareError::Before(Box::new(error)))?;
@@ -167,9 +167,9 @@ impl Claims {
         match self.new_record(claim, now, &mut opened.journal, identity, deadline).await {
             Ok(record) => Ok(Agreed { opened, record, promise: None }),
             Err(error) => {
-                // Nothing is left of what the file tells of.
+                // Nothing is left of what the file describes.
                 if let Err(error) = blocking(|| opened.journal.forget()) {
-                    warn!(%error, "the state file of a claim that has nothing stays");
+                    warn!(%error, "cannot remove the state file of a claim without devices");
                 }
                 Err(error)
             }

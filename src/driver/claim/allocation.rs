@@ -1,4 +1,4 @@
-//! What the scheduler decided about a claim, as far as it concerns this driver. Pure.
+//! Reads the allocation of a claim, as far as it concerns this driver. Pure.
 
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceRequestAllocationResult, ResourceClaim};
 
@@ -26,7 +26,7 @@ pub enum AllocationError {
     NotAllocated(ClaimRef),
     /// Admin access.
     #[error(
-        "request `{request}` of ResourceClaim {claim} asks for adminAccess, which this driver does not serve: a MIG \
+        "request `{request}` of ResourceClaim {claim} asks for adminAccess, which this driver does not support: a MIG \
          device exists only while an ordinary claim holds it"
     )]
     AdminAccess {

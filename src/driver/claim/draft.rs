@@ -1,4 +1,4 @@
-//! A claim that is worked on: the right to do so, its journal, and what it says.
+//! A claim in progress: its lock, its journal, and its record.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ pub(super) struct Draft {
     promise: Option<Record>,
 }
 
-/// A claim that nobody else works on: within this process it is our turn, and among processes we have the journal.
+/// Exclusive access to a claim: the queue ticket within this process, and the journal among processes.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) journal: Journal,
@@ -39,7 +39,7 @@ impl Turns {
     pub(super) async fn wait(&self, uid: &ClaimUid) -> Turn {
         let queue = {
             let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            // Queues in which nobody is are dropped here, so that the map does not grow.
+            // Empty queues are dropped here, so that the map does not grow.
             queues.retain(|_, it| 1 < Arc::strong_count(it));
             Arc::clone(queues.entry(uid.clone()).or_default())
         };

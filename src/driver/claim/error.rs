@@ -1,4 +1,4 @@
-//! Why a claim was not prepared or unprepared. The texts become events on the pod.
+//! Errors of prepare and unprepare. The texts become events of the pod.
 
 use mig_model::claim::ClaimRef;
 
@@ -35,10 +35,10 @@ pub enum PrepareError {
     /// It has other devices than it is allocated.
     #[error(transparent)]
     OtherDevices(#[from] Box<OtherDevices>),
-    /// What was begun for an earlier allocation of the claim cannot be taken down.
-    #[error("the devices that were begun for an earlier allocation cannot be taken down yet: {0}")]
+    /// The devices of an earlier allocation of the claim cannot be unprepared.
+    #[error("the devices of an earlier allocation cannot be unprepared yet: {0}")]
     Before(Box<UnprepareError>),
-    /// Somebody else works on it.
+    /// Another call or process works on it.
     #[error(transparent)]
     Busy(#[from] Busy),
     /// The record could not be written or read.
@@ -89,7 +89,7 @@ pub enum PrepareError {
 }
 
 impl PrepareError {
-    /// True where the hardware or the host is not as it was when it was last looked at.
+    /// True if the hardware or the host changed since the last scan.
     #[must_use]
     pub fn asks_for_a_look(&self) -> bool {
         match self {
@@ -123,7 +123,7 @@ pub enum UnprepareError {
         /// What is wrong.
         reason: String,
     },
-    /// Somebody else works on it.
+    /// Another call or process works on it.
     #[error(transparent)]
     Busy(#[from] Busy),
     /// The record could not be read or removed.
@@ -132,7 +132,7 @@ pub enum UnprepareError {
     /// The claim of an unreadable record could not be read either.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// What an unreadable record meant cannot be told.
+    /// The contents of an unreadable record are unknown.
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// The work takes longer than the call, and goes on.

@@ -1,13 +1,13 @@
-//! One ResourceClaim from the kubelet's call to the answer.
+//! Prepares and unprepares ResourceClaims, from the kubelet's call to the answer.
 //!
 //! `allocation` reads what the scheduler decided, `plan` turns it into a record, `prepare` and `unprepare` carry it out:
-//! record, hardware, CDI file, answer, in this order. `recovery` looks after claims that nobody asks for any more. The
-//! stages of a claim are those of [`Record`]. Refuses what it does not understand: unknown
+//! record, hardware, CDI file, answer, in this order. `recovery` handles claims that are no longer requested. The
+//! stages of a claim are those of [`Record`]. Rejects what it does not support: unknown
 //! devices, configuration, admin access.
 //!
-//! Whoever has a claim's [`Journal`] works on it, alone. A repeated call waits for the running one and then finds its
-//! result; prepare and unprepare of one claim come one after the other, in the order in which they were asked for, and
-//! a call that the kubelet has given up while it waited is not begun. No claim waits for another one but for a part of
+//! The holder of a claim's [`Journal`] has exclusive access to the claim. A repeated call waits for the running one and returns its
+//! result; prepare and unprepare of one claim run one after the other, in the order of the calls, and
+//! a call that the kubelet cancelled while it waited does not start. No claim waits for another one, except for a part of
 //! a GPU that the other still holds.
 
 mod agreement;
@@ -49,7 +49,7 @@ use crate::telemetry::metrics::Step;
 use draft::{Opened, Turns};
 use work::blocking;
 
-/// A device as the kubelet is told of it.
+/// A device as it is reported to the kubelet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PreparedDevice {
     /// Requests it satisfies, without sub-request names.
@@ -147,14 +147,14 @@ impl Claims {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner).contains(uid)
     }
 
-    /// Has the hardware looked at again at once where a call found that the NVIDIA driver was unloaded or replaced.
+    /// Requests a rescan of the hardware if a call found that the NVIDIA driver was unloaded or replaced.
     fn look_again_if_stale(&self) {
         if self.hardware().is_ok_and(|it| it.is_stale()) {
             self.context.surprised.notify_one();
         }
     }
 
-    /// Waits until it is this call's turn and nobody else has the claim's journal, until the deadline; `None` where nothing
+    /// Waits until it is this call's turn and no other process has the claim's journal, until the deadline; `None` where nothing
     /// is on disk about the claim and `or_new` is false.
     async fn open<E: From<StoreError> + From<Busy>>(
         &self,
@@ -177,7 +177,7 @@ impl Claims {
         Ok(taken.map(|journal| Opened { journal, _turn: Some(turn) }))
     }
 
-    /// Begins a claim's journal with a record that is made in view of all others, while nobody else makes one.
+    /// Begins a claim's journal with a record that is made in view of all others, while no other record is created.
     ///
     /// The reservation holds up the new records of every other claim, so what may wait for a disk is done before it and after
     /// it. Within it remain: the names in the directory and those of its files that have changed since they were read a
@@ -226,7 +226,7 @@ impl Claims {
         named.collect()
     }
 
-    /// What claims hold whose state files cannot be read, as far as their CDI files tell.
+    /// What claims hold whose state files cannot be read, as far as their CDI files show it.
     fn shadows(&self, named: Named) -> Vec<Arc<Record>> {
         let mut shadows = Vec::new();
         for (uid, names) in named {

@@ -1,4 +1,4 @@
-//! From an allocation to a record of what has to exist. Pure.
+//! Turns an allocation into a record of what has to exist. Pure.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage, V
 /// An allocation that this node cannot carry out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// No GPU of this node can be cut into the device.
+    /// No GPU of this node can provide the device.
     #[error(
-        "no GPU of this node can be cut into device `{device}` of ResourceClaim {claim}; delete the pod and its claim to \
+        "no GPU of this node can provide device `{device}` of ResourceClaim {claim}; delete the pod and its claim to \
          have another one allocated"
     )]
     UnknownDevice {
@@ -25,7 +25,7 @@ pub enum PlanError {
     },
     /// Not every GPU of this node can be read now, and the device may be one of those that cannot.
     #[error(
-        "device `{device}` of ResourceClaim {claim} is not known while not every GPU of the node can be used ({unread}); the \
+        "device `{device}` of ResourceClaim {claim} is unknown while a GPU of the node cannot be used ({unread}); the \
          kubelet asks again; `nvidia-smi` and `dra-driver-mig inspect` on the node show more"
     )]
     Unread {
@@ -38,7 +38,7 @@ pub enum PlanError {
     },
     /// The device stood for an instance that is gone.
     #[error(
-        "device `{device}` of ResourceClaim {claim} stands for a MIG instance that the driver did not make, and there is no \
+        "device `{device}` of ResourceClaim {claim} stands for an unmanaged MIG instance, and there is no \
          such instance any more; delete the pod and its claim to have another device allocated"
     )]
     UnknownInstance {
@@ -71,7 +71,7 @@ pub enum PlanError {
 /// A claim that was allocated devices which cannot exist together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "ResourceClaim {claim} was allocated `{}` of GPU {gpu}, which need more than the GPU has of {lacking}; nothing was created; \
+    "ResourceClaim {claim} was allocated `{}` of GPU {gpu}, which need more {lacking} than the GPU has; nothing was created; \
      delete the pod and its claim to have other devices allocated", devices.join("`, `")
 )]
 pub struct ImpossibleClaim {
@@ -107,7 +107,7 @@ pub struct Conflict {
 pub struct Ground<'a> {
     /// This node's pool.
     pub pool: &'a str,
-    /// What its GPUs can be cut into.
+    /// The devices that its GPUs can provide.
     pub inventory: &'a Inventory,
     /// Which GPUs cannot be used now, and why; empty where the inventory has everything.
     pub unread: &'a str,
@@ -167,7 +167,7 @@ pub fn plan(
 }
 
 /// Devices of one claim that exclude each other: kube-scheduler counts what they take, but an allocation can be written by
-/// anybody who may, and counters are ignored where the feature gate is off.
+/// any authorized client, and counters are ignored if the feature gate is off.
 fn impossible(
     claim: &ClaimRef,
     devices: &[RecordedDevice],
@@ -244,7 +244,7 @@ fn conflict(
 ) -> Option<Conflict> {
     let others = others.iter().filter(|it| it.claim.uid != claim.uid && it.boot_id == boot_id);
     let held = others.flat_map(|record| record.devices.iter().map(move |it| (record, it)));
-    // Of a claim that is being taken down nothing is left of such a device.
+    // Nothing is left of the device if its claim is being unprepared.
     let is_gone = |record: &Record, it: &RecordedDevice| {
         record.stage == Stage::Unpreparing
             && matches!(it.kind, RecordedKind::Mig { progress: Progress::Reserved, .. })

@@ -142,7 +142,7 @@ impl Claims {
         deadline: Instant,
     ) -> Result<Record, PrepareError> {
         const PAUSE: Duration = Duration::from_millis(500);
-        /// A pod that ends has its claim unprepared within a moment, and nobody needs to know of that.
+        /// The claim of a terminating pod is unprepared within a moment; a shorter wait is not reported.
         const WORTH_TELLING: Duration = Duration::from_secs(2);
         let begun = Instant::now();
         let mut is_told = false;
@@ -310,7 +310,7 @@ impl Claims {
         let undone = self.take_down(draft, deadline, ongoing).await;
         self.context.metrics.recovered(Recovery::Undo, undone.is_ok());
         if let Err(error) = undone {
-            warn!(%error, "cannot take back what a failed prepare made; it stays recorded");
+            warn!(%error, "cannot undo a failed prepare; its devices stay recorded");
         }
     }
 }
@@ -332,7 +332,7 @@ async fn whole_gpu(draft: &SharedDraft, gpu: &LiveGpu) -> Result<NodeNumbers, Wo
     .await
 }
 
-/// An instance that somebody else made is looked for, and nothing else.
+/// An unmanaged instance is only looked up.
 async fn existing(gpu: &LiveGpu, adopted: &Adopted, proc_root: &Path) -> Result<NodeNumbers, WorkError> {
     let (adopted, proc_root) = (adopted.clone(), proc_root.to_owned());
     to_its_end(gpu, move |handle| Ok(numbers(&mig::find_existing(handle, &adopted)?, &proc_root))).await

@@ -1,4 +1,4 @@
-//! Which of the reasons of `/metrics` an error is. Pure.
+//! Maps errors to the reasons in `/metrics`. Pure.
 
 use super::{PlanError, PrepareError, UnprepareError};
 use crate::api::ReadError;

@@ -1,9 +1,9 @@
-//! Looking after claims that nobody asks for: state files, instances and CDI files are brought together again.
+//! Recovery of claims that are no longer requested: reconciles state files, instances and CDI files.
 //!
-//! Runs at the start and from time to time. Claims that a process left half prepared are undone and half unprepared ones
-//! finished; a claim whose ResourceClaim is gone is taken down; a CDI file without a claim is removed, a missing one
-//! written again. Never touches what somebody works on (it takes the journal as calls do) nor an instance without a
-//! record: that is somebody else's, and what it occupies is withheld from the offers.
+//! Runs at the start and periodically. Undoes claims that a process left half prepared, and finishes half unprepared
+//! ones; unprepares a claim whose ResourceClaim is gone; removes a CDI file without a claim, and writes a missing one
+//! again. Never touches a claim in progress (it takes the journal as calls do) or an instance without a
+//! record: that one is unmanaged, and its placement is not published.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
@@ -37,7 +37,7 @@ const AT_ONCE: usize = 16;
 /// The API server is asked whether the claims still exist at the start and after this number of pauses.
 const PAUSES_PER_CHECK: u32 = 10;
 /// A claim that was worked on more lately is left to the kubelet, which asks again after 60 to 90 s: behind a slow GPU the
-/// work of a call that was given up may just have come to its end.
+/// work of a cancelled call may have just ended.
 const KUBELETS_TURN: Duration = Duration::from_secs(180);
 
 impl Claims {
@@ -52,9 +52,9 @@ impl Claims {
             }
             // A sweep that fails is no reason to end: the calls of the kubelet report the same.
             if let Err(error) = self.sweep(youngest).await {
-                warn!(%error, "cannot look after the claims");
+                warn!(%error, "cannot recover the claims");
             }
-            // Only at the start it is certain that nobody has begun anything lately.
+            // Only at the start it is certain that no call is in progress.
             youngest = KUBELETS_TURN;
         }
     }
@@ -84,7 +84,7 @@ impl Claims {
             match checked {
                 Ok(found) => (suspects, to_wait) = (found, PAUSES_PER_CHECK - 1),
                 // Asked again at the next tick.
-                Err(error) => warn!(%error, "cannot tell which claims still exist"),
+                Err(error) => warn!(%error, "cannot determine which claims still exist"),
             }
         }
     }
@@ -120,7 +120,7 @@ impl Claims {
                 Rest::TakeDown if journal.age().is_some_and(|age| age < youngest) => Ok(()),
                 Rest::TakeDown => {
                     let ClaimRef { namespace, name, .. } = &record.claim;
-                    info!(namespace, name, stage = ?record.stage, "nobody works on the claim any more: taking it down");
+                    info!(namespace, name, stage = ?record.stage, "no call works on the claim any more: unpreparing it");
                     let draft = Draft::shared(Opened { journal, _turn: None }, Record::clone(&record), None);
                     let ongoing = Ongoing::default();
                     let (this, seen) = (Arc::clone(self), ongoing.clone());
@@ -130,7 +130,7 @@ impl Claims {
                     let done = in_time(&record.claim, done);
                     self.context.metrics.recovered(Recovery::TakeDown, done.is_ok());
                     done?;
-                    info!("claim taken down");
+                    info!("claim unprepared without a call");
                     self.tell_recovered(&record, is_own);
                     Ok(())
                 }
@@ -139,10 +139,10 @@ impl Claims {
         }
     }
 
-    /// Takes down prepared claims whose ResourceClaim does not exist any more, or is another one of that name: nobody
+    /// Unprepares claims whose ResourceClaim does not exist any more, or is another one of that name: no call
     /// will ask for them. So it is with one that is not allocated any more, or was given other devices and not answered in
     /// this boot, if that is seen twice; those that are seen the first time are the answer. A claim whose state cannot be
-    /// told stays. One that cannot be taken down does not hold up the others.
+    /// read stays. One that cannot be unprepared does not delay the others.
     async fn take_down_orphans(
         self: &Arc<Self>,
         suspects: &BTreeSet<ClaimUid>,
@@ -176,7 +176,7 @@ impl Claims {
                 }
                 Err(error) => {
                     failures += 1;
-                    debug!(%error, "cannot tell whether the claim exists");
+                    debug!(%error, "cannot determine whether the claim exists");
                     continue;
                 }
             }
@@ -224,7 +224,7 @@ impl Claims {
         Ok(())
     }
 
-    /// True where any device of the record is still the claim's, or cannot be told. A claim has all its devices or none.
+    /// True where any device of the record is still the claim's, or its state is unknown. A claim has all its devices or none.
     fn is_still_for(&self, record: &Record, object: &ResourceClaim) -> bool {
         let allocated = match allocated_devices(&record.claim, object, &self.context.driver) {
             // What was answered in this boot may be in use, whatever is allocated now; the kubelet unprepares it.
@@ -278,7 +278,7 @@ impl Claims {
         Ok(())
     }
 
-    /// Writes the CDI file of a prepared claim again if it is gone, as after somebody cleared the directory. Makes no
+    /// Writes the CDI file of a prepared claim again if it is gone, for example after the directory was cleared. Makes no
     /// instance: the kubelet's next Prepare does.
     async fn mend_cdi(
         self: &Arc<Self>,
@@ -348,7 +348,7 @@ impl Claims {
                     matches!(free, Some(Ok(true)))
                 }
                 DeviceKind::Adopted(adopted) => is_gone(gpu, adopted, deadline).await,
-                // Nothing tells whether a whole GPU is in use.
+                // NVML does not report whether a whole GPU is in use.
                 DeviceKind::Gpu | DeviceKind::Share { .. } => false,
             };
             if !is_free {
@@ -377,7 +377,7 @@ impl Claims {
         record.stage == Stage::Prepared
     }
 
-    /// Tells, as an event of the claim, what was taken down without a call for it. `is_own` is what this process has begun.
+    /// Reports, as an event of the claim, what was unprepared without a call for it. `is_own` is what this process has begun.
     fn tell_recovered(&self, record: &Record, is_own: bool) {
         let (reason, note) = match (record.stage, is_own) {
             (Stage::Unpreparing, true) => (
@@ -402,7 +402,7 @@ impl Claims {
         self.context.events.tell_claim(reason, &record.claim, note.to_owned());
     }
 
-    /// Tells once, in the log and as an event of the node, that a claim's state file cannot be read.
+    /// Reports once, in the log and as an event of the node, that a claim's state file cannot be read.
     pub(super) fn report_unreadable(&self, uid: &ClaimUid, reason: &str) {
         let is_new = self.reported.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone());
         if is_new {
@@ -419,7 +419,7 @@ impl Claims {
     }
 }
 
-/// True where an instance that somebody else made is certainly not what it was.
+/// True if an unmanaged instance is certainly not the recorded one any more.
 async fn is_gone(gpu: &LiveGpu, adopted: Adopted, deadline: Instant) -> bool {
     let found = look(gpu, deadline, move |it| mig::find_existing(it, &adopted)).await;
     matches!(found, Some(Err(WorkError::Mig(MigError::NotAsGiven { .. }))))

@@ -27,7 +27,7 @@ impl Claims {
     /// end, also beyond the answer.
     pub async fn unprepare(self: &Arc<Self>, claim: &ClaimRef) -> Result<(), UnprepareError> {
         let deadline = Instant::now() + self.budget;
-        // Without a record a CDI file still tells what was made.
+        // Without a record, the CDI file still shows what was created.
         let is_named = blocking(|| self.cdi.exists(claim.uid.as_str()))?;
         let Some(opened) = self.open::<UnprepareError>(claim, is_named, deadline).await? else {
             return Ok(());
@@ -81,9 +81,9 @@ impl Claims {
     ) -> Result<(), UnprepareError> {
         self.note_begun(&record.claim.uid);
         let draft = Draft::shared(opened, record, None);
-        // A full disk must not keep a GPU cut: what is destroyed without a note is missed, and not missed for long.
+        // A full disk must not block unprepare: an instance that is destroyed without a record is noticed as missing later.
         if let Err(error) = blocking(|| held(&draft).enter(Stage::Unpreparing)) {
-            warn!(%error, "cannot note that the claim is being taken down; taking it down all the same");
+            warn!(%error, "cannot record that the claim is being unprepared; unpreparing it anyway");
         }
         self.take_down(&draft, deadline, ongoing).await
     }
@@ -141,7 +141,7 @@ impl Claims {
             let is_others = is_held_by_another(&record.claim, device, &others, &self.context.boot_id);
             async move {
                 if is_others {
-                    warn!(device = device.name, "the device belongs to another claim now and is left alone");
+                    warn!(device = device.name, "the device belongs to another claim now: skipping it");
                     return (index, Ok(()));
                 }
                 let numbered = (index, device, spec);
@@ -205,14 +205,14 @@ impl Claims {
     fn note_gone(&self, draft: &SharedDraft, gone: &[usize]) {
         for index in gone {
             if let Err(error) = blocking(|| held(draft).note(*index, Progress::Reserved)) {
-                warn!(%error, "cannot note that an instance of the claim is gone; its place stays reserved");
+                warn!(%error, "cannot record that an instance of the claim is gone; its placement stays reserved");
             }
         }
         self.changed.send_replace(());
     }
 
     /// What a claim without a readable record must have had: what its CDI file names or, without one, its allocation.
-    /// Nothing where neither tells anything: then its instances, if any, count as somebody else's. Of several devices
+    /// Nothing if neither names any: then its instances, if any, count as unmanaged. Of several devices
     /// only those are left out that are another claim's by now, or no device of this node.
     async fn salvaged(
         &self,
@@ -230,19 +230,19 @@ impl Claims {
             _ => named,
         };
         if allocated.is_empty() {
-            warn!("nothing is known of the claim; `dra-driver-mig inspect` shows instances that are left");
+            warn!("the claim is unknown; `dra-driver-mig inspect` shows instances that are left");
             return Ok(None);
         }
         let no_hardware = |reason| UnprepareError::NoHardware { claim: claim.clone(), reason };
         self.context.node.borrow().hardware.clone().map_err(no_hardware)?;
-        warn!(devices = allocated.len(), "no state file to go by: taking down what the claim must have had");
+        warn!(devices = allocated.len(), "no state file: unpreparing what its CDI file or allocation names");
         let reserved = self.reserve(claim, journal, deadline, |others| {
             let mut record = self.planned(claim, &[], others)?;
             for device in allocated {
                 match self.planned(claim, &[device], others) {
                     Ok(one) => record.devices.extend(one.devices),
                     Err(error @ PlanError::Unread { .. }) => return Err(error.into()),
-                    Err(error) => warn!(%error, "a device of the claim is not its own any more"),
+                    Err(error) => warn!(%error, "a device of the claim no longer belongs to it"),
                 }
             }
             Ok(record.made(Stage::Unpreparing))
@@ -316,7 +316,7 @@ async fn destroy_device(
             metrics.timed(Step::Destroy, || mig::destroy(handle, &spec, &progress))?;
             // Ids are used again: what appears there while the rest of the claim is left is not ours.
             if let Err(error) = held(&draft).note(index, Progress::Reserved) {
-                warn!(%error, "cannot note that an instance of the claim is destroyed");
+                warn!(%error, "cannot record that an instance of the claim is destroyed");
             }
             Ok(())
         })

@@ -42,7 +42,7 @@ pub struct HungGpu {
     pub seconds: u64,
 }
 
-/// Looks at the GPU on its thread; nothing where there is no result until the deadline. For work without effect.
+/// Reads the GPU on its thread; `None` without a result before the deadline. For work without side effects.
 pub(super) async fn look<T: Send + 'static>(
     gpu: &LiveGpu,
     deadline: Instant,
@@ -251,7 +251,7 @@ pub(super) enum NoResult {
     Interrupted,
 }
 
-/// Runs the work of a call in a task of its own, and waits for it until the deadline. What takes back or only waits for a
+/// Runs the work of a call in its own task, and waits for it until the deadline. What takes back or only waits for a
 /// disk then has a moment more. The work goes on in any case until it has ended, and keeps the claim until then. `report` is for
 /// a call that is answered before, see [`Ongoing::answer`].
 pub(super) async fn within<T: Send + 'static>(
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(ongoing.end(), None);
         let (release, released) = tokio::sync::oneshot::channel();
         let claim = claim();
-        let report = |_: &Unfinished| panic!("nobody could report the end any more");
+        let report = |_: &Unfinished| panic!("the end could no longer be reported");
         let work = async { released.await.is_ok() };
         let call = within(&claim, Instant::now(), &ongoing, work, report);
         let later = async {

@@ -26,14 +26,14 @@ pub struct HardwareArgs {
     /// The sys file system.
     #[arg(long, env, value_name = "DIR", default_value = "/sys")]
     pub sys_root: PathBuf,
-    /// How long one GPU may take to be discovered before the others are served without it, and half of what opening NVML may take.
+    /// Time limit for discovering one GPU before the others are served without it, and half of the time limit for opening NVML.
     /// Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "10", value_parser = seconds, hide = true)]
     pub nvml_step_time: Duration,
 }
 
 impl HardwareArgs {
-    /// The path of libnvidia-ml.so.1. Looks for it in the directories in which the libraries for containers are looked for.
+    /// The path of libnvidia-ml.so.1. Searches the same directories as for the libraries for containers.
     pub fn nvml_library(&self) -> Result<PathBuf, OpenError> {
         match &self.driver_library {
             Some(path) => Ok(path.clone()),
@@ -49,26 +49,26 @@ pub struct HostArgs {
     /// The directory in which the kubelet looks for plugins.
     #[arg(long, env, value_name = "DIR", default_value = "/var/lib/kubelet/plugins_registry")]
     pub registry_dir: PathBuf,
-    /// Path of --driver-root on the host, where it is another one than in this container.
+    /// Path of --driver-root on the host, if it differs from the path in this container.
     #[arg(long, env, value_name = "DIR")]
     pub host_driver_root: Option<String>,
     /// Root below which this process finds `dev` with the GPU device nodes.
     #[arg(long, env, value_name = "DIR", default_value = "/")]
     pub dev_root: PathBuf,
-    /// Path of --dev-root on the host, where it is another one than in this container.
+    /// Path of --dev-root on the host, if it differs from the path in this container.
     #[arg(long, env, value_name = "DIR")]
     pub host_dev_root: Option<String>,
-    /// Where CDI specs go; container runtimes must read this directory.
+    /// Directory for CDI specs; container runtimes must read it.
     #[arg(long, env, value_name = "DIR", default_value = "/var/run/cdi")]
     pub cdi_root: PathBuf,
     /// Path of nvidia-cdi-hook on the host.
     #[arg(long, env, value_name = "FILE", default_value = crate::cdi::DEFAULT_HOOK)]
     pub cdi_hook: String,
     /// Hooks of nvidia-cdi-hook that CDI specs leave out, separated by commas: create-symlinks, enable-cuda-compat,
-    /// update-ldcache, disable-device-node-modification. Those that the program does not have are left out anyway.
+    /// update-ldcache, disable-device-node-modification. Hooks that the program lacks are always left out.
     #[arg(long, env, value_name = "LIST", default_value = "", hide_default_value = true)]
     pub disable_hooks: DisabledHooks,
-    /// Root below which this process finds --cdi-hook, where the host's files are mounted elsewhere.
+    /// Root below which this process finds --cdi-hook, if the host's files are mounted elsewhere.
     #[arg(long, env, value_name = "DIR", default_value = "/")]
     pub host_root: PathBuf,
     /// A CDI spec (JSON or YAML, as `nvidia-ctk cdi generate` writes it) whose common edits every container gets,

@@ -1,4 +1,4 @@
-//! Numbers of GPUs and placements.
+//! Metrics of GPUs and placements.
 
 use std::fmt;
 

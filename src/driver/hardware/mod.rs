@@ -1,4 +1,4 @@
-//! The GPUs of this node while the driver runs: what they are, their threads, and what changed on them.
+//! The GPUs of this node while the driver runs: their facts, their threads, and their changes.
 
 mod args;
 mod metrics;
@@ -101,7 +101,7 @@ pub enum HardwareError {
          kernel log of the node show more; a restart of the driver's pod does not help"
     )]
     Silent,
-    /// The kernel did not tell the boot id, or there is no thread to be had.
+    /// The kernel did not report the boot id, or no thread could be started.
     #[error(transparent)]
     Host(#[from] io::Error),
 }
@@ -149,7 +149,7 @@ impl Hardware {
         let patience = args.nvml_step_time * STEPS;
         let (send, opened) = oneshot::channel();
         thread::Builder::new().name("open".to_owned()).spawn(move || {
-            // Nobody may wait any more.
+            // The receiver may be gone.
             let _ = send.send(Opener::new(args, Metrics::default(), NEVER).open());
         })?;
         match timeout(patience, opened).await {
@@ -182,12 +182,12 @@ impl Hardware {
             let known = before.and_then(|it| it.gpus.iter().find(|it| it.uuid == gpu.uuid));
             let was_unknown = |error: &CallError| known.is_some_and(|it| it.unknown.contains(error));
             for error in gpu.unknown.iter().filter(|it| !was_unknown(it)) {
-                warn!(uuid = gpu.uuid, %error, "fact of the GPU unknown: it is offered as far as that allows");
+                warn!(uuid = gpu.uuid, %error, "a fact of the GPU is unknown: it is published as far as possible");
             }
         }
     }
 
-    /// Listens to the events of these GPUs, on one thread for as long as NVML is open. What is heard goes to `heard`.
+    /// Monitors the events of these GPUs, on one thread for as long as NVML is open. Sends the events to `heard`.
     pub fn listen(&self, heard: &mpsc::Sender<Heard>) -> io::Result<()> {
         let session = &self.session;
         session.events.listen_to(self.gpus.iter().map(|(uuid, gpu)| (uuid.clone(), gpu.facts.index)));
@@ -274,7 +274,7 @@ impl Hardware {
         !self.gpus.contains_key(uuid) && !self.facts.skipped.iter().any(may_be)
     }
 
-    /// True once NVML has said that the driver was unloaded or replaced: then everything has to be opened anew.
+    /// True once NVML has said that the driver was unloaded or replaced: then everything has to be reopened.
     #[must_use]
     pub fn is_stale(&self) -> bool {
         self.session.is_stale.load(Ordering::Relaxed)
@@ -293,7 +293,7 @@ impl Hardware {
         self.session.discovery.busy().into_iter().chain(working).collect()
     }
 
-    /// Reads what may have changed: MIG mode, and every live instance, whoever made it.
+    /// Reads what may have changed: MIG mode, and every live instance, managed or not.
     pub async fn scan(&self) -> Result<Vec<Gpu>, QueueClosed> {
         Ok(self.scan_beside(|| ()).await?.into_iter().map(|(gpu, _)| gpu).collect())
     }
@@ -309,8 +309,8 @@ impl Hardware {
         futures::future::try_join_all(scans).await
     }
 
-    /// True where a record of this boot means this instance, which was made for it. One that somebody else made stays
-    /// somebody else's, also while a claim has it.
+    /// True where a record of this boot means this instance, which was created for it. An unmanaged instance stays
+    /// unmanaged, also while a claim has it.
     #[must_use]
     pub fn is_recorded(&self, parent: &str, instance: &GpuInstance, record: &Record) -> bool {
         let is_it = |device: &RecordedDevice| match &device.kind {
@@ -437,8 +437,8 @@ impl LiveGpu {
         Ok((Gpu { facts: Arc::clone(&self.facts), attachment: self.attachment.clone(), state }, notes))
     }
 
-    /// MIG mode and instances, or why they cannot be told now. A GPU that does not answer is asked once, and not waited
-    /// for long: it must not keep the others from being looked at.
+    /// MIG mode and instances, or why they cannot be read now. A GPU that does not answer is asked once, and not waited
+    /// for long: it must not delay the scans of the others.
     async fn read<T: Send + 'static>(
         &self,
         note: impl Fn() -> T + Send + 'static,
@@ -453,7 +453,7 @@ impl LiveGpu {
         let recovery = Arc::clone(&self.recovery);
         let read = self.queue.run(move |device| {
             let _asked = asked;
-            // An answer that is not to be had is none: what the scan is about does not depend on it.
+            // A failed read counts as no answer: what the scan is about does not depend on it.
             *recovery.lock().unwrap_or_else(PoisonError::into_inner) = device.recovery_action().ok();
             let Some(mig) = &facts.mig else {
                 return nvml::answers(device).map(|()| (None, Vec::new(), Vec::new()));

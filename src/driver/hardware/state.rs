@@ -1,4 +1,4 @@
-//! What is known of the node at one moment, for every part of the driver.
+//! State of the node at one moment, for every part of the driver.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,9 +23,9 @@ pub struct NodeState {
     pub held: BTreeSet<String>,
     /// GPUs that are not offered, and why.
     pub problems: Vec<Problem>,
-    /// Instances that somebody else made and that are not offered either, and why.
+    /// Unmanaged instances that are not published, and why.
     pub left_alone: Vec<String>,
-    /// GPUs that this process does not see, and whether it may cut the others.
+    /// GPUs that this process does not see, and whether it may create instances on the others.
     pub access: AccessReport,
     /// What GPUs and instances suffer from.
     pub health: Arc<Report>,
@@ -38,7 +38,7 @@ pub struct NodeState {
 /// What an inventory is made from, besides what NVML says once and for all.
 #[derive(Debug, Default)]
 pub struct Basis {
-    /// The GPUs, with a problem for those of which nobody else should be given a part.
+    /// The GPUs, with a problem for those of which no further claim should get a part.
     pub gpus: Vec<Gpu>,
     /// On which terms they are offered.
     pub terms: Terms,

@@ -1,4 +1,4 @@
-//! Listens: what the thread of the GPUs' events hears goes to the state, and what changes is told.
+//! Passes the events of GPUs to the health state, and reports what changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::context::NodeContext;
 use crate::nvml::{EventKind, GpuEvent, Heard, Hearing, RESET_ADVICE, is_unsupported};
 use crate::telemetry::metrics::{EventGap, GpuEventKind};
 
-/// How often the clock is looked at: a gap is told of that much later.
+/// How often the clock is read: a gap is reported with this delay.
 const PERIOD: Duration = Duration::from_secs(5);
-/// The same event of the same instance is told once in this time; all of them count.
+/// The same event of the same instance is reported once in this time; all of them count.
 const TOLD: Duration = Duration::from_secs(60);
-/// Most events that are remembered as told.
+/// Most reported events that are remembered.
 const MOST_TOLD: usize = 64;
 
 /// The part of the driver that follows the health of GPUs.
@@ -28,7 +28,7 @@ const MOST_TOLD: usize = 64;
 pub struct Follower {
     /// The node.
     pub context: NodeContext,
-    /// What the thread hears.
+    /// Events from the monitoring thread.
     pub heard: mpsc::Receiver<Heard>,
     /// The state.
     pub keeper: Keeper,
@@ -42,7 +42,7 @@ impl Follower {
         let mut reports = self.keeper.reports();
         let mut seen = Arc::new(Report::default());
         let mut told = ToldOf::new();
-        // GPUs that could not be listened to when the thread last told.
+        // GPUs that could not be monitored at the thread's last report.
         let mut failed = BTreeSet::new();
         let mut clock = interval(PERIOD);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -86,7 +86,7 @@ impl Follower {
 
     fn happened(&self, event: &GpuEvent, told: &mut ToldOf) {
         let records = self.context.checkpoint.records().unwrap_or_else(|error| {
-            warn!(%error, "cannot tell whose instance an event is about");
+            warn!(%error, "cannot determine the claim of an event");
             Vec::new()
         });
         let (kind, xid) = match event.kind {
@@ -129,9 +129,9 @@ impl Follower {
         }
     }
 
-    /// Tells the claim, and the pods that it is known to be reserved for.
+    /// Reports an event of the claim, and of the pods that it is known to be reserved for.
     fn tell_claim(&self, holder: &Holder, event: &GpuEvent, verdict: Verdict) {
-        /// A claim may have many pods, and one of them will be looked at.
+        /// A claim may have many pods, and one event is enough.
         const MOST_PODS: usize = 4;
         if event.kind == EventKind::SingleBitEcc {
             return;
@@ -226,7 +226,7 @@ impl Follower {
     }
 }
 
-/// Notes an event, and answers whether it was told a moment ago. Where there are too many to remember, the rest counts as told.
+/// Notes an event, and returns whether it was reported a moment ago. Beyond the limit, events count as reported.
 fn is_told(told: &mut ToldOf, event: &GpuEvent, now: Instant) -> bool {
     told.retain(|_, at| now.saturating_duration_since(*at) < TOLD);
     let key = (event.gpu.clone(), event.gpu_instance, event.kind);

@@ -1,6 +1,6 @@
-//! The one state of the process, and its memory on disk.
+//! The health state of the process, and its file on disk.
 //!
-//! The file says what is sick, and exists only while something is. An operator who knows better removes it.
+//! The file lists what is unhealthy, and exists only while something is. An operator removes it to clear the state.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -50,9 +50,9 @@ struct Content {
 /// What a file remembers of a boot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Remembered {
-    /// Sick GPUs, by UUID.
+    /// Unhealthy GPUs, by UUID.
     pub gpus: BTreeMap<String, Sickness>,
-    /// Sick instances.
+    /// Unhealthy instances.
     pub instances: Vec<SickInstance>,
 }
 
@@ -73,7 +73,7 @@ impl Keeper {
         let known = written.clone();
         if let Some(content) = &known {
             let (gpus, instances) = (content.gpus.len(), content.instances.len());
-            info!(path = %path.display(), gpus, instances, "unhealthy since before the start; remove the file if they are healthy");
+            info!(path = %path.display(), gpus, instances, "unhealthy since before the start; remove the file to clear the state");
         }
         let (gpus, instances) = known.map(|it| (it.gpus, it.instances)).unwrap_or_default();
         let machine = Machine::new(ignored, gpus, instances);
@@ -101,7 +101,7 @@ impl Keeper {
         result
     }
 
-    /// Forgets what is sick if an operator has removed the file.
+    /// Clears the unhealthy state if an operator has removed the file.
     pub fn obey(&self) {
         let is_removed = {
             let mut state = self.state();
@@ -139,7 +139,7 @@ impl Keeper {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Brings the file to what is sick now. A failure is logged; it only matters if the process ends before the GPU is mended.
+    /// Writes what is unhealthy now to the file. A failure is logged; it only matters if the process ends before the GPU recovers.
     fn remember(&self, state: &mut State) {
         let (gpus, instances) = state.machine.sick();
         let is_sick = !gpus.is_empty() || !instances.is_empty();

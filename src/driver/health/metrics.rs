@@ -1,4 +1,4 @@
-//! How the GPUs are, as numbers.
+//! Metrics of the health of GPUs.
 
 use mig_model::health::Condition;
 use mig_model::inventory::DeviceName;
@@ -57,7 +57,7 @@ fn of(condition: &Condition) -> GpuCondition {
 }
 
 impl HealthMetrics {
-    /// Seconds that each thread's present call into NVML has been running; the watchdog tells of the long ones.
+    /// Seconds that each thread's present call into NVML has been running; the watchdog reports the long ones.
     fn running(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let hardware = self.node.borrow().hardware.clone().ok();
         let gpus = hardware.iter().flat_map(|it| it.facts.gpus.iter().filter_map(|gpu| it.gpu(&gpu.uuid)));

@@ -1,4 +1,4 @@
-//! What GPUs and instances suffer from, and what follows from it.
+//! Health of GPUs and instances, and its consequences.
 //!
 //! ```text
 //! NVML events -> owner (instance, claim) \
@@ -6,21 +6,21 @@
 //! the clock                              /
 //! ```
 //!
-//! `xid` is what NVIDIA's numbers mean, `owner` says whose instance an event is about, `state` is the state machine, `report`
-//! what comes out of it: all pure. `keep` holds the one state of the process and its file, `follow` listens and tells.
-//! Nothing here touches a GPU or a claim: an allocated device is never withdrawn, however sick its GPU is.
+//! `xid` classifies NVIDIA's XIDs, `owner` finds the claim of an event, `state` is the state machine, `report` its output:
+//! all pure. `keep` holds the only state of the process and its file, `follow` receives events and reports changes.
+//! This module never changes a GPU or a claim: an allocated device is never withdrawn, even if its GPU is unhealthy.
 //!
 //! | condition | of | when | until |
 //! |---|---|---|---|
-//! | `Lost` | GPU | a scan is answered with GPU_IS_LOST or RESET_REQUIRED | it answers again; it was reset then, so what it suffered from is over, too |
+//! | `Lost` | GPU | a scan is answered with GPU_IS_LOST or RESET_REQUIRED | it answers again; it was reset, which clears its other errors, too |
 //! | `Sick` | GPU | NVML recommends a recovery action (`NVML_FI_DEV_GET_GPU_RECOVERY_ACTION`, driver 565 or later) | NVML recommends none |
 //! | `Sick` | GPU of which NVML recommends nothing at all (an older driver) | an XID that is not an application's, or an uncorrectable ECC error, that NVML attributes to no instance, or whose number says that it is the whole GPU's | reboot, driver reload, the return of a lost GPU, or an operator who removes the file `health.json` |
-//! | sick instance | instance of a claim, or one that somebody else made and that is a device | the same, attributed to it | the instance is gone or made anew, and all that ends it for a GPU |
-//! | `Unmonitored` | GPU | for [`GRACE`] its events could not be heard, or it could not be read | both are as they should be |
+//! | unhealthy instance | instance of a claim, or an adopted instance | the same, attributed to it | the instance is gone or was recreated, and all that ends it for a GPU |
+//! | `Unmonitored` | GPU | for [`GRACE`] its events could not be monitored, or it could not be read | both work again |
 //!
-//! The worst counts, in this order. Nothing ends by the mere passing of time, and nothing begins twice: a sick GPU stays
-//! what it is, for its first reason, however many errors follow, so nothing flaps. What makes a GPU or an instance sick
-//! outlives the process: a driver that starts anew would otherwise offer what is broken.
+//! The worst condition counts, in this order. No condition ends by the passing of time, and none begins twice: an
+//! unhealthy GPU keeps its first reason, however many errors follow, so its condition does not flap. The unhealthy state
+//! of GPUs and instances survives a restart of the process, so that a new process does not publish broken devices.
 
 mod follow;
 mod keep;

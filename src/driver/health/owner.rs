@@ -1,4 +1,4 @@
-//! Whose instance an event is about: from the ids that NVML tells to the claim. Pure.
+//! Maps an event to its owner: from the ids that NVML reports to the claim. Pure.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use crate::nvml::GpuEvent;
 /// Who is concerned by an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
-    /// The GPU as a whole, nobody in particular.
+    /// The GPU as a whole, no particular instance.
     Gpu,
     /// A claim, by one of its devices.
     Claim(Holder),
-    /// An instance that somebody else made and that is adopted, offered at the moment or not; no claim has it.
+    /// An adopted instance, published at the moment or not; no claim has it.
     Unclaimed(Instance),
     /// Any other instance that no claim of this driver has.
     Foreign,
@@ -41,7 +41,7 @@ pub struct Instance {
     pub gpu_instance: u32,
     /// UUID of the MIG device.
     pub uuid: String,
-    /// Whether somebody else made it, so that it outlives the claim.
+    /// Whether it is unmanaged, so that it outlives the claim.
     pub is_adopted: bool,
 }
 
@@ -65,7 +65,7 @@ pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str, adopted: 
             {
                 instance(uuid, id, false)
             }
-            // Nobody knows which of its users it was.
+            // NVML does not report which of its users it was.
             (RecordedKind::Share { .. }, _) => return None,
             (RecordedKind::Adopted(it), Some(id)) if it.gpu_instance == id => instance(&it.uuid, id, true),
             (RecordedKind::Mig { .. } | RecordedKind::Adopted(_), _) => return None,
@@ -79,7 +79,7 @@ pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str, adopted: 
     }
 }
 
-/// The instance of somebody else that is a device.
+/// The adopted instance.
 fn unclaimed(gpu: &str, gpu_instance: u32, adopted: &Inventory) -> Option<Instance> {
     let all = adopted.gpus.iter().flat_map(|it| it.devices.iter().chain(&it.withheld));
     all.filter(|it| it.parent_uuid == gpu).find_map(|device| match &device.kind {

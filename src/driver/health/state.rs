@@ -13,13 +13,13 @@ use super::{Instance, Owner};
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
 use crate::nvml::{EventKind, GpuEvent, Hearing, Listening, is_unsupported};
 
-/// How long a GPU may be unheard or unread before that is a condition of its own: longer than it takes to listen anew.
+/// How long events or scans of a GPU may be missing before that is a condition: longer than monitoring takes to restart.
 pub const GRACE: Duration = Duration::from_secs(15);
 
 /// The XID with which the driver reports that it recommends another recovery action.
 const RECOVERY_ACTION_CHANGED: u64 = 154;
 
-/// Most sick instances that are remembered: more than a node has.
+/// Most unhealthy instances that are remembered: more than a node has.
 const MOST_INSTANCES: usize = 512;
 
 /// What is known of all GPUs.
@@ -28,7 +28,7 @@ pub struct Machine {
     ignored: IgnoredXids,
     gpus: BTreeMap<String, Gpu>,
     instances: Vec<SickInstance>,
-    /// Why no GPU is heard at the moment.
+    /// Why no GPU is monitored at the moment.
     deaf: Option<Gap>,
 }
 
@@ -37,7 +37,7 @@ struct Gpu {
     sick: Option<Sickness>,
     /// What NVML said, and since when.
     lost: Option<(String, u64)>,
-    /// Why its events are not heard.
+    /// Why its events are not monitored.
     unheard: Option<Gap>,
     /// Why it cannot be read.
     unread: Option<Gap>,
@@ -74,12 +74,12 @@ pub enum Verdict {
     Gpu,
     /// The next scan decides by what NVML recommends whether the whole GPU suffers.
     Examine,
-    /// Somebody else's instance suffers, which is none of ours to judge.
+    /// The error is about an unmanaged instance, whose health the driver does not judge.
     Foreign,
 }
 
 impl Machine {
-    /// Begins with what was known when the process ended before: GPUs and instances that were sick.
+    /// Starts with the state that the previous process saved: GPUs and instances that were unhealthy.
     #[must_use]
     pub fn new(ignored: IgnoredXids, gpus: BTreeMap<String, Sickness>, instances: Vec<SickInstance>) -> Self {
         let sick = |(uuid, it)| (uuid, Gpu { sick: Some(it), ..Gpu::default() });
@@ -132,8 +132,8 @@ impl Machine {
         self.instances.push(SickInstance { parent, gpu_instance, uuid, claim, device, is_adopted, sickness });
     }
 
-    /// These GPUs are listened to, or not; one that is not mentioned is not. One that is let alone, so that something of it
-    /// can be destroyed, is not either; that takes a moment, and longer only where somebody else uses it.
+    /// Sets which GPUs are monitored; a GPU that is not listed is not. Neither is one whose monitoring is paused, so that an instance
+    /// can be destroyed; that takes a moment, and longer only if another process uses the instance.
     pub fn listening(&mut self, listening: &Listening, at: Instant) {
         for uuid in listening.keys() {
             self.gpus.entry(uuid.clone()).or_default();
@@ -150,12 +150,12 @@ impl Machine {
                     let reason = format!("its events cannot be heard: {error}");
                     gap(&mut gpu.unheard, reason, is_unsupported(error), at);
                 }
-                None => gap(&mut gpu.unheard, "nobody listens to its events".to_owned(), false, at),
+                None => gap(&mut gpu.unheard, "its events are not monitored".to_owned(), false, at),
             }
         }
     }
 
-    /// Whether the thread that listens gives a sign of life. While it does not, no GPU is heard.
+    /// Sets whether the monitoring thread responds. While it does not, no GPU is monitored.
     pub fn hears(&mut self, does: bool, at: Instant) {
         if does {
             self.deaf = None;
@@ -164,7 +164,7 @@ impl Machine {
         }
     }
 
-    /// GPUs were looked at. `now` is in seconds since the epoch.
+    /// Applies a scan of GPUs. `now` is in seconds since the epoch.
     pub fn scanned(&mut self, scans: impl IntoIterator<Item = (String, Scan)>, at: Instant, now: u64) {
         for (uuid, scan) in scans {
             let gpu = self.gpus.entry(uuid.clone()).or_default();
@@ -186,8 +186,8 @@ impl Machine {
         }
     }
 
-    /// Forgets the sick instances that are none of these claims' any more: they are gone, or made anew. Those that somebody
-    /// else made are only gone if they are not on these GPUs any more; of a GPU that cannot be read that is not known.
+    /// Clears the unhealthy instances that no longer belong to these claims: they are gone, or recreated. Unmanaged ones
+    /// are gone only if they are no longer on these GPUs; for a GPU that cannot be read, this is unknown.
     pub fn live(&mut self, records: &[Arc<Record>], gpus: &[inventory::Gpu]) {
         let exists = |sick: &SickInstance| {
             let gpu = gpus.iter().find(|it| it.facts.uuid == sick.parent);
@@ -219,14 +219,14 @@ impl Machine {
         });
     }
 
-    /// The NVIDIA driver was loaded anew, which resets GPUs, or an operator says that all is well. What is lost stays so until
+    /// The NVIDIA driver was reloaded, which resets GPUs, or an operator cleared the state. A lost GPU stays lost until
     /// it answers.
     pub fn forget(&mut self) {
         self.gpus.values_mut().for_each(|it| it.sick = None);
         self.instances.clear();
     }
 
-    /// What is sick, by itself or by its instance.
+    /// The unhealthy GPUs and the unhealthy instances.
     #[must_use]
     pub fn sick(&self) -> (BTreeMap<String, Sickness>, &[SickInstance]) {
         let gpus = self.gpus.iter().filter_map(|(uuid, it)| Some((uuid.clone(), it.sick?)));
@@ -254,7 +254,7 @@ impl Gpu {
         }
     }
 
-    /// `deaf` tells why it is not heard, as no GPU is; one that has no events was never heard.
+    /// `deaf` is the reason why no GPU is monitored; a GPU without event support never was.
     fn condition(&self, deaf: Option<&Gap>, at: Instant) -> Condition {
         if let Some((reason, since)) = &self.lost {
             return Condition::Lost { reason: reason.clone(), since: *since };

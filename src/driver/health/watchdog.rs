@@ -1,4 +1,4 @@
-//! Tells when a call into NVML does not come back: log, event of the node, readiness.
+//! Reports a call into NVML that does not return: log, event of the node, readiness.
 //!
 //! It does no more. A call that hangs, hangs in the kernel module; a thread there cannot be killed, the container with it
 //! cannot end, and a new process would hang in the same place. Other GPUs go on being served, and so does this one once
@@ -16,7 +16,7 @@ use crate::api::{EventReason, Events};
 use crate::hardware::NodeState;
 use crate::nvml::Pulse;
 
-/// What does not answer (`NVML`, `GPU <uuid>`, or the events of GPUs), and for how long when that was looked at.
+/// What does not answer (`NVML`, `GPU <uuid>`, or the events of GPUs), and for how long at the last check.
 pub type Silent = BTreeMap<String, Duration>;
 
 /// The thread that listens to all GPUs. It asks NVML to wait for half a second at most, so it is not silent when nothing
@@ -26,13 +26,13 @@ const EVENTS: &str = "events of GPUs";
 /// Looks from time to time whether calls into NVML come back.
 #[derive(Debug)]
 pub struct Watchdog {
-    /// The GPUs, each with a thread of its own.
+    /// The GPUs, each with its own thread.
     pub node: watch::Receiver<NodeState>,
     /// Opening NVML and looking for GPUs.
     pub opening: Pulse,
-    /// A call that takes longer is told of.
+    /// A call that takes longer is reported.
     pub patience: Duration,
-    /// Where people are told.
+    /// Kubernetes events.
     pub events: Events,
     /// What is silent now.
     pub report: watch::Sender<Silent>,
@@ -75,7 +75,7 @@ impl Watchdog {
             };
             let note = format!(
                 "{what}: a call into NVML has not come back for {seconds} s. {meanwhile} `nvidia-smi` and the kernel log of the \
-                 node tell more; a restart of the driver's pod does not help."
+                 node show more; a restart of the driver's pod does not help."
             );
             self.events.tell(EventReason::NvmlHung, note);
         }

@@ -18,16 +18,16 @@ pub struct InspectArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
     pub driver: DriverArgs,
-    /// Kubeconfig file, to ask for the pods of claims [default: the service account of the pod, where this is one].
+    /// Kubeconfig file, to read the pods of claims [default: the service account of the pod, if this is one].
     #[arg(long, env, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Output format.
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
     pub output: OutputFormat,
-    /// Show it again and again, until interrupted.
+    /// Repeat the output until interrupted.
     #[arg(short, long)]
     pub watch: bool,
-    /// Time between two pictures of --watch.
+    /// Time between two outputs of --watch.
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
     pub interval: Duration,
 }

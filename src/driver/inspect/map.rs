@@ -1,4 +1,4 @@
-//! The picture of a GPU: a row of memory slices, and a box over the slices that each instance takes. Pure.
+//! The map of a GPU: a row of memory slices, and a box over the slices that each instance takes. Pure.
 
 /// Columns of one memory slice, its right border included.
 const CELL: usize = 12;
@@ -14,7 +14,7 @@ pub struct Block {
     pub label: String,
 }
 
-/// Draws the memory slices of a GPU. Free ones have boxes of their own with a dot; blocks may come in any order.
+/// Draws the memory slices of a GPU. Each free one has its own box with a dot; blocks may come in any order.
 #[must_use]
 pub fn row(memory_slices: u32, blocks: &[Block]) -> String {
     let mut blocks: Vec<&Block> = blocks.iter().collect();

@@ -1,10 +1,10 @@
 //! `dra-driver-mig inspect`: this node's GPUs and claims as they are now. Reads only.
 //!
-//! From NVML and the driver's state files, so that it needs no running driver and no right but to read them. The one thing
-//! that only the API server knows, the pods of a claim, is asked of it where there is one; without an answer they are
+//! Reads NVML and the driver's state files, so it needs no running driver and only read access. The pods of a claim,
+//! which only the API server knows, are requested from it if it is available; without an answer they are
 //! unknown, and the rest is the same.
 //!
-//! Refuses to keep anything of an instance longer than it takes to measure it: the driver may have to destroy it.
+//! Uses an instance only as long as a measurement takes: the driver may have to destroy it.
 
 mod args;
 pub mod map;
@@ -59,7 +59,7 @@ pub async fn run(args: &InspectArgs) -> anyhow::Result<()> {
         let text = match (args.output, args.watch) {
             (OutputFormat::Table, _) => table::table(&report),
             (OutputFormat::Json, false) => format!("{}\n", serde_json::to_string_pretty(&report)?),
-            // One line for each report, so that a program can tell where one ends.
+            // One line for each report, so that a program can detect where one ends.
             (OutputFormat::Json, true) => format!("{}\n", serde_json::to_string(&report)?),
         };
         let mut out = io::stdout().lock();
@@ -108,7 +108,7 @@ fn state_files(directory: &Path) -> anyhow::Result<Vec<StateFile>> {
     Ok(files.map(|(uid, stored)| (uid.clone(), stored, checkpoint.age(&uid))).collect())
 }
 
-/// What a GPU or an instance uses, as far as NVML tells.
+/// What a GPU or an instance uses, as far as NVML reports it.
 #[derive(Debug, Default)]
 struct Use {
     memory: Option<Memory>,
@@ -147,7 +147,7 @@ async fn usage(hardware: &Hardware, gpus: &[Gpu]) -> Usage {
     join_all(reads).await.into_iter().flatten().flatten().collect()
 }
 
-/// Memory of a GPU and of these instances, and how busy the GPU as a whole was lately, where NVML tells.
+/// Memory of a GPU and of these instances, and how busy the GPU as a whole was lately, if NVML reports it.
 async fn memory(queue: &GpuQueue, ids: Vec<(u32, u32)>) -> Option<(Vec<(Option<u32>, Memory)>, Option<f64>)> {
     let read = queue.run(move |device| {
         let whole = device.memory().ok().map(|it| (None, it));
@@ -160,7 +160,7 @@ async fn memory(queue: &GpuQueue, ids: Vec<(u32, u32)>) -> Option<(Vec<(Option<u
 
 /// How busy these instances are over [`MEASURED`], on a GPU that measures it.
 async fn utilization(queue: &GpuQueue, ids: Vec<(u32, u32)>) -> Option<Vec<(u32, Vec<(Engine, f64)>)>> {
-    /// Between two samples here nobody is told apart.
+    /// The samples of different processes are not distinguished here.
     const NOBODY: &str = "";
     let ids: Vec<u32> = ids.into_iter().map(|it| it.0).collect();
     let begun = ids.clone();
@@ -195,11 +195,11 @@ struct Pods {
 }
 
 impl Pods {
-    /// Asks through this kubeconfig, or as the pod that this runs in; nobody where there is neither.
+    /// Asks through this kubeconfig, or as the pod that this runs in; no pods are read without either.
     async fn new(kubeconfig: Option<&Path>) -> Self {
         let is_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
         let client = match kubeconfig.is_some() || is_pod {
-            true => api::client(kubeconfig).await.map_err(|error| warn!(%error, "pods are not known")).ok(),
+            true => api::client(kubeconfig).await.map_err(|error| warn!(%error, "cannot read pods")).ok(),
             false => None,
         };
         Self { client, known: BTreeMap::new(), pictures: 0 }

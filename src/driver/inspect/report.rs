@@ -1,4 +1,4 @@
-//! What `inspect` tells of a node, as data; `-o json` prints it as it is here, and docs/inspect.md describes it. Pure.
+//! The report of `inspect` about a node, as data; `-o json` prints it as it is here, and docs/inspect.md describes it. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ pub struct GpuReport {
     pub architecture: Option<String>,
     /// Frame buffer, MiB.
     pub memory_mib: Option<u64>,
-    /// How much of it is used, MiB; `null` where NVML does not tell.
+    /// How much of it is used, MiB; `null` if NVML does not report it.
     pub memory_used_mib: Option<u64>,
     /// How busy it was lately, as of an instance; `null` in MIG mode.
     pub utilization: Option<BTreeMap<Engine, f64>>,
@@ -119,7 +119,7 @@ pub struct InstanceReport {
     pub foreign: bool,
     /// Why `--existing-instances=adopt` does not offer it, if it does not.
     pub not_adopted: Option<String>,
-    /// Memory of its MIG device, MiB; `null` where NVML does not tell.
+    /// Memory of its MIG device, MiB; `null` if NVML does not report it.
     pub memory_mib: Option<u64>,
     /// How much of it is used, MiB.
     pub memory_used_mib: Option<u64>,
@@ -152,7 +152,7 @@ pub struct ClaimReport {
     pub uid: String,
     /// Where in its life it is.
     pub state: ClaimState,
-    /// Seconds since the last step of its life: for a prepared claim, since it was prepared. `null` where that cannot be told.
+    /// Seconds since the last step of its life: for a prepared claim, since it was prepared. `null` if it is unknown.
     pub age_seconds: Option<u64>,
     /// Pods that it is reserved for; `null` where the API server was not asked or did not answer.
     pub pods: Option<Vec<String>>,
@@ -197,7 +197,7 @@ pub(super) struct Seen<'a> {
     pub(super) gpus: &'a [Gpu],
     /// State files, with the time since the last step.
     pub(super) claims: &'a [(ClaimUid, Arc<Stored>, Option<Duration>)],
-    /// Pods by the claim that is reserved for them, where the API server told.
+    /// Pods by the claim that is reserved for them, if the API server reported them.
     pub(super) pods: &'a BTreeMap<ClaimUid, Vec<String>>,
     /// What is used.
     pub(super) used: &'a Usage,

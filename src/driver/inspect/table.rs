@@ -1,4 +1,4 @@
-//! The report for people. Pure.
+//! The report as a table. Pure.
 
 use std::collections::BTreeMap;
 

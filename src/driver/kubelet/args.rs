@@ -10,7 +10,7 @@ pub struct DriverArgs {
     /// Name of the DRA driver: in ResourceSlices, device classes, CDI ids and the domain of attributes.
     #[arg(long, env, value_name = "NAME", default_value = "mig.dra-driver.dev")]
     pub driver_name: String,
-    /// The kubelet's directory for plugins; sockets and state of this driver go below it.
+    /// The kubelet's directory for plugins; it contains the sockets and state of this driver.
     #[arg(long, env, value_name = "DIR", default_value = "/var/lib/kubelet/plugins")]
     pub plugins_dir: PathBuf,
 }

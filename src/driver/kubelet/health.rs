@@ -1,4 +1,4 @@
-//! NodeWatchResources: the health of devices, for pods to show (`allocatedResourcesStatus`), v1alpha1 and v1 from one
+//! NodeWatchResources: the health of devices, which pods show (`allocatedResourcesStatus`), v1alpha1 and v1 from one
 //! implementation.
 //!
 //! The kubelet takes each answer for the whole truth and forgets it after [`TIMEOUT`], so it is sent whenever it changes and

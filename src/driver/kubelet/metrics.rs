@@ -1,4 +1,4 @@
-//! Numbers of the registration with the kubelet.
+//! Metrics of the registration with the kubelet.
 
 use std::fmt;
 

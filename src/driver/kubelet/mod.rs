@@ -1,4 +1,4 @@
-//! gRPC towards the kubelet: two sockets, one for the kubelet to find us, one for the work.
+//! gRPC towards the kubelet: one socket for registration, one for claims.
 //!
 //! ```text
 //! <registry>/<driver>-<pod>@reg.sock     GetInfo, NotifyRegistrationStatus   (the kubelet watches this directory)
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Nothing is decided here about claims: a call is translated, handed to `claim`, and its answer translated back. Of two pods
-//! that run at once, the sockets tell which one publishes ([`Turn`]).
+//! that run at once, the sockets determine which one publishes ([`Turn`]).
 
 mod args;
 mod health;

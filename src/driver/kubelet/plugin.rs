@@ -56,7 +56,7 @@ impl DraPlugin {
         self.each(claims, Method::Unprepare, unprepare).await
     }
 
-    /// Does the same for every claim of a call, each in a span of its own. A claim that cannot be one gets its own error.
+    /// Does the same for every claim of a call, each in its own span. An invalid claim gets its own error.
     async fn each<T, F>(
         &self,
         claims: Vec<WireClaim>,
@@ -107,7 +107,7 @@ impl Failed {
     }
 }
 
-/// The two versions have the same messages but for `share_id`, which only v1 has and this driver does not use.
+/// The two versions have the same messages except for `share_id`, which only v1 has and this driver does not use.
 macro_rules! serve_version {
     ($version:ident, $($share_id:ident)?) => {
         #[tonic::async_trait]

@@ -1,4 +1,4 @@
-//! Registration: the kubelet asks who we are and tells whether it took us.
+//! Registration: the kubelet asks for the plugin's information and reports whether it registered the plugin.
 
 use std::path::PathBuf;
 
@@ -15,9 +15,9 @@ use super::pb::registration::{InfoRequest, PluginInfo, RegistrationStatus, Regis
 pub enum RegistrationState {
     /// The kubelet has not answered yet.
     Waiting,
-    /// The kubelet took us.
+    /// The kubelet registered the plugin.
     Registered,
-    /// It did not, and will not ask again until the socket is made anew.
+    /// The kubelet rejected it, and does not retry until the socket is recreated.
     Refused(String),
 }
 

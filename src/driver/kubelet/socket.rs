@@ -1,8 +1,8 @@
-//! Unix sockets: their names, that they are gone when we are, and that those of a pod which died go, too.
+//! Unix sockets: their names, their removal at shutdown, and the removal of sockets of pods that have ended.
 //!
-//! In a rolling update the old and the new pod serve the kubelet side by side, so each has sockets of its own, named by
+//! In a rolling update the old and the new pod serve the kubelet side by side, so each has its own sockets, named by
 //! the pod's UID. A pod that is killed leaves them behind, and the kubelet would dial them for ever. So every driver
-//! removes the sockets of its name that nobody listens on any more ([`SocketPaths::sweep`]).
+//! removes the sockets of its name without a listener ([`SocketPaths::sweep`]).
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ pub struct SocketPaths {
 
 impl SocketPaths {
     /// The paths for a driver, and for one pod of it where a UID is given. A UID that makes a path too long is cut after
-    /// its first eight characters, which tell the two pods of a rolling update apart as well.
+    /// its first eight characters, which also distinguish the two pods of a rolling update.
     ///
     /// The `@` in the registration socket's name is load-bearing. The kubelet sends the percent-encoded path as
     /// `:authority`, which hyper's `http` crate refuses unless the part with the `%` counts as user information, and
@@ -61,8 +61,8 @@ impl SocketPaths {
         }
     }
 
-    /// Removes the sockets of other pods of the driver that nobody listens on, and returns their paths. Never removes one
-    /// that somebody answers on, or that is younger than ten seconds: it may be about to be listened on.
+    /// Removes the sockets of other pods of the driver without a listener, and returns their paths. Never removes one
+    /// that answers, or that is younger than ten seconds: its process may be starting.
     pub async fn sweep(&self, driver: &str) -> Vec<PathBuf> {
         let mut removed = Vec::new();
         for (own, start, end) in
@@ -82,7 +82,7 @@ impl SocketPaths {
     pub async fn keep_clean(self, driver: String, interval: Duration, stop: CancellationToken) {
         loop {
             for path in self.sweep(&driver).await {
-                info!(socket = %path.display(), "removed the socket of a driver that is gone");
+                info!(socket = %path.display(), "removed the socket of a driver that has stopped");
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -110,7 +110,7 @@ pub fn is_pod_uid(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|it| it.is_ascii_hexdigit() || it == b'-')
 }
 
-/// True where nobody listens on a socket and nobody is about to.
+/// True if a socket has no listener and no process is starting to listen.
 async fn is_dead(path: &Path) -> bool {
     const PATIENCE: Duration = Duration::from_secs(1);
     let is_old = || {
@@ -190,7 +190,7 @@ pub struct SocketWatch {
     inode: u64,
 }
 
-/// A socket that nobody can connect to any more.
+/// A socket that no longer accepts connections.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the socket `{path}` was {what} while the driver listened on it, so the kubelet cannot reach this process any more; the driver \
@@ -214,7 +214,7 @@ impl SocketWatch {
         }
     }
 
-    /// What cannot be looked at is taken for unchanged.
+    /// A socket that cannot be read counts as unchanged.
     fn look(&self) -> Result<(), SocketGone> {
         let gone = |what| Err(SocketGone { path: self.path.clone(), what });
         match fs::symlink_metadata(&self.path) {
@@ -235,7 +235,7 @@ struct SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|it| it.ino() == self.inode) {
-            // Nobody can be told any more; the next start removes it.
+            // The error cannot be reported here; the next start removes the socket.
             let _ = fs::remove_file(&self.path);
         }
     }

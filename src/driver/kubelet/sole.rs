@@ -1,7 +1,7 @@
-//! One process for each set of sockets.
+//! Ensures one process for each set of sockets.
 //!
 //! A second process that listens on the same paths would take the kubelet away from the first one, and remove the sockets when
-//! it ends. Pods have sockets of their own, named by their UID, and need no lock; a process without a UID holds one for as long
+//! it ends. Pods have their own sockets, named by their UID, and need no lock; a process without a UID holds one for as long
 //! as it runs.
 
 use std::fs::{self, File, OpenOptions, TryLockError};

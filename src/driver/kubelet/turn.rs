@@ -1,9 +1,9 @@
-//! Which process speaks for the node while two of them run.
+//! Elects the process that publishes for the node while two of them run.
 //!
 //! In a rolling update the old and the new pod serve the kubelet side by side, and claims are kept apart by the locks of
 //! their journals. The node's slices and its label can have one author only: two versions, or two sets of flags, that render
 //! them differently would rewrite each other's work for as long as both live. The author is the pod whose socket was made
-//! last. The other one takes over again when nobody answers on that socket any more, as after an update that failed.
+//! last. The other one takes over again when that socket no longer answers, as after an update that failed.
 //!
 //! This is no lock: for a moment both may write. The later one then sees what the other wrote, and has the last word.
 
@@ -21,7 +21,7 @@ use tracing::info;
 
 use super::socket::{PLUGIN, PLUGIN_END, SocketPaths, siblings};
 
-/// Tells whether it is this process that speaks for the node. Clones agree.
+/// Shows whether this process publishes for the node. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Turn {
     own: PathBuf,
@@ -68,7 +68,7 @@ fn age(one: &Path, other: &Path) -> Ordering {
     (made(one), one).cmp(&(made(other), other))
 }
 
-/// False where nobody listens. A process that is too busy to answer in time is one.
+/// False if there is no listener. A process that is too busy to answer in time counts as one.
 async fn is_answered(path: &Path) -> bool {
     const PATIENCE: Duration = Duration::from_secs(1);
     let is_nobody = |kind| matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::NotFound);
@@ -120,7 +120,7 @@ mod tests {
         let ([one, two], [_listens, killed]) = two(directory.path(), 60);
         assert!(!one.is_ours().await);
         drop(killed);
-        assert!(one.is_ours().await, "nobody answers on the socket that is left");
+        assert!(one.is_ours().await, "the remaining socket does not answer");
         fs::remove_file(&two.own).unwrap();
         assert!(one.is_ours().await);
         assert!(!two.is_ours().await, "a pod without a socket leaves it to one that has its own");

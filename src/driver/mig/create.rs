@@ -1,4 +1,4 @@
-//! Making a MIG device exist.
+//! Creates MIG devices.
 
 use mig_model::facts::{ComputeInstance, MigFacts};
 use mig_model::inventory::MigSpec;

@@ -1,4 +1,4 @@
-//! Making a MIG device vanish.
+//! Destroys MIG devices.
 
 use mig_model::inventory::MigSpec;
 use tracing::info;
@@ -8,14 +8,14 @@ use crate::checkpoint::Progress;
 use crate::nvml::{CallError, Code, DeviceHandle};
 
 /// Destroys what exists of a recorded device: compute instances, then the GPU instance. What is gone already, or has
-/// become somebody else's, is left alone, and that is success.
+/// been replaced by an unmanaged instance, is left unchanged, and that is success.
 pub fn destroy(device: &DeviceHandle<'_>, spec: &MigSpec, progress: &Progress) -> Result<(), MigError> {
     let Some(instance) = recorded(device, spec, progress)? else { return Ok(()) };
     let explain = |is_bare| {
         move |error: CallError| match error.code {
             Code::IN_USE => {
                 let (gpu_instance, call) = (instance.id, error.call);
-                // Who it is makes the error better; that it cannot be told does not make it worse.
+                // The processes improve the error; if they are unknown, the error stays as it is.
                 let holders = Holders(device.processes_on(instance).unwrap_or_default());
                 MigError::InUse { gpu_instance, call, is_bare, holders }
             }

@@ -1,4 +1,4 @@
-//! Finding a MIG device that somebody else made.
+//! Lookup of an unmanaged MIG device.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use mig_model::inventory::Adopted;
 use super::{MigDevice, MigError, instance_at};
 use crate::nvml::DeviceHandle;
 
-/// What became of an instance that somebody else made.
+/// Result of the lookup of an unmanaged instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// No instance of its profile is there.

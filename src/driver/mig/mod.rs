@@ -1,8 +1,8 @@
-//! Parent, profile and placement to a MIG device, and back to whole hardware.
+//! Creates a MIG device from parent, profile and placement, and destroys it.
 //!
 //! Runs on the GPU's own thread and takes one step at a time; each step is reported before the next is taken, so that
-//! the caller can write it down. Everything can be repeated: what exists is found, what is gone is not missed. An
-//! instance is touched only if its id, profile and placement are those of the record.
+//! the caller can record it. Every step can be repeated: existing objects are found, missing ones are skipped. An
+//! instance is changed only if its id, profile and placement are those of the record.
 
 mod create;
 mod destroy;
@@ -64,9 +64,9 @@ pub enum MigError {
         /// MIG mode now.
         is_on: bool,
     },
-    /// Instances live on a GPU that is to be handed out whole.
+    /// A GPU that a claim gets as a whole still has instances.
     #[error(
-        "the GPU still has {count} MIG instance(s), so it cannot be handed out whole yet; `dra-driver-mig inspect` on the \
+        "the GPU still has {count} MIG instance(s), so it cannot be prepared as a whole yet; `dra-driver-mig inspect` on the \
          node shows whose they are; destroy those that nothing uses, or delete the pod and its claim to have another device \
          allocated"
     )]
@@ -76,7 +76,7 @@ pub enum MigError {
     },
     /// The placement is taken.
     #[error(
-        "placement {start} for profile {profile} is occupied on the GPU by a MIG instance that was not made for this claim; \
+        "placement {start} for profile {profile} is occupied on the GPU by a MIG instance that was not created for this claim; \
          `dra-driver-mig inspect` on the node shows it; destroy it if nothing uses it, or delete the pod and its claim to \
          have another device allocated"
     )]
@@ -86,9 +86,9 @@ pub enum MigError {
         /// First memory slice.
         start: u32,
     },
-    /// An instance that somebody else made is not what it was when a claim was given it.
+    /// An unmanaged instance changed after a claim was given it.
     #[error(
-        "MIG instance {uuid} ({profile} at {start}), which the driver did not make, is not as it was when the claim was \
+        "MIG instance {uuid} ({profile} at {start}), which is unmanaged, is not as it was when the claim was \
          given it: {found}; delete the pod and its claim to have another device allocated"
     )]
     NotAsGiven {
@@ -113,7 +113,7 @@ pub enum MigError {
         call: &'static str,
         /// True where the compute instances are gone and only the GPU instance is left.
         is_bare: bool,
-        /// Who holds it, as far as NVML tells, and what to do.
+        /// Who holds it, as far as NVML reports it, and what to do.
         holders: Holders,
     },
     /// A step could not be written down, so the next was not taken.
@@ -142,7 +142,7 @@ impl fmt::Display for Holders {
 }
 
 impl MigError {
-    /// True where the hardware is not as it was when it was last looked at.
+    /// True if the hardware changed since the last scan.
     #[must_use]
     pub fn is_surprise(&self) -> bool {
         matches!(self, Self::Occupied { .. } | Self::StillCut { .. } | Self::NotAsGiven { .. })
@@ -200,7 +200,7 @@ pub fn is_gone(device: &DeviceHandle<'_>, spec: &MigSpec, progress: &Progress) -
     Ok(*progress != Progress::Reserved && recorded(device, spec, progress)?.is_none())
 }
 
-/// True where a recorded device is this instance, as far as that can be told: ids and UUIDs are used again.
+/// True where a recorded device is this instance, as far as that is known: ids and UUIDs are used again.
 #[must_use]
 pub fn is_recorded(spec: &MigSpec, progress: &Progress, instance: &GpuInstance) -> bool {
     let is_there = spec.profile_id == instance.profile_id && spec.placement == instance.placement;

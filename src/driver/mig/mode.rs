@@ -1,4 +1,4 @@
-//! MIG mode. NVML says SUCCESS even where nothing changed, so the mode is read back.
+//! MIG mode. NVML returns SUCCESS even if nothing changed, so the mode is read back.
 
 use mig_model::facts::{MigFacts, Profile};
 use tracing::info;
@@ -39,7 +39,7 @@ pub enum ModePolicy {
     Release,
 }
 
-/// Switches MIG mode off if no instance lives, whoever made it, and no reset is needed. That nothing was switched is
+/// Switches MIG mode off if no instance lives, managed or not, and no reset is needed. That nothing was switched is
 /// success.
 pub fn release_mode(device: &DeviceHandle<'_>, mig: &MigFacts) -> Result<(), MigError> {
     if !mig.resetless || !device.mig_mode()?.current || !live_instances(device, &mig.profiles)?.is_empty() {

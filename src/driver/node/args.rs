@@ -1,4 +1,4 @@
-//! Flags of `node`. Those that other subcommands have, too, are beside what they configure.
+//! Flags of `node`. Flags that other subcommands share are next to what they configure.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -42,15 +42,15 @@ pub struct NodeArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would take a doc comment for help text")]
     pub host: HostArgs,
-    /// Which GPU a request is given first, as far as several would do.
+    /// Which GPU a request gets first, if several fit.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "pack")]
     pub placement: Policy,
-    /// Profiles to offer, as patterns separated by commas: `1g.*,3g.40gb,full` offers these, `!*+me*,!1g.20gb` all but
+    /// Profiles to publish, as patterns separated by commas: `1g.*,3g.40gb,full` publishes these, `!*+me*,!1g.20gb` all except
     /// these; `full` is the whole GPU [default: all]. The fewer there are, the more GPUs share a slice, and the better
-    /// requests are packed. What claims hold stays published. A layout names its profiles itself.
+    /// requests are packed. Allocated devices stay published. A layout names its profiles itself.
     #[arg(long, env, value_name = "PATTERNS", default_value = "", hide_default_value = true)]
     pub profiles: ProfileFilter,
-    /// What is published: every placement, kept apart by counters (needs the feature gate DRAPartitionableDevices in
+    /// What to publish: every placement, with shared counters that exclude overlaps (needs the feature gate DRAPartitionableDevices in
     /// kube-apiserver and kube-scheduler), or devices that don't overlap, chosen by a layout (needs nothing).
     #[arg(long, env, value_enum, value_name = "MODE", default_value = "auto")]
     pub mode: Mode,
@@ -58,45 +58,45 @@ pub struct NodeArgs {
     /// changes [default: built-in layouts, such as all-balanced, all-disabled, all-1g.10gb].
     #[arg(long, env, value_name = "FILE")]
     pub layouts: Option<PathBuf>,
-    /// Whether this driver answers with the node label nvidia.com/mig.config.state how the layout stands. `off` leaves the
+    /// Whether this driver writes the state of the layout to the node label nvidia.com/mig.config.state. `off` leaves the
     /// label to another program, such as a MIG manager that only switches MIG mode.
     #[arg(long, env, value_enum, value_name = "STATE", default_value = "on")]
     pub state_label: StateLabel,
-    /// How long a device that leaves a layout is withdrawn before one that overlaps it is published; a scheduler that
-    /// needs longer to notice has its pod refused by the node.
+    /// How long a device that leaves a layout is withdrawn before one that overlaps it is published; a node rejects the pods of a scheduler that
+    /// needs longer to notice.
     #[arg(long, env, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub settle_time: Duration,
-    /// Address for /healthz and /readyz. `[::]` is every address, IPv4 included, also where the kernel has no IPv6.
+    /// Address for /healthz and /readyz. `[::]` is every address, including IPv4, even if the kernel has no IPv6.
     #[arg(long, env, value_name = "ADDRESS", default_value = "[::]:8081")]
     pub http_address: SocketAddr,
-    /// Address for /metrics; `off`, or nothing, for none.
+    /// Address for /metrics; `off` or an empty value disables it.
     #[arg(long, env, value_name = "ADDRESS", default_value = "[::]:8082")]
     pub metrics_address: MetricsAddress,
-    /// What is measured of instances for /metrics.
+    /// What /metrics measures of instances.
     #[arg(long, env, value_enum, value_name = "WHAT", default_value = "all")]
     pub metrics_usage: UsagePolicy,
-    /// Tell namespace, pod and claim of each instance in /metrics.
+    /// Add namespace, pod and claim of each instance to /metrics.
     #[arg(long, env)]
     pub metrics_pod_labels: bool,
-    /// Show the numbers of each instance under the names of NVIDIA's DCGM exporter, too (DCGM_FI_DEV_FB_USED and others).
+    /// Also export the metrics of each instance under the names of NVIDIA's DCGM exporter (DCGM_FI_DEV_FB_USED and others).
     #[arg(long, env)]
     pub metrics_dcgm_names: bool,
-    /// What becomes of a GPU's MIG mode when its last MIG device goes. Only GPUs that switch without a reset are switched.
+    /// What happens to a GPU's MIG mode when its last MIG device is destroyed. Only GPUs that switch without a reset are switched.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "keep")]
     pub mig_mode: ModePolicy,
-    /// XIDs that make no GPU or instance unhealthy, separated by commas, besides those that NVIDIA's catalogue
-    /// of XIDs answers with restarting the application or ignoring the error. An XID given here still counts where NVML recommends a
+    /// XIDs that do not make a GPU or instance unhealthy, separated by commas, in addition to those that NVIDIA's catalogue
+    /// of XIDs answers with restarting the application or ignoring the error. A listed XID still counts if NVML recommends a
     /// reset of the GPU.
     #[arg(long, env, value_name = "XIDS", default_value = "", hide_default_value = true)]
     pub ignore_xids: IgnoredXids,
-    /// What the taint of an unhealthy GPU does, where kube-apiserver keeps device taints (feature gate DRADeviceTaints).
+    /// Effect of the taint of an unhealthy GPU, if kube-apiserver supports device taints (feature gate DRADeviceTaints).
     #[arg(long, env, value_enum, value_name = "EFFECT", default_value = "NoSchedule")]
     pub taint_effect: TaintEffect,
-    /// What becomes of MIG instances that the driver did not make: they are left alone, or each that has one compute instance
-    /// spanning it is offered as a device of its own, which is neither made nor destroyed for a claim.
+    /// What to do with unmanaged MIG instances: withhold them, or adopt them: each with one compute instance
+    /// spanning it is published as a device, which the driver neither creates nor destroys for a claim.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "withhold")]
     pub existing_instances: ExistingInstances,
-    /// Number of time-shared devices as which each GPU without MIG is offered, 1 to 48; 1 offers it whole. Nothing
+    /// Number of time-shared devices to publish for each GPU without MIG, 1 to 48; 1 publishes the whole GPU. Nothing
     /// separates the users of such devices: neither memory nor faults.
     #[arg(long, env, value_name = "N", default_value = "1", value_parser = time_slices)]
     pub time_slices: u32,
@@ -104,12 +104,12 @@ pub struct NodeArgs {
     /// Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "40", value_parser = seconds, hide = true)]
     pub call_budget: Duration,
-    /// A call into NVML that takes longer hangs: it is reported in the log, as an event of the node and by /readyz, and work for its
-    /// GPU that has not begun is not waited for any more. Shorter for tests.
+    /// Time after which a call into NVML counts as hung: it is reported in the log, as an event of the node and by /readyz, and work for its
+    /// GPU that has not started is cancelled. Shorter for tests.
     #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds, hide = true)]
     pub nvml_patience: Duration,
-    /// How often GPUs are looked at for unmanaged MIG instances, a missing driver for having come, and state
-    /// files for claims that no call works on; at each tenth time the API server is asked whether the claims still exist.
+    /// How often to scan GPUs for unmanaged MIG instances, the host for a missing driver, and state
+    /// files for claims that no call works on; every tenth scan asks the API server whether the claims still exist.
     #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub rescan_interval: Duration,
     /// Log level, or a filter such as `info,dra_driver_mig::claim=debug`.

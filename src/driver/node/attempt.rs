@@ -1,4 +1,4 @@
-//! Work that may never come back, on a thread of its own: there is one at a time, and it is waited for once.
+//! Runs work that may hang on its own thread: one attempt at a time, and one wait for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +39,7 @@ impl<T: Send + 'static> Attempt<T> {
         let is_late = Arc::new(AtomicBool::new(false));
         let (was_late, look_again) = (Arc::clone(&is_late), Arc::clone(look_again));
         thread::Builder::new().name(name.to_owned()).spawn(move || {
-            // Nobody waits any more once the driver ends.
+            // No receiver is left when the driver stops.
             let _ = send.send(work());
             if was_late.load(Ordering::SeqCst) {
                 look_again.notify_one();

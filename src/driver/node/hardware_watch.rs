@@ -1,5 +1,5 @@
-//! Keeps what is known of the node up to date: opens NVML, looks at the GPUs from time to time, and follows what claims hold
-//! and how GPUs are.
+//! Keeps the state of the node up to date: opens NVML, scans the GPUs periodically, and follows the devices of claims
+//! and the health of GPUs.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::nvml::{Heard, Pulse};
 use crate::readiness::{Effect, HostCondition, HostReadiness};
 use crate::telemetry::metrics::Recovery;
 
-/// How long changes of what claims hold are collected before they are looked at.
+/// How long changes of the claims' devices are collected before they are processed.
 const BURST: Duration = Duration::from_millis(50);
 
 /// Keeps the node's state up to date.
@@ -46,14 +46,14 @@ pub(super) struct HardwareWatch {
     pub(super) state: watch::Sender<NodeState>,
     pub(super) gpus: Vec<Gpu>,
     pub(super) readiness: Arc<HostReadiness>,
-    /// What the last look at the host has found.
+    /// Result of the last read of the host.
     pub(super) host: Vec<HostCondition>,
     pub(super) health: Keeper,
-    /// Where the thread that listens to GPUs sends what it hears.
+    /// Channel for the events of the monitoring thread.
     pub(super) heard: mpsc::Sender<Heard>,
     /// Opening NVML, if that is under way.
     pub(super) attempt: Option<Attempt<Result<Hardware, HardwareError>>>,
-    /// A look at the host, if one is under way.
+    /// The read of the host that is in progress, if any.
     pub(super) at_host: Option<Attempt<Vec<HostCondition>>>,
     /// Whether the hardware was open before.
     pub(super) was_open: bool,
@@ -78,7 +78,7 @@ impl HardwareWatch {
         interval: Duration,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        // A clock of its own: a busy node must not put the next look off for ever.
+        // A separate timer: events on a busy node must not postpone the next scan forever.
         let mut clock = interval_at(Instant::now() + interval, interval);
         let mut reports = self.health.reports();
         let surprised = Arc::clone(&self.context.surprised);
@@ -92,14 +92,14 @@ impl HardwareWatch {
                     sleep(BURST).await;
                     changes.borrow_and_update();
                     if let Err(error) = self.note_held() {
-                        warn!(%error, "cannot tell what claims hold now");
+                        warn!(%error, "cannot read which devices the claims have");
                     }
                     continue;
                 }
                 _ = reports.changed() => {
                     let hardware = self.state.borrow().hardware.clone();
                     if let Err(error) = self.publish(hardware) {
-                        warn!(%error, "cannot follow the health of GPUs now");
+                        warn!(%error, "cannot monitor the health of GPUs now");
                     }
                     continue;
                 }
@@ -109,13 +109,13 @@ impl HardwareWatch {
             // What was known stays; the next look may succeed.
             match self.look().await {
                 Err(error) if error.is::<NodesChanged>() => return Err(error),
-                Err(error) => warn!(%error, "cannot look at the hardware now"),
+                Err(error) => warn!(%error, "cannot scan the hardware now"),
                 Ok(()) => {}
             }
         }
     }
 
-    /// Opens the hardware if it is not open, reads what may have changed, and tells everybody.
+    /// Opens the hardware if it is not open, reads what may have changed, and notifies the other parts.
     ///
     /// Fails with [`NodesChanged`] where nothing can be seen before the container is created again.
     pub(super) async fn look(&mut self) -> anyhow::Result<()> {
@@ -256,20 +256,20 @@ impl HardwareWatch {
             }
         };
         if opened.is_ok() && self.was_open {
-            // The driver was loaded anew, which resets the GPUs.
+            // The driver was reloaded, which resets the GPUs.
             self.health.change(|it, _, _| it.forget());
         }
         Ok(Some(opened.map(Arc::new).map_err(|error| {
             let reason = error.to_string();
             if reason != before {
-                warn!(reason, "no GPUs to offer; looking again from time to time");
+                warn!(reason, "no GPUs to publish; scanning again periodically");
             }
             reason
         })))
     }
 
     /// The same hardware with those of the GPUs that were skipped and have come back. One that is lost may keep NVML busy, and
-    /// must not keep the others from being looked at: then what comes of it is seen at a later look.
+    /// must not delay the scans of others: a later scan picks up its result.
     async fn completed(&mut self, open: Arc<Hardware>) -> anyhow::Result<Arc<Hardware>> {
         const PATIENCE: Duration = Duration::from_secs(5);
         let is_of_this = |it: &Looking| Arc::ptr_eq(&it.known, &open);
@@ -298,7 +298,7 @@ impl HardwareWatch {
             }
             Outcome::Ended(Ok(None)) => Ok(open),
             Outcome::Ended(Err(error)) => {
-                warn!(%error, "cannot look for GPUs that were skipped");
+                warn!(%error, "cannot scan for GPUs that were skipped");
                 Ok(open)
             }
         }
@@ -335,7 +335,7 @@ impl HardwareWatch {
         Ok(gpus)
     }
 
-    /// Tells of instances that are not offered either; one that is adopted is no event.
+    /// Reports unmanaged instances that are not published; an adopted instance is no event.
     fn tell_of_foreign(&self, gpu: &Gpu, instances: &[GpuInstance]) {
         let (uuid, terms) = (&gpu.facts.uuid, self.terms());
         let is_offered =
@@ -357,7 +357,7 @@ impl HardwareWatch {
         let mut new = gpu.state.instances.clone();
         new.retain(|it| !before.is_some_and(|before| before.instances.contains(it)));
         for GpuInstance { id: gi, placement, .. } in &new {
-            warn!(uuid, gi, %placement, "unmanaged MIG instance: nothing else is offered in its place");
+            warn!(uuid, gi, %placement, "unmanaged MIG instance: no device is published for its placement");
         }
         if !new.is_empty() {
             self.tell_of_foreign(gpu, &new);
@@ -380,7 +380,7 @@ impl HardwareWatch {
         }
     }
 
-    /// Follows what claims hold. The inventory depends on it only where something is withheld, and is not built anew
+    /// Follows what claims hold. The inventory depends on it only where something is withheld, and is not rebuilt
     /// elsewhere; the order in which devices are offered always does.
     fn note_held(&self) -> anyhow::Result<()> {
         if !self.health.report().instances.is_empty() {
@@ -407,7 +407,7 @@ impl HardwareWatch {
         Ok(())
     }
 
-    /// What is wanted, and what claims hold. Of a claim whose record cannot be read its CDI file tells.
+    /// What is wanted, and what claims hold. The CDI file stands in for a record that cannot be read.
     fn terms(&self) -> anyhow::Result<Terms> {
         let (existing, time_slices) = (self.existing, self.time_slices);
         let sick = self.health.report().sick_adopted();
@@ -417,7 +417,7 @@ impl HardwareWatch {
         let refused = with_refusal.cloned().collect();
         let mut terms = Terms { existing, time_slices, sick, mig_access, refused, ..Terms::default() };
         let mut unrecorded = BTreeSet::new();
-        // Only an instance of somebody else may be what was made for a claim of which no record tells.
+        // Only an unmanaged instance may belong to a claim whose record is lost.
         if existing == ExistingInstances::Adopt && self.gpus.iter().any(|it| !it.state.instances.is_empty()) {
             unrecorded.extend(self.cdi.list()?);
         }
@@ -442,8 +442,8 @@ impl HardwareWatch {
         Ok(terms)
     }
 
-    /// Tells which GPUs are no longer offered, and which are again. One whose health is the reason now is told of elsewhere,
-    /// and yet not offered again.
+    /// Reports which GPUs are no longer published, and which are again. A GPU whose problem is now its health is reported elsewhere,
+    /// and does not count as published again.
     fn tell_problems(&self, before: &[Problem], now: &[Problem], health: &Report) {
         for problem in otherwise(now, health).filter(|it| !before.contains(it)) {
             let note = format!("Unavailable; allocated devices stay published: {problem}");
@@ -533,7 +533,7 @@ fn found(hardware: &Hardware, gpu: &Gpu) -> (String, Scan) {
 }
 
 /// GPUs that are lost since before this process began, so that NVML does not show them: those of which claims of this boot
-/// have devices, and those that were sick.
+/// have devices, and those that were unhealthy.
 fn missing(hardware: &Hardware, records: &[Arc<Record>], health: &Report) -> Vec<(String, Scan)> {
     let of_this_boot = records.iter().filter(|it| it.boot_id == hardware.boot_id);
     let held = of_this_boot.flat_map(|it| it.devices.iter().map(|it| it.parent_uuid.as_str()));

@@ -1,4 +1,4 @@
-//! What the kernel lists, read again at each look, and what is done where this container was created too early.
+//! Reads the kernel's list of GPUs at each scan, and restarts a container that was created too early to see them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,13 +46,13 @@ impl KernelView {
         Self { access: DeviceAccess::default(), proc_root, dev_root, spec, reading: None, look_again }
     }
 
-    /// Reads it again, on a thread of its own: a read that hangs is left alone, and what was known stays.
+    /// Reads it again, on its own thread: a read that hangs is abandoned, and the last result stays.
     pub(super) async fn read(&mut self) {
         let reading = match self.reading.take() {
             Some(begun) => begun,
             None => match self.begin() {
                 Ok(begun) => begun,
-                Err(error) => return warn!(%error, "cannot start a thread that reads what the kernel lists"),
+                Err(error) => return warn!(%error, "cannot start the thread that lists the kernel's GPUs"),
             },
         };
         match reading.within(PATIENCE).await {
@@ -64,7 +64,7 @@ impl KernelView {
                 }
                 self.access = access;
             }
-            Outcome::Died => warn!("the thread that reads what the kernel lists has died"),
+            Outcome::Died => warn!("the thread that lists the kernel's GPUs has ended"),
             Outcome::Running(reading) => self.reading = Some(reading),
         }
     }

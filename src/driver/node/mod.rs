@@ -1,4 +1,4 @@
-//! Wires everything and watches it run: the only file that names every part.
+//! Connects and supervises all parts: the only file that names each of them.
 
 mod args;
 mod attempt;
@@ -43,7 +43,7 @@ use hardware_watch::HardwareWatch;
 use kernel_view::KernelView;
 use parts::Parts;
 
-/// Events of GPUs that wait to be looked at; the kernel keeps more.
+/// Capacity of the queue of GPU events; the kernel log keeps more.
 const MOST_HEARD: usize = 64;
 
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
@@ -51,8 +51,8 @@ const MOST_HEARD: usize = 64;
 /// # Errors
 /// What keeps the driver from starting, or which part has ended and why.
 pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> {
-    // Before anything is touched that a process which runs already may be using, and before its ports are found in use. Pods
-    // have sockets of their own.
+    // Before any change that affects a running process, and before the bind of its ports fails. Pods
+    // have their own sockets.
     let _sole = match args.pod_uid {
         None => Some(SoleProcess::claim(&args.driver.plugin_directory())?),
         Some(_) => None,
@@ -348,7 +348,7 @@ fn check_at_start(
     }
 }
 
-/// Ends with the kubelet's reason if it refuses us. It does not ask again until the socket is made anew, which the next
+/// Ends with the kubelet's reason if it rejects the registration. It does not retry until the socket is recreated, which the next
 /// start of the driver does.
 async fn refusal(mut state: watch::Receiver<RegistrationState>) -> anyhow::Result<()> {
     let refused = state.wait_for(|it| matches!(it, RegistrationState::Refused(_))).await?;

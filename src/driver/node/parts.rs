@@ -1,4 +1,4 @@
-//! The tasks of the process, and their common end.
+//! The tasks of the process, and their common shutdown.
 
 use std::future::Future;
 use std::time::Duration;
@@ -54,7 +54,7 @@ impl Parts {
             }),
         };
         stop.cancel();
-        info!("stopping: calls that run are finished first");
+        info!("stopping: running calls are finished first");
         let drained = timeout(DRAIN, async { while self.running.join_next().await.is_some() {} }).await;
         if drained.is_err() {
             warn!(

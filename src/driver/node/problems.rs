@@ -1,4 +1,4 @@
-//! What of the hardware is not offered, in words. Pure.
+//! Describes the hardware that is not published. Pure.
 
 use mig_model::facts::{GpuInstance, SkippedGpu};
 use mig_model::health::Report;
@@ -24,7 +24,7 @@ pub(super) fn problems(
     unreadable.chain(sick).chain(uncut).chain(skipped).chain(missing.iter().cloned()).collect()
 }
 
-/// Nothing of such a GPU is offered: whole it cannot be used, and how it can be cut is not known.
+/// Nothing of the GPU is published: the whole GPU cannot be used, and its MIG profiles are unknown.
 fn in_mig_mode_without_profiles(gpu: &Gpu) -> Option<Problem> {
     let has_profiles = gpu.facts.cuttable().is_some();
     gpu.state.mode.filter(|it| it.current && !has_profiles)?;
@@ -47,7 +47,7 @@ pub(super) fn left_alone(gpus: &[Gpu], terms: &Terms) -> Vec<String> {
     left_alone.collect()
 }
 
-/// The problems of which the health of GPUs does not tell.
+/// The problems that the health of GPUs does not include.
 pub(super) fn otherwise<'a>(
     problems: &'a [Problem],
     health: &'a Report,

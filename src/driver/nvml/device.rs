@@ -119,7 +119,7 @@ impl<'nvml> DeviceHandle<'nvml> {
     }
 
     /// Asks for MIG mode on or off and returns the activation status. NVML answers SUCCESS even where the mode did
-    /// not change, so only the status and a fresh [`Self::mig_mode`] tell (nvml.h at nvmlDeviceSetMigMode).
+    /// not change, so only the status and a fresh [`Self::mig_mode`] show it (nvml.h at nvmlDeviceSetMigMode).
     pub fn set_mig_mode(&self, on: bool) -> Result<Code, CallError> {
         let function = function!(self.nvml, nvmlDeviceSetMigMode)?;
         let mut activation = 0;
@@ -158,7 +158,7 @@ impl<'nvml> DeviceHandle<'nvml> {
 
     /// The profile with this `NVML_GPU_INSTANCE_PROFILE_*` index, without its placements. INVALID_ARGUMENT past the
     /// last one, NOT_SUPPORTED where this GPU does not have it. The name is empty where the driver is too old to
-    /// tell it.
+    /// report it.
     pub fn profile(&self, index: u32) -> Result<Profile, CallError> {
         match self.named_profile(index) {
             Err(error)
@@ -227,7 +227,7 @@ impl<'nvml> DeviceHandle<'nvml> {
         self.describe(raw)
     }
 
-    /// Destroys a GPU instance. IN_USE while it has compute instances or somebody holds it.
+    /// Destroys a GPU instance. IN_USE while it has compute instances or a process uses it.
     pub fn destroy_gpu_instance(&self, instance: GpuInstanceHandle) -> Result<(), CallError> {
         self.samples.forget(instance.id);
         let function = function!(self.nvml, nvmlGpuInstanceDestroy)?;
@@ -277,7 +277,7 @@ impl<'nvml> DeviceHandle<'nvml> {
     }
 
     /// Processes that compute on a GPU instance, by their ids on the host. Asked of its MIG devices, because only there NVML
-    /// tells for certain which instance a process is on (nvml.h at nvmlDeviceGetComputeRunningProcesses_v3).
+    /// reports reliably which instance a process is on (nvml.h at nvmlDeviceGetComputeRunningProcesses_v3).
     pub fn processes_on(&self, instance: GpuInstanceHandle) -> Result<Vec<u32>, CallError> {
         let mut pids = Vec::new();
         for raw in self.raw_compute_instances(instance)? {
@@ -363,7 +363,7 @@ impl<'nvml> DeviceHandle<'nvml> {
         // SAFETY: the struct is integers and a character array, for which zero is a value.
         let mut info: sys::nvmlGpuInstanceProfileInfo_v2_t = unsafe { MaybeUninit::zeroed().assume_init() };
         info.version = version_word::<sys::nvmlGpuInstanceProfileInfo_v2_t>(2);
-        // SAFETY: a live handle and a struct whose version word tells NVML its layout.
+        // SAFETY: a live handle and a struct whose version field gives NVML its layout.
         let code = unsafe { function(self.raw, index, &raw mut info) };
         check("nvmlDeviceGetGpuInstanceProfileInfoV", code)?;
         let name = text(&info.name);
@@ -424,7 +424,7 @@ impl<'nvml> DeviceHandle<'nvml> {
     }
 
     /// The compute profile that takes all slices of the instance: the first one, because newer drivers have several
-    /// with as many slices (7_SLICE and 7_SLICE_NVL), of which only the first is for everybody.
+    /// with as many slices (7_SLICE and 7_SLICE_NVL), of which only the first is general purpose.
     fn spanning_compute_profile(&self, instance: GpuInstanceHandle, slices: u32) -> Result<u32, CallError> {
         let profiles = self.compute_profiles(instance)?;
         profiles

@@ -1,8 +1,8 @@
-//! Reads what a node has. What is missing hides nothing that does not need it: a GPU without a name is a GPU without a name.
+//! Discovers the hardware of a node. A missing fact hides only what depends on it: a GPU without a name is still published.
 //!
 //! A fact is read by the call in the table; an error that concerns the GPU or the NVIDIA driver as a whole
-//! ([`CallError::concerns_whole_gpu`]) leaves the GPU out whatever was asked. Any other error makes the fact unknown: it is in
-//! [`GpuFacts::unknown`], which the log, `check` and `inspect` show, and is asked for again at every rescan unless the answer
+//! ([`CallError::concerns_whole_gpu`]) leaves the GPU out, whichever call failed. Any other error makes the fact unknown: it is in
+//! [`GpuFacts::unknown`], which the log, `check` and `inspect` show, and is read again at every rescan unless the answer
 //! cannot change ([`CallError::is_lasting`]).
 //!
 //! | fact | call | essential for | offered without it |
@@ -14,7 +14,7 @@
 //! | CUDA version | `nvmlSystemGetCudaDriverVersion_v2` | nothing | everything; `cudaDriverVersion` is `0.0.0` |
 //! | handle | `nvmlDeviceGetHandleByIndex_v2` | every other call | not this GPU |
 //! | handle by UUID | `nvmlDeviceGetHandleByUUID` | nothing: the GPU at its index is asked instead | everything |
-//! | UUID | `nvmlDeviceGetUUID` | telling GPUs apart, records of claims | not this GPU |
+//! | UUID | `nvmlDeviceGetUUID` | identity of GPUs, records of claims | not this GPU |
 //! | PCI address | `nvmlDeviceGetPciInfo_v3` | names of devices and counter sets | not this GPU |
 //! | virtualization mode | `nvmlDeviceGetVirtualizationMode` | see below | everything, as on bare metal |
 //! | product name, brand, architecture, compute capability | `nvmlDeviceGetName`, `…Brand`, `…Architecture`, `…CudaComputeCapability` | nothing | everything; the attribute says `unknown` |
@@ -28,7 +28,7 @@
 //! | PCIe root, NUMA node | sysfs | nothing | everything; the attribute is left out |
 //! | events | `nvmlEventSetCreate`, `nvmlDeviceRegisterEvents` | noticing errors | everything; event `GpuUnmonitored` unless the GPU has none |
 //!
-//! A call that does not come back in time is as one that failed, for its GPU alone; see [`Discovery`].
+//! A call that does not return in time counts as failed, for its GPU only; see [`Discovery`].
 //!
 //! | virtualization mode | offered |
 //! |---|---|
@@ -85,7 +85,7 @@ pub fn discover(nvml: &Arc<Nvml>) -> Result<NodeFacts, CallError> {
     Discovery::new(Arc::clone(nvml), PATIENCE).discover()
 }
 
-/// Discovers GPUs, each on a thread of its own: one that hangs does not keep the others from being found. It has one such thread
+/// Discovers GPUs, each on its own thread: one that hangs does not block the others. Each GPU has one thread
 /// at most, and is not waited for again while that is in its call.
 #[derive(Debug)]
 pub struct Discovery {
@@ -196,9 +196,9 @@ impl Discovery {
         let spawned = thread::Builder::new().name(format!("discover-{index}")).spawn(move || {
             let gpu = gpu(&nvml, index, &known);
             begun.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
-            // Before the result is there, so that whoever has it can close NVML.
+            // Before the result is there, so that the receiver can close NVML.
             drop(nvml);
-            // Nobody may wait any more.
+            // The receiver may be gone.
             let _ = send.send(gpu);
         });
         if let Err(error) = spawned {
@@ -214,8 +214,8 @@ fn skipped(index: u32, uuid: Option<String>, reason: String) -> SkippedGpu {
     SkippedGpu { index, uuid, reason, is_gone: false, is_for_good: false }
 }
 
-/// Asks the GPU for something that only it can tell, so that one which has fallen off the bus is noticed. That a GPU has no
-/// memory of its own to report is an answer.
+/// Reads a value that only the GPU itself can report, which detects a GPU that has fallen off the bus. That a GPU has no
+/// dedicated memory to report is an answer.
 pub fn answers(device: &DeviceHandle<'_>) -> Result<(), CallError> {
     match device.memory() {
         Err(error) if !error.is_lasting() => Err(error),
@@ -223,7 +223,7 @@ pub fn answers(device: &DeviceHandle<'_>) -> Result<(), CallError> {
     }
 }
 
-/// Every live GPU instance of a GPU, whoever made it. Listed by GPU instance, because one without a compute instance
+/// Every live GPU instance of a GPU, managed or not. Listed by GPU instance, because one without a compute instance
 /// has no MIG device and would be missed. None where MIG mode is off.
 pub fn live_instances(
     device: &DeviceHandle<'_>,
@@ -252,7 +252,7 @@ const HOST_VSGA: u32 = 4;
 enum Skip {
     /// A call failed without which it cannot be offered.
     Failed(CallError),
-    /// It serves virtual machines, or is a part of a GPU that somebody else cuts. That stays so while the machine runs.
+    /// It serves virtual machines, or is a part of a GPU that a hypervisor partitions. This does not change while the machine runs.
     Virtual(&'static str),
 }
 

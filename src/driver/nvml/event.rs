@@ -1,4 +1,4 @@
-//! Errors of GPUs as NVML tells of them: XIDs and ECC errors.
+//! Errors of GPUs as NVML reports them: XIDs and ECC errors.
 //!
 //! Called directly, because nvml-wrapper drops the ids of the instances that an event is about, panics where the driver is
 //! too old to have a function, and frees a set when registering for it fails. Events are the whole GPU's business: MIG
@@ -31,9 +31,9 @@ pub struct GpuEvent {
     pub gpu: String,
     /// What happened.
     pub kind: EventKind,
-    /// GPU instance on which it happened, where NVML can tell.
+    /// GPU instance on which it happened, if NVML reports it.
     pub gpu_instance: Option<u32>,
-    /// Compute instance on which it happened, where NVML can tell.
+    /// Compute instance on which it happened, if NVML reports it.
     pub compute_instance: Option<u32>,
 }
 
@@ -57,7 +57,7 @@ pub struct EventSet<'nvml> {
 }
 
 impl<'nvml> EventSet<'nvml> {
-    /// A set that listens to nothing yet. FUNCTION_NOT_FOUND where the driver is too old to tell of events with the
+    /// An empty event set. FUNCTION_NOT_FOUND if the driver is too old to report events with the
     /// instances that they are about.
     pub fn new(nvml: &'nvml Nvml) -> Result<Self, CallError> {
         function!(nvml, nvmlEventSetWait_v2)?;
@@ -70,7 +70,7 @@ impl<'nvml> EventSet<'nvml> {
         Ok(Self { nvml, raw, gpus: Vec::new() })
     }
 
-    /// Listens to the errors of this GPU, which NVML has at this index, too, those that it can tell of. NOT_SUPPORTED where it can tell of none, GPU_IS_LOST
+    /// Adds the supported error events of the GPU at this NVML index. NOT_SUPPORTED if it supports none, GPU_IS_LOST
     /// where it has gone: waiting for all of a set fails while one of them is lost.
     pub fn add(&mut self, uuid: &str, index: u32) -> Result<(), CallError> {
         let device = DeviceHandle::by_uuid(self.nvml, uuid, index)?;

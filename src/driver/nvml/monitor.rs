@@ -1,7 +1,7 @@
-//! The one thread that listens to all GPUs.
+//! The thread that monitors the events of all GPUs.
 //!
 //! It waits in NVML, never for longer than [`WAIT`], so that it ends soon when its session ends. An event set may count
-//! as a user of a GPU. So before an error `IN_USE` is believed to be somebody else's doing, the thread lets go of that GPU
+//! as a user of a GPU. So before an error `IN_USE` is attributed to another process, the thread releases that GPU
 //! for a while ([`Monitor::step_aside`]); a destroyed instance is worth more than an event, and the gap is counted.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ const WAIT: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often a GPU that could not be listened to is tried again.
 const RETRY: Duration = Duration::from_secs(10);
-/// How long a GPU is let alone after it was in use.
+/// How long monitoring of a GPU is paused after it was in use.
 const ASIDE: Duration = Duration::from_secs(5);
 /// How long the thread may be silent.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ const STACK: usize = 512 * 1024;
 pub enum Hearing {
     /// It is.
     Heard,
-    /// It is let alone for some seconds, so that something of it can be destroyed.
+    /// Monitoring is paused for some seconds, so that an instance of it can be destroyed.
     Aside,
     /// It cannot be.
     Failed(CallError),
@@ -66,7 +66,7 @@ pub struct Monitor {
 struct State {
     /// UUIDs, with the index in NVML.
     gpus: BTreeMap<String, u32>,
-    /// GPUs that are let alone, and until when.
+    /// GPUs whose monitoring is paused, and until when.
     aside: BTreeMap<String, Instant>,
     is_closed: bool,
     /// The thread's last sign of life; `None` where it need give none.
@@ -74,7 +74,7 @@ struct State {
 }
 
 impl Monitor {
-    /// Starts the thread. What it hears goes to `heard`; it ends when nobody takes that any more, or with
+    /// Starts the thread. It sends events to `heard`, and ends when the receiver is gone, or with
     /// [`Self::close`].
     pub fn start(
         self: &Arc<Self>,
@@ -112,7 +112,7 @@ impl Monitor {
         self.state().gpus = gpus.into_iter().collect();
     }
 
-    /// Lets go of a GPU for some seconds. True where it was not let alone already: what happens to it is not heard from
+    /// Pauses monitoring of a GPU for some seconds. True if it was not paused already: its events are lost from
     /// now on.
     pub fn step_aside(&self, gpu: &str) -> bool {
         self.state().aside.insert(gpu.to_owned(), Instant::now() + ASIDE).is_none()
@@ -143,7 +143,7 @@ impl Monitor {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The GPUs to listen to now, and those to let alone; `None` once there is no more to do.
+    /// The GPUs to monitor now, and those that are paused; `None` when the thread should end.
     fn wanted(&self) -> Option<(BTreeMap<String, u32>, BTreeSet<String>)> {
         let mut state = self.state();
         let now = Instant::now();
@@ -176,7 +176,7 @@ impl Listener<'_> {
         let busy = self.monitor.pulse.begin();
         // A set cannot lose a GPU.
         if self.set.as_ref().is_some_and(|set| set.gpus().any(|it| !wanted.contains_key(it))) {
-            debug!("letting go of a GPU's events");
+            debug!("pausing the monitoring of a GPU");
             self.set = None;
         }
         self.prepare(&wanted);
@@ -187,7 +187,7 @@ impl Listener<'_> {
             thread::park_timeout(PAUSE);
             return Some(());
         };
-        // That it listens is told once it has: a set may be made, and yet not be waited for.
+        // Report monitoring only after the first wait: a set may be created, and the wait for it can still fail.
         let busy = self.monitor.pulse.begin();
         let waited = set.wait(WAIT);
         drop(busy);
@@ -199,7 +199,7 @@ impl Listener<'_> {
                 self.tell()
             }
             Err(error) => {
-                debug!(%error, "GPU events cannot be waited for");
+                debug!(%error, "cannot wait for GPU events");
                 self.set = None;
                 for it in self.listening.values_mut().filter(|it| **it != Hearing::Aside) {
                     *it = Hearing::Failed(error.clone());
@@ -214,7 +214,7 @@ impl Listener<'_> {
     /// Makes the set if there is none, and adds what it lacks.
     fn prepare(&mut self, wanted: &BTreeMap<String, u32>) {
         let is_new = self.set.is_none();
-        // One that was let alone is tried at once.
+        // A paused GPU is tried at once.
         self.listening.retain(|it, now| wanted.contains_key(it) && *now != Hearing::Aside);
         let mut set = match self.set.take().map_or_else(|| EventSet::new(self.nvml), Ok) {
             Ok(set) => set,
@@ -237,7 +237,7 @@ impl Listener<'_> {
         self.set = Some(set);
     }
 
-    /// Says to whom it listens now, if that is new. That a driver or a GPU has no events is told once and is no error.
+    /// Reports which GPUs are monitored now, if that changed. Missing event support is reported once and is no error.
     fn tell(&mut self) -> Option<()> {
         if self.listening == self.told {
             return Some(());
@@ -245,12 +245,12 @@ impl Listener<'_> {
         for (gpu, now) in &self.listening {
             match now {
                 _ if self.told.get(gpu) == Some(now) => {}
-                Hearing::Heard => debug!(gpu, "listening to its events"),
-                Hearing::Aside => debug!(gpu, "not listening to its events for a moment"),
+                Hearing::Heard => debug!(gpu, "monitoring its events"),
+                Hearing::Aside => debug!(gpu, "monitoring of its events is paused"),
                 Hearing::Failed(error) if is_unsupported(error) => {
-                    info!(gpu, %error, "no events: what it suffers from is in the kernel log only");
+                    info!(gpu, %error, "no event support: its errors appear in the kernel log only");
                 }
-                Hearing::Failed(error) => warn!(gpu, %error, "its events cannot be listened to now"),
+                Hearing::Failed(error) => warn!(gpu, %error, "cannot monitor its events now"),
             }
         }
         self.told = self.listening.clone();

@@ -1,4 +1,4 @@
-//! The MIG profiles of a GPU. One that cannot be described is left out and does not hide the others.
+//! The MIG profiles of a GPU. A profile that cannot be read is left out; the others stay.
 
 use mig_model::facts::{Placement, Profile};
 use tracing::{debug, warn};
@@ -34,7 +34,7 @@ pub(super) fn profiles(
                     uuid,
                     index,
                     id = profile.id,
-                    "MIG profile skipped: this driver does not tell its name"
+                    "MIG profile skipped: this driver does not report its name"
                 );
                 continue;
             };
@@ -100,7 +100,7 @@ fn concerns_the_profile(error: &CallError) -> bool {
     .contains(&error.code)
 }
 
-/// Name of a profile whose driver does not tell it, as go-nvlib computes it (mig_profile.go, getMigMemorySizeGB).
+/// Name of a profile if the driver does not report it, as go-nvlib computes it (mig_profile.go, getMigMemorySizeGB).
 /// The revised profiles of those drivers are known by index: 7 and 8 are `+me`. Others have no certain name.
 fn formula_name(profile: &Profile, total_bytes: Option<u64>) -> Option<String> {
     const MIB: u64 = 1 << 20;

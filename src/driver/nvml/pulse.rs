@@ -1,10 +1,10 @@
-//! Since when somebody is inside a call that may hang.
+//! Times calls that may hang.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Tells from outside whether a thread is in a call, and for how long. Clones tell the same.
+/// Shows other threads whether a thread is in a call, and for how long. Clones share the state.
 #[derive(Debug, Clone, Default)]
 pub struct Pulse {
     /// Milliseconds on the clock of this process at which the call began; 0 where there is none.

@@ -1,4 +1,4 @@
-//! One thread per GPU. Work for a GPU is done in the order it was asked for; GPUs do not wait for each other.
+//! One thread per GPU. Work for a GPU runs in the order of submission; GPUs do not wait for each other.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -34,11 +34,11 @@ pub struct Submitted<T, E> {
 
 /// The GPU's thread is gone, which happens only while the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the thread of the GPU has ended; the driver is shutting down or has to be restarted")]
+#[error("the thread of the GPU has ended; the driver is stopping, or restart its pod")]
 pub struct QueueClosed;
 
 impl GpuQueue {
-    /// Starts the thread of the GPU with this UUID, which NVML has at this index. The second value is for whoever waits for its
+    /// Starts the thread of the GPU with this UUID, at this NVML index. The second value is for waiting for its
     /// end.
     pub fn start(nvml: Arc<Nvml>, uuid: String, index: u32) -> io::Result<(Self, JoinHandle<()>)> {
         let (jobs, inbox) = mpsc::channel::<Slot>();
@@ -74,7 +74,7 @@ impl GpuQueue {
     }
 
     /// Runs a piece of work on the GPU's thread. Once begun it is done even if the caller stops waiting; if the caller has
-    /// given up before its turn comes, it is not begun.
+    /// cancelled before it starts, it never runs.
     pub async fn run<T, E, F>(&self, work: F) -> Result<Result<T, E>, QueueClosed>
     where
         T: Send + 'static,
@@ -97,7 +97,7 @@ impl GpuQueue {
         let job: Job = Box::new(move |device| {
             let _pending = pending;
             let _entered = span.entered();
-            // Nobody may be listening any more; the work counts all the same.
+            // The receiver may be gone; the work counts all the same.
             let _ = reply.send(device.map_err(E::from).and_then(work));
         });
         let slot = Arc::new(Mutex::new(Some(job)));

@@ -1,7 +1,7 @@
-//! Health over gRPC, as the kubelet's `grpc` probes and other clients ask for it: `grpc.health.v1.Health`.
+//! Health over gRPC, for the kubelet's `grpc` probes and other clients: `grpc.health.v1.Health`.
 //!
-//! Says what `/healthz` and `/readyz` say. The service `liveness` serves as long as it answers; any of the others is
-//! ready or not as the whole is, because none is of use without the rest.
+//! Reports the same as `/healthz` and `/readyz`. The service `liveness` serves as long as it answers; every other service is
+//! ready if the driver as a whole is.
 
 use std::pin::Pin;
 

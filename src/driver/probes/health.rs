@@ -1,5 +1,5 @@
-//! `/healthz` and `/readyz`: whether the process lives, and whether a pod could be served now, with the reasons. The gRPC
-//! health service is on the same port, so that any kind of probe does.
+//! `/healthz` and `/readyz`: whether the process is alive, and whether claims can be served now, with the reasons. The gRPC
+//! health service is on the same port, so that every kind of probe works.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ use crate::telemetry::bind;
 /// What readiness is made of.
 #[derive(Debug, Clone)]
 pub struct Health {
-    /// Whether the kubelet took us.
+    /// Whether the kubelet registered the plugin.
     pub registration: watch::Receiver<RegistrationState>,
     /// What the API server has.
     pub publication: watch::Receiver<Publication>,
@@ -43,7 +43,7 @@ pub struct HealthError {
 }
 
 impl Health {
-    /// One line for each part, and whether all of it is well. A node without GPUs is well: it has nothing to offer and
+    /// One line for each part, and whether all of them are ready. A node without GPUs is ready: it has nothing to offer and
     /// says so.
     #[must_use]
     pub fn report(&self) -> (bool, String) {
@@ -159,7 +159,7 @@ pub async fn bind_health(address: SocketAddr) -> Result<TcpListener, HealthError
 /// Serves `/healthz`, `/readyz`, and the same over gRPC, until `stop`.
 ///
 /// Alive is a process that answers. That a GPU hangs is not a matter of life: a restart does not end it, and the other
-/// GPUs are served; readiness tells it.
+/// GPUs are served; readiness reports it.
 pub async fn serve_health(
     listener: TcpListener,
     health: Health,

@@ -1,4 +1,4 @@
-//! `/healthz`, `/readyz` and gRPC health: whether the process lives, and whether a pod could be served now.
+//! `/healthz`, `/readyz` and gRPC health: whether the process is alive, and whether claims can be served now.
 
 mod grpc;
 mod health;

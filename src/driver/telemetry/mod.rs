@@ -1,4 +1,4 @@
-//! What the process says of itself: its log and its numbers. Imports no other module of the driver.
+//! Log and metrics of the process. Imports no other module of the driver.
 
 mod args;
 mod bind;

@@ -1,4 +1,4 @@
-//! The numbers of each instance, under our names and under those of NVIDIA's DCGM exporter.
+//! Metrics of each instance, under the driver's names and under those of NVIDIA's DCGM exporter.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ const MIB: u64 = 1 << 20;
 pub struct Instances {
     /// What was seen.
     pub seen: Arc<Seen>,
-    /// Whether series tell namespace, pod and claim.
+    /// Whether series have the labels namespace, pod and claim.
     pub with_pods: bool,
 }
 
@@ -31,7 +31,7 @@ pub struct DcgmInstances {
     pub seen: Arc<Seen>,
     /// Name of the node.
     pub node: String,
-    /// Whether series tell namespace and pod.
+    /// Whether series have the labels namespace and pod.
     pub with_pods: bool,
 }
 

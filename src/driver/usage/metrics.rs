@@ -1,4 +1,4 @@
-//! Numbers of claims.
+//! Metrics of claims.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What the instances of claims use, and where in their life claims are, for `/metrics`: looked at while somebody reads.
+//! Usage of the instances of claims, and the stages of claims, for `/metrics`: sampled while `/metrics` is scraped.
 
 mod instances;
 mod metrics;

@@ -1,7 +1,7 @@
-//! What takes a look to know: the stages of claims, and what their instances use.
+//! Samples the stages of claims, and the usage of their instances.
 //!
-//! Looks only while somebody reads `/metrics`, every few seconds, and never because of a reading: that takes what was
-//! seen last. Claims come first. A GPU is asked between two calls for it, an instance at a time and only while nobody
+//! Samples only while `/metrics` is scraped, every few seconds, and never within a scrape: a scrape returns what was
+//! seen last. Claims come first. A GPU is asked between two calls for it, an instance at a time and only while no call
 //! waits for its thread; one that hangs is not asked again before it has answered.
 
 use std::collections::BTreeMap;
@@ -60,7 +60,7 @@ label_values! {
     }
 }
 
-/// The instance of a claim, and what it used when it was last looked at.
+/// The instance of a claim, and its usage at the last sample.
 #[derive(Debug, Clone)]
 pub(super) struct InstanceUse {
     /// Not the GPU itself: what is shown must not keep NVML open.
@@ -74,7 +74,7 @@ pub(super) struct InstanceUse {
     seen: Instant,
 }
 
-/// What was seen last, for the reading, and that somebody reads, for the looking.
+/// The last samples, for scrapes, and the time of the last scrape, for the sampler.
 #[derive(Debug, Default)]
 pub struct Seen {
     last: Mutex<Look>,
@@ -129,7 +129,7 @@ impl Seen {
 }
 
 impl Sampler {
-    /// Looks while somebody reads, until `stop`.
+    /// Samples while `/metrics` is scraped, until `stop`.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let look = async {
             loop {
@@ -202,14 +202,14 @@ impl Sampler {
     }
 
     /// Gives back what NVML holds for instances that are not wanted any more. One that the driver destroys is let go of in any
-    /// case, but one that somebody else made, and may destroy, outlives its claim.
+    /// case, but an unmanaged one, which others may destroy, outlives its claim.
     async fn let_go(&self, known: &[InstanceUse], is_wanted: impl Fn(&InstanceUse) -> bool) {
         let hardware = self.context.node.borrow().hardware.clone();
         let Ok(hardware) = hardware else { return };
         let unwanted = known.iter().filter(|it| !is_wanted(it));
         let forgotten = unwanted.filter_map(|known| {
             let (gpu, gpu_instance) = (hardware.gpu(&known.gpu.uuid)?, known.gpu_instance);
-            // It is done in its turn, also where nobody waits for it.
+            // The queue runs it, although no caller waits for it.
             Some(timeout(
                 PATIENCE,
                 gpu.queue.run(move |handle| {
@@ -249,11 +249,11 @@ impl Sampler {
                     engines,
                     seen: Instant::now(),
                 }),
-                // The claim is being taken down, or its instance was taken from it.
+                // The claim is being unprepared, or another program destroyed its instance.
                 Ok(Ok(Ok(None))) => {}
                 Ok(Ok(Err(error))) => {
                     gpu.metrics.nvml_failed(&error);
-                    debug!(%error, gpu = gpu.facts.uuid, "cannot tell what an instance uses");
+                    debug!(%error, gpu = gpu.facts.uuid, "cannot read the usage of an instance");
                     found.extend(known());
                 }
                 Ok(Err(_)) | Err(_) => {
@@ -266,7 +266,7 @@ impl Sampler {
     }
 }
 
-/// An instance to look at.
+/// An instance to sample.
 struct Wanted<'r> {
     /// GPU instance and compute instance.
     ids: (u32, u32),
@@ -281,7 +281,7 @@ impl Wanted<'_> {
     }
 }
 
-/// Ids of GPU instance and compute instance, and what it is, whoever made it.
+/// Ids of GPU instance and compute instance, and what it is, managed or not.
 fn instance_of(kind: &RecordedKind) -> Option<((u32, u32), &MigSpec)> {
     match kind {
         RecordedKind::Mig { spec, progress: Progress::Complete { gpu_instance, compute_instance, .. } } => {
@@ -315,7 +315,7 @@ fn measure(
     let engines = match policy {
         // That the engines cannot be measured says nothing against the memory.
         UsagePolicy::All => handle.utilization_of(gpu_instance, owner).unwrap_or_else(|error| {
-            debug!(%error, gpu_instance, "cannot tell how busy an instance is");
+            debug!(%error, gpu_instance, "cannot read the utilization of an instance");
             Vec::new()
         }),
         UsagePolicy::Memory | UsagePolicy::Off => Vec::new(),

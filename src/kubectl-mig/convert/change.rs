@@ -1,7 +1,7 @@
 //! Changes to a document, made twice: in its text, line by line, and in its data. [`applied`] answers only if both agree.
 //!
-//! What the text keeps: every line that no change is about, comments on lines that go (they get a line of their own), the
-//! style of quotes and the line ends. What it loses: comments inside braces from which something is removed.
+//! Kept: every line that no change concerns, comments on removed lines (they move to a separate line), the
+//! style of quotes and the line ends. Lost: comments inside braces from which something is removed.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

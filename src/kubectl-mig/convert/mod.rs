@@ -1,9 +1,9 @@
-//! Turns manifests that ask the device plugin for devices into ones that claim them.
+//! Converts manifests for the device plugin into manifests with ResourceClaims.
 //!
 //! `nvidia.com/mig-2g.10gb: 1` in a container's limits becomes a ResourceClaimTemplate, a claim of the pod and a claim of the
 //! container; `requests.nvidia.com/mig-1g.5gb` in a ResourceQuota becomes the quota of the device class. The text is
-//! edited where it has to be and nowhere else; see [`change`](self) for what cannot be kept. It refuses to guess: what it
-//! does not know it reports and leaves alone, and an edit whose result does not parse into what was meant is not made.
+//! edited where it has to be and nowhere else; see [`change`](self) for what cannot be kept. It does not guess: what it
+//! does not know it reports and leaves unchanged, and an edit whose result does not parse into what was meant is not made.
 //!
 //! It does not talk to a cluster and does not know what GPUs there are.
 
@@ -103,7 +103,7 @@ pub enum ConvertError {
 pub fn run(args: &ConvertArgs) -> u8 {
     let name = if args.filename == "-" { "standard input" } else { &args.filename };
     let done = read(args).and_then(|text| convert(&text)).and_then(|it| write(args, &it.text).map(|()| it));
-    // Nobody is there to hear that standard error is closed.
+    // A closed standard error cannot be reported.
     let mut report = io::stderr().lock();
     match done {
         Ok(converted) => {
@@ -180,7 +180,7 @@ fn read(args: &ConvertArgs) -> Result<String, ConvertError> {
     let source: Box<dyn Read> =
         if path == "-" { Box::new(io::stdin()) } else { Box::new(File::open(path).map_err(failed)?) };
     let mut bytes = Vec::new();
-    // One byte more than allowed tells that it is too large; the rest is not read.
+    // Reads one byte more than allowed, which shows that the input is too large; the rest is not read.
     let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX);
     source.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > MAX_BYTES {

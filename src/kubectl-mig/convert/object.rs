@@ -24,7 +24,7 @@ pub(super) struct Place<'a> {
 
 impl Place<'_> {
     pub(super) fn field(&self, name: &str) -> Self {
-        // Names with dots of their own would not be told from steps.
+        // Names that contain dots cannot be distinguished from path steps.
         let step = if name.contains('.') { format!("[{name}]") } else { format!(".{name}") };
         let path = format!("{}{step}", self.path);
         Self { path: path.trim_start_matches('.').to_owned(), ..self.clone() }
@@ -42,7 +42,7 @@ pub(super) struct Findings {
     pub(super) changes: Changes,
     /// Whether the object must stay as it is.
     pub(super) refused: bool,
-    /// What to tell the user.
+    /// Remarks for the user.
     pub(super) remarks: Vec<Remark>,
     /// Which anchors of the document lead to devices.
     pub(super) aliases: Rc<Aliases>,
@@ -91,7 +91,7 @@ impl Findings {
     }
 }
 
-/// Looks at a document: an object, or a list of them. `document` counts from 1.
+/// Reads a document: an object, or a list of them. `document` counts from 1.
 pub(super) fn examine(root: &Node<'_>, document: usize, templates: &mut Templates) -> Findings {
     let aliases = Rc::new(Aliases::of(root));
     let one = |node, path| one(node, document, path, Rc::clone(&aliases), templates);
@@ -205,7 +205,7 @@ fn unknown(node: &Node<'_>, place: &Place<'_>, count: &mut usize, findings: &mut
     }
 }
 
-/// Reports a node that names a device and that nobody has dealt with.
+/// Reports a node that names a device and that no conversion handled.
 fn mention(node: &Node<'_>, place: &Place<'_>, count: &mut usize, findings: &mut Findings) {
     let named = node.text().is_some_and(|it| is_device(it.strip_prefix("requests.").unwrap_or(it)));
     if named && !findings.seen.contains(&node.id) && *count < MAX_UNKNOWN {

@@ -1,4 +1,4 @@
-//! Where a pod of the device plugin wants to run: labels and taints that are reported and not touched.
+//! Node selectors and tolerations for labels and taints of the device plugin: reported, not changed.
 
 use super::object::{Findings, Place};
 use super::pod::is_label;
@@ -75,7 +75,7 @@ fn label(
     } else if slices || name.starts_with("nvidia.com/mig") {
         let why = format!(
             "wants a node by how its GPUs are cut ({name}), but now they are cut when the pod comes; remove it, or the pod \
-             may wait for a label that nobody sets any more"
+             may wait for a label that is no longer set"
         );
         findings.left(node, place, why);
     } else {

@@ -1,6 +1,6 @@
-//! What a pod asks of the device plugin, and the claims in its place.
+//! The requests of a pod to the device plugin, and the claims that replace them.
 //!
-//! Each container that asks gets a claim of its own, so that its devices stay apart from those of its neighbours. An init
+//! Each container with a request gets its own claim, so that containers do not share devices. An init
 //! container that asks for what a container asks for uses that one's claim: the device plugin, too, gives the devices of
 //! init containers on to the containers that follow. A pod is converted wholly or not at all.
 
@@ -84,7 +84,7 @@ pub(super) fn get<'n, 't>(
         findings.refuse(value, place, format!("{why}; {WRITE_OUT}"));
         return None;
     }
-    // Nobody reads what an alias leads to, and there is nothing in it to convert.
+    // The target of an alias is not read, and the alias itself has nothing to convert.
     (!matches!(value.content, Content::Alias(_))).then_some(value)
 }
 
@@ -226,7 +226,7 @@ fn change(
             made.iter().find(|(shape, _)| it.ends_first && *shape == it.shape).map(|(_, name)| name.clone());
         let claim = shared.unwrap_or_else(|| {
             if it.ends_first {
-                let why = "no container asks for the same devices, so this init container gets a claim of its own, whose \
+                let why = "no container asks for the same devices, so this init container gets its own claim, whose \
                      devices stay with the pod to its end";
                 findings.note(it.resources, &place.field("initContainers"), why.to_owned());
             }

@@ -50,7 +50,7 @@ fn write(number: usize, (containers, comment, trailing, indent, windows): Pod) -
     if windows { text.replace('\n', "\r\n") } else { text }
 }
 
-/// Whether a line is about a request; such a line may go.
+/// Whether a line is about a request; if so, it may be removed.
 fn about_requests(line: &str) -> bool {
     ["nvidia.com/", "limits:", "requests:"].iter().any(|it| line.contains(it))
 }

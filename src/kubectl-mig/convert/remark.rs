@@ -5,7 +5,7 @@ use std::fmt;
 /// How much a remark matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
-    /// Something that asks for a device, or says where, was left as it is; somebody has to look at it.
+    /// A request for a device, or its placement, was left unchanged; review it.
     Left,
     /// Nothing has to be done, but it is good to know.
     Note,

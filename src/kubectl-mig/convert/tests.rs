@@ -386,7 +386,7 @@ fn kinds_that_are_not_known_are_reported_only_where_they_name_devices() {
         ),
         "{left:?}"
     );
-    // A Job of somebody else is not the Job of batch/v1.
+    // A Job of another API group is not the Job of batch/v1.
     assert_eq!(
         untouched(&job.replace("kubeflow.org/v1", "batch.volcano.sh/v1alpha1").replace("PyTorchJob", "Job"))
             .len(),

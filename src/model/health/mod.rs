@@ -1,4 +1,4 @@
-//! What is known of the health of GPUs and instances, as data.
+//! Health of GPUs and instances, as data.
 
 mod report;
 mod xid;

@@ -1,4 +1,4 @@
-//! What is known of health at one moment, for everybody who acts on it. Pure.
+//! Health of GPUs and instances at one moment, for every consumer. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ pub struct Report {
 /// How a GPU is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
-    /// Nothing is wrong, as far as NVML tells.
+    /// NVML reports no problem.
     Healthy,
     /// What happens to it would not be noticed.
     Unmonitored {
@@ -60,12 +60,12 @@ pub struct SickInstance {
     pub gpu_instance: u32,
     /// UUID of the MIG device.
     pub uuid: String,
-    /// The claim that has it; nobody need have what somebody else made.
+    /// The claim that has it; an unmanaged instance may have none.
     #[serde(default)]
     pub claim: Option<ClaimRef>,
     /// The device.
     pub device: String,
-    /// Whether somebody else made it: it goes on being there, and sick, when the claim ends.
+    /// Whether it is unmanaged: it outlives the claim, and stays unhealthy.
     #[serde(default)]
     pub is_adopted: bool,
     /// What it suffers from.
@@ -95,7 +95,7 @@ impl Condition {
         }
     }
 
-    /// True where nobody else should be given a part of the GPU.
+    /// True if no further claim should get a part of the GPU.
     #[must_use]
     pub fn is_bad(&self) -> bool {
         matches!(self, Self::Sick(_) | Self::Lost { .. })
@@ -120,13 +120,13 @@ impl Report {
         }
     }
 
-    /// Names of the devices that are sick instances of somebody else: nobody is given one of them, but for who has it.
+    /// Names of the devices that are unhealthy unmanaged instances: no further claim gets one of them.
     #[must_use]
     pub fn sick_adopted(&self) -> BTreeSet<String> {
         self.instances.iter().filter(|it| it.is_adopted).map(|it| it.device.clone()).collect()
     }
 
-    /// The same GPUs, with a problem for those that nobody else should be given a part of. What claims hold of them stays
+    /// The same GPUs, with a problem for those that no further claim should get a part of. Allocated devices stay
     /// offered, as of every GPU with a problem.
     #[must_use]
     pub fn withhold(&self, gpus: &[Gpu]) -> Vec<Gpu> {

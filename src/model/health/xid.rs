@@ -128,7 +128,7 @@ pub struct IgnoredXids(BTreeSet<u64>);
 pub struct InvalidXid(String);
 
 impl IgnoredXids {
-    /// Whether this number makes nothing sick.
+    /// Whether this XID leaves the device healthy.
     #[must_use]
     pub fn has(&self, xid: u64) -> bool {
         self.0.contains(&xid)

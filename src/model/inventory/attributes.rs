@@ -87,8 +87,8 @@ pub(super) fn of_mig(
     all
 }
 
-/// Capacities of a whole GPU. NVML tells engines of profiles only, so a GPU has what its richest profile has, and a GPU
-/// without MIG reports 0, which means unknown; so does the memory of a GPU that has none of its own.
+/// Capacities of a whole GPU. NVML reports engines only for profiles, so a GPU has what its richest profile has, and a GPU
+/// without MIG reports 0, which means unknown; so does the memory of a GPU without dedicated memory.
 pub(super) fn capacities_of_gpu(gpu: &GpuFacts) -> BTreeMap<&'static str, Capacity> {
     let profiles = gpu.mig.as_ref().map_or(&[][..], |it| &it.profiles);
     let most = |count: fn(&Profile) -> u32| profiles.iter().map(count).max().unwrap_or(0);

@@ -18,7 +18,7 @@ type Counts = [u32; ENGINES.len()];
 #[derive(Debug, Clone)]
 pub struct CounterPlan {
     memory_slices: u32,
-    /// What the GPU has; its richest profile tells.
+    /// What the GPU has, taken from its largest profile.
     totals: Counts,
     /// Which engines are counted.
     counted: Vec<usize>,

@@ -1,4 +1,4 @@
-//! MIG instances that somebody else made: devices of their own where the operator wants that, else only in the way.
+//! Unmanaged MIG instances: adopted as devices if the operator enables that; otherwise they only occupy their placement.
 //!
 //! Pure. Refuses to offer an instance that may be a claim's already, and one that is not what a claim of its profile would
 //! expect: a GPU instance with exactly one compute instance, which spans it.
@@ -15,11 +15,11 @@ pub enum ExistingInstances {
     /// They are left alone, and what they occupy is not offered.
     #[default]
     Withhold,
-    /// Each is offered as a device of its own. Claims get it as it is; it is neither made nor destroyed for them.
+    /// Each is published as a device. Claims get it as it is; the driver neither creates nor destroys it.
     Adopt,
 }
 
-/// An instance that somebody else made, as a claim is given it. Profile id, placement and UUID are its identity.
+/// An unmanaged instance, as it is allocated to a claim. Profile id, placement and UUID are its identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adopted {
     /// What it is.
@@ -32,7 +32,7 @@ pub struct Adopted {
     pub uuid: String,
 }
 
-/// Why an instance of somebody else is not offered.
+/// Why an unmanaged instance is not published.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotAdopted {
     /// The operator does not want it.
@@ -72,7 +72,7 @@ pub fn adoptable(gpu: &GpuFacts, instance: &GpuInstance) -> Result<Adopted, NotA
     }
 }
 
-/// Why an instance of somebody else is not offered; `None` where it is.
+/// Why an unmanaged instance is not published; `None` if it is.
 #[must_use]
 pub fn not_adopted(gpu: &Gpu, instance: &GpuInstance, terms: &Terms) -> Option<NotAdopted> {
     let adopted = match adoptable(&gpu.facts, instance) {
@@ -92,7 +92,7 @@ pub fn not_adopted(gpu: &Gpu, instance: &GpuInstance, terms: &Terms) -> Option<N
     taken(gpu, &adopted, terms).map(NotAdopted::Taken)
 }
 
-/// What a claim has where the instance is. It may have been made for that claim, although no record tells so any more.
+/// What a claim holds in the instance's placement. It may have been created for that claim, although the record is lost.
 fn taken(gpu: &Gpu, adopted: &Adopted, terms: &Terms) -> Option<String> {
     let pci = gpu.facts.pci;
     let placement = adopted.spec.placement;
@@ -119,7 +119,7 @@ pub(super) fn devices(
     for instance in &gpu.state.instances {
         let Ok(adopted) = adoptable(&gpu.facts, instance) else { continue };
         let Some(device) = device(node, gpu, adopted) else { continue };
-        // A GPU that is sick gives away nothing more, but what is held stays.
+        // Nothing more is allocated on an unhealthy GPU; allocated devices stay.
         let is_permitted = access_allows(gpu, &device.kind, terms.mig_access_of(gpu));
         let can_be_had =
             gpu.state.problem.is_none() && is_permitted || terms.held.contains(device.name.as_str());

@@ -1,4 +1,4 @@
-//! Which profiles an operator wants to see: leaving out what nobody asks for lets more GPUs share a slice.
+//! Selects the profiles to publish. Leaving out profiles that no workload requests lets more GPUs share a ResourceSlice.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -42,7 +42,7 @@ impl ProfileFilter {
 }
 
 impl Inventory {
-    /// The part whose profiles are wanted, and whatever claims hold. GPUs that cannot be cut have no profiles, and stay.
+    /// The devices whose profiles are selected, and all allocated devices. GPUs without MIG have no profiles, and stay.
     #[must_use]
     pub fn with_profiles(&self, filter: &ProfileFilter, held: &BTreeSet<String>) -> Self {
         let mut reduced = self.clone();
@@ -61,7 +61,7 @@ impl Inventory {
 }
 
 impl AllocatableDevice {
-    /// What a MIG device is, whoever makes or made it; `None` for a whole GPU and its shares.
+    /// The profile of a MIG device, managed or not; `None` for a whole GPU and its shares.
     #[must_use]
     pub fn mig(&self) -> Option<&super::MigSpec> {
         match &self.kind {

@@ -1,7 +1,7 @@
-//! Facts to offers: what each GPU of this node could be cut into, and what each cut costs.
+//! Inventory: the devices that each GPU of this node can provide, and the counters that each consumes.
 //!
 //! Pure. Knows no GPU model: everything comes from what NVML reports. Refuses to offer what cannot be prepared, such as
-//! a placement that an instance of somebody else occupies.
+//! a placement that an unmanaged instance occupies.
 
 mod attributes;
 mod counters;
@@ -77,8 +77,8 @@ pub struct GpuInventory {
     pub counters: BTreeMap<String, u32>,
     /// Devices to publish, in NVML's order of the profiles.
     pub devices: Vec<AllocatableDevice>,
-    /// Devices that exist but cannot be had now. They are not published; a claim that was given one before may still
-    /// ask for it, and then the hardware tells.
+    /// Devices that exist but are unavailable now. They are not published; a claim that was given one before may still
+    /// ask for it, and Prepare then checks the hardware.
     pub withheld: Vec<AllocatableDevice>,
     /// Why no more of it is offered than what claims have, if so: it is unhealthy, or cannot be read.
     pub problem: Option<String>,
@@ -93,7 +93,7 @@ pub struct AllocatableDevice {
     pub parent_uuid: String,
     /// Whole GPU or MIG device.
     pub kind: DeviceKind,
-    /// Attributes: the same keys on every device of this driver, but for those of [`STANDARD_DOMAIN`].
+    /// Attributes: the same keys on every device of this driver, except those of [`STANDARD_DOMAIN`].
     pub attributes: BTreeMap<&'static str, Attribute>,
     /// Capacities; the same keys on every device of this driver.
     pub capacities: BTreeMap<&'static str, Capacity>,
@@ -104,16 +104,16 @@ pub struct AllocatableDevice {
 /// What has to be done to prepare a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// Hand out the GPU as it is, MIG mode off.
+    /// Allocate the whole GPU, with MIG mode off.
     Gpu,
-    /// Hand out the GPU as it is, to several claims at a time.
+    /// Allocate the whole GPU to several claims at a time.
     Share {
         /// Which of its shares.
         index: u32,
     },
     /// Create a GPU instance and a compute instance that fills it.
     Mig(MigSpec),
-    /// Hand out an instance that somebody else made, as it is.
+    /// Allocate an unmanaged instance as it is.
     Adopted(Adopted),
 }
 
@@ -146,13 +146,13 @@ pub struct Terms {
     /// Names of the devices that claims of this driver hold: they stay, whatever else changes (kubernetes#140802: an
     /// allocated device that vanishes from its slice looks free to the scheduler).
     pub held: BTreeSet<String>,
-    /// Those of the held devices that are instances of somebody else, with the UUID of their GPU.
+    /// The held devices that are unmanaged instances, with the UUID of their GPU.
     pub adopted: Vec<(String, Adopted)>,
-    /// Devices in CDI files of claims of which no record tells: what the driver made for them looks like somebody else's.
+    /// Devices in CDI files of claims without a record: what the driver created for them looks like an unmanaged instance.
     pub named: BTreeSet<String>,
-    /// Devices that are instances of somebody else and have had an error: they are not offered, but for who has them.
+    /// Unhealthy unmanaged instances: they are not published, except while a claim has them.
     pub sick: BTreeSet<String>,
-    /// What becomes of instances of somebody else.
+    /// How unmanaged instances are treated.
     pub existing: ExistingInstances,
     /// Devices that a GPU without MIG is shared by; fewer than two is none.
     pub time_slices: u32,
@@ -168,9 +168,9 @@ pub enum MigAccess {
     /// Everything.
     #[default]
     Full,
-    /// Instances that exist can be handed out; none can be made or destroyed, nor can MIG mode be switched.
+    /// Existing instances can be allocated; the driver cannot create or destroy instances, nor switch MIG mode.
     ExistingOnly,
-    /// No instance can be handed out.
+    /// No instance can be allocated.
     None,
 }
 
@@ -296,7 +296,7 @@ fn mode_allows(gpu: &Gpu, kind: &DeviceKind) -> bool {
     }
 }
 
-/// What the host permits; a GPU that has MIG off and can be handed out as it is needs no right.
+/// What the host permits; a whole GPU with MIG mode off needs no permission.
 fn access_allows(gpu: &Gpu, kind: &DeviceKind, access: MigAccess) -> bool {
     let is_on = gpu.state.mode.is_some_and(|it| it.current);
     match (access, kind) {

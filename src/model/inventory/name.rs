@@ -8,7 +8,7 @@ use crate::hash::fnv1a;
 
 /// Between the GPU and the number of a share.
 const SHARE: &str = "-share-";
-/// Between the GPU and the UUID of an instance that somebody else made.
+/// Between the GPU and the UUID of an unmanaged instance.
 const ADOPTED: &str = "-adopted-";
 
 /// Name of a device in a ResourceSlice: a DNS label, at most 63 characters.
@@ -34,7 +34,7 @@ impl DeviceName {
         Self(format!("{gpu}{SHARE}{index}"))
     }
 
-    /// A MIG instance that somebody else made: `gpu-0000-3b-00-adopted-5c8a1f0e-…`, with its UUID. The name says which
+    /// An unmanaged MIG instance: `gpu-0000-3b-00-adopted-5c8a1f0e-…`, with its UUID. The name says which
     /// instance a claim was given; another one in its place has another name, and so has a placement that the driver cuts.
     #[must_use]
     pub fn adopted(pci: PciAddress, uuid: &str) -> Self {

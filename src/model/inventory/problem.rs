@@ -1,11 +1,11 @@
-//! Why GPUs are not offered.
+//! Reasons why GPUs are not published.
 
 use std::fmt;
 
 /// Why a GPU is not offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// UUID of the GPU; the NVML index of one that has not told its UUID, the PCI address of one that NVML does not show.
+    /// UUID of the GPU; its NVML index if the UUID is unknown; its PCI address if NVML does not list the GPU.
     pub gpu: String,
     /// Why.
     pub reason: String,

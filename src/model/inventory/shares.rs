@@ -1,6 +1,6 @@
-//! Time-shared devices of a GPU without MIG: which of them are offered, and when the whole GPU is instead.
+//! Time-shared devices of a GPU without MIG: which of them are published, and when the whole GPU is published instead.
 //!
-//! Pure. A whole GPU and its shares exclude each other. What claims hold stays, whatever the number of shares is now.
+//! Pure. A whole GPU and its shares exclude each other. Allocated devices stay, whatever the number of shares is now.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-//! Why devices are withheld, for whoever looks at a node. Pure.
+//! Reasons why devices are withheld, for status reports. Pure.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::health::Report;
 pub enum Withheld {
     /// The GPU cannot be read.
     Unreadable,
-    /// The GPU is sick or lost, or somebody else's instance, which the device is, is sick.
+    /// The GPU is unhealthy or lost, or the device is an unmanaged instance that is unhealthy.
     Unhealthy,
     /// The host lacks what claims need, or the right to partition GPUs.
     HostNotReady,
@@ -18,7 +18,7 @@ pub enum Withheld {
     Shared,
     /// It needs another MIG mode, and this GPU changes that with a reset only.
     MigMode,
-    /// An instance that somebody else made is in the way.
+    /// An unmanaged instance occupies the placement.
     Occupied,
 }
 

@@ -1,4 +1,4 @@
-//! The counters of one GPU as plain numbers: what is left, and what taking a device would block.
+//! The counters of one GPU as plain numbers: what is left, and what allocating a device would block.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -91,7 +91,7 @@ impl<'i> Ledger<'i> {
         Self { entries, left }
     }
 
-    /// True where the device is nobody's and what is left is enough for it.
+    /// True where the device is free and the remaining capacity is enough for it.
     pub(super) fn has_room(&self, entry: &Entry<'_>, left: &[u32]) -> bool {
         !entry.is_held && is_enough(left, &entry.cost)
     }
@@ -145,7 +145,7 @@ fn is_enough(left: &[u32], cost: &[u32]) -> bool {
     left.iter().zip(cost).all(|(left, cost)| cost <= left)
 }
 
-/// What somebody else's instance takes as well is not taken twice, so nothing goes below zero.
+/// What an unmanaged instance also consumes is not counted twice, so nothing goes below zero.
 fn subtract(left: &[u32], cost: &[u32]) -> Vec<u32> {
     left.iter().zip(cost).map(|(left, cost)| left.saturating_sub(*cost)).collect()
 }

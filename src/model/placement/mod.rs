@@ -1,8 +1,8 @@
-//! Which device should be taken next. The scheduler takes the first one that fits, in the order of the slice, so this
+//! Ranks devices for the next allocation. The scheduler takes the first one that fits, in the order of the slice, so this
 //! order is the only placement policy there is.
 //!
-//! Pure, and without knowledge of any GPU model: what a device blocks follows from the counters. Refuses to hide
-//! anything: a ranking has every device of the inventory, those that cannot be had now last.
+//! Pure, and without knowledge of any GPU model: what a device blocks follows from the counters. Hides
+//! nothing: a ranking has every device of the inventory, those that are unavailable now last.
 //!
 //! The order, from the first criterion to the last:
 //!
@@ -90,7 +90,7 @@ impl Ranking {
     }
 
     /// True where a list, ranked some time ago, still leads to the same choice for each profile: the first of those that
-    /// can be had now is the one that this ranking prefers. Such a list need not be written anew.
+    /// is available now is the one that this ranking prefers. Such lists need no rewrite.
     pub fn agrees_with<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> bool {
         // By profile the first in the list and the best.
         let mut choices: BTreeMap<usize, (usize, usize)> = BTreeMap::new();

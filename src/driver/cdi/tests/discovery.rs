@@ -288,7 +288,7 @@ fn the_version_is_inferred_if_it_is_not_given_and_only_if_it_is_clear() {
     let edits = CommonEdits::discover(&unversioned());
     let fatal = edits.fatal().unwrap().to_string();
     assert!(fatal.contains("535.104.05") && fatal.contains(VERSION), "{fatal}");
-    // Told by NVML which one runs, it takes that one.
+    // With the version from NVML, it takes that one.
     let edits = CommonEdits::discover(&fixture.root());
     assert_eq!(edits.fatal(), None);
     assert!(!mounts(&edits).contains_key("/usr/lib64/libcuda.so.535.104.05"));

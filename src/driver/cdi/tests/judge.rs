@@ -42,7 +42,7 @@ pub(super) fn inject(dir: &Path, ids: &[String]) -> OciSpec {
     let mut cache = cache.lock().unwrap();
     cache.refresh().unwrap();
     let mut oci = OciSpec::default();
-    // Not `None`: for that the judge makes up a mount of its own.
+    // Not `None`: for that the judge adds its own mount.
     oci.set_mounts(Some(Vec::new()));
     cache.inject_devices(Some(&mut oci), ids.to_vec()).unwrap();
     oci

@@ -1,5 +1,5 @@
 //! The layouts of hosts in docs/compatibility.md, as file trees: what the driver finds with the values given there. They were made
-//! from the sources of the distributions, and show that the files are found, not that such a host was tried.
+//! from the sources of the distributions, and show that the files are found, not that the driver was tried on a real host.
 
 use std::fs;
 use std::os::unix::fs::symlink;

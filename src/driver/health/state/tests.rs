@@ -128,7 +128,7 @@ fn a_lost_gpu_that_answers_again_is_well() {
     let expected = Condition::Lost { reason: "GPU_IS_LOST".to_owned(), since: 9 };
     assert_eq!(condition(&machine, now), expected);
     machine.forget();
-    assert_eq!(condition(&machine, now), expected, "nobody can declare it found");
+    assert_eq!(condition(&machine, now), expected, "no operator can declare it found");
     after(&mut machine, &xid(GPU, 79, None), &[]);
     machine.scanned([(GPU.to_owned(), Scan::Well(None))], now, 11);
     assert_eq!(condition(&machine, now), Condition::Healthy);
@@ -163,7 +163,7 @@ fn a_gpu_that_is_let_alone_on_purpose_is_as_it_was_unless_that_lasts() {
     assert_eq!(condition(&machine, start + GRACE / 2), Condition::Healthy);
     machine.listening(&aside, start + GRACE / 2);
     let unmonitored = |it: &Condition| matches!(it, Condition::Unmonitored { is_for_good: false, .. });
-    assert!(unmonitored(&condition(&machine, start + GRACE)), "somebody else uses what is to be destroyed");
+    assert!(unmonitored(&condition(&machine, start + GRACE)), "another process uses what is to be destroyed");
     machine.listening(&heard(), start + GRACE);
     assert_eq!(condition(&machine, start + GRACE * 2), Condition::Healthy);
 }

@@ -1,4 +1,4 @@
-//! Everything that is counted as it happens: names, labels, and what is known of them beforehand.
+//! Metrics that count events: names, labels, and label values that are known beforehand.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;

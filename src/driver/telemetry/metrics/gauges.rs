@@ -1,4 +1,4 @@
-//! Writing numbers that are computed when somebody asks.
+//! Encodes values that are computed at scrape time.
 
 use std::fmt;
 

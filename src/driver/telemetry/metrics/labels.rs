@@ -1,4 +1,4 @@
-//! Values of labels that are known beforehand. Each set is closed, so that the number of series is.
+//! Values of labels that are known beforehand. Each set is closed, which bounds the number of series.
 
 /// Declares a closed set of label values: the enum, all of it, and how each is written.
 macro_rules! label_values {
@@ -52,7 +52,7 @@ label_values! {
         Success = "success",
         /// With an error.
         Failure = "failure",
-        /// Whoever asked has stopped waiting.
+        /// The caller stopped waiting.
         Abandoned = "abandoned",
     }
 }
@@ -86,9 +86,9 @@ label_values! {
     Recovery {
         /// What a failed prepare had made was taken back.
         Undo = "undo",
-        /// A claim that was left half prepared or half unprepared was taken down.
+        /// A claim that was left half prepared or half unprepared was undone or finished.
         TakeDown = "take_down",
-        /// A claim whose ResourceClaim is gone, or has other devices, was taken down.
+        /// A claim whose ResourceClaim is gone, or has other devices, was unprepared.
         Orphan = "orphan",
         /// A CDI file that had vanished was written again.
         RewriteCdi = "rewrite_cdi",
@@ -116,7 +116,7 @@ label_values! {
     SliceWrite {
         /// A new one.
         Create = "create",
-        /// One that was there was written anew.
+        /// An existing file was rewritten.
         Update = "update",
         /// Removed.
         Delete = "delete",
@@ -124,7 +124,7 @@ label_values! {
 }
 
 label_values! {
-    /// What a GPU has told of.
+    /// An event that a GPU reported.
     GpuEventKind {
         /// An error with a number.
         Xid = "xid",

@@ -1,12 +1,12 @@
-//! What there is to be counted, and how long it took: numbers for Prometheus, on a port of their own.
+//! Counters and durations for Prometheus, on a separate port.
 //!
 //! Two kinds, and no third:
 //!
-//! * What *happens* is counted where it happens, through [`Metrics`], a handle that costs nothing to clone and that every
+//! * What *happens* is counted where it happens, through [`Metrics`], a handle that is cheap to clone and that every
 //!   part of the driver which counts has in its `…Parts`. Times are taken by clocks that also count when they are
 //!   dropped, so that failures, refusals and callers who gave up are in the numbers.
 //! * What *is* (instances, free placements, claims, what was published) is computed from the driver's state whenever
-//!   somebody asks, by a [`Collector`]. Nothing is kept in step by hand.
+//!   Prometheus scrapes, by a [`Collector`]. No value is kept in sync by hand.
 //!
 //! # To add a number
 //!
@@ -16,7 +16,7 @@
 //!    `at_zero`: a rate needs a number to begin at.
 //! 2. Something of the state: in the `metrics.rs` of the module that owns the state, a [`Collector`] that the composition root
 //!    gives to [`Exporter::show`].
-//! 3. A row in the README's table; a test holds that table against what a node really answers.
+//! 3. A row in the tables of docs/metrics.md; a test compares them with the metrics that a node serves.
 //!
 //! Names begin with `dra_mig_` (the registry adds it) and end with their unit; counters get `_total` by themselves.
 
@@ -76,7 +76,7 @@ impl Metrics {
         result
     }
 
-    /// Waits for a step and counts it by its result; as failed if nobody waits to the end.
+    /// Waits for a step and counts it by its result; as failed if the wait is cancelled.
     pub async fn awaited<T, E>(&self, step: Step, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         let clock = self.step(step);
         let result = work.await;
@@ -116,7 +116,7 @@ impl Metrics {
         self.0.gpu_events.get_or_create(&labels).inc();
     }
 
-    /// Events of GPUs are not heard for a time.
+    /// Counts a gap in the monitoring of GPUs.
     pub fn event_gap(&self, cause: EventGap) {
         self.0.event_gaps.get_or_create(&GapLabels { cause }).inc();
     }

@@ -31,9 +31,9 @@ label_values! {
         State = "state",
         /// MIG mode could not be switched.
         MigMode = "mig_mode",
-        /// The placement, or the whole GPU, has instances of somebody else.
+        /// The placement, or the whole GPU, has unmanaged instances.
         Occupied = "occupied",
-        /// Somebody still uses the instance.
+        /// The instance is in use.
         InUse = "in_use",
         /// NVML failed otherwise.
         Nvml = "nvml",

@@ -53,7 +53,7 @@ pub struct MetricsError {
     source: io::Error,
 }
 
-/// Takes the address, if there is to be one.
+/// Binds the address, if one is configured.
 pub async fn bind_metrics(address: MetricsAddress) -> Result<Option<TcpListener>, MetricsError> {
     let MetricsAddress::At(address) = address else { return Ok(None) };
     let failed = |source| MetricsError { address, source };
@@ -62,7 +62,7 @@ pub async fn bind_metrics(address: MetricsAddress) -> Result<Option<TcpListener>
     Ok(Some(listener))
 }
 
-/// Serves until `stop`; waits for it where nothing is to be served.
+/// Serves until `stop`; only waits for it if no address is configured.
 pub async fn serve_metrics(
     listener: Option<TcpListener>,
     exporter: Exporter,
@@ -95,7 +95,7 @@ struct Page {
 struct Texts {
     since: Option<Instant>,
     open_metrics: Bytes,
-    /// Made when somebody asks for it.
+    /// Created on the first request.
     plain: Option<Bytes>,
 }
 

@@ -1,4 +1,4 @@
-//! Clocks that count whatever happens: one that is dropped unread counts as well, so that no failure is missed.
+//! Timers that always count: a timer that is dropped counts as well, so that no failure is missed.
 
 use std::time::Instant;
 
