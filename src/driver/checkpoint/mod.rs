@@ -8,6 +8,7 @@
 mod file;
 mod journal;
 mod record;
+mod state;
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirEntry, File, OpenOptions, TryLockError};
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 pub use journal::{Begun, Journal, Taken};
 pub use record::{Progress, Record, RecordedDevice, RecordedKind, Rest, Stage, VERSION};
+pub use state::ClaimState;
 
 use mig_model::claim::ClaimUid;
 use mig_model::facts::PciAddress;

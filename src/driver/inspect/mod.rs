@@ -28,7 +28,7 @@ use tracing::warn;
 
 pub use args::InspectArgs;
 pub use report::{
-    ClaimReport, ClaimState, DeviceReport, GpuReport, InstanceReport, MigReport, NodeReport, ProfileReport,
+    ClaimReport, DeviceReport, GpuReport, InstanceReport, MigReport, NodeReport, ProfileReport,
     SCHEMA_VERSION, UnhealthyReport,
 };
 

@@ -12,7 +12,7 @@ use mig_model::inventory::{Adopted, CounterPlan, Gpu, adoptable, fits_into, rema
 use serde::Serialize;
 
 use super::Usage;
-use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
+use crate::checkpoint::{ClaimState, Progress, Record, RecordedDevice, RecordedKind, Stored};
 use crate::hardware::Hardware;
 use crate::health::Remembered;
 
@@ -150,7 +150,7 @@ pub struct ClaimReport {
     pub name: String,
     /// UID.
     pub uid: String,
-    /// Where in its life it is.
+    /// Its state.
     pub state: ClaimState,
     /// Seconds since the last step of its life: for a prepared claim, since it was prepared. `null` if it is unknown.
     pub age_seconds: Option<u64>,
@@ -158,22 +158,6 @@ pub struct ClaimReport {
     pub pods: Option<Vec<String>>,
     /// Its devices.
     pub devices: Vec<DeviceReport>,
-}
-
-/// Where in its life a claim is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum ClaimState {
-    /// Its devices are being made.
-    Preparing,
-    /// A pod may be running with its devices.
-    Prepared,
-    /// Its devices are being destroyed.
-    Unpreparing,
-    /// The node was rebooted since; its devices are made again when the kubelet asks.
-    EarlierBoot,
-    /// Its state file cannot be read.
-    Unreadable,
 }
 
 /// A device of a claim.
@@ -233,20 +217,11 @@ impl Seen<'_> {
     }
 
     fn claim(&self, (uid, stored, age): &(ClaimUid, Arc<Stored>, Option<Duration>)) -> Option<ClaimReport> {
-        let (namespace, name, state, devices) = match &**stored {
-            Stored::Nothing => return None,
-            Stored::Unreadable(_) => (String::new(), String::new(), ClaimState::Unreadable, Vec::new()),
-            Stored::Record(record) => {
-                let state = match record.stage {
-                    Stage::Unpreparing => ClaimState::Unpreparing,
-                    _ if record.boot_id != self.hardware.boot_id => ClaimState::EarlierBoot,
-                    Stage::Preparing => ClaimState::Preparing,
-                    Stage::Prepared => ClaimState::Prepared,
-                };
-                let devices = record.devices.iter().map(device).collect();
-                (record.claim.namespace.clone(), record.claim.name.clone(), state, devices)
-            }
-        };
+        let state = ClaimState::of(stored, &self.hardware.boot_id)?;
+        let (namespace, name, devices) = stored.record().map_or_else(Default::default, |record| {
+            let devices = record.devices.iter().map(device).collect();
+            (record.claim.namespace.clone(), record.claim.name.clone(), devices)
+        });
         Some(ClaimReport {
             namespace,
             name,

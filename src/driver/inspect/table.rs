@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use mig_model::facts::{Engine, Placement};
 
 use super::map::{Block, letters, row};
-use super::report::{
-    ClaimReport, ClaimState, GpuReport, MigReport, NodeReport, ProfileReport, UnhealthyReport,
-};
+use super::report::{ClaimReport, GpuReport, MigReport, NodeReport, ProfileReport, UnhealthyReport};
 
 /// The whole report as text.
 pub(super) fn table(report: &NodeReport) -> String {
@@ -144,20 +142,13 @@ fn claims_table(claims: &[ClaimReport]) -> String {
     let mut rows = vec![["CLAIM", "STATE", "AGE", "PODS", "DEVICES"].map(str::to_owned)];
     rows.extend(claims.iter().map(|it| {
         let devices: Vec<&str> = it.devices.iter().map(|it| it.name.as_str()).collect();
-        let state = match it.state {
-            ClaimState::Preparing => "preparing",
-            ClaimState::Prepared => "prepared",
-            ClaimState::Unpreparing => "unpreparing",
-            ClaimState::EarlierBoot => "earlier boot",
-            ClaimState::Unreadable => "unreadable",
-        };
         [
             if it.name.is_empty() {
                 format!("UID {}", it.uid)
             } else {
                 format!("{}/{}", it.namespace, it.name)
             },
-            state.to_owned(),
+            it.state.as_str().to_owned(),
             it.age_seconds.map_or_else(|| "?".to_owned(), age),
             match it.pods.as_deref() {
                 None => "?".to_owned(),

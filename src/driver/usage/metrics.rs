@@ -6,7 +6,8 @@ use std::sync::Arc;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 
-use super::{ClaimState, Seen};
+use super::Seen;
+use crate::checkpoint::ClaimState;
 use crate::telemetry::metrics::{count, gauge, write};
 
 /// Shows how many claims are in which state.

@@ -6,4 +6,4 @@ mod sampler;
 
 pub use instances::{DcgmInstances, Instances};
 pub use metrics::ClaimMetrics;
-pub use sampler::{ClaimState, Sampler, Seen, UsagePolicy};
+pub use sampler::{Sampler, Seen, UsagePolicy};

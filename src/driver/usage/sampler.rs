@@ -18,11 +18,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::checkpoint::{Progress, Record, RecordedKind, Stage, Stored};
+use crate::checkpoint::{ClaimState, Progress, Record, RecordedKind};
 use crate::context::NodeContext;
 use crate::hardware::LiveGpu;
 use crate::nvml::{CallError, DeviceHandle};
-use crate::telemetry::metrics::label_values;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -42,22 +41,6 @@ pub enum UsagePolicy {
     Memory,
     /// Nothing: no call into NVML is made for metrics.
     Off,
-}
-
-label_values! {
-    /// Where in its life a claim is.
-    ClaimState {
-        /// Its devices are being made.
-        Preparing = "preparing",
-        /// A pod may be running with its devices.
-        Prepared = "prepared",
-        /// Its devices are being destroyed.
-        Unpreparing = "unpreparing",
-        /// Prepared before the node was rebooted, and not asked for since.
-        EarlierBoot = "earlier_boot",
-        /// Its state file cannot be read.
-        Unreadable = "unreadable",
-    }
 }
 
 /// The instance of a claim, and its usage at the last sample.
@@ -158,14 +141,8 @@ impl Sampler {
         let mut claims: BTreeMap<ClaimState, usize> = BTreeMap::new();
         let mut records = Vec::new();
         for (_, stored) in &listed {
-            let state = match &**stored {
-                Stored::Nothing => continue,
-                Stored::Unreadable(_) => ClaimState::Unreadable,
-                Stored::Record(record) => {
-                    records.push(Arc::clone(record));
-                    state_of(record, &self.context.boot_id)
-                }
-            };
+            let Some(state) = ClaimState::of(stored, &self.context.boot_id) else { continue };
+            records.extend(stored.record());
             *claims.entry(state).or_default() += 1;
         }
         // Claims are shown at once; a GPU may take its time.
@@ -181,8 +158,9 @@ impl Sampler {
         let hardware = self.context.node.borrow().hardware.clone();
         let Ok(hardware) = hardware else { return Vec::new() };
         let mut wanted: BTreeMap<&str, Vec<Wanted<'_>>> = BTreeMap::new();
-        for record in records.iter().filter(|it| state_of(it, &self.context.boot_id) == ClaimState::Prepared)
-        {
+        let boot_id = &self.context.boot_id;
+        let is_prepared = |it: &&Arc<Record>| ClaimState::of_record(it, boot_id) == ClaimState::Prepared;
+        for record in records.iter().filter(is_prepared) {
             for device in &record.devices {
                 let Some((ids, spec)) = instance_of(&device.kind) else { continue };
                 let instance = Wanted { ids, profile: &spec.profile, claim: &record.claim };
@@ -289,15 +267,6 @@ fn instance_of(kind: &RecordedKind) -> Option<((u32, u32), &MigSpec)> {
         }
         RecordedKind::Adopted(it) => Some(((it.gpu_instance, it.compute_instance), &it.spec)),
         RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Mig { .. } => None,
-    }
-}
-
-fn state_of(record: &Record, boot_id: &str) -> ClaimState {
-    match record.stage {
-        _ if record.boot_id != boot_id => ClaimState::EarlierBoot,
-        Stage::Preparing => ClaimState::Preparing,
-        Stage::Prepared => ClaimState::Prepared,
-        Stage::Unpreparing => ClaimState::Unpreparing,
     }
 }
 
