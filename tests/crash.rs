@@ -107,7 +107,7 @@ async fn a_crash_at_any_point_loses_nothing_and_leaves_nothing() {
     for series in all_series() {
         let (plane, labs) = (plane.clone(), Arc::clone(&labs));
         running.spawn(async move {
-            let _turn = labs.acquire_owned().await.unwrap();
+            let _permit = labs.acquire_owned().await.unwrap();
             let tally = run(&plane, &series).await;
             (series, tally)
         });

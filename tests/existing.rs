@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mig_model::facts::{MigMode, Placement};
-use mig_model::inventory::{Adopted, Attachment, Gpu, GpuState, MigSpec, Terms, inventory_on};
+use mig_model::inventory::{Adopted, Attachment, Gpu, GpuState, MigSpec, OfferPolicy, inventory_on};
 
 use crate::common;
 use common::{
@@ -89,9 +89,12 @@ fn an_instance_that_is_gone_and_on_record_for_two_claims_is_published_once() {
     let adopted =
         (gpu.uuid.clone(), Adopted { spec, gpu_instance: 1, compute_instance: 0, uuid: "MIG-0a".to_owned() });
     let name = "gpu-0000-1a-00-adopted-0a".to_owned();
-    let terms =
-        Terms { held: [name.clone()].into(), adopted: vec![adopted.clone(), adopted], ..Terms::default() };
-    let offered = inventory_on(&facts, &[gpu_now], &terms);
+    let policy = OfferPolicy {
+        held: [name.clone()].into(),
+        adopted: vec![adopted.clone(), adopted],
+        ..OfferPolicy::default()
+    };
+    let offered = inventory_on(&facts, &[gpu_now], &policy);
     let names: Vec<String> = offered.devices().map(|it| it.name.to_string()).collect();
     assert_eq!(names.iter().filter(|it| **it == name).count(), 1);
     assert!(!names.contains(&"gpu-0000-1a-00-mig-1g-10gb-3".to_owned()), "its place stays the claim's");

@@ -21,7 +21,7 @@ use dra_driver_mig::cdi::{
 use dra_driver_mig::checkpoint::{
     Checkpoint, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored, Taken, VERSION,
 };
-use dra_driver_mig::claim::{AllocationError, Ground, allocated_devices, plan};
+use dra_driver_mig::claim::{AllocationError, PlanContext, allocated_devices, plan};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use mig_model::slices::{Owner, render};
 use proptest::collection::{btree_set, vec};
@@ -372,8 +372,8 @@ proptest! {
         }
         // Only what this node has is planned.
         let inventory = usual();
-        let ground = Ground { pool: "node/pool", inventory: &inventory, unread: "", boot_id: "boot" };
-        if let Ok(record) = plan(&claim(), &devices, ground, &[]) {
+        let context = PlanContext { pool: "node/pool", inventory: &inventory, unread: "", boot_id: "boot" };
+        if let Ok(record) = plan(&claim(), &devices, context, &[]) {
             prop_assert_eq!(record.devices.len(), devices.len());
             prop_assert!(record.devices.iter().all(|it| inventory.device(&it.name).is_some()));
         }

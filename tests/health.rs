@@ -117,7 +117,7 @@ async fn count_events(lab: &Lab, about: &str, reasons: &[&str]) -> usize {
 }
 
 /// Reads the stream until it says this of a device, with this text.
-async fn heard(stream: &mut HealthStream, name: &str, health: Health, text: &str) -> DeviceHealth {
+async fn health_update(stream: &mut HealthStream, name: &str, health: Health, text: &str) -> DeviceHealth {
     let listen = async {
         loop {
             let list = stream.next().await.expect("the stream goes on");
@@ -129,8 +129,8 @@ async fn heard(stream: &mut HealthStream, name: &str, health: Health, text: &str
         }
     };
     let patience = std::time::Duration::from_secs(60);
-    let heard = tokio::time::timeout(patience, listen).await;
-    heard.unwrap_or_else(|_| panic!("the kubelet did not hear that {name} is {health:?}"))
+    let health_update = tokio::time::timeout(patience, listen).await;
+    health_update.unwrap_or_else(|_| panic!("the kubelet did not hear that {name} is {health:?}"))
 }
 
 /// The stream has an end, which the driver has made.
@@ -156,8 +156,8 @@ async fn is_condition(lab: &Lab, metrics: SocketAddr, gpu: usize, condition: &st
     .await;
 }
 
-/// Waits until so many instances of the first GPU are told to be sick.
-async fn sick_instances(lab: &Lab, metrics: SocketAddr, count: f64) {
+/// Waits until so many instances of the first GPU are told to be unhealthy.
+async fn unhealthy_instances(lab: &Lab, metrics: SocketAddr, count: f64) {
     let uuid = lab.sim.snapshot().unwrap().gpus[0].uuid.clone();
     eventually(&format!("{count} instances are sick"), async || {
         let told = scrape(metrics).await.value("dra_mig_unhealthy_instances", &[("uuid", &uuid)]);
@@ -193,7 +193,7 @@ async fn an_xid_of_nobody_withdraws_what_is_free_and_taints_what_is_held() {
         let claim = prepared(&lab, &kubelet, "one", LAST).await;
         let before = count_of(&lab, 0, ALL).await;
         let mut stream = kubelet.watch_health().await.unwrap();
-        assert_eq!(heard(&mut stream, LAST, Health::Healthy, "").await.message, "");
+        assert_eq!(health_update(&mut stream, LAST, Health::Healthy, "").await.message, "");
 
         lab.sim.post_xid(0, 48, None, None).unwrap();
         let after = published_of(&lab, 0, &[LAST]).await;
@@ -203,9 +203,9 @@ async fn an_xid_of_nobody_withdraws_what_is_free_and_taints_what_is_held() {
         let (was, is) = (device(&before, LAST), device(&after, LAST));
         assert_eq!((&is.attributes, &is.capacity), (&was.attributes, &was.capacity));
         assert_eq!(is.consumes_counters, was.consumes_counters, "an allocated device is never re-costed");
-        let sick = heard(&mut stream, LAST, Health::Unhealthy, "XID").await;
+        let unhealthy = health_update(&mut stream, LAST, Health::Unhealthy, "XID").await;
         assert_eq!(
-            (sick.message.as_str(), sick.timeout_seconds),
+            (unhealthy.message.as_str(), unhealthy.timeout_seconds),
             ("unhealthy: XID 48 (a double-bit ECC error)", 30)
         );
         let note = event(&lab, &lab.node_name, "GpuUnhealthy").await;
@@ -341,7 +341,7 @@ async fn without_the_gate_of_taints_free_devices_go_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_sick_stays_so_over_a_restart_until_an_operator_says_otherwise() {
+async fn what_is_unhealthy_stays_so_over_a_restart_until_an_operator_says_otherwise() {
     with_gates(false, true, async |plane| {
         let (mut lab, kubelet, _) = started(plane, "2xH100-80GB", &["--mode", "layout"]).await;
         let offered = lab.slices_when(|it| is_complete(it) && !of_gpu(&lab, it, 0).is_empty()).await;
@@ -365,7 +365,7 @@ async fn what_is_sick_stays_so_over_a_restart_until_an_operator_says_otherwise()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sick_gpu_that_cannot_be_cut_is_withdrawn_unless_a_claim_holds_it() {
+async fn an_unhealthy_gpu_that_cannot_be_cut_is_withdrawn_unless_a_claim_holds_it() {
     let plane = ControlPlane::simulated_with(true, true).await;
     let (mut lab, kubelet, _) = started(plane, "2xL4", &[]).await;
     let (held, free) = (lab.gpu_name(0), lab.gpu_name(1));
@@ -395,22 +395,22 @@ async fn an_xid_on_an_instance_is_its_claims_until_the_instance_is_made_anew() {
         let before = count_of(&lab, 0, ALL).await;
         let mut stream = kubelet.watch_health_v1alpha1().await.unwrap();
         lab.sim.post_xid(0, 94, Some(instance_at(&lab, 6)), Some(0)).unwrap();
-        heard(&mut stream, LAST, Health::Unhealthy, "XID 94").await;
-        heard(&mut stream, BEFORE, Health::Healthy, "").await;
+        health_update(&mut stream, LAST, Health::Unhealthy, "XID 94").await;
+        health_update(&mut stream, BEFORE, Health::Healthy, "").await;
         let note = event(&lab, &claim.name, "DeviceUnhealthy").await;
         assert!(note.contains(LAST) && note.contains("of the pod trainer-0"), "{note}");
         assert_eq!(event(&lab, "trainer-0", "DeviceUnhealthy").await, note, "its pod is told, too");
         assert_eq!(count_events(&lab, &lab.node_name, &["GpuUnhealthy"]).await, 0);
-        sick_instances(&lab, metrics, 1.0).await;
+        unhealthy_instances(&lab, metrics, 1.0).await;
         is_ready(&lab, &claim, "False", "XID 94").await;
         is_condition(&lab, metrics, 0, "healthy").await;
         assert_eq!(lab.slices().await, before, "the GPU and what else it offers is as before");
 
         unprepare(&kubelet, &claim).await.unwrap();
-        heard(&mut stream, LAST, Health::Healthy, "").await;
-        sick_instances(&lab, metrics, 0.0).await;
+        health_update(&mut stream, LAST, Health::Healthy, "").await;
+        unhealthy_instances(&lab, metrics, 0.0).await;
         let next = prepared(&lab, &kubelet, "three", LAST).await;
-        heard(&mut stream, LAST, Health::Healthy, "").await;
+        health_update(&mut stream, LAST, Health::Healthy, "").await;
         is_ready(&lab, &next, "True", "").await;
         lab.stop().await;
         ends(stream).await;
@@ -419,7 +419,7 @@ async fn an_xid_on_an_instance_is_its_claims_until_the_instance_is_made_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_of_applications_are_told_and_counted_and_make_nothing_sick() {
+async fn errors_of_applications_are_told_and_counted_and_make_nothing_unhealthy() {
     let plane = ControlPlane::simulated_with(true, true).await;
     let (mut lab, kubelet, metrics) = started(plane, "1xH100-80GB", &["--ignore-xids", "74"]).await;
     let claim = prepared(&lab, &kubelet, "one", LAST).await;
@@ -449,7 +449,7 @@ async fn errors_of_applications_are_told_and_counted_and_make_nothing_sick() {
     assert!(event(&lab, &claim.name, "DeviceError").await.contains("The device goes on"));
     assert_eq!(count_events(&lab, &claim.name, &["DeviceUnhealthy"]).await, 0);
     is_condition(&lab, metrics, 0, "healthy").await;
-    heard(&mut stream, LAST, Health::Healthy, "").await;
+    health_update(&mut stream, LAST, Health::Healthy, "").await;
     assert_eq!(of_gpu(&lab, &lab.slices().await, 0).len(), ALL);
     lab.stop().await;
 }
@@ -463,7 +463,7 @@ async fn a_lost_gpu_is_told_of_and_comes_back_when_it_answers_again() {
         lab.sim.lose_gpu(0).unwrap();
         published_of(&lab, 0, &[LAST]).await;
         lab.slices_when(|it| taints(it) == taint("lost", "true", "NoSchedule")).await;
-        heard(&mut stream, LAST, Health::Unhealthy, "lost: ").await;
+        health_update(&mut stream, LAST, Health::Unhealthy, "lost: ").await;
         assert!(event(&lab, &lab.node_name, "GpuLost").await.contains("GPU_IS_LOST"));
         is_condition(&lab, metrics, 0, "lost").await;
         // The other GPU is heard as before, once the lost one is let go of.
@@ -477,7 +477,7 @@ async fn a_lost_gpu_is_told_of_and_comes_back_when_it_answers_again() {
         is_condition(&lab, metrics, 0, "healthy").await;
         let slices = count_of(&lab, 0, ALL).await;
         assert_eq!(taints(&slices), []);
-        heard(&mut stream, LAST, Health::Healthy, "").await;
+        health_update(&mut stream, LAST, Health::Healthy, "").await;
         event(&lab, &lab.node_name, "GpuRecovered").await;
         // And it is listened to again.
         eventually("its events are heard again", async || {
@@ -557,15 +557,15 @@ async fn a_gap_of_events_is_a_condition_of_its_own_and_withdraws_nothing() {
     let plane = ControlPlane::simulated_with(true, true).await;
     let (mut lab, kubelet, metrics) = started(plane, "1xH100-80GB", &[]).await;
     let mut stream = kubelet.watch_health().await.unwrap();
-    heard(&mut stream, LAST, Health::Healthy, "").await;
+    health_update(&mut stream, LAST, Health::Healthy, "").await;
     lab.sim.inject(Fault::returning("nvmlEventSetWait_v2", Code::UNKNOWN)).unwrap();
-    heard(&mut stream, LAST, Health::Unknown, "nvmlEventSetWait_v2").await;
+    health_update(&mut stream, LAST, Health::Unknown, "nvmlEventSetWait_v2").await;
     assert!(event(&lab, &lab.node_name, "GpuUnmonitored").await.contains("events cannot be heard"));
     assert_eq!(of_gpu(&lab, &lab.slices().await, 0).len(), ALL);
     let failed = [("cause", "failed")];
     assert!(1.0 <= scrape(metrics).await.value("dra_mig_gpu_event_gaps_total", &failed).unwrap());
     lab.sim.clear_faults().unwrap();
-    heard(&mut stream, LAST, Health::Healthy, "").await;
+    health_update(&mut stream, LAST, Health::Healthy, "").await;
     event(&lab, &lab.node_name, "GpuRecovered").await;
     lab.stop().await;
 }
@@ -579,7 +579,7 @@ async fn a_driver_that_is_too_old_for_events_serves_without_them() {
     lab.start();
     let kubelet = lab.kubelet().await;
     let mut stream = kubelet.watch_health().await.unwrap();
-    heard(&mut stream, LAST, Health::Unknown, "FUNCTION_NOT_FOUND").await;
+    health_update(&mut stream, LAST, Health::Unknown, "FUNCTION_NOT_FOUND").await;
     let claim = prepared(&lab, &kubelet, "one", LAST).await;
     unprepare(&kubelet, &claim).await.unwrap();
     assert_eq!(count_events(&lab, &lab.node_name, &["GpuUnmonitored", "GpuUnhealthy"]).await, 0);
@@ -607,14 +607,14 @@ async fn listening_never_keeps_a_gpu_from_being_cut_or_made_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sick_gpus_devices_are_not_ready_until_it_is_well_again() {
+async fn an_unhealthy_gpus_devices_are_not_ready_until_it_is_well_again() {
     with_gates(true, true, async |plane| {
         let (mut lab, kubelet, _) = started(plane, "1xH100-80GB", &[]).await;
         let claim = prepared(&lab, &kubelet, "one", LAST).await;
         is_ready(&lab, &claim, "True", "1g.10gb at 6:1").await;
         lab.sim.post_xid(0, 48, None, None).unwrap();
-        let sick = is_ready(&lab, &claim, "False", "unhealthy: XID 48").await;
-        assert_eq!((sick.type_.as_str(), sick.reason.as_str()), ("Ready", "Unhealthy"));
+        let unhealthy = is_ready(&lab, &claim, "False", "unhealthy: XID 48").await;
+        assert_eq!((unhealthy.type_.as_str(), unhealthy.reason.as_str()), ("Ready", "Unhealthy"));
         // After a restart it is still so, and nothing is written for it.
         let version = async || claims(&lab).get(&claim.name).await.unwrap().metadata.resource_version;
         let before = version().await;
@@ -627,14 +627,14 @@ async fn a_sick_gpus_devices_are_not_ready_until_it_is_well_again() {
         std::fs::remove_file(lab.path("plugins").join(DRIVER).join("health.json")).unwrap();
         let well = is_ready(&lab, &claim, "True", "").await;
         assert_eq!(well.reason, "Prepared");
-        assert!(sick.last_transition_time <= well.last_transition_time, "{well:?}");
+        assert!(unhealthy.last_transition_time <= well.last_transition_time, "{well:?}");
         lab.stop().await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sick_instance_of_somebody_else_is_not_offered_until_it_is_made_anew() {
+async fn an_unhealthy_instance_of_somebody_else_is_not_offered_until_it_is_made_anew() {
     for mode in ["partitionable", "layout"] {
         let plane = ControlPlane::simulated_with(mode == "partitionable", true).await;
         let (lab, metrics) = Lab::new(plane, "1xH100-80GB").await.with_metrics(&[]);
@@ -659,7 +659,7 @@ async fn a_sick_instance_of_somebody_else_is_not_offered_until_it_is_made_anew()
         let claim = prepared(&lab, &kubelet, "one", &name).await;
         lab.sim.post_xid(0, 94, Some(planted.gpu_instance), Some(0)).unwrap();
         event(&lab, &claim.name, "DeviceUnhealthy").await;
-        sick_instances(&lab, metrics, 1.0).await;
+        unhealthy_instances(&lab, metrics, 1.0).await;
         offered(&lab, true).await;
         unprepare(&kubelet, &claim).await.unwrap();
         lab.delete_claim(&claim).await;
@@ -668,10 +668,10 @@ async fn a_sick_instance_of_somebody_else_is_not_offered_until_it_is_made_anew()
         lab.stop().await;
         start(&mut lab).await;
         offered(&lab, false).await;
-        sick_instances(&lab, metrics, 1.0).await;
+        unhealthy_instances(&lab, metrics, 1.0).await;
 
         lab.sim.on_gpu(0, |gpu| gpu.instances.clear()).unwrap();
-        sick_instances(&lab, metrics, 0.0).await;
+        unhealthy_instances(&lab, metrics, 0.0).await;
         assert_eq!(lab.sim.plant_instance(0, "2g.20gb", 2).unwrap().uuid, planted.uuid);
         offered(&lab, true).await;
         // A free one is withdrawn at once.

@@ -79,7 +79,7 @@ fn plain(line: &str) -> String {
 }
 
 /// Errors of GPUs and their instances, until the driver has noted them: it may not listen yet.
-async fn make_sick(lab: &Lab, errors: &[(usize, u64, Option<u32>)]) {
+async fn make_unhealthy(lab: &Lab, errors: &[(usize, u64, Option<u32>)]) {
     let file = lab.path("plugins").join(DRIVER).join("health.json");
     eventually("the errors are noted", async || {
         for (gpu, xid, instance) in errors {
@@ -104,7 +104,7 @@ async fn the_picture_of_a_node_is_this_one() {
     lab.sim.on_gpu(0, |gpu| gpu.utilization = (73, 40)).unwrap();
     let instance =
         lab.sim.snapshot().unwrap().gpus[0].gpu_instances.iter().find(|it| it.start == 6).unwrap().id;
-    make_sick(&lab, &[(0, 94, Some(instance)), (1, 48, None)]).await;
+    make_unhealthy(&lab, &[(0, 94, Some(instance)), (1, 48, None)]).await;
     // Without the driver it is the same.
     lab.stop().await;
 
@@ -192,13 +192,13 @@ async fn an_instance_is_measured_where_the_gpu_does_that_and_let_go_of() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_sick_is_shown_until_the_node_is_rebooted() {
+async fn what_is_unhealthy_is_shown_until_the_node_is_rebooted() {
     let (mut lab, _) = with_a_claim().await;
-    make_sick(&lab, &[(0, 48, None)]).await;
+    make_unhealthy(&lab, &[(0, 48, None)]).await;
     lab.stop().await;
-    let sick = report(&lab, &[])["gpus"][0]["unhealthy"].clone();
-    assert_eq!(sick["reason"], "XID 48 (a double-bit ECC error)");
-    assert!(sick["since"].as_str().unwrap().ends_with('Z'), "{sick}");
+    let unhealthy = report(&lab, &[])["gpus"][0]["unhealthy"].clone();
+    assert_eq!(unhealthy["reason"], "XID 48 (a double-bit ECC error)");
+    assert!(unhealthy["since"].as_str().unwrap().ends_with('Z'), "{unhealthy}");
     lab.sim.reboot().unwrap();
     assert_eq!(report(&lab, &[])["gpus"][0]["unhealthy"], Value::Null);
 }
@@ -250,7 +250,7 @@ fn keys(value: &Value, found: &mut BTreeSet<String>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_json_has_a_version_and_all_its_keys_are_camel_case() {
     let (mut lab, _) = with_a_claim().await;
-    make_sick(&lab, &[(0, 48, None)]).await;
+    make_unhealthy(&lab, &[(0, 48, None)]).await;
     lab.stop().await;
     let report = report(&lab, &[]);
     assert_eq!(report["schemaVersion"], 1);
@@ -266,7 +266,7 @@ async fn the_json_has_a_version_and_all_its_keys_are_camel_case() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_field_of_the_json_is_documented_and_no_other() {
     let (mut lab, _) = with_a_claim().await;
-    make_sick(&lab, &[(0, 48, None)]).await;
+    make_unhealthy(&lab, &[(0, 48, None)]).await;
     lab.stop().await;
     let mut printed = BTreeSet::new();
     keys(&report(&lab, &[]), &mut printed);

@@ -170,7 +170,7 @@ async fn free_is_what_a_new_claim_could_still_get() {
     let claim = lab.claim_of("one", &name).await;
     prepare(&kubelet, &claim).await.unwrap();
     free_when(0, 4.0).await;
-    // A GPU that is sick has nothing to give.
+    // A GPU that is unhealthy has nothing to give.
     free_when(1, 8.0).await;
     eventually("the driver listens", async || {
         lab.sim.post_xid(1, 48, None, None).unwrap();

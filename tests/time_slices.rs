@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mig_model::facts::MigMode;
-use mig_model::inventory::{Attachment, Gpu, GpuState, Inventory, Terms, inventory_on};
+use mig_model::inventory::{Attachment, Gpu, GpuState, Inventory, OfferPolicy, inventory_on};
 
 use crate::common;
 use common::{
@@ -48,8 +48,8 @@ fn offers(gpus: &str, time_slices: u32, held: &[&str], problem: Option<&str>) ->
             problem: problem.map(str::to_owned),
         },
     };
-    let terms = Terms { held: set(held), time_slices, ..Terms::default() };
-    inventory_on(&facts, &facts.gpus.iter().map(gpu).collect::<Vec<_>>(), &terms)
+    let policy = OfferPolicy { held: set(held), time_slices, ..OfferPolicy::default() };
+    inventory_on(&facts, &facts.gpus.iter().map(gpu).collect::<Vec<_>>(), &policy)
 }
 
 #[test]

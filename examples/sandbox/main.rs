@@ -30,7 +30,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let told = runtime.block_on(story::tell(args));
+    let told = runtime.block_on(story::run(args));
     drop(runtime);
     match told {
         Ok((true, _directory)) => ExitCode::SUCCESS,

@@ -18,7 +18,7 @@ use crate::report;
 const CLASSES: &str = include_str!("../../deploy/manifests/deviceclasses.yaml");
 
 /// Runs it and answers whether all of it held.
-pub(crate) async fn tell(args: Args) -> anyhow::Result<(bool, TempDir)> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<(bool, TempDir)> {
     let limit = Duration::from_secs(args.timeout);
     let cluster = Cluster::start(&args).await?;
     let names: Vec<&str> = args.gpus.0.iter().map(nvml_sim::Model::name).collect();

@@ -32,5 +32,5 @@ pub struct NodeContext {
     /// Which pods have which claim.
     pub pods: Pods,
     /// Notified when the hardware turns out not to be as published, so that it is looked at again at once.
-    pub surprised: Arc<Notify>,
+    pub rescan: Arc<Notify>,
 }

@@ -32,8 +32,8 @@
 //! | Unprepare of an instance in use fails with the name of the process; the next attempt continues from there. | `tests/recovery.rs`: `an_instance_in_use_is_given_up_…` |
 //! | Two processes share the state of a node. Calls for a claim come one after the other, in the order in which they were made. | `tests/recovery.rs`: `two_processes_share_the_claims_of_a_node`, `calls_for_one_claim_come_one_after_the_other` |
 //! | The first SIGTERM finishes what runs and closes NVML last; the second ends at once and loses nothing. | `tests/recovery.rs`: `the_first_sigterm_…`, `a_second_sigterm_…` |
-//! | No claim gets a free part of an unhealthy or lost GPU, in any mode, also after a restart; allocated devices stay as they are. | `tests/health.rs`: `an_xid_of_nobody_withdraws_what_is_free_and_taints_what_is_held`, `what_is_sick_stays_so_over_a_restart_until_an_operator_says_otherwise` |
-//! | The same holds for an adopted instance that is unhealthy. | `tests/health.rs`: `a_sick_instance_of_somebody_else_is_not_offered_until_it_is_made_anew` |
+//! | No claim gets a free part of an unhealthy or lost GPU, in any mode, also after a restart; allocated devices stay as they are. | `tests/health.rs`: `an_xid_of_nobody_withdraws_what_is_free_and_taints_what_is_held`, `what_is_unhealthy_stays_so_over_a_restart_until_an_operator_says_otherwise` |
+//! | The same holds for an adopted instance that is unhealthy. | `tests/health.rs`: `an_unhealthy_instance_of_somebody_else_is_not_offered_until_it_is_made_anew` |
 //! | Monitoring a GPU's errors does not prevent changes of its MIG mode or its instances. | `tests/health.rs`: `listening_never_keeps_a_gpu_from_being_cut_or_made_whole` |
 //!
 //! What is not promised:

@@ -57,13 +57,13 @@ pub struct ClaimStatuses {
 #[derive(Debug)]
 struct Entry {
     claim: ClaimRef,
-    told: Told,
+    reported: Reported,
     retry: Backoff,
     not_before: Option<Instant>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-enum Told {
+enum Reported {
     /// It was prepared before this process began: what the API server has is not known.
     Unseen,
     /// Nothing yet.
@@ -89,7 +89,7 @@ enum Step {
 #[derive(Debug)]
 enum Outcome {
     /// The claim says what the record says, ready since then.
-    Told(String),
+    Reported(String),
     /// There is no such claim any more, or nothing of ours in it.
     Gone,
     /// The API server does not take it; saying it again would not help.
@@ -130,7 +130,7 @@ impl ClaimStatuses {
             if let Stored::Record(record) = &*stored
                 && is_told_of(record)
             {
-                self.known.insert(uid, Entry::new(record.claim.clone(), Told::Unseen));
+                self.known.insert(uid, Entry::new(record.claim.clone(), Reported::Unseen));
             }
         }
         let kept = tokio::select! {
@@ -205,10 +205,11 @@ impl ClaimStatuses {
             if let Stored::Record(record) = &**stored
                 && is_told_of(record)
             {
-                let new = || Entry::new(record.claim.clone(), Told::Nothing);
+                let new = || Entry::new(record.claim.clone(), Reported::Nothing);
                 let entry = self.known.entry(uid.clone()).or_insert_with(new);
                 if entry.not_before.is_none()
-                    && let Some(step) = entry.told.step_to(record, &self.driver, ailments(record, &health))
+                    && let Some(step) =
+                        entry.reported.step_to(record, &self.driver, ailments(record, &health))
                 {
                     steps.push((uid.clone(), step));
                 }
@@ -221,7 +222,7 @@ impl ClaimStatuses {
             Stored::Nothing => false,
         };
         let is_over = |uid: &ClaimUid| !listed.iter().any(|(listed, stored)| listed == uid && stays(stored));
-        self.known.retain(|uid, entry| entry.told.is_something() || !is_over(uid));
+        self.known.retain(|uid, entry| entry.reported.is_something() || !is_over(uid));
         let over = self.known.iter().filter(|(uid, entry)| is_over(uid) && entry.not_before.is_none());
         steps.extend(over.map(|(uid, entry)| (uid.clone(), Step::Withdraw(entry.claim.clone()))));
         steps
@@ -252,7 +253,7 @@ impl ClaimStatuses {
         let since = since.unwrap_or_else(now);
         let mut wanted = device_statuses(record, &self.driver, &since, ailments);
         wanted.sort_by_key(name_of);
-        if there == wanted { Outcome::Told(since) } else { self.write(record, ailments, since).await }
+        if there == wanted { Outcome::Reported(since) } else { self.write(record, ailments, since).await }
     }
 
     async fn write(&self, record: &Record, ailments: &Ailments, since: String) -> Outcome {
@@ -261,7 +262,7 @@ impl ClaimStatuses {
             Ok(stored) => {
                 let is_allocated = stored.status.as_ref().is_some_and(|it| it.allocation.is_some());
                 let is_dropped = self.ours(&stored).0.is_empty();
-                if is_allocated && is_dropped { Outcome::Dropped } else { Outcome::Told(since) }
+                if is_allocated && is_dropped { Outcome::Dropped } else { Outcome::Reported(since) }
             }
             Err(outcome) => outcome,
         }
@@ -305,17 +306,20 @@ impl ClaimStatuses {
         let Some(entry) = self.known.get_mut(uid) else { return };
         let claim = &entry.claim;
         match (outcome, step) {
-            (Outcome::Told(since), Step::Compare(record, ailments) | Step::Write(record, ailments, _)) => {
+            (
+                Outcome::Reported(since),
+                Step::Compare(record, ailments) | Step::Write(record, ailments, _),
+            ) => {
                 debug!(%claim, "device status written");
-                *entry = Entry::new(record.claim.clone(), Told::Record { record, ailments, since });
+                *entry = Entry::new(record.claim.clone(), Reported::Record { record, ailments, since });
             }
             (Outcome::Refused(message), Step::Compare(record, _) | Step::Write(record, ..)) => {
                 debug!(%claim, message, "the API server rejects the device status of the claim");
-                entry.told = Told::Refused(record);
+                entry.reported = Reported::Refused(record);
             }
             (Outcome::Gone, Step::Compare(record, _) | Step::Write(record, ..)) => {
                 debug!(%claim, "the claim has no device status: it is gone");
-                entry.told = Told::Refused(record);
+                entry.reported = Reported::Refused(record);
             }
             (Outcome::Forbidden(message), _) => {
                 if !std::mem::replace(&mut self.is_refusal_told, true) {
@@ -331,8 +335,8 @@ impl ClaimStatuses {
                     warn!(%claim, message, "cannot write the device status of a claim, retrying");
                 }
                 // It may be there all the same.
-                if entry.told == Told::Nothing {
-                    entry.told = Told::Unseen;
+                if entry.reported == Reported::Nothing {
+                    entry.reported = Reported::Unseen;
                 }
                 entry.failed();
                 if matches!(step, Step::Withdraw(_)) && MOST_ATTEMPTS <= entry.retry.failures() {
@@ -361,9 +365,9 @@ enum Kept {
 }
 
 impl Entry {
-    fn new(claim: ClaimRef, told: Told) -> Self {
+    fn new(claim: ClaimRef, reported: Reported) -> Self {
         let retry = Backoff::new(PAUSES.0, PAUSES.1, claim.uid.as_str());
-        Self { claim, told, retry, not_before: None }
+        Self { claim, reported, retry, not_before: None }
     }
 
     fn failed(&mut self) {
@@ -371,7 +375,7 @@ impl Entry {
     }
 }
 
-impl Told {
+impl Reported {
     /// True where there may be something to take back.
     fn is_something(&self) -> bool {
         matches!(self, Self::Unseen | Self::Record { .. })
@@ -381,13 +385,17 @@ impl Told {
     fn step_to(&self, record: &Arc<Record>, driver: &str, ailing: Ailments) -> Option<Step> {
         let statuses = |of: &Record| device_statuses(of, driver, "", &Ailments::new());
         let says_the_same =
-            |told: &Arc<Record>| Arc::ptr_eq(told, record) || statuses(told) == statuses(record);
+            |reported: &Arc<Record>| Arc::ptr_eq(reported, record) || statuses(reported) == statuses(record);
         let record = Arc::clone(record);
         match self {
             Self::Unseen => Some(Step::Compare(record, ailing)),
             Self::Nothing => Some(Step::Write(record, ailing, now())),
-            Self::Refused(told) if says_the_same(told) => None,
-            Self::Record { record: told, ailments, .. } if *ailments == ailing && says_the_same(told) => None,
+            Self::Refused(reported) if says_the_same(reported) => None,
+            Self::Record { record: reported, ailments, .. }
+                if *ailments == ailing && says_the_same(reported) =>
+            {
+                None
+            }
             // A recovered device is ready as of now; as there is one time per claim, so are its other devices.
             Self::Record { ailments, .. } if ailments.keys().any(|it| !ailing.contains_key(it)) => {
                 Some(Step::Write(record, ailing, now()))
@@ -444,27 +452,27 @@ mod tests {
 
     #[test]
     fn only_what_says_something_else_is_written_and_ready_it_was_before() {
-        let told = |uuid: &str, ailments: &Ailments| Told::Record {
+        let reported = |uuid: &str, ailments: &Ailments| Reported::Record {
             record: record(mig(uuid), Stage::Prepared),
             ailments: ailments.clone(),
             since: SINCE.to_owned(),
         };
         let now = record(mig("MIG-7"), Stage::Prepared);
         let well = Ailments::new();
-        let step = |told: Told, ailments: &Ailments| told.step_to(&now, "d", ailments.clone());
+        let step = |reported: Reported, ailments: &Ailments| reported.step_to(&now, "d", ailments.clone());
         let written =
             |ailments: &Ailments| Some(Step::Write(Arc::clone(&now), ailments.clone(), SINCE.to_owned()));
-        assert_eq!(step(told("MIG-7", &well), &well), None);
-        assert_eq!(step(told("MIG-6", &well), &well), written(&well));
-        assert_eq!(step(Told::Refused(Arc::clone(&now)), &well), None);
-        assert_eq!(step(Told::Unseen, &well), Some(Step::Compare(Arc::clone(&now), well.clone())));
-        assert!(matches!(step(Told::Nothing, &well), Some(Step::Write(..))));
+        assert_eq!(step(reported("MIG-7", &well), &well), None);
+        assert_eq!(step(reported("MIG-6", &well), &well), written(&well));
+        assert_eq!(step(Reported::Refused(Arc::clone(&now)), &well), None);
+        assert_eq!(step(Reported::Unseen, &well), Some(Step::Compare(Arc::clone(&now), well.clone())));
+        assert!(matches!(step(Reported::Nothing, &well), Some(Step::Write(..))));
 
         let ailment = Ailment { reason: "Unhealthy", message: "XID 48".to_owned(), since: 7 };
-        let sick = Ailments::from([("d-1".to_owned(), ailment)]);
-        assert_eq!(step(told("MIG-7", &well), &sick), written(&sick));
-        assert_eq!(step(told("MIG-7", &sick), &sick), None);
-        let recovered = step(told("MIG-7", &sick), &well);
+        let unhealthy = Ailments::from([("d-1".to_owned(), ailment)]);
+        assert_eq!(step(reported("MIG-7", &well), &unhealthy), written(&unhealthy));
+        assert_eq!(step(reported("MIG-7", &unhealthy), &unhealthy), None);
+        let recovered = step(reported("MIG-7", &unhealthy), &well);
         assert!(matches!(&recovered, Some(Step::Write(_, it, since)) if *it == well && *since != SINCE));
     }
 

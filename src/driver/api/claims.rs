@@ -22,7 +22,7 @@ const AT_ONCE: usize = 16;
 #[derive(Debug, Clone)]
 pub struct ClaimReader {
     api: Api<ResourceClaim>,
-    turns: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 /// Why a claim could not be read.
@@ -56,7 +56,7 @@ impl ClaimReader {
     /// Reads through this client.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self { api: Api::all(client), turns: Arc::new(Semaphore::new(AT_ONCE)) }
+        Self { api: Api::all(client), permits: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
     /// The claim with this namespace, name and UID. Passing failures are tried again until the deadline.
@@ -67,12 +67,12 @@ impl ClaimReader {
         let unavailable = |message| ReadError::Unavailable { claim: claim.clone(), message };
         loop {
             // Never closed, so there is a turn sooner or later. Waiting for it is not waiting for an answer.
-            let Ok(turn) = timeout_at(deadline, self.turns.acquire()).await else {
+            let Ok(permit) = timeout_at(deadline, self.permits.acquire()).await else {
                 return Err(unavailable("other claims are still being read".to_owned()));
             };
             let left = deadline.saturating_duration_since(Instant::now());
             let answer = timeout(CALL_TIMEOUT.min(left), api.get(&claim.name)).await;
-            drop(turn);
+            drop(permit);
             let message = match answer {
                 Ok(Ok(found)) => match who(&found, claim) {
                     Some(uid) if uid == claim.uid.as_str() => return Ok(found),

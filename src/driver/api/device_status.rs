@@ -34,7 +34,7 @@ pub fn ailments(record: &Record, health: &Report) -> Ailments {
     let ailment = |device: &RecordedDevice| {
         let condition = health.device(&device.parent_uuid, &device.name);
         let (reason, since) = match &condition {
-            Condition::Sick(sickness) => ("Unhealthy", sickness.since),
+            Condition::Unhealthy(unhealthy_reason) => ("Unhealthy", unhealthy_reason.since),
             Condition::Lost { since, .. } => ("Lost", *since),
             Condition::Healthy | Condition::Unmonitored { .. } => return None,
         };
@@ -176,7 +176,7 @@ pub(super) mod fixture {
 mod tests {
     use super::fixture::{SINCE, mig, record};
     use super::*;
-    use mig_model::health::{Cause, Sickness};
+    use mig_model::health::{Cause, UnhealthyReason};
 
     #[test]
     fn a_prepared_device_says_which_instance_it_is() {
@@ -207,10 +207,10 @@ mod tests {
     }
 
     #[test]
-    fn a_sick_device_is_not_ready_since_its_error_and_says_why() {
+    fn an_unhealthy_device_is_not_ready_since_its_error_and_says_why() {
         let record = record(mig("MIG-7"), Stage::Prepared);
-        let sick = Condition::Sick(Sickness { cause: Cause::Xid(48), since: 1_767_323_045 });
-        let health = Report { gpus: [("GPU-1".to_owned(), sick)].into(), instances: Vec::new() };
+        let unhealthy = Condition::Unhealthy(UnhealthyReason { cause: Cause::Xid(48), since: 1_767_323_045 });
+        let health = Report { gpus: [("GPU-1".to_owned(), unhealthy)].into(), instances: Vec::new() };
         assert_eq!(ailments(&record, &Report::default()), Ailments::new());
         let statuses = device_statuses(&record, "d", "2001-01-01T00:00:00Z", &ailments(&record, &health));
         let expected = json!([{

@@ -279,12 +279,12 @@ impl EventReason {
 #[derive(Debug, Clone)]
 pub struct Events {
     node: ObjectReference,
-    waiting: mpsc::Sender<Told>,
+    waiting: mpsc::Sender<QueuedEvent>,
 }
 
 /// An event to be written.
 #[derive(Debug, Clone, PartialEq)]
-struct Told {
+struct QueuedEvent {
     reason: EventReason,
     about: ObjectReference,
     note: String,
@@ -294,7 +294,7 @@ impl Events {
     /// Events of this node and its claims, by this driver. Starts the task that writes them; it ends with the last clone.
     #[must_use]
     pub fn new(client: Client, node: &str, driver: &str) -> Self {
-        let (waiting, told) = mpsc::channel(MOST_WAITING);
+        let (waiting, queued) = mpsc::channel(MOST_WAITING);
         let writer = Writer {
             client,
             driver: driver.to_owned(),
@@ -303,7 +303,7 @@ impl Events {
             budget: Budget { left: BUDGET.0, since: Instant::now() },
             left_out: 0,
         };
-        tokio::spawn(writer.run(told));
+        tokio::spawn(writer.run(queued));
         let node = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Node".to_owned()),
@@ -316,12 +316,12 @@ impl Events {
     }
 
     /// Reports an event of the node, without waiting. `note` is for people; the API server takes 1024 bytes of it.
-    pub fn tell(&self, reason: EventReason, note: String) {
+    pub fn emit(&self, reason: EventReason, note: String) {
         self.queue(reason, self.node.clone(), note);
     }
 
     /// Reports an event of a claim, without waiting.
-    pub fn tell_claim(&self, reason: EventReason, claim: &ClaimRef, note: String) {
+    pub fn emit_for_claim(&self, reason: EventReason, claim: &ClaimRef, note: String) {
         let about = ObjectReference {
             api_version: Some("resource.k8s.io/v1".to_owned()),
             kind: Some("ResourceClaim".to_owned()),
@@ -334,7 +334,7 @@ impl Events {
     }
 
     /// Reports an event of a claim for one of its pods, without waiting: `kubectl describe pod` shows it.
-    pub fn tell_pod(&self, reason: EventReason, namespace: &str, pod: &PodRef, note: String) {
+    pub fn emit_for_pod(&self, reason: EventReason, namespace: &str, pod: &PodRef, note: String) {
         let about = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
@@ -347,10 +347,10 @@ impl Events {
     }
 
     fn queue(&self, reason: EventReason, about: ObjectReference, note: String) {
-        let told = Told { reason, about, note: shortened(note, LONGEST_NOTE) };
-        if let Err(left_out) = self.waiting.try_send(told) {
-            let told = left_out.into_inner();
-            warn!(reason = told.reason.as_str(), note = told.note, "event queue is full: one is dropped");
+        let queued = QueuedEvent { reason, about, note: shortened(note, LONGEST_NOTE) };
+        if let Err(left_out) = self.waiting.try_send(queued) {
+            let queued = left_out.into_inner();
+            warn!(reason = queued.reason.as_str(), note = queued.note, "event queue is full: one is dropped");
         }
     }
 }
@@ -367,7 +367,7 @@ struct Writer {
 }
 
 struct Written {
-    told: Told,
+    queued: QueuedEvent,
     name: String,
     count: i32,
     last: Instant,
@@ -398,20 +398,20 @@ impl Budget {
 }
 
 impl Writer {
-    async fn run(mut self, mut told: mpsc::Receiver<Told>) {
-        while let Some(told) = told.recv().await {
+    async fn run(mut self, mut queued: mpsc::Receiver<QueuedEvent>) {
+        while let Some(queued) = queued.recv().await {
             if !self.budget.take(Instant::now()) {
                 self.left_out += 1;
                 warn!(
-                    reason = told.reason.as_str(),
-                    note = told.note,
+                    reason = queued.reason.as_str(),
+                    note = queued.note,
                     left_out = self.left_out,
                     "too many events: one is dropped"
                 );
                 continue;
             }
-            let reason = told.reason.as_str();
-            let error = match timeout(CALL_TIMEOUT, self.write(told)).await {
+            let reason = queued.reason.as_str();
+            let error = match timeout(CALL_TIMEOUT, self.write(queued)).await {
                 Ok(Ok(())) => continue,
                 Ok(Err(error)) => with_causes(&error),
                 Err(_) => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
@@ -421,13 +421,13 @@ impl Writer {
     }
 
     /// Counts an event that was written lately, and else writes a new one.
-    async fn write(&mut self, told: Told) -> Result<(), Error> {
+    async fn write(&mut self, queued: QueuedEvent) -> Result<(), Error> {
         let now = Instant::now();
         self.written.retain(|it| now.saturating_duration_since(it.last) < SAME_WITHIN);
         // Events of what has no namespace are kept in `default`.
-        let namespace = told.about.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let namespace = queued.about.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-        if let Some(before) = self.written.iter_mut().find(|it| it.told == told) {
+        if let Some(before) = self.written.iter_mut().find(|it| it.queued == queued) {
             (before.count, before.last) = (before.count.saturating_add(1), now);
             let series = json!({"count": before.count, "lastObservedTime": MicroTime(Timestamp::now())});
             let patch = Patch::Merge(json!({"series": series}));
@@ -435,38 +435,38 @@ impl Writer {
                 Err(Error::Api(status)) if status.is_not_found() => {}
                 patched => return patched.map(drop),
             }
-            self.written.retain(|it| it.told != told);
+            self.written.retain(|it| it.queued != queued);
         }
-        let event = self.event(&told, &namespace);
+        let event = self.event(&queued, &namespace);
         let name = event.metadata.name.clone().unwrap_or_default();
         events.create(&PostParams::default(), &event).await?;
         if self.written.len() == MOST_REMEMBERED {
             self.written.pop_front();
         }
-        self.written.push_back(Written { told, name, count: 1, last: now });
+        self.written.push_back(Written { queued, name, count: 1, last: now });
         Ok(())
     }
 
-    fn event(&self, told: &Told, namespace: &str) -> Event {
+    fn event(&self, queued: &QueuedEvent, namespace: &str) -> Event {
         /// Room for a dot and the time within the 253 bytes of a name.
         const LONGEST_NAME: usize = 230;
         let now = Timestamp::now();
-        let about = shortened(told.about.name.clone().unwrap_or_default(), LONGEST_NAME);
+        let about = shortened(queued.about.name.clone().unwrap_or_default(), LONGEST_NAME);
         let name = format!("{}.{:x}", about.trim_end_matches(['.', '-']), now.as_nanosecond());
         Event {
-            action: Some(told.reason.action().to_owned()),
+            action: Some(queued.reason.action().to_owned()),
             event_time: Some(MicroTime(now)),
             metadata: ObjectMeta {
                 namespace: Some(namespace.to_owned()),
                 name: Some(name),
                 ..ObjectMeta::default()
             },
-            note: Some(told.note.clone()),
-            reason: Some(told.reason.as_str().to_owned()),
-            regarding: Some(told.about.clone()),
+            note: Some(queued.note.clone()),
+            reason: Some(queued.reason.as_str().to_owned()),
+            regarding: Some(queued.about.clone()),
             reporting_controller: Some(self.driver.clone()),
             reporting_instance: Some(shortened(self.node.clone(), 128)),
-            type_: Some(if told.reason.is_warning() { "Warning" } else { "Normal" }.to_owned()),
+            type_: Some(if queued.reason.is_warning() { "Warning" } else { "Normal" }.to_owned()),
             ..Event::default()
         }
     }

@@ -84,7 +84,7 @@ impl Record {
 
     /// The same claim, assumed to be prepared: any instance at the placement of one of its devices counts as its own.
     #[must_use]
-    pub fn made(mut self, stage: Stage) -> Self {
+    pub fn assume_created(mut self, stage: Stage) -> Self {
         self.stage = stage;
         for device in &mut self.devices {
             if let RecordedKind::Mig { progress, .. } = &mut device.kind {

@@ -14,8 +14,8 @@ use mig_model::claim::ClaimRef;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::draft::{Draft, Opened};
 use super::prepare::{knows_its_requests, promised};
+use super::session::{ClaimSession, Opened};
 use super::work::{Ongoing, blocking};
 use super::{AllocatedDevice, Claims, PrepareError, allocated_devices};
 use crate::checkpoint::{Record, Stage, Stored};
@@ -101,7 +101,7 @@ impl Claims {
                 let made = blocking(|| self.cdi.devices(claim.uid.as_str()))?;
                 // With any of them, a pod may be running, so the claim counts as prepared.
                 let finish = |record: Record| match record.devices.iter().any(|it| made.contains(&it.name)) {
-                    true => record.made(Stage::Prepared),
+                    true => record.assume_created(Stage::Prepared),
                     false => record,
                 };
                 self.new_record(claim, &allocated, journal, finish, deadline).await?
@@ -111,7 +111,9 @@ impl Claims {
                 self.report_unreadable(&claim.uid, &reason);
                 // It counts as prepared, because its pod may be running.
                 self.reserve(claim, journal, deadline, |others| {
-                    Ok::<_, PrepareError>(self.planned(claim, &allocated, others)?.made(Stage::Prepared))
+                    Ok::<_, PrepareError>(
+                        self.planned(claim, &allocated, others)?.assume_created(Stage::Prepared),
+                    )
                 })
                 .await?
             }
@@ -159,11 +161,11 @@ impl Claims {
             return Err(Box::new(OtherDevices { claim: claim.clone(), prepared, allocated }).into());
         }
         warn!("the claim's allocation changed: unpreparing the earlier devices first");
-        let draft = Draft::shared(opened, Record::clone(known), None);
-        let apart = self.take_apart(&draft, deadline, ongoing).await;
+        let session = ClaimSession::shared(opened, Record::clone(known), None);
+        let apart = self.take_apart(&session, deadline, ongoing).await;
         apart.map_err(|error| PrepareError::Before(Box::new(error)))?;
         let lost = || PrepareError::Interrupted(claim.clone());
-        let mut opened = Draft::into_opened(draft).ok_or_else(lost)?;
+        let mut opened = ClaimSession::into_opened(session).ok_or_else(lost)?;
         match self.new_record(claim, now, &mut opened.journal, identity, deadline).await {
             Ok(record) => Ok(Agreed { opened, record, promise: None }),
             Err(error) => {

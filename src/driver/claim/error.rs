@@ -93,7 +93,7 @@ impl PrepareError {
     #[must_use]
     pub fn asks_for_a_look(&self) -> bool {
         match self {
-            Self::Device { source, .. } => source.is_surprise(),
+            Self::Device { source, .. } => source.is_stale_view(),
             Self::Caps { .. } | Self::Common(_) | Self::Files(_) | Self::Store(_) => true,
             _ => false,
         }

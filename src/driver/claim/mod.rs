@@ -12,12 +12,12 @@
 
 mod agreement;
 mod allocation;
-mod draft;
 mod error;
 mod plan;
 mod prepare;
 mod reason;
 mod recovery;
+mod session;
 mod unprepare;
 mod work;
 
@@ -35,7 +35,7 @@ use tracing::warn;
 pub use agreement::OtherDevices;
 pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
 pub use error::{Busy, PrepareError, UnprepareError};
-pub use plan::{Conflict, Ground, ImpossibleClaim, PlanError, plan};
+pub use plan::{Conflict, ImpossibleClaim, PlanContext, PlanError, plan};
 pub use work::{HungGpu, Unfinished};
 
 use crate::api::ClaimReader;
@@ -46,7 +46,7 @@ use crate::hardware::Hardware;
 use crate::mig::ModePolicy;
 use crate::readiness::HostReadiness;
 use crate::telemetry::metrics::Step;
-use draft::{Opened, Turns};
+use session::{ClaimQueues, Opened};
 use work::blocking;
 
 /// A device as it is reported to the kubelet.
@@ -74,7 +74,7 @@ pub struct Claims {
     changed: watch::Sender<()>,
     budget: Duration,
     mode_policy: ModePolicy,
-    turns: Turns,
+    queues: ClaimQueues,
     /// Within this process, whose turn it is to make a new record.
     reserving: tokio::sync::Mutex<()>,
     /// Claims whose unreadable file was reported.
@@ -122,7 +122,7 @@ impl Claims {
             changed,
             budget,
             mode_policy,
-            turns: Turns::default(),
+            queues: ClaimQueues::default(),
             reserving: tokio::sync::Mutex::default(),
             reported: Mutex::default(),
             begun: Mutex::default(),
@@ -150,7 +150,7 @@ impl Claims {
     /// Requests a rescan of the hardware if a call found that the NVIDIA driver was unloaded or replaced.
     fn look_again_if_stale(&self) {
         if self.hardware().is_ok_and(|it| it.is_stale()) {
-            self.context.surprised.notify_one();
+            self.context.rescan.notify_one();
         }
     }
 
@@ -163,8 +163,8 @@ impl Claims {
         deadline: Instant,
     ) -> Result<Option<Opened>, E> {
         let waiting = self.context.metrics.step(Step::LockWait);
-        let turn =
-            timeout_at(deadline, self.turns.wait(&claim.uid)).await.map_err(|_| Busy(claim.clone()))?;
+        let ticket =
+            timeout_at(deadline, self.queues.wait(&claim.uid)).await.map_err(|_| Busy(claim.clone()))?;
         let taken = until_free(claim, deadline, || {
             Ok::<_, E>(match self.context.checkpoint.take(&claim.uid, or_new)? {
                 Taken::Journal(journal) => Some(Some(journal)),
@@ -174,7 +174,7 @@ impl Claims {
         });
         let taken = taken.await?;
         waiting.end(true);
-        Ok(taken.map(|journal| Opened { journal, _turn: Some(turn) }))
+        Ok(taken.map(|journal| Opened { journal, _ticket: Some(ticket) }))
     }
 
     /// Begins a claim's journal with a record that is made in view of all others, while no other record is created.
@@ -203,7 +203,7 @@ impl Claims {
         let (record, begun) = blocking(|| {
             let listed = self.context.checkpoint.list()?;
             let mut others: Vec<_> = listed.iter().filter_map(|(_, stored)| stored.record()).collect();
-            others.extend(self.shadows(self.named_by_cdi(&listed, &named)?));
+            others.extend(self.records_from_cdi(self.named_by_cdi(&listed, &named)?));
             let record = make(&others)?;
             let begun = journal.begin(&record, &reservation)?;
             Ok::<_, E>((record, begun))
@@ -227,14 +227,14 @@ impl Claims {
     }
 
     /// What claims hold whose state files cannot be read, as far as their CDI files show it.
-    fn shadows(&self, named: Named) -> Vec<Arc<Record>> {
-        let mut shadows = Vec::new();
+    fn records_from_cdi(&self, named: Named) -> Vec<Arc<Record>> {
+        let mut records = Vec::new();
         for (uid, names) in named {
             let claim = ClaimRef { namespace: "?".to_owned(), name: format!("(UID {uid})"), uid };
             let known = self.named(names).into_iter().filter_map(|it| self.planned(&claim, &[it], &[]).ok());
-            shadows.extend(known.map(|it| Arc::new(it.made(Stage::Prepared))));
+            records.extend(known.map(|it| Arc::new(it.assume_created(Stage::Prepared))));
         }
-        shadows
+        records
     }
 
     /// Devices of this node as an allocation of which no more is known than their names.
@@ -255,7 +255,7 @@ impl Claims {
             (Arc::clone(&node.inventory), node.unread())
         };
         let (pool, boot_id) = (self.context.pool.as_str(), self.context.boot_id.as_str());
-        plan(claim, allocated, Ground { pool, inventory: &inventory, unread: &unknown, boot_id }, others)
+        plan(claim, allocated, PlanContext { pool, inventory: &inventory, unread: &unknown, boot_id }, others)
     }
 
     fn inventory(&self) -> Arc<Inventory> {

@@ -104,7 +104,7 @@ pub struct Conflict {
 
 /// The node as a plan sees it.
 #[derive(Debug, Clone, Copy)]
-pub struct Ground<'a> {
+pub struct PlanContext<'a> {
     /// This node's pool.
     pub pool: &'a str,
     /// The devices that its GPUs can provide.
@@ -120,10 +120,10 @@ pub struct Ground<'a> {
 pub fn plan(
     claim: &ClaimRef,
     allocated: &[AllocatedDevice],
-    ground: Ground<'_>,
+    context: PlanContext<'_>,
     others: &[Arc<Record>],
 ) -> Result<Record, PlanError> {
-    let Ground { pool, inventory, unread, boot_id } = ground;
+    let PlanContext { pool, inventory, unread, boot_id } = context;
     let mut devices = Vec::new();
     for it in allocated {
         if it.pool != pool {
@@ -387,17 +387,17 @@ mod tests {
     #[test]
     fn an_unknown_device_and_another_pool_are_told_apart() {
         let inventory = Inventory::default();
-        let ground = Ground { pool: "n/d", inventory: &inventory, unread: "", boot_id: "boot" };
+        let context = PlanContext { pool: "n/d", inventory: &inventory, unread: "", boot_id: "boot" };
         let allocated =
             |pool: &str| AllocatedDevice { device: "x".into(), pool: pool.into(), requests: Vec::new() };
-        let planned = |pool| plan(&claim("c"), &[allocated(pool)], ground, &[]);
+        let planned = |pool| plan(&claim("c"), &[allocated(pool)], context, &[]);
         let gone = AllocatedDevice { device: "gpu-0-adopted-1".into(), ..allocated("n/d") };
-        let gone = plan(&claim("c"), &[gone], ground, &[]);
+        let gone = plan(&claim("c"), &[gone], context, &[]);
         assert!(matches!(gone, Err(PlanError::UnknownInstance { .. })));
         assert!(matches!(planned("n/d"), Err(PlanError::UnknownDevice { .. })));
         assert!(matches!(planned("m/d"), Err(PlanError::OtherPool { .. })));
-        let ground = Ground { unread: "GPU 1: it does not answer", ..ground };
-        let unread = plan(&claim("c"), &[allocated("n/d")], ground, &[]).unwrap_err();
+        let context = PlanContext { unread: "GPU 1: it does not answer", ..context };
+        let unread = plan(&claim("c"), &[allocated("n/d")], context, &[]).unwrap_err();
         assert!(matches!(unread, PlanError::Unread { .. }));
         let text = unread.to_string();
         assert!(text.contains("GPU 1: it does not answer") && !text.contains("delete"), "{text}");

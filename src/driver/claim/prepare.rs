@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::agreement::Agreed;
-use super::draft::{Draft, Opened, SharedDraft, held};
+use super::session::{ClaimSession, Opened, SharedSession, lock};
 use super::work::{BEYOND, NoResult, Ongoing, Unfinished, WorkError, blocking, retried, to_its_end, within};
 use super::{AllocatedDevice, Busy, Claims, PlanError, PrepareError, PreparedDevice, allocated_devices};
 use crate::api::EventReason;
@@ -53,18 +53,18 @@ impl Claims {
         if let Err(error) = &result
             && error.asks_for_a_look()
         {
-            self.context.surprised.notify_one();
+            self.context.rescan.notify_one();
         }
         self.look_again_if_stale();
         if let Err(error @ PrepareError::Device { source, .. }) = &result
             && source.is_occupied()
         {
-            self.context.events.tell_claim(EventReason::DeviceOccupied, claim, error.to_string());
+            self.context.events.emit_for_claim(EventReason::DeviceOccupied, claim, error.to_string());
         }
         if let Err(error) = &result
             && error.is_final()
         {
-            self.context.events.tell_claim(EventReason::PrepareImpossible, claim, error.to_string());
+            self.context.events.emit_for_claim(EventReason::PrepareImpossible, claim, error.to_string());
         }
         result
     }
@@ -80,8 +80,8 @@ impl Claims {
         let Agreed { opened, record, promise } = self.agreed(claim, opened, deadline, ongoing).await?;
         self.note_begun(&claim.uid);
         let before = record.clone();
-        let draft = Draft::shared(opened, record, promise);
-        match self.carry_out(&draft, &before, &hardware, deadline, ongoing).await {
+        let session = ClaimSession::shared(opened, record, promise);
+        match self.carry_out(&session, &before, &hardware, deadline, ongoing).await {
             Ok(devices) => {
                 if before.stage != Stage::Prepared {
                     info!(devices = devices.len(), "claim prepared");
@@ -92,7 +92,7 @@ impl Claims {
                 // The pod of a claim that was prepared before may be running: leave it what it has.
                 if before.stage != Stage::Prepared {
                     ongoing.undoes(&error);
-                    self.undo(&draft, deadline, ongoing).await;
+                    self.undo(&session, deadline, ongoing).await;
                 }
                 Err(error)
             }
@@ -125,9 +125,9 @@ impl Claims {
     /// Emits an event for the claim and for these pods.
     fn emit(&self, reason: EventReason, claim: &ClaimRef, pods: &[PodRef], note: String) {
         for pod in pods {
-            self.context.events.tell_pod(reason, &claim.namespace, pod, note.clone());
+            self.context.events.emit_for_pod(reason, &claim.namespace, pod, note.clone());
         }
-        self.context.events.tell_claim(reason, claim, note);
+        self.context.events.emit_for_claim(reason, claim, note);
     }
 
     /// Plans the claim and stores the record, which is the intent to make its devices. Waits within the deadline for a
@@ -157,7 +157,7 @@ impl Claims {
                     if !is_told && WORTH_TELLING <= begun.elapsed() {
                         is_told = true;
                         let note = format!("Waits: {conflict}.");
-                        self.context.events.tell_claim(EventReason::PrepareWaits, claim, note);
+                        self.context.events.emit_for_claim(EventReason::PrepareWaits, claim, note);
                     }
                     waiting.get_or_insert_with(|| self.context.metrics.step(Step::DeviceBusyWait));
                     sleep(PAUSE).await;
@@ -184,7 +184,7 @@ impl Claims {
 
     pub(super) async fn carry_out(
         &self,
-        draft: &SharedDraft,
+        session: &SharedSession,
         before: &Record,
         hardware: &Hardware,
         deadline: Instant,
@@ -192,16 +192,16 @@ impl Claims {
     ) -> Result<Vec<PreparedDevice>, PrepareError> {
         let makes =
             before.devices.iter().enumerate().map(|(index, device)| {
-                self.ensure_device(draft, index, device, hardware, (deadline, ongoing))
+                self.ensure_device(session, index, device, hardware, (deadline, ongoing))
             });
         // All are waited for, also after one has failed: no step of this call may be taken after its end.
         let nodes = join_all(makes).await.into_iter().collect::<Result<_, _>>()?;
         blocking(|| {
             let driver_version = hardware.facts.driver_version.as_deref();
             self.context.metrics.timed(Step::CdiWrite, || self.write_cdi(before, nodes, driver_version))?;
-            let mut draft = held(draft);
-            draft.enter(Stage::Prepared)?;
-            if draft.record != *before {
+            let mut session = lock(session);
+            session.enter(Stage::Prepared)?;
+            if session.record != *before {
                 self.changed.send_replace(());
             }
             Ok::<_, PrepareError>(())
@@ -211,7 +211,7 @@ impl Claims {
 
     async fn ensure_device(
         &self,
-        draft: &SharedDraft,
+        session: &SharedSession,
         index: usize,
         device: &RecordedDevice,
         hardware: &Hardware,
@@ -221,9 +221,9 @@ impl Claims {
         let waiting = ongoing.begin(&device.name);
         let made = retried(deadline, &waiting, || async {
             match &device.kind {
-                RecordedKind::Gpu | RecordedKind::Share { .. } => whole_gpu(draft, gpu).await,
+                RecordedKind::Gpu | RecordedKind::Share { .. } => whole_gpu(session, gpu).await,
                 RecordedKind::Adopted(adopted) => existing(gpu, adopted, &self.proc_root).await,
-                RecordedKind::Mig { spec, .. } => self.mig_device(draft, index, spec, gpu).await,
+                RecordedKind::Mig { spec, .. } => self.mig_device(session, index, spec, gpu).await,
             }
         });
         let made = made.await;
@@ -240,21 +240,21 @@ impl Claims {
     /// How far the device got is read when the work begins: work before it on the same GPU may have changed it.
     async fn mig_device(
         &self,
-        draft: &SharedDraft,
+        session: &SharedSession,
         index: usize,
         spec: &MigSpec,
         gpu: &LiveGpu,
     ) -> Result<NodeNumbers, WorkError> {
         let (checkpoint, proc_root) = (self.context.checkpoint.clone(), self.proc_root.clone());
-        let (draft, spec, facts) = (Arc::clone(draft), spec.clone(), Arc::clone(&gpu.facts));
+        let (session, spec, facts) = (Arc::clone(session), spec.clone(), Arc::clone(&gpu.facts));
         let metrics = gpu.metrics.clone();
         to_its_end(gpu, move |handle| {
             let Some(mig) = &facts.mig else { return Err(mig::no_mig()) };
-            let Some(progress) = held(&draft).progress(index) else { return Err(mig::no_mig()) };
+            let Some(progress) = lock(&session).progress(index) else { return Err(mig::no_mig()) };
             let Some(_mode_stays) = checkpoint.rely_on_mode(facts.pci)? else {
                 return Err(MigError::ModeChanges);
             };
-            let mut note = |progress| held(&draft).note(index, progress);
+            let mut note = |progress| lock(&session).note(index, progress);
             Ok(numbers(&mig::ensure(handle, mig, &spec, &progress, &mut note, &metrics)?, &proc_root))
         })
         .await
@@ -270,7 +270,7 @@ impl Claims {
             _ => false,
         };
         if is_news {
-            self.context.surprised.notify_one();
+            self.context.rescan.notify_one();
         }
     }
 
@@ -305,9 +305,9 @@ impl Claims {
 
     /// Takes back what a failed first attempt made. No piece of that attempt's work runs any more. What cannot be taken back
     /// stays recorded, for the next call and for recovery.
-    async fn undo(&self, draft: &SharedDraft, deadline: Instant, ongoing: &Ongoing) {
+    async fn undo(&self, session: &SharedSession, deadline: Instant, ongoing: &Ongoing) {
         let deadline = deadline.max(Instant::now() + BEYOND);
-        let undone = self.take_down(draft, deadline, ongoing).await;
+        let undone = self.take_down(session, deadline, ongoing).await;
         self.context.metrics.recovered(Recovery::Undo, undone.is_ok());
         if let Err(error) = undone {
             warn!(%error, "cannot undo a failed prepare; its devices stay recorded");
@@ -320,10 +320,10 @@ impl Claims {
 type NodeNumbers = (u32, Option<Result<MigCaps, CapsError>>);
 
 /// The work keeps the claim until it ends, also after the call was answered. So it is with every work that changes a GPU.
-async fn whole_gpu(draft: &SharedDraft, gpu: &LiveGpu) -> Result<NodeNumbers, WorkError> {
-    let (draft, facts) = (Arc::clone(draft), Arc::clone(&gpu.facts));
+async fn whole_gpu(session: &SharedSession, gpu: &LiveGpu) -> Result<NodeNumbers, WorkError> {
+    let (session, facts) = (Arc::clone(session), Arc::clone(&gpu.facts));
     to_its_end(gpu, move |handle| {
-        let _claim_is_ours = draft;
+        let _claim_is_ours = session;
         if let Some(mig) = &facts.mig {
             mig::switch_mode(handle, mig, false)?;
         }

@@ -17,8 +17,8 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use super::draft::{Draft, Opened, held};
 use super::prepare::mig_devices;
+use super::session::{ClaimSession, Opened, lock};
 use super::unprepare::in_time;
 use super::work::{Ongoing, WorkError, blocking, look, unreported, within};
 use super::{AllocationError, Claims, UnprepareError, allocated_devices};
@@ -121,17 +121,18 @@ impl Claims {
                 Rest::TakeDown => {
                     let ClaimRef { namespace, name, .. } = &record.claim;
                     info!(namespace, name, stage = ?record.stage, "no call works on the claim any more: unpreparing it");
-                    let draft = Draft::shared(Opened { journal, _turn: None }, Record::clone(&record), None);
+                    let session =
+                        ClaimSession::shared(Opened { journal, _ticket: None }, Record::clone(&record), None);
                     let ongoing = Ongoing::default();
                     let (this, seen) = (Arc::clone(self), ongoing.clone());
                     let is_own = self.is_begun(uid);
-                    let work = async move { this.take_down(&draft, deadline, &seen).await };
+                    let work = async move { this.take_down(&session, deadline, &seen).await };
                     let done = within(&record.claim, deadline, &ongoing, work, unreported).await;
                     let done = in_time(&record.claim, done);
                     self.context.metrics.recovered(Recovery::TakeDown, done.is_ok());
                     done?;
                     info!("claim unprepared without a call");
-                    self.tell_recovered(&record, is_own);
+                    self.emit_recovered(&record, is_own);
                     Ok(())
                 }
                 Rest::Nothing => self.mend(journal, &record, deadline).await,
@@ -215,7 +216,7 @@ impl Claims {
         let span = info_span!("recover", %claim, claim.uid = claim.uid.as_str());
         let (deadline, ongoing) = (Instant::now() + PATIENCE, Ongoing::default());
         let (this, seen, record) = (Arc::clone(self), ongoing.clone(), Record::clone(&now));
-        let work = async move { this.leave(opened, record, deadline, &seen).await };
+        let work = async move { this.unprepare_record(opened, record, deadline, &seen).await };
         let left = within(claim, deadline, &ongoing, work, unreported).instrument(span.clone()).await;
         let left = in_time(claim, left);
         self.context.metrics.recovered(Recovery::Orphan, left.is_ok());
@@ -272,8 +273,8 @@ impl Claims {
         if gone.is_empty() {
             return self.mend_cdi(journal, record, deadline).await;
         }
-        let draft = Draft::shared(Opened { journal, _turn: None }, Record::clone(record), None);
-        blocking(|| gone.iter().try_for_each(|index| held(&draft).note(*index, Progress::Reserved)))?;
+        let session = ClaimSession::shared(Opened { journal, _ticket: None }, Record::clone(record), None);
+        blocking(|| gone.iter().try_for_each(|index| lock(&session).note(*index, Progress::Reserved)))?;
         self.changed.send_replace(());
         Ok(())
     }
@@ -297,10 +298,10 @@ impl Claims {
             return Ok(());
         }
         warn!(claim.name = record.claim.name, "the CDI file of a prepared claim was gone: writing it again");
-        let draft = Draft::shared(Opened { journal, _turn: None }, record.clone(), None);
+        let session = ClaimSession::shared(Opened { journal, _ticket: None }, record.clone(), None);
         let ongoing = Ongoing::default();
         let (this, seen, before) = (Arc::clone(self), ongoing.clone(), record.clone());
-        let work = async move { this.carry_out(&draft, &before, &hardware, deadline, &seen).await };
+        let work = async move { this.carry_out(&session, &before, &hardware, deadline, &seen).await };
         let mended = within(&record.claim, deadline, &ongoing, work, unreported).await;
         self.context.metrics.recovered(Recovery::RewriteCdi, matches!(mended, Ok(Ok(_))));
         match mended {
@@ -378,7 +379,7 @@ impl Claims {
     }
 
     /// Reports, as an event of the claim, what was unprepared without a call for it. `is_own` is what this process has begun.
-    fn tell_recovered(&self, record: &Record, is_own: bool) {
+    fn emit_recovered(&self, record: &Record, is_own: bool) {
         let (reason, note) = match (record.stage, is_own) {
             (Stage::Unpreparing, true) => (
                 EventReason::UnprepareFinished,
@@ -399,7 +400,7 @@ impl Claims {
                  call creates it again.",
             ),
         };
-        self.context.events.tell_claim(reason, &record.claim, note.to_owned());
+        self.context.events.emit_for_claim(reason, &record.claim, note.to_owned());
     }
 
     /// Reports once, in the log and as an event of the node, that a claim's state file cannot be read.
@@ -408,7 +409,7 @@ impl Claims {
         if is_new {
             warn!(reason, "the state file of a claim cannot be read");
             self.context.metrics.recovered(Recovery::UnreadableState, true);
-            self.context.events.tell(
+            self.context.events.emit(
                 EventReason::UnreadableState,
                 format!(
                     "The state file of the ResourceClaim with UID {uid} cannot be read ({reason}). It is rebuilt from the \

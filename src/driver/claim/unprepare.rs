@@ -9,9 +9,9 @@ use mig_model::inventory::MigSpec;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::draft::{Draft, Opened, SharedDraft, held};
 use super::plan::{is_held_by_another, needs_mig_mode};
 use super::prepare::mig_devices;
+use super::session::{ClaimSession, Opened, SharedSession, lock};
 use super::work::{NoResult, Ongoing, Waiting, WorkError, blocking, retried, to_its_end, unreported, within};
 use super::{Claims, PlanError, UnprepareError, allocated_devices};
 use crate::api::ReadError;
@@ -60,7 +60,7 @@ impl Claims {
             }
         };
         match record {
-            Some(record) => self.leave(opened, record, deadline, ongoing).await?,
+            Some(record) => self.unprepare_record(opened, record, deadline, ongoing).await?,
             None => blocking(|| {
                 self.cdi.remove(claim.uid.as_str())?;
                 Ok::<_, UnprepareError>(opened.journal.forget()?)
@@ -72,7 +72,7 @@ impl Claims {
     }
 
     /// Takes a claim down for good: notes that this has begun, then does it.
-    pub(super) async fn leave(
+    pub(super) async fn unprepare_record(
         &self,
         opened: Opened,
         record: Record,
@@ -80,25 +80,25 @@ impl Claims {
         ongoing: &Ongoing,
     ) -> Result<(), UnprepareError> {
         self.note_begun(&record.claim.uid);
-        let draft = Draft::shared(opened, record, None);
+        let session = ClaimSession::shared(opened, record, None);
         // A full disk must not block unprepare: an instance that is destroyed without a record is noticed as missing later.
-        if let Err(error) = blocking(|| held(&draft).enter(Stage::Unpreparing)) {
+        if let Err(error) = blocking(|| lock(&session).enter(Stage::Unpreparing)) {
             warn!(%error, "cannot record that the claim is being unprepared; unpreparing it anyway");
         }
-        self.take_down(&draft, deadline, ongoing).await
+        self.take_down(&session, deadline, ongoing).await
     }
 
     /// Destroys the devices of a claim, removes its CDI file, and forgets it if all that succeeded. Tries again until the
     /// deadline; what it has begun it waits for to the end.
     pub(super) async fn take_down(
         &self,
-        draft: &SharedDraft,
+        session: &SharedSession,
         deadline: Instant,
         ongoing: &Ongoing,
     ) -> Result<(), UnprepareError> {
-        self.take_apart(draft, deadline, ongoing).await?;
-        blocking(|| held(draft).forget())?;
-        let uid = held(draft).record.claim.uid.clone();
+        self.take_apart(session, deadline, ongoing).await?;
+        blocking(|| lock(session).forget())?;
+        let uid = lock(session).record.claim.uid.clone();
         self.context.pods.forget(&uid);
         self.note_ended(&uid);
         self.changed.send_replace(());
@@ -109,20 +109,20 @@ impl Claims {
     /// for which nothing was done needs no GPU.
     pub(super) async fn take_apart(
         &self,
-        draft: &SharedDraft,
+        session: &SharedSession,
         deadline: Instant,
         ongoing: &Ongoing,
     ) -> Result<(), UnprepareError> {
         // As far as it is known, which may be farther than what could be noted.
-        let record = &held(draft).record.clone();
+        let record = &lock(session).record.clone();
         if record.boot_id != self.context.boot_id {
             info!("the node was rebooted since: the devices of the claim are gone already");
         } else if created(record).next().is_some() {
             let no_hardware = |reason| UnprepareError::NoHardware { claim: record.claim.clone(), reason };
             let hardware = self.context.node.borrow().hardware.clone().map_err(no_hardware)?;
-            self.destroy_devices(draft, record, &hardware, (deadline, ongoing)).await?;
+            self.destroy_devices(session, record, &hardware, (deadline, ongoing)).await?;
         }
-        self.release_untouched(draft, record).await;
+        self.release_untouched(session, record).await;
         Ok(blocking(|| self.cdi.remove(record.claim.uid.as_str()))?)
     }
 
@@ -131,7 +131,7 @@ impl Claims {
     /// that are gone are recorded as such, so that they are free for others.
     async fn destroy_devices(
         &self,
-        draft: &SharedDraft,
+        session: &SharedSession,
         record: &Record,
         hardware: &Hardware,
         (deadline, ongoing): (Instant, &Ongoing),
@@ -145,7 +145,7 @@ impl Claims {
                     return (index, Ok(()));
                 }
                 let numbered = (index, device, spec);
-                (index, self.destroyed(draft, &record.claim, numbered, hardware, (deadline, ongoing)).await)
+                (index, self.destroyed(session, &record.claim, numbered, hardware, (deadline, ongoing)).await)
             }
         });
         let mut running: FuturesUnordered<_> = destroyed.collect();
@@ -154,21 +154,21 @@ impl Claims {
             tokio::select! {
                 ended = running.next() => match ended {
                     None => break,
-                    Some((index, Ok(()))) if is_late => self.note_gone(draft, &[index]),
+                    Some((index, Ok(()))) if is_late => self.note_gone(session, &[index]),
                     Some((index, Ok(()))) => gone.push(index),
                     // All are tried, also after one has failed.
                     Some((_, Err(error))) => failed = failed.or(Some(error)),
                 },
                 () = sleep_until(deadline), if !is_late => {
                     is_late = true;
-                    self.note_gone(draft, &std::mem::take(&mut gone));
+                    self.note_gone(session, &std::mem::take(&mut gone));
                 }
             }
         }
         match failed {
             None => Ok(()),
             Some(error) => {
-                self.note_gone(draft, &gone);
+                self.note_gone(session, &gone);
                 Err(error)
             }
         }
@@ -177,7 +177,7 @@ impl Claims {
     /// Destroys one MIG device of a claim.
     async fn destroyed(
         &self,
-        draft: &SharedDraft,
+        session: &SharedSession,
         claim: &ClaimRef,
         (index, device, spec): (usize, &RecordedDevice, &MigSpec),
         hardware: &Hardware,
@@ -186,8 +186,8 @@ impl Claims {
         match hardware.gpu(&device.parent_uuid) {
             Some(gpu) => {
                 let waiting = ongoing.begin(&device.name);
-                destroy_device(draft, gpu, (index, device, spec), deadline, &waiting).await?;
-                self.release(draft, gpu).await;
+                destroy_device(session, gpu, (index, device, spec), deadline, &waiting).await?;
+                self.release(session, gpu).await;
                 Ok(())
             }
             None if hardware.is_gone(&device.parent_uuid) => {
@@ -202,9 +202,9 @@ impl Claims {
     }
 
     /// Records that nothing is left of some devices of a claim that keeps others for now.
-    fn note_gone(&self, draft: &SharedDraft, gone: &[usize]) {
+    fn note_gone(&self, session: &SharedSession, gone: &[usize]) {
         for index in gone {
-            if let Err(error) = blocking(|| held(draft).note(*index, Progress::Reserved)) {
+            if let Err(error) = blocking(|| lock(session).note(*index, Progress::Reserved)) {
                 warn!(%error, "cannot record that an instance of the claim is gone; its placement stays reserved");
             }
         }
@@ -245,35 +245,35 @@ impl Claims {
                     Err(error) => warn!(%error, "a device of the claim no longer belongs to it"),
                 }
             }
-            Ok(record.made(Stage::Unpreparing))
+            Ok(record.assume_created(Stage::Unpreparing))
         });
         reserved.await.map(Some)
     }
 
     /// Calls [`Self::release`] for the GPUs of devices for which nothing was created: MIG mode may have been switched on for them. A GPU that is
     /// at work is left for the next claim.
-    async fn release_untouched(&self, draft: &SharedDraft, record: &Record) {
+    async fn release_untouched(&self, session: &SharedSession, record: &Record) {
         let hardware = self.context.node.borrow().hardware.clone();
         let (Ok(hardware), true) = (hardware, record.boot_id == self.context.boot_id) else { return };
         for (_, device, ..) in mig_devices(record).filter(|(.., it)| **it == Progress::Reserved) {
             if let Some(gpu) = hardware.gpu(&device.parent_uuid).filter(|it| it.queue.pending() == 0) {
-                self.release(draft, gpu).await;
+                self.release(session, gpu).await;
             }
         }
     }
 
     /// Switches MIG mode off behind the last instance, where that is wanted. Not where another claim is to have an instance, in
     /// this process or another one: the end of that claim switches it off.
-    async fn release(&self, draft: &SharedDraft, gpu: &LiveGpu) {
+    async fn release(&self, session: &SharedSession, gpu: &LiveGpu) {
         if self.mode_policy == ModePolicy::Keep {
             return;
         }
-        let (draft, facts) = (Arc::clone(draft), Arc::clone(&gpu.facts));
+        let (session, facts) = (Arc::clone(session), Arc::clone(&gpu.facts));
         let (checkpoint, boot_id) = (self.context.checkpoint.clone(), self.context.boot_id.clone());
         let released = to_its_end(gpu, move |handle| {
             let Some(mig) = &facts.mig else { return Ok(()) };
             let Some(_nobody_relies_on_it) = checkpoint.change_mode(facts.pci)? else { return Ok(()) };
-            let claim = held(&draft).record.claim.clone();
+            let claim = lock(&session).record.claim.clone();
             match needs_mig_mode(&facts.uuid, &claim, &checkpoint.records()?, &boot_id) {
                 true => Ok(()),
                 false => mig::release_mode(handle, mig),
@@ -303,19 +303,19 @@ pub(super) fn in_time(
 
 /// How far the device got is read when the work begins: work before it on the same GPU may have changed it.
 async fn destroy_device(
-    draft: &SharedDraft,
+    session: &SharedSession,
     gpu: &LiveGpu,
     (index, device, spec): (usize, &RecordedDevice, &MigSpec),
     deadline: Instant,
     waiting: &Waiting,
 ) -> Result<(), UnprepareError> {
     let destroyed = retried(deadline, waiting, || {
-        let (draft, spec, metrics) = (Arc::clone(draft), spec.clone(), gpu.metrics.clone());
+        let (session, spec, metrics) = (Arc::clone(session), spec.clone(), gpu.metrics.clone());
         to_its_end(gpu, move |handle| {
-            let Some(progress) = held(&draft).progress(index) else { return Ok(()) };
+            let Some(progress) = lock(&session).progress(index) else { return Ok(()) };
             metrics.timed(Step::Destroy, || mig::destroy(handle, &spec, &progress))?;
             // Ids are used again: what appears there while the rest of the claim is left is not ours.
-            if let Err(error) = held(&draft).note(index, Progress::Reserved) {
+            if let Err(error) = lock(&session).note(index, Progress::Reserved) {
                 warn!(%error, "cannot record that an instance of the claim is destroyed");
             }
             Ok(())
@@ -324,7 +324,7 @@ async fn destroy_device(
     match destroyed.await {
         Ok(()) => Ok(()),
         Err(WorkError::Mig(MigError::Nvml(error)))
-            if error.code == Code::GPU_IS_LOST && is_lost(draft, gpu).await =>
+            if error.code == Code::GPU_IS_LOST && is_lost(session, gpu).await =>
         {
             warn!(device = device.name, %error, "the GPU is lost, and its instances with it");
             Ok(())
@@ -341,10 +341,10 @@ fn created(record: &Record) -> impl Iterator<Item = (usize, &RecordedDevice, &Mi
 }
 
 /// True where the GPU says of itself, too, that it is lost: one call that says so is not enough to forget an instance.
-async fn is_lost(draft: &SharedDraft, gpu: &LiveGpu) -> bool {
-    let draft = Arc::clone(draft);
+async fn is_lost(session: &SharedSession, gpu: &LiveGpu) -> bool {
+    let session = Arc::clone(session);
     let asked = to_its_end(gpu, move |handle| {
-        let _claim_is_ours = draft;
+        let _claim_is_ours = session;
         Ok(handle.mig_mode()?)
     });
     matches!(asked.await, Err(WorkError::Mig(MigError::Nvml(error))) if error.code == Code::GPU_IS_LOST)

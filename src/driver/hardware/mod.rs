@@ -21,14 +21,14 @@ use tracing::{info, warn};
 
 use crate::checkpoint::{Record, RecordedDevice, RecordedKind};
 use crate::nvml::{
-    self, CallError, Code, Discovery, GpuQueue, Heard, Monitor, OpenError, QueueClosed, Sessions,
+    self, CallError, Code, Discovery, GpuQueue, Monitor, NvmlEvent, OpenError, QueueClosed, Sessions,
 };
 use crate::telemetry::metrics::{EventGap, Metrics};
 use crate::{host, mig};
 
 pub use args::{HardwareArgs, HostArgs};
 pub use metrics::HardwareMetrics;
-pub use state::{Basis, NodeState};
+pub use state::{InventoryInputs, NodeState};
 
 /// The GPUs of the node.
 #[derive(Debug)]
@@ -188,12 +188,12 @@ impl Hardware {
     }
 
     /// Monitors the events of these GPUs, on one thread for as long as NVML is open. Sends the events to `heard`.
-    pub fn listen(&self, heard: &mpsc::Sender<Heard>) -> io::Result<()> {
+    pub fn listen(&self, nvml_events: &mpsc::Sender<NvmlEvent>) -> io::Result<()> {
         let session = &self.session;
         session.events.listen_to(self.gpus.iter().map(|(uuid, gpu)| (uuid.clone(), gpu.facts.index)));
         let mut threads = session.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if !session.events.is_started() {
-            threads.push(session.events.start(Arc::clone(&session.nvml), heard.clone())?);
+            threads.push(session.events.start(Arc::clone(&session.nvml), nvml_events.clone())?);
         }
         Ok(())
     }

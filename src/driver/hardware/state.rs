@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mig_model::health::Report;
-use mig_model::inventory::{Gpu, Inventory, Problem, Terms, Withheld};
+use mig_model::inventory::{Gpu, Inventory, OfferPolicy, Problem, Withheld};
 
 use super::Hardware;
 use crate::access::AccessReport;
@@ -18,7 +18,7 @@ pub struct NodeState {
     /// What they offer.
     pub inventory: Arc<Inventory>,
     /// What that was made from.
-    pub basis: Arc<Basis>,
+    pub inputs: Arc<InventoryInputs>,
     /// Names of the devices that claims hold.
     pub held: BTreeSet<String>,
     /// GPUs that are not offered, and why.
@@ -37,11 +37,11 @@ pub struct NodeState {
 
 /// What an inventory is made from, besides what NVML says once and for all.
 #[derive(Debug, Default)]
-pub struct Basis {
+pub struct InventoryInputs {
     /// The GPUs, with a problem for those of which no further claim should get a part.
     pub gpus: Vec<Gpu>,
     /// On which terms they are offered.
-    pub terms: Terms,
+    pub policy: OfferPolicy,
 }
 
 impl NodeState {
@@ -61,7 +61,7 @@ impl NodeState {
         Self {
             hardware: Err(reason.to_owned()),
             inventory: Arc::default(),
-            basis: Arc::default(),
+            inputs: Arc::default(),
             held: BTreeSet::new(),
             problems: Vec::new(),
             left_alone: Vec::new(),

@@ -4,24 +4,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mig_model::health::{Cause, Change, Condition, Report, Sickness, changes};
+use mig_model::health::{Cause, Change, Condition, Report, UnhealthyReason, changes};
 use mig_model::inventory::ExistingInstances;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::{Holder, Instance, Keeper, Owner, Verdict, owner};
+use super::{HealthStore, Holder, Instance, Owner, Verdict, owner};
 use crate::api::EventReason;
 use crate::context::NodeContext;
-use crate::nvml::{EventKind, GpuEvent, Heard, Hearing, RESET_ADVICE, is_unsupported};
+use crate::nvml::{EventKind, GpuEvent, Hearing, NvmlEvent, RESET_ADVICE, is_unsupported};
 use crate::telemetry::metrics::{EventGap, GpuEventKind};
 
 /// How often the clock is read: a gap is reported with this delay.
 const PERIOD: Duration = Duration::from_secs(5);
 /// The same event of the same instance is reported once in this time; all of them count.
-const TOLD: Duration = Duration::from_secs(60);
+const RECENT: Duration = Duration::from_secs(60);
 /// Most reported events that are remembered.
-const MOST_TOLD: usize = 64;
+const MOST_RECENT: usize = 64;
 
 /// The part of the driver that follows the health of GPUs.
 #[derive(Debug)]
@@ -29,19 +29,19 @@ pub struct Follower {
     /// The node.
     pub context: NodeContext,
     /// Events from the monitoring thread.
-    pub heard: mpsc::Receiver<Heard>,
+    pub nvml_events: mpsc::Receiver<NvmlEvent>,
     /// The state.
-    pub keeper: Keeper,
+    pub store: HealthStore,
 }
 
-type ToldOf = BTreeMap<(String, Option<u32>, EventKind), Instant>;
+type RecentEvents = BTreeMap<(String, Option<u32>, EventKind), Instant>;
 
 impl Follower {
     /// Runs until the sender of the node's state is gone.
     pub async fn run(mut self) {
-        let mut reports = self.keeper.reports();
+        let mut reports = self.store.reports();
         let mut seen = Arc::new(Report::default());
-        let mut told = ToldOf::new();
+        let mut recent = RecentEvents::new();
         // GPUs that could not be monitored at the thread's last report.
         let mut failed = BTreeSet::new();
         let mut clock = interval(PERIOD);
@@ -49,11 +49,11 @@ impl Follower {
         loop {
             let now = Arc::clone(&reports.borrow_and_update());
             for change in changes(&seen, &now) {
-                self.tell(&change);
+                self.emit(&change);
             }
             seen = now;
             tokio::select! {
-                Some(heard) = self.heard.recv() => self.hear(heard, &mut told, &mut failed),
+                Some(nvml_event) = self.nvml_events.recv() => self.hear(nvml_event, &mut recent, &mut failed),
                 changed = reports.changed() => if changed.is_err() { return },
                 changed = self.context.node.changed() => if changed.is_err() { return },
                 _ = clock.tick() => self.tick(),
@@ -63,28 +63,28 @@ impl Follower {
 
     fn tick(&self) {
         let can_hear = self.context.node.borrow().hardware.as_ref().map_or(true, |it| it.can_hear());
-        self.keeper.change(|machine, at, _| machine.hears(can_hear, at));
+        self.store.change(|machine, at, _| machine.hears(can_hear, at));
     }
 
-    fn hear(&self, heard: Heard, told: &mut ToldOf, failed: &mut BTreeSet<String>) {
-        match heard {
-            Heard::Event(event) => self.happened(&event, told),
-            Heard::Listening(listening) => {
+    fn hear(&self, nvml_event: NvmlEvent, recent: &mut RecentEvents, failed: &mut BTreeSet<String>) {
+        match nvml_event {
+            NvmlEvent::Event(event) => self.happened(&event, recent),
+            NvmlEvent::Listening(listening) => {
                 let is_failed = |it: &Hearing| matches!(it, Hearing::Failed(error) if !is_unsupported(error));
                 let now: BTreeSet<String> =
                     listening.iter().filter(|(_, it)| is_failed(it)).map(|(gpu, _)| gpu.clone()).collect();
                 // Where it cannot be listened to any more, it may have gone.
                 if !now.is_subset(failed) {
                     self.context.metrics.event_gap(EventGap::Failed);
-                    self.context.surprised.notify_one();
+                    self.context.rescan.notify_one();
                 }
                 *failed = now;
-                self.keeper.change(|machine, at, _| machine.listening(&listening, at));
+                self.store.change(|machine, at, _| machine.listening(&listening, at));
             }
         }
     }
 
-    fn happened(&self, event: &GpuEvent, told: &mut ToldOf) {
+    fn happened(&self, event: &GpuEvent, recent: &mut RecentEvents) {
         let records = self.context.checkpoint.records().unwrap_or_else(|error| {
             warn!(%error, "cannot determine the claim of an event");
             Vec::new()
@@ -97,16 +97,16 @@ impl Follower {
         self.context.metrics.gpu_event(&event.gpu, kind, xid);
         let adopted = {
             let node = self.context.node.borrow();
-            let is_adopted = node.basis.terms.existing == ExistingInstances::Adopt;
+            let is_adopted = node.inputs.policy.existing == ExistingInstances::Adopt;
             if is_adopted { Arc::clone(&node.inventory) } else { Arc::default() }
         };
         let owner = owner(event, &records, &self.context.boot_id, &adopted);
-        let verdict = self.keeper.change(|machine, _, now| machine.event(event, &owner, now));
+        let verdict = self.store.change(|machine, _, now| machine.event(event, &owner, now));
         // A GPU that has fallen off the bus is noticed by looking, and what NVML recommends is known by asking.
         if matches!(verdict, Verdict::Gpu | Verdict::Examine) {
-            self.context.surprised.notify_one();
+            self.context.rescan.notify_one();
         }
-        if is_told(told, event, Instant::now()) {
+        if is_recent(recent, event, Instant::now()) {
             return;
         }
         let (uuid, gi, kind) = (&event.gpu, event.gpu_instance, describe(event.kind));
@@ -118,19 +118,19 @@ impl Follower {
                 } else {
                     warn!(uuid, gi, %claim, kind, ?verdict, "GPU event on a device of a claim");
                 }
-                self.tell_claim(holder, event, verdict);
+                self.emit_for_claim(holder, event, verdict);
             }
             (_, Verdict::Harmless) => info!(uuid, gi, kind, "harmless GPU event"),
             (Owner::Unclaimed(instance), Verdict::Instance) => {
                 warn!(uuid, gi, device = instance.device, kind, "GPU event on an unmanaged MIG instance");
-                self.tell_unclaimed(instance, event);
+                self.emit_unclaimed(instance, event);
             }
             _ => warn!(uuid, gi, kind, ?verdict, "GPU event"),
         }
     }
 
     /// Reports an event of the claim, and of the pods that it is known to be reserved for.
-    fn tell_claim(&self, holder: &Holder, event: &GpuEvent, verdict: Verdict) {
+    fn emit_for_claim(&self, holder: &Holder, event: &GpuEvent, verdict: Verdict) {
         /// A claim may have many pods, and one event is enough.
         const MOST_PODS: usize = 4;
         if event.kind == EventKind::SingleBitEcc {
@@ -163,38 +163,38 @@ impl Follower {
             ),
         };
         let note = format!("{kind} on device {device}{of_pods}, GPU {uuid}: {follows}");
-        self.context.events.tell_claim(reason, claim, note.clone());
+        self.context.events.emit_for_claim(reason, claim, note.clone());
         for pod in named {
-            self.context.events.tell_pod(reason, &claim.namespace, pod, note.clone());
+            self.context.events.emit_for_pod(reason, &claim.namespace, pod, note.clone());
         }
     }
 
-    fn tell_unclaimed(&self, Instance { device, gpu_instance, .. }: &Instance, event: &GpuEvent) {
+    fn emit_unclaimed(&self, Instance { device, gpu_instance, .. }: &Instance, event: &GpuEvent) {
         let (kind, uuid) = (describe(event.kind), &event.gpu);
         let note = format!(
             "{kind} on unmanaged MIG instance {gpu_instance} of GPU {uuid}: {device} is unhealthy and not offered until the \
              instance is recreated."
         );
-        self.context.events.tell(EventReason::ForeignInstance, note);
+        self.context.events.emit(EventReason::ForeignInstance, note);
     }
 
-    fn tell(&self, change: &Change) {
+    fn emit(&self, change: &Change) {
         let Change { gpu, before, now } = change;
         let (reason, note) = match now {
-            Condition::Sick(Sickness { cause: Cause::Recovery(action), .. }) => (
+            Condition::Unhealthy(UnhealthyReason { cause: Cause::Recovery(action), .. }) => (
                 EventReason::GpuUnhealthy,
                 format!(
                     "GPU {gpu} is unhealthy: NVML recommends {action}. Its free devices are withdrawn; allocated devices stay \
                      published. To follow the recommendation: {RESET_ADVICE}. The GPU is healthy again when NVML recommends nothing."
                 ),
             ),
-            Condition::Sick(sickness) => (
+            Condition::Unhealthy(unhealthy_reason) => (
                 EventReason::GpuUnhealthy,
                 format!(
                     "GPU {gpu} is unhealthy: {}. Its free devices are withdrawn; allocated devices stay published. To repair it: \
                      {RESET_ADVICE}. It counts as healthy again after a reboot, or when {} is removed.",
-                    sickness.cause,
-                    self.keeper.path().display()
+                    unhealthy_reason.cause,
+                    self.store.path().display()
                 ),
             ),
             Condition::Lost { reason, .. } => (
@@ -222,18 +222,18 @@ impl Follower {
         } else {
             info!(uuid = gpu, condition = now.text(), before = before.text(), "GPU health changed");
         }
-        self.context.events.tell(reason, note);
+        self.context.events.emit(reason, note);
     }
 }
 
 /// Notes an event, and returns whether it was reported a moment ago. Beyond the limit, events count as reported.
-fn is_told(told: &mut ToldOf, event: &GpuEvent, now: Instant) -> bool {
-    told.retain(|_, at| now.saturating_duration_since(*at) < TOLD);
+fn is_recent(recent: &mut RecentEvents, event: &GpuEvent, now: Instant) -> bool {
+    recent.retain(|_, at| now.saturating_duration_since(*at) < RECENT);
     let key = (event.gpu.clone(), event.gpu_instance, event.kind);
-    if told.contains_key(&key) || MOST_TOLD <= told.len() {
+    if recent.contains_key(&key) || MOST_RECENT <= recent.len() {
         return true;
     }
-    told.insert(key, now);
+    recent.insert(key, now);
     false
 }
 
@@ -252,14 +252,14 @@ mod tests {
 
     #[test]
     fn a_storm_is_told_once_in_a_while_and_is_forgotten() {
-        let (mut told, start) = (ToldOf::new(), Instant::now());
-        assert!(!is_told(&mut told, &xid("GPU-0", 48, None), start));
-        assert!(is_told(&mut told, &xid("GPU-0", 48, None), start));
-        assert!(!is_told(&mut told, &xid("GPU-0", 48, Some(1)), start));
-        assert!(!is_told(&mut told, &xid("GPU-0", 48, None), start + TOLD));
+        let (mut recent, start) = (RecentEvents::new(), Instant::now());
+        assert!(!is_recent(&mut recent, &xid("GPU-0", 48, None), start));
+        assert!(is_recent(&mut recent, &xid("GPU-0", 48, None), start));
+        assert!(!is_recent(&mut recent, &xid("GPU-0", 48, Some(1)), start));
+        assert!(!is_recent(&mut recent, &xid("GPU-0", 48, None), start + RECENT));
         for number in 100..400 {
-            is_told(&mut told, &xid("GPU-0", number, None), start + TOLD);
+            is_recent(&mut recent, &xid("GPU-0", number, None), start + RECENT);
         }
-        assert!(told.len() <= MOST_TOLD);
+        assert!(recent.len() <= MOST_RECENT);
     }
 }

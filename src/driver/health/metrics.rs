@@ -10,7 +10,7 @@ use prometheus_client::registry::Unit;
 use tokio::sync::watch;
 
 use crate::hardware::NodeState;
-use crate::nvml::Pulse;
+use crate::nvml::CallTimer;
 use crate::telemetry::metrics::{Gauge, label_values, write};
 
 label_values! {
@@ -33,7 +33,7 @@ pub struct HealthMetrics {
     /// The GPUs.
     pub node: watch::Receiver<NodeState>,
     /// Opening NVML and looking for GPUs.
-    pub opening: Pulse,
+    pub opening: CallTimer,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -51,7 +51,7 @@ fn of(condition: &Condition) -> GpuCondition {
     match condition {
         Condition::Healthy => GpuCondition::Healthy,
         Condition::Unmonitored { .. } => GpuCondition::Unmonitored,
-        Condition::Sick(_) => GpuCondition::Unhealthy,
+        Condition::Unhealthy(_) => GpuCondition::Unhealthy,
         Condition::Lost { .. } => GpuCondition::Lost,
     }
 }

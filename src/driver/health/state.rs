@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mig_model::claim::ClaimRef;
 use mig_model::facts::{GpuInstance, RecoveryAction};
-use mig_model::health::{Cause, Condition, IgnoredXids, Report, SickInstance, Sickness};
+use mig_model::health::{Cause, Condition, IgnoredXids, Report, UnhealthyInstance, UnhealthyReason};
 use mig_model::inventory;
 
 use super::{Instance, Owner};
@@ -27,14 +27,14 @@ const MOST_INSTANCES: usize = 512;
 pub struct Machine {
     ignored: IgnoredXids,
     gpus: BTreeMap<String, Gpu>,
-    instances: Vec<SickInstance>,
+    instances: Vec<UnhealthyInstance>,
     /// Why no GPU is monitored at the moment.
     deaf: Option<Gap>,
 }
 
 #[derive(Debug, Default)]
 struct Gpu {
-    sick: Option<Sickness>,
+    unhealthy: Option<UnhealthyReason>,
     /// What NVML said, and since when.
     lost: Option<(String, u64)>,
     /// Why its events are not monitored.
@@ -81,9 +81,13 @@ pub enum Verdict {
 impl Machine {
     /// Starts with the state that the previous process saved: GPUs and instances that were unhealthy.
     #[must_use]
-    pub fn new(ignored: IgnoredXids, gpus: BTreeMap<String, Sickness>, instances: Vec<SickInstance>) -> Self {
-        let sick = |(uuid, it)| (uuid, Gpu { sick: Some(it), ..Gpu::default() });
-        Self { ignored, gpus: gpus.into_iter().map(sick).collect(), instances, deaf: None }
+    pub fn new(
+        ignored: IgnoredXids,
+        gpus: BTreeMap<String, UnhealthyReason>,
+        instances: Vec<UnhealthyInstance>,
+    ) -> Self {
+        let unhealthy = |(uuid, it)| (uuid, Gpu { unhealthy: Some(it), ..Gpu::default() });
+        Self { ignored, gpus: gpus.into_iter().map(unhealthy).collect(), instances, deaf: None }
     }
 
     /// Something happened. `now` is in seconds since the epoch.
@@ -97,7 +101,7 @@ impl Machine {
             EventKind::Xid(number) => Cause::Xid(number),
             EventKind::DoubleBitEcc => Cause::DoubleBitEcc,
         };
-        let sickness = Sickness { cause, since: now };
+        let unhealthy_reason = UnhealthyReason { cause, since: now };
         let (instance, claim) = match owner {
             Owner::Claim(holder) => (holder.instance.as_ref(), Some(&holder.claim)),
             Owner::Unclaimed(instance) => (Some(instance), None),
@@ -107,7 +111,7 @@ impl Machine {
         if let Some(instance) = instance
             && !cause.concerns_the_gpu()
         {
-            self.suffers(&event.gpu, instance, claim, sickness);
+            self.suffers(&event.gpu, instance, claim, unhealthy_reason);
             return Verdict::Instance;
         }
         if cause.is_contained() {
@@ -116,20 +120,34 @@ impl Machine {
         if has_advice {
             return Verdict::Examine;
         }
-        self.gpus.entry(event.gpu.clone()).or_default().sick.get_or_insert(sickness);
+        self.gpus.entry(event.gpu.clone()).or_default().unhealthy.get_or_insert(unhealthy_reason);
         Verdict::Gpu
     }
 
-    fn suffers(&mut self, gpu: &str, instance: &Instance, claim: Option<&ClaimRef>, sickness: Sickness) {
+    fn suffers(
+        &mut self,
+        gpu: &str,
+        instance: &Instance,
+        claim: Option<&ClaimRef>,
+        unhealthy_reason: UnhealthyReason,
+    ) {
         let Instance { device, gpu_instance, uuid, is_adopted } = instance.clone();
-        let is_it = |it: &SickInstance| {
+        let is_it = |it: &UnhealthyInstance| {
             it.parent == gpu && it.uuid == uuid && (is_adopted || it.claim.as_ref() == claim)
         };
         if self.instances.iter().any(is_it) || MOST_INSTANCES <= self.instances.len() {
             return;
         }
         let (parent, claim) = (gpu.to_owned(), claim.cloned());
-        self.instances.push(SickInstance { parent, gpu_instance, uuid, claim, device, is_adopted, sickness });
+        self.instances.push(UnhealthyInstance {
+            parent,
+            gpu_instance,
+            uuid,
+            claim,
+            device,
+            is_adopted,
+            unhealthy_reason,
+        });
     }
 
     /// Sets which GPUs are monitored; a GPU that is not listed is not. Neither is one whose monitoring is paused, so that an instance
@@ -140,7 +158,7 @@ impl Machine {
         }
         for (uuid, gpu) in &mut self.gpus {
             match listening.get(uuid) {
-                Some(Hearing::Heard) => gpu.unheard = None,
+                Some(Hearing::Active) => gpu.unheard = None,
                 Some(Hearing::Aside) => {
                     let reason =
                         "the driver does not listen to its events while an instance is destroyed".to_owned();
@@ -173,7 +191,7 @@ impl Machine {
                     gpu.unread = None;
                     // What has been lost answers only after it was reset.
                     if gpu.lost.take().is_some() {
-                        gpu.sick = None;
+                        gpu.unhealthy = None;
                         self.instances.retain(|it| it.parent != uuid);
                     }
                     gpu.advise(advice, now);
@@ -189,32 +207,37 @@ impl Machine {
     /// Clears the unhealthy instances that no longer belong to these claims: they are gone, or recreated. Unmanaged ones
     /// are gone only if they are no longer on these GPUs; for a GPU that cannot be read, this is unknown.
     pub fn live(&mut self, records: &[Arc<Record>], gpus: &[inventory::Gpu]) {
-        let exists = |sick: &SickInstance| {
-            let gpu = gpus.iter().find(|it| it.facts.uuid == sick.parent);
+        let exists = |unhealthy: &UnhealthyInstance| {
+            let gpu = gpus.iter().find(|it| it.facts.uuid == unhealthy.parent);
             let is_it = |it: &GpuInstance| {
-                it.id == sick.gpu_instance && it.compute_instances.iter().any(|it| it.uuid == sick.uuid)
+                it.id == unhealthy.gpu_instance
+                    && it.compute_instances.iter().any(|it| it.uuid == unhealthy.uuid)
             };
             gpu.is_none_or(|it| it.state.problem.is_some() || it.state.instances.iter().any(is_it))
         };
-        let is_it = |sick: &SickInstance, device: &RecordedDevice| match &device.kind {
+        let is_it = |unhealthy: &UnhealthyInstance, device: &RecordedDevice| match &device.kind {
             RecordedKind::Mig { progress: Progress::Complete { gpu_instance, uuid, .. }, .. } => {
-                device.name == sick.device && *gpu_instance == sick.gpu_instance && *uuid == sick.uuid
+                device.name == unhealthy.device
+                    && *gpu_instance == unhealthy.gpu_instance
+                    && *uuid == unhealthy.uuid
             }
             RecordedKind::Adopted(it) => {
-                device.name == sick.device && it.gpu_instance == sick.gpu_instance && it.uuid == sick.uuid
+                device.name == unhealthy.device
+                    && it.gpu_instance == unhealthy.gpu_instance
+                    && it.uuid == unhealthy.uuid
             }
             _ => false,
         };
-        self.instances.retain_mut(|sick| {
-            let has_it = |it: &&Arc<Record>| it.devices.iter().any(|device| is_it(sick, device));
-            let holder = if sick.is_adopted {
+        self.instances.retain_mut(|unhealthy| {
+            let has_it = |it: &&Arc<Record>| it.devices.iter().any(|device| is_it(unhealthy, device));
+            let holder = if unhealthy.is_adopted {
                 records.iter().find(has_it)
             } else {
-                records.iter().filter(|it| Some(&it.claim) == sick.claim.as_ref()).find(has_it)
+                records.iter().filter(|it| Some(&it.claim) == unhealthy.claim.as_ref()).find(has_it)
             };
             let claim = holder.map(|it| it.claim.clone());
-            let stays = if sick.is_adopted { exists(sick) } else { claim.is_some() };
-            sick.claim = claim;
+            let stays = if unhealthy.is_adopted { exists(unhealthy) } else { claim.is_some() };
+            unhealthy.claim = claim;
             stays
         });
     }
@@ -222,14 +245,14 @@ impl Machine {
     /// The NVIDIA driver was reloaded, which resets GPUs, or an operator cleared the state. A lost GPU stays lost until
     /// it answers.
     pub fn forget(&mut self) {
-        self.gpus.values_mut().for_each(|it| it.sick = None);
+        self.gpus.values_mut().for_each(|it| it.unhealthy = None);
         self.instances.clear();
     }
 
     /// The unhealthy GPUs and the unhealthy instances.
     #[must_use]
-    pub fn sick(&self) -> (BTreeMap<String, Sickness>, &[SickInstance]) {
-        let gpus = self.gpus.iter().filter_map(|(uuid, it)| Some((uuid.clone(), it.sick?)));
+    pub fn unhealthy(&self) -> (BTreeMap<String, UnhealthyReason>, &[UnhealthyInstance]) {
+        let gpus = self.gpus.iter().filter_map(|(uuid, it)| Some((uuid.clone(), it.unhealthy?)));
         (gpus.collect(), &self.instances)
     }
 
@@ -246,9 +269,9 @@ impl Gpu {
     fn advise(&mut self, advice: Option<RecoveryAction>, now: u64) {
         self.has_advice = advice.is_some();
         match advice {
-            Some(RecoveryAction::None) => self.sick = None,
+            Some(RecoveryAction::None) => self.unhealthy = None,
             Some(action) => {
-                self.sick.get_or_insert(Sickness { cause: Cause::Recovery(action), since: now });
+                self.unhealthy.get_or_insert(UnhealthyReason { cause: Cause::Recovery(action), since: now });
             }
             None => {}
         }
@@ -259,8 +282,8 @@ impl Gpu {
         if let Some((reason, since)) = &self.lost {
             return Condition::Lost { reason: reason.clone(), since: *since };
         }
-        if let Some(sickness) = self.sick {
-            return Condition::Sick(sickness);
+        if let Some(unhealthy_reason) = self.unhealthy {
+            return Condition::Unhealthy(unhealthy_reason);
         }
         let lasts = |it: &&Gap| it.is_for_good || GRACE <= at.saturating_duration_since(it.since);
         match self.unread.iter().chain(&self.unheard).chain(deaf).find(lasts) {

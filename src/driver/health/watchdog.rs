@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::api::{EventReason, Events};
 use crate::hardware::NodeState;
-use crate::nvml::Pulse;
+use crate::nvml::CallTimer;
 
 /// What does not answer (`NVML`, `GPU <uuid>`, or the events of GPUs), and for how long at the last check.
 pub type Silent = BTreeMap<String, Duration>;
@@ -29,7 +29,7 @@ pub struct Watchdog {
     /// The GPUs, each with its own thread.
     pub node: watch::Receiver<NodeState>,
     /// Opening NVML and looking for GPUs.
-    pub opening: Pulse,
+    pub opening: CallTimer,
     /// A call that takes longer is reported.
     pub patience: Duration,
     /// Kubernetes events.
@@ -51,7 +51,7 @@ impl Watchdog {
             }
             let now = self.silent();
             let before = self.report.send_replace(now.clone());
-            self.tell(&before, &now);
+            self.emit(&before, &now);
         }
     }
 
@@ -65,7 +65,7 @@ impl Watchdog {
         gpus.chain(opening).chain(listening).filter(|(_, time)| self.patience <= *time).collect()
     }
 
-    fn tell(&self, before: &Silent, now: &Silent) {
+    fn emit(&self, before: &Silent, now: &Silent) {
         for (what, time) in now.iter().filter(|(it, _)| !before.contains_key(*it)) {
             let seconds = time.as_secs();
             warn!(what, seconds, "a call into NVML does not come back");
@@ -77,11 +77,11 @@ impl Watchdog {
                 "{what}: a call into NVML has not come back for {seconds} s. {meanwhile} `nvidia-smi` and the kernel log of the \
                  node show more; a restart of the driver's pod does not help."
             );
-            self.events.tell(EventReason::NvmlHung, note);
+            self.events.emit(EventReason::NvmlHung, note);
         }
         for what in before.keys().filter(|it| !now.contains_key(*it)) {
             info!(what, "the call into NVML came back");
-            self.events.tell(EventReason::NvmlRecovered, format!("{what}: the call into NVML came back."));
+            self.events.emit(EventReason::NvmlRecovered, format!("{what}: the call into NVML came back."));
         }
     }
 }

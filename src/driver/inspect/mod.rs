@@ -91,8 +91,8 @@ async fn look(hardware: &Hardware, files: &Files, pods: &mut Pods) -> anyhow::Re
     let gpus = hardware.scan().await?;
     let used = usage(hardware, &gpus).await;
     pods.look(&claims).await;
-    let sick = &Remembered::read(&files.health, &hardware.boot_id);
-    let seen = Seen { hardware, gpus: &gpus, claims: &claims, pods: &pods.known, used: &used, sick };
+    let unhealthy = &Remembered::read(&files.health, &hardware.boot_id);
+    let seen = Seen { hardware, gpus: &gpus, claims: &claims, pods: &pods.known, used: &used, unhealthy };
     Ok(seen.report())
 }
 

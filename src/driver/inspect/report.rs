@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use mig_model::claim::ClaimUid;
 use mig_model::facts::{Engine, GpuInstance, Memory, MigMode, Placement, Profile, SkippedGpu};
-use mig_model::health::{SickInstance, Sickness};
+use mig_model::health::{UnhealthyInstance, UnhealthyReason};
 use mig_model::inventory::{Adopted, CounterPlan, Gpu, adoptable, fits_into, remaining};
 use serde::Serialize;
 
@@ -186,7 +186,7 @@ pub(super) struct Seen<'a> {
     /// What is used.
     pub(super) used: &'a Usage,
     /// What the driver has noted of errors.
-    pub(super) sick: &'a Remembered,
+    pub(super) unhealthy: &'a Remembered,
 }
 
 impl Seen<'_> {
@@ -275,7 +275,7 @@ impl Seen<'_> {
             memory_used_mib: self.memory_of(uuid, None).map(|it| it.used >> 20),
             utilization: self.utilization_of(uuid, None),
             problem: gpu.state.problem.clone(),
-            unhealthy: self.sick.gpus.get(uuid).map(sick_report),
+            unhealthy: self.unhealthy.gpus.get(uuid).map(unhealthy_report),
             owner,
             shares: self.held_of(uuid).filter_map(share).collect(),
             mig,
@@ -301,7 +301,7 @@ impl Seen<'_> {
         let adopter = || self.holder(uuid, &RecordedKind::Adopted(adopted.clone().ok()?));
         let holder = maker.or_else(adopter);
         let memory = self.memory_of(uuid, Some(instance.id));
-        let is_it = |it: &&SickInstance| {
+        let is_it = |it: &&UnhealthyInstance| {
             it.parent == *uuid && instance.compute_instances.iter().any(|own| own.uuid == it.uuid)
         };
         let profile = gpu.facts.profile(instance.profile_id);
@@ -316,7 +316,12 @@ impl Seen<'_> {
             memory_mib: memory.map(|it| it.total >> 20),
             memory_used_mib: memory.map(|it| it.used >> 20),
             utilization: self.utilization_of(uuid, Some(instance.id)),
-            unhealthy: self.sick.instances.iter().find(is_it).map(|it| sick_report(&it.sickness)),
+            unhealthy: self
+                .unhealthy
+                .instances
+                .iter()
+                .find(is_it)
+                .map(|it| unhealthy_report(&it.unhealthy_reason)),
         }
     }
 
@@ -331,7 +336,7 @@ impl Seen<'_> {
     }
 }
 
-fn sick_report(Sickness { cause, since }: &Sickness) -> UnhealthyReport {
+fn unhealthy_report(UnhealthyReason { cause, since }: &UnhealthyReason) -> UnhealthyReport {
     let since = i64::try_from(*since).ok().and_then(|it| Timestamp::from_second(it).ok()).unwrap_or_default();
     UnhealthyReport { reason: cause.to_string(), since: since.to_string() }
 }

@@ -111,7 +111,9 @@ macro_rules! serve_version {
                         let health = match &line.condition {
                             Condition::Healthy => $version::HealthStatus::Healthy,
                             Condition::Unmonitored { .. } => $version::HealthStatus::Unknown,
-                            Condition::Sick(_) | Condition::Lost { .. } => $version::HealthStatus::Unhealthy,
+                            Condition::Unhealthy(_) | Condition::Lost { .. } => {
+                                $version::HealthStatus::Unhealthy
+                            }
                         };
                         $version::DeviceHealth {
                             device: Some($version::DeviceIdentifier {

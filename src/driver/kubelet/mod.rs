@@ -7,9 +7,10 @@
 //! ```
 //!
 //! Nothing is decided here about claims: a call is translated, handed to `claim`, and its answer translated back. Of two pods
-//! that run at once, the sockets determine which one publishes ([`Turn`]).
+//! that run at once, the sockets determine which one publishes ([`PublisherElection`]).
 
 mod args;
+mod election;
 mod health;
 mod metrics;
 mod pb;
@@ -17,7 +18,6 @@ mod plugin;
 mod registration;
 mod socket;
 mod sole;
-mod turn;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,13 +28,13 @@ use tonic::transport::Server;
 use tracing::info;
 
 pub use args::DriverArgs;
+pub use election::PublisherElection;
 pub use health::DeviceHealth;
 pub use metrics::RegistrationMetrics;
 pub use plugin::DraPlugin;
 pub use registration::{Registration, RegistrationState};
 pub use socket::{Socket, SocketError, SocketGone, SocketPaths, SocketWatch, is_pod_uid};
 pub use sole::{SoleError, SoleProcess};
-pub use turn::Turn;
 
 use crate::api::with_causes;
 use pb::dra_v1::dra_plugin_server::DraPluginServer as V1Server;

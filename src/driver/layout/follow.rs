@@ -17,7 +17,7 @@ use super::source::LayoutSource;
 use crate::api::{CONFIG_LABEL, EventReason, Events, FORBIDDEN_PAUSE, LayoutLabels, OwnNode, STATE_LABEL};
 use crate::backoff::Backoff;
 use crate::hardware::{Hardware, NodeState};
-use crate::kubelet::Turn;
+use crate::kubelet::PublisherElection;
 
 /// How often the file is looked at. The kubelet needs about a minute to bring a changed ConfigMap, so this adds nothing that is
 /// noticed. Also the first pause after a label could not be written.
@@ -40,7 +40,7 @@ pub struct LayoutFollower {
     file: Option<LayoutSource>,
     memory: LayoutMemory,
     decision: watch::Sender<Decision>,
-    turn: Turn,
+    election: PublisherElection,
     labels: Option<LayoutLabels>,
     /// Whether the state label is this driver's to write.
     writes_state: bool,
@@ -75,7 +75,7 @@ struct Report {
 }
 
 impl LayoutFollower {
-    /// Follows the labels of `node` and, where there is one, `file`; what comes of it is reported while it is `turn`: as events,
+    /// Follows the labels of `node` and, where there is one, `file`; what comes of it is reported while `election` is ours: as events,
     /// and in the state label unless `writes_state` leaves that to another program.
     #[must_use]
     pub fn new(
@@ -84,7 +84,7 @@ impl LayoutFollower {
         file: Option<PathBuf>,
         memory: LayoutMemory,
         decision: watch::Sender<Decision>,
-        turn: Turn,
+        election: PublisherElection,
         writes_state: bool,
     ) -> Self {
         let file = file.map(LayoutSource::new);
@@ -95,7 +95,7 @@ impl LayoutFollower {
             file,
             memory,
             decision,
-            turn,
+            election,
             labels: None,
             writes_state,
             wrote_state: false,
@@ -128,7 +128,7 @@ impl LayoutFollower {
                 is_new = false;
             }
             let published = publication.borrow_and_update().clone();
-            self.tell(&gpus, &published).await;
+            self.update_status(&gpus, &published).await;
             tokio::select! {
                 next = next_of(&mut labels) => is_new |= self.take(next),
                 changed = hardware.changed() => if changed.is_err() { return },
@@ -194,10 +194,10 @@ impl LayoutFollower {
     }
 
     /// Brings the state label and the events up to date.
-    async fn tell(&mut self, gpus: &Gpus, publication: &Publication) {
+    async fn update_status(&mut self, gpus: &Gpus, publication: &Publication) {
         let decision = self.decision.borrow().clone();
         let Some(labels) = self.labels.clone() else { return };
-        if self.turn.is_ours().await {
+        if self.election.is_ours().await {
             self.notice_other_writer(&labels);
         }
         let (stage, waiting) = match (publication, gpus) {
@@ -220,7 +220,7 @@ impl LayoutFollower {
                 }
             }
         };
-        if !self.turn.is_ours().await {
+        if !self.election.is_ours().await {
             return;
         }
         self.report_counters(publication);
@@ -288,7 +288,7 @@ impl LayoutFollower {
              {node} {STATE_LABEL}-"
         );
         warn!(state, manager, "another program writes the label {STATE_LABEL}");
-        self.events.tell(EventReason::MigManagerDetected, note);
+        self.events.emit(EventReason::MigManagerDetected, note);
     }
 
     /// Says so where the API server began or ceased to keep counters.
@@ -302,11 +302,11 @@ impl LayoutFollower {
             (Some(true), false) => {
                 let note = "kube-apiserver does not keep the pool's shared counters (Kubernetes 1.35 or later with the feature gate \
                             DRAPartitionableDevices does): devices that don't overlap are published, by layout";
-                self.events.tell(EventReason::CountersDropped, note.to_owned());
+                self.events.emit(EventReason::CountersDropped, note.to_owned());
             }
             (Some(false), true) => {
                 let note = "kube-apiserver keeps shared counters: every placement is published, layouts play no part";
-                self.events.tell(EventReason::CountersKept, note.to_owned());
+                self.events.emit(EventReason::CountersKept, note.to_owned());
             }
             _ => {}
         }
@@ -322,24 +322,24 @@ impl LayoutFollower {
         match (stage, &decision.refusal) {
             (Stage::Unused, _) => {
                 let note = format!("layout `{label}` has no effect on this node: {}", waiting.join("; "));
-                self.events.tell(EventReason::LayoutHasNoEffect, note);
+                self.events.emit(EventReason::LayoutHasNoEffect, note);
             }
             (Stage::Failed, Some(Refusal::NoEffect(refusal))) => {
                 let note = format!(
                     "layout `{label}` has no effect on this node, the one before stays in force: {refusal}"
                 );
-                self.events.tell(EventReason::LayoutHasNoEffect, note);
+                self.events.emit(EventReason::LayoutHasNoEffect, note);
             }
             (Stage::Failed, Some(Refusal::Impossible(refusal))) => {
                 let note = format!("layout `{label}` refused, the one before stays in force: {refusal}");
-                self.events.tell(EventReason::LayoutRefused, note);
+                self.events.emit(EventReason::LayoutRefused, note);
             }
             (Stage::Pending, _) if !waiting.is_empty() => {
                 let note = format!("layout `{label}` is in force as far as possible; {}", waiting.join("; "));
-                self.events.tell(EventReason::LayoutPending, note);
+                self.events.emit(EventReason::LayoutPending, note);
             }
             (Stage::Success, _) => {
-                self.events.tell(EventReason::LayoutApplied, format!("layout `{label}` is in force"));
+                self.events.emit(EventReason::LayoutApplied, format!("layout `{label}` is in force"));
             }
             _ => {}
         }

@@ -144,7 +144,7 @@ impl fmt::Display for Holders {
 impl MigError {
     /// True if the hardware changed since the last scan.
     #[must_use]
-    pub fn is_surprise(&self) -> bool {
+    pub fn is_stale_view(&self) -> bool {
         matches!(self, Self::Occupied { .. } | Self::StillCut { .. } | Self::NotAsGiven { .. })
     }
 

@@ -9,8 +9,8 @@ use anyhow::Context;
 use mig_model::facts::GpuInstance;
 use mig_model::health::Report;
 use mig_model::inventory::{
-    ExistingInstances, Gpu, HostAccess, Inventory, MigAccess, Problem, Terms, inventory_on, not_adopted,
-    withheld,
+    ExistingInstances, Gpu, HostAccess, Inventory, MigAccess, OfferPolicy, Problem, inventory_on,
+    not_adopted, withheld,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
@@ -24,9 +24,9 @@ use crate::api::EventReason;
 use crate::cdi::ClaimFiles;
 use crate::checkpoint::{Record, RecordedKind, Stored};
 use crate::context::NodeContext;
-use crate::hardware::{Basis, Hardware, HardwareError, NodeState, Opener};
-use crate::health::{Keeper, Scan};
-use crate::nvml::{Heard, Pulse};
+use crate::hardware::{Hardware, HardwareError, InventoryInputs, NodeState, Opener};
+use crate::health::{HealthStore, Scan};
+use crate::nvml::{CallTimer, NvmlEvent};
 use crate::readiness::{Effect, HostCondition, HostReadiness};
 use crate::telemetry::metrics::Recovery;
 
@@ -48,9 +48,9 @@ pub(super) struct HardwareWatch {
     pub(super) readiness: Arc<HostReadiness>,
     /// Result of the last read of the host.
     pub(super) host: Vec<HostCondition>,
-    pub(super) health: Keeper,
+    pub(super) health: HealthStore,
     /// Channel for the events of the monitoring thread.
-    pub(super) heard: mpsc::Sender<Heard>,
+    pub(super) nvml_events: mpsc::Sender<NvmlEvent>,
     /// Opening NVML, if that is under way.
     pub(super) attempt: Option<Attempt<Result<Hardware, HardwareError>>>,
     /// The read of the host that is in progress, if any.
@@ -58,7 +58,7 @@ pub(super) struct HardwareWatch {
     /// Whether the hardware was open before.
     pub(super) was_open: bool,
     /// While NVML is opened, or asked for GPUs.
-    pub(super) opening: Pulse,
+    pub(super) opening: CallTimer,
     /// A look for GPUs that were skipped, if one is under way.
     pub(super) looking: Option<Looking>,
 }
@@ -81,7 +81,7 @@ impl HardwareWatch {
         // A separate timer: events on a busy node must not postpone the next scan forever.
         let mut clock = interval_at(Instant::now() + interval, interval);
         let mut reports = self.health.reports();
-        let surprised = Arc::clone(&self.context.surprised);
+        let rescan = Arc::clone(&self.context.rescan);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -103,7 +103,7 @@ impl HardwareWatch {
                     }
                     continue;
                 }
-                () = surprised.notified() => {}
+                () = rescan.notified() => {}
                 _ = clock.tick() => {}
             }
             // What was known stays; the next look may succeed.
@@ -147,7 +147,7 @@ impl HardwareWatch {
         self.gpus = match &hardware {
             Ok(hardware) => {
                 self.was_open = true;
-                hardware.listen(&self.heard)?;
+                hardware.listen(&self.nvml_events)?;
                 self.scan(hardware).await?
             }
             Err(_) => {
@@ -177,7 +177,7 @@ impl HardwareWatch {
                     (Arc::clone(&self.readiness), hardware.facts.driver_version.clone());
                 let has_mig = self.gpus.iter().any(|it| it.facts.cuttable().is_some());
                 let look = move || readiness.look(version.as_deref(), has_mig);
-                Attempt::start("host", &self.context.surprised, look)?
+                Attempt::start("host", &self.context.rescan, look)?
             }
         };
         let mut found = match attempt.within(PATIENCE).await {
@@ -221,11 +221,11 @@ impl HardwareWatch {
                 true => EventReason::HostNotReady,
                 false => EventReason::HostDegraded,
             };
-            self.context.events.tell(reason, condition.to_string());
+            self.context.events.emit(reason, condition.to_string());
         }
         for HostCondition { effect, text, .. } in before.iter().filter(|it| !self.host.contains(it)) {
             info!(effect = effect.as_str(), "host: no longer: {text}");
-            self.context.events.tell(EventReason::HostRecovered, format!("No longer: {text}"));
+            self.context.events.emit(EventReason::HostRecovered, format!("No longer: {text}"));
         }
     }
 
@@ -241,7 +241,7 @@ impl HardwareWatch {
                     let _busy = busy;
                     opener.open()
                 };
-                Attempt::start("open", &self.context.surprised, open)?
+                Attempt::start("open", &self.context.rescan, open)?
             }
         };
         let opened = match attempt.within(self.patience).await {
@@ -281,7 +281,7 @@ impl HardwareWatch {
                     let _busy = busy;
                     known.again()
                 };
-                let found = Attempt::start("look", &self.context.surprised, look)?;
+                let found = Attempt::start("look", &self.context.rescan, look)?;
                 Looking { known: Arc::clone(&open), found }
             }
         };
@@ -325,7 +325,7 @@ impl HardwareWatch {
             self.report(&gpu);
             gpus.push(gpu);
         }
-        self.health.obey();
+        self.health.clear_if_file_removed();
         let missing = missing(hardware, &records, &self.health.report());
         let scans = gpus.iter().map(|it| found(hardware, it)).chain(missing);
         self.health.change(|health, at, now| {
@@ -336,17 +336,17 @@ impl HardwareWatch {
     }
 
     /// Reports unmanaged instances that are not published; an adopted instance is no event.
-    fn tell_of_foreign(&self, gpu: &Gpu, instances: &[GpuInstance]) {
-        let (uuid, terms) = (&gpu.facts.uuid, self.terms());
+    fn emit_foreign(&self, gpu: &Gpu, instances: &[GpuInstance]) {
+        let (uuid, policy) = (&gpu.facts.uuid, self.policy());
         let is_offered =
-            |it: &GpuInstance| terms.as_ref().is_ok_and(|terms| not_adopted(gpu, it, terms).is_none());
+            |it: &GpuInstance| policy.as_ref().is_ok_and(|policy| not_adopted(gpu, it, policy).is_none());
         for instance in instances.iter().filter(|it| !is_offered(it)) {
             let (gi, placement) = (instance.id, instance.placement);
             let note = format!(
                 "Unmanaged MIG instance {gi} at {placement} of GPU {uuid}: what it occupies is not offered. \
                  `dra-driver-mig inspect` shows it; once it is destroyed, its place is offered."
             );
-            self.context.events.tell(EventReason::ForeignInstance, note);
+            self.context.events.emit(EventReason::ForeignInstance, note);
         }
     }
 
@@ -360,7 +360,7 @@ impl HardwareWatch {
             warn!(uuid, gi, %placement, "unmanaged MIG instance: no device is published for its placement");
         }
         if !new.is_empty() {
-            self.tell_of_foreign(gpu, &new);
+            self.emit_foreign(gpu, &new);
         }
         if let Some(problem) = &gpu.state.problem
             && before.is_none_or(|it| it.problem.as_ref() != Some(problem))
@@ -387,13 +387,13 @@ impl HardwareWatch {
             let records = self.context.checkpoint.records()?;
             self.health.change(|it, _, _| it.live(&records, &self.gpus));
         }
-        let Terms { held, sick, .. } = self.terms()?;
+        let OfferPolicy { held, unhealthy, .. } = self.policy()?;
         let (hardware, is_independent) = {
             let state = self.state.borrow();
             let offers_all =
                 held.iter().all(|name| state.inventory.devices().any(|it| it.name.as_str() == name));
             let withholds_nothing = state.inventory.gpus.iter().all(|it| it.withheld.is_empty());
-            let is_independent = offers_all && withholds_nothing && sick.is_empty();
+            let is_independent = offers_all && withholds_nothing && unhealthy.is_empty();
             (state.hardware.clone(), is_independent)
         };
         if !is_independent {
@@ -408,14 +408,15 @@ impl HardwareWatch {
     }
 
     /// What is wanted, and what claims hold. The CDI file stands in for a record that cannot be read.
-    fn terms(&self) -> anyhow::Result<Terms> {
+    fn policy(&self) -> anyhow::Result<OfferPolicy> {
         let (existing, time_slices) = (self.existing, self.time_slices);
-        let sick = self.health.report().sick_adopted();
+        let unhealthy = self.health.report().unhealthy_adopted();
         let mig_access = mig_access(self.host_effect());
         let with_refusal =
             self.gpus.iter().map(|it| &it.facts.uuid).filter(|it| self.readiness.is_refused(it));
         let refused = with_refusal.cloned().collect();
-        let mut terms = Terms { existing, time_slices, sick, mig_access, refused, ..Terms::default() };
+        let mut policy =
+            OfferPolicy { existing, time_slices, unhealthy, mig_access, refused, ..OfferPolicy::default() };
         let mut unrecorded = BTreeSet::new();
         // Only an unmanaged instance may belong to a claim whose record is lost.
         if existing == ExistingInstances::Adopt && self.gpus.iter().any(|it| !it.state.instances.is_empty()) {
@@ -426,57 +427,57 @@ impl HardwareWatch {
                 Stored::Nothing => continue,
                 Stored::Record(record) => {
                     for device in &record.devices {
-                        terms.held.insert(device.name.clone());
+                        policy.held.insert(device.name.clone());
                         if let RecordedKind::Adopted(adopted) = &device.kind {
-                            terms.adopted.push((device.parent_uuid.clone(), adopted.clone()));
+                            policy.adopted.push((device.parent_uuid.clone(), adopted.clone()));
                         }
                     }
                 }
-                Stored::Unreadable(_) => terms.held.extend(self.cdi.devices(uid.as_str())?),
+                Stored::Unreadable(_) => policy.held.extend(self.cdi.devices(uid.as_str())?),
             }
             unrecorded.remove(uid.as_str());
         }
         for uid in unrecorded {
-            terms.named.extend(self.cdi.devices(&uid)?);
+            policy.named.extend(self.cdi.devices(&uid)?);
         }
-        Ok(terms)
+        Ok(policy)
     }
 
     /// Reports which GPUs are no longer published, and which are again. A GPU whose problem is now its health is reported elsewhere,
     /// and does not count as published again.
-    fn tell_problems(&self, before: &[Problem], now: &[Problem], health: &Report) {
+    fn emit_problems(&self, before: &[Problem], now: &[Problem], health: &Report) {
         for problem in otherwise(now, health).filter(|it| !before.contains(it)) {
             let note = format!("Unavailable; allocated devices stay published: {problem}");
-            self.context.events.tell(EventReason::GpuNotOffered, note);
+            self.context.events.emit(EventReason::GpuNotOffered, note);
         }
         for Problem { gpu, .. } in before.iter().filter(|it| !now.iter().any(|now| now.gpu == it.gpu)) {
-            self.context.events.tell(EventReason::GpuOffered, format!("GPU {gpu}: is offered again."));
+            self.context.events.emit(EventReason::GpuOffered, format!("GPU {gpu}: is offered again."));
         }
     }
 
     fn publish(&self, hardware: Result<Arc<Hardware>, String>) -> anyhow::Result<()> {
-        let (terms, health) = (self.terms()?, self.health.report());
+        let (policy, health) = (self.policy()?, self.health.report());
         let gpus = self.withhold(&health);
         let inventory = match &hardware {
-            Ok(hardware) => inventory_on(&hardware.facts, &gpus, &terms),
+            Ok(hardware) => inventory_on(&hardware.facts, &gpus, &policy),
             Err(_) => Inventory::default(),
         };
         let skipped = hardware.as_ref().map_or(&[][..], |it| &it.facts.skipped);
         let access = self.kernel.access.report(hardware.as_ref().ok().map(|it| &it.facts));
         let problems = problems(&self.gpus, skipped, &access.missing, &health);
-        let left_alone = left_alone(&self.gpus, &terms);
+        let left_alone = left_alone(&self.gpus, &policy);
         if hardware.is_ok() {
             let before = self.state.borrow();
-            let told: Vec<Problem> = otherwise(&before.problems, &before.health).cloned().collect();
-            self.tell_problems(&told, &problems, &health);
+            let reported: Vec<Problem> = otherwise(&before.problems, &before.health).cloned().collect();
+            self.emit_problems(&reported, &problems, &health);
             self.report_host(&before.host);
         }
         let can_prepare = self.host_effect() != Some(Effect::NoClaims);
-        let offered = HostAccess { can_prepare, terms: &terms };
+        let offered = HostAccess { can_prepare, policy: &policy };
         let withheld = withheld(&inventory, &self.gpus, &health, &offered);
         let host = self.host.clone();
-        let held = terms.held.clone();
-        let basis = Basis { gpus, terms };
+        let held = policy.held.clone();
+        let inputs = InventoryInputs { gpus, policy };
         // Dropped after the lock: closing NVML takes its time.
         let mut before = None;
         self.state.send_if_modified(|state| {
@@ -490,11 +491,11 @@ impl HardwareWatch {
                 && state.health == health
                 && state.hardware.is_ok() == hardware.is_ok()
                 && state.hardware.as_ref().err() == hardware.as_ref().err();
-            let (inventory, basis) = (Arc::new(inventory), Arc::new(basis));
+            let (inventory, inputs) = (Arc::new(inventory), Arc::new(inputs));
             let now = NodeState {
                 hardware,
                 inventory,
-                basis,
+                inputs,
                 held,
                 problems,
                 left_alone,

@@ -24,13 +24,13 @@ use crate::checkpoint::Checkpoint;
 use crate::claim::{ClaimSettings, Claims};
 use crate::context::NodeContext;
 use crate::hardware::{HardwareMetrics, NodeState, Opener};
-use crate::health::{Follower, HealthMetrics, Keeper, Silent, Watchdog};
+use crate::health::{Follower, HealthMetrics, HealthStore, Silent, Watchdog};
 use crate::kubelet::{
-    DeviceHealth, DraPlugin, Registration, RegistrationMetrics, RegistrationState, Socket, SocketPaths,
-    SoleProcess, Turn, serve_plugin, serve_registration,
+    DeviceHealth, DraPlugin, PublisherElection, Registration, RegistrationMetrics, RegistrationState, Socket,
+    SocketPaths, SoleProcess, serve_plugin, serve_registration,
 };
 use crate::layout::{LayoutFollower, LayoutMemory, StateLabel};
-use crate::nvml::{Heard, Pulse};
+use crate::nvml::{CallTimer, NvmlEvent};
 use crate::pods::Pods;
 use crate::probes::{Health, bind_health, health_service, serve_health};
 use crate::publisher::{PublicationMetrics, Publisher, PublisherParts};
@@ -44,7 +44,7 @@ use kernel_view::KernelView;
 use parts::Parts;
 
 /// Capacity of the queue of GPU events; the kernel log keeps more.
-const MOST_HEARD: usize = 64;
+const MOST_NVML_EVENTS: usize = 64;
 
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
 ///
@@ -60,7 +60,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let health_listener = bind_health(args.http_address).await?;
     let metrics_listener = bind_metrics(args.metrics_address).await?;
     let (shared, senders) = Shared::new(&args).await?;
-    let mut watch = hardware_watch(&args, &shared, senders.state, senders.heard);
+    let mut watch = hardware_watch(&args, &shared, senders.state, senders.nvml_events);
     let opening = watch.opening.clone();
     let watchdog = Watchdog {
         node: shared.context.node.clone(),
@@ -85,11 +85,14 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     let context = &shared.context;
     let sampler =
         Sampler { context: context.clone(), policy: args.metrics_usage, seen: Arc::clone(&shared.seen) };
-    let follower =
-        Follower { context: context.clone(), heard: senders.to_be_heard, keeper: shared.keeper.clone() };
+    let follower = Follower {
+        context: context.clone(),
+        nvml_events: senders.nvml_event_receiver,
+        store: shared.store.clone(),
+    };
     serve_kubelet(&args, &shared, senders.changed, senders.registration, &stop, &mut parts)?;
     publish(&args, &shared, senders.publication, &mut parts);
-    let (client, reports) = (shared.client.clone(), shared.keeper.reports());
+    let (client, reports) = (shared.client.clone(), shared.store.reports());
     let statuses =
         ClaimStatuses::new(client, context.checkpoint.clone(), reports, &context.name, &context.driver);
     parts.add_endless("device status of claims", statuses.run(shared.changes.clone(), stop.clone()));
@@ -108,7 +111,7 @@ struct Shared {
     client: Client,
     kind: Kind,
     cdi: ClaimFiles,
-    keeper: Keeper,
+    store: HealthStore,
     readiness: Arc<HostReadiness>,
     seen: Arc<Seen>,
     changes: watch::Receiver<()>,
@@ -122,8 +125,8 @@ struct Shared {
 /// The other ends of the channels, each for one part.
 struct Senders {
     state: watch::Sender<NodeState>,
-    heard: mpsc::Sender<Heard>,
-    to_be_heard: mpsc::Receiver<Heard>,
+    nvml_events: mpsc::Sender<NvmlEvent>,
+    nvml_event_receiver: mpsc::Receiver<NvmlEvent>,
     changed: watch::Sender<()>,
     publication: watch::Sender<Publication>,
     registration: watch::Sender<RegistrationState>,
@@ -142,11 +145,11 @@ impl Shared {
         let checkpoint = Checkpoint::open(&directory)?;
         let cdi = ClaimFiles::open(&args.host.cdi_root, kind.clone())?;
         let health_file = args.driver.plugin_directory().join("health.json");
-        let keeper = Keeper::new(health_file, &boot_id, args.ignore_xids.clone());
+        let store = HealthStore::new(health_file, &boot_id, args.ignore_xids.clone());
         let unknown = NodeState::without("NVML was not opened yet");
-        let (state, node) = watch::channel(NodeState { health: keeper.report(), ..unknown });
+        let (state, node) = watch::channel(NodeState { health: store.report(), ..unknown });
         let (changed, changes) = watch::channel(());
-        let (heard, to_be_heard) = mpsc::channel(MOST_HEARD);
+        let (nvml_events, nvml_event_receiver) = mpsc::channel(MOST_NVML_EVENTS);
         let pending = Publication::Pending { reason: "not published yet".to_owned() };
         let (publication_sender, publication) = watch::channel(pending);
         let (registration_sender, registration) = watch::channel(RegistrationState::Waiting);
@@ -164,7 +167,7 @@ impl Shared {
             checkpoint,
             metrics,
             pods: Pods::default(),
-            surprised: Arc::default(),
+            rescan: Arc::default(),
         };
         let seen = Arc::default();
         let shared = Self {
@@ -172,7 +175,7 @@ impl Shared {
             client,
             kind,
             cdi,
-            keeper,
+            store,
             readiness,
             seen,
             changes,
@@ -182,7 +185,10 @@ impl Shared {
             has_past,
         };
         let (publication, registration) = (publication_sender, registration_sender);
-        Ok((shared, Senders { state, heard, to_be_heard, changed, publication, registration, silence }))
+        Ok((
+            shared,
+            Senders { state, nvml_events, nvml_event_receiver, changed, publication, registration, silence },
+        ))
     }
 
     fn health(&self) -> Health {
@@ -199,7 +205,7 @@ fn hardware_watch(
     args: &NodeArgs,
     shared: &Shared,
     state: watch::Sender<NodeState>,
-    heard: mpsc::Sender<Heard>,
+    nvml_events: mpsc::Sender<NvmlEvent>,
 ) -> HardwareWatch {
     let context = shared.context.clone();
     let (hardware, metrics) = (args.hardware.clone(), context.metrics.clone());
@@ -213,25 +219,25 @@ fn hardware_watch(
             args.hardware.proc_root.clone(),
             args.host.dev_root.clone(),
             ManagementFile::new(&args.host.cdi_root, shared.kind.clone()),
-            Arc::clone(&context.surprised),
+            Arc::clone(&context.rescan),
         ),
         context,
         state,
         gpus: Vec::new(),
         readiness: Arc::clone(&shared.readiness),
         host: Vec::new(),
-        health: shared.keeper.clone(),
-        heard,
+        health: shared.store.clone(),
+        nvml_events,
         attempt: None,
         at_host: None,
         was_open: false,
-        opening: Pulse::default(),
+        opening: CallTimer::default(),
         looking: None,
     }
 }
 
 /// What `/metrics` shows: each module collects the numbers of its own state.
-fn exporter(args: &NodeArgs, shared: &Shared, opening: Pulse) -> Exporter {
+fn exporter(args: &NodeArgs, shared: &Shared, opening: CallTimer) -> Exporter {
     let (node, with_pods) = (&shared.context.node, args.metrics_pod_labels);
     let mut exporter = Exporter::new(&shared.context.metrics);
     exporter.show(HealthMetrics { node: node.clone(), opening });
@@ -297,7 +303,7 @@ fn publish(args: &NodeArgs, shared: &Shared, report: watch::Sender<Publication>,
     let (context, client) = (&shared.context, &shared.client);
     let (name, driver) = (&context.name, &context.driver);
     let (decision, layouts) = watch::channel(Decision::default());
-    let turn = Turn::new(&socket_paths(args));
+    let election = PublisherElection::new(&socket_paths(args));
     let publisher = Publisher::new(PublisherParts {
         context: context.clone(),
         api: NodeSlices::new(client.clone(), name, driver),
@@ -311,7 +317,7 @@ fn publish(args: &NodeArgs, shared: &Shared, report: watch::Sender<Publication>,
         },
         has_past: shared.has_past,
         layouts,
-        turn: turn.clone(),
+        election: election.clone(),
         report,
     });
     let follower = LayoutFollower::new(
@@ -320,7 +326,7 @@ fn publish(args: &NodeArgs, shared: &Shared, report: watch::Sender<Publication>,
         args.layouts.clone(),
         LayoutMemory::new(args.driver.plugin_directory().join("layout.json")),
         decision,
-        turn,
+        election,
         args.state_label == StateLabel::On,
     );
     parts.add_endless("layouts", follower.run(context.node.clone(), shared.publication.clone()));

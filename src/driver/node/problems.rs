@@ -2,7 +2,7 @@
 
 use mig_model::facts::{GpuInstance, SkippedGpu};
 use mig_model::health::Report;
-use mig_model::inventory::{Gpu, Problem, Terms, not_adopted};
+use mig_model::inventory::{Gpu, OfferPolicy, Problem, not_adopted};
 
 /// Which GPUs are not offered, and why.
 pub(super) fn problems(
@@ -13,15 +13,16 @@ pub(super) fn problems(
 ) -> Vec<Problem> {
     let problem = |gpu: &str, reason: &str| Problem { gpu: gpu.to_owned(), reason: reason.to_owned() };
     let unreadable = gpus.iter().filter_map(|it| Some(problem(&it.facts.uuid, it.state.problem.as_ref()?)));
-    let sick = gpus.iter().filter(|it| it.state.problem.is_none()).map(|it| &it.facts.uuid);
-    let sick = sick.filter(|it| health.gpu(it).is_bad()).map(|it| problem(it, &health.gpu(it).text()));
+    let unhealthy = gpus.iter().filter(|it| it.state.problem.is_none()).map(|it| &it.facts.uuid);
+    let unhealthy =
+        unhealthy.filter(|it| health.gpu(it).is_bad()).map(|it| problem(it, &health.gpu(it).text()));
     let uncut = gpus.iter().filter(|it| it.state.problem.is_none()).filter_map(in_mig_mode_without_profiles);
     // By the same name as before it was skipped, so that it does not seem to be offered again.
     let skipped = skipped.iter().map(|it| {
         let index = it.index.to_string();
         problem(it.uuid.as_ref().unwrap_or(&index), &it.reason)
     });
-    unreadable.chain(sick).chain(uncut).chain(skipped).chain(missing.iter().cloned()).collect()
+    unreadable.chain(unhealthy).chain(uncut).chain(skipped).chain(missing.iter().cloned()).collect()
 }
 
 /// Nothing of the GPU is published: the whole GPU cannot be used, and its MIG profiles are unknown.
@@ -37,11 +38,11 @@ fn in_mig_mode_without_profiles(gpu: &Gpu) -> Option<Problem> {
 }
 
 /// Which instances of others are not offered, and why.
-pub(super) fn left_alone(gpus: &[Gpu], terms: &Terms) -> Vec<String> {
+pub(super) fn left_alone(gpus: &[Gpu], policy: &OfferPolicy) -> Vec<String> {
     let instances = gpus.iter().flat_map(|gpu| gpu.state.instances.iter().map(move |it| (gpu, it)));
     let left_alone = instances.filter_map(|(gpu, it)| {
         let (uuid, GpuInstance { id, placement, .. }) = (&gpu.facts.uuid, it);
-        let reason = not_adopted(gpu, it, terms)?;
+        let reason = not_adopted(gpu, it, policy)?;
         Some(format!("unmanaged MIG instance {id} at {placement} of {uuid}: {reason}"))
     });
     left_alone.collect()

@@ -5,13 +5,13 @@
 //! block and changes to one GPU must not overlap. `event` and `monitor` receive errors as they happen. Nothing here knows a
 //! GPU model, Kubernetes, or why an instance is wanted.
 
+mod call_timer;
 mod device;
 mod discover;
 mod error;
 mod event;
 mod monitor;
 mod profiles;
-mod pulse;
 mod queue;
 mod usage;
 
@@ -23,13 +23,13 @@ use std::time::{Duration, Instant};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
+pub use call_timer::{CallTimer, InFlight};
 pub use device::{DeviceHandle, GpuInstanceHandle};
 pub use discover::{Discovery, answers, discover, live_instances};
 pub use event::{EventKind, EventSet, GpuEvent};
 pub use mig_model::call::{CallError, Code, OLDEST_DRIVER, RESET_ADVICE};
 pub(crate) use monitor::is_unsupported;
-pub use monitor::{Heard, Hearing, Listening, Monitor};
-pub use pulse::{Beat, Pulse};
+pub use monitor::{Hearing, Listening, Monitor, NvmlEvent};
 pub use queue::{GpuQueue, QueueClosed, Submitted};
 
 /// Upper bound for enumerating profiles, far above `NVML_GPU_INSTANCE_PROFILE_COUNT` (18 in CUDA 13.3): a library that

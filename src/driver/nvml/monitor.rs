@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::event::{EventSet, GpuEvent};
-use super::{CallError, Code, Pulse};
+use super::{CallError, CallTimer, Code};
 
 /// Longest wait in NVML.
 const WAIT: Duration = Duration::from_millis(500);
@@ -34,7 +34,7 @@ const STACK: usize = 512 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hearing {
     /// It is.
-    Heard,
+    Active,
     /// Monitoring is paused for some seconds, so that an instance of it can be destroyed.
     Aside,
     /// It cannot be.
@@ -46,7 +46,7 @@ pub type Listening = BTreeMap<String, Hearing>;
 
 /// What the thread has to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Heard {
+pub enum NvmlEvent {
     /// Something happened to a GPU.
     Event(GpuEvent),
     /// Other GPUs than before are listened to.
@@ -59,7 +59,7 @@ pub struct Monitor {
     state: Mutex<State>,
     thread: OnceLock<Thread>,
     /// While the thread is inside NVML.
-    pulse: Pulse,
+    timer: CallTimer,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl Monitor {
     pub fn start(
         self: &Arc<Self>,
         nvml: Arc<Nvml>,
-        heard: mpsc::Sender<Heard>,
+        nvml_events: mpsc::Sender<NvmlEvent>,
     ) -> io::Result<JoinHandle<()>> {
         let monitor = Arc::clone(self);
         monitor.state().alive = Some(Instant::now());
@@ -88,10 +88,10 @@ impl Monitor {
             let mut listener = Listener {
                 nvml: &nvml,
                 monitor: &monitor,
-                heard,
+                nvml_events,
                 set: None,
                 listening: Listening::new(),
-                told: Listening::new(),
+                reported: Listening::new(),
                 tried: None,
             };
             while listener.round().is_some() {}
@@ -122,7 +122,7 @@ impl Monitor {
     /// takes no longer than half a second.
     #[must_use]
     pub fn busy_for(&self) -> Option<Duration> {
-        self.pulse.busy_for()
+        self.timer.busy_for()
     }
 
     /// False where the thread has given no sign of life for longer than it can wait.
@@ -159,12 +159,12 @@ impl Monitor {
 struct Listener<'nvml> {
     nvml: &'nvml Nvml,
     monitor: &'nvml Monitor,
-    heard: mpsc::Sender<Heard>,
+    nvml_events: mpsc::Sender<NvmlEvent>,
     set: Option<EventSet<'nvml>>,
     /// What has become of each GPU.
     listening: Listening,
     /// What was said of that last.
-    told: Listening,
+    reported: Listening,
     /// When a GPU was tried last.
     tried: Option<Instant>,
 }
@@ -173,7 +173,7 @@ impl Listener<'_> {
     /// Brings the set to what is wanted and waits for one event. `None` ends the thread.
     fn round(&mut self) -> Option<()> {
         let (wanted, aside) = self.monitor.wanted()?;
-        let busy = self.monitor.pulse.begin();
+        let busy = self.monitor.timer.begin();
         // A set cannot lose a GPU.
         if self.set.as_ref().is_some_and(|set| set.gpus().any(|it| !wanted.contains_key(it))) {
             debug!("pausing the monitoring of a GPU");
@@ -183,20 +183,20 @@ impl Listener<'_> {
         drop(busy);
         self.listening.extend(aside.into_iter().map(|it| (it, Hearing::Aside)));
         let Some(set) = self.set.as_ref().filter(|it| it.gpus().next().is_some()) else {
-            self.tell()?;
+            self.send_listening()?;
             thread::park_timeout(PAUSE);
             return Some(());
         };
         // Report monitoring only after the first wait: a set may be created, and the wait for it can still fail.
-        let busy = self.monitor.pulse.begin();
+        let busy = self.monitor.timer.begin();
         let waited = set.wait(WAIT);
         drop(busy);
         match waited {
             Ok(event) => {
                 if let Some(event) = event {
-                    self.heard.blocking_send(Heard::Event(event)).ok()?;
+                    self.nvml_events.blocking_send(NvmlEvent::Event(event)).ok()?;
                 }
-                self.tell()
+                self.send_listening()
             }
             Err(error) => {
                 debug!(%error, "cannot wait for GPU events");
@@ -204,7 +204,7 @@ impl Listener<'_> {
                 for it in self.listening.values_mut().filter(|it| **it != Hearing::Aside) {
                     *it = Hearing::Failed(error.clone());
                 }
-                self.tell()?;
+                self.send_listening()?;
                 thread::park_timeout(PAUSE);
                 Some(())
             }
@@ -229,7 +229,7 @@ impl Listener<'_> {
             if !set.has(gpu) && (is_time || !self.listening.contains_key(gpu)) {
                 self.listening.insert(
                     gpu.clone(),
-                    set.add(gpu, *index).map_or_else(Hearing::Failed, |()| Hearing::Heard),
+                    set.add(gpu, *index).map_or_else(Hearing::Failed, |()| Hearing::Active),
                 );
                 self.tried = Some(Instant::now());
             }
@@ -238,14 +238,14 @@ impl Listener<'_> {
     }
 
     /// Reports which GPUs are monitored now, if that changed. Missing event support is reported once and is no error.
-    fn tell(&mut self) -> Option<()> {
-        if self.listening == self.told {
+    fn send_listening(&mut self) -> Option<()> {
+        if self.listening == self.reported {
             return Some(());
         }
         for (gpu, now) in &self.listening {
             match now {
-                _ if self.told.get(gpu) == Some(now) => {}
-                Hearing::Heard => debug!(gpu, "monitoring its events"),
+                _ if self.reported.get(gpu) == Some(now) => {}
+                Hearing::Active => debug!(gpu, "monitoring its events"),
                 Hearing::Aside => debug!(gpu, "monitoring of its events is paused"),
                 Hearing::Failed(error) if is_unsupported(error) => {
                     info!(gpu, %error, "no event support: its errors appear in the kernel log only");
@@ -253,8 +253,8 @@ impl Listener<'_> {
                 Hearing::Failed(error) => warn!(gpu, %error, "cannot monitor its events now"),
             }
         }
-        self.told = self.listening.clone();
-        self.heard.blocking_send(Heard::Listening(self.told.clone())).ok()
+        self.reported = self.listening.clone();
+        self.nvml_events.blocking_send(NvmlEvent::Listening(self.reported.clone())).ok()
     }
 }
 

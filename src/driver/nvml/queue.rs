@@ -10,7 +10,7 @@ use nvml_wrapper::Nvml;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::{CallError, DeviceHandle, Pulse};
+use super::{CallError, CallTimer, DeviceHandle};
 
 type Job = Box<dyn FnOnce(Result<&DeviceHandle<'_>, CallError>) + Send>;
 
@@ -21,7 +21,7 @@ type Slot = Arc<Mutex<Option<Job>>>;
 #[derive(Debug, Clone)]
 pub struct GpuQueue {
     jobs: mpsc::Sender<Slot>,
-    pulse: Pulse,
+    timer: CallTimer,
     /// Work that waits or runs.
     pending: Arc<AtomicUsize>,
 }
@@ -42,14 +42,14 @@ impl GpuQueue {
     /// end.
     pub fn start(nvml: Arc<Nvml>, uuid: String, index: u32) -> io::Result<(Self, JoinHandle<()>)> {
         let (jobs, inbox) = mpsc::channel::<Slot>();
-        let pulse = Pulse::default();
-        let beats = pulse.clone();
+        let timer = CallTimer::default();
+        let thread_timer = timer.clone();
         let thread = thread::Builder::new().name(format!("gpu-{index}")).spawn(move || {
             // Kept once it was found: looking one up by UUID can take seconds while others do (mig-nvml-cdi.md 3.2).
             let mut device = None;
             for slot in inbox {
                 let Some(job) = take(&slot) else { continue };
-                let _busy = beats.begin();
+                let _busy = thread_timer.begin();
                 if device.is_none() {
                     match DeviceHandle::by_uuid(&nvml, &uuid, index) {
                         Ok(found) => device = Some(found),
@@ -64,13 +64,13 @@ impl GpuQueue {
                 }
             }
         })?;
-        Ok((Self { jobs, pulse, pending: Arc::default() }, thread))
+        Ok((Self { jobs, timer, pending: Arc::default() }, thread))
     }
 
     /// How long the present piece of work takes already; nothing where there is none.
     #[must_use]
     pub fn busy_for(&self) -> Option<Duration> {
-        self.pulse.busy_for()
+        self.timer.busy_for()
     }
 
     /// Runs a piece of work on the GPU's thread. Once begun it is done even if the caller stops waiting; if the caller has

@@ -68,19 +68,19 @@ impl pb::health_server::Health for Health {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let service = request.into_inner().service;
         let first = (self.clone(), None);
-        let told = stream::unfold(first, move |(mut health, told)| {
+        let reported = stream::unfold(first, move |(mut health, reported)| {
             let service = service.clone();
             async move {
                 loop {
                     health.mark_seen();
                     let now = status(&health, &service);
-                    if told != Some(now) {
+                    if reported != Some(now) {
                         return Some((Ok(response(now)), (health, Some(now))));
                     }
                     health.changed().await?;
                 }
             }
         });
-        Ok(Response::new(told.boxed()))
+        Ok(Response::new(reported.boxed()))
     }
 }

@@ -59,7 +59,7 @@ impl Overwritten {
         }
         if self.backoff.failures() == MOST_AT_ONCE + 1 {
             warn!("{NOTE}");
-            events.tell(EventReason::SlicesOverwritten, NOTE.to_owned());
+            events.emit(EventReason::SlicesOverwritten, NOTE.to_owned());
         }
     }
 }
@@ -81,7 +81,7 @@ impl Publisher {
         if *self.parts.report.borrow() != pending {
             warn!(%error, "cannot publish resourceslices, trying again");
             if matches!(error.kind, SliceErrorKind::NameTaken | SliceErrorKind::Refused) {
-                self.parts.context.events.tell(EventReason::PublishRefused, error.to_string());
+                self.parts.context.events.emit(EventReason::PublishRefused, error.to_string());
             }
         }
         self.parts.report.send_replace(pending);

@@ -24,7 +24,7 @@ use crate::api::{Allocations, NodeSlices, SliceError, SliceErrorKind};
 use crate::backoff::Backoff;
 use crate::context::NodeContext;
 use crate::hardware::NodeState;
-use crate::kubelet::Turn;
+use crate::kubelet::PublisherElection;
 use crate::telemetry::metrics::SliceWrite;
 
 /// How long changes made by others are collected before they are looked at.
@@ -48,7 +48,7 @@ pub struct PublisherParts {
     /// How GPUs are cut where there are no counters.
     pub layouts: watch::Receiver<Decision>,
     /// Whether this process or a newer one writes them.
-    pub turn: Turn,
+    pub election: PublisherElection,
     /// Where to report.
     pub report: watch::Sender<Publication>,
 }
@@ -134,7 +134,7 @@ impl Publisher {
     /// One round, and how long to wait before the next.
     async fn round_or_report(&mut self, state: &NodeState) -> Duration {
         // What was published once stays reported, so that a pod which leaves the slices to a newer one is still ready.
-        if self.has_published && !self.parts.turn.is_ours().await {
+        if self.has_published && !self.parts.election.is_ours().await {
             self.had_turn = false;
             return TURN_RETRY;
         }
@@ -277,9 +277,9 @@ impl Publisher {
 
 /// What the publishing step sees of the node's state.
 pub(super) fn view(state: &NodeState) -> NodeView<'_> {
-    let NodeState { inventory, basis, held, health, hardware, .. } = state;
+    let NodeState { inventory, inputs, held, health, hardware, .. } = state;
     let inputs = match hardware {
-        Ok(hardware) => Ok(Inputs { facts: &hardware.facts, gpus: &basis.gpus, terms: &basis.terms }),
+        Ok(hardware) => Ok(Inputs { facts: &hardware.facts, gpus: &inputs.gpus, policy: &inputs.policy }),
         Err(reason) => Err(reason.as_str()),
     };
     NodeView { inventory, inputs, held, health }

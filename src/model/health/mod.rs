@@ -3,5 +3,5 @@
 mod report;
 mod xid;
 
-pub use report::{Change, Condition, Report, SickInstance, Sickness, changes};
+pub use report::{Change, Condition, Report, UnhealthyInstance, UnhealthyReason, changes};
 pub use xid::{Cause, IgnoredXids, InvalidXid, meaning};

@@ -14,7 +14,7 @@ pub struct Report {
     /// By UUID, every GPU that something is known of.
     pub gpus: BTreeMap<String, Condition>,
     /// Instances that suffer by themselves.
-    pub instances: Vec<SickInstance>,
+    pub instances: Vec<UnhealthyInstance>,
 }
 
 /// How a GPU is.
@@ -30,7 +30,7 @@ pub enum Condition {
         is_for_good: bool,
     },
     /// It has had an error that no application causes.
-    Sick(Sickness),
+    Unhealthy(UnhealthyReason),
     /// It does not answer.
     Lost {
         /// What NVML says.
@@ -43,7 +43,7 @@ pub enum Condition {
 /// An error that lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Sickness {
+pub struct UnhealthyReason {
     /// The first error.
     pub cause: Cause,
     /// When it came, seconds since the epoch.
@@ -53,7 +53,7 @@ pub struct Sickness {
 /// An instance that suffers by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct SickInstance {
+pub struct UnhealthyInstance {
     /// UUID of the GPU.
     pub parent: String,
     /// GPU instance id.
@@ -69,7 +69,7 @@ pub struct SickInstance {
     #[serde(default)]
     pub is_adopted: bool,
     /// What it suffers from.
-    pub sickness: Sickness,
+    pub unhealthy_reason: UnhealthyReason,
 }
 
 /// Something that is otherwise than before.
@@ -90,7 +90,7 @@ impl Condition {
         match self {
             Self::Healthy => "healthy".to_owned(),
             Self::Unmonitored { reason, .. } => format!("unmonitored: {reason}"),
-            Self::Sick(sickness) => format!("unhealthy: {}", sickness.cause),
+            Self::Unhealthy(unhealthy_reason) => format!("unhealthy: {}", unhealthy_reason.cause),
             Self::Lost { reason, .. } => format!("lost: {reason}"),
         }
     }
@@ -98,7 +98,7 @@ impl Condition {
     /// True if no further claim should get a part of the GPU.
     #[must_use]
     pub fn is_bad(&self) -> bool {
-        matches!(self, Self::Sick(_) | Self::Lost { .. })
+        matches!(self, Self::Unhealthy(_) | Self::Lost { .. })
     }
 }
 
@@ -115,14 +115,14 @@ impl Report {
         let own = self.instances.iter().find(|it| it.parent == gpu && it.device == name);
         match (self.gpu(gpu), own) {
             (bad, _) if bad.is_bad() => bad.clone(),
-            (_, Some(instance)) => Condition::Sick(instance.sickness),
+            (_, Some(instance)) => Condition::Unhealthy(instance.unhealthy_reason),
             (other, None) => other.clone(),
         }
     }
 
     /// Names of the devices that are unhealthy unmanaged instances: no further claim gets one of them.
     #[must_use]
-    pub fn sick_adopted(&self) -> BTreeSet<String> {
+    pub fn unhealthy_adopted(&self) -> BTreeSet<String> {
         self.instances.iter().filter(|it| it.is_adopted).map(|it| it.device.clone()).collect()
     }
 

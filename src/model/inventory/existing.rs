@@ -6,7 +6,9 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{AllocatableDevice, DeviceKind, DeviceName, Gpu, MigSpec, Terms, access_allows, attributes};
+use super::{
+    AllocatableDevice, DeviceKind, DeviceName, Gpu, MigSpec, OfferPolicy, access_allows, attributes,
+};
 use crate::facts::{GpuFacts, GpuInstance, NodeFacts, Placement, Profile};
 
 /// What becomes of instances that the driver did not make.
@@ -74,26 +76,26 @@ pub fn adoptable(gpu: &GpuFacts, instance: &GpuInstance) -> Result<Adopted, NotA
 
 /// Why an unmanaged instance is not published; `None` if it is.
 #[must_use]
-pub fn not_adopted(gpu: &Gpu, instance: &GpuInstance, terms: &Terms) -> Option<NotAdopted> {
+pub fn not_adopted(gpu: &Gpu, instance: &GpuInstance, policy: &OfferPolicy) -> Option<NotAdopted> {
     let adopted = match adoptable(&gpu.facts, instance) {
         Ok(adopted) => adopted,
         Err(reason) => return Some(reason),
     };
     let name = DeviceName::adopted(gpu.facts.pci, &adopted.uuid);
-    if terms.held.contains(name.as_str()) {
+    if policy.held.contains(name.as_str()) {
         return None;
     }
-    if terms.existing == ExistingInstances::Withhold {
+    if policy.existing == ExistingInstances::Withhold {
         return Some(NotAdopted::Unwanted);
     }
-    if terms.sick.contains(name.as_str()) {
+    if policy.unhealthy.contains(name.as_str()) {
         return Some(NotAdopted::Unhealthy);
     }
-    taken(gpu, &adopted, terms).map(NotAdopted::Taken)
+    taken(gpu, &adopted, policy).map(NotAdopted::Taken)
 }
 
 /// What a claim holds in the instance's placement. It may have been created for that claim, although the record is lost.
-fn taken(gpu: &Gpu, adopted: &Adopted, terms: &Terms) -> Option<String> {
+fn taken(gpu: &Gpu, adopted: &Adopted, policy: &OfferPolicy) -> Option<String> {
     let pci = gpu.facts.pci;
     let placement = adopted.spec.placement;
     let profiles = gpu.facts.mig.iter().flat_map(|it| &it.profiles);
@@ -101,11 +103,11 @@ fn taken(gpu: &Gpu, adopted: &Adopted, terms: &Terms) -> Option<String> {
         let overlapping = profile.placements.iter().filter(|it| it.overlaps(placement));
         overlapping.map(|it| DeviceName::mig(pci, &profile.name, it.start))
     });
-    let others = terms.adopted_on(gpu).filter(|it| it.uuid != adopted.uuid);
+    let others = policy.adopted_on(gpu).filter(|it| it.uuid != adopted.uuid);
     let others = others.filter(|it| it.spec.placement.overlaps(placement));
     let others = others.map(|it| DeviceName::adopted(pci, &it.uuid));
     let mut names = overlapping.chain([DeviceName::gpu(pci)]).chain(others).map(|it| it.to_string());
-    names.find(|it| terms.held.contains(it) || terms.named.contains(it))
+    names.find(|it| policy.held.contains(it) || policy.named.contains(it))
 }
 
 /// The devices for the instances of others on this GPU: offered ones and withheld ones. One that a claim holds is offered
@@ -113,22 +115,22 @@ fn taken(gpu: &Gpu, adopted: &Adopted, terms: &Terms) -> Option<String> {
 pub(super) fn devices(
     node: &NodeFacts,
     gpu: &Gpu,
-    terms: &Terms,
+    policy: &OfferPolicy,
 ) -> (Vec<AllocatableDevice>, Vec<AllocatableDevice>) {
     let (mut offered, mut withheld): (Vec<AllocatableDevice>, Vec<AllocatableDevice>) = Default::default();
     for instance in &gpu.state.instances {
         let Ok(adopted) = adoptable(&gpu.facts, instance) else { continue };
         let Some(device) = device(node, gpu, adopted) else { continue };
         // Nothing more is allocated on an unhealthy GPU; allocated devices stay.
-        let is_permitted = access_allows(gpu, &device.kind, terms.mig_access_of(gpu));
+        let is_permitted = access_allows(gpu, &device.kind, policy.mig_access_of(gpu));
         let can_be_had =
-            gpu.state.problem.is_none() && is_permitted || terms.held.contains(device.name.as_str());
-        let is_offered = can_be_had && not_adopted(gpu, instance, terms).is_none();
+            gpu.state.problem.is_none() && is_permitted || policy.held.contains(device.name.as_str());
+        let is_offered = can_be_had && not_adopted(gpu, instance, policy).is_none();
         let list = if is_offered { &mut offered } else { &mut withheld };
         list.push(device);
     }
     // Two claims may have it on record: one of an earlier boot is kept until its ResourceClaim is gone.
-    for kept in terms.adopted_on(gpu).filter_map(|it| device(node, gpu, it.clone())) {
+    for kept in policy.adopted_on(gpu).filter_map(|it| device(node, gpu, it.clone())) {
         if !offered.iter().any(|it| it.name == kept.name) {
             offered.push(kept);
         }
@@ -139,12 +141,12 @@ pub(super) fn devices(
 /// Where claims have instances that are gone: what is there stays theirs until they give it back.
 pub(super) fn gone<'a>(
     gpu: &'a Gpu,
-    terms: &'a Terms,
+    policy: &'a OfferPolicy,
 ) -> impl Iterator<Item = (&'a Profile, Placement)> + 'a {
     let is_live = |adopted: &Adopted| {
         gpu.state.instances.iter().any(|it| adoptable(&gpu.facts, it).as_ref() == Ok(adopted))
     };
-    let gone = terms.adopted_on(gpu).filter(move |it| !is_live(it));
+    let gone = policy.adopted_on(gpu).filter(move |it| !is_live(it));
     gone.filter_map(|it| Some((gpu.facts.profile(it.spec.profile_id)?, it.spec.placement)))
 }
 

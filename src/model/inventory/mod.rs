@@ -142,7 +142,7 @@ impl MigSpec {
 
 /// What decides, besides the hardware, on what a node offers.
 #[derive(Debug, Clone, Default)]
-pub struct Terms {
+pub struct OfferPolicy {
     /// Names of the devices that claims of this driver hold: they stay, whatever else changes (kubernetes#140802: an
     /// allocated device that vanishes from its slice looks free to the scheduler).
     pub held: BTreeSet<String>,
@@ -151,7 +151,7 @@ pub struct Terms {
     /// Devices in CDI files of claims without a record: what the driver created for them looks like an unmanaged instance.
     pub named: BTreeSet<String>,
     /// Unhealthy unmanaged instances: they are not published, except while a claim has them.
-    pub sick: BTreeSet<String>,
+    pub unhealthy: BTreeSet<String>,
     /// How unmanaged instances are treated.
     pub existing: ExistingInstances,
     /// Devices that a GPU without MIG is shared by; fewer than two is none.
@@ -174,7 +174,7 @@ pub enum MigAccess {
     None,
 }
 
-impl Terms {
+impl OfferPolicy {
     /// What can be done with MIG on this GPU.
     #[must_use]
     pub fn mig_access_of(&self, gpu: &Gpu) -> MigAccess {
@@ -207,18 +207,18 @@ impl Inventory {
 /// devices that claims of this driver hold.
 #[must_use]
 pub fn inventory(node: &NodeFacts, gpus: &[Gpu], held: &BTreeSet<String>) -> Inventory {
-    inventory_on(node, gpus, &Terms { held: held.clone(), ..Terms::default() })
+    inventory_on(node, gpus, &OfferPolicy { held: held.clone(), ..OfferPolicy::default() })
 }
 
 /// Builds the inventory of a node.
 #[must_use]
-pub fn inventory_on(node: &NodeFacts, gpus: &[Gpu], terms: &Terms) -> Inventory {
+pub fn inventory_on(node: &NodeFacts, gpus: &[Gpu], policy: &OfferPolicy) -> Inventory {
     let mut gpus: Vec<&Gpu> = gpus.iter().collect();
     gpus.sort_by_key(|it| it.facts.pci);
-    Inventory { gpus: gpus.into_iter().map(|gpu| offers(node, gpu, terms)).collect() }
+    Inventory { gpus: gpus.into_iter().map(|gpu| offers(node, gpu, policy)).collect() }
 }
 
-fn offers(node: &NodeFacts, gpu: &Gpu, terms: &Terms) -> GpuInventory {
+fn offers(node: &NodeFacts, gpu: &Gpu, policy: &OfferPolicy) -> GpuInventory {
     let plan = CounterPlan::of(gpu.facts.mig.as_ref().map_or(&[], |it| &it.profiles));
     let whole = AllocatableDevice {
         name: DeviceName::gpu(gpu.facts.pci),
@@ -230,29 +230,29 @@ fn offers(node: &NodeFacts, gpu: &Gpu, terms: &Terms) -> GpuInventory {
     };
     let counter_set = name::gpu_label(gpu.facts.pci);
     let Some(mig) = &gpu.facts.mig else {
-        let (devices, withheld) = match (gpu.state.problem.is_none(), terms.time_slices) {
+        let (devices, withheld) = match (gpu.state.problem.is_none(), policy.time_slices) {
             (true, 0 | 1) => (vec![whole], Vec::new()),
             (true, count) => ((0..count.min(MOST_SHARES)).map(|it| whole.share(it)).collect(), vec![whole]),
             (false, _) => (Vec::new(), vec![whole]),
         };
         let problem = gpu.state.problem.clone();
         let offered = GpuInventory { counter_set, counters: BTreeMap::new(), devices, withheld, problem };
-        return offered.with_held(&terms.held);
+        return offered.with_held(&policy.held);
     };
     let mut left = remaining(&plan, gpu);
-    for (profile, placement) in existing::gone(gpu, terms) {
+    for (profile, placement) in existing::gone(gpu, policy) {
         take(&mut left, plan.cost(profile, placement));
     }
     let mut counters = plan.totals();
     let mut candidates = mig_devices(node, gpu, mig, &plan);
     candidates.push(whole);
-    let is_held = |device: &AllocatableDevice| terms.held.contains(device.name.as_str());
+    let is_held = |device: &AllocatableDevice| policy.held.contains(device.name.as_str());
     // By the mode alone: what a claim holds keeps its cost, whatever happens beside it.
     let possible = candidates.iter().filter(|it| mode_allows(gpu, &it.kind) || is_held(it));
     let is_alone = possible.count() <= 1;
     let free = with_room(gpu, &candidates, &counters, &left);
     let is_free = |it: &AllocatableDevice| {
-        free.contains(&it.name) && access_allows(gpu, &it.kind, terms.mig_access_of(gpu))
+        free.contains(&it.name) && access_allows(gpu, &it.kind, policy.mig_access_of(gpu))
     };
     let is_offered = |it: &AllocatableDevice| gpu.state.problem.is_none() && is_free(it) || is_held(it);
     let (mut devices, mut withheld): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_offered);
@@ -261,7 +261,7 @@ fn offers(node: &NodeFacts, gpu: &Gpu, terms: &Terms) -> GpuInventory {
         devices.iter_mut().for_each(|it| it.consumes.clear());
         counters.clear();
     }
-    let (adopted, not_adopted) = existing::devices(node, gpu, terms);
+    let (adopted, not_adopted) = existing::devices(node, gpu, policy);
     devices.extend(adopted);
     withheld.extend(not_adopted);
     GpuInventory { counter_set, counters, devices, withheld, problem: gpu.state.problem.clone() }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{AllocatableDevice, DeviceKind, Gpu, Inventory, Terms, access_allows, mode_allows};
+use super::{AllocatableDevice, DeviceKind, Gpu, Inventory, OfferPolicy, access_allows, mode_allows};
 use crate::health::Report;
 
 /// Why a device exists and yet cannot be had.
@@ -28,7 +28,7 @@ pub struct HostAccess<'a> {
     /// Whether claims can be prepared at all.
     pub can_prepare: bool,
     /// What can be done with MIG.
-    pub terms: &'a Terms,
+    pub policy: &'a OfferPolicy,
 }
 
 /// How many devices of each GPU are withheld, and why, by the name of its counter set.
@@ -54,7 +54,7 @@ fn why(gpu: &Gpu, device: &AllocatableDevice, health: &Report, host: &HostAccess
         Withheld::Unhealthy
     } else if gpu.state.problem.is_some() {
         Withheld::Unreadable
-    } else if !host.can_prepare || !access_allows(gpu, &device.kind, host.terms.mig_access_of(gpu)) {
+    } else if !host.can_prepare || !access_allows(gpu, &device.kind, host.policy.mig_access_of(gpu)) {
         Withheld::HostNotReady
     } else if gpu.facts.mig.is_none() {
         Withheld::Shared

@@ -2,7 +2,7 @@
 //!
 //! A device that vanishes from its slice while a claim has it looks free to the scheduler (kubernetes#140802). What is
 //! prepared is known on the node. That something is allocated and not prepared yet only the API server knows, so it is asked
-//! where something is about to go: the GPU became sick, a filter leaves the profile out, an instance or a GPU is not there
+//! where something is about to go: the GPU became unhealthy, a filter leaves the profile out, an instance or a GPU is not there
 //! any more. A scheduler may still give away what it saw a moment before. So the claims are read once more when that has
 //! been gone for the settle time, and what somebody was given all the same comes back.
 //!

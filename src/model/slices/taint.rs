@@ -1,7 +1,7 @@
 //! Taints of the devices of unhealthy GPUs.
 //!
 //! A GPU is tainted as a whole: Kubernetes 1.35 loses the counters of a candidate that it rejects for a taint until the end of
-//! the attempt, so one tainted placement would hide its siblings (kubernetes#140436). For the same reason a sick instance is
+//! the attempt, so one tainted placement would hide its siblings (kubernetes#140436). For the same reason an unhealthy instance is
 //! not tainted: it is allocated, so nobody else is given it. Where the API server drops taints, or is too old to have them,
 //! nothing is missing: free devices of an unhealthy GPU are not published at all. The taint is for those that are still
 //! allocated: it closes the moment between the end of a claim and the withdrawal of its device, and with `NoExecute` it ends
@@ -56,7 +56,7 @@ pub(super) fn taint(
 fn taint_of(device: &Device, health: &Report, driver: &str, effect: TaintEffect) -> Option<DeviceTaint> {
     let uuid = device.attributes.as_ref()?.get("parentUUID")?.string.as_ref()?;
     let (name, value) = match health.gpu(uuid) {
-        Condition::Sick(sickness) => sickness.cause.taint(),
+        Condition::Unhealthy(unhealthy_reason) => unhealthy_reason.cause.taint(),
         Condition::Lost { .. } => ("lost", "true".to_owned()),
         Condition::Healthy | Condition::Unmonitored { .. } => return None,
     };
@@ -104,7 +104,7 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
-    use crate::health::{Cause, Sickness};
+    use crate::health::{Cause, UnhealthyReason};
 
     const DRIVER: &str = "mig.example.com";
 
@@ -127,11 +127,11 @@ mod tests {
 
     #[test]
     fn only_devices_of_unhealthy_gpus_are_tainted_with_the_reason() {
-        let sick = Condition::Sick(Sickness { cause: Cause::Xid(48), since: 1 });
-        let taint = taint_in(sick.clone(), "GPU-0").unwrap();
+        let unhealthy = Condition::Unhealthy(UnhealthyReason { cause: Cause::Xid(48), since: 1 });
+        let taint = taint_in(unhealthy.clone(), "GPU-0").unwrap();
         assert_eq!((taint.key.as_str(), taint.value.as_deref()), ("mig.example.com/xid", Some("48")));
         assert_eq!(taint.effect, "NoExecute");
-        assert_eq!(taint_in(sick, "GPU-1"), None);
+        assert_eq!(taint_in(unhealthy, "GPU-1"), None);
         let lost = Condition::Lost { reason: "GPU_IS_LOST".to_owned(), since: 1 };
         assert_eq!(taint_in(lost, "GPU-0").unwrap().key, "mig.example.com/lost");
         let unmonitored = Condition::Unmonitored { reason: "silence".to_owned(), is_for_good: false };

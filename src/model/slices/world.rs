@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::facts::NodeFacts;
 use crate::health::Report;
-use crate::inventory::{Gpu, Inventory, ProfileFilter, Terms, inventory_on};
+use crate::inventory::{Gpu, Inventory, OfferPolicy, ProfileFilter, inventory_on};
 use crate::placement::Policy;
 use clap::ValueEnum;
 use k8s_openapi::api::resource::v1::ResourceSlice;
@@ -106,7 +106,7 @@ pub struct Inputs<'a> {
     /// The GPUs, with a problem for those of which no free part is offered.
     pub gpus: &'a [Gpu],
     /// On which terms they are offered.
-    pub terms: &'a Terms,
+    pub policy: &'a OfferPolicy,
 }
 
 /// What is known of the node without the API server.
@@ -129,9 +129,9 @@ impl<'a> NodeView<'a> {
     pub fn inventory_with(&self, allocated: &BTreeSet<String>) -> Cow<'a, Inventory> {
         let is_offered = |name: &String| self.inventory.devices().any(|it| it.name.as_str() == name);
         match self.inputs {
-            Ok(Inputs { facts, gpus, terms }) if !allocated.iter().all(is_offered) => {
-                let terms = Terms { held: self.held | allocated, ..terms.clone() };
-                Cow::Owned(inventory_on(facts, gpus, &terms))
+            Ok(Inputs { facts, gpus, policy }) if !allocated.iter().all(is_offered) => {
+                let policy = OfferPolicy { held: self.held | allocated, ..policy.clone() };
+                Cow::Owned(inventory_on(facts, gpus, &policy))
             }
             _ => Cow::Borrowed(self.inventory),
         }

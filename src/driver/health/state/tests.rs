@@ -12,8 +12,8 @@ fn after(machine: &mut Machine, event: &GpuEvent, records: &[Arc<Record>]) -> Ve
     machine.event(event, &owner(event, records, "boot", &Inventory::default()), 7)
 }
 
-fn heard() -> Listening {
-    [(GPU.to_owned(), Hearing::Heard)].into()
+fn listening() -> Listening {
+    [(GPU.to_owned(), Hearing::Active)].into()
 }
 
 fn error(code: Code) -> Listening {
@@ -24,8 +24,8 @@ fn condition(machine: &Machine, at: Instant) -> Condition {
     machine.report(at).gpu(GPU).clone()
 }
 
-fn sick(xid: u64) -> Condition {
-    Condition::Sick(Sickness { cause: Cause::Xid(xid), since: 7 })
+fn unhealthy(xid: u64) -> Condition {
+    Condition::Unhealthy(UnhealthyReason { cause: Cause::Xid(xid), since: 7 })
 }
 
 #[test]
@@ -33,9 +33,9 @@ fn an_error_of_nobody_is_the_gpus_and_its_first_reason_stays() {
     let (mut machine, now) = (Machine::default(), Instant::now());
     assert_eq!(after(&mut machine, &xid(GPU, 48, None), &[]), Verdict::Gpu);
     assert_eq!(after(&mut machine, &xid(GPU, 64, None), &[]), Verdict::Gpu);
-    assert_eq!(condition(&machine, now), sick(48));
+    assert_eq!(condition(&machine, now), unhealthy(48));
     machine.scanned([(GPU.to_owned(), Scan::Well(None))], now, 8);
-    assert_eq!(condition(&machine, now), sick(48), "that it answers does not make it well");
+    assert_eq!(condition(&machine, now), unhealthy(48), "that it answers does not make it well");
     machine.forget();
     assert_eq!(condition(&machine, now), Condition::Healthy);
 }
@@ -56,7 +56,7 @@ fn an_error_of_an_instance_is_its_claims_until_it_is_made_anew() {
 }
 
 #[test]
-fn errors_of_applications_and_of_others_make_nothing_sick() {
+fn errors_of_applications_and_of_others_make_nothing_unhealthy() {
     let (mut machine, now) = (Machine::default(), Instant::now());
     let records = [record("a", GPU, Some(7))];
     for number in [8, 11, 13, 31, 43, 45, 63, 68, 154] {
@@ -96,7 +96,7 @@ fn what_nvml_recommends_decides_about_the_gpu_and_not_the_number_of_an_error() {
         assert_eq!(condition(&machine, now), Condition::Healthy, "{number}");
     }
     let cause = Cause::Recovery(RecoveryAction::DrainAndReset);
-    let expected = Condition::Sick(Sickness { cause, since: 9 });
+    let expected = Condition::Unhealthy(UnhealthyReason { cause, since: 9 });
     assert_eq!(advise(&mut machine, Some(RecoveryAction::DrainAndReset), 9), expected);
     machine.forget();
     assert_eq!(advise(&mut machine, Some(RecoveryAction::DrainAndReset), 9), expected, "NVML insists");
@@ -110,10 +110,10 @@ fn what_nvml_recommends_decides_about_the_gpu_and_not_the_number_of_an_error() {
 fn a_gpu_that_was_unhealthy_before_the_start_is_healthy_once_nvml_recommends_nothing() {
     let (mut before, now) = (Machine::default(), Instant::now());
     after(&mut before, &xid(GPU, 48, None), &[]);
-    let (gpus, instances) = before.sick();
+    let (gpus, instances) = before.unhealthy();
     let mut machine = Machine::new(IgnoredXids::default(), gpus, instances.to_vec());
     machine.scanned([(GPU.to_owned(), Scan::Well(None))], now, 8);
-    assert_eq!(condition(&machine, now), sick(48), "a driver that does not know clears nothing");
+    assert_eq!(condition(&machine, now), unhealthy(48), "a driver that does not know clears nothing");
     machine.scanned([(GPU.to_owned(), Scan::Well(Some(RecoveryAction::None)))], now, 9);
     assert_eq!(condition(&machine, now), Condition::Healthy);
 }
@@ -137,12 +137,12 @@ fn a_lost_gpu_that_answers_again_is_well() {
 #[test]
 fn a_gap_counts_once_it_lasts_and_ends_at_once() {
     let (mut machine, start) = (Machine::default(), Instant::now());
-    machine.listening(&heard(), start);
+    machine.listening(&listening(), start);
     machine.listening(&error(Code::UNKNOWN), start);
     machine.listening(&Listening::new(), start + GRACE / 2);
     assert_eq!(condition(&machine, start + GRACE / 2), Condition::Healthy);
     assert!(matches!(condition(&machine, start + GRACE), Condition::Unmonitored { is_for_good: false, .. }));
-    machine.listening(&heard(), start + GRACE);
+    machine.listening(&listening(), start + GRACE);
     assert_eq!(condition(&machine, start + GRACE), Condition::Healthy);
     machine.hears(false, start + GRACE);
     assert!(matches!(condition(&machine, start + GRACE * 2), Condition::Unmonitored { .. }));
@@ -158,25 +158,25 @@ fn a_gap_counts_once_it_lasts_and_ends_at_once() {
 fn a_gpu_that_is_let_alone_on_purpose_is_as_it_was_unless_that_lasts() {
     let (mut machine, start) = (Machine::default(), Instant::now());
     let aside = Listening::from([(GPU.to_owned(), Hearing::Aside)]);
-    machine.listening(&heard(), start);
+    machine.listening(&listening(), start);
     machine.listening(&aside, start);
     assert_eq!(condition(&machine, start + GRACE / 2), Condition::Healthy);
     machine.listening(&aside, start + GRACE / 2);
     let unmonitored = |it: &Condition| matches!(it, Condition::Unmonitored { is_for_good: false, .. });
     assert!(unmonitored(&condition(&machine, start + GRACE)), "another process uses what is to be destroyed");
-    machine.listening(&heard(), start + GRACE);
+    machine.listening(&listening(), start + GRACE);
     assert_eq!(condition(&machine, start + GRACE * 2), Condition::Healthy);
 }
 
 #[test]
-fn an_instance_of_somebody_else_is_sick_until_it_is_gone_whoever_has_it() {
+fn an_instance_of_somebody_else_is_unhealthy_until_it_is_gone_whoever_has_it() {
     let (mut machine, now) = (Machine::default(), Instant::now());
     let (device, uuid) = ("device-of-a".to_owned(), "MIG-a".to_owned());
     let instance = Instance { device: device.clone(), gpu_instance: 7, uuid, is_adopted: true };
     let suffer =
         |machine: &mut Machine| machine.event(&xid(GPU, 94, Some(7)), &Owner::Unclaimed(instance.clone()), 7);
     assert_eq!([suffer(&mut machine), suffer(&mut machine)], [Verdict::Instance; 2]);
-    assert_eq!(machine.report(now).sick_adopted(), [device.clone()].into());
+    assert_eq!(machine.report(now).unhealthy_adopted(), [device.clone()].into());
     // A claim comes and goes.
     let records = [record("a", GPU, Some(7))];
     machine.live(&records, &[]);
@@ -198,7 +198,7 @@ fn a_gpu_without_events_is_unmonitored_for_good_and_that_is_no_silence() {
 }
 
 #[test]
-fn what_could_not_be_read_is_unmonitored_and_no_reason_to_be_sick() {
+fn what_could_not_be_read_is_unmonitored_and_no_reason_to_be_unhealthy() {
     let (mut machine, now) = (Machine::default(), Instant::now());
     machine.scanned([(GPU.to_owned(), Scan::Unread("NVML is silent".to_owned()))], now, 7);
     assert!(matches!(condition(&machine, now + GRACE), Condition::Unmonitored { .. }));
@@ -207,10 +207,10 @@ fn what_could_not_be_read_is_unmonitored_and_no_reason_to_be_sick() {
 }
 
 #[test]
-fn what_was_sick_before_the_start_still_is() {
+fn what_was_unhealthy_before_the_start_still_is() {
     let (mut before, now) = (Machine::default(), Instant::now());
     after(&mut before, &xid(GPU, 48, None), &[]);
-    let (gpus, instances) = before.sick();
+    let (gpus, instances) = before.unhealthy();
     let machine = Machine::new(IgnoredXids::default(), gpus, instances.to_vec());
     assert_eq!(machine.report(now), before.report(now));
     assert_eq!(changes(&Report::default(), &machine.report(now)).len(), 1);

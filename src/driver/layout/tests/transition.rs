@@ -27,7 +27,7 @@ enum Step {
     /// A kubelet's, which deletes the slices of the node.
     KubeletRestart,
     NodeRestart(u8),
-    Sickness,
+    GpuError,
     Recovery,
     Allocate(u8, u8),
     TurnGate,
@@ -53,7 +53,7 @@ fn step(has_gate: bool, has_flags: bool) -> impl Strategy<Value = Step> {
         9 if which % 3 == 0 => Step::Restart(if has_flags { other } else { 0 }),
         9 if which % 3 == 1 => Step::KubeletRestart,
         9 => Step::NodeRestart(if has_flags { other } else { 0 }),
-        13 if which % 2 == 0 && (has_flags || !has_gate) => Step::Sickness,
+        13 if which % 2 == 0 && (has_flags || !has_gate) => Step::GpuError,
         13 => Step::Recovery,
         14 => Step::TurnGate,
         _ => Step::Allocate(which, other),
@@ -111,11 +111,11 @@ fn play_in(mut world: World, model: u8, steps: &[Step], has_gate: bool, is_wild:
                 world.wipe();
                 world.restart(flags);
             }
-            Step::Sickness => {
-                world.is_sick = true;
+            Step::GpuError => {
+                world.is_unhealthy = true;
                 world.may_overlap |= has_gate;
             }
-            Step::Recovery => world.is_sick = false,
+            Step::Recovery => world.is_unhealthy = false,
             Step::TurnGate => world.keeps_counters = !world.keeps_counters,
             Step::MakeUnmanaged(which) => {
                 world.make_unmanaged(which);
@@ -171,7 +171,7 @@ proptest! {
     }
 
     #[test]
-    fn nor_is_it_prepared_or_withdrawn_from_a_claim_when_flags_change_or_the_gpu_is_sick(
+    fn nor_is_it_prepared_or_withdrawn_from_a_claim_when_flags_change_or_the_gpu_is_unhealthy(
         model in any::<u8>(),
         steps in prop::collection::vec(step(true, true), 1..60),
     ) {
@@ -323,7 +323,7 @@ fn a_restart_behind_a_withdrawal_waits_as_the_process_before_would_have() {
 }
 
 #[test]
-fn where_counters_are_kept_what_is_allocated_outlives_sickness_and_filters_and_late_schedulers() {
+fn where_counters_are_kept_what_is_allocated_outlives_errors_and_filters_and_late_schedulers() {
     let mut world = world("all-1g.10gb");
     world.keeps_counters = true;
     for _ in 0..2 {
@@ -332,7 +332,7 @@ fn where_counters_are_kept_what_is_allocated_outlives_sickness_and_filters_and_l
     }
     let (first, late) = (mig("1g-10gb-6"), mig("1g-10gb-0"));
     world.claim(first.clone());
-    world.is_sick = true;
+    world.is_unhealthy = true;
     sync(&mut world);
     assert_eq!(world.published(), [first.clone()].into());
     // By a scheduler that has not seen that yet.
@@ -340,7 +340,7 @@ fn where_counters_are_kept_what_is_allocated_outlives_sickness_and_filters_and_l
     world.now += SETTLE;
     sync(&mut world);
     assert_eq!(world.published(), [first.clone(), late.clone()].into());
-    world.is_sick = false;
+    world.is_unhealthy = false;
     world.restart(1);
     sync(&mut world);
     assert_eq!(world.published().iter().filter(|it| it.contains("-1g-")).count(), 2);
@@ -460,7 +460,7 @@ fn a_gate_that_turns_soon_after_a_start_makes_no_round_without_a_pause() {
 #[test]
 fn claims_that_are_read_at_a_start_count_for_layouts_at_once() {
     let mut world = world("all-1g.10gb");
-    world.is_sick = true;
+    world.is_unhealthy = true;
     sync(&mut world);
     world.claim(mig("1g-10gb-0"));
     world.restart(0);

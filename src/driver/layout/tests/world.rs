@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::resource::v1::{Counter, Device, ResourceSlice};
 use mig_model::claim::ClaimRef;
-use mig_model::inventory::{ProfileFilter, Terms};
+use mig_model::inventory::{OfferPolicy, ProfileFilter};
 use mig_model::slices::{CounterSupport, GATE_RETRY, Gate, Gates, Pool, names};
 
 use super::*;
 use crate::checkpoint::{Record, RecordedKind};
-use crate::claim::{AllocatedDevice, Ground, PlanError, plan};
+use crate::claim::{AllocatedDevice, PlanContext, PlanError, plan};
 use crate::publisher::tests::{Node, Rounds, Source};
 
 pub(super) use crate::publisher::tests::SETTLE;
@@ -75,7 +75,7 @@ pub(super) struct World {
     /// All that the GPU could ever be.
     pub(super) inventory: Arc<Inventory>,
     /// Nobody is to be given more of the GPU.
-    pub(super) is_sick: bool,
+    pub(super) is_unhealthy: bool,
     /// MIG instances that the driver did not make.
     pub(super) unmanaged: Vec<(Profile, Placement)>,
     /// There is one scheduler, which never goes back to what it saw before.
@@ -108,7 +108,7 @@ impl World {
         let facts = facts(model.name());
         Self {
             inventory: Arc::new(inventory_of(&facts, true, &BTreeSet::new())),
-            is_sick: false,
+            is_unhealthy: false,
             unmanaged: Vec::new(),
             has_one_scheduler: false,
             acted_on: 0,
@@ -160,13 +160,13 @@ impl World {
         }
         let unmanaged: Vec<(&Profile, Placement)> = self.unmanaged.iter().map(|(it, at)| (it, *at)).collect();
         let mut gpus = gpus(&self.facts, true, &unmanaged);
-        gpus[0].state.problem = self.is_sick.then(|| "it is sick".to_owned());
+        gpus[0].state.problem = self.is_unhealthy.then(|| "it is sick".to_owned());
         gpus
     }
 
     /// What the GPU offers where these devices are held.
     fn offers(&self, held: &BTreeSet<String>) -> Arc<Inventory> {
-        if !self.is_sick && !self.is_lost && self.unmanaged.is_empty() {
+        if !self.is_unhealthy && !self.is_lost && self.unmanaged.is_empty() {
             return Arc::clone(&self.inventory);
         }
         Arc::new(inventory(&NodeFacts::default(), &self.gpus(), held))
@@ -178,10 +178,10 @@ impl World {
         if self.filter.is_everything() { all } else { Arc::new(all.with_profiles(&self.filter, held)) }
     }
 
-    fn node(&self) -> (Node, Vec<Gpu>, Terms) {
+    fn node(&self) -> (Node, Vec<Gpu>, OfferPolicy) {
         let held = self.prepared();
-        let terms = Terms { held: held.clone(), ..Terms::default() };
-        (Node { inventory: self.offers(&held), held }, self.gpus(), terms)
+        let policy = OfferPolicy { held: held.clone(), ..OfferPolicy::default() };
+        (Node { inventory: self.offers(&held), held }, self.gpus(), policy)
     }
 
     /// The first half of a round of the publisher: it reads and decides.
@@ -193,8 +193,8 @@ impl World {
         }
         self.is_new = false;
         let (now, allocated, is_counted) = (self.at(self.now), self.allocated(), self.keeps_counters);
-        let (node, gpus, terms) = self.node();
-        self.rounds.decide(node, &Source { gpus: &gpus, terms }, is_counted, &allocated, now);
+        let (node, gpus, policy) = self.node();
+        self.rounds.decide(node, &Source { gpus: &gpus, policy }, is_counted, &allocated, now);
         self.decided = Some(Decided { is_counted, is_described: !self.is_lost, allocated });
     }
 
@@ -354,8 +354,8 @@ impl World {
             return;
         }
         let allocated = AllocatedDevice { device, pool: "pool".into(), requests: Vec::new() };
-        let ground = Ground { pool: "pool", inventory: &self.inventory, unread: "", boot_id: "boot" };
-        match plan(&claim, &[allocated], ground, &self.records()) {
+        let context = PlanContext { pool: "pool", inventory: &self.inventory, unread: "", boot_id: "boot" };
+        match plan(&claim, &[allocated], context, &self.records()) {
             Ok(record) => self.claims.get_mut(&number).unwrap().record = Some(Arc::new(record)),
             Err(PlanError::Held(conflict)) => {
                 let holder: usize = conflict.holder.uid.as_str().parse().unwrap();
@@ -424,8 +424,8 @@ impl World {
         self.write();
         let answer = if self.keeps_counters { CounterSupport::Pool } else { CounterSupport::Dropped };
         let gates = Gates { counters: Gate { answer: Some(answer), asked: None }, ..Gates::default() };
-        let (node, gpus, terms) = self.node();
-        if looks_anyway || self.rounds.is_news(&node, &Source { gpus: &gpus, terms }, &gates) {
+        let (node, gpus, policy) = self.node();
+        if looks_anyway || self.rounds.is_news(&node, &Source { gpus: &gpus, policy }, &gates) {
             self.decide();
         }
         for _ in 0..10 {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use mig_model::facts::NodeFacts;
-use mig_model::inventory::{Gpu, Inventory, ProfileFilter, Terms};
+use mig_model::inventory::{Gpu, Inventory, OfferPolicy, ProfileFilter};
 use mig_model::layout::{Decision, Layouts};
 use mig_model::placement::Policy;
 
@@ -27,7 +27,7 @@ pub(crate) struct Node {
 /// What an inventory is computed from.
 pub(crate) struct Source<'a> {
     pub(crate) gpus: &'a [Gpu],
-    pub(crate) terms: Terms,
+    pub(crate) policy: OfferPolicy,
 }
 
 /// The driver's side of a world.
@@ -117,7 +117,7 @@ impl Rounds {
         source: &'a Source<'_>,
         health: &'a mig_model::health::Report,
     ) -> NodeView<'a> {
-        let inputs = Inputs { facts: &self.facts, gpus: source.gpus, terms: &source.terms };
+        let inputs = Inputs { facts: &self.facts, gpus: source.gpus, policy: &source.policy };
         NodeView { inventory: &node.inventory, inputs: Ok(inputs), held: &node.held, health }
     }
 

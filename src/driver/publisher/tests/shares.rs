@@ -18,7 +18,7 @@ struct World {
     shares: u32,
     rounds: Rounds,
     gpus: Vec<Gpu>,
-    is_sick: bool,
+    is_unhealthy: bool,
     start: Instant,
     now: u64,
     views: Vec<(u64, Option<Pool>)>,
@@ -37,7 +37,7 @@ enum Event {
     /// With another number of shares.
     Restart(u8),
     KubeletRestart,
-    Sickness,
+    UnhealthyReason,
     Recovery,
     Allocate(u8, u8),
     Prepare(u8),
@@ -55,7 +55,7 @@ impl World {
             shares: 0,
             rounds: Rounds::new(),
             gpus,
-            is_sick: false,
+            is_unhealthy: false,
             start: Instant::now(),
             now: 0,
             views: vec![(0, None)],
@@ -76,25 +76,25 @@ impl World {
         self.rounds.pool().map_or_else(BTreeSet::new, |it| it.devices)
     }
 
-    fn inventory(&self, held: &BTreeSet<String>) -> (Inventory, Vec<Gpu>, Terms) {
+    fn inventory(&self, held: &BTreeSet<String>) -> (Inventory, Vec<Gpu>, OfferPolicy) {
         let mut gpus = self.gpus.clone();
-        gpus[0].state.problem = self.is_sick.then(|| "it is sick".to_owned());
-        let terms = Terms { held: held.clone(), time_slices: self.shares, ..Terms::default() };
-        (inventory_on(&NodeFacts::default(), &gpus, &terms), gpus, terms)
+        gpus[0].state.problem = self.is_unhealthy.then(|| "it is sick".to_owned());
+        let policy = OfferPolicy { held: held.clone(), time_slices: self.shares, ..OfferPolicy::default() };
+        (inventory_on(&NodeFacts::default(), &gpus, &policy), gpus, policy)
     }
 
-    fn node(&self) -> (Node, Vec<Gpu>, Terms) {
+    fn node(&self) -> (Node, Vec<Gpu>, OfferPolicy) {
         let held = self.with(|it| it.2);
-        let (inventory, gpus, terms) = self.inventory(&held);
-        (Node { inventory: Arc::new(inventory), held }, gpus, terms)
+        let (inventory, gpus, policy) = self.inventory(&held);
+        (Node { inventory: Arc::new(inventory), held }, gpus, policy)
     }
 
     fn decide(&mut self) {
         self.write(usize::MAX);
-        let (node, gpus, terms) = self.node();
+        let (node, gpus, policy) = self.node();
         self.known = self.with(|it| it.1);
         let now = self.at();
-        self.rounds.decide(node, &Source { gpus: &gpus, terms }, true, &self.known, now);
+        self.rounds.decide(node, &Source { gpus: &gpus, policy }, true, &self.known, now);
     }
 
     fn write(&mut self, most: usize) {
@@ -140,8 +140,8 @@ impl World {
                 self.rounds.wipe();
                 self.show();
             }
-            Event::Sickness => self.is_sick = true,
-            Event::Recovery => self.is_sick = false,
+            Event::UnhealthyReason => self.is_unhealthy = true,
+            Event::Recovery => self.is_unhealthy = false,
             Event::Allocate(which, age) => self.allocate(which, age),
             Event::Prepare(which) if !self.claims.is_empty() => {
                 let index = pick(which, self.claims.len());
@@ -157,8 +157,8 @@ impl World {
     /// Goes on by what wakes the driver, until nothing but the next comparison is left.
     fn comes_to_rest(&mut self) {
         self.write(usize::MAX);
-        let (node, gpus, terms) = self.node();
-        if self.rounds.is_news(&node, &Source { gpus: &gpus, terms }, &Gates::default()) {
+        let (node, gpus, policy) = self.node();
+        if self.rounds.is_news(&node, &Source { gpus: &gpus, policy }, &Gates::default()) {
             self.decide();
         }
         for _ in 0..10 {
@@ -187,7 +187,7 @@ fn event() -> impl Strategy<Value = Event> {
         7 | 8 => Event::Allocate(which, other),
         9 => Event::Prepare(which),
         10 => Event::WritePart(which % 2),
-        11 if which % 2 == 0 => Event::Sickness,
+        11 if which % 2 == 0 => Event::UnhealthyReason,
         11 => Event::Recovery,
         _ => Event::End(which),
     })
@@ -211,7 +211,7 @@ proptest! {
 /// A world in which the whole GPU is published, and then withdrawn because it is unhealthy.
 fn withdrawn() -> World {
     let mut world = World::new();
-    let events = [Event::Decide, Event::Write, Event::Sickness, Event::Decide, Event::Write];
+    let events = [Event::Decide, Event::Write, Event::UnhealthyReason, Event::Decide, Event::Write];
     events.into_iter().for_each(|it| world.play(it));
     assert_eq!(world.published(), BTreeSet::new());
     world
@@ -226,7 +226,7 @@ fn an_allocated_gpu_that_is_unhealthy_is_published_again_when_its_slices_are_del
     let mut world = World::new();
     [Event::Decide, Event::Write].into_iter().for_each(|it| world.play(it));
     late(&mut world);
-    [Event::Sickness, Event::KubeletRestart, Event::Decide, Event::Write]
+    [Event::UnhealthyReason, Event::KubeletRestart, Event::Decide, Event::Write]
         .into_iter()
         .for_each(|it| world.play(it));
     assert_eq!(world.published(), [GPU.to_owned()].into());

@@ -6,25 +6,25 @@ use std::time::{Duration, Instant};
 
 /// Shows other threads whether a thread is in a call, and for how long. Clones share the state.
 #[derive(Debug, Clone, Default)]
-pub struct Pulse {
+pub struct CallTimer {
     /// Milliseconds on the clock of this process at which the call began; 0 where there is none.
     since: Arc<AtomicU64>,
 }
 
 /// The time until it is dropped is one call.
 #[derive(Debug)]
-pub struct Beat {
+pub struct InFlight {
     since: Arc<AtomicU64>,
     begun: u64,
 }
 
-impl Pulse {
+impl CallTimer {
     /// A call begins. Of several at a time the last one counts.
     #[must_use]
-    pub fn begin(&self) -> Beat {
+    pub fn begin(&self) -> InFlight {
         let begun = clock();
         self.since.store(begun, Ordering::Relaxed);
-        Beat { since: Arc::clone(&self.since), begun }
+        InFlight { since: Arc::clone(&self.since), begun }
     }
 
     /// How long the present call takes already; nothing where there is none.
@@ -37,7 +37,7 @@ impl Pulse {
     }
 }
 
-impl Drop for Beat {
+impl Drop for InFlight {
     fn drop(&mut self) {
         // Another call may have begun since.
         let _ = self.since.compare_exchange(self.begun, 0, Ordering::Relaxed, Ordering::Relaxed);
@@ -57,11 +57,11 @@ mod tests {
 
     #[test]
     fn a_call_is_seen_from_outside_until_it_ends() {
-        let pulse = Pulse::default();
-        assert_eq!(pulse.busy_for(), None);
-        let beat = pulse.begin();
-        assert!(pulse.clone().busy_for().is_some());
-        drop(beat);
-        assert_eq!(pulse.busy_for(), None);
+        let timer = CallTimer::default();
+        assert_eq!(timer.busy_for(), None);
+        let call = timer.begin();
+        assert!(timer.clone().busy_for().is_some());
+        drop(call);
+        assert_eq!(timer.busy_for(), None);
     }
 }

@@ -23,12 +23,12 @@ use super::socket::{PLUGIN, PLUGIN_END, SocketPaths, siblings};
 
 /// Shows whether this process publishes for the node. Clones share the state.
 #[derive(Debug, Clone)]
-pub struct Turn {
+pub struct PublisherElection {
     own: PathBuf,
     is_over: Arc<AtomicBool>,
 }
 
-impl Turn {
+impl PublisherElection {
     /// The turn of the pod with these sockets.
     #[must_use]
     pub fn new(paths: &SocketPaths) -> Self {
@@ -89,7 +89,7 @@ mod tests {
     const UIDS: [&str; 2] = ["0a0a0a0a-1111-4222-8333-444444444444", "0b0b0b0b-1111-4222-8333-444444444444"];
 
     /// Sockets of two pods, of which the second is newer by so many seconds.
-    fn two(directory: &Path, newer: i64) -> ([Turn; 2], [UnixListener; 2]) {
+    fn two(directory: &Path, newer: i64) -> ([PublisherElection; 2], [UnixListener; 2]) {
         let mut seconds = 1_700_000_000;
         let pods = UIDS.map(|uid| {
             let paths = SocketPaths::new(directory, directory, "x.example.com", Some(uid));
@@ -98,7 +98,7 @@ mod tests {
             let times = Timestamps { last_access: time, last_modification: time };
             utimensat(CWD, &paths.plugin, &times, AtFlags::empty()).unwrap();
             seconds += newer;
-            (Turn::new(&paths), listener)
+            (PublisherElection::new(&paths), listener)
         });
         let [(one, one_socket), (two, two_socket)] = pods;
         ([one, two], [one_socket, two_socket])
@@ -130,8 +130,8 @@ mod tests {
     async fn a_driver_alone_speaks() {
         let directory = tempfile::tempdir().unwrap();
         let paths = SocketPaths::new(directory.path(), directory.path(), "x.example.com", None);
-        assert!(Turn::new(&paths).is_ours().await);
+        assert!(PublisherElection::new(&paths).is_ours().await);
         fs::write(directory.path().join("dra-0b0b0b0b.sock"), "no socket").unwrap();
-        assert!(Turn::new(&paths).is_ours().await);
+        assert!(PublisherElection::new(&paths).is_ours().await);
     }
 }

@@ -9,11 +9,11 @@ use tokio::sync::OwnedMutexGuard;
 use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, StoreError};
 
 /// Several GPU threads read it and write their steps to it. One that hangs keeps it, and with it the claim, from later calls.
-pub(super) type SharedDraft = Arc<Mutex<Draft>>;
+pub(super) type SharedSession = Arc<Mutex<ClaimSession>>;
 
 /// The journal of a claim and its present record.
 #[derive(Debug)]
-pub(super) struct Draft {
+pub(super) struct ClaimSession {
     pub(super) record: Record,
     opened: Opened,
     /// The record of an earlier boot that this one takes the place of. It stays the promise until the claim is prepared.
@@ -25,18 +25,18 @@ pub(super) struct Draft {
 pub(super) struct Opened {
     pub(super) journal: Journal,
     /// Recovery takes what is free and waits for no turn.
-    pub(super) _turn: Option<Turn>,
+    pub(super) _ticket: Option<QueueTicket>,
 }
 
 /// A place at the front of the queue for a claim.
-pub(super) type Turn = OwnedMutexGuard<()>;
+pub(super) type QueueTicket = OwnedMutexGuard<()>;
 
 /// Queues of the calls for each claim: they come in the order in which they were made.
 #[derive(Debug, Default)]
-pub(super) struct Turns(Mutex<HashMap<ClaimUid, Arc<tokio::sync::Mutex<()>>>>);
+pub(super) struct ClaimQueues(Mutex<HashMap<ClaimUid, Arc<tokio::sync::Mutex<()>>>>);
 
-impl Turns {
-    pub(super) async fn wait(&self, uid: &ClaimUid) -> Turn {
+impl ClaimQueues {
+    pub(super) async fn wait(&self, uid: &ClaimUid) -> QueueTicket {
         let queue = {
             let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             // Empty queues are dropped here, so that the map does not grow.
@@ -47,15 +47,15 @@ impl Turns {
     }
 }
 
-impl Draft {
-    pub(super) fn shared(opened: Opened, record: Record, promise: Option<Record>) -> SharedDraft {
+impl ClaimSession {
+    pub(super) fn shared(opened: Opened, record: Record, promise: Option<Record>) -> SharedSession {
         Arc::new(Mutex::new(Self { record, opened, promise }))
     }
 
     /// Gives the claim back where no work for it runs any more.
-    pub(super) fn into_opened(draft: SharedDraft) -> Option<Opened> {
-        let draft = Arc::into_inner(draft)?;
-        Some(draft.into_inner().unwrap_or_else(PoisonError::into_inner).opened)
+    pub(super) fn into_opened(session: SharedSession) -> Option<Opened> {
+        let session = Arc::into_inner(session)?;
+        Some(session.into_inner().unwrap_or_else(PoisonError::into_inner).opened)
     }
 
     /// Notes that the claim enters this stage.
@@ -94,7 +94,7 @@ impl Draft {
     }
 }
 
-/// The draft, for one step.
-pub(super) fn held(draft: &SharedDraft) -> MutexGuard<'_, Draft> {
-    draft.lock().unwrap_or_else(PoisonError::into_inner)
+/// The session, for one step.
+pub(super) fn lock(session: &SharedSession) -> MutexGuard<'_, ClaimSession> {
+    session.lock().unwrap_or_else(PoisonError::into_inner)
 }

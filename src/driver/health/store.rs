@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use mig_model::health::{IgnoredXids, Report, SickInstance, Sickness};
+use mig_model::health::{IgnoredXids, Report, UnhealthyInstance, UnhealthyReason};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -21,7 +21,7 @@ const MAX_SIZE: u64 = 1 << 20;
 
 /// Keeps what is known of health; clones share it.
 #[derive(Debug, Clone)]
-pub struct Keeper(Arc<Shared>);
+pub struct HealthStore(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -43,17 +43,17 @@ struct State {
 struct Content {
     version: u32,
     boot_id: String,
-    gpus: BTreeMap<String, Sickness>,
-    instances: Vec<SickInstance>,
+    gpus: BTreeMap<String, UnhealthyReason>,
+    instances: Vec<UnhealthyInstance>,
 }
 
 /// What a file remembers of a boot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Remembered {
     /// Unhealthy GPUs, by UUID.
-    pub gpus: BTreeMap<String, Sickness>,
+    pub gpus: BTreeMap<String, UnhealthyReason>,
     /// Unhealthy instances.
-    pub instances: Vec<SickInstance>,
+    pub instances: Vec<UnhealthyInstance>,
 }
 
 impl Remembered {
@@ -65,7 +65,7 @@ impl Remembered {
     }
 }
 
-impl Keeper {
+impl HealthStore {
     /// Begins with what the file remembers of this boot.
     #[must_use]
     pub fn new(path: PathBuf, boot_id: &str, ignored: IgnoredXids) -> Self {
@@ -102,7 +102,7 @@ impl Keeper {
     }
 
     /// Clears the unhealthy state if an operator has removed the file.
-    pub fn obey(&self) {
+    pub fn clear_if_file_removed(&self) {
         let is_removed = {
             let mut state = self.state();
             let is_removed = state.written.is_some() && matches!(self.0.path.try_exists(), Ok(false));
@@ -141,10 +141,10 @@ impl Keeper {
 
     /// Writes what is unhealthy now to the file. A failure is logged; it only matters if the process ends before the GPU recovers.
     fn remember(&self, state: &mut State) {
-        let (gpus, instances) = state.machine.sick();
-        let is_sick = !gpus.is_empty() || !instances.is_empty();
+        let (gpus, instances) = state.machine.unhealthy();
+        let is_unhealthy = !gpus.is_empty() || !instances.is_empty();
         let (boot_id, instances) = (self.0.boot_id.clone(), instances.to_vec());
-        let wanted = is_sick.then_some(Content { version: 1, boot_id, gpus, instances });
+        let wanted = is_unhealthy.then_some(Content { version: 1, boot_id, gpus, instances });
         if state.written == wanted {
             return;
         }
@@ -198,49 +198,49 @@ mod tests {
     use mig_model::health::Condition;
     use mig_model::inventory::Inventory;
 
-    fn keeper(directory: &tempfile::TempDir, boot_id: &str) -> Keeper {
-        Keeper::new(directory.path().join("health.json"), boot_id, IgnoredXids::default())
+    fn store(directory: &tempfile::TempDir, boot_id: &str) -> HealthStore {
+        HealthStore::new(directory.path().join("health.json"), boot_id, IgnoredXids::default())
     }
 
-    fn suffer(keeper: &Keeper, number: u64, gpu_instance: Option<u32>) {
+    fn suffer(store: &HealthStore, number: u64, gpu_instance: Option<u32>) {
         let (event, records) = (xid("GPU-0", number, gpu_instance), [record("a", "GPU-0", Some(7))]);
         let owner = owner(&event, &records, "boot", &Inventory::default());
-        keeper.change(|machine, _, now| machine.event(&event, &owner, now));
+        store.change(|machine, _, now| machine.event(&event, &owner, now));
     }
 
     #[test]
-    fn what_is_sick_outlives_the_process_and_not_the_boot() {
+    fn what_is_unhealthy_outlives_the_process_and_not_the_boot() {
         let directory = tempfile::tempdir().unwrap();
-        let first = keeper(&directory, "boot");
+        let first = store(&directory, "boot");
         assert!(!first.0.path.exists());
         suffer(&first, 48, None);
         suffer(&first, 94, Some(7));
-        assert_eq!(keeper(&directory, "boot").report(), first.report());
+        assert_eq!(store(&directory, "boot").report(), first.report());
         assert!(first.report().gpu("GPU-0").is_bad() && first.report().instances.len() == 1);
-        assert_eq!(*keeper(&directory, "later").report(), Report::default());
+        assert_eq!(*store(&directory, "later").report(), Report::default());
     }
 
     #[test]
     fn an_operator_who_removes_the_file_makes_everything_well() {
         let directory = tempfile::tempdir().unwrap();
-        let keeper = keeper(&directory, "boot");
-        keeper.obey();
-        suffer(&keeper, 48, None);
-        keeper.obey();
-        assert!(keeper.report().gpu("GPU-0").is_bad());
-        fs::remove_file(&keeper.0.path).unwrap();
-        keeper.obey();
-        assert_eq!(*keeper.report().gpu("GPU-0"), Condition::Healthy);
+        let store = store(&directory, "boot");
+        store.clear_if_file_removed();
+        suffer(&store, 48, None);
+        store.clear_if_file_removed();
+        assert!(store.report().gpu("GPU-0").is_bad());
+        fs::remove_file(&store.0.path).unwrap();
+        store.clear_if_file_removed();
+        assert_eq!(*store.report().gpu("GPU-0"), Condition::Healthy);
     }
 
     #[test]
-    fn the_file_goes_with_the_last_sickness_and_rubbish_in_it_is_nothing() {
+    fn the_file_goes_with_the_last_error_and_rubbish_in_it_is_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        let first = keeper(&directory, "boot");
+        let first = store(&directory, "boot");
         suffer(&first, 48, None);
         first.change(|machine, _, _| machine.forget());
         assert!(!first.0.path.exists());
         fs::write(&first.0.path, b"{").unwrap();
-        assert_eq!(*keeper(&directory, "boot").report(), Report::default());
+        assert_eq!(*store(&directory, "boot").report(), Report::default());
     }
 }
