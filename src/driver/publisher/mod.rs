@@ -4,12 +4,12 @@
 //! taints, `pauses` says how long to wait after failures and other writers, `news` what the node's state wakes the loop for.
 
 mod metrics;
-mod news;
 mod pauses;
 mod probe;
 mod publish;
 #[cfg(test)]
 pub(crate) mod tests;
+mod triggers;
 
 pub use metrics::PublicationMetrics;
 pub use probe::counter_support;

@@ -114,7 +114,7 @@ impl Publisher {
                 self.overwritten.corrected(&self.parts.context.events);
             }
             tokio::select! {
-                is_alive = self.news(&mut node, &state) => if !is_alive { return },
+                is_alive = self.triggered(&mut node, &state) => if !is_alive { return },
                 is_alive = layouts.changed() => if is_alive.is_err() { return },
                 is_restart = self.foreign_change(&mut changes) => {
                     is_foreign = !is_restart;

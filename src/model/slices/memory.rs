@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use crate::inventory::Inventory;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
-use super::by_sharing::{ShareTransition, is_of};
 use super::next::{Question, Round, claims};
 use super::render::names as names_in;
+use super::sharing::{ShareTransition, is_of};
 use super::transition::{Pool, Transition, names};
 use super::undescribed::UndescribedDevices;
 use super::world::{Published, World};
-use super::{Devices, Kept};
+use super::{Devices, RetainedDevices};
 
 /// What was published and decided so far.
 #[derive(Debug, Clone)]
@@ -23,7 +23,7 @@ pub struct Memory {
     /// Whole and time-shared GPUs that are not offered any more.
     pub(super) sharing: ShareTransition,
     /// Devices that stay because they are allocated.
-    kept: Kept,
+    retained: RetainedDevices,
     /// Devices that stay as they are published: claims have them, and the node cannot describe them any more.
     undescribed: UndescribedDevices,
     /// What claims had when the layout last changed, prepared or not.
@@ -42,7 +42,7 @@ impl Memory {
         Self {
             transition: Transition::new(settle, has_past),
             sharing: ShareTransition::new(has_past),
-            kept: Kept::new(settle, has_past),
+            retained: RetainedDevices::new(settle, has_past),
             undescribed: UndescribedDevices::default(),
             allocated: BTreeSet::new(),
             published: Vec::new(),
@@ -61,15 +61,15 @@ impl Memory {
     /// Takes note that what was decided last is written. Answers when the first of what then goes has settled.
     pub fn written(&mut self, now: Instant) -> Option<Instant> {
         self.sharing.written(now);
-        self.kept.written(now);
+        self.retained.written(now);
         self.transition.written(now);
         self.published.clone_from(&self.decided);
-        self.transition.next().into_iter().chain(self.kept.next()).min()
+        self.transition.next().into_iter().chain(self.retained.next()).min()
     }
 
     /// Allocated devices that stay although the node would not offer them.
     pub(super) fn retained(&self) -> &BTreeSet<String> {
-        self.kept.taken()
+        self.retained.taken()
     }
 
     pub(super) fn undescribed(&self) -> &UndescribedDevices {
@@ -121,11 +121,11 @@ impl Memory {
             published: &before,
             prepared: &prepared,
         };
-        if self.kept.asks(devices, now) {
+        if self.retained.asks(devices, now) {
             let claims = claims(world)?;
-            self.kept.found(&claims.allocated, devices, claims.read_at);
+            self.retained.found(&claims.allocated, devices, claims.read_at);
         }
-        let stays = |it: &&String| held.contains(*it) || self.kept.taken().contains(*it);
+        let stays = |it: &&String| held.contains(*it) || self.retained.taken().contains(*it);
         let undescribed = before.difference(&known).filter(stays).cloned().collect();
         self.undescribed.set(&undescribed, &published.slices);
         Ok(before)
@@ -141,14 +141,14 @@ impl Memory {
         let Round { world, published, before, now, .. } = round;
         let (pool, prepared) = (self.pool(published), world.node.held);
         // One of two that overlap is left out only by what claims have now: the other one may be free already.
-        if self.kept.is_crowded(offered, before, prepared) {
+        if self.retained.is_crowded(offered, before, prepared) {
             let claims = claims(world)?;
-            self.kept.confirm(&claims.allocated, claims.read_at);
+            self.retained.confirm(&claims.allocated, claims.read_at);
         }
-        let shown = self.kept.show(offered, before, prepared);
+        let shown = self.retained.show(offered, before, prepared);
         Ok(match self.transition.count(&shown, pool.as_ref(), held, now) {
             Some(part) => {
-                self.kept.expect_more();
+                self.retained.expect_more();
                 Cow::Owned(part)
             }
             None => shown,
@@ -163,13 +163,13 @@ impl Memory {
         prepared: &BTreeSet<String>,
         before: &BTreeSet<String>,
     ) {
-        self.kept.leave_out(slices, prepared, before);
+        self.retained.leave_out(slices, prepared, before);
         self.decided = shown;
     }
 
     /// Takes note that layouts decide what is published.
     pub(super) fn leave_to_layouts(&mut self) {
-        self.kept.leave_to_layouts();
+        self.retained.leave_to_layouts();
     }
 
     /// The pool that is published, without what only stays in it.

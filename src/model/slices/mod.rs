@@ -4,16 +4,16 @@
 //! inventory, [`diff`] the fewest writes that lead from the published slices to others. A slice is only ever written as a whole;
 //! nothing is published that the API server would strip of its counters.
 
-mod by_sharing;
 mod diff;
-mod kept;
 mod layout_mode;
 mod memory;
 mod next;
+mod packing;
 mod publication;
 mod quantity;
 mod render;
-mod shelves;
+mod retained;
+mod sharing;
 mod taint;
 mod transition;
 mod triggers;
@@ -34,4 +34,4 @@ pub use world::{
     World,
 };
 
-use kept::{Devices, Kept};
+use retained::{Devices, RetainedDevices};

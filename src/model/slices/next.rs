@@ -21,7 +21,7 @@ use super::render::{keep_order, names as names_in, render};
 use super::taint::taint;
 use super::undescribed::publish_undescribed;
 use super::world::{Claims, GATE_RETRY, Mode, Published, RESYNC, World};
-use super::{CounterSupport, by_sharing, layout_mode};
+use super::{CounterSupport, layout_mode, sharing};
 
 /// Why nothing can be allocated for a while.
 const CLOSED: &str = "kube-apiserver keeps shared counters now; every placement is published once no scheduler can act on what \
@@ -75,7 +75,7 @@ pub fn next(world: &World<'_>, memory: &Memory, now: Instant) -> Result<Plan, Qu
     let mut memory = memory.clone();
     let before = memory.retain_allocated(world, published, now)?;
     let inventory = node.inventory_with(memory.retained());
-    let (inventory, soon) = by_sharing::settle(&mut memory, world, &inventory, published, now)?;
+    let (inventory, soon) = sharing::settle(&mut memory, world, &inventory, published, now)?;
     if world.is_counted() {
         return counted(Round { world, published, before: &before, now, soon }, memory, &inventory, has_gate);
     }

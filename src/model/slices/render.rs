@@ -10,8 +10,8 @@ use k8s_openapi::api::resource::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
+use super::packing::packing;
 use super::quantity;
-use super::shelves::shelves;
 
 /// Counter sets in one slice (ResourceSliceMaxCounterSets).
 pub(super) const MAX_COUNTER_SETS: usize = 8;
@@ -47,7 +47,7 @@ pub fn render(inventory: &Inventory, ranking: &Ranking, owner: &Owner) -> Vec<Re
         .chunks(MAX_COUNTER_SETS)
         .map(|sets| ResourceSliceSpec { shared_counters: Some(sets.to_vec()), ..Default::default() })
         .collect();
-    for mut shelf in shelves(inventory) {
+    for mut shelf in packing(inventory) {
         shelf.sort_by_key(|(_, it)| ranking.place(it.name.as_str()));
         let devices = shelf.into_iter().map(|(counter_set, it)| device(it, counter_set)).collect();
         contents.push(ResourceSliceSpec { devices: Some(devices), ..Default::default() });

@@ -4,7 +4,7 @@ use crate::placement::Ranking;
 
 use super::layout_mode::makes_room;
 use super::memory::Memory;
-use super::shelves::shelves;
+use super::packing::packing;
 use super::world::{NodeView, World};
 
 impl World<'_> {
@@ -33,7 +33,7 @@ impl World<'_> {
         let held = self.node.held | memory.retained();
         let offered = self.offered(&inventory, &held);
         let ranking = Ranking::of(&offered, &held, self.settings.placement);
-        let wanted = shelves(&offered);
+        let wanted = packing(&offered);
         let is_served = |(slice, names): (&Vec<_>, &Vec<String>)| {
             let names = || names.iter().map(String::as_str);
             slice.len() == names().count()

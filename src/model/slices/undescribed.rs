@@ -11,8 +11,8 @@ use k8s_openapi::api::resource::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::packing::MAX_DEVICES;
 use super::render::{MAX_COUNTER_SETS, Owner, slice_name};
-use super::shelves::MAX_DEVICES;
 
 /// Devices that the node cannot describe, as they were published.
 #[derive(Debug, Clone, Default)]

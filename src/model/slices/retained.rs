@@ -29,7 +29,7 @@ use super::waive::leave_out;
 
 /// Remembers what stays, and until when something may have to come back.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
+pub(super) struct RetainedDevices {
     settle: Duration,
     /// Devices that stay.
     taken: BTreeSet<String>,
@@ -72,7 +72,7 @@ pub(super) struct Devices<'a> {
     pub(super) prepared: &'a BTreeSet<String>,
 }
 
-impl Kept {
+impl RetainedDevices {
     /// Starts without knowledge of what was before. `settle` is how long a scheduler may act on what it saw, `has_past` whether
     /// a driver was on this node before this process: it may have withdrawn something a moment ago.
     #[must_use]
@@ -92,7 +92,7 @@ impl Kept {
         }
     }
 
-    /// Whether the claims have to be read, and [`Kept::found`] to be told, before anything is published: where something goes
+    /// Whether the claims have to be read, and [`RetainedDevices::found`] to be told, before anything is published: where something goes
     /// of which that is not known, and when it is time to look again.
     pub(super) fn asks(&mut self, devices: Devices<'_>, now: Instant) -> bool {
         // Before NVML works there is nothing that could come back.
@@ -215,7 +215,7 @@ impl Kept {
     }
 
     /// Whether allocated devices seem to overlap. The last read of the claims may be old, so they have to be read again, and
-    /// [`Kept::confirm`] to be told, before [`Kept::show`] leaves one of them out.
+    /// [`RetainedDevices::confirm`] to be told, before [`RetainedDevices::show`] leaves one of them out.
     #[must_use]
     pub(super) fn is_crowded(
         &self,
@@ -335,56 +335,59 @@ mod tests {
 
     /// One round: whether it asked, and what stays.
     fn round(
-        kept: &mut Kept,
+        retained: &mut RetainedDevices,
         at: Instant,
         [offered, withheld, published, allocated]: [&[&str]; 4],
     ) -> (bool, BTreeSet<String>) {
         let (offered, withheld, published) = (set(offered), set(withheld), set(published));
         let devices =
             Devices { offered: &offered, withheld: &withheld, published: &published, prepared: &NOTHING };
-        let asks = kept.asks(devices, at);
+        let asks = retained.asks(devices, at);
         if asks {
-            kept.found(&set(allocated), devices, at);
+            retained.found(&set(allocated), devices, at);
         }
-        kept.written(at);
-        (asks, kept.taken().clone())
+        retained.written(at);
+        (asks, retained.taken().clone())
     }
 
     #[test]
     fn what_is_allocated_stays_and_is_looked_after_until_it_is_released() {
-        let (mut kept, start) = (Kept::new(SETTLE, false), Instant::now());
+        let (mut retained, start) = (RetainedDevices::new(SETTLE, false), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(round(&mut kept, at(0), [&["a", "b"], &[], &["a", "b"], &["b"]]), (false, set(&[])));
-        assert_eq!(kept.next(), None);
-        assert_eq!(round(&mut kept, at(5), [&["a"], &["b", "c"], &["a", "b"], &["b"]]), (true, set(&["b"])));
-        assert_eq!(kept.next(), Some(at(15)));
-        assert_eq!(round(&mut kept, at(15), [&["a"], &["b", "c"], &["a", "b"], &[]]), (true, set(&[])));
-        assert_eq!(kept.next(), Some(at(25)), "somebody may be given it just before it goes");
-        assert_eq!(round(&mut kept, at(25), [&["a"], &["b", "c"], &["a"], &[]]), (true, set(&[])));
-        assert_eq!(kept.next(), None);
-        assert_eq!(round(&mut kept, at(99), [&["a"], &["b", "c"], &["a"], &["c"]]), (false, set(&[])));
+        assert_eq!(round(&mut retained, at(0), [&["a", "b"], &[], &["a", "b"], &["b"]]), (false, set(&[])));
+        assert_eq!(retained.next(), None);
+        assert_eq!(
+            round(&mut retained, at(5), [&["a"], &["b", "c"], &["a", "b"], &["b"]]),
+            (true, set(&["b"]))
+        );
+        assert_eq!(retained.next(), Some(at(15)));
+        assert_eq!(round(&mut retained, at(15), [&["a"], &["b", "c"], &["a", "b"], &[]]), (true, set(&[])));
+        assert_eq!(retained.next(), Some(at(25)), "somebody may be given it just before it goes");
+        assert_eq!(round(&mut retained, at(25), [&["a"], &["b", "c"], &["a"], &[]]), (true, set(&[])));
+        assert_eq!(retained.next(), None);
+        assert_eq!(round(&mut retained, at(99), [&["a"], &["b", "c"], &["a"], &["c"]]), (false, set(&[])));
     }
 
     #[test]
     fn what_was_given_away_at_the_last_moment_comes_back() {
-        let (mut kept, start) = (Kept::new(SETTLE, false), Instant::now());
+        let (mut retained, start) = (RetainedDevices::new(SETTLE, false), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(round(&mut kept, at(0), [&[], &["a", "b"], &["a", "b"], &[]]), (true, set(&[])));
-        assert_eq!(round(&mut kept, at(9), [&[], &["a", "b"], &[], &["b"]]), (false, set(&[])));
-        assert_eq!(kept.next(), Some(at(10)), "before that it would be too early");
-        assert_eq!(round(&mut kept, at(10), [&[], &["a", "b"], &[], &["b"]]), (true, set(&["b"])));
+        assert_eq!(round(&mut retained, at(0), [&[], &["a", "b"], &["a", "b"], &[]]), (true, set(&[])));
+        assert_eq!(round(&mut retained, at(9), [&[], &["a", "b"], &[], &["b"]]), (false, set(&[])));
+        assert_eq!(retained.next(), Some(at(10)), "before that it would be too early");
+        assert_eq!(round(&mut retained, at(10), [&[], &["a", "b"], &[], &["b"]]), (true, set(&["b"])));
     }
 
     #[test]
     fn a_driver_that_starts_asks_for_what_the_one_before_may_have_withdrawn() {
         let start = Instant::now();
         for (has_past, withheld) in [(true, &["a"][..]), (true, &[]), (false, &["a"])] {
-            let mut kept = Kept::new(SETTLE, has_past);
+            let mut retained = RetainedDevices::new(SETTLE, has_past);
             let asks = has_past && !withheld.is_empty();
-            assert_eq!(round(&mut kept, start, [&["b"], withheld, &["b"], &[]]).0, asks);
-            assert_eq!(round(&mut kept, start + SETTLE, [&["b"], withheld, &["b"], &[]]).0, asks);
-            assert!(!round(&mut kept, start + 2 * SETTLE, [&["b"], withheld, &["b"], &[]]).0);
-            assert_eq!(kept.next(), None);
+            assert_eq!(round(&mut retained, start, [&["b"], withheld, &["b"], &[]]).0, asks);
+            assert_eq!(round(&mut retained, start + SETTLE, [&["b"], withheld, &["b"], &[]]).0, asks);
+            assert!(!round(&mut retained, start + 2 * SETTLE, [&["b"], withheld, &["b"], &[]]).0);
+            assert_eq!(retained.next(), None);
         }
     }
 }

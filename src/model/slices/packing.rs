@@ -14,20 +14,20 @@ use crate::inventory::{AllocatableDevice, Attribute, GpuInventory, Inventory};
 pub(super) const MAX_DEVICES: usize = 64;
 
 /// A device and the name of its counter set.
-pub(super) type OnShelf<'i> = (&'i str, &'i AllocatableDevice);
+pub(super) type Packed<'i> = (&'i str, &'i AllocatableDevice);
 
 /// The devices of each slice, sizes from small to large.
-pub(super) fn shelves(inventory: &Inventory) -> Vec<Vec<OnShelf<'_>>> {
+pub(super) fn packing(inventory: &Inventory) -> Vec<Vec<Packed<'_>>> {
     let mut kinds: Vec<&str> = Vec::new();
     // By kind and size the devices of each GPU.
-    let mut groups: BTreeMap<(usize, u32), Vec<Vec<OnShelf<'_>>>> = BTreeMap::new();
+    let mut groups: BTreeMap<(usize, u32), Vec<Vec<Packed<'_>>>> = BTreeMap::new();
     for gpu in &inventory.gpus {
         let product = product(gpu);
         let kind = kinds.iter().position(|it| *it == product).unwrap_or_else(|| {
             kinds.push(product);
             kinds.len() - 1
         });
-        let mut sizes: BTreeMap<u32, Vec<OnShelf<'_>>> = BTreeMap::new();
+        let mut sizes: BTreeMap<u32, Vec<Packed<'_>>> = BTreeMap::new();
         for device in &gpu.devices {
             let size = device.mig().map_or(u32::MAX, |it| it.placement.size);
             sizes.entry(size).or_default().push((&gpu.counter_set, device));
@@ -37,7 +37,7 @@ pub(super) fn shelves(inventory: &Inventory) -> Vec<Vec<OnShelf<'_>>> {
         }
     }
 
-    let mut shelves: Vec<Vec<OnShelf<'_>>> = Vec::new();
+    let mut shelves: Vec<Vec<Packed<'_>>> = Vec::new();
     let mut room = 0;
     for group in groups.into_values() {
         if room < group.iter().map(Vec::len).sum() {

@@ -15,7 +15,7 @@ const LONGEST_BURST: Duration = Duration::from_secs(5);
 
 impl Publisher {
     /// Returns once what is published has to change; false when nobody tells the state any more.
-    pub(super) async fn news(&self, node: &mut watch::Receiver<NodeState>, seen: &NodeState) -> bool {
+    pub(super) async fn triggered(&self, node: &mut watch::Receiver<NodeState>, seen: &NodeState) -> bool {
         while node.changed().await.is_ok() {
             if self.is_news(&node.borrow_and_update(), seen) {
                 return true;
