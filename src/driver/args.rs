@@ -57,10 +57,10 @@ fn configuration(matches: &ArgMatches) -> String {
         };
         origins[origin].1.push(setting);
     }
-    let told = origins.iter().filter(|(_, settings)| !settings.is_empty());
-    let told: Vec<String> =
-        told.map(|(origin, settings)| format!("{origin}: {}", settings.join(" "))).collect();
-    told.join("; ")
+    let origins_set = origins.iter().filter(|(_, settings)| !settings.is_empty());
+    let origins_set: Vec<String> =
+        origins_set.map(|(origin, settings)| format!("{origin}: {}", settings.join(" "))).collect();
+    origins_set.join("; ")
 }
 
 /// Subcommands.
@@ -103,8 +103,8 @@ mod tests {
     #[test]
     fn the_configuration_tells_where_each_setting_is_from() {
         let line = ["dra-driver-mig", "node", "--node-name", "n-1", "--mode=layout"];
-        let told = configuration(&Cli::command().get_matches_from(line));
-        let (flags, rest) = told.split_once("; ").unwrap();
+        let origins_set = configuration(&Cli::command().get_matches_from(line));
+        let (flags, rest) = origins_set.split_once("; ").unwrap();
         assert_eq!(flags, "flags: node-name=n-1 mode=layout");
         assert!(rest.contains("defaults: ") && rest.contains(" rescan-interval=60 "), "{rest}");
         assert!(rest.contains("unset: ") && rest.contains(" driver-library"), "{rest}");

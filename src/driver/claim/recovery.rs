@@ -135,7 +135,7 @@ impl Claims {
                     self.emit_recovered(&record, is_own);
                     Ok(())
                 }
-                Rest::Nothing => self.mend(journal, &record, deadline).await,
+                Rest::Nothing => self.repair(journal, &record, deadline).await,
             },
         }
     }
@@ -243,7 +243,7 @@ impl Claims {
     }
 
     /// Notes which devices of a prepared claim another program destroyed, and writes its CDI file again if that is gone.
-    async fn mend(
+    async fn repair(
         self: &Arc<Self>,
         journal: Journal,
         record: &Arc<Record>,
@@ -302,9 +302,9 @@ impl Claims {
         let ongoing = Ongoing::default();
         let (this, seen, before) = (Arc::clone(self), ongoing.clone(), record.clone());
         let work = async move { this.carry_out(&session, &before, &hardware, deadline, &seen).await };
-        let mended = within(&record.claim, deadline, &ongoing, work, unreported).await;
-        self.context.metrics.recovered(Recovery::RewriteCdi, matches!(mended, Ok(Ok(_))));
-        match mended {
+        let repaired = within(&record.claim, deadline, &ongoing, work, unreported).await;
+        self.context.metrics.recovered(Recovery::RewriteCdi, matches!(repaired, Ok(Ok(_))));
+        match repaired {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => warn!(%error, "cannot write it"),
             Err(lacking) => warn!(?lacking, "cannot write it now"),

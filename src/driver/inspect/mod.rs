@@ -161,14 +161,14 @@ async fn memory(queue: &GpuQueue, ids: Vec<(u32, u32)>) -> Option<(Vec<(Option<u
 /// How busy these instances are over [`MEASURED`], on a GPU that measures it.
 async fn utilization(queue: &GpuQueue, ids: Vec<(u32, u32)>) -> Option<Vec<(u32, Vec<(Engine, f64)>)>> {
     /// The samples of different processes are not distinguished here.
-    const NOBODY: &str = "";
+    const NO_OWNER: &str = "";
     let ids: Vec<u32> = ids.into_iter().map(|it| it.0).collect();
     let begun = ids.clone();
     let begin = queue.run(move |device| {
         let measures = device.measures();
         for id in begun.into_iter().filter(|_| measures) {
             // One that cannot be sampled is not measured.
-            let _ = device.utilization_of(id, NOBODY);
+            let _ = device.utilization_of(id, NO_OWNER);
         }
         Ok::<_, CallError>(measures)
     });
@@ -178,7 +178,7 @@ async fn utilization(queue: &GpuQueue, ids: Vec<(u32, u32)>) -> Option<Vec<(u32,
     sleep(MEASURED).await;
     let end = queue.run(move |device| {
         let end = |id| {
-            let found = device.utilization_of(id, NOBODY).unwrap_or_default();
+            let found = device.utilization_of(id, NO_OWNER).unwrap_or_default();
             device.forget_utilization_of(id);
             (id, found)
         };

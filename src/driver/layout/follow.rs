@@ -233,7 +233,7 @@ impl LayoutFollower {
             _ if labels.config.is_none() => None,
             Stage::Pending => Some("pending"),
             Stage::Success => Some("success"),
-            // Whoever waits for the state has to learn that nothing will come.
+            // A program that waits for the state has to learn that nothing will come.
             Stage::Failed | Stage::Unused => Some("failed"),
         };
         // A state that another program wrote is not ours to remove.

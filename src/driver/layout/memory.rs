@@ -32,7 +32,7 @@ impl LayoutMemory {
         Self { path }
     }
 
-    /// What was in force last, where that can be told.
+    /// What was in force last, where the file says it.
     #[must_use]
     pub fn read(&self) -> Option<Layouts> {
         let read = || -> io::Result<Content> {

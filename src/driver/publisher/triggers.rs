@@ -14,7 +14,7 @@ use crate::hardware::NodeState;
 const LONGEST_BURST: Duration = Duration::from_secs(5);
 
 impl Publisher {
-    /// Returns once what is published has to change; false when nobody tells the state any more.
+    /// Returns once what is published has to change; false when the sender of the state is gone.
     pub(super) async fn triggered(&self, node: &mut watch::Receiver<NodeState>, seen: &NodeState) -> bool {
         while node.changed().await.is_ok() {
             if self.is_news(&node.borrow_and_update(), seen) {
@@ -47,8 +47,8 @@ impl Publisher {
         self.world(now, &layout).is_served(&self.memory)
     }
 
-    /// Returns after somebody else changed our slices, and after the burst that often follows has ended. True where the watch
-    /// began anew.
+    /// Returns after another program changed the slices of this driver, and after the burst that often follows has ended. True where the watch
+    /// began again.
     pub(super) async fn foreign_change(
         &self,
         changes: &mut (impl Stream<Item = (String, Option<String>)> + Unpin),

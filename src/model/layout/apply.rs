@@ -44,7 +44,7 @@ fn offer(
         return (gpu.with_held(held).devices, None);
     }
     let is_held = |it: &&AllocatableDevice| held.contains(it.name.as_str());
-    // Instances of somebody else are no part of a layout; they are offered beside it.
+    // Unmanaged instances are no part of a layout; they are offered beside it.
     let is_adopted = |it: &AllocatableDevice| matches!(it.kind, DeviceKind::Adopted(_));
     let kept = gpu.devices.iter().chain(&gpu.withheld).filter(is_held).filter(|it| !is_adopted(it));
     let kept: Vec<&AllocatableDevice> = kept.collect();

@@ -18,7 +18,7 @@ pub enum GpuLayout {
     Whole,
     /// In MIG instances: profile and count.
     Cut(BTreeMap<String, u32>),
-    /// Nobody said. Cut or whole as `cut` tells, unless the GPU's MIG mode allows only the other.
+    /// Not specified. Cut or whole as `cut` says, unless the GPU's MIG mode allows only the other.
     Free {
         /// Whether it is preferably cut.
         cut: bool,
@@ -51,7 +51,7 @@ pub fn choose(label: Option<&str>, file: Option<&LayoutFile>, gpus: &[GpuFacts])
     }
 }
 
-/// What GPUs are offered as when nobody says: of those of one kind half are cut for requests of every size, rounded up,
+/// What GPUs are offered as where no layout is chosen: of those of one kind half are cut for requests of every size, rounded up,
 /// and the others are whole. One GPU alone is cut: whole it serves one pod, cut it serves four.
 #[must_use]
 pub fn default_layouts(gpus: &[GpuFacts]) -> Layouts {

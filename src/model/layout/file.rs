@@ -1,7 +1,7 @@
 //! The layout file, in the format that mig-parted and the GPU Operator's MIG manager read.
 //!
 //! Strict: what is not understood is refused with its place in the file, because a layout that is half understood
-//! cuts GPUs in a way that nobody asked for. Knows no GPU; whether a layout fits is decided elsewhere.
+//! partitions GPUs in a way that the author did not ask for. Knows no GPU; whether a layout fits is decided elsewhere.
 
 use std::collections::BTreeMap;
 use std::fmt;

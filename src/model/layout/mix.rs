@@ -1,4 +1,4 @@
-//! Layouts that nobody wrote down: rules that follow from the profiles a GPU has, for any GPU.
+//! Layouts that no file has: rules that follow from the profiles a GPU has, for any GPU.
 
 use std::collections::BTreeMap;
 

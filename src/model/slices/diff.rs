@@ -45,7 +45,7 @@ pub fn diff(wanted: Vec<ResourceSlice>, published: &[ResourceSlice]) -> Vec<Chan
     let next = match generation {
         None => 1,
         Some(generation) if touched == 0 || (touched == 1 && !created) => generation,
-        // Somebody has written the highest one there is: the pool begins again, which it may once all its slices say so.
+        // Another program has written the highest one there is: the pool begins again, which it may once all its slices say so.
         Some(generation) => generation.checked_add(1).unwrap_or(1),
     };
 

@@ -6,6 +6,7 @@
 
 mod diff;
 mod layout_mode;
+mod leave_out;
 mod memory;
 mod next;
 mod packing;
@@ -18,7 +19,6 @@ mod taint;
 mod transition;
 mod triggers;
 mod undescribed;
-mod waive;
 mod world;
 
 pub use diff::{Change, diff, is_same, lost_counters};

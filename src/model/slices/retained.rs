@@ -3,8 +3,8 @@
 //! A device that vanishes from its slice while a claim has it looks free to the scheduler (kubernetes#140802). What is
 //! prepared is known on the node. That something is allocated and not prepared yet only the API server knows, so it is asked
 //! where something is about to go: the GPU became unhealthy, a filter leaves the profile out, an instance or a GPU is not there
-//! any more. A scheduler may still give away what it saw a moment before. So the claims are read once more when that has
-//! been gone for the settle time, and what somebody was given all the same comes back.
+//! any more. A scheduler may still allocate what it saw a moment before. So the claims are read once more when the device has
+//! been gone for the settle time, and one that was allocated all the same comes back.
 //!
 //! While an allocated device is not published, its counters look free, so what overlaps it may be allocated as well. With both
 //! published, a counter would be below what they consume, and kube-scheduler would refuse every device of the pool. So:
@@ -13,7 +13,7 @@
 //!   time, shows that it is free.
 //! - An allocated one comes back when nothing else of its GPU can be allocated: the free devices are withdrawn for a settle
 //!   time first, and then all allocations are known.
-//! - Where allocated devices overlap then, one of them is left out, see `waive`, until there is room for it beside the others.
+//! - Where allocated devices overlap then, one of them is left out, see `leave_out`, until there is room for it beside the others.
 //!   A device is never published without its cost, because a scheduler could allocate it at any time after its release.
 //!
 //! Pure. Refuses to ask where nothing could come of the answer: it is a list of all claims of the cluster.
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use crate::inventory::{AllocatableDevice, DeviceName, GpuInventory, Inventory, fits_into};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
-use super::waive::leave_out;
+use super::leave_out::leave_out;
 
 /// Remembers what stays, and until when something may have to come back.
 #[derive(Debug, Clone)]
@@ -37,7 +37,7 @@ pub(super) struct RetainedDevices {
     allocated: BTreeSet<String>,
     /// Allocated devices for which there is no room beside others that are allocated.
     left_out: BTreeSet<String>,
-    /// Devices that are not published any more, until a read shows whether somebody was given them at the last moment.
+    /// Devices that are not published any more, until a read shows whether they were allocated at the last moment.
     withdrawn: BTreeMap<String, Gone>,
     /// When this process began, where one before it may have withdrawn whatever is not published.
     began: Option<Instant>,
@@ -45,7 +45,7 @@ pub(super) struct RetainedDevices {
     is_by_layout: bool,
     /// Whether this process has published anything.
     has_written: bool,
-    /// When the read that told them began.
+    /// When the read that found them began.
     read_at: Option<Instant>,
     gone: Option<Gone>,
     has_past: bool,
@@ -92,7 +92,7 @@ impl RetainedDevices {
         }
     }
 
-    /// Whether the claims have to be read, and [`RetainedDevices::found`] to be told, before anything is published: where something goes
+    /// Whether the claims have to be read, and passed to [`RetainedDevices::found`], before anything is published: where something goes
     /// of which that is not known, and when it is time to look again.
     pub(super) fn asks(&mut self, devices: Devices<'_>, now: Instant) -> bool {
         // Before NVML works there is nothing that could come back.
@@ -215,7 +215,7 @@ impl RetainedDevices {
     }
 
     /// Whether allocated devices seem to overlap. The last read of the claims may be old, so they have to be read again, and
-    /// [`RetainedDevices::confirm`] to be told, before [`RetainedDevices::show`] leaves one of them out.
+    /// passed to [`RetainedDevices::confirm`], before [`RetainedDevices::show`] leaves one of them out.
     #[must_use]
     pub(super) fn is_crowded(
         &self,
@@ -288,7 +288,7 @@ impl RetainedDevices {
         &self.taken
     }
 
-    /// Leaves allocated devices out where counters would be below what they consume, whoever describes them.
+    /// Leaves allocated devices out where counters would be below what they consume, undescribed devices included.
     pub(super) fn leave_out(
         &mut self,
         slices: &mut [ResourceSlice],
@@ -301,7 +301,7 @@ impl RetainedDevices {
         self.left_out.extend(without);
     }
 
-    /// When to look again. Of a claim that was never prepared nobody tells when it is released.
+    /// When to look again. No event reports the release of a claim that was never prepared.
     #[must_use]
     pub(super) fn next(&self) -> Option<Instant> {
         let gone = self.withdrawn.values().chain(&self.gone).filter_map(|it| match it {
@@ -362,7 +362,7 @@ mod tests {
         );
         assert_eq!(retained.next(), Some(at(15)));
         assert_eq!(round(&mut retained, at(15), [&["a"], &["b", "c"], &["a", "b"], &[]]), (true, set(&[])));
-        assert_eq!(retained.next(), Some(at(25)), "somebody may be given it just before it goes");
+        assert_eq!(retained.next(), Some(at(25)), "it may be allocated just before it goes");
         assert_eq!(round(&mut retained, at(25), [&["a"], &["b", "c"], &["a"], &[]]), (true, set(&[])));
         assert_eq!(retained.next(), None);
         assert_eq!(round(&mut retained, at(99), [&["a"], &["b", "c"], &["a"], &["c"]]), (false, set(&[])));

@@ -1,9 +1,9 @@
 //! GPUs without MIG: a whole GPU and its time-shared devices exclude each other without counters, in every mode.
 //!
-//! Their number changes only with a flag, at the start. Until then claims may have been given what is not wanted any more. So
+//! Their number changes only with a flag, at the start. Until then devices may have been allocated that are not wanted any more. So
 //! where something else is published than is wanted, the claims are read and what they have stays; a device that goes is
 //! withdrawn first, and what excludes it appears only after it has been gone for the settle time and a read of the claims,
-//! begun after that, shows that nobody took it.
+//! begun after that, shows that it was not allocated.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -187,35 +187,35 @@ mod tests {
     fn a_whole_gpu_comes_when_its_shares_have_been_gone_for_the_settle_time() {
         let (mut withdrawn, start) = (ShareTransition::new(false), Instant::now());
         let shares = set(&["gpu-0000-3b-00-share-0", "gpu-0000-3b-00-share-1"]);
-        let nobody = BTreeSet::new();
+        let none = BTreeSet::new();
         let mut step = |before: &BTreeSet<String>, held: &BTreeSet<String>, seconds: u64| {
             let read_at = start + Duration::from_secs(seconds);
             let next = withdrawn.step(&gpu(0).with_held(held), before, held, read_at, SETTLE);
             withdrawn.written(read_at);
             names(&next)
         };
-        assert_eq!(step(&shares, &nobody, 0), nobody);
-        assert_eq!(step(&nobody, &nobody, 9), nobody);
-        // Somebody took one, just before it was gone.
+        assert_eq!(step(&shares, &none, 0), none);
+        assert_eq!(step(&none, &none, 9), none);
+        // One was allocated just before it was gone.
         let taken = set(&["gpu-0000-3b-00-share-1"]);
-        assert_eq!(step(&nobody, &taken, 10), taken);
-        assert_eq!(step(&taken, &nobody, 11), nobody);
-        assert_eq!(step(&nobody, &nobody, 20), nobody);
-        assert_eq!(step(&nobody, &nobody, 21), set(&["gpu-0000-3b-00"]));
+        assert_eq!(step(&none, &taken, 10), taken);
+        assert_eq!(step(&taken, &none, 11), none);
+        assert_eq!(step(&none, &none, 20), none);
+        assert_eq!(step(&none, &none, 21), set(&["gpu-0000-3b-00"]));
     }
 
     #[test]
     fn shares_come_when_the_whole_gpu_has_been_gone_and_fewer_of_them_at_once() {
         let (mut withdrawn, start) = (ShareTransition::new(false), Instant::now());
-        let (whole, nobody) = (set(&["gpu-0000-3b-00"]), BTreeSet::new());
+        let (whole, none) = (set(&["gpu-0000-3b-00"]), BTreeSet::new());
         let mut step = |count, before: &BTreeSet<String>, seconds: u64| {
             let read_at = start + Duration::from_secs(seconds);
-            let next = withdrawn.step(&gpu(count), before, &nobody, read_at, SETTLE);
+            let next = withdrawn.step(&gpu(count), before, &none, read_at, SETTLE);
             withdrawn.written(read_at);
             names(&next)
         };
-        assert_eq!(step(4, &whole, 0), nobody);
-        assert_eq!(step(4, &nobody, 10), names(&gpu(4)));
+        assert_eq!(step(4, &whole, 0), none);
+        assert_eq!(step(4, &none, 10), names(&gpu(4)));
         assert_eq!(step(2, &names(&gpu(4)), 11), names(&gpu(2)));
         assert_eq!(
             step(4, &names(&gpu(2)), 12),
@@ -226,8 +226,8 @@ mod tests {
 
     #[test]
     fn a_restart_behind_a_withdrawal_waits_as_the_process_before_would_have() {
-        let (whole, nobody) = (set(&["gpu-0000-3b-00"]), BTreeSet::new());
-        for (has_past, first) in [(true, &nobody), (false, &whole)] {
+        let (whole, none) = (set(&["gpu-0000-3b-00"]), BTreeSet::new());
+        for (has_past, first) in [(true, &none), (false, &whole)] {
             let (mut withdrawn, start) = (ShareTransition::new(has_past), Instant::now());
             let mut step = |before: &BTreeSet<String>, held: &BTreeSet<String>, seconds: u64| {
                 let read_at = start + Duration::from_secs(seconds);
@@ -236,19 +236,19 @@ mod tests {
                 withdrawn.written(read_at);
                 names(&next)
             };
-            assert_eq!(step(&nobody, &nobody, 0), *first);
+            assert_eq!(step(&none, &none, 0), *first);
             if has_past {
-                // Somebody took a share of which only the process before knew.
+                // A share was allocated of which only the process before knew.
                 let taken = set(&["gpu-0000-3b-00-share-3"]);
-                assert_eq!(step(&nobody, &taken, 5), taken);
-                assert_eq!(step(&taken, &nobody, 9), nobody);
-                assert_eq!(step(&nobody, &nobody, 18), nobody);
-                assert_eq!(step(&nobody, &nobody, 19), whole);
+                assert_eq!(step(&none, &taken, 5), taken);
+                assert_eq!(step(&taken, &none, 9), none);
+                assert_eq!(step(&none, &none, 18), none);
+                assert_eq!(step(&none, &none, 19), whole);
             }
         }
         let (mut withdrawn, start) = (ShareTransition::new(true), Instant::now());
         withdrawn.look(start);
-        let next = withdrawn.step(&gpu(0), &whole, &nobody, start, SETTLE);
+        let next = withdrawn.step(&gpu(0), &whole, &none, start, SETTLE);
         assert_eq!(names(&next), whole, "what is published stays");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A GPU is tainted as a whole: Kubernetes 1.35 loses the counters of a candidate that it rejects for a taint until the end of
 //! the attempt, so one tainted placement would hide its siblings (kubernetes#140436). For the same reason an unhealthy instance is
-//! not tainted: it is allocated, so nobody else is given it. Where the API server drops taints, or is too old to have them,
+//! not tainted: it is allocated, so no other claim gets it. Where the API server drops taints, or is too old to have them,
 //! nothing is missing: free devices of an unhealthy GPU are not published at all. The taint is for those that are still
 //! allocated: it closes the moment between the end of a claim and the withdrawal of its device, and with `NoExecute` it ends
 //! the pods.
@@ -19,10 +19,10 @@ use super::world::{Published, World};
 /// What the taint of an unhealthy GPU does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TaintEffect {
-    /// Nobody is given its devices any more.
+    /// Its devices are not allocated any more.
     #[value(name = "NoSchedule")]
     NoSchedule,
-    /// And the pods that have some are ended, but for those whose claims tolerate it.
+    /// And the pods that have some are ended, except those whose claims tolerate it.
     #[value(name = "NoExecute")]
     NoExecute,
 }

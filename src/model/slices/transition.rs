@@ -1,8 +1,8 @@
 //! The way from what is published to what is wanted, where old and new devices may overlap. Pure.
 //!
-//! A scheduler may still give away what it saw a moment ago, and several schedulers may have seen different things. So what
+//! A scheduler may still allocate what it saw a moment ago, and several schedulers may have seen different things. So what
 //! leaves a pool is waited for: it counts as taken until it has been gone for a settle time and a read of the claims, begun
-//! after that, shows that nobody took it. If somebody did, it is held, and then the caller wants it back.
+//! after that, shows that it was not allocated. If it was, it is held, and then the caller wants it back.
 //!
 //! - Without counters, a device that goes is withdrawn first, and what would overlap it appears only after that.
 //! - When counters come or go, any device may overlap what was given away on other terms. So the pool keeps what claims hold
@@ -68,7 +68,7 @@ pub(super) struct Held<'a> {
     pub(super) prepared: &'a BTreeSet<String>,
     /// Names of the devices that the API server has as allocated.
     pub(super) allocated: &'a BTreeSet<String>,
-    /// When the read that told them began.
+    /// When the read that found them began.
     pub(super) read_at: Instant,
 }
 
@@ -293,7 +293,7 @@ impl Transition {
 }
 
 impl Gone {
-    /// True where nobody acts on it any more at this moment.
+    /// True where no scheduler acts on it any more at this moment.
     fn has_settled(self, settle: Duration, now: Instant) -> bool {
         match self {
             Self::NotYet => false,
