@@ -15,7 +15,7 @@
 //! A module imports modules of the lines above its own, and no others (`tests/layers.rs` reads the `use` lines):
 //!
 //! ```text
-//! telemetry backoff host pods            log, numbers, pauses, the kernel's facts, which pods have which claim
+//! telemetry backoff files host pods            log, numbers, pauses, the kernel's facts, which pods have which claim
 //! nvml checkpoint                        the library; what was promised, on disk
 //! cdi mig                                specs for containers; GPU and compute instances
 //! readiness                              what the host needs before claims can be prepared
@@ -53,6 +53,7 @@ pub mod check;
 pub mod checkpoint;
 pub mod claim;
 pub mod context;
+pub mod files;
 pub mod guarantees;
 pub mod hardware;
 pub mod health;

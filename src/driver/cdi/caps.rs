@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::cdi::device::{CapNode, MigCaps};
-use crate::cdi::root::read_bounded;
+use crate::files::read_bounded;
 
 /// `/proc/devices` has a line of at most about 30 bytes for each of at most 1024 majors; capability files have 3 lines.
 const MAX_BYTES: u64 = 64 * 1024;

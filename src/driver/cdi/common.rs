@@ -7,8 +7,9 @@ use crate::cdi::driver_root::{self, DriverRoot};
 use crate::cdi::group::group_of_module;
 use crate::cdi::hooks::HookSettings;
 use crate::cdi::missing::{Missing, Severity};
-use crate::cdi::root::{Directories, Root, Stamp, read_bounded};
+use crate::cdi::root::{Directories, Root, Stamp};
 use crate::cdi::spec::{ContainerEdits, Spec, SpecError};
+use crate::files::read_bounded;
 
 /// `nvidia-ctk cdi generate` writes some 20 KiB for a machine with 8 GPUs.
 const MAX_FILE: u64 = 4 * 1024 * 1024;

@@ -14,8 +14,9 @@ use crate::cdi::group::{group_of_module, needed_group};
 use crate::cdi::hooks::{HookInput, HookKind, HookSettings, Hooks};
 use crate::cdi::libraries::{self, DriverFile, Libraries, join, parent};
 use crate::cdi::missing::{Missing, MissingPart, Severity};
-use crate::cdi::root::{Root, is_plain_name, read_bounded};
+use crate::cdi::root::{Root, is_plain_name};
 use crate::cdi::spec::{ContainerEdits, DeviceNode, Mount};
+use crate::files::read_bounded;
 
 /// A node that CUDA programs open besides their GPU's.
 struct ControlNode {

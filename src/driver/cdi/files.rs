@@ -4,18 +4,16 @@
 //! `.json` nor in `.yaml`), synced and renamed. The writer of a claim's file holds the claim's journal, so that
 //! there is only one at a time. Files of other programs in the directory are never changed.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::cdi::device::Kind;
-use crate::cdi::root::read_bounded;
 use crate::cdi::spec::{Spec, SpecError};
+use crate::files::{self, UNFINISHED, read_bounded, replace, unfinished};
 
 /// Runtimes that do not run as root read the files, too.
 pub(super) const MODE: u32 = 0o644;
-const UNFINISHED: &str = ".tmp";
 /// A claim's file has some ten KiB, mostly mounts of libraries.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
@@ -115,7 +113,8 @@ impl ClaimFiles {
 
     /// Where a claim's file is written.
     fn unfinished(&self, claim_uid: &str) -> Result<PathBuf, FilesError> {
-        Ok(self.directory.join(unfinished(&self.kind.file_name(claim_uid)?)))
+        let path = self.path(claim_uid)?;
+        unfinished(&path).map_err(failed("name the unfinished file of", &path))
     }
 }
 
@@ -126,50 +125,16 @@ pub(super) fn write_spec(directory: &Path, name: &str, spec: &Spec) -> Result<Pa
     let mut json = serde_json::to_vec_pretty(spec)?;
     json.push(b'\n');
     create_directory(directory)?;
-    let unfinished = directory.join(unfinished(name));
-    let written = write_and_sync(&unfinished, &json).map_err(failed("write", &unfinished)).and_then(|()| {
-        fs::rename(&unfinished, &path).map_err(failed("rename to its final name", &unfinished))
-    });
-    if written.is_err() {
-        // The first error is the one to report; what is left over goes with the next write or removal.
-        let _ = fs::remove_file(&unfinished);
-    }
-    written?;
-    sync_directory(directory)?;
+    replace(&path, &json, MODE).map_err(failed("write", &path))?;
     Ok(path)
-}
-
-/// The name under which a file is written; runtimes ignore it.
-fn unfinished(name: &str) -> String {
-    format!(".{name}{UNFINISHED}")
-}
-
-fn write_and_sync(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // Nothing that has the name already is written to, and no link followed.
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)?;
-    // The mode given at creation is cut by the umask.
-    file.set_permissions(fs::Permissions::from_mode(MODE))?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 fn create_directory(path: &Path) -> Result<(), FilesError> {
     fs::create_dir_all(path).map_err(failed("create the directory", path))
 }
 
-fn sync_directory(path: &Path) -> Result<(), FilesError> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(failed("sync the directory", path))
-}
-
 fn remove_if_there(path: &Path) -> Result<(), FilesError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
-        _ => Ok(()),
-    }
+    files::remove_if_there(path).map_err(failed("remove", path))
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FilesError {

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use crate::cdi::root::read_bounded;
+use crate::files::read_bounded;
 
 /// A CUDA program opens every node for reading and writing.
 const READ_WRITE: u32 = 0o6;

@@ -11,7 +11,8 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use crate::cdi::libraries::{join, parent};
-use crate::cdi::root::{Root, read_bounded};
+use crate::cdi::root::Root;
+use crate::files::read_bounded;
 
 /// The largest program that is read to its end; `nvidia-cdi-hook` has some 10 MiB.
 const MAX_PROGRAM: u64 = 256 * 1024 * 1024;

@@ -11,7 +11,7 @@ use mig_model::facts::PciAddress;
 
 use crate::cdi::caps::{read_access, read_major};
 use crate::cdi::device::CapNode;
-use crate::cdi::root::read_bounded;
+use crate::files::read_bounded;
 
 /// More GPUs than one host has; the module's minor numbers end at 247.
 const MAX_GPUS: usize = 256;

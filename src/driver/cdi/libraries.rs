@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use crate::cdi::ld_cache;
 use crate::cdi::missing::{Missing, MissingPart, Severity};
-use crate::cdi::root::{Root, is_plain_name, read_bounded};
+use crate::cdi::root::{Root, is_plain_name};
+use crate::files::read_bounded;
 
 /// Where distributions put the driver's 64-bit libraries; the last two are for distributions that have no other directory
 /// for them, and hold 32-bit libraries elsewhere.

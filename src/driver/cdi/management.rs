@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use crate::cdi::device::{CapNode, Kind, cap_node, numbered_node, parent_path};
 use crate::cdi::files::{FilesError, MODE, write_spec};
 use crate::cdi::kernel::KernelDevices;
-use crate::cdi::root::read_bounded;
 use crate::cdi::spec::{ContainerEdits, Device, DeviceNode, Spec, SpecError};
+use crate::files::read_bounded;
 
 /// Minor number of `/dev/nvidiactl` (`NV_MINOR_DEVICE_NUMBER_CONTROL_DEVICE`).
 const CONTROL_MINOR: i64 = 255;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::{UNFINISHED, sync};
+use crate::files::remove_if_there;
 
 /// How the line of a file begins that stands in the place of something else, which was set aside.
 pub(super) const SET_ASIDE: &str = "set aside: ";
@@ -79,11 +80,4 @@ pub(super) fn put(path: &Path, bytes: &[u8], is_forced: bool) -> io::Result<(Fil
     }
     fs::rename(&unfinished, path)?;
     Ok((file, bytes.len() as u64))
-}
-
-pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

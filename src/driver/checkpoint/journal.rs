@@ -18,8 +18,9 @@ use mig_model::claim::ClaimUid;
 
 use rustix::io::Errno;
 
-use super::file::{SET_ASIDE, aside_of, displace, never_followed, no_file, put, remove_if_there};
+use super::file::{SET_ASIDE, aside_of, displace, never_followed, no_file, put};
 use super::{MOST_BYTES, Record, Reservation, StoreError, Stored, UNFINISHED, failed, sync};
+use crate::files::remove_if_there;
 
 /// A file of this length is rewritten with its last line only. A claim needs five lines in its life.
 const LONG: u64 = MOST_BYTES / 4;

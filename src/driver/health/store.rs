@@ -3,8 +3,7 @@
 //! The file lists what is unhealthy, and exists only while something is. An operator removes it to clear the state.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Read};
+use std::io::{self};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -15,6 +14,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::Machine;
+
+use crate::files::{read_bounded, remove_if_there, replace};
 
 /// Far above what a node with 32 GPUs needs.
 const MAX_SIZE: u64 = 1 << 20;
@@ -150,15 +151,8 @@ impl HealthStore {
         }
         let path = &self.0.path;
         let write = || match &wanted {
-            Some(content) => {
-                let next = path.with_extension("json.tmp");
-                fs::write(&next, serde_json::to_vec_pretty(content)?)?;
-                fs::rename(&next, path)
-            }
-            None => fs::remove_file(path).or_else(|error| match error.kind() {
-                io::ErrorKind::NotFound => Ok(()),
-                _ => Err(error),
-            }),
+            Some(content) => replace(path, &serde_json::to_vec_pretty(content)?, 0o644),
+            None => remove_if_there(path),
         };
         match write() {
             Ok(()) => state.written = wanted,
@@ -171,11 +165,7 @@ impl HealthStore {
 }
 
 fn read(path: &Path) -> Option<Content> {
-    let read = || -> io::Result<Content> {
-        let mut bytes = Vec::new();
-        fs::File::open(path)?.take(MAX_SIZE).read_to_end(&mut bytes)?;
-        Ok(serde_json::from_slice(&bytes)?)
-    };
+    let read = || -> io::Result<Content> { Ok(serde_json::from_slice(&read_bounded(path, MAX_SIZE)?)?) };
     match read() {
         Ok(content) if content.version == 1 => Some(content),
         Ok(content) => {
@@ -194,6 +184,8 @@ fn read(path: &Path) -> Option<Content> {
 mod tests {
     use super::super::owner;
     use super::super::owner::fixture::{record, xid};
+    use std::fs;
+
     use super::*;
     use mig_model::health::Condition;
     use mig_model::inventory::Inventory;

@@ -1,14 +1,15 @@
 //! The layouts in force, on disk: so that a driver that starts while the node's label cannot be followed goes on with what
 //! was in force before, and does not cut free space anew. Only a convenience: without it, the default is in force.
 
-use std::fs;
-use std::io::{self, Read};
+use std::io::{self};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use mig_model::layout::Layouts;
+
+use crate::files::{read_bounded, replace};
 
 /// Far above what a node with 32 GPUs needs.
 const MAX_SIZE: u64 = 1 << 18;
@@ -35,11 +36,8 @@ impl LayoutMemory {
     /// What was in force last, where the file says it.
     #[must_use]
     pub fn read(&self) -> Option<Layouts> {
-        let read = || -> io::Result<Content> {
-            let mut bytes = Vec::new();
-            fs::File::open(&self.path)?.take(MAX_SIZE).read_to_end(&mut bytes)?;
-            Ok(serde_json::from_slice(&bytes)?)
-        };
+        let read =
+            || -> io::Result<Content> { Ok(serde_json::from_slice(&read_bounded(&self.path, MAX_SIZE)?)?) };
         match read() {
             Ok(Content { version: 1, layouts }) => Some(layouts),
             Ok(Content { version, .. }) => {
@@ -57,10 +55,8 @@ impl LayoutMemory {
     /// Notes what is in force. A failure is logged: it only matters if the next start finds no layout to follow.
     pub fn write(&self, layouts: &Layouts) {
         let write = || -> io::Result<()> {
-            let next = self.path.with_extension("json.tmp");
             let content = Content { version: 1, layouts: layouts.clone() };
-            fs::write(&next, serde_json::to_vec_pretty(&content)?)?;
-            fs::rename(&next, &self.path)
+            replace(&self.path, &serde_json::to_vec_pretty(&content)?, 0o644)
         };
         if let Err(error) = write() {
             warn!(path = %self.path.display(), %error, "the layouts in force cannot be noted");
@@ -70,6 +66,8 @@ impl LayoutMemory {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use mig_model::layout::GpuLayout;
 

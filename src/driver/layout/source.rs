@@ -1,11 +1,12 @@
 //! The layout file on disk, read again when it changes.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use mig_model::layout::{LayoutFile, MAX_FILE};
+
+use crate::files::read_bounded;
 
 /// The file, and what it held when it was read last.
 #[derive(Debug)]
@@ -50,11 +51,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
 
 fn read(path: &Path) -> Result<LayoutFile, String> {
     let name = path.display().to_string();
-    let mut bytes = Vec::new();
-    // One byte more than allowed shows that there is too much.
-    let limit = u64::try_from(MAX_FILE + 1).unwrap_or(u64::MAX);
-    fs::File::open(path)
-        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
+    let bytes = read_bounded(path, MAX_FILE as u64)
         .map_err(|error| format!("layout file `{name}` cannot be read: {error}; check --layouts"))?;
     LayoutFile::parse(&name, &bytes).map_err(|error| error.to_string())
 }
