@@ -9,8 +9,8 @@ use mig_model::facts::NodeFacts;
 use mig_model::slices::Owner;
 use tokio::time::timeout;
 
+use super::facts::{ClusterFacts, DirectoryFacts, HostFacts};
 use super::finding::Subject;
-use super::findings::{ClusterFacts, DirectoryFacts, HostFacts};
 use super::runtime::{CONTAINERD, CRIO, NVIDIA_RUNTIME, cdi_setting, nvidia_mode};
 use crate::access::DeviceAccess;
 use crate::api::{CALL_TIMEOUT, NodeSlices, RIGHTS, Right, is_allowed, with_causes};

@@ -4,6 +4,7 @@
 //! are only tested for write access, and the API server is queried with dry runs.
 
 mod args;
+mod facts;
 mod finding;
 mod findings;
 mod gather;
@@ -19,8 +20,9 @@ use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
 pub use args::{CheckArgs, Place};
+pub use facts::{ClusterFacts, DirectoryFacts, Facts, HostFacts, Settings};
 pub use finding::{Finding, Subject, Verdict};
-pub use findings::{ClusterFacts, DirectoryFacts, Facts, HostFacts, Settings, findings};
+pub use findings::findings;
 pub use runtime::{CdiSetting, cdi_setting, nvidia_mode};
 
 use crate::api::{self, ClientError};

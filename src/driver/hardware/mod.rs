@@ -1,34 +1,36 @@
 //! The GPUs of this node while the driver runs: their facts, their threads, and their changes.
 
 mod args;
+mod gpu;
 mod metrics;
+mod session;
 mod state;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread::{self};
+use std::time::Duration;
 
-use mig_model::facts::{GpuFacts, GpuInstance, MigMode, NodeFacts, RecoveryAction, SkippedGpu};
-use mig_model::inventory::{Attachment, Gpu, GpuState};
-use nvml_wrapper::Nvml;
+use mig_model::facts::{GpuFacts, GpuInstance, NodeFacts, SkippedGpu};
+use mig_model::inventory::Gpu;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::checkpoint::{Record, RecordedDevice, RecordedKind};
-use crate::nvml::{
-    self, CallError, Code, Discovery, GpuQueue, Monitor, NvmlEvent, OpenError, QueueClosed, Sessions,
-};
-use crate::telemetry::metrics::{EventGap, Metrics};
-use crate::{host, mig};
+use crate::mig;
+use crate::nvml::{CallError, NvmlEvent, QueueClosed};
+use crate::telemetry::metrics::Metrics;
 
 pub use args::{HardwareArgs, HostArgs};
+pub use gpu::LiveGpu;
 pub use metrics::HardwareMetrics;
+pub use session::{HardwareError, Opener};
 pub use state::{InventoryInputs, NodeState};
+
+use session::Session;
 
 /// The GPUs of the node.
 #[derive(Debug)]
@@ -40,102 +42,6 @@ pub struct Hardware {
     gpus: BTreeMap<String, Arc<LiveGpu>>,
     /// Ends after the GPUs.
     session: Arc<Session>,
-}
-
-/// Opens NVML.
-#[derive(Debug)]
-pub struct Opener {
-    args: HardwareArgs,
-    metrics: Metrics,
-    hung_after: Duration,
-    sessions: Sessions,
-}
-
-/// NVML while it is open.
-#[derive(Debug)]
-struct Session {
-    nvml: Arc<Nvml>,
-    discovery: Discovery,
-    hung_after: Duration,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-    events: Arc<Monitor>,
-    sys_root: PathBuf,
-    /// Whether the library does not fit the driver any more.
-    is_stale: Arc<AtomicBool>,
-    metrics: Metrics,
-}
-
-/// One GPU and its thread.
-#[derive(Debug)]
-pub struct LiveGpu {
-    /// What NVML says of it.
-    pub facts: Arc<GpuFacts>,
-    /// The way to it.
-    pub queue: GpuQueue,
-    /// Where its errors and times are counted.
-    pub metrics: Metrics,
-    hung_after: Duration,
-    attachment: Attachment,
-    events: Arc<Monitor>,
-    is_stale: Arc<AtomicBool>,
-    /// Whether the last scan found that the GPU has fallen off the bus, or must be reset before it answers again.
-    is_lost: AtomicBool,
-    /// What NVML recommended at the last scan; nothing where the driver or the GPU does not know.
-    recovery: Arc<Mutex<Option<RecoveryAction>>>,
-    /// Whether a scan has not been answered yet.
-    is_asked: Arc<AtomicBool>,
-}
-
-/// Why there is no hardware to work with.
-#[derive(Debug, thiserror::Error)]
-pub enum HardwareError {
-    /// No library.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// NVML does not answer.
-    #[error("{0}; `nvidia-smi` on the host shows whether the driver works")]
-    Nvml(#[from] CallError),
-    /// NVML has not come back.
-    #[error(
-        "NVML does not answer: a call to open it, nvmlInit or one that counts the GPUs, has not come back; `nvidia-smi` and the \
-         kernel log of the node show more; a restart of the driver's pod does not help"
-    )]
-    Silent,
-    /// The kernel did not report the boot id, or no thread could be started.
-    #[error(transparent)]
-    Host(#[from] io::Error),
-}
-
-impl Opener {
-    /// Opens it as the arguments say. A GPU whose thread is in one piece of work for longer than `hung_after` hangs.
-    #[must_use]
-    pub fn new(args: HardwareArgs, metrics: Metrics, hung_after: Duration) -> Self {
-        Self { args, metrics, hung_after, sessions: Sessions::default() }
-    }
-
-    /// Opens NVML and reads the node. Blocks for as long as NVML itself takes; a GPU that does not answer is skipped.
-    pub fn open(&self) -> Result<Hardware, HardwareError> {
-        let args = &self.args;
-        let boot_id = host::boot_id(&args.proc_root)?;
-        let library = args.nvml_library()?;
-        let nvml = self.sessions.open(&library)?;
-        let session = Session {
-            discovery: Discovery::new(Arc::clone(&nvml), args.nvml_step_time),
-            nvml,
-            hung_after: self.hung_after,
-            threads: Mutex::default(),
-            events: Arc::default(),
-            sys_root: args.sys_root.clone(),
-            is_stale: Arc::default(),
-            metrics: self.metrics.clone(),
-        };
-        let opened = Hardware::discover(Arc::new(session), boot_id, None)?;
-        opened.log_missing(None);
-        let (facts, gpus) = (&opened.facts, opened.gpus.len());
-        let driver = facts.driver_version.as_deref().unwrap_or("unknown");
-        info!(library = %library.display(), driver, gpus, skipped = facts.skipped.len(), "NVML opened");
-        Ok(opened)
-    }
 }
 
 impl Hardware {
@@ -323,162 +229,6 @@ impl Hardware {
     }
 }
 
-impl Session {
-    fn start(&self, gpu: &GpuFacts) -> io::Result<LiveGpu> {
-        let (queue, thread) = GpuQueue::start(Arc::clone(&self.nvml), gpu.uuid.clone(), gpu.index)?;
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
-        Ok(LiveGpu {
-            facts: Arc::new(gpu.clone()),
-            queue,
-            metrics: self.metrics.clone(),
-            hung_after: self.hung_after,
-            attachment: host::attachment(&self.sys_root, gpu.pci),
-            events: Arc::clone(&self.events),
-            is_lost: AtomicBool::new(false),
-            recovery: Arc::default(),
-            is_stale: Arc::clone(&self.is_stale),
-            is_asked: Arc::default(),
-        })
-    }
-}
-
-impl Drop for Session {
-    /// Waits for the threads, which end when the last user of their GPU is gone, so that NVML is closed after its last
-    /// call. One that hangs in a call is left behind.
-    fn drop(&mut self) {
-        const PATIENCE: Duration = Duration::from_secs(1);
-        const PAUSE: Duration = Duration::from_millis(1);
-        self.events.close();
-        let threads = std::mem::take(self.threads.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let deadline = Instant::now() + PATIENCE;
-        while threads.iter().any(|it| !it.is_finished()) && Instant::now() < deadline {
-            thread::sleep(PAUSE);
-        }
-    }
-}
-
-/// Sets a flag back, whatever becomes of the work that carries it.
-struct Asked(Arc<AtomicBool>);
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-}
-
-impl LiveGpu {
-    /// Stops listening to the GPU's events for a moment, where that may be why it is in use. What happens to it meanwhile is
-    /// missed, which is counted.
-    pub fn step_aside(&self) {
-        if self.events.step_aside(&self.facts.uuid) {
-            self.metrics.event_gap(EventGap::Paused);
-        }
-    }
-
-    /// Counts a call that failed. One that says that the driver was unloaded or replaced makes the session stale.
-    pub fn nvml_failed(&self, error: &CallError) {
-        self.metrics.nvml_failed(error);
-        if error.means_another_driver() {
-            self.is_stale.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// True where the GPU's thread does not come back from a piece of work: what waits for it may be withdrawn.
-    #[must_use]
-    pub fn hangs(&self) -> bool {
-        self.queue.busy_for().is_some_and(|it| self.hung_after <= it)
-    }
-
-    /// The earliest time from now at which [`Self::hangs`] can become true.
-    #[must_use]
-    pub fn hangs_not_before(&self) -> Duration {
-        self.hung_after.saturating_sub(self.queue.busy_for().unwrap_or_default())
-    }
-
-    /// True where the last scan found that the GPU has fallen off the bus, or must be reset before it answers again.
-    #[must_use]
-    pub fn is_lost(&self) -> bool {
-        self.is_lost.load(Ordering::Relaxed)
-    }
-
-    /// What NVML recommended at the last scan to do with the GPU; nothing where the driver or the GPU does not know.
-    #[must_use]
-    pub fn recovery_action(&self) -> Option<RecoveryAction> {
-        *self.recovery.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The same GPU, of which more is known.
-    fn with_facts(&self, facts: GpuFacts) -> Self {
-        Self {
-            facts: Arc::new(facts),
-            queue: self.queue.clone(),
-            metrics: self.metrics.clone(),
-            hung_after: self.hung_after,
-            attachment: self.attachment.clone(),
-            events: Arc::clone(&self.events),
-            is_stale: Arc::clone(&self.is_stale),
-            is_lost: AtomicBool::new(self.is_lost()),
-            recovery: Arc::clone(&self.recovery),
-            is_asked: Arc::clone(&self.is_asked),
-        }
-    }
-
-    async fn scan<T: Send + 'static>(
-        &self,
-        note: impl Fn() -> T + Send + 'static,
-    ) -> Result<(Gpu, Vec<T>), QueueClosed> {
-        let (state, notes) = match self.read(note).await? {
-            Ok((mode, instances, notes)) => (GpuState { mode, instances, problem: None }, notes),
-            Err(problem) => {
-                let mode = self.facts.mig.as_ref().map(|it| it.mode);
-                (GpuState { mode, instances: Vec::new(), problem: Some(problem) }, Vec::new())
-            }
-        };
-        Ok((Gpu { facts: Arc::clone(&self.facts), attachment: self.attachment.clone(), state }, notes))
-    }
-
-    /// MIG mode and instances, or why they cannot be read now. A GPU that does not answer is asked once, and not waited
-    /// for long: it must not delay the scans of the others.
-    async fn read<T: Send + 'static>(
-        &self,
-        note: impl Fn() -> T + Send + 'static,
-    ) -> Result<Result<(Option<MigMode>, Vec<GpuInstance>, Vec<T>), String>, QueueClosed> {
-        const PATIENCE: Duration = Duration::from_secs(10);
-        let silent = || Err("NVML does not answer for this GPU".to_owned());
-        let is_stuck = self.queue.busy_for().is_some_and(|it| PATIENCE <= it);
-        if is_stuck || self.is_asked.swap(true, Ordering::Relaxed) {
-            return Ok(silent());
-        }
-        let (facts, asked) = (Arc::clone(&self.facts), Asked(Arc::clone(&self.is_asked)));
-        let recovery = Arc::clone(&self.recovery);
-        let read = self.queue.run(move |device| {
-            let _asked = asked;
-            // A failed read counts as no answer: what the scan is about does not depend on it.
-            *recovery.lock().unwrap_or_else(PoisonError::into_inner) = device.recovery_action().ok();
-            let Some(mig) = &facts.mig else {
-                return nvml::answers(device).map(|()| (None, Vec::new(), Vec::new()));
-            };
-            let mode = device.mig_mode()?;
-            let before = note();
-            let instances = nvml::live_instances(device, &mig.profiles)?;
-            Ok((Some(mode), instances, vec![before, note()]))
-        });
-        match timeout(PATIENCE, read).await {
-            Ok(read) => {
-                let read = read?;
-                let code = read.as_ref().err().map(|it: &CallError| it.code);
-                let is_lost = code.is_some_and(|it| [Code::GPU_IS_LOST, Code::RESET_REQUIRED].contains(&it));
-                self.is_lost.store(is_lost, Ordering::Relaxed);
-                Ok(read.map_err(|error| {
-                    self.nvml_failed(&error);
-                    error.to_string()
-                }))
-            }
-            Err(_) => Ok(silent()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -487,6 +237,7 @@ mod tests {
     use nvml_sim::{SimNode, parse_gpus};
 
     use super::*;
+    use crate::nvml;
     use crate::checkpoint::fixture::{record, taken};
     use crate::checkpoint::{Checkpoint, Progress};
     use mig_model::inventory::MigSpec;
