@@ -237,9 +237,9 @@ mod tests {
     use nvml_sim::{SimNode, parse_gpus};
 
     use super::*;
-    use crate::nvml;
     use crate::checkpoint::fixture::{record, taken};
     use crate::checkpoint::{Checkpoint, Progress};
+    use crate::nvml;
     use mig_model::inventory::MigSpec;
 
     fn open(node: &SimNode, directory: &Path) -> Hardware {

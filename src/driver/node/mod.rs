@@ -6,6 +6,7 @@ mod hardware_watch;
 mod kernel_view;
 mod parts;
 mod problems;
+mod publish_state;
 
 use std::future::Future;
 use std::sync::Arc;
