@@ -17,6 +17,7 @@ mod plan;
 mod prepare;
 mod reason;
 mod recovery;
+mod repair;
 mod session;
 mod unprepare;
 mod work;

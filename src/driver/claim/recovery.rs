@@ -12,22 +12,16 @@ use std::time::Duration;
 use futures::{StreamExt, stream};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use mig_model::claim::{ClaimRef, ClaimUid};
-use mig_model::inventory::{Adopted, DeviceKind};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use super::prepare::mig_devices;
-use super::session::{ClaimSession, Opened, lock};
+use super::session::{ClaimSession, Opened};
 use super::unprepare::in_time;
-use super::work::{Ongoing, WorkError, blocking, look, unreported, within};
+use super::work::{Ongoing, unreported, within};
 use super::{AllocationError, Claims, UnprepareError, allocated_devices};
 use crate::api::{EventReason, ReadError};
-use crate::checkpoint::{
-    Journal, Progress, Record, RecordedDevice, RecordedKind, Rest, Stage, Stored, Taken,
-};
-use crate::hardware::{Hardware, LiveGpu};
-use crate::mig::{self, MigError};
+use crate::checkpoint::{Record, RecordedDevice, Rest, Stage, Stored, Taken};
 use crate::telemetry::metrics::Recovery;
 
 /// Time for one claim. A call of the kubelet for the claim waits so long at most before its own work begins.
@@ -242,142 +236,6 @@ impl Claims {
         record.devices.is_empty() || record.devices.iter().any(has)
     }
 
-    /// Notes which devices of a prepared claim another program destroyed, and writes its CDI file again if that is gone.
-    async fn repair(
-        self: &Arc<Self>,
-        journal: Journal,
-        record: &Arc<Record>,
-        deadline: Instant,
-    ) -> Result<(), UnprepareError> {
-        /// What takes longer on a GPU than this is taken to hang.
-        const LONG: Duration = Duration::from_secs(2);
-        let mut gone = Vec::new();
-        if let (Ok(hardware), true) = (self.hardware(), record.boot_id == self.context.boot_id) {
-            for (index, device, spec, progress) in mig_devices(record) {
-                let Some(gpu) = hardware.gpu(&device.parent_uuid) else { continue };
-                // Looks do not pile up behind a GPU that hangs, and wait for one that is only busy.
-                if gpu.queue.busy_for().is_some_and(|it| LONG < it) {
-                    continue;
-                }
-                let (spec, progress) = (spec.clone(), progress.clone());
-                let found = look(gpu, deadline, move |handle| mig::is_gone(handle, &spec, &progress)).await;
-                if matches!(found, Some(Ok(true))) {
-                    warn!(
-                        device = device.name,
-                        "the MIG instance of a prepared claim is gone: another program destroyed it"
-                    );
-                    gone.push(index);
-                }
-            }
-        }
-        if gone.is_empty() {
-            return self.mend_cdi(journal, record, deadline).await;
-        }
-        let session = ClaimSession::shared(Opened { journal, _ticket: None }, Record::clone(record), None);
-        blocking(|| gone.iter().try_for_each(|index| lock(&session).note(*index, Progress::Reserved)))?;
-        self.changed.send_replace(());
-        Ok(())
-    }
-
-    /// Writes the CDI file of a prepared claim again if it is gone, for example after the directory was cleared. Makes no
-    /// instance: the kubelet's next Prepare does.
-    async fn mend_cdi(
-        self: &Arc<Self>,
-        journal: Journal,
-        record: &Record,
-        deadline: Instant,
-    ) -> Result<(), UnprepareError> {
-        if record.devices.is_empty()
-            || record.boot_id != self.context.boot_id
-            || self.cdi.exists(record.claim.uid.as_str())?
-        {
-            return Ok(());
-        }
-        let Ok(hardware) = self.hardware() else { return Ok(()) };
-        if !self.all_alive(record, &hardware, deadline).await {
-            return Ok(());
-        }
-        warn!(claim.name = record.claim.name, "the CDI file of a prepared claim was gone: writing it again");
-        let session = ClaimSession::shared(Opened { journal, _ticket: None }, record.clone(), None);
-        let ongoing = Ongoing::default();
-        let (this, seen, before) = (Arc::clone(self), ongoing.clone(), record.clone());
-        let work = async move { this.carry_out(&session, &before, &hardware, deadline, &seen).await };
-        let repaired = within(&record.claim, deadline, &ongoing, work, unreported).await;
-        self.context.metrics.recovered(Recovery::RewriteCdi, matches!(repaired, Ok(Ok(_))));
-        match repaired {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => warn!(%error, "cannot write it"),
-            Err(lacking) => warn!(?lacking, "cannot write it now"),
-        }
-        Ok(())
-    }
-
-    /// A CDI file without a record. Where what it names is alive and no other claim's, the state directory was lost while
-    /// a pod ran: then its unprepare needs the file.
-    async fn remove_stray_cdi(&self, uid: &ClaimUid, deadline: Instant) -> Result<(), UnprepareError> {
-        let mut names = blocking(|| self.cdi.devices(uid.as_str()))?;
-        let records = self.context.checkpoint.records()?;
-        names.retain(|name| !records.iter().flat_map(|it| &it.devices).any(|it| it.name == *name));
-        match self.hardware() {
-            Err(_) if !names.is_empty() => return Ok(()),
-            Ok(hardware) if self.any_alive(&names, &hardware, deadline).await => {
-                warn!("a CDI file and its devices, but no state file: left for the claim's unprepare");
-                return Ok(());
-            }
-            _ => {}
-        }
-        blocking(|| self.cdi.remove(uid.as_str()))?;
-        self.context.metrics.recovered(Recovery::RemoveCdi, true);
-        info!("CDI file of no claim removed");
-        Ok(())
-    }
-
-    /// True where a device of one of these names is in use, or may be.
-    async fn any_alive(&self, names: &[String], hardware: &Hardware, deadline: Instant) -> bool {
-        let inventory = self.inventory();
-        for name in names {
-            let Some(device) = inventory.find(name) else {
-                if hardware.is_complete() {
-                    continue;
-                }
-                return true;
-            };
-            let Some(gpu) = hardware.gpu(&device.parent_uuid) else { return true };
-            let is_free = match device.kind.clone() {
-                DeviceKind::Mig(spec) => {
-                    let free = look(gpu, deadline, move |it| mig::is_free(it, &spec)).await;
-                    matches!(free, Some(Ok(true)))
-                }
-                DeviceKind::Adopted(adopted) => is_gone(gpu, adopted, deadline).await,
-                // NVML does not report whether a whole GPU is in use.
-                DeviceKind::Gpu | DeviceKind::Share { .. } => false,
-            };
-            if !is_free {
-                return true;
-            }
-        }
-        false
-    }
-
-    async fn all_alive(&self, record: &Record, hardware: &Hardware, deadline: Instant) -> bool {
-        for (_, device, spec, progress) in mig_devices(record) {
-            let Some(gpu) = hardware.gpu(&device.parent_uuid) else { return false };
-            let (spec, progress) = (spec.clone(), progress.clone());
-            let alive = look(gpu, deadline, move |handle| mig::is_alive(handle, &spec, &progress)).await;
-            if !matches!(alive, Some(Ok(true))) {
-                return false;
-            }
-        }
-        for device in &record.devices {
-            let RecordedKind::Adopted(adopted) = &device.kind else { continue };
-            let Some(gpu) = hardware.gpu(&device.parent_uuid) else { return false };
-            if is_gone(gpu, adopted.clone(), deadline).await {
-                return false;
-            }
-        }
-        record.stage == Stage::Prepared
-    }
-
     /// Reports, as an event of the claim, what was unprepared without a call for it. `is_own` is what this process has begun.
     fn emit_recovered(&self, record: &Record, is_own: bool) {
         let (reason, note) = match (record.stage, is_own) {
@@ -418,12 +276,6 @@ impl Claims {
             );
         }
     }
-}
-
-/// True if an unmanaged instance is certainly not the recorded one any more.
-async fn is_gone(gpu: &LiveGpu, adopted: Adopted, deadline: Instant) -> bool {
-    let found = look(gpu, deadline, move |it| mig::find_existing(it, &adopted)).await;
-    matches!(found, Some(Err(WorkError::Mig(MigError::NotAsGiven { .. }))))
 }
 
 fn every(pause: Duration) -> Interval {
