@@ -94,7 +94,7 @@ created=$(date -u -d "@$epoch" +%Y-%m-%dT%H:%M:%SZ)
 case $(uname -m) in x86_64) architecture=amd64 ;; aarch64) architecture=arm64 ;; *) architecture=$(uname -m) ;; esac
 # MALLOC_ARENA_MAX: one heap for all threads; without it the driver sets it and restarts itself.
 cat >"$work/config.json" <<JSON
-{"architecture":"$architecture","os":"linux","created":"$created","config":{"User":"0:0","Entrypoint":["/usr/bin/dra-driver-mig"],"Env":["PATH=/usr/bin","MALLOC_ARENA_MAX=1"],"Labels":{"org.opencontainers.image.title":"dra-driver-mig","org.opencontainers.image.description":"Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand","org.opencontainers.image.licenses":"Apache-2.0","org.opencontainers.image.version":"$version","org.opencontainers.image.revision":"$revision"}},"rootfs":{"type":"layers","diff_ids":["sha256:$layer"]},"history":[{"created":"$created","created_by":"deploy/image.sh"}]}
+{"architecture":"$architecture","os":"linux","created":"$created","config":{"User":"0:0","Entrypoint":["/usr/bin/dra-driver-mig"],"Env":["PATH=/usr/bin","MALLOC_ARENA_MAX=1"],"Labels":{"org.opencontainers.image.title":"dra-driver-mig","org.opencontainers.image.description":"Kubernetes DRA driver that creates MIG instances on NVIDIA GPUs on demand","org.opencontainers.image.licenses":"Apache-2.0","org.opencontainers.image.version":"$version","org.opencontainers.image.revision":"$revision"}},"rootfs":{"type":"layers","diff_ids":["sha256:$layer"]},"history":[{"created":"$created","created_by":"deploy/image.sh"}]}
 JSON
 config_bytes=$(size "$work/config.json")
 config=$(blob "$work/config.json")

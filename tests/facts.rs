@@ -1,4 +1,5 @@
-//! Facts that NVML or the kernel does not report: what is offered without each. The tables of `src/nvml/discover.rs`, played.
+//! Facts that NVML or the kernel does not report: what is offered without each. Plays the tables of
+//! `src/driver/nvml/discover.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

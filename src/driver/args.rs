@@ -8,7 +8,7 @@ use crate::inspect::InspectArgs;
 use crate::management::ManagementSpecArgs;
 use crate::node::NodeArgs;
 
-/// Kubernetes DRA driver that cuts NVIDIA GPUs into MIG instances on demand.
+/// Kubernetes DRA driver that creates MIG instances on NVIDIA GPUs on demand.
 #[derive(Debug, Parser)]
 #[command(name = "dra-driver-mig", version, about, max_term_width = 110)]
 pub struct Cli {

@@ -1,16 +1,16 @@
-//! What this driver promises to lose never, and the test behind each promise. Nothing but this page is here.
+//! What the driver guarantees, and the test behind each guarantee. The module has no code.
 //!
 //! "Claim" is a ResourceClaim that the kubelet has asked to prepare, "instance" a GPU instance with its compute instance.
 //! The tests run with `cargo test`; the long ones go further with `DRA_SOAK=1`.
 //!
-//! | promise | test |
+//! | guarantee | test |
 //! |---|---|
 //! | Wherever the driver is killed, before or after any call of NVML, file operation or answer, in prepare, unprepare or the following start, its next start leaves no instance without a claim, no prepared claim without its instance, no CDI file and no state file without a claim; and the claim can be prepared and unprepared. | `tests/crash.rs`: `a_crash_at_any_point_loses_nothing_and_leaves_nothing` |
 //! | The same where a call of NVML fails with any code, once or for good, before or after it has taken effect. An error names the device, what was tried and what to do. | `tests/faults`: `no_fault_of_the_library_loses_or_wedges_anything`; the codes that mean another driver: `tests/recovery.rs`: `a_call_that_finds_the_library_stale_has_it_opened_again_at_once` |
 //! | The same where a call of NVML takes longer than the kubelet's call, alone, after a transient failure, or while another GPU of the claim fails. The call is answered in time, the work goes on to its end, and nothing is undone or forgotten under it; the next call finds the result. | `tests/faults`: `no_slow_call_of_the_library_loses_or_wedges_anything`; `tests/events.rs`: `a_prepare_that_takes_longer_than_its_call_goes_on_…` |
 //! | While a call of NVML hangs, other GPUs are served: when NVML is opened, when one GPU is discovered, when NVML is opened again, and in claims. The driver is registered with the kubelet, and what hangs is named. Nothing is undone while a claim's own call may take effect; a claim whose work on the GPU has not begun is given back, and what a claim had of other GPUs is free once it is destroyed. | `tests/hang.rs` |
 //! | A claim whose allocation is not what is on record gets what is allocated now, or an error that says what to do. What was answered in this boot stays until the kubelet unprepares it or the ResourceClaim is gone or not allocated any more. Without an API server the record counts. | `tests/recovery.rs`: `a_claim_that_is_allocated_other_devices_keeps_those_it_was_answered_until_it_is_unprepared`, `what_was_begun_for_an_earlier_allocation_gives_way_to_what_is_allocated_now`; `tests/random` |
-//! | The same where any file operation fails: disk full, also in the middle of a write, read-only, EIO from fsync. Nothing half done is acknowledged. A full disk does not keep a GPU cut. | `tests/disk.rs`: `a_disk_that_fails_anywhere_leaves_nothing_half_done_and_wedges_no_claim` |
+//! | The same where any file operation fails: disk full, also in the middle of a write, read-only, EIO from fsync. Nothing half done is acknowledged. A full disk does not keep a GPU partitioned. | `tests/disk.rs`: `a_disk_that_fails_anywhere_leaves_nothing_half_done_and_wedges_no_claim` |
 //! | The same in any order of prepares, unprepares, repetitions, restarts, kills, reboots, rolling updates with two processes, GPUs that hang and answer again, instances that an administrator creates or destroys, busy instances, API outages, forced deletions and reallocations; the other GPUs are served meanwhile. | `tests/random`: `whatever_happens_the_model_holds` |
 //! | A claim that waits for a disk holds up no other claim: nothing is forced to a disk while all claims wait for their turn to be recorded. | `tests/disk.rs`: `a_claim_that_waits_for_the_disk_holds_up_no_other_claim` |
 //! | A claim whose own devices exclude each other is refused before anything is created. | `tests/prepare.rs`: `a_claim_whose_devices_exclude_each_other_is_refused_before_anything_is_created` |
@@ -20,7 +20,7 @@
 //! | No bytes in a state file, a claim, a name, an answer of NVML, `ld.so.cache` or a capability file make the driver panic, hang, or leave its directories. | `tests/fuzz.rs` |
 //! | A claim that is no longer requested is undone, finished or unprepared, at the start and periodically. | `tests/recovery.rs`: `a_half_prepared_claim_…`, `a_half_unprepared_claim_…`, `a_prepared_claim_whose_object_is_gone_or_another_one_is_taken_down` |
 //! | A claim that cannot be unprepared does not delay the others. | `tests/recovery.rs`: `a_claim_that_cannot_be_taken_down_does_not_hold_up_the_others` |
-//! | What an API server or a proxy says on a bad day takes nothing down. | `tests/recovery.rs`: `what_an_api_server_says_on_a_bad_day_takes_nothing_down` |
+//! | Whatever a failing API server or proxy answers, no prepared claim is unprepared because of it. | `tests/recovery.rs`: `what_an_api_server_says_on_a_bad_day_takes_nothing_down` |
 //! | After a reboot a claim gets the same devices, also without an API server. | `tests/recovery.rs`: `after_a_reboot_without_an_api_server_a_claim_gets_the_same_devices` |
 //! | A state file that cannot be understood, of a newer driver for example, is moved aside, reported as an event, and rebuilt; it never stops the driver. | `tests/recovery.rs`: `an_unreadable_state_file_is_an_event_of_the_node_and_no_crash`; `checkpoint`: `older_lines_do_not_speak_for_a_last_one_that_cannot_be_understood` |
 //! | The driver never changes an unmanaged instance, even if claims get it, and, except as stated below, even if it has the placement of one of its instances. | `tests/prepare.rs`: `an_instance_of_somebody_else_is_never_touched`; `tests/recovery.rs`: `an_instance_that_an_administrator_creates_where_a_crashed_prepare_was_about_to_…`, `…_creates_during_the_create_…`, `…_removed_and_created_again_is_not_destroyed`, `…_creates_behind_a_half_finished_unprepare_…`, `an_instance_that_is_gone_is_noticed_also_where_other_claims_have_the_gpu`; `tests/random`; `tests/existing.rs`; `tests/crash.rs` |
@@ -36,7 +36,7 @@
 //! | The same holds for an adopted instance that is unhealthy. | `tests/health.rs`: `an_unhealthy_instance_of_somebody_else_is_not_offered_until_it_is_made_anew` |
 //! | Monitoring a GPU's errors does not prevent changes of its MIG mode or its instances. | `tests/health.rs`: `listening_never_keeps_a_gpu_from_being_cut_or_made_whole` |
 //!
-//! What is not promised:
+//! What is not guaranteed:
 //!
 //! * NVML does not say who created an instance, and ids and UUIDs are used again. So an instance that an administrator
 //!   creates with profile and placement of ours counts as ours in two cases: it has no compute instance, and was created

@@ -1,6 +1,6 @@
 //! A Kubernetes DRA driver that creates MIG instances on NVIDIA GPUs on demand.
 //!
-//! Two flows, and a folder for each of their steps:
+//! Two flows:
 //!
 //! ```text
 //! advertise   libnvidia-ml.so -> nvml -> inventory -> slices -> API server       (kubectl get resourceslices)
@@ -8,7 +8,8 @@
 //! unprepare   kubelet gRPC -> claim -> mig destroy (CI, GI) -> cdi file removed  (the hardware is whole again)
 //! ```
 //!
-//! Devices, their order and their slices are the crate `mig_model`; this crate has the effects.
+//! `inventory` and `slices` (devices, their order and their slices) are modules of the crate `mig_model`; each other step is a
+//! folder of this crate, which has the effects.
 //!
 //! # Layers
 //!
@@ -29,10 +30,10 @@
 //! probes check inspect management        ready or not, and why; what a person asks for
 //! node                                   wires everything
 //! args                                   the command line
-//! guarantees                             what is never lost, in words
+//! guarantees                             what the driver guarantees, in words
 //! ```
 //!
-//! What is never lost, and the test behind each promise, is in [`guarantees`]. What holds everywhere:
+//! What the driver guarantees, and the test behind each guarantee, is in [`guarantees`]. What holds everywhere:
 //!
 //! * `claim::{allocation, plan}`, `health::{owner, state}` and the building of CDI specs are functions from data to data, as all
 //!   of `mig_model`; they neither wait nor read.

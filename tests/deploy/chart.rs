@@ -109,7 +109,7 @@ fn the_manifests_are_what_helm_renders() {
         };
         let text = format!(
             "# Rendered from deploy/helm/dra-driver-mig/templates/{template}{note}; change it there, then run\n# \
-             UPDATE_MANIFESTS=1 cargo test --test deploy\n{rendered}"
+             UPDATE_MANIFESTS=1 cargo test --test integration deploy::\n{rendered}"
         );
         if std::env::var_os("UPDATE_MANIFESTS").is_some() {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -132,7 +132,7 @@ impl Lane<'_> {
     fn lack(&self, error: &str) -> Option<&'static str> {
         const OPERATIONS: [&str; 3] = ["nvml", "MIG mode", "is occupied"];
         const NEXT_STEPS: [&str; 6] =
-            ["`nvidia-smi", "dra-driver-mig inspect", "stop ", "reset", "run as root", "is too old"];
+            ["`nvidia-smi", "dra-driver-mig inspect", "stop ", "reset", "run as root", "install a newer"];
         if !self.answer.iter().any(|it| error.contains(&it.device)) {
             Some("object")
         } else if !OPERATIONS.iter().any(|it| error.contains(it)) {

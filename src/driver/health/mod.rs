@@ -6,8 +6,8 @@
 //! the clock                              /
 //! ```
 //!
-//! `xid` classifies NVIDIA's XIDs, `owner` finds the claim of an event, `state` is the state machine, `report` its output:
-//! all pure. `store` holds the only state of the process and its file, `follow` receives events and reports changes.
+//! `mig_model::health` classifies NVIDIA's XIDs and has the report, `owner` finds the claim of an event, `state` is the state
+//! machine: all pure. `store` holds the only state of the process and its file, `follow` receives events and reports changes.
 //! This module never changes a GPU or a claim: an allocated device is never withdrawn, even if its GPU is unhealthy.
 //!
 //! | condition | of | when | until |

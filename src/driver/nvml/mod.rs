@@ -1,6 +1,6 @@
 //! The NVIDIA management library: the only folder that loads or calls libnvidia-ml.so.
 //!
-//! `facts` is the output (plain data), `device` holds the calls, `discover` reads a node once (its table says which fact
+//! `mig_model::facts` is the output (plain data), `device` holds the calls, `discover` reads a node once (its table says which fact
 //! is essential for what), `profiles` reads what MIG can do, `queue` gives each GPU its own thread, since NVML calls
 //! block and changes to one GPU must not overlap. `event` and `monitor` receive errors as they happen. Nothing here knows a
 //! GPU model, Kubernetes, or why an instance is wanted.
