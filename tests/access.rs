@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::common;
-use common::{ControlPlane, Lab, eventually, free_address, get, scrape};
+use common::{ControlPlane, Lab, eventually, free_address, get, prepare, scrape, unprepare};
 use dra_driver_mig::api::EventReason;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
@@ -87,6 +87,33 @@ async fn a_gpu_without_a_node_is_named_with_the_remedy_and_one_that_gets_a_node_
     let text = readiness_when(http, "nothing is missing", |it| !it.contains("0000:1b:00.0")).await;
     assert!(text.contains("[+] gpus: 2 GPUs"), "{text}");
     assert_eq!(scrape(metrics).await.value("dra_mig_gpus", &missing), Some(0.0));
+    lab.stop().await;
+}
+
+/// The driver starts again in a container that lacks the device node of a GPU: NVML does not show the GPU, and the instance on it lives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_the_kernel_lists_and_nvml_does_not_show_is_not_taken_for_gone() {
+    let (mut lab, http, _) = lab("2xH100-80GB").await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", "gpu-0000-1b-00-mig-1g-10gb-6").await;
+    prepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+
+    let node = in_host(&lab, "dev/nvidia1");
+    fs::remove_file(&node).unwrap();
+    lab.sim.count_gpus(Some(1)).unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    readiness_when(http, "the missing GPU is named", |it| it.contains("0000:1b:00.0")).await;
+    let refused = unprepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains("cannot be read now"), "{refused}");
+    assert_eq!(lab.instances().len(), 1);
+
+    symlink("/dev/null", &node).unwrap();
+    lab.sim.count_gpus(None).unwrap();
+    eventually("the claim is unprepared", async || unprepare(&kubelet, &claim).await.ok()).await;
+    assert!(lab.instances().is_empty());
     lab.stop().await;
 }
 

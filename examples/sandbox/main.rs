@@ -1,7 +1,7 @@
 //! The whole job on a machine with neither GPU nor cluster: a simulated node, the real node code on real sockets, a simulated
 //! control plane and kubelet around it, and a map of the partitioned GPUs.
 //!
-//! `cargo run --release -p sandbox`, see `--help`. The exit status is 0 only if all of it held.
+//! `cargo run -p sandbox`, see `--help`. The exit status is 0 only if all of it held.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this program is for")]
 
 mod args;

@@ -25,7 +25,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// new one, and after success the new one is on the disk.
 ///
 /// # Errors
-/// The operating system's; then the old file is as it was.
+/// The operating system's. Then the old file is as it was, unless only forcing the directory to the disk has failed.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let unfinished = unfinished(path)?;
     let renamed = |error: io::Error| {

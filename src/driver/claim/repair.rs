@@ -117,7 +117,7 @@ impl Claims {
         let inventory = self.inventory();
         for name in names {
             let Some(device) = inventory.find(name) else {
-                if hardware.is_complete() {
+                if hardware.is_complete() && self.context.node.borrow().sees_all_gpus() {
                     continue;
                 }
                 return true;

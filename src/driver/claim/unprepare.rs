@@ -190,7 +190,7 @@ impl Claims {
                 self.release(session, gpu).await;
                 Ok(())
             }
-            None if hardware.is_gone(&device.parent_uuid) => {
+            None if hardware.is_gone(&device.parent_uuid) && self.context.node.borrow().sees_all_gpus() => {
                 warn!(device = device.name, "the GPU is gone, and its instances with it");
                 Ok(())
             }

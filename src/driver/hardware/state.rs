@@ -48,11 +48,21 @@ impl NodeState {
     /// Which GPUs cannot be read or used now, and why; empty where all of them can.
     #[must_use]
     pub fn unread(&self) -> String {
-        let may_come_back = self.hardware.as_ref().is_ok_and(|it| !it.is_complete());
+        let may_come_back = match &self.hardware {
+            Ok(hardware) => !hardware.is_complete(),
+            Err(reason) => return reason.clone(),
+        };
         match self.problems.as_slice() {
             [] if may_come_back => "some were skipped".to_owned(),
             problems => problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
         }
+    }
+
+    /// True where NVML shows every GPU that the kernel lists. One that it does not show, because the container has no device
+    /// node of it, may have instances all the same.
+    #[must_use]
+    pub fn sees_all_gpus(&self) -> bool {
+        self.access.missing.is_empty()
     }
 
     /// A node of which no more is known than why there is nothing.

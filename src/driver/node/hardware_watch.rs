@@ -250,6 +250,10 @@ impl HardwareWatch {
                 return Ok(None);
             }
         };
+        if opened.is_ok() {
+            // A look of the earlier session would keep it open.
+            self.looking = None;
+        }
         if opened.is_ok() && self.was_open {
             // The driver was reloaded, which resets the GPUs.
             self.health.change(|it, _, _| it.forget());
@@ -321,7 +325,11 @@ impl HardwareWatch {
             gpus.push(gpu);
         }
         self.health.clear_if_file_removed();
-        let missing = missing(hardware, &records, &self.health.report());
+        let missing = match self.kernel.access.report(Some(&hardware.facts)).missing.is_empty() {
+            true => missing(hardware, &records, &self.health.report()),
+            // One of those that the kernel lists and NVML does not show is not lost.
+            false => Vec::new(),
+        };
         let scans = gpus.iter().map(|it| found(hardware, it)).chain(missing);
         self.health.change(|health, at, now| {
             health.scanned(scans, at, now);

@@ -272,6 +272,8 @@ impl RetainedDevices {
     /// Takes note that layouts decide what is published, which see to what they withdraw.
     pub(super) fn leave_to_layouts(&mut self) {
         self.is_by_layout = true;
+        // Without counters nothing is left out; what was would be asked for again and again.
+        self.left_out.clear();
     }
 
     /// Takes note that what was decided last is written.
