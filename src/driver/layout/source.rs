@@ -82,6 +82,6 @@ mod tests {
         assert!(source.content().unwrap_err().contains("it must be `v1`"));
         write(&" ".repeat(MAX_FILE + 5));
         assert!(source.refresh());
-        assert!(source.content().unwrap_err().contains("larger than"));
+        assert!(source.content().unwrap_err().contains("longer than"));
     }
 }
