@@ -79,6 +79,12 @@ impl DeviceAccess {
         unseen.into_iter().filter(move |_| !is_explained)
     }
 
+    /// True where NVML shows every GPU that the kernel lists.
+    #[must_use]
+    pub fn shows_all(&self, facts: &NodeFacts) -> bool {
+        self.unseen(facts).next().is_none()
+    }
+
     /// True where a GPU that NVML does not show has its node here, so that another look may find it.
     #[must_use]
     pub fn may_find_more(&self, facts: &NodeFacts) -> bool {

@@ -10,6 +10,7 @@ mod slow;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 
 use crate::common;
 use common::{ControlPlane, Lab, is_soak};
@@ -173,6 +174,32 @@ fn trials(reference: &BTreeMap<(Step, String), u32>, codes: &[u32]) -> Vec<Trial
     trials
 }
 
+/// The calls of a lane without faults, by step and name.
+async fn reference(lab: &Lab, lane: &Lane<'_>) -> BTreeMap<(Step, String), u32> {
+    lab.sim.configure(|config| config.log_calls = true).unwrap();
+    let reference = lane.reference().await;
+    lab.sim.configure(|config| config.log_calls = false).unwrap();
+    reference
+}
+
+/// Makes every trial on the next lane that is free. Answers with the flaws, each behind its trial.
+async fn each<'l, T: Debug>(
+    lanes: &[Lane<'l>],
+    trials: &[T],
+    try_one: impl AsyncFn(&Lane<'l>, &T) -> Vec<(Flaw, String)>,
+) -> Vec<(Flaw, String)> {
+    let next = Cell::new(0);
+    let runs = lanes.iter().map(async |lane| {
+        let mut flaws = Vec::new();
+        while let Some(trial) = trials.get(next.replace(next.get() + 1)) {
+            let found = try_one(lane, trial).await;
+            flaws.extend(found.into_iter().map(|(flaw, text)| (flaw, format!("{trial:?}: {text}"))));
+        }
+        flaws
+    });
+    join_all(runs).await.concat()
+}
+
 /// Tries every fault for claims of one shape, each GPU or pair of GPUs a lane of its own.
 async fn matrix(shape: Shape) -> (usize, Vec<(Flaw, String)>) {
     let lab = Lab::new(ControlPlane::simulated(true).await, "8xH100-80GB").await;
@@ -182,21 +209,10 @@ async fn matrix(shape: Shape) -> (usize, Vec<(Flaw, String)>) {
     let kubelet = lab.kubelet().await;
     let lanes = (0..8 / shape.gpus).map(|number| Lane::new(&lab, &kubelet, shape, number));
     let lanes = join_all(lanes).await;
-    lab.sim.configure(|config| config.log_calls = true).unwrap();
-    let reference = lanes[0].reference().await;
-    lab.sim.configure(|config| config.log_calls = false).unwrap();
+    let reference = reference(&lab, &lanes[0]).await;
 
     let trials = trials(&reference, shape.codes);
-    let next = Cell::new(0);
-    let runs = lanes.iter().map(|lane| async {
-        let mut flaws = Vec::new();
-        while let Some(trial) = trials.get(next.replace(next.get() + 1)) {
-            let found = lane.try_one(trial).await;
-            flaws.extend(found.into_iter().map(|(flaw, text)| (flaw, format!("{trial:?}: {text}"))));
-        }
-        flaws
-    });
-    let flaws = join_all(runs).await.concat();
+    let flaws = each(&lanes, &trials, async |lane, trial| lane.try_one(trial).await).await;
     drop(lanes);
     assert_eq!(lab.files("cdi"), Vec::<String>::new());
     lab.stop().await;

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use futures::future::join_all;
 use nvml_sim::{Action, Code, Fault};
 
-use super::Flaw;
 use super::lane::{Lane, Shape, Step, is_empty};
+use super::{Flaw, each, reference};
 use crate::common::{ControlPlane, Lab, is_soak};
 
 /// Seconds that a call may take here.
@@ -152,22 +152,16 @@ async fn matrix(shape: Shape) -> (usize, Vec<(Flaw, String)>) {
     let kubelet = lab.kubelet().await;
     let lanes = (0..8 / shape.gpus).map(|number| Lane::new(&lab, &kubelet, shape, number));
     let lanes = join_all(lanes).await;
-    lab.sim.configure(|config| config.log_calls = true).unwrap();
-    let reference = lanes[0].reference().await;
-    lab.sim.configure(|config| config.log_calls = false).unwrap();
+    let reference = reference(&lab, &lanes[0]).await;
 
     let trials = trials(&reference, &shape);
-    let (next, reached) = (Cell::new(0), Cell::new(0));
-    let runs = lanes.iter().map(|lane| async {
-        let mut flaws = Vec::new();
-        while let Some(trial) = trials.get(next.replace(next.get() + 1)) {
-            let (is_reached, found) = lane.try_slow(trial).await;
-            reached.set(reached.get() + usize::from(is_reached));
-            flaws.extend(found.into_iter().map(|(flaw, text)| (flaw, format!("{trial:?}: {text}"))));
-        }
-        flaws
+    let reached = Cell::new(0);
+    let flaws = each(&lanes, &trials, async |lane, trial| {
+        let (is_reached, found) = lane.try_slow(trial).await;
+        reached.set(reached.get() + usize::from(is_reached));
+        found
     });
-    let flaws = join_all(runs).await.concat();
+    let flaws = flaws.await;
     drop(lanes);
     lab.stop().await;
     eprintln!("{}: {} slow calls reached of {}", shape.name, reached.get(), trials.len());

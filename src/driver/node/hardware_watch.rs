@@ -325,7 +325,7 @@ impl HardwareWatch {
             gpus.push(gpu);
         }
         self.health.clear_if_file_removed();
-        let missing = match self.kernel.access.report(Some(&hardware.facts)).missing.is_empty() {
+        let missing = match self.kernel.access.shows_all(&hardware.facts) {
             true => missing(hardware, &records, &self.health.report()),
             // One of those that the kernel lists and NVML does not show is not lost.
             false => Vec::new(),
