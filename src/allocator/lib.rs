@@ -35,7 +35,7 @@
 //! ```
 //!
 //! Layers, each knows those before it: `quantity`; `cel_env`; `refusal`; `node`, `pool`; `counters`, `constraint`; `request`;
-//! `search`; `result`; `explain`.
+//! `search`; `result`; `explain`. [`extended`] makes claims of extended resources and knows `quantity` only.
 
 #![allow(
     clippy::result_large_err,
@@ -47,6 +47,7 @@ pub mod cel_env;
 mod constraint;
 mod counters;
 mod explain;
+pub mod extended;
 mod node;
 mod pool;
 pub mod quantity;

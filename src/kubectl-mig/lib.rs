@@ -1,9 +1,18 @@
 //! `kubectl mig`: a kubectl plugin for users of MIG devices.
 //!
 //! It knows Kubernetes objects and no hardware: no NVML, no kubelet. [`convert`] rewrites manifests for the device plugin.
+//!
+//! ```text
+//! cluster (objects of an API server) \
+//!                                     gpu (slices in terms of GPUs)
+//! manifest (objects of files) -------/
+//! ```
 
 pub mod args;
+pub mod cluster;
 pub mod convert;
+pub mod gpu;
+pub mod manifest;
 
 use std::process::ExitCode;
 

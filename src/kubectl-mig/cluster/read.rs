@@ -1,0 +1,124 @@
+//! Reads the objects of a cluster, in pages.
+
+use std::fmt::Debug;
+
+use k8s_openapi::api::resource::v1::ResourceSlice;
+use kube::api::ListParams;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
+use super::{ClusterError, Connection, Slices, Snapshot, Unread};
+
+/// Objects per page. kubectl's number.
+const PAGE: u32 = 500;
+
+/// ResourceSlices per page: one has up to 100 kB.
+const SLICES_PER_PAGE: u32 = 100;
+
+/// Which kinds to read beside ResourceSlices, DeviceClasses and ResourceClaims.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kinds {
+    /// Nodes.
+    pub nodes: bool,
+    /// Pods.
+    pub pods: bool,
+    /// ResourceClaimTemplates.
+    pub templates: bool,
+    /// ResourceQuotas.
+    pub quotas: bool,
+}
+
+/// Reads a cluster. What the user may not read, apart from slices, classes and claims, is noted in [`Snapshot::unread`].
+///
+/// # Errors
+/// [`ClusterError::List`].
+pub async fn read(connection: &Connection, kinds: Kinds) -> Result<Snapshot, ClusterError> {
+    let client = &connection.client;
+    let (slices, classes, claims, nodes, pods, templates, quotas, version) = tokio::join!(
+        read_slices(client),
+        list("deviceclasses", true, client),
+        list("resourceclaims", true, client),
+        list("nodes", kinds.nodes, client),
+        list("pods", kinds.pods, client),
+        list("resourceclaimtemplates", kinds.templates, client),
+        list("resourcequotas", kinds.quotas, client),
+        version(client),
+    );
+    let required = |unread: Unread| ClusterError::List { resource: unread.resource, why: unread.why };
+    let mut snapshot = Snapshot {
+        slices: slices.map_err(required)?,
+        classes: classes.map_err(required)?,
+        claims: claims.map_err(required)?,
+        version,
+        ..Snapshot::default()
+    };
+    let unread = &mut snapshot.unread;
+    snapshot.nodes = optional(nodes, unread);
+    snapshot.pods = optional(pods, unread);
+    snapshot.templates = optional(templates, unread);
+    snapshot.quotas = optional(quotas, unread);
+    Ok(snapshot)
+}
+
+fn optional<K>(result: Result<Vec<K>, Unread>, unread: &mut Vec<Unread>) -> Vec<K> {
+    result.unwrap_or_else(|error| {
+        unread.push(error);
+        Vec::new()
+    })
+}
+
+async fn read_slices(client: &Client) -> Result<Slices, Unread> {
+    let mut slices = Slices::default();
+    pages("resourceslices", SLICES_PER_PAGE, client, |slice: ResourceSlice| slices.push(&slice)).await?;
+    Ok(slices)
+}
+
+async fn list<K>(resource: &'static str, wanted: bool, client: &Client) -> Result<Vec<K>, Unread>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    let mut all = Vec::new();
+    if wanted {
+        pages(resource, PAGE, client, |object| all.push(object)).await?;
+    }
+    Ok(all)
+}
+
+/// Calls `take` with each object of all namespaces, without its managed fields.
+async fn pages<K>(
+    resource: &'static str,
+    limit: u32,
+    client: &Client,
+    mut take: impl FnMut(K),
+) -> Result<(), Unread>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    let api: Api<K> = Api::all(client.clone());
+    let mut params = ListParams::default().limit(limit);
+    loop {
+        let page = api.list(&params).await.map_err(|error| Unread { resource, why: text(&error) })?;
+        for mut object in page.items {
+            object.managed_fields_mut().clear();
+            take(object);
+        }
+        match page.metadata.continue_ {
+            Some(next) if !next.is_empty() => params.continue_token = Some(next),
+            _ => return Ok(()),
+        }
+    }
+}
+
+async fn version(client: &Client) -> Option<(u32, u32)> {
+    let info = client.apiserver_version().await.ok()?;
+    let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().ok();
+    Some((number(&info.major)?, number(&info.minor)?))
+}
+
+/// The API server's own message where there is one.
+fn text(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,159 @@
+//! Reads files, directories and standard input.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::object::{Object, Place};
+
+/// Most bytes of a file. A dump of a large cluster's ResourceSlices has 250 MB.
+const MAX_BYTES: u64 = 512 << 20;
+
+/// Most directories below each other.
+const MAX_DEPTH: usize = 16;
+
+/// Why manifests cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// A file cannot be read.
+    #[error("cannot read `{path}`: {source}")]
+    Io {
+        /// The file or directory.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// More than any manifest has.
+    #[error("`{path}` has more than {} MiB; split it", MAX_BYTES >> 20)]
+    TooLarge {
+        /// The file.
+        path: String,
+    },
+    /// Not YAML or JSON.
+    #[error(
+        "`{path}`: {message}; if the file is a template, render it first (`helm template`, `kubectl kustomize`)"
+    )]
+    Malformed {
+        /// The file.
+        path: String,
+        /// What the parser says, with line and column.
+        message: String,
+    },
+    /// Not a Kubernetes object, or one with fields of the wrong type.
+    #[error("{place}: {message}")]
+    Object {
+        /// Where.
+        place: Place,
+        /// What is wrong.
+        message: String,
+    },
+    /// A directory without manifests, or directories too deep.
+    #[error("`{path}`: {message}")]
+    Directory {
+        /// The directory.
+        path: String,
+        /// What is wrong.
+        message: &'static str,
+    },
+}
+
+/// The objects of files, in their order; `-` is standard input. Of a directory all `.yaml`, `.yml` and `.json` files count,
+/// sorted by name, and with `recursive` those of directories below it. A list is taken apart.
+///
+/// # Errors
+/// [`ManifestError`].
+pub fn read(files: &[String], recursive: bool) -> Result<Vec<Object>, ManifestError> {
+    let mut objects = Vec::new();
+    for file in files {
+        if file == "-" {
+            parse("standard input", &text("standard input", io::stdin().lock())?, &mut objects)?;
+            continue;
+        }
+        let path = Path::new(file);
+        if path.is_dir() {
+            let mut found = Vec::new();
+            directory(path, recursive, 0, &mut found)?;
+            if found.is_empty() {
+                let message = "no .yaml, .yml or .json file is in the directory";
+                return Err(ManifestError::Directory { path: file.clone(), message });
+            }
+            for path in found {
+                one(&path, &mut objects)?;
+            }
+        } else {
+            one(path, &mut objects)?;
+        }
+    }
+    Ok(objects)
+}
+
+fn one(path: &Path, objects: &mut Vec<Object>) -> Result<(), ManifestError> {
+    let name = path.display().to_string();
+    let file = File::open(path).map_err(|source| ManifestError::Io { path: name.clone(), source })?;
+    parse(&name, &text(&name, file)?, objects)
+}
+
+fn text(name: &str, source: impl Read) -> Result<String, ManifestError> {
+    let failed = |source| ManifestError::Io { path: name.to_owned(), source };
+    let mut bytes = Vec::new();
+    // One byte more than allowed shows that the input is too large.
+    source.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if u64::try_from(bytes.len()).is_ok_and(|it| it > MAX_BYTES) {
+        return Err(ManifestError::TooLarge { path: name.to_owned() });
+    }
+    let malformed =
+        |_| ManifestError::Malformed { path: name.to_owned(), message: "not UTF-8 text".to_owned() };
+    String::from_utf8(bytes).map_err(malformed)
+}
+
+fn directory(
+    path: &Path,
+    recursive: bool,
+    depth: usize,
+    found: &mut Vec<PathBuf>,
+) -> Result<(), ManifestError> {
+    let name = || path.display().to_string();
+    if depth > MAX_DEPTH {
+        return Err(ManifestError::Directory {
+            path: name(),
+            message: "too many directories below each other",
+        });
+    }
+    let failed = |source| ManifestError::Io { path: name(), source };
+    let entries = std::fs::read_dir(path).map_err(failed)?;
+    let mut entries: Vec<PathBuf> =
+        entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>().map_err(failed)?;
+    entries.sort();
+    for entry in entries {
+        let is_manifest = entry.extension().is_some_and(|it| it == "yaml" || it == "yml" || it == "json");
+        if entry.is_dir() {
+            if recursive {
+                directory(&entry, recursive, depth + 1, found)?;
+            }
+        } else if is_manifest {
+            found.push(entry);
+        }
+    }
+    Ok(())
+}
+
+/// Adds the objects of a text.
+fn parse(name: &str, text: &str, objects: &mut Vec<Object>) -> Result<(), ManifestError> {
+    let malformed = |message: String| ManifestError::Malformed { path: name.to_owned(), message };
+    // JSON is parsed as JSON: that is much faster for a dump of a cluster.
+    let documents: Vec<Value> = if text.trim_start().starts_with('{') {
+        let values = serde_json::Deserializer::from_str(text).into_iter();
+        values.collect::<Result<_, _>>().map_err(|error| malformed(error.to_string()))?
+    } else {
+        serde_saphyr::from_multiple(text).map_err(|error| malformed(error.to_string()))?
+    };
+    for (index, document) in documents.into_iter().enumerate() {
+        if !document.is_null() {
+            let place = Place { file: name.to_owned(), document: index + 1, item: None };
+            Object::add(document, place, objects)?;
+        }
+    }
+    Ok(())
+}
