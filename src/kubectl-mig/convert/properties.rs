@@ -19,7 +19,7 @@ fn manifest() -> impl Strategy<Value = String> {
     let extra = prop_oneof![
         Just(""),
         Just("args:\n- |\n  nvidia.com/gpu: 1\n\n   # not a comment\n"),
-        Just("image: 'a # b'\n"),
+        Just("workingDir: 'a # b'\n"),
         Just("env: [{name: A, value: \"x\"}, {name: B}]COM\n"),
     ];
     let container = (0..4_u8, resources, extra, any::<bool>());
@@ -36,7 +36,7 @@ fn write(number: usize, (containers, comment, trailing, indent, windows): Pod) -
         "---\n# pod {number}\napiVersion: v1\nkind: Pod\nmetadata:\n  name: p{number}\nspec:\n  containers:{comment}\n"
     );
     for (index, (lines, resources, extra, first)) in containers.into_iter().enumerate() {
-        text.push_str(&format!("  {pad}- name: c{index}{comment}\n"));
+        text.push_str(&format!("  {pad}- name: c{index}{comment}\n  {pad}  image: x\n"));
         let resources = resources.replace("RES", "resources");
         let parts = if first { [resources.as_str(), extra] } else { [extra, resources.as_str()] };
         for line in parts.concat().replace("COM", comment).lines() {

@@ -6,7 +6,7 @@ use super::*;
 fn converted(text: &str) -> String {
     let it = convert(text).unwrap();
     assert!(!it.left_something(), "{:#?}", it.remarks);
-    again(&it.text);
+    again(&it);
     it.text
 }
 
@@ -14,12 +14,23 @@ fn converted(text: &str) -> String {
 fn untouched(text: &str) -> Vec<String> {
     let it = convert(text).unwrap();
     assert_eq!(it.text, text);
+    again(&it);
     it.remarks.iter().filter(|it| it.severity == Severity::Left).map(ToString::to_string).collect()
 }
 
-/// What was converted stays as it is.
-fn again(text: &str) {
-    assert_eq!(convert(text).unwrap().text, text);
+/// What a run says, without the lines, which a conversion moves.
+pub(super) fn said(converted: &Converted) -> Vec<String> {
+    let line = |it: &Remark| format!("{:?} {} {}: {}", it.severity, it.object, it.path, it.text);
+    let mut all: Vec<String> = converted.remarks.iter().map(line).collect();
+    all.sort();
+    all
+}
+
+/// A second run changes nothing and says the same.
+fn again(first: &Converted) {
+    let second = convert(&first.text).unwrap();
+    assert_eq!(second.text, first.text);
+    assert_eq!(said(&second), said(first), "{}", first.text);
 }
 
 const POD: &str = "\
@@ -87,7 +98,7 @@ fn windows_line_ends_stay_and_a_missing_last_one_too() {
 }
 
 #[test]
-fn containers_have_claims_of_their_own_and_templates_are_shared() {
+fn containers_have_separate_claims_and_templates_are_shared() {
     let text = "\
 apiVersion: apps/v1
 kind: Deployment
@@ -95,24 +106,30 @@ metadata:
   name: serve
   namespace: ml
 spec:
+  selector: {matchLabels: {a: b}}
   template:
     spec:
       initContainers:
         - name: warm
+          image: x
           resources: {limits: {nvidia.com/mig-1g.5gb: 1, cpu: 1}}
         - name: sidecar
+          image: x
           restartPolicy: Always
           resources: {requests: {nvidia.com/mig-1g.5gb: \"1\"}, limits: {nvidia.com/mig-1g.5gb: 1}}
         - name: other
+          image: x
           resources: {limits: {nvidia.com/gpu: 1}}
       containers:
         - name: a
+          image: x
           resources:
             requests:
               nvidia.com/mig-1g.5gb: 1
             limits:
               nvidia.com/mig-1g.5gb: 1
         - name: b
+          image: x
           resources:
             limits: {nvidia.com/gpu: 2, nvidia.com/mig-1g.5gb: 1}
             claims: []
@@ -130,6 +147,7 @@ spec:
             resourceClaimName: shared
           containers:
           - name: a
+            image: x
             resources:
               claims:
               - name: mine
@@ -143,22 +161,28 @@ metadata:
   name: serve
   namespace: ml
 spec:
+  selector: {matchLabels: {a: b}}
   template:
     spec:
       initContainers:
         - name: warm
+          image: x
           resources: {limits: {cpu: 1}, claims: [{name: a-gpu}]}
         - name: sidecar
+          image: x
           restartPolicy: Always
           resources: {claims: [{name: sidecar-gpu}]}
         - name: other
+          image: x
           resources: {claims: [{name: other-gpu}]}
       containers:
         - name: a
+          image: x
           resources:
             claims:
             - name: a-gpu
         - name: b
+          image: x
           resources:
             claims: [{name: b-gpu}]
       resourceClaims:
@@ -186,6 +210,7 @@ spec:
             resourceClaimTemplateName: mig-1g.5gb
           containers:
           - name: a
+            image: x
             resources:
               claims:
               - name: mine
@@ -210,8 +235,8 @@ fn every_kind_with_a_pod_template_is_known() {
         ("v1", "ReplicationController"),
     ] {
         let text = format!(
-            "apiVersion: {version}\nkind: {kind}\nmetadata:\n  name: x\nspec:\n  template:\n    spec:\n      containers:\n\
-             \x20     - name: c\n        resources:\n          limits:\n            nvidia.com/gpu: 1\n"
+            "apiVersion: {version}\nkind: {kind}\nmetadata:\n  name: x\nspec:\n  selector: {{matchLabels: {{a: b}}}}\n  template:\n    spec:\n      containers:\n\
+             \x20     - name: c\n        image: x\n        resources:\n          limits:\n            nvidia.com/gpu: 1\n"
         );
         assert!(converted(&text).contains("resourceClaimTemplateName: gpu\n"), "{kind}");
     }
@@ -230,10 +255,10 @@ fn lists_are_looked_into() {
 #[test]
 fn json_stays_json() {
     let text = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": {"containers": [
-  {"name": "c", "resources": {"limits": {"cpu": 1, "nvidia.com/gpu": 1, "memory": "1Gi"}}}]}}
+  {"name": "c", "image": "x", "resources": {"limits": {"cpu": 1, "nvidia.com/gpu": 1, "memory": "1Gi"}}}]}}
 "#;
     let wanted = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": {"containers": [
-  {"name": "c", "resources": {"limits": {"cpu": 1, "memory": "1Gi"}, "claims": [{"name": "c-gpu"}]}}], "resourceClaims": [{"name": "c-gpu", "resourceClaimTemplateName": "gpu"}]}}
+  {"name": "c", "image": "x", "resources": {"limits": {"cpu": 1, "memory": "1Gi"}, "claims": [{"name": "c-gpu"}]}}], "resourceClaims": [{"name": "c-gpu", "resourceClaimTemplateName": "gpu"}]}}
 "#;
     let text = converted(text);
     assert!(text.ends_with(&format!("---\n{wanted}")), "{text}");
@@ -273,7 +298,7 @@ spec:
 }
 
 #[test]
-fn quotas_that_do_not_hold_are_left() {
+fn quotas_that_are_not_enforced_are_left() {
     let quota = |spec: &str| {
         untouched(&format!("apiVersion: v1\nkind: ResourceQuota\nmetadata: {{name: q}}\nspec:\n{spec}"))
     };
@@ -291,7 +316,7 @@ fn pod(rest: &str) -> String {
 }
 
 fn container(resources: &str) -> String {
-    pod(&format!("  containers:\n  - name: c\n    resources:\n{resources}"))
+    pod(&format!("  containers:\n  - name: c\n    image: x\n    resources:\n{resources}"))
 }
 
 #[test]
@@ -326,14 +351,14 @@ fn what_cannot_be_said_with_a_claim_is_left_with_a_reason() {
     }
     let left = untouched(&container("      limits: {nvidia.com/gpu.shared: 1}\n"));
     let wanted =
-        "9: left as it is: document 1, Pod p, spec.containers[0].resources.limits[nvidia.com/gpu.shared]: ";
+        "10: left as it is: document 1, Pod p, spec.containers[0].resources.limits[nvidia.com/gpu.shared]: ";
     assert!(left[0].starts_with(wanted), "{left:?}");
 }
 
 #[test]
 fn one_container_that_cannot_be_converted_keeps_its_whole_pod_back_and_no_other() {
-    let left = "  containers:\n  - name: a\n    resources: {limits: {nvidia.com/gpu.shared: 1}}\n  - name: b\n    \
-                resources: {limits: {nvidia.com/gpu: 1}}\n";
+    let left = "  containers:\n  - name: a\n    image: x\n    resources: {limits: {nvidia.com/gpu.shared: 1}}\n  - name: b\n    \
+                image: x\n    resources: {limits: {nvidia.com/gpu: 1}}\n";
     let it = convert(&format!("{}---\n{POD}", pod(left))).unwrap();
     assert!(it.text.starts_with(&pod(left)), "{}", it.text);
     assert!(it.text.contains("resourceClaimTemplateName: mig-3g.20gb"));
@@ -351,7 +376,7 @@ fn anchors_and_aliases_with_devices_are_left_and_without_are_kept() {
     let text = format!("{far}{}", pod("  containers:\n  - name: a\n    resources:\n      <<: *x\n"));
     assert!(!untouched(&text).is_empty());
     let harmless = "  nodeSelector: &s {disk: ssd}\n  other: *s\n  containers:\n  - name: a\n    env: &e [{name: A, value: b}]\n    \
-                    resources:\n      limits: {nvidia.com/gpu: 1}\n  - name: b\n    env: *e\n    resources: &r {limits: {cpu: 1}}\n  \
+                    image: x\n    resources:\n      limits: {nvidia.com/gpu: 1}\n  - name: b\n    env: *e\n    resources: &r {limits: {cpu: 1}}\n  \
                     - name: c\n    resources: *r\n";
     let text = converted(&pod(harmless));
     for kept in [
@@ -415,6 +440,7 @@ fn where_a_pod_wants_to_run_is_reported_and_stays() {
   runtimeClassName: nvidia
   containers:
   - name: c
+    image: x
     env:
     - {name: NVIDIA_VISIBLE_DEVICES, value: all}
     resources:
@@ -431,8 +457,8 @@ fn where_a_pod_wants_to_run_is_reported_and_stays() {
     let of = |severity| {
         it.remarks.iter().filter(|it| it.severity == severity).map(|it| it.line).collect::<Vec<_>>()
     };
-    assert_eq!(of(Severity::Left), [7, 16]);
-    assert_eq!(of(Severity::Note), [8, 10, 12, 25]);
+    assert_eq!(of(Severity::Left), [7, 17]);
+    assert_eq!(of(Severity::Note), [8, 10, 12, 26]);
     for line in rest.lines().filter(|it| !it.contains("mig-1g.5gb: 1") && *it != "      limits:") {
         assert!(it.text.contains(&format!("{line}\n")), "{line}");
     }
@@ -442,7 +468,7 @@ fn where_a_pod_wants_to_run_is_reported_and_stays() {
 #[test]
 fn a_slice_that_is_called_a_gpu_is_not_taken_for_one() {
     let rest = "  nodeSelector: {nvidia.com/gpu.product: NVIDIA-A100-SXM4-40GB-MIG-1g.5gb}\n  containers:\n  - name: c\n    \
-                resources: {limits: {nvidia.com/gpu: 1}}\n";
+                image: x\n    resources: {limits: {nvidia.com/gpu: 1}}\n";
     let left = untouched(&pod(rest));
     assert!(left[0].contains("`single`"), "{left:?}");
 }
@@ -461,7 +487,7 @@ fn what_is_no_file_of_objects_is_refused() {
 #[test]
 fn a_layout_that_cannot_be_edited_is_left() {
     let text = pod(
-        "  containers:\n  - name: c\n    resources:\n      limits:\n        cpu: 1\n        ? nvidia.com/gpu\n        : 1\n",
+        "  containers:\n  - name: c\n    image: x\n    resources:\n      limits:\n        cpu: 1\n        ? nvidia.com/gpu\n        : 1\n",
     );
     assert!(untouched(&text)[0].contains("block style"));
 }
