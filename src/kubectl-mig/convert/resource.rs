@@ -88,14 +88,22 @@ pub(super) fn is_device(name: &str) -> bool {
     device_class(name) != Ok(None)
 }
 
+/// The name of a resource without the prefix that it has in a quota.
+pub(super) fn unprefixed(name: &str) -> &str {
+    ["requests.", "limits."].iter().find_map(|it| name.strip_prefix(it)).unwrap_or(name)
+}
+
 /// The names of [`is_device`] in a text, with the line of each, from 0. JSON pointers (`nvidia.com~1gpu`) count.
 pub(super) fn devices_in(text: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     for (number, line) in text.lines().enumerate() {
         for word in line.split(|it: char| !it.is_ascii_alphanumeric() && !"-_./~".contains(it)) {
             let names = word.split('/').map(|it| it.replace("~1", "/").replace("~0", "~"));
-            let name = names.chain([word.trim_matches('.').to_owned()]).find(|it| is_device(it));
-            found.extend(name.map(|it| (number, it)));
+            let mut names = names.chain([word.trim_matches('.').to_owned()]);
+            found.extend(names.find_map(|it| {
+                let name = unprefixed(&it);
+                is_device(name).then(|| (number, name.to_owned()))
+            }));
         }
     }
     found

@@ -1,7 +1,7 @@
 //! Devices of a device plugin in places that are not converted: unknown fields, strings that contain manifests, and patches.
 
 use super::object::{Findings, Place};
-use super::resource::{devices_in, is_device};
+use super::resource::{devices_in, is_device, unprefixed};
 use super::tree::{self, Content, Node};
 
 /// Most remarks about devices in places that are not converted, in one document.
@@ -86,7 +86,7 @@ struct Search<'f, 'k> {
 impl Search<'_, '_> {
     fn node(&mut self, node: &Node<'_>, place: &Place<'_>, context: Context) {
         if let Content::Scalar { value, .. } = &node.content {
-            if is_device(strip(value)) {
+            if is_device(unprefixed(value)) {
                 self.mention(node, value, place, context);
             } else {
                 self.string(node, value, place, context);
@@ -98,7 +98,7 @@ impl Search<'_, '_> {
                 continue;
             }
             let place = place.field(name);
-            if is_device(strip(name)) {
+            if is_device(unprefixed(name)) {
                 self.mention(key, name, &place, context);
             }
             let request = context.request || ["limits", "requests"].contains(&name);
@@ -120,12 +120,12 @@ impl Search<'_, '_> {
             }
             return;
         }
-        let inner = match &node.content {
-            Content::Scalar { literal: true, .. } => match context.lines {
-                Lines::OfNode => Lines::After(node.line),
-                Lines::After(before) => Lines::After(before + node.line),
-                Lines::Fixed(line) => Lines::Fixed(line),
-            },
+        // A literal block begins, for the parser, at its first line with text.
+        let blank = text.len() - text.trim_start_matches('\n').len();
+        let before = node.line.saturating_sub(1 + blank);
+        let inner = match (&node.content, context.lines) {
+            (Content::Scalar { literal: true, .. }, Lines::OfNode) => Lines::After(before),
+            (Content::Scalar { literal: true, .. }, Lines::After(outer)) => Lines::After(outer + before),
             _ => Lines::Fixed(context.lines.line(node.line)),
         };
         let parsed = if context.depth < MAX_DEPTH { tree::parse(text).ok() } else { None };
@@ -167,7 +167,7 @@ impl Search<'_, '_> {
         if self.count > MAX_PLACES {
             return;
         }
-        let name = strip(name);
+        let name = unprefixed(name);
         let why = match self.subject {
             Subject::Object | Subject::NoObject if place.is_inside() => format!(
                 "a string with a manifest in it names {name}; `convert` does not edit strings: convert that manifest by itself"
@@ -215,9 +215,4 @@ fn any_index(path: &str) -> String {
         out.push_str(part.split_once(']').map_or("", |(_, rest)| rest));
     }
     out
-}
-
-/// The name of a resource without the prefix that it has in a quota.
-fn strip(name: &str) -> &str {
-    ["requests.", "limits."].iter().find_map(|it| name.strip_prefix(it)).unwrap_or(name)
 }

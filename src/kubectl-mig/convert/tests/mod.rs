@@ -1,5 +1,9 @@
 //! Whole files in and out.
 
+mod embedded;
+mod kinds;
+mod shares;
+
 use super::*;
 
 /// The result, which must have nothing left.
