@@ -9,6 +9,7 @@
 //! It does not talk to a cluster and does not know what GPUs there are.
 
 mod access;
+mod advice;
 mod alias;
 pub mod args;
 mod change;
@@ -17,6 +18,7 @@ mod environment;
 mod error;
 mod inputs;
 mod kinds;
+mod known;
 mod kustomize;
 mod object;
 mod outputs;

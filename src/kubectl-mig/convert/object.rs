@@ -5,14 +5,14 @@ use std::rc::Rc;
 
 use super::alias::Aliases;
 use super::change::Changes;
-use super::kinds::{Advice, Knowledge, PodTemplate, Requires, Step};
+use super::kinds::{Knowledge, PodTemplate, Requires, Step};
 use super::pod::{self, Pod};
 use super::remark::{Remark, Severity};
 use super::resource::device_class;
 use super::search::{Subject, search};
 use super::template::{Shape, Templates};
 use super::tree::{Content, Node};
-use super::{access, quota};
+use super::{access, advice, quota};
 
 /// Where a remark is about: document, object, and path.
 #[derive(Debug, Clone)]
@@ -106,7 +106,7 @@ impl<'k> Findings<'k> {
                     format!(" Classes with as many slices: {}.", similar.join(", "))
                 };
                 let why = format!(
-                    "no device class has the name {class}, so the pod would wait for ever; correct the profile, or, if your GPUs \
+                    "no device class has the name {class}, so the pod would wait forever; correct the profile, or, if your GPUs \
                      have it, add it to the chart's deviceClasses.extraProfiles and pass `--device-class {class}`.{known}"
                 );
                 self.refuse(key, place, why);
@@ -312,64 +312,7 @@ fn convert_pod(
     if uses == 0 {
         return;
     }
-    match traits.advice {
-        Advice::Nothing => {}
-        Advice::Note(text) => findings.note(spec, place, text.to_owned()),
-        Advice::Left(text) => findings.left(spec, place, text.to_owned()),
-        Advice::Refused(text) => findings.refuse(spec, place, text.to_owned()),
-        Advice::Ray => ray(parents.iter().rev().nth(1).copied(), uses, spec, place, findings),
-        Advice::KServe => kserve(object, spec, place, findings),
-    }
-}
-
-/// KubeRay starts Ray with the number of GPUs that it reads from the limits (`ray-operator/controllers/ray/common/pod.go`),
-/// and so does the autoscaler.
-fn ray(group: Option<&Node<'_>>, uses: u32, spec: &Node<'_>, place: &Place<'_>, findings: &mut Findings<'_>) {
-    let Some(group) = group else { return };
-    let says = |field: &str, key: fn(&str) -> bool| {
-        let entries = group.get(field).map_or(&[][..], Node::entries);
-        entries.iter().any(|(it, _)| it.text().is_some_and(key))
-    };
-    if says("rayStartParams", |it| it == "num-gpus") || says("resources", |it| it.eq_ignore_ascii_case("gpu"))
-    {
-        return;
-    }
-    // KubeRay accepts only one of the two fields in a group.
-    let resources = group.get("resources").is_some_and(|it| !it.entries().is_empty());
-    let entry = if resources {
-        format!("`GPU: \"{uses}\"` to its resources")
-    } else {
-        format!("`num-gpus: \"{uses}\"` to its rayStartParams")
-    };
-    findings.left(
-        spec,
-        place,
-        format!("KubeRay counts the GPUs of a group by limits, not by claims, so Ray would place nothing on them; add {entry}"),
-    );
-}
-
-fn kserve(object: &Node<'_>, spec: &Node<'_>, place: &Place<'_>, findings: &mut Findings<'_>) {
-    if spec.get("workerSpec").is_some() {
-        let why = "KServe adds nvidia.com/gpu to both parts of a predictor with workerSpec, with claims or without; use an \
-             LLMInferenceService or a LeaderWorkerSet";
-        findings.refuse(spec, place, why.to_owned());
-        return;
-    }
-    let annotations = object.get("metadata").and_then(|it| it.get("annotations"));
-    let mode = annotations.and_then(|it| it.get("serving.kserve.io/deploymentMode")).and_then(Node::text);
-    match mode {
-        Some("Standard" | "RawDeployment") => {}
-        Some("Knative" | "Serverless") => {
-            let why = "Knative refuses claims; set the annotation serving.kserve.io/deploymentMode to Standard (RawDeployment \
-                 in older versions)";
-            findings.refuse(spec, place, why.to_owned());
-        }
-        _ => {
-            let why = "claims need KServe's deployment mode Standard, and Knative may be the default of the cluster; set the \
-                 annotation serving.kserve.io/deploymentMode to Standard (RawDeployment in older versions)";
-            findings.left(spec, place, why.to_owned());
-        }
-    }
+    advice::say(object, spec, parents, traits.advice, place, uses, findings);
 }
 
 /// What an object lacks that the API server requires, so that it is a patch for another one.

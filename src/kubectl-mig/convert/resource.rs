@@ -97,7 +97,8 @@ pub(super) fn unprefixed(name: &str) -> &str {
 pub(super) fn devices_in(text: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     for (number, line) in text.lines().enumerate() {
-        for word in line.split(|it: char| !it.is_ascii_alphanumeric() && !"-_./~".contains(it)) {
+        let words = line.split(|it: char| !it.is_ascii_alphanumeric() && !"-_./~".contains(it));
+        for word in words.filter(|it| it.contains('.')) {
             let names = word.split('/').map(|it| it.replace("~1", "/").replace("~0", "~"));
             let mut names = names.chain([word.trim_matches('.').to_owned()]);
             found.extend(names.find_map(|it| {
