@@ -137,8 +137,11 @@ impl Search<'_, '_> {
                     self.node(&document.root, &place.inside(), context);
                 }
             }
-            // Not YAML, such as a template: words have to do.
-            None if self.reads_all_strings() => {
+            // Not YAML, such as a template, or too deep: words have to do. A line inside a text, such as a query, is no
+            // manifest.
+            None if self.reads_all_strings()
+                && (text.contains('\n') || !(1..MAX_DEPTH).contains(&context.depth)) =>
+            {
                 for (line, name) in devices_in(text) {
                     self.report(inner.line(line + 1), &name, place);
                 }

@@ -28,6 +28,13 @@ fn a_manifest_in_a_config_map_is_said_with_its_place() {
 }
 
 #[test]
+fn a_query_in_a_dashboard_is_no_request() {
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: dashboard}\ndata:\n  board.json: |\n    {\"expr\": \
+                \"sum(requests{resource=\\\"nvidia.com/gpu\\\"})\"}\n";
+    assert_eq!(untouched(text), [""; 0]);
+}
+
+#[test]
 fn other_strings_count_where_they_request_devices() {
     let workflow = "apiVersion: argoproj.io/v1alpha1\nkind: Workflow\nmetadata: {name: w}\nspec:\n  podSpecPatch: \
                     '{\"containers\":[{\"name\":\"main\",\"resources\":{\"limits\":{\"nvidia.com/gpu\":1}}}]}'\n";
