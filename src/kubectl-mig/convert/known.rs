@@ -52,6 +52,20 @@ const CLUSTER_TRAINER: Traits = Traits {
     ),
     ..FILLED_IN
 };
+const WORKFLOW: Traits = Traits {
+    containers: &["container", "script"],
+    advice: Advice::Left(
+        "Argo Workflows before 4.1 has no resourceClaims in its templates and drops or refuses them; verify its version",
+    ),
+    ..FILLED_IN
+};
+const CLUSTER_WORKFLOW: Traits = Traits {
+    advice: Advice::Refused(
+        "the kind has no namespace, but a ResourceClaimTemplate must be in the namespace of the pods; use a WorkflowTemplate in \
+         each namespace, or create the template in each and name it here (Argo Workflows 4.1 or later)",
+    ),
+    ..WORKFLOW
+};
 const KNATIVE: Traits = Traits {
     advice: Advice::Refused(
         "Knative refuses resourceClaims and resources.claims (knative/serving issue 15332); use a Deployment, or the extended \
@@ -113,6 +127,11 @@ pub(super) const KNOWN: &[(&str, &str, &[&str], Traits)] = &[
     ("argoproj.io/*", "Rollout", &["spec.template.spec"], SELECTOR),
     ("argoproj.io/*", "Experiment", &["spec.templates[*].template.spec"], PLAIN),
     ("argoproj.io/*", "AnalysisTemplate", &["spec.metrics[*].provider.job.spec.template.spec"], PLAIN),
+    // argoproj/argo-workflows v4.1.0-rc2 (f016ad8): manifests/base/crds/full, .features/released/v4.1.0/dra-resource-claims.md.
+    ("argoproj.io/*", "Workflow", &["spec.templates[*]"], WORKFLOW),
+    ("argoproj.io/*", "WorkflowTemplate", &["spec.templates[*]"], WORKFLOW),
+    ("argoproj.io/*", "CronWorkflow", &["spec.workflowSpec.templates[*]"], WORKFLOW),
+    ("argoproj.io/*", "ClusterWorkflowTemplate", &["spec.templates[*]"], CLUSTER_WORKFLOW),
     // kubernetes-sigs/jobset v0.13.0-devel (08dfbdf): charts/jobset/crds.
     ("jobset.x-k8s.io/*", "JobSet", &["spec.replicatedJobs[*].template.spec.template.spec"], PLAIN),
     // kubernetes-sigs/lws v0.10.0 (060ab4d): charts/lws/crds.

@@ -319,9 +319,7 @@ fn convert_pod(
 fn missing(object: &Node<'_>, requires: Requires) -> Option<&'static str> {
     let has = |node: Option<&Node<'_>>| node.is_some_and(|it| !it.is_null());
     let spec = object.get("spec");
-    if name(object, "name").or(name(object, "generateName")).is_none()
-        && text(object, "kind") != "PodTemplate"
-    {
+    if name(object, "name").or(name(object, "generateName")).is_none() {
         Some("metadata.name")
     } else if requires == Requires::SelectorAndImage
         && !has(spec.and_then(|it| it.get("selector")))

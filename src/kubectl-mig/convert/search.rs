@@ -114,7 +114,7 @@ impl Search<'_, '_> {
         if !text.contains("nvidia.com") && devices_in(text).is_empty() {
             return;
         }
-        if text.starts_with('/') && !text.contains('\n') {
+        if text.starts_with('/') && text.contains("~1") && !text.contains('\n') {
             for (_, name) in devices_in(text) {
                 self.mention(node, &name, place, Context { request: true, ..context });
             }

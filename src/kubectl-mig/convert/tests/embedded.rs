@@ -44,7 +44,7 @@ fn other_strings_count_where_they_request_devices() {
         "{left:?}"
     );
     let prose = pod(
-        "  containers:\n  - {name: c, image: x, args: ['kubectl get nodes -o custom-columns=nvidia.com/gpu', 'nvidia.com/gpu: 1']}\n",
+        "  containers:\n  - {name: c, image: x, args: ['kubectl get nodes -o custom-columns=nvidia.com/gpu', 'nvidia.com/gpu: 1',\n      /bin/wait --for=nvidia.com/gpu]}\n",
     );
     assert_eq!(untouched(&prose), [""; 0]);
 }

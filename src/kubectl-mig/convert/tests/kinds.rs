@@ -103,6 +103,22 @@ fn the_model_of_an_inference_service_is_a_container() {
 }
 
 #[test]
+fn the_container_of_a_workflow_template_is_converted() {
+    let text = "apiVersion: argoproj.io/v1alpha1\nkind: Workflow\nmetadata: {generateName: w-}\nspec:\n  entrypoint: main\n  templates:\n  \
+                - name: main\n    container:\n      image: x\n      resources:\n        limits: {nvidia.com/gpu: 1}\n  - name: steps\n    \
+                steps: []\n  - name: script\n    script:\n      image: x\n      resources:\n        limits: {nvidia.com/gpu: 1}\n";
+    let (converted, said) = remarks(text);
+    assert_eq!(converted.matches("    resourceClaims:\n    - name: ").count(), 2, "{converted}");
+    assert!(
+        converted.contains("- name: container-gpu\n") && converted.contains("- name: script-gpu\n"),
+        "{converted}"
+    );
+    assert!(said.len() == 2 && said.iter().all(|it| it.contains("before 4.1")), "{said:?}");
+    let cluster = text.replace("kind: Workflow", "kind: ClusterWorkflowTemplate");
+    assert!(untouched(&cluster)[0].contains("no namespace"));
+}
+
+#[test]
 fn an_operator_that_refuses_claims_keeps_its_objects_as_they_are() {
     let knative = object("serving.knative.dev/v1", "Service", "spec.template.spec");
     let left = untouched(&knative);
