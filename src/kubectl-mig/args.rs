@@ -18,6 +18,6 @@ pub struct Cli {
 pub enum Command {
     /// Turn manifests that request devices from the device plugin (`nvidia.com/mig-1g.10gb: 1`, `nvidia.com/gpu: 1`) into
     /// manifests that claim devices. Comments and everything else in the files stay. Exit status: 0 all converted, 1
-    /// something was left unchanged (see standard error), 2 a file cannot be used and nothing is written.
+    /// something was left unchanged or needs a review (see standard error), 2 a file cannot be used and nothing is written.
     Convert(ConvertArgs),
 }

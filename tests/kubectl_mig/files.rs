@@ -294,7 +294,7 @@ fn kustomize_builds_what_was_converted() {
     std::fs::write(overlay.join("kustomization.yaml"), kustomization).unwrap();
     let done = convert(&["-R", "-f", input.path().to_str().unwrap(), "--in-place"], "");
     let shown = text(&done.stderr);
-    let wanted = "overlay/kustomization.yaml:1: left as it is: document 1, Kustomization, namePrefix: ";
+    let wanted = "overlay/kustomization.yaml:1: review: document 1, Kustomization, namePrefix: ";
     assert!(shown.contains(wanted), "{shown}");
     let (built, text) = build(&overlay);
     assert!(built && text.contains("resourceClaimTemplateName: mig-1g.5gb"), "{text}");

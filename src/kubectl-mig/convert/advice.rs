@@ -17,7 +17,7 @@ pub(super) fn say(
     match advice {
         Advice::Nothing => {}
         Advice::Note(text) => findings.note(spec, place, text.to_owned()),
-        Advice::Left(text) => findings.left(spec, place, text.to_owned()),
+        Advice::Review(text) => findings.review(spec, place, text.to_owned()),
         Advice::Refused(text) => findings.refuse(spec, place, text.to_owned()),
         Advice::Ray => ray(parents.iter().rev().nth(1).copied(), uses, spec, place, findings),
         Advice::KServe => kserve(object, spec, place, findings),
@@ -43,7 +43,7 @@ fn ray(group: Option<&Node<'_>>, uses: u32, spec: &Node<'_>, place: &Place<'_>, 
     } else {
         format!("`num-gpus: \"{uses}\"` to its rayStartParams")
     };
-    findings.left(
+    findings.review(
         spec,
         place,
         format!("KubeRay counts the GPUs of a group by limits, not by claims, so Ray would place nothing on them; add {entry}"),
@@ -69,7 +69,7 @@ fn kserve(object: &Node<'_>, spec: &Node<'_>, place: &Place<'_>, findings: &mut 
         _ => {
             let why = "claims need KServe's deployment mode Standard, and Knative may be the default of the cluster; set the \
                  annotation serving.kserve.io/deploymentMode to Standard (RawDeployment in older versions)";
-            findings.left(spec, place, why.to_owned());
+            findings.review(spec, place, why.to_owned());
         }
     }
 }

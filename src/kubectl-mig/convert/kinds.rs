@@ -59,7 +59,7 @@ pub(super) enum Advice {
     /// Something to verify in the cluster, which no manifest shows.
     Note(&'static str),
     /// Something to do, or the pods do not get what they had.
-    Left(&'static str),
+    Review(&'static str),
     /// Claims do not work.
     Refused(&'static str),
     /// KubeRay counts the GPUs of a group by its limits.

@@ -25,7 +25,7 @@ const KSERVE: Traits = Traits {
     advice: Advice::KServe,
 };
 const SERVING_RUNTIME: Traits = Traits {
-    advice: Advice::Left(
+    advice: Advice::Review(
         "KServe before 0.20 drops the resourceClaims of a ServingRuntime, and with Knative no version accepts claims; verify \
          the version and the deployment mode of the InferenceServices that use it",
     ),
@@ -54,7 +54,7 @@ const CLUSTER_TRAINER: Traits = Traits {
 };
 const WORKFLOW: Traits = Traits {
     containers: &["container", "script"],
-    advice: Advice::Left(
+    advice: Advice::Review(
         "Argo Workflows before 4.1 has no resourceClaims in its templates and drops or refuses them; verify its version",
     ),
     ..FILLED_IN

@@ -182,7 +182,7 @@ pub(super) fn remark(root: &Node<'_>, place: &Place<'_>, templates: bool, findin
         if root.get("configurations").is_none() {
             let why = "kustomize gives ResourceClaimTemplates this name but does not change resourceClaimTemplateName in pods; add a \
                  file with a nameReference under `configurations`, as docs/migrating.md shows";
-            findings.left(value, &place.field(field), why.to_owned());
+            findings.review(value, &place.field(field), why.to_owned());
         }
     }
 }

@@ -64,14 +64,14 @@ pub struct Converted {
 }
 
 impl Converted {
-    /// True where something needs a review.
+    /// True where something was left or needs a review.
     #[must_use]
     pub fn left_something(&self) -> bool {
-        self.remarks.iter().any(|it| it.severity == Severity::Left)
+        self.remarks.iter().any(|it| it.severity != Severity::Note)
     }
 }
 
-/// Converts files for the command line. Answers the exit status: 0 if all is converted, 1 if something was left unchanged, 2
+/// Converts files for the command line. Answers the exit status: 0 if all is converted, 1 if something was left unchanged or needs a review, 2
 /// if a file cannot be used; then nothing is written.
 #[must_use]
 pub fn run(args: &ConvertArgs) -> u8 {

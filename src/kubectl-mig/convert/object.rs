@@ -128,6 +128,10 @@ impl<'k> Findings<'k> {
         self.say(Severity::Left, line, place, text);
     }
 
+    pub(super) fn review(&mut self, node: &Node<'_>, place: &Place<'_>, text: String) {
+        self.say(Severity::Review, node.line, place, text);
+    }
+
     pub(super) fn note(&mut self, node: &Node<'_>, place: &Place<'_>, text: String) {
         self.say(Severity::Note, node.line, place, text);
     }

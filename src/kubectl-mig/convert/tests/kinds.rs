@@ -78,7 +78,7 @@ fn what_an_operator_needs_beside_claims_is_said() {
 
     let kserve = object("serving.kserve.io/v1beta1", "InferenceService", "spec.predictor");
     let (text, said) = remarks(&kserve);
-    assert!(text.contains("resourceClaimTemplateName") && said[0].contains("left as it is: "), "{said:?}");
+    assert!(text.contains("resourceClaimTemplateName") && said[0].contains("review: "), "{said:?}");
     let annotated = |mode: &str| {
         let annotations =
             format!("metadata:\n  annotations:\n    serving.kserve.io/deploymentMode: {mode}\n");
@@ -146,7 +146,7 @@ fn ray_is_given_the_number_of_gpus_by_its_parameters() {
     assert!(text.contains("resourceClaimTemplateName: mig-1g.5gb-x2\n"), "{text}");
     assert!(
         said.iter()
-            .any(|it| it.contains("left as it is") && it.contains("`num-gpus: \"2\"` to its rayStartParams")),
+            .any(|it| it.contains("review: ") && it.contains("`num-gpus: \"2\"` to its rayStartParams")),
         "{said:?}"
     );
     let (_, said) = remarks(&ray("    resources: {CPU: \"4\"}\n"));
