@@ -1,6 +1,9 @@
 //! `kubectl mig` as people call it.
 #![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
+#[path = "kubectl_mig/files.rs"]
+mod files;
+
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
@@ -28,7 +31,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn the_exit_status_tells_what_became_of_the_file() {
+fn the_exit_status_says_whether_all_is_converted() {
     let done = convert(&["-f", "-"], &data());
     assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
     assert!(text(&done.stdout).contains("resourceClaimTemplateName: mig-2g.20gb"));

@@ -1,8 +1,8 @@
 //! The command line. kubectl runs the program `kubectl-mig` as `kubectl mig`.
 
-use std::path::PathBuf;
+use clap::{Parser, Subcommand};
 
-use clap::{Args, Parser, Subcommand};
+use crate::convert::args::ConvertArgs;
 
 /// Ask for MIG devices on Kubernetes.
 #[derive(Debug, Clone, Parser)]
@@ -16,19 +16,8 @@ pub struct Cli {
 /// Subcommands.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
-    /// Turn manifests that ask the device plugin (`nvidia.com/mig-1g.10gb: 1`, `nvidia.com/gpu: 1`) into manifests that
-    /// claim devices. Comments and everything else in the file stay. Exit status: 0 all converted, 1 something was left as
-    /// it is (see standard error), 2 the file cannot be used and nothing is written.
+    /// Turn manifests that request devices from the device plugin (`nvidia.com/mig-1g.10gb: 1`, `nvidia.com/gpu: 1`) into
+    /// manifests that claim devices. Comments and everything else in the files stay. Exit status: 0 all converted, 1
+    /// something was left unchanged or needs a review (see standard error), 2 a file cannot be used and nothing is written.
     Convert(ConvertArgs),
-}
-
-/// Arguments of `convert`.
-#[derive(Debug, Clone, Args)]
-pub struct ConvertArgs {
-    /// The manifests: YAML or JSON, one object or many; `-` is standard input.
-    #[arg(short, long, value_name = "FILE")]
-    pub filename: String,
-    /// Where to write the result, which can be the input file itself [default: standard output].
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
 }

@@ -119,7 +119,7 @@ impl Data {
 
 fn data(node: &Node<'_>, changes: &Changes) -> Data {
     match &node.content {
-        Content::Scalar { value, plain } => {
+        Content::Scalar { value, plain, .. } => {
             let plain = *plain && !is_name(value);
             Data::Scalar { value: value.as_ref().to_owned(), plain, tagged: node.tagged }
         }

@@ -4,31 +4,52 @@
 //! container; `requests.nvidia.com/mig-1g.5gb` in a ResourceQuota becomes the quota of the device class. The text is
 //! edited where it has to be and nowhere else; see [`change`](self) for what cannot be kept. It does not guess: what it
 //! does not know it reports and leaves unchanged, and an edit whose result does not parse into what was meant is not made.
+//! A second conversion changes nothing and reports the same.
 //!
 //! It does not talk to a cluster and does not know what GPUs there are.
 
+mod access;
+mod advice;
 mod alias;
+pub mod args;
 mod change;
+mod classes;
+mod environment;
+mod error;
+mod inputs;
+mod kinds;
+mod known;
+mod kustomize;
 mod object;
+mod outputs;
 mod placement;
 mod pod;
 #[cfg(test)]
 mod properties;
 mod quota;
 mod remark;
+mod requests;
 mod resource;
+mod search;
+mod set;
 mod template;
 #[cfg(test)]
 mod tests;
 mod tree;
 mod yaml;
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::Path;
 
+use self::args::ConvertArgs;
+pub use self::error::ConvertError;
+use self::inputs::Inputs;
+use self::kinds::Knowledge;
+pub use self::kinds::PodTemplate;
+use self::kustomize::{File, Layout};
+use self::outputs::Destination;
 pub use self::remark::{Remark, Severity};
-use crate::args::ConvertArgs;
+use self::set::{Outcome, Source};
 
 /// Most bytes of a file; an object has at most 1.5 MiB in etcd.
 const MAX_BYTES: usize = 16 << 20;
@@ -38,82 +59,39 @@ const MAX_BYTES: usize = 16 << 20;
 pub struct Converted {
     /// The new text.
     pub text: String,
-    /// What was left alone, and what is good to know, in the order of lines.
+    /// What was left unchanged, and what is good to know, in the order of lines.
     pub remarks: Vec<Remark>,
 }
 
 impl Converted {
-    /// True where something needs a look.
+    /// True where something was left or needs a review.
     #[must_use]
     pub fn left_something(&self) -> bool {
-        self.remarks.iter().any(|it| it.severity == Severity::Left)
+        self.remarks.iter().any(|it| it.severity != Severity::Note)
     }
 }
 
-/// Why a file could not be converted at all.
-#[derive(Debug, thiserror::Error)]
-pub enum ConvertError {
-    /// It could not be read or written.
-    #[error("cannot {operation} `{path}`: {source}")]
-    Io {
-        /// `read` or `write`.
-        operation: &'static str,
-        /// The file.
-        path: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// More than any manifest has.
-    #[error("the file has more than {limit} {what}; split it")]
-    TooLarge {
-        /// Bytes or nodes.
-        what: &'static str,
-        /// How many are allowed.
-        limit: usize,
-    },
-    /// Not UTF-8.
-    #[error("the file is not UTF-8 text")]
-    NotText,
-    /// Not YAML.
-    #[error(
-        "line {line}, column {column}: not YAML: {message}; if the file is a template, render it first (`helm template`, \
-         `kubectl kustomize`)"
-    )]
-    Malformed {
-        /// From 1.
-        line: usize,
-        /// From 1.
-        column: usize,
-        /// What the parser says.
-        message: String,
-    },
-    /// Not a Kubernetes object.
-    #[error("line {line}: document {document} is not an object with a kind")]
-    NotAnObject {
-        /// From 1.
-        line: usize,
-        /// From 1.
-        document: usize,
-    },
-}
-
-/// Converts a file for the command line. Answers the exit status: 0 if all is converted, 1 if something was left alone, 2
-/// if the file cannot be used; then nothing is written.
+/// Converts files for the command line. Answers the exit status: 0 if all is converted, 1 if something was left unchanged or needs a review, 2
+/// if a file cannot be used; then nothing is written.
 #[must_use]
 pub fn run(args: &ConvertArgs) -> u8 {
-    let name = if args.filename == "-" { "standard input" } else { &args.filename };
-    let done = read(args).and_then(|text| convert(&text)).and_then(|it| write(args, &it.text).map(|()| it));
+    let done = inputs::read(&args.filename, args.recursive).and_then(|inputs| convert_files(args, &inputs));
     // A closed standard error cannot be reported.
     let mut report = io::stderr().lock();
     match done {
-        Ok(converted) => {
-            for remark in &converted.remarks {
-                let _ = writeln!(report, "{name}:{remark}");
+        Ok(files) => {
+            for (name, converted) in &files {
+                for remark in &converted.remarks {
+                    let _ = writeln!(report, "{name}:{remark}");
+                }
             }
-            u8::from(converted.left_something())
+            u8::from(files.iter().any(|(_, it)| it.left_something()))
         }
-        Err(error) => {
-            let _ = writeln!(report, "kubectl mig convert: {name}: {error}");
+        Err(errors) => {
+            for (name, error) in errors {
+                let name = if name.is_empty() { name } else { format!("{name}: ") };
+                let _ = writeln!(report, "kubectl mig convert: {name}{error}");
+            }
             2
         }
     }
@@ -124,92 +102,88 @@ pub fn run(args: &ConvertArgs) -> u8 {
 /// # Errors
 /// [`ConvertError`] where the text is not a file of Kubernetes objects.
 pub fn convert(text: &str) -> Result<Converted, ConvertError> {
-    if text.len() > MAX_BYTES {
-        return Err(ConvertError::TooLarge { what: "bytes", limit: MAX_BYTES });
-    }
-    // A byte order mark is no part of the first key.
-    let (mark, text) = text.strip_prefix('\u{feff}').map_or(("", text), |text| ("\u{feff}", text));
-    let documents = tree::parse(text)?;
-    let mut templates = template::Templates::default();
-    for (index, document) in documents.iter().enumerate() {
-        let root = &document.root;
-        if !root.is_null() && root.get("kind").is_none() {
-            return Err(ConvertError::NotAnObject { line: root.line, document: index + 1 });
+    convert_with(text, &[], &[])
+}
+
+/// Converts a text with more kinds and device classes than those that are built in.
+///
+/// # Errors
+/// [`ConvertError`] where the text is not a file of Kubernetes objects.
+pub fn convert_with(
+    text: &str,
+    pod_templates: &[PodTemplate],
+    device_classes: &[String],
+) -> Result<Converted, ConvertError> {
+    let knowledge = Knowledge::with(pod_templates, device_classes);
+    let mut done = set::convert_all(&[Source { text, strict: true }], &Layout::one_group(1), &knowledge);
+    done.pop()
+        .map_or(Ok(Converted { text: text.to_owned(), remarks: Vec::new() }), |it| it.map(|it| it.converted))
+}
+
+/// Names with errors; the name is empty where the error is about no single file.
+type Errors = Vec<(String, ConvertError)>;
+
+/// Converts files and writes the results, if all can be converted.
+fn convert_files(args: &ConvertArgs, inputs: &Inputs) -> Result<Vec<(String, Converted)>, Errors> {
+    let about_all = |error| vec![(String::new(), error)];
+    let destination = Destination::of(args, inputs).map_err(about_all)?;
+    let files: Vec<File<'_>> =
+        inputs.files.iter().map(|it| File { path: it.path.as_deref(), text: &it.text }).collect();
+    let beside: Vec<File<'_>> =
+        inputs.beside.iter().map(|(path, text)| File { path: Some(path), text }).collect();
+    let layout = Layout::of(&files, &beside, destination.is_stream());
+    let sources: Vec<Source<'_>> =
+        inputs.files.iter().map(|it| Source { text: &it.text, strict: it.named }).collect();
+    let knowledge = Knowledge::with(&args.pod_templates, &args.device_classes);
+
+    let (mut outcomes, mut errors) = (Vec::new(), Vec::new());
+    for (input, done) in inputs.files.iter().zip(set::convert_all(&sources, &layout, &knowledge)) {
+        match done {
+            Ok(outcome) => outcomes.push(outcome),
+            Err(error) => errors.push((input.name.clone(), error)),
         }
-        object::note_templates(root, &mut templates);
     }
-    let (mut out, mut remarks, mut at) = (mark.to_owned(), Vec::new(), 0);
-    for (index, document) in documents.iter().enumerate() {
-        let findings = object::examine(&document.root, index + 1, &mut templates);
-        remarks.extend(findings.remarks);
-        if findings.changes.is_empty() {
-            continue;
-        }
-        let before = templates.take_fresh();
-        let Some(changed) = change::applied(text, document, &findings.changes, &before) else {
-            templates.put_back(before);
-            remarks.push(not_editable(&document.root, index + 1));
-            continue;
-        };
-        out.push_str(&text[at..document.start]);
-        out.push_str(&changed);
-        at = document.end;
+    if !errors.is_empty() {
+        return Err(errors);
     }
-    out.push_str(&text[at..]);
-    remarks.sort_by_key(|it| it.line);
-    Ok(Converted { text: out, remarks })
+    write(&destination, inputs, &mut outcomes).map_err(about_all)?;
+    Ok(inputs.files.iter().zip(outcomes).map(|(input, it)| (input.name.clone(), it.converted)).collect())
 }
 
-fn not_editable(root: &tree::Node<'_>, document: usize) -> Remark {
-    let text = "the document is laid out in a way that cannot be edited line by line; write it in plain block style \
-         (`kubectl create --dry-run=client -o yaml -f` does it) and convert again";
-    let object = root.get("kind").and_then(tree::Node::text).unwrap_or("").to_owned();
-    Remark {
-        severity: Severity::Left,
-        line: root.line,
-        document,
-        object,
-        path: "all".to_owned(),
-        text: text.to_owned(),
-    }
-}
-
-fn read(args: &ConvertArgs) -> Result<String, ConvertError> {
-    let path = &args.filename;
-    let failed = |source| ConvertError::Io { operation: "read", path: path.clone(), source };
-    let source: Box<dyn Read> =
-        if path == "-" { Box::new(io::stdin()) } else { Box::new(File::open(path).map_err(failed)?) };
-    let mut bytes = Vec::new();
-    // Reads one byte more than allowed, which shows that the input is too large; the rest is not read.
-    let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX);
-    source.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() > MAX_BYTES {
-        return Err(ConvertError::TooLarge { what: "bytes", limit: MAX_BYTES });
-    }
-    String::from_utf8(bytes).map_err(|_| ConvertError::NotText)
-}
-
-fn write(args: &ConvertArgs, text: &str) -> Result<(), ConvertError> {
-    let path = args.output.clone().unwrap_or_else(|| PathBuf::from("-"));
-    let failed = |source| ConvertError::Io { operation: "write", path: path.display().to_string(), source };
-    if path.as_os_str() == "-" {
-        let mut out = io::stdout().lock();
-        return out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(failed);
-    }
-    replace(&path, text).map_err(failed)
-}
-
-/// Writes a file beside the old one and puts it in its place, so that a full disk does not cost the manifest.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let Some(real) = fs::canonicalize(path).ok().filter(|it| it.is_file()) else {
-        return fs::write(path, text);
+fn write(destination: &Destination, inputs: &Inputs, outcomes: &mut [Outcome]) -> Result<(), ConvertError> {
+    let paths = match destination {
+        Destination::Stdout => return outputs::print(&stream(outcomes)),
+        Destination::File(path) => return outputs::write(&[(path.as_path(), &stream(outcomes))]),
+        Destination::Files(paths) => paths,
     };
-    let mut beside = real.clone().into_os_string();
-    beside.push(".converting");
-    let put = || {
-        fs::write(&beside, text)?;
-        fs::set_permissions(&beside, fs::metadata(&real)?.permissions())?;
-        fs::rename(&beside, &real)
+    // A file that would get what it has already is not touched.
+    let changed = |path: &Path, index: usize| {
+        let input = &inputs.files[index];
+        input.path.as_deref() != Some(path) || input.text != outcomes[index].converted.text
     };
-    put().inspect_err(|_| drop(fs::remove_file(&beside)))
+    let files: Vec<(&Path, &str)> = paths
+        .iter()
+        .enumerate()
+        .filter(|(index, path)| changed(path, *index))
+        .map(|(index, path)| (path.as_path(), outcomes[index].converted.text.as_str()))
+        .collect();
+    outputs::write(&files)
+}
+
+/// All results as one stream of objects; of several files, those that have no objects are left out.
+fn stream(outcomes: &mut [Outcome]) -> String {
+    let several = outcomes.len() > 1;
+    for it in outcomes.iter_mut().filter(|it| several && !it.objects) {
+        let text = "not part of the output, because it is a kustomization, a patch, or no object; `-o DIR` or `--in-place` keep it";
+        it.converted.remarks.push(Remark {
+            severity: Severity::Note,
+            line: 1,
+            document: 1,
+            object: "file".to_owned(),
+            path: "all".to_owned(),
+            text: text.to_owned(),
+        });
+    }
+    let parts = outcomes.iter().filter(|it| !several || it.objects);
+    outputs::joined(parts.map(|it| it.converted.text.as_str()))
 }

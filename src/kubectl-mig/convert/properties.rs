@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::convert;
+use super::tests::said;
 
 /// A manifest: what stands around the requests is arbitrary.
 fn manifest() -> impl Strategy<Value = String> {
@@ -19,7 +20,7 @@ fn manifest() -> impl Strategy<Value = String> {
     let extra = prop_oneof![
         Just(""),
         Just("args:\n- |\n  nvidia.com/gpu: 1\n\n   # not a comment\n"),
-        Just("image: 'a # b'\n"),
+        Just("workingDir: 'a # b'\n"),
         Just("env: [{name: A, value: \"x\"}, {name: B}]COM\n"),
     ];
     let container = (0..4_u8, resources, extra, any::<bool>());
@@ -36,7 +37,7 @@ fn write(number: usize, (containers, comment, trailing, indent, windows): Pod) -
         "---\n# pod {number}\napiVersion: v1\nkind: Pod\nmetadata:\n  name: p{number}\nspec:\n  containers:{comment}\n"
     );
     for (index, (lines, resources, extra, first)) in containers.into_iter().enumerate() {
-        text.push_str(&format!("  {pad}- name: c{index}{comment}\n"));
+        text.push_str(&format!("  {pad}- name: c{index}{comment}\n  {pad}  image: x\n"));
         let resources = resources.replace("RES", "resources");
         let parts = if first { [resources.as_str(), extra] } else { [extra, resources.as_str()] };
         for line in parts.concat().replace("COM", comment).lines() {
@@ -55,7 +56,123 @@ fn about_requests(line: &str) -> bool {
     ["nvidia.com/", "limits:", "requests:"].iter().any(|it| line.contains(it))
 }
 
+/// Where a pod spec is: what stands before it, and its indentation.
+const AROUND: [(&str, usize); 9] = [
+    ("apiVersion: v1\nkind: Pod\nmetadata: {name: NAME}\nspec:\n", 2),
+    (
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: NAME, namespace: team}\nspec:\n  selector: {matchLabels: {a: b}}\n  \
+         template:\n    metadata: {annotations: {gpu-fraction: \"1\"}}\n    spec:\n",
+        6,
+    ),
+    ("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: NAME}\nspec:\n  template:\n    spec:\n", 6),
+    (
+        "apiVersion: ray.io/v1\nkind: RayCluster\nmetadata: {name: NAME}\nspec:\n  workerGroupSpecs:\n  - template:\n      spec:\n",
+        8,
+    ),
+    (
+        "apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nmetadata: {name: NAME}\nspec:\n  pytorchReplicaSpecs:\n    Worker:\n      \
+         template:\n        spec:\n",
+        10,
+    ),
+    (
+        "apiVersion: serving.kserve.io/v1beta1\nkind: InferenceService\nmetadata: {name: NAME}\nspec:\n  predictor:\n",
+        4,
+    ),
+    (
+        "apiVersion: batch.volcano.sh/v1alpha1\nkind: Job\nmetadata: {name: NAME}\nspec:\n  tasks:\n  - template:\n      spec:\n",
+        8,
+    ),
+    (
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: NAME}\nspec:\n  template:\n    spec:\n",
+        6,
+    ),
+    ("apiVersion: example.com/v1\nkind: Trainer\nmetadata: {name: NAME}\nspec:\n  template:\n    spec:\n", 6),
+];
+
+/// A pod spec with anything that there is a remark about.
+fn pod_spec() -> impl Strategy<Value = String> {
+    let amount = prop::sample::select(vec![
+        "nvidia.com/gpu: 1",
+        "nvidia.com/gpu: 2",
+        "nvidia.com/mig-1g.5gb: 1",
+        "nvidia.com/mig-1g.5gb: 2, nvidia.com/mig-2g.10gb: 1",
+        "nvidia.com/mig-1g.99gb: 1",
+        "nvidia.com/gpu: 1, nvidia.com/gpumem: 3000",
+        "nvidia.com/gpu: 0, nvidia.com/hostdev: 1",
+        "cpu: 1",
+    ]);
+    let more = prop::sample::select(vec![
+        "",
+        "  env: [{name: CUDA_VISIBLE_DEVICES, value: \"0\"}]\n",
+        "  env: [{name: CUDA_VISIBLE_DEVICES, value: MIG-1}, {name: NVIDIA_VISIBLE_DEVICES, value: all}]\n",
+        "  args: ['CUDA_VISIBLE_DEVICES=1 x', '{\"limits\": {\"nvidia.com/gpu\": 1}}']\n",
+        "  restartPolicy: Always\n",
+    ]);
+    let image = prop::bool::weighted(0.9);
+    let container = (amount, more, image).prop_map(|(amount, more, image)| {
+        let image = if image { "  image: x\n" } else { "" };
+        format!("- name: CONTAINER\n{image}{more}  resources: {{limits: {{{amount}}}}}\n")
+    });
+    let around = prop::sample::select(vec![
+        "",
+        "nodeSelector: {nvidia.com/mig.config: all-1g.5gb}\n",
+        "nodeSelector: {nvidia.com/gpu.product: NVIDIA-A100-SXM4-40GB}\n",
+        "nodeSelector: {nvidia.com/gpu.sharing-strategy: mps}\n",
+        "tolerations: [{key: nvidia.com/gpu}]\nruntimeClassName: nvidia\nschedulerName: volcano\n",
+    ]);
+    let containers = prop::collection::vec(container, 1..4);
+    (containers, 0..3_usize, around).prop_map(|(containers, init, around)| {
+        let (first, rest) = containers.split_at(init.min(containers.len() - 1));
+        let list = |all: &[String], prefix: &str| -> String {
+            let named = all
+                .iter()
+                .enumerate()
+                .map(|(index, it)| it.replace("CONTAINER", &format!("{prefix}{index}")));
+            named.collect()
+        };
+        let init =
+            if first.is_empty() { String::new() } else { format!("initContainers:\n{}", list(first, "i")) };
+        format!("{around}{init}containers:\n{}", list(rest, "c"))
+    })
+}
+
+/// A file with everything.
+fn varied() -> impl Strategy<Value = String> {
+    let object = (0..AROUND.len(), pod_spec()).prop_map(|(kind, spec)| {
+        let (before, indent) = AROUND[kind];
+        let spec: String = spec.lines().map(|it| format!("{}{it}\n", " ".repeat(indent))).collect();
+        format!("{before}{spec}")
+    });
+    let other = prop::sample::select(vec![
+        "apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: NAME}\nspec:\n  hard:\n    requests.nvidia.com/mig-1g.5gb: 1\n",
+        "apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: NAME}\nspec: {scopes: [X], hard: {requests.nvidia.com/gpu: 1}}\n",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: NAME}\ndata:\n  a: |\n    nvidia.com/gpu: 1\n",
+        "- {op: add, path: /spec/limits/nvidia.com~1gpu, value: 1}\n",
+        "apiVersion: resource.k8s.io/v1\nkind: ResourceClaimTemplate\nmetadata: {name: gpu}\nspec: {spec: {devices: {}}}\n",
+        "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: NAME}\n  spec:\n    containers:\n    - \
+         name: c\n      image: x\n      resources: {limits: {nvidia.com/gpu: 2}}\n",
+    ]);
+    let document = prop_oneof![3 => object, 1 => other.prop_map(str::to_owned)];
+    prop::collection::vec(document, 1..5).prop_map(|all| {
+        let numbered = all
+            .iter()
+            .enumerate()
+            .map(|(number, it)| format!("---\n{}", it.replace("NAME", &format!("n{number}"))));
+        numbered.collect()
+    })
+}
+
 proptest! {
+    #[test]
+    fn a_second_run_changes_nothing_and_says_the_same(text in varied()) {
+        let first = convert(&text).unwrap();
+        let second = convert(&first.text).unwrap();
+        prop_assert_eq!(&second.text, &first.text, "{}", text);
+        prop_assert_eq!(said(&second), said(&first), "{}\n=>\n{}", text, first.text);
+        let lines = text.lines().count();
+        prop_assert!(first.remarks.iter().all(|it| (1..=lines).contains(&it.line)), "{:#?}", first.remarks);
+    }
+
     #[test]
     fn every_other_line_stays_byte_for_byte_and_in_order(text in manifest()) {
         let it = convert(&text).unwrap();

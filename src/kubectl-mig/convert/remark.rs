@@ -5,8 +5,10 @@ use std::fmt;
 /// How much a remark matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
-    /// A request for a device, or its placement, was left unchanged; review it.
+    /// A request for a device, or what else depends on the device plugin, was left unchanged.
     Left,
+    /// It was converted, and does not work before something else is changed or verified.
+    Review,
     /// Nothing has to be done, but it is good to know.
     Note,
 }
@@ -32,6 +34,7 @@ impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let severity = match self.severity {
             Severity::Left => "left as it is",
+            Severity::Review => "review",
             Severity::Note => "note",
         };
         let Self { line, document, object, path, text, .. } = self;

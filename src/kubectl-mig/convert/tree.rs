@@ -48,8 +48,8 @@ pub(super) struct Node<'t> {
 /// What a node is.
 #[derive(Debug)]
 pub(super) enum Content<'t> {
-    /// A text, number, anything without parts; `plain` without quotes.
-    Scalar { value: Cow<'t, str>, plain: bool },
+    /// A text, number, anything without parts; `plain` without quotes, `literal` behind `|`, with the lines of the file.
+    Scalar { value: Cow<'t, str>, plain: bool, literal: bool },
     /// A reference to the anchor with this number in the document.
     Alias(usize),
     /// A list; `flow` in brackets.
@@ -90,7 +90,7 @@ impl<'t> Node<'t> {
 
     /// True where there is no value: `key:` or `key: null`.
     pub(super) fn is_null(&self) -> bool {
-        matches!(&self.content, Content::Scalar { value, plain: true } if matches!(value.as_ref(), "" | "~" | "null"))
+        matches!(&self.content, Content::Scalar { value, plain: true, .. } if matches!(value.as_ref(), "" | "~" | "null"))
     }
 }
 
@@ -157,7 +157,11 @@ impl<'t> Builder<'t> {
                 return Ok(());
             }
             Event::SequenceEnd | Event::MappingEnd => return self.close(span),
-            Event::Scalar(value, style, ..) => Content::Scalar { value, plain: style == ScalarStyle::Plain },
+            Event::Scalar(value, style, ..) => Content::Scalar {
+                value,
+                plain: style == ScalarStyle::Plain,
+                literal: style == ScalarStyle::Literal,
+            },
             Event::Alias(id) => Content::Alias(self.anchors.get(&id).copied().unwrap_or(usize::MAX)),
             Event::SequenceStart(style, ..) => {
                 Content::Sequence { flow: style == StructureStyle::Flow, items: Vec::new() }
@@ -188,7 +192,7 @@ impl<'t> Builder<'t> {
             (false, true) => 0,
             (false, false) => byte(span.start)?,
         };
-        let content = Content::Scalar { value: Cow::Borrowed(""), plain: true };
+        let content = Content::Scalar { value: Cow::Borrowed(""), plain: true, literal: false };
         let root =
             Node { id: 0, start, end: start, line: span.start.line(), anchor: None, tagged: false, content };
         self.documents.push(Document { start, end: start, root });
@@ -289,7 +293,7 @@ mod tests {
     fn what_is_not_yaml_has_a_place_too() {
         let error = parse("a: 1\nb: [\n").unwrap_err().to_string();
         assert!(error.contains("line"), "{error}");
-        assert!(parse("a: *nobody\n").is_err());
+        assert!(parse("a: *unknown\n").is_err());
     }
 
     #[test]
