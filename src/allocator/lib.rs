@@ -63,7 +63,9 @@ use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClai
 
 pub use allocated::{Allocated, ClaimRef, DeviceId};
 pub use counters::{Consumer, Shortage};
+pub use cel_env::EvaluationError;
 pub use explain::{DeviceReport, Explanation, Finding, RequestReport};
+pub use node::{holds as requirement_holds, selects as selects_node};
 pub use pool::{PoolProblem, PoolReport};
 pub use refusal::{Abort, Refusal, SelectorError, SelectorPlace};
 pub use request::Amount;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::explain::args::ExplainArgs;
+
 /// Ask for MIG devices on Kubernetes.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "kubectl-mig", bin_name = "kubectl mig", version, max_term_width = 100)]
@@ -20,6 +22,9 @@ pub enum Command {
     /// claim devices. Comments and everything else in the file stay. Exit status: 0 all converted, 1 something was left as
     /// it is (see standard error), 2 the file cannot be used and nothing is written.
     Convert(ConvertArgs),
+    /// Say why a pod or claim has no devices, in terms of GPUs, and what to do. Reads the API server and changes nothing.
+    /// Exit status: 0 it has or will get its devices, 1 not now, 2 never as things are, 3 that cannot be said.
+    Explain(ExplainArgs),
 }
 
 /// Arguments of `convert`.
