@@ -268,6 +268,12 @@ impl World<'_, '_> {
 
     /// Nodes that would fit, if the pod could use them.
     fn of_nodes(&self, answers: &Answers, ranked: &mut Ranked) {
+        if answers.usable.is_empty()
+            && let Some(reason) = self.bound(answers)
+        {
+            ranked.push((1, reason));
+            return;
+        }
         let fitting: Vec<&NodeAnswer> =
             answers.hidden.iter().filter(|it| matches!(it.outcome, Outcome::Fits(_))).collect();
         let (some, sentence) = if !fitting.is_empty() {
@@ -295,6 +301,44 @@ impl World<'_, '_> {
         }
         let can_fit = answers.usable.iter().any(|it| it.fits_empty);
         ranked.push((if can_fit { 6 } else { 1 }, reason));
+    }
+
+    /// Claims that are allocated tie the pod to nodes that it cannot use.
+    fn bound(&self, answers: &Answers) -> Option<Reason> {
+        let selector = |claim: &'_ ResourceClaim| {
+            claim.status.as_ref().and_then(|it| it.allocation.as_ref()?.node_selector.clone())
+        };
+        let tied: Vec<_> = self.question.held.iter().filter_map(|it| Some((it, selector(it)?))).collect();
+        let (claim, first) = tied.first()?;
+        let name = |it: &ResourceClaim| it.metadata.name.clone().unwrap_or_default();
+        let of = |selector: &_| -> Vec<&Node> {
+            self.nodes.iter().filter(|it| dra_allocator::selects_node(selector, it)).collect()
+        };
+        let names: Vec<String> =
+            of(first).iter().map(|it| format!("node {}", it.metadata.name.as_deref().unwrap_or_default())).collect();
+        let place = if names.is_empty() { "a node that does not exist".to_owned() } else { some_of(&names, MAX_NAMED) };
+        let users: Vec<String> = tied.iter().flat_map(|(it, _)| super::subject::consumers(it)).collect();
+        let all: Vec<&Node> = of(first).into_iter().filter(|node| tied.iter().all(|(_, it)| dra_allocator::selects_node(it, node))).collect();
+        let mut reason = if let ([_, (other, _), ..], []) = (tied.as_slice(), all.as_slice()) {
+            let sentence = format!("claims {} and {} are allocated on different nodes, and a pod has one", name(claim), name(other));
+            Reason::new(ReasonId::ClaimOnOtherNode, sentence)
+        } else {
+            let sentence = format!("claim {} is allocated on {place}, which the pod cannot use", name(claim));
+            Reason::new(ReasonId::ClaimOnOtherNode, sentence)
+        };
+        for answer in answers.hidden.iter().filter(|it| all.iter().any(|node| node.metadata.name.as_ref() == Some(&it.name))) {
+            for rule in &answer.rules {
+                reason.details.push(format!("node {}: {}", answer.name, rule.why));
+                reason.advice.push(rule.advice.clone());
+            }
+        }
+        if !users.is_empty() {
+            reason.advice.push(format!(
+                "or end the pods that use the claim, so that it is allocated again with this pod: {}",
+                some_of(&users, MAX_NAMED)
+            ));
+        }
+        Some(reason)
     }
 
     /// Broken pools of nodes that the pod can use.
@@ -482,18 +526,19 @@ fn each_request(tallies: &BTreeMap<(String, String), Tally>, holds: impl Fn(&Tal
     by_request.values().all(|it| *it)
 }
 
-/// The requests that nothing serves alone; of alternatives the first one stands for all.
+/// The requests that nothing serves alone; of alternatives the first one that exists anywhere stands for all.
 fn failing(requests: &[RequestExplanation]) -> Vec<usize> {
     let name = |it: &RequestExplanation| (it.claim.clone(), it.request.split('/').next().unwrap_or_default().to_owned());
-    let mut found: Vec<usize> = Vec::new();
+    let mut by_request: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
     for (index, it) in requests.iter().enumerate() {
-        let siblings = || requests.iter().filter(|other| name(other) == name(it));
-        let is_first = found.iter().all(|other| name(&requests[*other]) != name(it));
-        if is_first && siblings().all(|it| !it.fits_alone) {
-            found.push(index);
-        }
+        by_request.entry(name(it)).or_default().push(index);
     }
-    found
+    by_request.retain(|_, all| all.iter().all(|it| !requests[*it].fits_alone));
+    let best = |all: &Vec<usize>| {
+        let exists = all.iter().find(|it| requests[**it].devices.selected > 0);
+        exists.or(all.first()).copied()
+    };
+    by_request.values().filter_map(best).collect()
 }
 
 fn request(asked: &Asked<'_>, findings: &Findings<'_>) -> RequestExplanation {
@@ -554,7 +599,7 @@ fn add_releases(reason: &mut Reason, releases: &[Holder]) {
 }
 
 fn verdict(answers: &Answers, abort: Option<&Abort>, ranked: &Ranked) -> Verdict {
-    use ReasonId::{DeviceTaint, PoolIncomplete, PoolInvalid, PoolOverdrawn, Withheld};
+    use ReasonId::{ClaimOnOtherNode, DeviceTaint, PoolIncomplete, PoolInvalid, PoolOverdrawn, Withheld};
     match abort {
         Some(Abort::AllFromBrokenPool { .. }) => return Verdict::NotNow,
         Some(_) => return Verdict::Never,
@@ -567,7 +612,7 @@ fn verdict(answers: &Answers, abort: Option<&Abort>, ranked: &Ranked) -> Verdict
     if answers.usable.iter().any(unreadable) {
         return Verdict::Unknown;
     }
-    let passing = [DeviceTaint, PoolIncomplete, PoolInvalid, PoolOverdrawn, Withheld];
+    let passing = [ClaimOnOtherNode, DeviceTaint, PoolIncomplete, PoolInvalid, PoolOverdrawn, Withheld];
     if ranked.iter().any(|(_, it)| passing.contains(&it.reason)) { Verdict::NotNow } else { Verdict::Never }
 }
 
