@@ -132,6 +132,12 @@ impl<'a> Cluster<'a> {
         }
     }
 
+    /// The same with expressions that other clusters have compiled.
+    #[must_use]
+    pub fn with_programs(self, programs: &cel_env::Programs) -> Self {
+        Self { selectors: cel_env::Selectors::with(programs.clone()), ..self }
+    }
+
     /// The same with another limit than [`MAX_STEPS`].
     #[must_use]
     pub fn with_max_steps(self, max_steps: usize) -> Self {

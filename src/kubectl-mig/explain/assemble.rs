@@ -24,6 +24,8 @@ use crate::manifest::Catalog;
 const MAX_DETAILS: usize = 4;
 /// Candidates that are tried on each of them.
 const DETAIL_STEPS: usize = 100_000;
+/// Fewest candidates that are tried on a node, however many nodes there are.
+const FEWEST_STEPS: usize = 20_000;
 /// Maps of a request.
 const MAX_MAPS: usize = 4;
 /// Nodes and reports that are named.
@@ -43,6 +45,11 @@ const OTHER_REASONS: &[&str] = &[
 /// Says whether the subject has or gets its devices, and if not, why not and what to do.
 #[must_use]
 pub fn explain(snapshot: &Snapshot, subject: &Subject) -> Explanation {
+    explain_within(snapshot, subject, MAX_STEPS)
+}
+
+/// The same with another limit for the search on a node.
+pub(super) fn explain_within(snapshot: &Snapshot, subject: &Subject, max_steps: usize) -> Explanation {
     let catalog = Catalog::new(&snapshot.claims, &snapshot.templates, &snapshot.classes, "default");
     let mut case = Case::of(snapshot, &catalog, subject);
     let nodes = nodes(snapshot, &mut case);
@@ -54,16 +61,18 @@ pub fn explain(snapshot: &Snapshot, subject: &Subject) -> Explanation {
     let extended = !case.extended.is_empty();
     let mut question =
         Question::new(snapshot, &catalog, pod.as_deref(), (&open, &held), extended, Features::ALL);
+    // However many nodes there are, the answer comes soon; one of those that are given up is searched to the end below.
+    question.limit((max_steps / nodes.len().max(1)).max(FEWEST_STEPS.min(max_steps)));
     let with_rules: Vec<(&Node, Vec<Rule>)> = nodes.iter().map(|node| (node, question.rules(node))).collect();
     let (usable, hidden): (Vec<_>, Vec<_>) = with_rules.into_iter().partition(|(_, rules)| rules.is_empty());
     let mut answers = Answers { usable: question.ask(&usable), ..Answers::default() };
     answers.counts = NodeCounts { total: nodes.len(), usable: usable.len() };
-    patient(&mut question, &nodes, &mut answers.usable);
+    patient(&mut question, &nodes, &mut answers.usable, max_steps);
     let fits = answers.usable.iter().any(|it| matches!(it.outcome, Outcome::Fits(_)));
     if !fits {
         answers.hidden = question.ask(&hidden);
     }
-    question.limit(DETAIL_STEPS);
+    question.limit(DETAIL_STEPS.min(max_steps));
     let world = World { snapshot, pod: pod.as_deref(), question: &question, nodes: &nodes };
     world.answer(case, &answers)
 }
@@ -89,14 +98,14 @@ fn nodes(snapshot: &Snapshot, case: &mut Case<'_>) -> Vec<Node> {
 }
 
 /// Searches the first node that was given up once more, with the scheduler's own limit, where nothing fits otherwise.
-fn patient(question: &mut Question<'_>, nodes: &[Node], answers: &mut [NodeAnswer]) {
+fn patient(question: &mut Question<'_>, nodes: &[Node], answers: &mut [NodeAnswer], max_steps: usize) {
     if answers.iter().any(|it| matches!(it.outcome, Outcome::Fits(_))) {
         return;
     }
     let timed_out = |it: &&mut NodeAnswer| matches!(it.outcome, Outcome::Refused(Refusal::TimedOut));
     let Some(answer) = answers.iter_mut().find(timed_out) else { return };
     let Some(node) = nodes.iter().find(|it| it.metadata.name.as_deref() == Some(&answer.name)) else { return };
-    question.limit(MAX_STEPS);
+    question.limit(max_steps);
     let Ok(site) = question.site(node) else { return };
     if let Ok(allocations) = question.cluster(&site.slices).allocate(node, &site.claims, &site.allocated) {
         answer.outcome = Outcome::Fits(super::fleet::with_allocations(&site.claims, allocations));

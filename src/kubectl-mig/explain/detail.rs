@@ -35,7 +35,8 @@ impl<'a> Holders<'a> {
         let known = self.claims.get(&(claim.namespace.as_str(), claim.name.as_str()));
         let pods = known.map(|it| consumers(it)).unwrap_or_default();
         let since = known.and_then(|it| self.since(it));
-        Holder { claim: claim.to_string(), pods, node: node.to_owned(), device, since }
+        let planned = known.is_some_and(|it| it.metadata.uid.is_none());
+        Holder { claim: claim.to_string(), pods, planned, node: node.to_owned(), device, since }
     }
 
     /// When the claim was allocated, where that is recorded; else when its pod started, or the claim was created.
@@ -143,7 +144,7 @@ fn held(site: &Site<'_>, gpus: &[Gpu], node: &str, holders: &Holders<'_>) -> BTr
 /// Pods, one at a time, whose end makes room for all claims; the youngest first.
 fn releases(cluster: &dra_allocator::Cluster<'_>, site: &Site<'_>, holders: &BTreeMap<String, Holder>) -> Vec<Holder> {
     let mut by_pod: BTreeMap<String, Vec<&Holder>> = BTreeMap::new();
-    for holder in holders.values() {
+    for holder in holders.values().filter(|it| !it.planned) {
         // A claim of several pods is free only when all of them have ended.
         match holder.pods.as_slice() {
             [] => by_pod.entry(format!("claim {}", holder.claim)).or_default().push(holder),

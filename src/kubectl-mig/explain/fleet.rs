@@ -5,6 +5,7 @@ use std::num::NonZero;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use dra_allocator::cel_env::Programs;
 use dra_allocator::{
     Abort, Allocated, Amount, ClaimRef, Cluster, DeviceId, Features, Finding, MAX_STEPS, PoolReport, Refusal,
     RequestReport, SelectorError,
@@ -18,9 +19,6 @@ use super::rules::{Rule, rules};
 use crate::cluster::Snapshot;
 use crate::gpu::{Gpu, gpus};
 use crate::manifest::Catalog;
-
-/// Fewest candidates that are tried on a node before it counts as timed out, however many nodes there are.
-const FEWEST_STEPS: usize = 20_000;
 
 /// What is asked of each node.
 pub(super) struct Question<'a> {
@@ -37,6 +35,7 @@ pub(super) struct Question<'a> {
     /// Allocated devices by driver and pool.
     taken: HashMap<(String, String), Vec<(String, ClaimRef)>>,
     max_steps: usize,
+    programs: Programs,
 }
 
 /// What a node answers.
@@ -202,7 +201,7 @@ impl<'a> Question<'a> {
                 pool.push((result.device.clone(), ClaimRef::of(claim)));
             }
         }
-        Self { snapshot, catalog, pod, open, held, extended, features, taken, max_steps: MAX_STEPS }
+        Self { snapshot, catalog, pod, open, held, extended, features, taken, max_steps: MAX_STEPS, programs: Programs::default() }
     }
 
     /// Everything about a node that the allocator needs.
@@ -230,7 +229,8 @@ impl<'a> Question<'a> {
     }
 
     pub(super) fn cluster<'s>(&'s self, slices: &'s [ResourceSlice]) -> Cluster<'s> {
-        Cluster::new(slices, &self.snapshot.classes, self.features).with_max_steps(self.max_steps)
+        let cluster = Cluster::new(slices, &self.snapshot.classes, self.features);
+        cluster.with_max_steps(self.max_steps).with_programs(&self.programs)
     }
 
     /// Sets how many candidates are tried on a node.
@@ -256,15 +256,13 @@ impl<'a> Question<'a> {
     }
 
     /// Asks the nodes. The answers are in their order. Once a node has fit, the others give no reasons.
-    pub(super) fn ask(&mut self, nodes: &[(&Node, Vec<Rule>)]) -> Vec<NodeAnswer> {
-        self.max_steps = (MAX_STEPS / nodes.len().max(1)).max(FEWEST_STEPS);
-        let this = &*self;
+    pub(super) fn ask(&self, nodes: &[(&Node, Vec<Rule>)]) -> Vec<NodeAnswer> {
         let (next, shared) = (AtomicUsize::new(0), Shared::default());
         let answers = Mutex::new(Vec::with_capacity(nodes.len()));
         let work = || {
             let mut mine = Vec::new();
             while let Some((node, rules)) = nodes.get(next.fetch_add(1, Ordering::Relaxed)) {
-                mine.push(this.answer(node, rules.clone(), &shared));
+                mine.push(self.answer(node, rules.clone(), &shared));
             }
             // A panic in another thread is passed on by the scope.
             answers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(mine);

@@ -185,6 +185,9 @@ pub struct Holder {
     pub claim: String,
     /// `namespace/name` of the pods that use it.
     pub pods: Vec<String>,
+    /// Whether the claim is of manifests that are not applied.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub planned: bool,
     /// Where.
     pub node: String,
     /// The device's profile, or its name.
@@ -198,7 +201,13 @@ impl Holder {
     /// The pods, or the claim where no pod uses it.
     #[must_use]
     pub fn who(&self) -> String {
-        if self.pods.is_empty() { format!("claim {}, used by no pod", self.claim) } else { self.pods.join(" and ") }
+        if self.planned {
+            format!("claim {} of these manifests", self.claim)
+        } else if self.pods.is_empty() {
+            format!("claim {}, used by no pod", self.claim)
+        } else {
+            self.pods.join(" and ")
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::fixture::{DRIVER, Lab, exactly, reasons};
-use crate::explain::{ReasonId, Verdict, text};
+use crate::explain::assemble::explain_within;
+use crate::explain::{ReasonId, Subject, Verdict, text};
 
 /// Seven small ones on each GPU.
 fn full(lab: &mut Lab) {
@@ -303,4 +304,89 @@ fn the_text_says_the_verdict_first_then_why_then_what_to_do() {
     assert!(text.starts_with("pod/new gets no devices now: every 2g.20gb "), "{text}");
     assert!(place("Request mig of claim default/new: 1 device of class mig-2g.20gb") < place("What to do"), "{text}");
     assert!(text.contains("[ABCDEFG.]") && text.contains("A  1g.10gb of default/small-1-0, for 2h"), "{text}");
+}
+
+#[test]
+fn a_search_that_does_not_end_is_given_up_as_the_scheduler_does() {
+    let mut lab = Lab::with("2xH100-80GB");
+    let mut request = exactly("mig", "mig-1g.10gb");
+    request["exactly"]["count"] = json!(15);
+    lab.claim("new", json!([request]), Value::Null);
+    lab.pod("new", json!({}));
+    let subject = Subject::Pod { namespace: "default".into(), name: "new".into() };
+    let it = explain_within(&lab.snapshot, &subject, 2_000);
+    assert!(reasons(&it).contains(&ReasonId::TimedOut), "{it:#?}");
+    assert_eq!(it.verdict, Verdict::Never);
+}
+
+#[test]
+fn only_a_defect_of_the_scheduler_may_be_in_the_way() {
+    let mut lab = Lab::with("2xH100-80GB");
+    // The first GPU has room for one of the two only; candidates of the second are refused while the first one leads, and are lost.
+    lab.runs("a", "gpu-1", &Lab::device(0, "3g.40gb", 4));
+    let constraint = json!([{"matchAttribute": format!("{DRIVER}/parentUUID")}]);
+    lab.claim("new", json!([exactly("one", "mig-3g.40gb"), exactly("two", "mig-3g.40gb")]), constraint);
+    lab.pod("new", json!({}));
+    let it = lab.explain("new");
+    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::CounterLeak), "{it:#?}");
+}
+
+#[test]
+fn two_pools_of_one_name_are_mixed_up_by_the_scheduler() {
+    let mut lab = Lab::with("2xH100-80GB");
+    let mut slices = Lab::shape("gpu-1", "2xH100-80GB");
+    for slice in &mut slices {
+        slice["spec"]["driver"] = json!("other.example.com");
+        slice["metadata"]["name"] = json!(format!("other-{}", slice["metadata"]["name"].as_str().unwrap()));
+    }
+    lab.publish(slices);
+    full(&mut lab);
+    lab.wants("new", "1g.10gb");
+    assert!(reasons(&lab.explain("new")).contains(&ReasonId::PoolNameShared));
+}
+
+#[test]
+fn a_request_for_all_devices_fails_while_any_pool_is_incomplete() {
+    let mut lab = Lab::with("2xH100-80GB");
+    lab.node("gpu-2", json!({}));
+    let mut slices = Lab::shape("gpu-2", "2xH100-80GB");
+    slices.truncate(1);
+    lab.publish(slices);
+    lab.claim("new", json!([{"name": "mig", "exactly": {"deviceClassName": "mig-7g.80gb", "allocationMode": "All"}}]), Value::Null);
+    lab.pod("new", json!({}));
+    let it = lab.explain("new");
+    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::AllFromBrokenPool), "{it:#?}");
+    assert!(it.sentence.contains("pool gpu-2/mig.dra-driver.dev"), "{}", it.sentence);
+}
+
+#[test]
+fn forms_that_the_scheduler_does_not_know_are_named() {
+    let mut lab = Lab::with("2xH100-80GB");
+    lab.claim("new", json!([exactly("mig", "mig-1g.10gb")]), json!([{"distinctAttribute": "mig.dra-driver.dev/uuid"}]));
+    lab.pod("new", json!({}));
+    let it = lab.explain("new");
+    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::Never, ReasonId::UnsupportedRequest), "{it:#?}");
+
+    let mut slices = Lab::shape("gpu-1", "2xL4");
+    for device in slices[0]["spec"]["devices"].as_array_mut().unwrap() {
+        device["bindingConditions"] = json!(["example.com/ready"]);
+        device["bindingFailureConditions"] = json!(["example.com/failed"]);
+    }
+    lab.snapshot.slices = Default::default();
+    lab.publish(slices);
+    lab.class("full");
+    lab.claim("bound", json!([exactly("gpu", "mig-full")]), Value::Null);
+    lab.pod("bound", json!({}));
+    let it = lab.explain("bound");
+    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::Never, ReasonId::BindingConditions), "{it:#?}");
+}
+
+#[test]
+fn every_reason_is_on_the_page_of_the_documentation() {
+    let page = include_str!("../../../../docs/kubectl-mig.md");
+    for reason in ReasonId::ALL {
+        let name = serde_json::to_value(reason).unwrap();
+        let name = name.as_str().unwrap();
+        assert!(page.lines().any(|it| it.starts_with('|') && it.contains(&format!("`{name}`"))), "no row has {name}");
+    }
 }
