@@ -83,3 +83,81 @@ fn a_file_can_be_converted_in_place_and_only_once() {
     );
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "no other file is left");
 }
+
+/// The objects of a cluster in a file: a node with two H100, the driver's class for a profile, and a pending pod.
+fn dump(directory: &std::path::Path, profile: &str) -> String {
+    let shapes: serde_json::Value =
+        serde_json::from_str(include_str!("../src/allocator/examples/agreement/shapes.json")).unwrap();
+    let expression = format!(
+        "device.driver == 'mig.dra-driver.dev' && device.attributes['mig.dra-driver.dev'].profile == '{profile}'"
+    );
+    let with_kind = |api: &str, kind: &str, mut object: serde_json::Value| {
+        object["apiVersion"] = api.into();
+        object["kind"] = kind.into();
+        object
+    };
+    let dra = "resource.k8s.io/v1";
+    let json = |text: String| -> serde_json::Value { serde_json::from_str(&text).unwrap() };
+    let mut items = vec![
+        json(r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node"}}"#.to_owned()),
+        with_kind(dra, "DeviceClass", serde_json::json!({"metadata": {"name": "mig"}, "spec": {"selectors": [{"cel": {"expression": expression}}]}})),
+        with_kind(dra, "ResourceClaim", json(r#"{"metadata": {"name": "new", "namespace": "team"}, "spec": {"devices": {"requests": [
+            {"name": "mig", "exactly": {"deviceClassName": "mig", "count": 1}}]}}}"#.to_owned())),
+        with_kind("v1", "Pod", json(r#"{"metadata": {"name": "new", "namespace": "team"}, "spec": {
+            "containers": [{"name": "c", "resources": {"claims": [{"name": "gpu"}]}}],
+            "resourceClaims": [{"name": "gpu", "resourceClaimName": "new"}]}}"#.to_owned())),
+    ];
+    items.extend(shapes["2xH100-80GB"].as_array().unwrap().iter().map(|it| with_kind(dra, "ResourceSlice", it.clone())));
+    let path = directory.join("dump.json");
+    let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items});
+    std::fs::write(&path, list.to_string()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn explain(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_kubectl-mig")).arg("explain").args(arguments).output().unwrap();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn explain_answers_from_files_with_its_exit_status() {
+    let directory = tempfile::tempdir().unwrap();
+    let fits = dump(directory.path(), "3g.40gb");
+    for subject in ["pod/new", "new", "po/new", "claim/new", "resourceclaim/new"] {
+        let (status, out, error) = explain(&[subject, "-n", "team", "--from", &fits]);
+        assert_eq!(status, Some(0), "{subject}: {out}{error}");
+        assert!(out.contains(" will get its devices: node node has them free."), "{out}");
+    }
+    let (status, out, _) = explain(&["pod", "other", "-n", "team", "--from", &fits]);
+    assert_eq!(status, Some(3), "{out}");
+
+    let never = dump(directory.path(), "1g.5gb");
+    let (status, out, _) = explain(&["new", "-n", "team", "--from", &never, "-o", "json"]);
+    assert_eq!(status, Some(2), "{out}");
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&json["schemaVersion"], &json["verdict"]), (&1.into(), &"never".into()));
+    assert_eq!(json["reasons"][0]["reason"], "noSuchProfile");
+}
+
+#[test]
+fn explain_cannot_tell_without_a_subject_or_a_file_that_can_be_read() {
+    for arguments in [&["new", "--from", "/does/not/exist"][..], &["service/new", "--from", "/dev/null"], &[], &["a", "b", "c"]] {
+        let (status, out, error) = explain(arguments);
+        assert_eq!(status, Some(3), "{arguments:?}: {error}");
+        assert!(out.is_empty() && !error.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn explain_says_of_manifests_whether_they_will_fit_one_after_the_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = dump(directory.path(), "7g.80gb");
+    let manifest = directory.path().join("pods.yaml");
+    let pod = |name: &str| format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\nspec:\n  containers:\n  - name: c\n    resources:\n      claims:\n      - name: gpu\n  resourceClaims:\n  - name: gpu\n    resourceClaimTemplateName: whole\n---\n");
+    let template = "apiVersion: resource.k8s.io/v1\nkind: ResourceClaimTemplate\nmetadata:\n  name: whole\nspec:\n  spec:\n    devices:\n      requests:\n      - name: mig\n        exactly:\n          deviceClassName: mig\n";
+    std::fs::write(&manifest, [pod("a"), pod("b"), pod("c"), template.to_owned()].concat()).unwrap();
+    let (status, out, error) = explain(&["-f", manifest.to_str().unwrap(), "--from", &cluster]);
+    assert_eq!(status, Some(1), "{out}{error}");
+    assert!(out.contains("pod/a will get its devices") && out.contains("pod/b will get its devices"), "{out}");
+    assert!(out.contains("pod/c gets no devices now: every 7g.80gb"), "{out}");
+}

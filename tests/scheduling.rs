@@ -13,6 +13,8 @@ use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube_sim::kubelet::Claim;
+use kubectl_mig::cluster::{self, Connection, Kinds};
+use kubectl_mig::explain::{ReasonId, Subject, Verdict, explain};
 use serde_json::{Value, json};
 
 /// A scheduler for the plane, which ends when it is dropped, and a node that it may use.
@@ -256,6 +258,35 @@ async fn an_unmanaged_instance_in_the_place_of_a_claim_stops_nothing_else_of_the
         assert!(refused.contains("is occupied") && refused.contains("delete the pod"), "{refused}");
         lab.sim.on_gpu(gpu, |gpu| gpu.instances.retain(|it| it.id != planted.gpu_instance)).unwrap();
         prepare(&kubelet, &claim).await.unwrap();
+        lab.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pending_pod_gets_its_device_after_what_kubectl_mig_explain_advises() {
+    each_control_plane(true, async |plane| {
+        let mut lab = Lab::new(plane, "1xH100-80GB").await;
+        let _scheduler = scheduler(&lab, "DRAPartitionableDevices=true").await;
+        lab.start();
+        lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26).await;
+        for name in ["first", "second"] {
+            pod(&lab, name, "3g.40gb").await;
+        }
+        allocated_when(&lab, 2).await;
+        pod(&lab, "third", "3g.40gb").await;
+        refused_when(&lab, "third").await;
+
+        let connection = Connection { client: lab.client.clone(), namespace: "default".to_owned() };
+        let kinds = Kinds { nodes: true, pods: true, templates: true, quotas: true };
+        let subject = Subject::Pod { namespace: "default".to_owned(), name: "third".to_owned() };
+        let snapshot = cluster::read(&connection, kinds).await.unwrap();
+        let answer = explain(&snapshot, &subject);
+        assert_eq!((answer.verdict, answer.reasons[0].reason), (Verdict::NotNow, ReasonId::AllTaken), "{answer:#?}");
+        let ends = answer.advice[0].strip_prefix("kubectl -n default delete pod ").unwrap();
+        end(&lab, ends.split_whitespace().next().unwrap()).await;
+        let now = allocated_when(&lab, 2).await;
+        assert!(now.contains_key("third"), "{now:?}");
         lab.stop().await;
     })
     .await;

@@ -65,17 +65,20 @@ pub(crate) fn consumes(device: &Device) -> bool {
 
 /// The counters of one pool.
 #[derive(Debug)]
-struct Ledger<'a> {
+struct Ledger<'p, 'a> {
     index: BTreeMap<(&'a str, &'a str), usize>,
     left: Vec<Quantity>,
     /// How many of `left` are negative.
     overdrawn: usize,
+    /// Allocated devices.
+    held: Vec<(&'a Device, &'p ClaimRef)>,
 }
 
-impl<'a> Ledger<'a> {
+impl<'p, 'a> Ledger<'p, 'a> {
     /// The shared counters minus what allocated devices consume by the CURRENT slices.
-    fn new(pool: &Pool<'a>, allocated: &Allocated) -> Self {
-        let mut ledger = Self { index: BTreeMap::new(), left: Vec::new(), overdrawn: 0 };
+    fn new(pool: &Pool<'a>, allocated: &'p Allocated) -> Self {
+        let held = held(pool, allocated);
+        let mut ledger = Self { index: BTreeMap::new(), left: Vec::new(), overdrawn: 0, held };
         for set in pool.counter_sets.values() {
             for (name, counter) in &set.counters {
                 ledger.index.insert((set.name.as_str(), name.as_str()), ledger.left.len());
@@ -84,11 +87,31 @@ impl<'a> Ledger<'a> {
                 ledger.left.push(total);
             }
         }
-        for (device, _) in held(pool, allocated) {
-            let cost = ledger.cost(device);
+        for position in 0..ledger.held.len() {
+            let cost = ledger.cost(ledger.held[position].0);
             ledger.take(&cost);
         }
         ledger
+    }
+
+    /// The counters that have less left than is needed.
+    fn shortages(&self, needed: impl Fn(usize) -> Quantity) -> Vec<Shortage> {
+        let mut found = Vec::new();
+        for ((set, counter), index) in &self.index {
+            let (needed, available) = (needed(*index), self.left[*index]);
+            if available >= needed {
+                continue;
+            }
+            let mut consumers = Vec::new();
+            for (device, claim) in &self.held {
+                for (_, _, amount) in consumption(device).filter(|(s, c, _)| s == set && c == counter) {
+                    consumers.push(Consumer { device: device.name.clone(), claim: (*claim).clone(), amount });
+                }
+            }
+            let (set, counter) = ((*set).to_owned(), (*counter).to_owned());
+            found.push(Shortage { set, counter, needed, available, consumers });
+        }
+        found
     }
 
     /// What a device takes; counters that the ledger does not have cost nothing.
@@ -118,16 +141,15 @@ impl<'a> Ledger<'a> {
 }
 
 /// The allocated devices of a pool, and who holds them.
-fn held<'p, 'a>(
-    pool: &'p Pool<'a>,
-    allocated: &'p Allocated,
-) -> impl Iterator<Item = (&'a Device, &'p ClaimRef)> + use<'p, 'a> {
+fn held<'p, 'a>(pool: &Pool<'a>, allocated: &'p Allocated) -> Vec<(&'a Device, &'p ClaimRef)> {
     let mut id =
         DeviceId { driver: pool.driver.to_owned(), pool: pool.name.to_owned(), device: String::new() };
-    pool.slices.iter().flat_map(|slice| slice.spec.devices.iter().flatten()).filter_map(move |device| {
+    let devices = pool.slices.iter().flat_map(|slice| slice.spec.devices.iter().flatten());
+    let holder = |device: &'a Device| {
         id.device.clone_from(&device.name);
         Some((device, allocated.holder(&id)?))
-    })
+    };
+    devices.filter_map(holder).collect()
 }
 
 /// The counters of all pools during one search. Kept by the pool's NAME, as upstream does: the first pool of a name that is
@@ -136,7 +158,7 @@ fn held<'p, 'a>(
 pub(crate) struct Counters<'p, 'a> {
     view: &'p View<'a>,
     allocated: &'p Allocated,
-    ledgers: BTreeMap<&'a str, Ledger<'a>>,
+    ledgers: BTreeMap<&'a str, Ledger<'p, 'a>>,
     /// Costs by candidate, as far as they were needed.
     costs: Vec<Option<Vec<(usize, Quantity)>>>,
 }
@@ -148,7 +170,7 @@ impl<'p, 'a> Counters<'p, 'a> {
     }
 
     /// The ledger that a candidate is charged to, and what it costs there.
-    fn of(&mut self, candidate: usize) -> (&mut Ledger<'a>, &[(usize, Quantity)]) {
+    fn of(&mut self, candidate: usize) -> (&mut Ledger<'p, 'a>, &[(usize, Quantity)]) {
         let Candidate { pool, device, .. } = self.view.candidates[candidate];
         let pool = &self.view.pools[pool];
         let ledger = self.ledgers.entry(pool.name).or_insert_with(|| Ledger::new(pool, self.allocated));
@@ -176,41 +198,15 @@ impl<'p, 'a> Counters<'p, 'a> {
 
     /// What a device lacks.
     pub(crate) fn shortages(&mut self, candidate: usize) -> Vec<Shortage> {
-        let pool = &self.view.pools[self.view.candidates[candidate].pool];
-        let allocated = self.allocated;
         let (ledger, cost) = self.of(candidate);
         let needed = |counter| cost.iter().filter(move |(c, _)| *c == counter).map(|(_, amount)| *amount);
-        shortages(ledger, pool, allocated, |counter| needed(counter).fold(Quantity::zero(), Quantity::plus))
+        ledger.shortages(|counter| needed(counter).fold(Quantity::zero(), Quantity::plus))
     }
 
     /// The counters of a pool that are overdrawn before anything is added.
     pub(crate) fn overdrawn(&mut self, pool: usize) -> Vec<Shortage> {
         let pool = &self.view.pools[pool];
         let ledger = self.ledgers.entry(pool.name).or_insert_with(|| Ledger::new(pool, self.allocated));
-        shortages(ledger, pool, self.allocated, |_| Quantity::zero())
+        ledger.shortages(|_| Quantity::zero())
     }
-}
-
-fn shortages(
-    ledger: &Ledger<'_>,
-    pool: &Pool<'_>,
-    allocated: &Allocated,
-    needed: impl Fn(usize) -> Quantity,
-) -> Vec<Shortage> {
-    let mut found = Vec::new();
-    for ((set, counter), index) in &ledger.index {
-        let (needed, available) = (needed(*index), ledger.left[*index]);
-        if available >= needed {
-            continue;
-        }
-        let mut consumers = Vec::new();
-        for (device, claim) in held(pool, allocated) {
-            for (_, _, amount) in consumption(device).filter(|(s, c, _)| s == set && c == counter) {
-                consumers.push(Consumer { device: device.name.clone(), claim: claim.clone(), amount });
-            }
-        }
-        let (set, counter) = ((*set).to_owned(), (*counter).to_owned());
-        found.push(Shortage { set, counter, needed, available, consumers });
-    }
-    found
 }

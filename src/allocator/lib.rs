@@ -63,7 +63,9 @@ use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClai
 
 pub use allocated::{Allocated, ClaimRef, DeviceId};
 pub use counters::{Consumer, Shortage};
+pub use cel_env::EvaluationError;
 pub use explain::{DeviceReport, Explanation, Finding, RequestReport};
+pub use node::{holds as requirement_holds, selects as selects_node};
 pub use pool::{PoolProblem, PoolReport};
 pub use refusal::{Abort, Refusal, SelectorError, SelectorPlace};
 pub use request::Amount;
@@ -128,6 +130,12 @@ impl<'a> Cluster<'a> {
             pools: pool::Index::new(slices, features),
             selectors: cel_env::Selectors::default(),
         }
+    }
+
+    /// The same with expressions that other clusters have compiled.
+    #[must_use]
+    pub fn with_programs(self, programs: &cel_env::Programs) -> Self {
+        Self { selectors: cel_env::Selectors::with(programs.clone()), ..self }
     }
 
     /// The same with another limit than [`MAX_STEPS`].

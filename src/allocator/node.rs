@@ -56,7 +56,9 @@ impl<'a> Target<'a> {
     }
 }
 
-fn selects(selector: &NodeSelector, node: &Node) -> bool {
+/// Whether a node selector matches a node, as the scheduler has it.
+#[must_use]
+pub fn selects(selector: &NodeSelector, node: &Node) -> bool {
     let no_labels = BTreeMap::new();
     let labels = node.metadata.labels.as_ref().unwrap_or(&no_labels);
     selector.node_selector_terms.iter().any(|term| {
@@ -69,7 +71,9 @@ fn selects(selector: &NodeSelector, node: &Node) -> bool {
     })
 }
 
-fn holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
+/// Whether a requirement holds for the value of a label or field, or its absence.
+#[must_use]
+pub fn holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
     let values = requirement.values.as_deref().unwrap_or_default();
     let listed = value.is_some_and(|v| values.iter().any(|w| w == v));
     let number = |text: &str| text.parse::<i64>().ok();

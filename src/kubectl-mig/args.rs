@@ -4,6 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::convert::args::ConvertArgs;
 
+use crate::explain::args::ExplainArgs;
+
 /// Ask for MIG devices on Kubernetes.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "kubectl-mig", bin_name = "kubectl mig", version, max_term_width = 100)]
@@ -20,4 +22,7 @@ pub enum Command {
     /// manifests that claim devices. Comments and everything else in the files stay. Exit status: 0 all converted, 1
     /// something was left unchanged or needs a review (see standard error), 2 a file cannot be used and nothing is written.
     Convert(ConvertArgs),
+    /// Say why a pod or claim has no devices, in terms of GPUs, and what to do. Reads the API server and changes nothing.
+    /// Exit status: 0 it has or will get its devices, 1 not now, 2 never as things are, 3 that cannot be said.
+    Explain(ExplainArgs),
 }

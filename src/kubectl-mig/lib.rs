@@ -1,16 +1,18 @@
 //! `kubectl mig`: a kubectl plugin for users of MIG devices.
 //!
-//! It knows Kubernetes objects and no hardware: no NVML, no kubelet. [`convert`] rewrites manifests for the device plugin.
+//! It knows Kubernetes objects and no hardware: no NVML, no kubelet. [`convert`] rewrites manifests for the device
+//! plugin; [`explain`] says why a pod does not get its devices.
 //!
 //! ```text
 //! cluster (objects of an API server) \
-//!                                     gpu (slices in terms of GPUs)
+//!                                     gpu (slices in terms of GPUs) -> explain
 //! manifest (objects of files) -------/
 //! ```
 
 pub mod args;
 pub mod cluster;
 pub mod convert;
+pub mod explain;
 pub mod gpu;
 pub mod manifest;
 
@@ -23,5 +25,6 @@ use args::{Cli, Command};
 pub fn run(cli: &Cli) -> ExitCode {
     match &cli.command {
         Command::Convert(args) => convert::run(args).into(),
+        Command::Explain(args) => explain::run(args).into(),
     }
 }

@@ -6,5 +6,17 @@ use clap::Parser;
 use kubectl_mig::args::Cli;
 
 fn main() -> ExitCode {
-    kubectl_mig::run(&Cli::parse())
+    Cli::try_parse().map_or_else(|error| usage(&error), |cli| kubectl_mig::run(&cli))
+}
+
+/// Prints what is wrong with the command line, or the help. 2 is a verdict of `explain`, so that its status is 3 there.
+fn usage(error: &clap::Error) -> ExitCode {
+    let is_explain = std::env::args().nth(1).as_deref() == Some("explain");
+    // Nobody is left to read it where this fails.
+    let _ = error.print();
+    ExitCode::from(match (error.use_stderr(), is_explain) {
+        (false, _) => 0,
+        (true, true) => 3,
+        (true, false) => 2,
+    })
 }

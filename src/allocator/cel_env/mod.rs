@@ -16,6 +16,7 @@ mod device;
 mod quantity;
 mod version;
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -105,12 +106,41 @@ pub fn compile(expression: &str) -> Result<Program, CompileError> {
     Ok(program)
 }
 
+/// Compiled expressions, to be shared by clusters that use the same ones.
+#[derive(Debug, Clone, Default)]
+pub struct Programs(Arc<Mutex<HashMap<String, Compiled>>>);
+
+/// The number of an expression, and what became of it.
+type Compiled = (usize, Arc<Result<Program, CompileError>>);
+
+impl Programs {
+    fn compiled(&self, expression: &str) -> Compiled {
+        // A map of finished entries is whole whenever another thread panicked.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(compiled) = known.get(expression) {
+            return compiled.clone();
+        }
+        let compiled = (known.len(), Arc::new(compile(expression)));
+        known.insert(expression.to_owned(), compiled.clone());
+        compiled
+    }
+}
+
 /// Expressions by text, each compiled when it is evaluated first, as upstream does: one that is never evaluated causes no error.
+/// What an expression says about a device is remembered.
 #[derive(Debug, Default)]
-pub(crate) struct Selectors(Mutex<HashMap<String, Arc<Result<Program, CompileError>>>>);
+pub(crate) struct Selectors {
+    programs: Programs,
+    /// By number of the expression and address of the device: the devices of a cluster stay where they are as long as it lives.
+    answers: Mutex<HashMap<(usize, usize), Result<bool, EvaluationError>>>,
+}
 
 impl Selectors {
-    /// Whether the expression selects the device.
+    pub(crate) fn with(programs: Programs) -> Self {
+        Self { programs, ..Self::default() }
+    }
+
+    /// Whether the expression selects the device, which is one of the cluster.
     pub(crate) fn evaluate(
         &self,
         expression: &str,
@@ -118,27 +148,25 @@ impl Selectors {
         driver: &str,
         device: &Device,
     ) -> Result<bool, EvaluationError> {
-        match &*self.compiled(expression) {
-            Ok(program) => evaluator.selects(program, driver, device),
-            Err(error) => Err(EvaluationError::Compile(error.clone())),
+        let (number, program) = self.programs.compiled(expression);
+        let program = match &*program {
+            Ok(program) => program,
+            Err(error) => return Err(EvaluationError::Compile(error.clone())),
+        };
+        let key = (number, std::ptr::from_ref(device).addr());
+        if let Some(known) = self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return known.clone();
         }
-    }
-
-    fn compiled(&self, expression: &str) -> Arc<Result<Program, CompileError>> {
-        // A map of finished entries is whole whenever another thread panicked.
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(compiled) = known.get(expression) {
-            return compiled.clone();
-        }
-        let compiled = Arc::new(compile(expression));
-        known.insert(expression.to_owned(), compiled.clone());
-        compiled
+        let answer = evaluator.selects(program, driver, device);
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).insert(key, answer.clone());
+        answer
     }
 }
 
 /// Evaluates compiled expressions on devices.
 pub struct Evaluator {
-    context: Context<'static, 'static>,
+    /// Made when it is needed first.
+    context: OnceCell<Context<'static, 'static>>,
 }
 
 impl std::fmt::Debug for Evaluator {
@@ -157,10 +185,14 @@ impl Evaluator {
     /// An evaluator with the DRA functions.
     #[must_use]
     pub fn new() -> Self {
+        Self { context: OnceCell::new() }
+    }
+
+    fn context() -> Context<'static, 'static> {
         let mut context = Context::with_env(Arc::new(environment()));
         let added = quantity::register(&mut context).and_then(|()| version::register(&mut context));
         debug_assert!(added.is_ok(), "{added:?}");
-        Self { context }
+        context
     }
 
     /// Whether the expression selects the device. Names without a domain belong to the driver's domain.
@@ -168,7 +200,7 @@ impl Evaluator {
     /// # Errors
     /// When the evaluation fails or its result is not a boolean.
     pub fn selects(&self, program: &Program, driver: &str, device: &Device) -> Result<bool, EvaluationError> {
-        let mut scope = self.context.new_inner_scope();
+        let mut scope = self.context.get_or_init(Self::context).new_inner_scope();
         scope.add_variable_as_val("device", Box::new(DeviceValue::new(driver, device)));
         match program.execute(&scope) {
             Ok(Value::Bool(answer)) => Ok(answer),

@@ -12,7 +12,7 @@ pub use self::connect::{ClusterError, Connection};
 pub use self::read::{Kinds, read};
 pub use self::slices::{SliceError, Slices};
 
-use k8s_openapi::api::core::v1::{Node, Pod, ResourceQuota};
+use k8s_openapi::api::core::v1::{Event, Node, Pod, ResourceQuota};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate};
 
 /// The objects of a cluster at one time.
@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub pods: Vec<Pod>,
     /// The ResourceQuotas of all namespaces.
     pub quotas: Vec<ResourceQuota>,
+    /// Events, as far as they were asked for.
+    pub events: Vec<Event>,
     /// Version of the API server, for example `(1, 35)`; `None` where the objects come from files.
     pub version: Option<(u32, u32)>,
     /// What could not be read.

@@ -3,9 +3,11 @@
 mod demand;
 mod file;
 mod object;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 
 pub use self::demand::{Catalog, Demand, DemandError, PodDemand};
 pub use self::file::{ManifestError, read};
 pub use self::object::{Object, Place};
+pub use self::snapshot::{apply, snapshot};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::core::v1::{Node, Pod, ReplicationController, ResourceQuota};
+use k8s_openapi::api::core::v1::{Event, Node, Pod, ReplicationController, ResourceQuota};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -47,6 +47,7 @@ pub enum Object {
     ResourceSlice(Box<ResourceSlice>),
     Node(Box<Node>),
     ResourceQuota(Box<ResourceQuota>),
+    Event(Box<Event>),
     /// Any other kind.
     Other {
         api_version: String,
@@ -92,6 +93,7 @@ impl Object {
     fn typed(value: Value, api_version: &str, kind: &str, place: &Place) -> Result<Self, String> {
         Ok(match (api_version, kind) {
             ("v1", "Pod") => Self::Pod(parse(value)?),
+            ("v1", "Event") => Self::Event(parse(value)?),
             ("v1", "Node") => Self::Node(parse(value)?),
             ("v1", "ResourceQuota") => Self::ResourceQuota(parse(value)?),
             ("v1", "ReplicationController") => Self::ReplicationController(parse(value)?),

@@ -1,0 +1,81 @@
+//! What drivers and controllers report as events.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::jiff::Timestamp;
+
+use crate::cluster::Snapshot;
+
+/// Reports of this driver about a Node that something is not offered, and the reports that end them. Those without an end are
+/// not repeated while nothing changes.
+const REPORTS: &[(&str, &[&str], &str)] = &[
+    ("GpuNotOffered", &["GpuOffered"], "the message says what is wrong with the GPU"),
+    ("GpuUnhealthy", &["GpuRecovered"], "see \"A GPU is unhealthy\" in docs/troubleshooting.md"),
+    ("GpuLost", &["GpuRecovered"], "see \"A GPU is unhealthy\" in docs/troubleshooting.md"),
+    ("HostNotReady", &["HostRecovered"], "dra-driver-mig check in the driver's pod of the node says what the host lacks"),
+    ("ForeignInstance", &[], "remove the unmanaged MIG instance as docs/troubleshooting.md, step 3, says"),
+    ("LayoutRefused", &["LayoutApplied"], "correct the label nvidia.com/mig.config of the node, or the layout file"),
+    ("LayoutPending", &["LayoutApplied"], "wait, or end the pods that the message names"),
+    ("LayoutHasNoEffect", &["LayoutApplied"], "remove the label nvidia.com/mig.config from the node"),
+    ("CountersDropped", &["CountersKept"], "turn DRAPartitionableDevices on in kube-apiserver and kube-scheduler"),
+    ("NvmlHung", &["NvmlRecovered"], "see \"A GPU hangs\" in docs/troubleshooting.md"),
+    ("PublishRefused", &[], "the message says which ResourceSlice was refused, and why"),
+    ("SlicesOverwritten", &[], "remove the other program that writes this driver's ResourceSlices"),
+];
+
+/// Something that the driver of a node reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Report {
+    pub(super) node: String,
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+    pub(super) advice: &'static str,
+}
+
+/// What is reported about nodes, and not ended by a later event; the latest of each reason and message.
+pub(super) fn reports(snapshot: &Snapshot) -> Vec<Report> {
+    let mut by_node: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
+    for event in &snapshot.events {
+        let about = &event.involved_object;
+        if let (Some("Node"), Some(name)) = (about.kind.as_deref(), about.name.as_deref()) {
+            by_node.entry(name).or_default().push(event);
+        }
+    }
+    let mut found: Vec<Report> = Vec::new();
+    for (node, events) in by_node {
+        for (reason, ends, advice) in REPORTS {
+            let latest = |reasons: &[&str]| {
+                let of = events.iter().filter(|it| it.reason.as_deref().is_some_and(|it| reasons.contains(&it)));
+                of.max_by_key(|it| time(it))
+            };
+            let Some(event) = latest(&[reason]) else { continue };
+            if latest(ends).is_some_and(|end| time(end) >= time(event)) {
+                continue;
+            }
+            let message = event.message.clone().unwrap_or_default();
+            found.push(Report { node: node.to_owned(), reason, message, advice });
+        }
+    }
+    found
+}
+
+/// Why Kubernetes could not create a claim of a pod, as an event says.
+pub(super) fn failed_claim_creation(snapshot: &Snapshot, pod: &Pod) -> Option<String> {
+    let (name, namespace) = (pod.metadata.name.as_ref()?, pod.metadata.namespace.as_ref());
+    let of_pod = |event: &&Event| {
+        let about = &event.involved_object;
+        about.kind.as_deref() == Some("Pod")
+            && about.name.as_ref() == Some(name)
+            && about.namespace.as_ref() == namespace
+            && event.reason.as_deref() == Some("FailedResourceClaimCreation")
+    };
+    snapshot.events.iter().filter(of_pod).max_by_key(|it| time(it))?.message.clone()
+}
+
+/// When it happened last.
+fn time(event: &Event) -> Option<Timestamp> {
+    let series = event.series.as_ref().and_then(|it| it.last_observed_time.as_ref()).map(|it| it.0);
+    let last = event.last_timestamp.as_ref().map(|it| it.0);
+    series.max(last).max(event.event_time.as_ref().map(|it| it.0))
+}

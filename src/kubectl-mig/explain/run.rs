@@ -1,0 +1,227 @@
+//! The command: reads objects, asks, prints.
+
+use std::io::{self, Write};
+
+use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use kube::api::ListParams;
+
+use super::args::{ExplainArgs, Output};
+use super::explanation::{Explanation, SCHEMA_VERSION, Verdict};
+use super::subject::Subject;
+use super::{explain, text};
+use crate::cluster::{self, ClusterError, Connection, Kinds, Snapshot, Unread};
+use crate::manifest::{self, Demand, DemandError, ManifestError, Object};
+
+/// Objects per page.
+const PAGE: u32 = 500;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum ExplainError {
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Demand(#[from] DemandError),
+    #[error("cannot explain `{0}`: name pod/NAME or claim/NAME")]
+    Subject(String),
+    #[error("nothing in the files asks for devices: they have no pod, workload or ResourceClaim")]
+    NothingAsked,
+    #[error("cannot start: {0}")]
+    Runtime(#[source] io::Error),
+    #[error("cannot write the result: {0}")]
+    Write(#[source] io::Error),
+    #[error("cannot write the result as JSON: {0}")]
+    Json(#[source] serde_json::Error),
+}
+
+/// Runs `explain` and returns its exit status: 0 has or will get its devices, 1 not now, 2 never as things are, 3 cannot tell.
+#[must_use]
+pub fn run(args: &ExplainArgs) -> u8 {
+    match answer(args) {
+        Ok(status) => status,
+        Err(error) => {
+            // Nobody is left to hear of a closed standard error.
+            let _ = writeln!(io::stderr(), "error: {error}");
+            Verdict::Unknown.exit_status()
+        }
+    }
+}
+
+fn answer(args: &ExplainArgs) -> Result<u8, ExplainError> {
+    let named = args.cluster.namespace.as_deref();
+    let (mut snapshot, namespace) = if args.from.is_empty() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(ExplainError::Runtime)?.block_on(gather(args))?
+    } else {
+        let objects = manifest::read(&args.from, args.recursive)?;
+        (manifest::snapshot(objects), named.unwrap_or("default").to_owned())
+    };
+    if args.filename.is_empty() {
+        let subject = subject(&args.subject, &namespace)?;
+        let explanation = explain(&snapshot, &subject);
+        print(args.output, std::slice::from_ref(&explanation), true)?;
+        return Ok(explanation.verdict.exit_status());
+    }
+    let explanations = planned(args, &mut snapshot, &namespace)?;
+    print(args.output, &explanations, false)?;
+    Ok(explanations.iter().map(|it| it.verdict.exit_status()).max().unwrap_or(0))
+}
+
+/// The pods and claims of manifests, one after the other: each finds what the ones before it leave.
+fn planned(args: &ExplainArgs, snapshot: &mut Snapshot, namespace: &str) -> Result<Vec<Explanation>, ExplainError> {
+    let mut objects = manifest::read(&args.filename, args.recursive)?;
+    let mut subjects = Vec::new();
+    for object in &objects {
+        if let Some(demand) = Demand::of(object, namespace)?
+            && (demand.replicas > 0 || demand.per_node)
+        {
+            subjects.push((Subject::Planned { owner: demand.owner.clone(), pod: Box::new(demand.pod(0)) }, demand.replicas));
+        }
+    }
+    let names = |subject: &Subject, claim: &str| match subject {
+        Subject::Planned { pod, .. } => pod
+            .spec
+            .iter()
+            .flat_map(|it| it.resource_claims.iter().flatten())
+            .any(|it| it.resource_claim_name.as_deref() == Some(claim)),
+        _ => false,
+    };
+    for object in &mut objects {
+        if let Object::ResourceClaim(claim) = object {
+            let namespace = claim.metadata.namespace.get_or_insert_with(|| namespace.to_owned()).clone();
+            let name = claim.metadata.name.clone().unwrap_or_default();
+            if !subjects.iter().any(|(it, _)| names(it, &name)) {
+                subjects.push((Subject::Claim { namespace, name }, 1));
+            }
+        }
+        if let Object::ResourceClaimTemplate(template) = object {
+            template.metadata.namespace.get_or_insert_with(|| namespace.to_owned());
+        }
+    }
+    if subjects.is_empty() {
+        return Err(ExplainError::NothingAsked);
+    }
+    manifest::apply(snapshot, objects);
+    let mut explanations = Vec::new();
+    for (subject, replicas) in subjects {
+        let mut explanation = explain(snapshot, &subject);
+        if replicas > 1 {
+            explanation.assumptions.push(format!(
+                "one of {replicas} replicas is explained; kubectl mig plan -f {} places all of them",
+                args.filename.join(" -f ")
+            ));
+        }
+        for claim in &explanation.allocated {
+            let same = |it: &&mut k8s_openapi::api::resource::v1::ResourceClaim| {
+                it.metadata.name == claim.metadata.name && it.metadata.namespace == claim.metadata.namespace
+            };
+            match snapshot.claims.iter_mut().find(same) {
+                Some(known) => known.status.clone_from(&claim.status),
+                None => snapshot.claims.push(claim.clone()),
+            }
+        }
+        explanations.push(explanation);
+    }
+    Ok(explanations)
+}
+
+/// `pod/NAME`, `claim/NAME`, `pod NAME`, or `NAME`.
+fn subject(words: &[String], namespace: &str) -> Result<Subject, ExplainError> {
+    let unknown = || ExplainError::Subject(words.join(" "));
+    let (kind, name) = match words {
+        [word] => word.split_once('/').unwrap_or(("pod", word)),
+        [kind, name] => (kind.as_str(), name.as_str()),
+        _ => return Err(unknown()),
+    };
+    let (namespace, name) = (namespace.to_owned(), name.to_owned());
+    match kind.to_lowercase().as_str() {
+        _ if name.is_empty() || name.contains('/') => Err(unknown()),
+        "pod" | "pods" | "po" => Ok(Subject::Pod { namespace, name }),
+        "claim" | "claims" | "resourceclaim" | "resourceclaims" | "resourceclaims.resource.k8s.io" => {
+            Ok(Subject::Claim { namespace, name })
+        }
+        _ => Err(unknown()),
+    }
+}
+
+/// Reads what the answer needs: everything about devices, and of pods those that the question is about.
+async fn gather(args: &ExplainArgs) -> Result<(Snapshot, String), ExplainError> {
+    let connection = Connection::open(&args.cluster).await?;
+    let kinds = Kinds { nodes: true, pods: false, templates: true, quotas: true };
+    let mut snapshot = cluster::read(&connection, kinds).await?;
+    let namespace = connection.namespace.clone();
+    let mut about = vec!["involvedObject.kind=Node".to_owned()];
+    if args.filename.is_empty() {
+        match subject(&args.subject, &namespace)? {
+            Subject::Pod { name, .. } => {
+                let pods: Api<Pod> = Api::namespaced(connection.client.clone(), &namespace);
+                match pods.get_opt(&name).await {
+                    Ok(pod) => snapshot.pods.extend(pod),
+                    Err(error) => snapshot.unread.push(Unread { resource: "pods", why: error.to_string() }),
+                }
+                about.push(format!("involvedObject.kind=Pod,involvedObject.name={name},involvedObject.namespace={namespace}"));
+            }
+            // Pods that use the claim.
+            _ => pods_of(&connection, &namespace, &mut snapshot).await,
+        }
+    }
+    for fields in about {
+        events(&connection, &fields, &mut snapshot).await;
+    }
+    Ok((snapshot, namespace))
+}
+
+async fn pods_of(connection: &Connection, namespace: &str, snapshot: &mut Snapshot) {
+    let pods: Api<Pod> = Api::namespaced(connection.client.clone(), namespace);
+    let mut params = ListParams::default().limit(PAGE);
+    loop {
+        let page = match pods.list(&params).await {
+            Ok(page) => page,
+            Err(error) => return snapshot.unread.push(Unread { resource: "pods", why: error.to_string() }),
+        };
+        let with_claims = |pod: &Pod| pod.spec.as_ref().is_some_and(|it| it.resource_claims.is_some());
+        snapshot.pods.extend(page.items.into_iter().filter(with_claims));
+        match page.metadata.continue_.filter(|it| !it.is_empty()) {
+            Some(next) => params.continue_token = Some(next),
+            None => return,
+        }
+    }
+}
+
+/// Events are a help: without them fewer reasons are known.
+async fn events(connection: &Connection, fields: &str, snapshot: &mut Snapshot) {
+    let all: Api<Event> = Api::all(connection.client.clone());
+    let mut params = ListParams::default().limit(PAGE).fields(fields);
+    loop {
+        let page = match all.list(&params).await {
+            Ok(page) => page,
+            Err(error) => return snapshot.unread.push(Unread { resource: "events", why: error.to_string() }),
+        };
+        snapshot.events.extend(page.items);
+        match page.metadata.continue_.filter(|it| !it.is_empty()) {
+            Some(next) => params.continue_token = Some(next),
+            None => return,
+        }
+    }
+}
+
+fn print(output: Output, explanations: &[Explanation], is_single: bool) -> Result<(), ExplainError> {
+    let text = match output {
+        Output::Text => {
+            let now = Some(Timestamp::now());
+            explanations.iter().map(|it| text::text(it, now)).collect::<Vec<_>>().join("\n")
+        }
+        Output::Json => {
+            let json = match explanations {
+                [one] if is_single => serde_json::to_string_pretty(one),
+                all => serde_json::to_string_pretty(&serde_json::json!({"schemaVersion": SCHEMA_VERSION, "explanations": all})),
+            };
+            json.map_err(ExplainError::Json)? + "\n"
+        }
+    };
+    io::stdout().write_all(text.as_bytes()).map_err(ExplainError::Write)
+}
