@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::completion::{CompletionArgs, ManArgs};
+use crate::get::GetArgs;
+
 /// Ask for MIG devices on Kubernetes.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "kubectl-mig", bin_name = "kubectl mig", version, max_term_width = 100)]
@@ -20,6 +23,15 @@ pub enum Command {
     /// claim devices. Comments and everything else in the file stay. Exit status: 0 all converted, 1 something was left as
     /// it is (see standard error), 2 the file cannot be used and nothing is written.
     Convert(ConvertArgs),
+    /// List nodes, GPUs or claims: what is held and by whom, what could be allocated now, and what is wrong. In the column SLICES
+    /// letters are what pods hold, `·` is free, `-` is neither held nor can it be allocated, `x` is not offered. FREE counts each
+    /// profile by itself. Exit status: 0 something is listed, 1 there is nothing to list or not all that was named, 2 the
+    /// cluster or the files cannot be read.
+    Get(GetArgs),
+    /// Print the completion script of a shell; `kubectl` is the script with which kubectl completes `kubectl mig`.
+    Completion(CompletionArgs),
+    /// Print the manual page, or write all of them into a directory.
+    Man(ManArgs),
 }
 
 /// Arguments of `convert`.

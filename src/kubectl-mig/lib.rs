@@ -1,16 +1,19 @@
 //! `kubectl mig`: a kubectl plugin for users of MIG devices.
 //!
-//! It knows Kubernetes objects and no hardware: no NVML, no kubelet. [`convert`] rewrites manifests for the device plugin.
+//! It knows Kubernetes objects and no hardware: no NVML, no kubelet. [`convert`] rewrites manifests for the device plugin, [`get`] lists
+//! nodes, GPUs and claims.
 //!
 //! ```text
 //! cluster (objects of an API server) \
 //!                                     gpu (slices in terms of GPUs)
-//! manifest (objects of files) -------/
+//! manifest (objects of files) -------/         get
 //! ```
 
 pub mod args;
 pub mod cluster;
+pub mod completion;
 pub mod convert;
+pub mod get;
 pub mod gpu;
 pub mod manifest;
 
@@ -22,6 +25,9 @@ use args::{Cli, Command};
 #[must_use]
 pub fn run(cli: &Cli) -> ExitCode {
     match &cli.command {
+        Command::Completion(args) => completion::run(args).into(),
         Command::Convert(args) => convert::run(args).into(),
+        Command::Get(args) => get::run(args).into(),
+        Command::Man(args) => completion::man(args).into(),
     }
 }
