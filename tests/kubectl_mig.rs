@@ -1,6 +1,11 @@
 //! `kubectl mig` as people call it.
 #![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
+#[path = "kubectl_mig/completion.rs"]
+mod completion;
+#[path = "kubectl_mig/get.rs"]
+mod get;
+
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};

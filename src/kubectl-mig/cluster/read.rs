@@ -118,7 +118,9 @@ async fn version(client: &Client) -> Option<(u32, u32)> {
 /// The API server's own message where there is one, else the error with its causes.
 pub(crate) fn text(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
-        return status.message.trim_end().to_owned();
+        let message = status.message.trim_end();
+        let is_said = message.to_lowercase().contains(&status.reason.to_lowercase());
+        return if is_said { message.to_owned() } else { format!("{message} ({})", status.reason) };
     }
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);

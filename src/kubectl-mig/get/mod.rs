@@ -175,11 +175,9 @@ fn answer(
     remarks.extend(missing.iter().map(|it| format!("there is no {kind} `{it}`{}", list_hint(args))));
     let status = if is_empty || !missing.is_empty() { NOTHING } else { LISTED };
     let output = match (args.output, args.what) {
-        (Format::Json, _) => json(&fleet, args),
+        (Format::Json, what) => document(&fleet, what, args.watch),
         _ if is_empty => String::new(),
-        (_, What::Nodes) => view::nodes(&fleet, style),
-        (_, What::Gpus) => view::gpus(&fleet, style),
-        (_, What::Claims) => view::claims(&fleet, style),
+        (_, what) => table(&fleet, what, style),
     };
     Ok(Answer { output, remarks, status })
 }
@@ -245,17 +243,28 @@ fn nothing(fleet: &Fleet, args: &GetArgs, namespace: Option<&str>) -> String {
     "the GPU drivers publish no GPU: `kubectl mig get nodes` shows on which nodes, and the log of the driver's pod why".to_owned()
 }
 
-fn json(fleet: &Fleet, args: &GetArgs) -> String {
+/// The table of `get`.
+#[must_use]
+pub fn table(fleet: &Fleet, what: What, style: &Style) -> String {
+    match what {
+        What::Nodes => view::nodes(fleet, style),
+        What::Gpus => view::gpus(fleet, style),
+        What::Claims => view::claims(fleet, style),
+    }
+}
+
+/// The JSON of `get`: one line each with `-w`, so that a program can tell where a document ends.
+#[must_use]
+pub fn document(fleet: &Fleet, what: What, is_one_line: bool) -> String {
     let document = Document {
         schema_version: SCHEMA_VERSION,
-        nodes: Some(fleet.nodes.as_slice()).filter(|_| args.what == What::Nodes),
-        gpus: Some(fleet.gpus.as_slice()).filter(|_| args.what == What::Gpus),
-        claims: Some(fleet.claims.as_slice()).filter(|_| args.what == What::Claims),
+        nodes: Some(fleet.nodes.as_slice()).filter(|_| what == What::Nodes),
+        gpus: Some(fleet.gpus.as_slice()).filter(|_| what == What::Gpus),
+        claims: Some(fleet.claims.as_slice()).filter(|_| what == What::Claims),
         unread: &fleet.unread,
     };
-    // With -w one line for each document, so that a program can tell where one ends.
     let text =
-        if args.watch { serde_json::to_string(&document) } else { serde_json::to_string_pretty(&document) };
+        if is_one_line { serde_json::to_string(&document) } else { serde_json::to_string_pretty(&document) };
     // Keys are texts, and numbers are finite.
     text.map(|it| it + "\n").unwrap_or_default()
 }
