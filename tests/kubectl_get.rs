@@ -49,7 +49,10 @@ async fn get_shows_what_the_driver_publishes_with_counters() {
         "{h100:#?}"
     );
     assert_eq!(h100.product.as_deref(), Some("NVIDIA H100 80GB HBM3"));
-    assert!(h100.holders[0].claim.name.starts_with("train-") && h100.holders[0].profile == "4g.40gb", "{h100:#?}");
+    assert!(
+        h100.holders[0].claim.name.starts_with("train-") && h100.holders[0].profile == "4g.40gb",
+        "{h100:#?}"
+    );
     assert_eq!((l4.memory_slices, states(l4).as_str(), free(&l4.free)), (0, ".", vec!["1xgpu".to_owned()]));
     assert!(fleet.nodes[0].problems.is_empty(), "{:?}", fleet.nodes[0].problems);
 }

@@ -14,14 +14,31 @@ use crate::gpu::{Gpu, GpuDevice, gpus};
 /// All claims, by what they hold and by name.
 #[derive(Debug, Default)]
 pub(super) struct Claims<'c> {
-    pub(super) allocated: Allocated,
+    /// By the name of the pool: a node asks for few of them, many times.
+    allocated: HashMap<String, Allocated>,
     by_name: BTreeMap<ClaimRef, &'c ResourceClaim>,
 }
 
 impl<'c> Claims<'c> {
     pub(super) fn new(claims: &'c [ResourceClaim]) -> Self {
         let by_name = claims.iter().map(|it| (ClaimRef::of(it), it)).collect();
-        Self { allocated: Allocated::of(claims), by_name }
+        let mut allocated: HashMap<String, Allocated> = HashMap::new();
+        for (device, holder) in Allocated::of(claims).iter() {
+            allocated.entry(device.pool.clone()).or_default().insert(device.clone(), holder.clone());
+        }
+        Self { allocated, by_name }
+    }
+
+    /// What is held of the pools of some slices.
+    fn of_pools(&self, slices: &[ResourceSlice]) -> Allocated {
+        let pools: BTreeSet<&str> = slices.iter().map(|it| it.spec.pool.name.as_str()).collect();
+        let mut all = Allocated::default();
+        for (device, holder) in
+            pools.iter().filter_map(|it| self.allocated.get(*it)).flat_map(Allocated::iter)
+        {
+            all.insert(device.clone(), holder.clone());
+        }
+        all
     }
 }
 
@@ -35,11 +52,12 @@ pub(super) struct NodeGpus {
 
 /// The GPUs that a node's slices describe.
 pub(super) fn of_node(node: &str, slices: &[ResourceSlice], claims: &Claims<'_>) -> NodeGpus {
-    let gpus = gpus(slices, &claims.allocated);
+    let allocated = claims.of_pools(slices);
+    let gpus = gpus(slices, &allocated);
     let cluster = Cluster::new(slices, std::iter::empty::<&DeviceClass>(), Features::ALL);
     let mut object = Node::default();
     object.metadata.name = Some(node.to_owned());
-    cluster.room(&object, &claims.allocated, |room| {
+    cluster.room(&object, &allocated, |room| {
         let pools = room.problems();
         let of_gpus: Vec<&PoolReport> = pools
             .iter()
