@@ -4,6 +4,11 @@
 #[path = "kubectl_mig/files.rs"]
 mod files;
 
+#[path = "kubectl_mig/completion.rs"]
+mod completion;
+#[path = "kubectl_mig/get.rs"]
+mod get;
+
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};

@@ -21,6 +21,7 @@ mod faults;
 mod hang;
 mod health;
 mod inspect;
+mod kubectl_get;
 mod layers;
 mod layout;
 mod load;

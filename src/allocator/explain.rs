@@ -171,7 +171,8 @@ pub(crate) fn explain(
     Explanation { outcome, fits_without_leak, pools, requests }
 }
 
-fn pools(view: &View<'_>, counters: &mut Counters<'_, '_>) -> Vec<PoolReport> {
+/// Pools with a problem.
+pub(crate) fn pools(view: &View<'_>, counters: &mut Counters<'_, '_>) -> Vec<PoolReport> {
     let mut reports = Vec::new();
     for (index, pool) in view.pools.iter().enumerate() {
         let mut report = |problem| {

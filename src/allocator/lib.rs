@@ -35,7 +35,7 @@
 //! ```
 //!
 //! Layers, each knows those before it: `quantity`; `cel_env`; `refusal`; `node`, `pool`; `counters`, `constraint`; `request`;
-//! `search`; `result`; `explain`. [`extended`] makes claims of extended resources and knows `quantity` only.
+//! `search`; `result`; `explain`, `room`. [`extended`] makes claims of extended resources and knows `quantity` only.
 
 #![allow(
     clippy::result_large_err,
@@ -54,6 +54,7 @@ pub mod quantity;
 mod refusal;
 mod request;
 mod result;
+mod room;
 mod search;
 
 use std::collections::BTreeMap;
@@ -69,6 +70,7 @@ pub use node::{holds as requirement_holds, selects as selects_node};
 pub use pool::{PoolProblem, PoolReport};
 pub use refusal::{Abort, Refusal, SelectorError, SelectorPlace};
 pub use request::Amount;
+pub use room::Room;
 
 /// Devices that one allocation can have.
 pub const MAX_DEVICES: usize = 32;

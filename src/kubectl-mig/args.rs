@@ -6,6 +6,9 @@ use crate::convert::args::ConvertArgs;
 
 use crate::explain::args::ExplainArgs;
 
+use crate::completion::{CompletionArgs, ManArgs};
+use crate::get::GetArgs;
+
 /// Ask for MIG devices on Kubernetes.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "kubectl-mig", bin_name = "kubectl mig", version, max_term_width = 100)]
@@ -25,4 +28,13 @@ pub enum Command {
     /// Say why a pod or claim has no devices, in terms of GPUs, and what to do. Reads the API server and changes nothing.
     /// Exit status: 0 it has or will get its devices, 1 not now, 2 never as things are, 3 that cannot be said.
     Explain(ExplainArgs),
+    /// List nodes, GPUs or claims: what is held and by whom, what could be allocated now, and what is wrong. In the column SLICES
+    /// letters are what pods hold, `·` is free, `-` is neither held nor can it be allocated, `x` is not offered. FREE counts each
+    /// profile by itself. Exit status: 0 something is listed, 1 there is nothing to list or not all that was named, 2 the
+    /// cluster or the files cannot be read.
+    Get(GetArgs),
+    /// Print the completion script of a shell; `kubectl` is the script with which kubectl completes `kubectl mig`.
+    Completion(CompletionArgs),
+    /// Print the manual page, or write all of them into a directory.
+    Man(ManArgs),
 }

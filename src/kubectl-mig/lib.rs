@@ -1,18 +1,20 @@
 //! `kubectl mig`: a kubectl plugin for users of MIG devices.
 //!
-//! It knows Kubernetes objects and no hardware: no NVML, no kubelet. [`convert`] rewrites manifests for the device
-//! plugin; [`explain`] says why a pod does not get its devices.
+//! It knows Kubernetes objects and no hardware: no NVML, no kubelet. [`explain`] says why a pod does not get its devices, [`get`]
+//! lists nodes, GPUs and claims, [`convert`] rewrites manifests for the device plugin.
 //!
 //! ```text
 //! cluster (objects of an API server) \
-//!                                     gpu (slices in terms of GPUs) -> explain
+//!                                     gpu (slices in terms of GPUs) -> explain, get
 //! manifest (objects of files) -------/
 //! ```
 
 pub mod args;
 pub mod cluster;
+pub mod completion;
 pub mod convert;
 pub mod explain;
+pub mod get;
 pub mod gpu;
 pub mod manifest;
 
@@ -24,7 +26,10 @@ use args::{Cli, Command};
 #[must_use]
 pub fn run(cli: &Cli) -> ExitCode {
     match &cli.command {
+        Command::Completion(args) => completion::run(args).into(),
         Command::Convert(args) => convert::run(args).into(),
         Command::Explain(args) => explain::run(args).into(),
+        Command::Get(args) => get::run(args).into(),
+        Command::Man(args) => completion::man(args).into(),
     }
 }

@@ -15,15 +15,17 @@ use super::helm;
 
 /// Manifests that do not come from the chart: Helm makes the namespace itself.
 const BY_HAND: [&str; 2] = ["kustomization.yaml", "namespace.yaml"];
-/// Of APIs that not every cluster has, so they are not in the kustomization; each with the value that renders it.
-const OPTIONAL: [(&str, &str); 2] = [
+/// Of APIs that not every cluster has, or rights that not every administrator gives, so they are not in the kustomization; each with the
+/// value that renders it.
+const OPTIONAL: [(&str, &str); 3] = [
     ("podmonitor.yaml", "podMonitor.enabled"),
+    ("readerrole.yaml", "readerRole.create"),
     ("securitycontextconstraints.yaml", "openshift.securityContextConstraints.enabled"),
 ];
 
 /// The values that render all of them.
 fn with_optional() -> Value {
-    json!({"podMonitor": {"enabled": true}, "openshift": {"securityContextConstraints": {"enabled": true}}})
+    json!({"podMonitor": {"enabled": true}, "openshift": {"securityContextConstraints": {"enabled": true}}, "readerRole": {"create": true}})
 }
 
 fn root() -> PathBuf {
@@ -254,6 +256,8 @@ fn mistakes() -> Vec<Value> {
         json!({"openshift": {"enabled": true}}),
         json!({"deviceClasses": {"extraProfiles": ["1g.40gb", "1g.40gb"]}}),
         json!({"stateLabel": "off"}),
+        json!({"readerRole": {"create": "yes"}}),
+        json!({"readerRole": {"enabled": true}}),
         json!({"gpuOperator": {"clientLabel": "true"}}),
         json!({"updateStrategy": {"type": "Recreate"}}),
         // The API server refuses both, and neither.
@@ -282,6 +286,7 @@ pub(crate) fn variations() -> Vec<Value> {
         json!({"gpuOperator": {"clientLabel": true}, "stateLabel": false, "driverRoot": "/run/nvidia/driver"}),
         json!({"updateStrategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": "5%"}}}),
         json!({"updateStrategy": {"type": "OnDelete"}}),
+        json!({"readerRole": {"create": true, "aggregateToView": true}}),
         json!({"affinity": null}),
         json!({"networkPolicy": {"from": [{"namespaceSelector": {}}], "apiServerPorts": [16443]}}),
         json!({"priorityClass": {"create": false, "name": ""}, "networkPolicy": {"enabled": false}}),

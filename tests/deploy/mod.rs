@@ -8,6 +8,7 @@ mod classes;
 mod gpu_access;
 mod helm;
 mod image;
+mod krew;
 mod openshift;
 mod policy;
 mod rights;

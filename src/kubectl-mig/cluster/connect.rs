@@ -23,15 +23,27 @@ pub enum ClusterError {
     #[error("cannot use the kubeconfig: {0}")]
     Client(#[source] Box<kube::Error>),
     /// A list that nothing can be done without failed.
-    #[error(
-        "cannot list {resource}: {why}; the ClusterRole `mig-reader` (docs/kubectl-mig.md) grants what `kubectl mig` reads"
-    )]
+    #[error("cannot list {resource}: {why}; {}", advice(why))]
     List {
         /// Plural of the kind.
         resource: &'static str,
         /// What the API server said.
         why: String,
     },
+}
+
+/// What to do when the API server, or no server, has answered so.
+fn advice(why: &str) -> &'static str {
+    let why = why.to_lowercase();
+    if why.contains("forbidden") {
+        "the ClusterRole `mig-reader` (docs/kubectl-mig.md) grants what `kubectl mig` reads"
+    } else if why.contains("404") || why.contains("could not find the requested resource") {
+        "the API resource.k8s.io/v1 is in Kubernetes 1.34 and later"
+    } else if why.contains("unauthorized") {
+        "log in again, or choose another context with --context"
+    } else {
+        "`kubectl version` shows whether the API server can be reached; --context chooses another one"
+    }
 }
 
 /// A client and the namespace of what is named without one.

@@ -4,11 +4,13 @@
 
 mod args;
 mod connect;
+mod objects;
 mod read;
 mod slices;
 
 pub use self::args::ClusterArgs;
 pub use self::connect::{ClusterError, Connection};
+pub(crate) use self::read::text as error_text;
 pub use self::read::{Kinds, read};
 pub use self::slices::{SliceError, Slices};
 

@@ -115,10 +115,22 @@ async fn version(client: &Client) -> Option<(u32, u32)> {
     Some((number(&info.major)?, number(&info.minor)?))
 }
 
-/// The API server's own message where there is one.
-fn text(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
+/// The API server's own message where there is one, else the error with its causes.
+pub(crate) fn text(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        let message = status.message.trim_end();
+        let is_said = message.to_lowercase().contains(&status.reason.to_lowercase());
+        return if is_said { message.to_owned() } else { format!("{message} ({})", status.reason) };
     }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(it) = cause {
+        let it_text = it.to_string();
+        // Some errors print their causes themselves.
+        if !text.contains(&it_text) {
+            text = format!("{text}: {it_text}");
+        }
+        cause = it.source();
+    }
+    text
 }

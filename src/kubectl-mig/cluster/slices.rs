@@ -19,7 +19,11 @@ pub struct SliceError {
 /// ResourceSlices as JSON text, by node.
 #[derive(Debug, Clone, Default)]
 pub struct Slices {
-    all: Vec<Stored>,
+    /// `None` where a slice was removed.
+    all: Vec<Option<Stored>>,
+    by_name: HashMap<String, Vec<usize>>,
+    /// Positions that removed slices have left.
+    vacant: Vec<usize>,
     by_node: HashMap<String, Vec<usize>>,
     /// Those that choose their nodes otherwise than by one name.
     elsewhere: Vec<usize>,
@@ -30,6 +34,8 @@ pub struct Slices {
 #[derive(Debug, Clone)]
 struct Stored {
     name: String,
+    /// Empty where the slice names none.
+    node: String,
     driver: String,
     pool: String,
     generation: i64,
@@ -37,6 +43,13 @@ struct Stored {
     expected: i64,
     has_counters: bool,
     text: Box<[u8]>,
+}
+
+impl Stored {
+    fn parsed(&self) -> Result<ResourceSlice, SliceError> {
+        serde_json::from_slice(&self.text)
+            .map_err(|error| SliceError { name: self.name.clone(), why: error.to_string() })
+    }
 }
 
 impl Slices {
@@ -51,33 +64,56 @@ impl Slices {
         let kept = ResourceSlice { metadata, spec: spec.clone() };
         // Typed objects have no key that JSON cannot have.
         let Ok(text) = serde_json::to_vec(&kept) else { return };
-        let index = self.all.len();
+        let name = slice.metadata.name.clone().unwrap_or_default();
+        let index = self.vacant.pop().unwrap_or(self.all.len());
         self.incomplete.take();
+        self.by_name.entry(name.clone()).or_default().push(index);
         match spec.node_name.as_deref().filter(|name| !name.is_empty()) {
             Some(node) => self.by_node.entry(node.to_owned()).or_default().push(index),
             None => self.elsewhere.push(index),
         }
-        self.all.push(Stored {
-            name: slice.metadata.name.clone().unwrap_or_default(),
+        let stored = Stored {
+            name,
+            node: spec.node_name.clone().unwrap_or_default(),
             driver: spec.driver.clone(),
             pool: spec.pool.name.clone(),
             generation: spec.pool.generation,
             expected: spec.pool.resource_slice_count,
             has_counters: spec.shared_counters.as_ref().is_some_and(|sets| !sets.is_empty()),
             text: text.into_boxed_slice(),
-        });
+        };
+        match self.all.get_mut(index) {
+            Some(vacant) => *vacant = Some(stored),
+            None => self.all.push(Some(stored)),
+        }
+    }
+
+    /// Removes the slices of this name.
+    pub fn remove(&mut self, name: &str) {
+        for index in self.by_name.remove(name).unwrap_or_default() {
+            let Some(stored) = self.all[index].take() else { continue };
+            if let Some(of_node) = self.by_node.get_mut(&stored.node) {
+                of_node.retain(|it| *it != index);
+                if of_node.is_empty() {
+                    self.by_node.remove(&stored.node);
+                }
+            }
+            self.elsewhere.retain(|it| *it != index);
+            self.vacant.push(index);
+            self.incomplete.take();
+        }
     }
 
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.all.len()
+        self.all.len() - self.vacant.len()
     }
 
     /// True where there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.len() == 0
     }
 
     /// Names of nodes that slices name, sorted.
@@ -91,7 +127,7 @@ impl Slices {
     /// Driver names, sorted.
     #[must_use]
     pub fn drivers(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.all.iter().map(|it| it.driver.as_str()).collect();
+        let mut names: Vec<&str> = self.stored().map(|(_, it)| it.driver.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         names
@@ -108,39 +144,49 @@ impl Slices {
         indices.extend(self.incomplete.get_or_init(|| self.find_incomplete()));
         indices.sort_unstable();
         indices.dedup();
-        indices.into_iter().map(|index| self.parsed(index)).collect()
+        self.parsed(&indices)
+    }
+
+    /// The slices that name a node.
+    ///
+    /// # Errors
+    /// [`SliceError`].
+    pub fn naming(&self, node: &str) -> Result<Vec<ResourceSlice>, SliceError> {
+        self.parsed(self.by_node.get(node).map(Vec::as_slice).unwrap_or_default())
     }
 
     /// All slices, parsed one after the other.
     pub fn iter(&self) -> impl Iterator<Item = Result<ResourceSlice, SliceError>> {
-        (0..self.all.len()).map(|index| self.parsed(index))
+        self.stored().map(|(_, it)| it.parsed())
     }
 
-    fn parsed(&self, index: usize) -> Result<ResourceSlice, SliceError> {
-        let stored = &self.all[index];
-        serde_json::from_slice(&stored.text)
-            .map_err(|error| SliceError { name: stored.name.clone(), why: error.to_string() })
+    fn stored(&self) -> impl Iterator<Item = (usize, &Stored)> {
+        self.all.iter().enumerate().filter_map(|(index, it)| Some((index, it.as_ref()?)))
+    }
+
+    fn parsed(&self, indices: &[usize]) -> Result<Vec<ResourceSlice>, SliceError> {
+        indices.iter().filter_map(|it| self.all[*it].as_ref()).map(Stored::parsed).collect()
     }
 
     /// Slices of the newest generation of pools with counters that have not as many as they should.
     fn find_incomplete(&self) -> Vec<usize> {
         let mut newest: HashMap<(&str, &str), i64> = HashMap::new();
-        for it in &self.all {
+        for (_, it) in self.stored() {
             let generation = newest.entry((&it.driver, &it.pool)).or_insert(it.generation);
             *generation = it.generation.max(*generation);
         }
-        let mut current: HashMap<(&str, &str), Vec<usize>> = HashMap::new();
-        for (index, it) in self.all.iter().enumerate() {
+        let mut current: HashMap<(&str, &str), Vec<(usize, &Stored)>> = HashMap::new();
+        for (index, it) in self.stored() {
             let key = (it.driver.as_str(), it.pool.as_str());
             if newest.get(&key) == Some(&it.generation) {
-                current.entry(key).or_default().push(index);
+                current.entry(key).or_default().push((index, it));
             }
         }
         current.retain(|_, pool| {
-            let counted = pool.iter().any(|it| self.all[*it].has_counters);
-            counted && pool.iter().any(|it| i64::try_from(pool.len()) != Ok(self.all[*it].expected))
+            let counted = pool.iter().any(|(_, it)| it.has_counters);
+            counted && pool.iter().any(|(_, it)| i64::try_from(pool.len()) != Ok(it.expected))
         });
-        current.into_values().flatten().collect()
+        current.into_values().flatten().map(|(index, _)| index).collect()
     }
 }
 
@@ -193,5 +239,29 @@ mod tests {
         assert_eq!(names("unknown"), ["c", "e"]);
         assert_eq!(slices.nodes(), ["a", "b", "c", "d"]);
         assert_eq!(slices.iter().count(), slices.len());
+    }
+
+    #[test]
+    fn a_removed_slice_is_in_no_answer_and_its_place_is_used_again() {
+        let set = json!([{"name": "s", "counters": {"c": {"value": "1"}}}]);
+        let mut slices: Slices = [
+            slice("a", "a", 1, json!({"nodeName": "a"})),
+            slice("b", "b", 2, json!({"nodeName": "b", "sharedCounters": set})),
+            slice("e", "e", 1, json!({"allNodes": true})),
+        ]
+        .into_iter()
+        .collect();
+        let names = |slices: &Slices, node: &str| -> Vec<String> {
+            slices.of_node(node).unwrap().into_iter().map(|it| it.metadata.name.unwrap()).collect()
+        };
+        assert_eq!(names(&slices, "a"), ["a", "b", "e"]);
+        slices.remove("b");
+        slices.remove("e");
+        slices.remove("unknown");
+        assert_eq!((names(&slices, "a"), slices.nodes(), slices.len()), (vec!["a".to_owned()], vec!["a"], 1));
+        slices.push(&slice("c", "c", 1, json!({"nodeName": "c"})));
+        assert_eq!((slices.len(), slices.all.len()), (2, 3));
+        let named = slices.naming("c").unwrap();
+        assert_eq!((named.len(), named[0].metadata.name.as_deref()), (1, Some("c")));
     }
 }

@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use dra_allocator::quantity::Quantity;
@@ -61,6 +61,21 @@ pub struct GpuDevice {
 }
 
 impl Gpu {
+    /// One without devices.
+    fn new(slice: &ResourceSlice, key: String) -> Self {
+        Self {
+            driver: slice.spec.driver.clone(),
+            pool: slice.spec.pool.name.clone(),
+            node: slice.spec.node_name.clone().unwrap_or_default(),
+            key,
+            pci: None,
+            product: String::new(),
+            memory_slices: 0,
+            is_counted: false,
+            devices: Vec::new(),
+        }
+    }
+
     /// A short name: the PCI address, else the key.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -80,7 +95,8 @@ impl Gpu {
     }
 }
 
-/// The GPUs of slices, by driver, pool and key. Slices of older generations of a pool do not count.
+/// The GPUs of slices, by driver, pool and key. Slices of older generations of a pool do not count. A set of counters of which no
+/// device consumes any is a GPU without devices, if memory slices are among the counters.
 #[must_use]
 pub fn gpus(slices: &[ResourceSlice], allocated: &Allocated) -> Vec<Gpu> {
     let mut newest: BTreeMap<(&str, &str), i64> = BTreeMap::new();
@@ -107,7 +123,27 @@ pub fn gpus(slices: &[ResourceSlice], allocated: &Allocated) -> Vec<Gpu> {
             add(&mut all, &by_set, slice, device, allocated);
         }
     }
+    let consumed: BTreeSet<(&str, &str, &str)> =
+        slices.iter().filter(current).flat_map(consumed_sets).collect();
+    for slice in slices.iter().filter(current) {
+        for set in slice.spec.shared_counters.iter().flatten() {
+            let (driver, pool) = (slice.spec.driver.as_str(), slice.spec.pool.name.as_str());
+            let key = (driver.to_owned(), pool.to_owned(), set.name.clone());
+            let cells = by_set.get(&key).copied().unwrap_or(0);
+            if 0 < cells && !consumed.contains(&(driver, pool, &set.name)) {
+                let described =
+                    Gpu { is_counted: true, memory_slices: cells, ..Gpu::new(slice, set.name.clone()) };
+                all.insert(key, described);
+            }
+        }
+    }
     all.into_values().collect()
+}
+
+/// The counter sets that the devices of a slice consume, with driver and pool.
+fn consumed_sets(slice: &ResourceSlice) -> impl Iterator<Item = (&str, &str, &str)> {
+    let sets = slice.spec.devices.iter().flatten().flat_map(|it| it.consumes_counters.iter().flatten());
+    sets.map(|it| (slice.spec.driver.as_str(), slice.spec.pool.name.as_str(), it.counter_set.as_str()))
 }
 
 type Key = (String, String, String);
@@ -137,17 +173,7 @@ fn add(
             _ => 0..0,
         },
     };
-    let gpu = all.entry((driver.clone(), pool.clone(), key.clone())).or_insert_with(|| Gpu {
-        driver: driver.clone(),
-        pool: pool.clone(),
-        node: slice.spec.node_name.clone().unwrap_or_default(),
-        key,
-        pci: None,
-        product: String::new(),
-        memory_slices: 0,
-        is_counted: false,
-        devices: Vec::new(),
-    });
+    let gpu = all.entry((driver.clone(), pool.clone(), key.clone())).or_insert_with(|| Gpu::new(slice, key));
     if let Some(set) = set {
         gpu.is_counted = true;
         let known = by_set.get(&(driver.clone(), pool.clone(), set.to_owned())).copied().unwrap_or(0);

@@ -87,3 +87,15 @@ fn older_generations_and_other_drivers_are_no_gpus() {
     assert_eq!(gpus.len(), 1);
     assert!(gpus[0].devices.iter().all(|it| !it.name.ends_with("-old")), "{gpus:#?}");
 }
+
+#[test]
+fn counters_that_no_device_consumes_are_a_gpu_without_devices() {
+    let mut slices = shape("2xH100-80GB");
+    for slice in &mut slices {
+        slice.spec.devices.iter_mut().for_each(|it| it.retain(|it| it.name.starts_with("gpu-0000-1a-00")));
+    }
+    let gpus = gpus(&slices, &Allocated::default());
+    assert_eq!(gpus.len(), 2);
+    let empty = gpus.iter().find(|it| it.devices.is_empty()).unwrap();
+    assert_eq!((empty.name(), empty.memory_slices, empty.node.as_str()), ("gpu-0000-1b-00", 8, "node"));
+}

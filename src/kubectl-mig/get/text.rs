@@ -1,0 +1,172 @@
+//! Texts that go to a terminal: names from the API without control characters, cut to a width; ages; colours. Pure.
+
+use std::borrow::Cow;
+
+/// Colour of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Paint {
+    /// As everything else.
+    Plain,
+    /// What is held.
+    Held,
+    /// What is free.
+    Good,
+    /// What needs attention.
+    Bad,
+    /// What matters less.
+    Dim,
+}
+
+impl Paint {
+    /// The text with this colour.
+    pub(super) fn over(self, text: &str) -> String {
+        let code = match self {
+            Self::Plain => return text.to_owned(),
+            Self::Held => "36",
+            Self::Good => "32",
+            Self::Bad => "31",
+            Self::Dim => "2",
+        };
+        format!("\x1b[{code}m{text}\x1b[0m")
+    }
+}
+
+/// Whether colours are wanted: on terminals, unless NO_COLOR is set (<https://no-color.org>) or the terminal has none.
+pub(super) fn wants_colour(is_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> bool {
+    let is_set = |name: &str| variable(name).is_some_and(|it| !it.is_empty());
+    is_terminal && !is_set("NO_COLOR") && variable("TERM").is_none_or(|it| it != "dumb")
+}
+
+/// A text from outside without characters that move the cursor, change colours or reorder text.
+pub(super) fn printable(text: &str) -> Cow<'_, str> {
+    let is_hidden = |it: char| {
+        let reorders = matches!(it, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+        it.is_control() || reorders
+    };
+    if text.contains(is_hidden) {
+        Cow::Owned(text.replace(is_hidden, "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+/// Number of characters.
+pub(super) fn width(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// At most so many characters: what is too much is taken out in the middle, because names differ at both ends.
+pub(super) fn cut(text: &str, most: usize) -> String {
+    let length = width(text);
+    if length <= most {
+        return text.to_owned();
+    }
+    let (Some(kept), true) = (most.checked_sub(1), 0 < most) else { return String::new() };
+    let (head, tail) = (kept.div_ceil(2), kept / 2);
+    let start: String = text.chars().take(head).collect();
+    let end: String = text.chars().skip(length - tail).collect();
+    format!("{start}…{end}")
+}
+
+/// Words in lines of at most so many characters; a longer word is cut.
+pub(super) fn wrap(text: &str, most: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        let word = cut(word, most);
+        match lines.last_mut() {
+            Some(line) if width(line) + 1 + width(&word) <= most => {
+                line.push(' ');
+                line.push_str(&word);
+            }
+            _ => lines.push(word),
+        }
+    }
+    lines
+}
+
+/// An age as kubectl prints it.
+pub(super) fn age(seconds: i64) -> String {
+    const MINUTE: i64 = 60;
+    const HOUR: i64 = 60 * MINUTE;
+    const DAY: i64 = 24 * HOUR;
+    const YEAR: i64 = 365 * DAY;
+    let two = |large: i64, name: &str, small: i64, small_name: &str| {
+        let rest = seconds % large / small;
+        let first = format!("{}{name}", seconds / large);
+        if rest == 0 { first } else { format!("{first}{rest}{small_name}") }
+    };
+    match seconds {
+        ..0 => "0s".to_owned(),
+        0..120 => format!("{seconds}s"),
+        120..600 => two(MINUTE, "m", 1, "s"),
+        600..10_800 => format!("{}m", seconds / MINUTE),
+        10_800..28_800 => two(HOUR, "h", MINUTE, "m"),
+        28_800..172_800 => format!("{}h", seconds / HOUR),
+        172_800..691_200 => two(DAY, "d", HOUR, "h"),
+        691_200..63_072_000 => format!("{}d", seconds / DAY),
+        63_072_000..252_288_000 => two(YEAR, "y", DAY, "d"),
+        _ => format!("{}y", seconds / YEAR),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_replaced() {
+        assert_eq!(
+            printable("a\x1b[31mb\r\n\u{9b}c\u{202e}d"),
+            "a\u{fffd}[31mb\u{fffd}\u{fffd}\u{fffd}c\u{fffd}d"
+        );
+        assert_eq!(printable("gpu-é"), "gpu-é");
+    }
+
+    #[test]
+    fn a_long_name_keeps_both_ends() {
+        assert_eq!(cut("gpu-node-0123456789", 9), "gpu-…6789");
+        assert_eq!(cut("short", 5), "short");
+        assert_eq!((cut("abc", 1), cut("abc", 0)), ("…".to_owned(), String::new()));
+    }
+
+    #[test]
+    fn ages_are_written_as_kubectl_writes_them() {
+        // k8s.io/apimachinery/pkg/util/duration: HumanDuration.
+        for (seconds, expected) in [
+            (-5, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (599, "9m59s"),
+            (600, "10m"),
+            (10_799, "179m"),
+            (10_860, "3h1m"),
+            (28_800, "8h"),
+            (172_799, "47h"),
+            (176_400, "2d1h"),
+            (691_200, "8d"),
+            (63_072_000, "2y"),
+            (63_158_400, "2y1d"),
+            (300_000_000, "9y"),
+        ] {
+            assert_eq!(age(seconds), expected, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn colours_are_for_terminals_that_want_them() {
+        let none = |_: &str| None;
+        assert!(wants_colour(true, none));
+        assert!(!wants_colour(false, none));
+        let set =
+            |name: &'static str, value: &'static str| move |it: &str| (it == name).then(|| value.to_owned());
+        assert!(!wants_colour(true, set("NO_COLOR", "1")));
+        assert!(wants_colour(true, set("NO_COLOR", "")));
+        assert!(!wants_colour(true, set("TERM", "dumb")));
+    }
+
+    #[test]
+    fn lines_are_wrapped_at_words() {
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("0123456789 a", 5), ["01…89", "a"]);
+    }
+}
