@@ -64,6 +64,7 @@ use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClai
 pub use allocated::{Allocated, ClaimRef, DeviceId};
 pub use counters::{Consumer, Shortage};
 pub use explain::{DeviceReport, Explanation, Finding, RequestReport};
+pub use node::selects_node;
 pub use pool::{PoolProblem, PoolReport};
 pub use refusal::{Abort, Refusal, SelectorError, SelectorPlace};
 pub use request::Amount;

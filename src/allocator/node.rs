@@ -51,12 +51,14 @@ impl<'a> Target<'a> {
     fn matches(&self, node: &Node) -> bool {
         match self.name {
             Some(name) => Some(name) == node.metadata.name.as_deref(),
-            None => self.all || self.selector.is_some_and(|selector| selects(selector, node)),
+            None => self.all || self.selector.is_some_and(|selector| selects_node(selector, node)),
         }
     }
 }
 
-fn selects(selector: &NodeSelector, node: &Node) -> bool {
+/// Whether a node selector, of a slice or of a pod's node affinity, selects a node.
+#[must_use]
+pub fn selects_node(selector: &NodeSelector, node: &Node) -> bool {
     let no_labels = BTreeMap::new();
     let labels = node.metadata.labels.as_ref().unwrap_or(&no_labels);
     selector.node_selector_terms.iter().any(|term| {

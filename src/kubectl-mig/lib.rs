@@ -6,6 +6,8 @@
 //! cluster (objects of an API server) \
 //!                                     gpu (slices in terms of GPUs)
 //! manifest (objects of files) -------/
+//!
+//! template (nodes without a machine) -> slices, plan
 //! ```
 
 pub mod args;
@@ -13,6 +15,9 @@ pub mod cluster;
 pub mod convert;
 pub mod gpu;
 pub mod manifest;
+pub mod plan;
+pub mod slices;
+pub mod template;
 
 use std::process::ExitCode;
 
@@ -23,5 +28,7 @@ use args::{Cli, Command};
 pub fn run(cli: &Cli) -> ExitCode {
     match &cli.command {
         Command::Convert(args) => convert::run(args).into(),
+        Command::Plan(args) => plan::run(args),
+        Command::Slices(args) => slices::run(args),
     }
 }

@@ -16,6 +16,7 @@ mod device;
 mod quantity;
 mod version;
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -106,8 +107,17 @@ pub fn compile(expression: &str) -> Result<Program, CompileError> {
 }
 
 /// Expressions by text, each compiled when it is evaluated first, as upstream does: one that is never evaluated causes no error.
+///
+/// Answers are remembered by the address of the device: the devices of one [`Cluster`](crate::Cluster) stay where they are.
 #[derive(Debug, Default)]
-pub(crate) struct Selectors(Mutex<HashMap<String, Arc<Result<Program, CompileError>>>>);
+pub(crate) struct Selectors(Mutex<HashMap<String, Known>>);
+
+/// An expression, and what it answered.
+#[derive(Debug)]
+struct Known {
+    compiled: Arc<Result<Program, CompileError>>,
+    answers: HashMap<usize, Result<bool, EvaluationError>>,
+}
 
 impl Selectors {
     /// Whether the expression selects the device.
@@ -118,27 +128,38 @@ impl Selectors {
         driver: &str,
         device: &Device,
     ) -> Result<bool, EvaluationError> {
-        match &*self.compiled(expression) {
+        let address = std::ptr::from_ref(device).addr();
+        let compiled = {
+            // A map of finished entries is whole whenever another thread panicked.
+            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if !known.contains_key(expression) {
+                let (compiled, answers) = (Arc::new(compile(expression)), HashMap::new());
+                known.insert(expression.to_owned(), Known { compiled, answers });
+            }
+            match known.get(expression) {
+                Some(it) => match it.answers.get(&address) {
+                    Some(answer) => return answer.clone(),
+                    None => Arc::clone(&it.compiled),
+                },
+                None => Arc::new(compile(expression)),
+            }
+        };
+        let answer = match &*compiled {
             Ok(program) => evaluator.selects(program, driver, device),
             Err(error) => Err(EvaluationError::Compile(error.clone())),
-        }
-    }
-
-    fn compiled(&self, expression: &str) -> Arc<Result<Program, CompileError>> {
-        // A map of finished entries is whole whenever another thread panicked.
+        };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(compiled) = known.get(expression) {
-            return compiled.clone();
+        if let Some(it) = known.get_mut(expression) {
+            it.answers.insert(address, answer.clone());
         }
-        let compiled = Arc::new(compile(expression));
-        known.insert(expression.to_owned(), compiled.clone());
-        compiled
+        answer
     }
 }
 
 /// Evaluates compiled expressions on devices.
 pub struct Evaluator {
-    context: Context<'static, 'static>,
+    /// Made when it is needed first, which is expensive.
+    context: OnceCell<Context<'static, 'static>>,
 }
 
 impl std::fmt::Debug for Evaluator {
@@ -157,10 +178,16 @@ impl Evaluator {
     /// An evaluator with the DRA functions.
     #[must_use]
     pub fn new() -> Self {
-        let mut context = Context::with_env(Arc::new(environment()));
-        let added = quantity::register(&mut context).and_then(|()| version::register(&mut context));
-        debug_assert!(added.is_ok(), "{added:?}");
-        Self { context }
+        Self { context: OnceCell::new() }
+    }
+
+    fn context(&self) -> &Context<'static, 'static> {
+        self.context.get_or_init(|| {
+            let mut context = Context::with_env(Arc::new(environment()));
+            let added = quantity::register(&mut context).and_then(|()| version::register(&mut context));
+            debug_assert!(added.is_ok(), "{added:?}");
+            context
+        })
     }
 
     /// Whether the expression selects the device. Names without a domain belong to the driver's domain.
@@ -168,7 +195,7 @@ impl Evaluator {
     /// # Errors
     /// When the evaluation fails or its result is not a boolean.
     pub fn selects(&self, program: &Program, driver: &str, device: &Device) -> Result<bool, EvaluationError> {
-        let mut scope = self.context.new_inner_scope();
+        let mut scope = self.context().new_inner_scope();
         scope.add_variable_as_val("device", Box::new(DeviceValue::new(driver, device)));
         match program.execute(&scope) {
             Ok(Value::Bool(answer)) => Ok(answer),
