@@ -11,6 +11,8 @@ use k8s_openapi::api::resource::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use mig_models::Model;
+
 use super::place::{Engine, Outcome};
 use super::stock::Site;
 use super::workload::Workload;
@@ -78,11 +80,19 @@ pub(super) fn map(engine: &Engine<'_>, outcome: &Outcome, workloads: &[Workload]
         let allocated: Vec<DeviceId> = book.iter().map(|(device, _)| device.clone()).collect();
         let (any, mix) =
             known.entry((site.kind, allocated)).or_insert_with(|| usable(engine, site, book, workloads));
-        for gpu in gpu::gpus(&engine.kinds[site.kind].slices, book) {
+        for mut gpu in gpu::gpus(&engine.kinds[site.kind].slices, book) {
+            gpu.memory_slices = gpu.memory_slices.max(memory_slices_of(&gpu.product));
             all.push(mapped(gpu, site, &of_claim, any, mix));
         }
     }
     all
+}
+
+/// Memory slices of a model by its product name; 0 for one that is not known. Where there are no counters, nothing that is
+/// published shows the slices behind the last device.
+fn memory_slices_of(product: &str) -> usize {
+    let model = Model::all().find(|it| it.data().product_name == product);
+    model.and_then(|it| usize::try_from(it.data().memory_units).ok()).unwrap_or(0)
 }
 
 fn mapped(

@@ -187,7 +187,7 @@ impl<'a> Request<'a> {
         let gates = self.source.gates;
         let cluster = |kind: &'e Kind| Cluster::new(&kind.slices, classes, gates.features);
         let clusters = kinds.iter().map(cluster).collect();
-        Engine { kinds, clusters, catalog: self.catalog, gates, scoring: self.args.scoring }
+        Engine::new(kinds, clusters, self.catalog, gates, self.args.scoring)
     }
 }
 

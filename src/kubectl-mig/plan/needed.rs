@@ -71,7 +71,7 @@ fn hopeless(
         let mut demand = workload.demand.clone();
         (demand.replicas, demand.per_node) = (1, false);
         let (claims, resources) = (workload.claims.clone(), workload.resources.clone());
-        all_fit(engine, &empty, &[Workload { demand, priority: 0, claims, resources }])
+        all_fit(engine, &empty, &[Workload { id: workload.id, demand, priority: 0, claims, resources }])
     };
     let mut never: Vec<usize> = of.into_iter().filter(|it| !fits_alone(it)).collect();
     never.sort_unstable();

@@ -4,7 +4,9 @@
 //! first by name, where the scheduler draws lots. The scheduler scores nodes by more than CPU and memory, and looks at a part of
 //! them only in clusters of more than a hundred; neither changes which devices a node allocates.
 
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use dra_allocator::{Allocated, ClaimRef, Cluster, Refusal};
 use k8s_openapi::api::core::v1::{Node, NodeSelector, Pod};
@@ -13,7 +15,7 @@ use k8s_openapi::api::resource::v1::{AllocationResult, DeviceRequestAllocationRe
 use super::args::Scoring;
 use super::gates::Gates;
 use super::nodes::hindrance;
-use super::stock::{Kind, Site, Stock};
+use super::stock::{FURTHER, Kind, Site, Stock};
 use super::why;
 use super::workload::Workload;
 use crate::manifest::Catalog;
@@ -27,7 +29,12 @@ pub(super) struct Engine<'a> {
     pub(super) catalog: &'a Catalog<'a>,
     pub(super) gates: Gates,
     pub(super) scoring: Scoring,
+    known: RefCell<HashMap<Question, Attempt>>,
+    states: Cell<usize>,
 }
+
+/// Kind and state of a node, and the workload.
+type Question = (usize, usize, usize);
 
 /// A pod with its place, or without.
 #[derive(Debug)]
@@ -72,8 +79,10 @@ pub(super) enum Unplaced {
 }
 
 /// One pod on one node.
+#[derive(Debug, Clone)]
 enum Attempt {
-    Placed(Vec<AllocationResult>, Vec<ResourceClaim>),
+    /// What its claims get, and the state of the node with it.
+    Placed(Rc<Vec<AllocationResult>>, Option<usize>),
     /// This node cannot have it.
     Refused,
     /// No node can have it.
@@ -83,8 +92,33 @@ enum Attempt {
 /// A claim that several pods may use, with the allocation that it has.
 type Shared = HashMap<(String, String), AllocationResult>;
 
+impl<'a> Engine<'a> {
+    pub(super) fn new(
+        kinds: &'a [Kind],
+        clusters: Vec<Cluster<'a>>,
+        catalog: &'a Catalog<'a>,
+        gates: Gates,
+        scoring: Scoring,
+    ) -> Self {
+        Self {
+            kinds,
+            clusters,
+            catalog,
+            gates,
+            scoring,
+            known: RefCell::default(),
+            states: Cell::new(FURTHER),
+        }
+    }
+
+    /// A state that no node had before.
+    fn new_state(&self) -> usize {
+        self.states.replace(self.states.get() + 1)
+    }
+}
+
 impl Engine<'_> {
-    /// Places the pods of all workloads, those in `without` aside.
+    /// Places the pods of all workloads.
     pub(super) fn place(&self, stock: &Stock, workloads: &[Workload], unplaced: Unplaced) -> Outcome {
         let mut run = Run {
             engine: self,
@@ -95,8 +129,6 @@ impl Engine<'_> {
                 reasons: HashMap::new(),
             },
             shared: Shared::new(),
-            versions: vec![0; stock.books.len()],
-            failed: HashMap::new(),
         };
         for (index, workload) in workloads.iter().enumerate() {
             for (pod, only) in run.pods_of(workload) {
@@ -118,10 +150,6 @@ struct Run<'e, 'a> {
     engine: &'e Engine<'a>,
     outcome: Outcome,
     shared: Shared,
-    /// How often each set of allocated devices has changed.
-    versions: Vec<usize>,
-    /// Workloads that a node refused, and how its devices stood then.
-    failed: HashMap<(usize, usize), usize>,
 }
 
 impl Run<'_, '_> {
@@ -165,7 +193,7 @@ impl Run<'_, '_> {
         // The same objects as for the workload's first pod, so they are there.
         let claims = self.engine.catalog.planned_claims(pod).unwrap_or_default();
         let claims = self.with_shared(claims);
-        let place = self.find(index, workload, pod, &claims, only);
+        let place = self.find(workload, pod, &claims, only);
         let is_placed = place.is_some();
         if !is_placed && unplaced == Unplaced::Explain && !self.outcome.reasons.contains_key(&index) {
             let reason = why::reason(self.engine, &self.outcome, workload, pod, &claims, only);
@@ -187,22 +215,15 @@ impl Run<'_, '_> {
 
     fn find(
         &mut self,
-        index: usize,
         workload: &Workload,
         pod: &Pod,
         claims: &[ResourceClaim],
         only: Option<usize>,
     ) -> Option<(usize, Vec<(ClaimRef, Vec<DeviceRequestAllocationResult>)>)> {
-        let has_allocated = claims.iter().any(is_allocated);
-        let mut sites: Vec<usize> = match only {
+        let sites: Vec<usize> = match only {
             Some(site) => vec![site],
             None => (0..self.outcome.sites.len()).collect(),
         };
-        // What has failed since when nothing has changed fails again.
-        sites.retain(|site| {
-            let version = self.versions[self.outcome.sites[*site].book];
-            has_allocated || self.failed.get(&(index, *site)) != Some(&version)
-        });
         let share = |site: &usize| {
             let free = self.outcome.sites[*site].free_share();
             if self.engine.scoring == Scoring::LeastAllocated { -free } else { free }
@@ -211,15 +232,11 @@ impl Run<'_, '_> {
         sites.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         for (_, site) in sites {
             match self.attempt(workload, pod, claims, site) {
-                Attempt::Placed(allocations, open) => {
-                    return Some((site, self.enter(pod, claims, site, &open, allocations)));
+                Attempt::Placed(allocations, state) => {
+                    self.outcome.sites[site].state = state;
+                    return Some((site, self.enter(pod, claims, site, &allocations)));
                 }
-                Attempt::Refused => {
-                    if !has_allocated {
-                        let version = self.versions[self.outcome.sites[site].book];
-                        self.failed.insert((index, site), version);
-                    }
-                }
+                Attempt::Refused => {}
                 Attempt::Aborted => return None,
             }
         }
@@ -233,20 +250,36 @@ impl Run<'_, '_> {
             return Attempt::Refused;
         }
         let node = engine.node_of(site);
-        let here = site.node.as_ref().unwrap_or(node);
         if !claims.iter().all(|claim| usable_on(claim, site, node))
             || lacking(engine, workload, site).is_some()
         {
             return Attempt::Refused;
         }
-        let mut open: Vec<ResourceClaim> =
-            claims.iter().filter(|claim| !is_allocated(claim)).cloned().collect();
-        open.extend(engine.extended_claim(pod, here));
-        match engine.clusters[site.kind].allocate(node, &open, &self.outcome.books[site.book]) {
-            Ok(allocations) => Attempt::Placed(allocations, open),
+        let has_allocated = claims.iter().any(is_allocated);
+        // The answer is the same for each pod of a workload on each node of a kind and state.
+        let question = site.state.filter(|_| !has_allocated).map(|state| (site.kind, state, workload.id));
+        if let Some(known) = question.and_then(|it| engine.known.borrow().get(&it).cloned()) {
+            return known;
+        }
+        let open = self.open(pod, claims, site);
+        let answer = match engine.clusters[site.kind].allocate(node, &open, &self.outcome.books[site.book]) {
+            Ok(allocations) => Attempt::Placed(Rc::new(allocations), site.state.map(|_| engine.new_state())),
             Err(Refusal::Aborted(_)) => Attempt::Aborted,
             Err(_) => Attempt::Refused,
+        };
+        if let Some(question) = question {
+            engine.known.borrow_mut().insert(question, answer.clone());
         }
+        answer
+    }
+
+    /// The claims of a pod that are to be allocated on a node.
+    fn open(&self, pod: &Pod, claims: &[ResourceClaim], site: &Site) -> Vec<ResourceClaim> {
+        let mut open: Vec<ResourceClaim> =
+            claims.iter().filter(|claim| !is_allocated(claim)).cloned().collect();
+        let node = site.node.as_ref().unwrap_or_else(|| self.engine.node_of(site));
+        open.extend(self.engine.extended_claim(pod, node));
+        open
     }
 
     /// Enters what a pod gets.
@@ -255,24 +288,20 @@ impl Run<'_, '_> {
         pod: &Pod,
         claims: &[ResourceClaim],
         site: usize,
-        open: &[ResourceClaim],
-        allocations: Vec<AllocationResult>,
+        allocations: &[AllocationResult],
     ) -> Vec<(ClaimRef, Vec<DeviceRequestAllocationResult>)> {
         let book = self.outcome.sites[site].book;
+        let open = self.open(pod, claims, &self.outcome.sites[site]);
         let mut entered = Vec::new();
-        for (claim, allocation) in open.iter().zip(allocations) {
-            let results = results_of(&allocation);
-            let mut done = claim.clone();
-            let name = key(claim);
+        for (mut done, allocation) in open.into_iter().zip(allocations) {
+            let results = results_of(allocation);
+            let name = key(&done);
             if claims.iter().any(|it| key(it) == name) {
                 self.shared.insert(name, with_site(allocation.clone(), &self.outcome.sites[site].name));
             }
-            done.status.get_or_insert_default().allocation = Some(allocation);
+            done.status.get_or_insert_default().allocation = Some(allocation.clone());
             self.outcome.books[book].add(&done);
-            entered.push((ClaimRef::of(claim), results));
-        }
-        if !entered.is_empty() {
-            self.versions[book] += 1;
+            entered.push((ClaimRef::of(&done), results));
         }
         for claim in claims.iter().filter(|claim| is_allocated(claim)) {
             entered.push((ClaimRef::of(claim), Vec::new()));

@@ -69,12 +69,11 @@ fn write(plan: &Plan<'_>, text: &mut String) -> std::fmt::Result {
     match all {
         0 => writeln!(text, "No pod of the manifests needs a device.")?,
         _ if placed == all => writeln!(text, "All {} fit on {gpus} ({nodes}).", count(all, "pod"))?,
-        _ => writeln!(
-            text,
-            "{placed} of {} fit on {gpus} ({nodes}), {} do not.",
-            count(all, "pod"),
-            all - placed
-        )?,
+        _ => {
+            let missing =
+                if all - placed == 1 { "1 does".to_owned() } else { format!("{} do", all - placed) };
+            writeln!(text, "{placed} of {} fit on {gpus} ({nodes}), {missing} not.", count(all, "pod"))?;
+        }
     }
     writeln!(text)?;
     workloads(plan, text)?;

@@ -24,6 +24,13 @@ const DEFAULT_MEMORY: i64 = 200 << 20;
 const NODE_CPU: i64 = 128_000;
 const NODE_MEMORY: i64 = 2 << 40;
 
+/// State of a node on which nothing is allocated.
+const EMPTY: usize = 0;
+/// State of a node as it was found.
+const AS_FOUND: usize = 1;
+/// The first of further states.
+pub(super) const FURTHER: usize = 2;
+
 /// What nodes of one kind publish.
 #[derive(Debug)]
 pub(super) struct Kind {
@@ -47,8 +54,11 @@ pub(super) struct Site {
     pub(super) kind: usize,
     /// The Node object; `None` where nothing is known of it, so that nothing but devices counts.
     pub(super) node: Option<Node>,
-    /// Which set of allocated devices it shares with other nodes.
+    /// Index of its set of allocated devices.
     pub(super) book: usize,
+    /// Stands for what is allocated: nodes of one kind with one state have the same devices allocated. `None` where the set is
+    /// one of several nodes.
+    pub(super) state: Option<usize>,
     pub(super) load: Load,
     pub(super) capacity: Load,
     /// Extended resources that pods request of it.
@@ -74,6 +84,7 @@ impl Site {
             kind,
             node,
             book,
+            state: Some(EMPTY),
             load: Load::default(),
             capacity: Load { cpu: NODE_CPU, memory: NODE_MEMORY },
             plugin_devices: BTreeMap::new(),
@@ -163,7 +174,7 @@ impl Stock {
             let kind = stock.kinds.len();
             let capacity = object.map_or(Load { cpu: NODE_CPU, memory: NODE_MEMORY }, allocatable);
             let site = Site::empty(name.to_owned(), kind, book, object.cloned());
-            stock.sites.push(Site { capacity, ..site });
+            stock.sites.push(Site { capacity, state: Some(AS_FOUND), ..site });
             stock.kinds.push(Kind { slices, node: object.cloned().unwrap_or_else(|| named(name)) });
         }
         stock.fill(&allocated, is_shared);
@@ -183,7 +194,7 @@ impl Stock {
     fn fill(&mut self, allocated: &Allocated, is_shared: bool) {
         if is_shared {
             self.books = vec![allocated.clone()];
-            self.sites.iter_mut().for_each(|it| it.book = 0);
+            self.sites.iter_mut().for_each(|it| (it.book, it.state) = (0, None));
             return;
         }
         let mut by_pool: BTreeMap<(&str, &str), usize> = BTreeMap::new();

@@ -1,7 +1,7 @@
 //! `--suggest layout`: a layout file for these pods on clusters without counters.
 //!
-//! Several ways of cutting the GPUs are tried by placing the pods on them, and the first one with which the most pods have a place
-//! is taken: as the pods would cut the GPUs where there are counters, in the order of the manifests and with the largest first;
+//! Several ways of cutting the GPUs are tried by placing the pods on them, and the first one is taken with which the workloads have
+//! the largest share of their pods placed, on average: as the pods would cut the GPUs where there are counters, in the order of the manifests and with the largest first;
 //! and as many instances on each GPU as possible. What they leave free is cut into more of the same.
 
 use std::cmp::Reverse;
@@ -40,7 +40,8 @@ pub(super) fn layout(request: &Request<'_>) -> Result<(String, bool), PlanError>
     let mut best: Option<(Vec<CutNode>, Outcome)> = None;
     for nodes in candidates(request)? {
         let outcome = on_layouts(request, &nodes);
-        if best.as_ref().is_none_or(|(_, most)| most.placed() < outcome.placed()) {
+        let workloads = request.workloads.len();
+        if best.as_ref().is_none_or(|(_, most)| share(most, workloads) < share(&outcome, workloads)) {
             best = Some((nodes, outcome));
         }
     }
@@ -49,6 +50,19 @@ pub(super) fn layout(request: &Request<'_>) -> Result<(String, bool), PlanError>
         || (String::new(), true),
         |(nodes, outcome)| (text(request, &nodes, &outcome), outcome.fits()),
     ))
+}
+
+/// The share of the pods that have a place, by workload, added up.
+fn share(outcome: &Outcome, workloads: usize) -> f64 {
+    let of = |index: usize| {
+        let (mut all, mut placed) = (0_u32, 0_u32);
+        for planned in outcome.pods.iter().filter(|it| it.workload == index) {
+            all += 1;
+            placed += u32::from(planned.place.is_some());
+        }
+        f64::from(placed) / f64::from(all.max(1))
+    };
+    (0..workloads).map(of).sum()
 }
 
 /// Ways of cutting the GPUs of all nodes.
@@ -160,7 +174,7 @@ fn engine<'e>(
     gates: Gates,
 ) -> Engine<'e> {
     let clusters = kinds.iter().map(|kind| Cluster::new(&kind.slices, classes, gates.features)).collect();
-    Engine { kinds, clusters, catalog: request.catalog, gates, scoring: request.args.scoring }
+    Engine::new(kinds, clusters, request.catalog, gates, request.args.scoring)
 }
 
 fn models<'r>(request: &'r Request<'_>, shape: usize) -> &'r [Model] {

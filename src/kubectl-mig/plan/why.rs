@@ -154,6 +154,8 @@ fn of_request(report: &RequestReport) -> String {
                 "{what} needs {count} devices at once, and of the {matching} that match at most {usable} are free ({parts})"
             )
         }
+        _ if matching == 1 => format!("the only device that matches {what} is not free: {parts}"),
+        _ if matching == 1 => format!("the only device that matches {what} is not free: {parts}"),
         _ => format!("none of the {matching} devices that match {what} is free: {parts}"),
     }
 }

@@ -10,6 +10,8 @@ use crate::manifest::{Catalog, Demand, DemandError, Object};
 /// Pods of one manifest object.
 #[derive(Debug, Clone)]
 pub(super) struct Workload {
+    /// Tells it from the others of the plan.
+    pub(super) id: usize,
     pub(super) demand: Demand,
     pub(super) priority: i32,
     /// The claims of one of its pods; without those for extended resources, which depend on the node.
@@ -65,7 +67,8 @@ impl Workloads {
                 continue;
             }
             let priority = found.priority(&demand, &classes);
-            found.all.push(Workload { demand, priority, claims, resources });
+            let id = found.all.len();
+            found.all.push(Workload { id, demand, priority, claims, resources });
         }
         for (kind, count) in skipped {
             let text = format!(
