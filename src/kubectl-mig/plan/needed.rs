@@ -3,6 +3,8 @@
 //! More nodes can, rarely, serve fewer pods, because pods are spread differently; then a smaller number than the one that is
 //! found may do as well.
 
+use k8s_openapi::api::core::v1::Node;
+
 use super::place::{Engine, Outcome, Unplaced};
 use super::stock::{Site, Stock};
 use super::workload::Workload;
@@ -80,11 +82,21 @@ fn hopeless(
 
 fn add(stock: &mut Stock, kind: usize, like: Option<&Site>, name: String) {
     let book = stock.new_book();
-    let mut site = Site::empty(name, kind, book, like.and_then(|it| it.node.clone()));
+    let mut site = Site::empty(name, kind, book, like.and_then(|it| it.node.as_ref()).map(healthy));
     if let Some(like) = like {
         site.capacity = like.capacity;
     }
     stock.sites.push(site);
+}
+
+/// A node without its cordon and without the taints of its condition, such as `node.kubernetes.io/not-ready`.
+fn healthy(node: &Node) -> Node {
+    let mut node = node.clone();
+    if let Some(spec) = &mut node.spec {
+        spec.unschedulable = None;
+        spec.taints.iter_mut().for_each(|it| it.retain(|it| !it.key.starts_with("node.kubernetes.io/")));
+    }
+    node
 }
 
 /// Whether all pods fit.
