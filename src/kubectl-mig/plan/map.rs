@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dra_allocator::{Allocated, ClaimRef, DeviceId};
+use dra_allocator::{Allocated, DeviceId};
 use k8s_openapi::api::resource::v1::{
     DeviceClaim, DeviceClass, DeviceRequest, ExactDeviceRequest, ResourceClaim, ResourceClaimSpec,
 };
@@ -64,18 +64,25 @@ fn any_claim() -> ResourceClaim {
     ResourceClaim { spec: ResourceClaimSpec { devices: Some(devices) }, ..ResourceClaim::default() }
 }
 
+/// Names of the devices that could be allocated now: any, and those that the pods of the plan ask for.
+type Usable = (BTreeSet<String>, BTreeSet<String>);
+
+/// The workload that has a device, by node, driver, pool and device.
+type Owners<'o> = BTreeMap<(usize, &'o str, &'o str, &'o str), usize>;
+
 /// The GPUs of all nodes.
 pub(super) fn map(engine: &Engine<'_>, outcome: &Outcome, workloads: &[Workload]) -> Vec<MappedGpu> {
-    let mut of_claim: BTreeMap<&ClaimRef, usize> = BTreeMap::new();
+    let mut of_device: Owners<'_> = BTreeMap::new();
     for planned in &outcome.pods {
-        for (claim, _) in planned.place.iter().flat_map(|(_, claims)| claims) {
-            of_claim.entry(claim).or_insert(planned.workload);
+        let Some((site, claims)) = &planned.place else { continue };
+        for result in claims.iter().flat_map(|(_, results)| results) {
+            of_device.insert((*site, &result.driver, &result.pool, &result.device), planned.workload);
         }
     }
     let mut all = Vec::new();
     // Nodes of one kind that have the same devices allocated have the same ones left.
-    let mut known: BTreeMap<(usize, Vec<DeviceId>), (BTreeSet<String>, BTreeSet<String>)> = BTreeMap::new();
-    for site in &outcome.sites {
+    let mut known: BTreeMap<(usize, Vec<DeviceId>), Usable> = BTreeMap::new();
+    for (index, site) in outcome.sites.iter().enumerate() {
         let book = &outcome.books[site.book];
         let allocated: Vec<DeviceId> = book.iter().map(|(device, _)| device.clone()).collect();
         let (any, mix) =
@@ -84,7 +91,7 @@ pub(super) fn map(engine: &Engine<'_>, outcome: &Outcome, workloads: &[Workload]
         gpus.sort_by(|a, b| position(a).cmp(&position(b)));
         for mut gpu in gpus {
             gpu.memory_slices = gpu.memory_slices.max(memory_slices_of(&gpu.product));
-            all.push(mapped(gpu, site, &of_claim, any, mix));
+            all.push(mapped(gpu, (index, site), &of_device, any, mix));
         }
     }
     all
@@ -106,8 +113,8 @@ fn memory_slices_of(product: &str) -> usize {
 
 fn mapped(
     gpu: Gpu,
-    site: &Site,
-    of_claim: &BTreeMap<&ClaimRef, usize>,
+    (index, site): (usize, &Site),
+    of_device: &Owners<'_>,
     any: &BTreeSet<String>,
     mix: &BTreeSet<String>,
 ) -> MappedGpu {
@@ -117,7 +124,7 @@ fn mapped(
         let Some(holder) = &device.holder else { continue };
         free.retain(|cell| !device.slices.contains(cell));
         instances.push(Instance {
-            workload: of_claim.get(holder).copied(),
+            workload: of_device.get(&(index, &gpu.driver, &gpu.pool, &device.name)).copied(),
             profile: device.profile.clone().unwrap_or_else(|| "full".to_owned()),
             start: device.slices.start,
             cells: device.slices.len(),
@@ -136,12 +143,7 @@ fn mapped(
 }
 
 /// Names of the devices that could be allocated now: any, and those that the pods ask for.
-fn usable(
-    engine: &Engine<'_>,
-    site: &Site,
-    book: &Allocated,
-    workloads: &[Workload],
-) -> (BTreeSet<String>, BTreeSet<String>) {
+fn usable(engine: &Engine<'_>, site: &Site, book: &Allocated, workloads: &[Workload]) -> Usable {
     let (cluster, node) = (&engine.clusters[site.kind], engine.node_of(site));
     let names = |claims: &[ResourceClaim]| -> BTreeSet<String> {
         let explanation = cluster.explain(node, claims, book);

@@ -122,7 +122,7 @@ pub(super) fn gpus(
         for number in 1..=gpus / sizes {
             add(&mut stock, sizes - 1, None, format!("node-{number}"));
         }
-        if gpus % sizes != 0 {
+        if !gpus.is_multiple_of(sizes) {
             add(&mut stock, gpus % sizes - 1, None, format!("node-{}", gpus / sizes + 1));
         }
         stock

@@ -36,14 +36,17 @@ pub(super) struct Engine<'a> {
 /// Kind and state of a node, and the workload.
 type Question = (usize, usize, usize);
 
+/// A claim with what it gets from this pod on: nothing where another pod of the plan has it already.
+pub(super) type Allocation = (ClaimRef, Vec<DeviceRequestAllocationResult>);
+
 /// A pod with its place, or without.
 #[derive(Debug)]
 pub(super) struct Planned {
     /// Index of its workload.
     pub(super) workload: usize,
     pub(super) pod: ClaimRef,
-    /// Index of the node and what is allocated, by claim.
-    pub(super) place: Option<(usize, Vec<(ClaimRef, Vec<DeviceRequestAllocationResult>)>)>,
+    /// Index of the node and what is allocated there.
+    pub(super) place: Option<(usize, Vec<Allocation>)>,
 }
 
 /// Where everything went.
@@ -219,7 +222,7 @@ impl Run<'_, '_> {
         pod: &Pod,
         claims: &[ResourceClaim],
         only: Option<usize>,
-    ) -> Option<(usize, Vec<(ClaimRef, Vec<DeviceRequestAllocationResult>)>)> {
+    ) -> Option<(usize, Vec<Allocation>)> {
         let sites: Vec<usize> = match only {
             Some(site) => vec![site],
             None => (0..self.outcome.sites.len()).collect(),
@@ -289,7 +292,7 @@ impl Run<'_, '_> {
         claims: &[ResourceClaim],
         site: usize,
         allocations: &[AllocationResult],
-    ) -> Vec<(ClaimRef, Vec<DeviceRequestAllocationResult>)> {
+    ) -> Vec<Allocation> {
         let book = self.outcome.sites[site].book;
         let open = self.open(pod, claims, &self.outcome.sites[site]);
         let mut entered = Vec::new();
