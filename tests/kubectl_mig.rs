@@ -166,3 +166,49 @@ fn explain_says_of_manifests_whether_they_will_fit_one_after_the_other() {
     assert!(out.contains("pod/a will get its devices") && out.contains("pod/b will get its devices"), "{out}");
     assert!(out.contains("pod/c gets no devices now: every 7g.80gb"), "{out}");
 }
+
+/// Runs `kubectl mig` with arguments.
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kubectl-mig")).args(arguments).output().unwrap()
+}
+
+#[test]
+fn the_exit_status_of_a_plan_tells_whether_all_pods_fit() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/plan");
+    let plan = |gpus: &str| run(&["plan", "-f", example, "--gpus", gpus]);
+    let fits = plan("4xH100-80GB");
+    assert_eq!(fits.status.code(), Some(0), "{}", text(&fits.stderr));
+    assert!(
+        text(&fits.stdout).starts_with("All 22 pods fit on 4 GPUs (1 node).\n"),
+        "{}",
+        text(&fits.stdout)
+    );
+    let too_few = plan("2xH100-80GB");
+    assert_eq!(too_few.status.code(), Some(1));
+    assert!(text(&too_few.stdout).starts_with("9 of 22 pods fit on 2 GPUs (1 node), 13 do not.\n"));
+    let unknown = plan("2xH1000");
+    assert_eq!((unknown.status.code(), unknown.stdout.is_empty()), (Some(2), true));
+    assert!(text(&unknown.stderr).contains("known: T4, A30-24GB"), "{}", text(&unknown.stderr));
+    let missing = run(&["plan", "-f", "/does/not/exist", "--gpus", "1xH100-80GB"]);
+    assert_eq!((missing.status.code(), missing.stdout.is_empty()), (Some(2), true));
+}
+
+#[test]
+fn printed_slices_are_yaml_documents_or_a_list() {
+    let yaml = run(&["slices", "--gpus", "8xH100-80GB", "--node", "kwok-0"]);
+    assert_eq!(yaml.status.code(), Some(0), "{}", text(&yaml.stderr));
+    let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text(&yaml.stdout)).unwrap();
+    let json = run(&["slices", "--gpus", "8xH100-80GB", "--node", "kwok-0", "-o", "json"]);
+    let list: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(list["items"], serde_json::Value::from(documents), "both formats say the same");
+    assert_eq!(list["items"][0]["metadata"]["ownerReferences"], serde_json::Value::Null);
+
+    let owned = run(&["slices", "--gpus", "1xL4", "--node-uid", "u", "-o", "json"]);
+    let list: serde_json::Value = serde_json::from_slice(&owned.stdout).unwrap();
+    assert_eq!(list["items"][0]["metadata"]["ownerReferences"][0]["uid"], "u");
+    for wrong in
+        [&["--gpus", "1xL4", "--node", "No"][..], &["--gpus", "1xH100-80GB", "--layout", "all-2g.10gb"], &[]]
+    {
+        assert_eq!(run(&[&["slices"], wrong].concat()).status.code(), Some(2), "{wrong:?}");
+    }
+}

@@ -2,12 +2,12 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::convert::args::ConvertArgs;
-
-use crate::explain::args::ExplainArgs;
-
 use crate::completion::{CompletionArgs, ManArgs};
+use crate::convert::args::ConvertArgs;
+use crate::explain::args::ExplainArgs;
 use crate::get::GetArgs;
+use crate::plan::PlanArgs;
+use crate::slices::SlicesArgs;
 
 /// Ask for MIG devices on Kubernetes.
 #[derive(Debug, Clone, Parser)]
@@ -37,4 +37,11 @@ pub enum Command {
     Completion(CompletionArgs),
     /// Print the manual page, or write all of them into a directory.
     Man(ManArgs),
+    /// Show whether the pods of manifests get their devices: on the cluster as it is, on empty nodes (--gpus), or on slices from a
+    /// file (--from). Prints a map of each GPU, what does not fit and why, and how many GPUs all of it needs. Exit status: 0 all
+    /// fits, 1 something does not, 2 the input cannot be used.
+    Plan(Box<PlanArgs>),
+    /// Print the ResourceSlices that the driver publishes on a node with these GPUs, for templates of autoscalers, KWOK and
+    /// tests. Needs no cluster and no GPU. Exit status: 0 printed, 2 not.
+    Slices(Box<SlicesArgs>),
 }

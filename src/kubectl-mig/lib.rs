@@ -1,12 +1,15 @@
 //! `kubectl mig`: a kubectl plugin for users of MIG devices.
 //!
 //! It knows Kubernetes objects and no hardware: no NVML, no kubelet. [`explain`] says why a pod does not get its devices, [`get`]
-//! lists nodes, GPUs and claims, [`convert`] rewrites manifests for the device plugin.
+//! lists nodes, GPUs and claims, [`plan`] says whether manifests fit, [`slices`] prints what a node publishes, and [`convert`]
+//! rewrites manifests for the device plugin.
 //!
 //! ```text
 //! cluster (objects of an API server) \
 //!                                     gpu (slices in terms of GPUs) -> explain, get
 //! manifest (objects of files) -------/
+//!
+//! template (nodes without a machine) -> slices, plan
 //! ```
 
 pub mod args;
@@ -17,6 +20,9 @@ pub mod explain;
 pub mod get;
 pub mod gpu;
 pub mod manifest;
+pub mod plan;
+pub mod slices;
+pub mod template;
 
 use std::process::ExitCode;
 
@@ -31,5 +37,7 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Explain(args) => explain::run(args).into(),
         Command::Get(args) => get::run(args).into(),
         Command::Man(args) => completion::man(args).into(),
+        Command::Plan(args) => plan::run(args),
+        Command::Slices(args) => slices::run(args),
     }
 }

@@ -6,6 +6,7 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet}
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{Event, Node, Pod, ReplicationController, ResourceQuota};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -46,6 +47,7 @@ pub enum Object {
     DeviceClass(Box<DeviceClass>),
     ResourceSlice(Box<ResourceSlice>),
     Node(Box<Node>),
+    PriorityClass(Box<PriorityClass>),
     ResourceQuota(Box<ResourceQuota>),
     Event(Box<Event>),
     /// Any other kind.
@@ -95,6 +97,7 @@ impl Object {
             ("v1", "Pod") => Self::Pod(parse(value)?),
             ("v1", "Event") => Self::Event(parse(value)?),
             ("v1", "Node") => Self::Node(parse(value)?),
+            ("scheduling.k8s.io/v1", "PriorityClass") => Self::PriorityClass(parse(value)?),
             ("v1", "ResourceQuota") => Self::ResourceQuota(parse(value)?),
             ("v1", "ReplicationController") => Self::ReplicationController(parse(value)?),
             ("apps/v1", "Deployment") => Self::Deployment(parse(value)?),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::machine::{Gpu, Machine};
 use crate::mig::{CI_IDS, GI_IDS};
-use crate::model::MAX_GPUS;
+use mig_models::MAX_GPUS;
 
 /// Where the driver's libraries lie, below the root.
 pub(crate) const LIBRARY_DIR: &str = "usr/lib/x86_64-linux-gnu";
@@ -146,7 +146,7 @@ fn mig_minors() -> String {
 
 /// What the kernel module says of a GPU (`nv-procfs.c`), as far as programs read it.
 fn information(gpu: &Gpu, version: &str) -> String {
-    let name = gpu.model().map_or("NVIDIA GPU", |model| model.data().product_name);
+    let name = gpu.model().map_or("NVIDIA GPU", |model| model.data().product_name.as_str());
     format!(
         "Model: \t\t {name}\nGPU UUID: \t {}\nBus Type: \t PCIe\nBus Location: \t {}\nDevice Minor: \t {}\n\
          GPU Firmware: \t {version}\nGPU Excluded:\t No\n",

@@ -6,7 +6,7 @@
 //! see one machine.
 //!
 //! ```text
-//! tables -> model -> machine -> mig      pure: data, and the rules of partitioning
+//! mig-models -> machine -> mig           pure: data, and the rules of partitioning
 //! fault, store, host                     files: what calls suffer, the locked state, the rendered host
 //! abi                                    the C functions, thin
 //! node                                   the operator's side
@@ -29,11 +29,9 @@ mod fault;
 mod host;
 mod machine;
 pub mod mig;
-mod model;
 mod node;
 mod snapshot;
 mod store;
-mod tables;
 
 pub use abi::exported_functions;
 pub use code::{Answer, Code};
@@ -42,6 +40,6 @@ pub use machine::{
     ComputeInstance, EVENT_DOUBLE_BIT_ECC, EVENT_MIG_CONFIG_CHANGE, EVENT_SINGLE_BIT_ECC, EVENT_XID, Event,
     Gpu, GpuInstance, Holder, Machine, Process,
 };
-pub use model::{Evidence, Model, ModelData, Profile, Row, parse_gpus};
+pub use mig_models::{Evidence, Model, ModelData, Profile, Row, parse_gpus};
 pub use node::{Call, Planted, SimNode};
 pub use snapshot::{CiSnapshot, GiSnapshot, GpuSnapshot, Snapshot};

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use crate::code::{Answer, Code};
-use crate::model::{MAX_GPUS, Model, Profile};
+use mig_models::{MAX_GPUS, Model, Profile, Seat};
 
 /// Everything that outlives a process that uses the library.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -248,20 +248,16 @@ impl Machine {
 
 impl Gpu {
     fn new(model: Model, index: usize, seed: &str) -> Gpu {
-        // Two GPUs per root complex, two sockets: bus numbers as on a common eight-GPU board.
-        const BUSES: [u32; 8] = [0x1a, 0x1b, 0x3b, 0x3c, 0x9a, 0x9b, 0xba, 0xbb];
-        let bus = BUSES.get(index).copied().unwrap_or(0xc0 + u32::try_from(index).unwrap_or(0));
-        let root =
-            if index < BUSES.len() { [0x19, 0x19, 0x3a, 0x3a, 0x99, 0x99, 0xb9, 0xb9][index] } else { 0xbf };
-        let pci = format!("0000:{bus:02x}:00.0");
+        let seat = Seat::of(index);
+        let pci = format!("0000:{:02x}:00.0", seat.bus);
         Gpu {
             model: model.name().into(),
             uuid: format!("GPU-{}", uuid_of(&format!("{seed}/{pci}/{}", model.name()))),
             serial: format!("13240240{index:05}"),
-            pci_root: format!("pci0000:{root:02x}"),
+            pci_root: format!("pci0000:{:02x}", seat.root),
             pci,
             minor: u32::try_from(index).unwrap_or(0),
-            numa: i32::from(index % BUSES.len() >= 4),
+            numa: i32::try_from(seat.numa).unwrap_or(0),
             mig_current: false,
             mig_pending: false,
             virtualization: 0,

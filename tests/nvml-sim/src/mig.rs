@@ -6,7 +6,7 @@
 
 use crate::code::{Answer, Code};
 use crate::machine::{ComputeInstance, Gpu, GpuInstance, Machine, uuid_of};
-use crate::model::Profile;
+use mig_models::Profile;
 
 /// A vGPU inside a virtual machine cannot be partitioned.
 const VIRTUALIZATION_VGPU_GUEST: u32 = 2;

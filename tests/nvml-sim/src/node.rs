@@ -12,9 +12,9 @@ use crate::fault::{Config, Fault};
 use crate::host;
 use crate::machine::{EVENT_DOUBLE_BIT_ECC, EVENT_SINGLE_BIT_ECC, EVENT_XID, Gpu, Holder, Machine, Process};
 use crate::mig;
-use crate::model::{Model, Profile};
 use crate::snapshot::{self, Snapshot};
 use crate::store::{STATE_DIR, Store};
+use mig_models::{Model, Profile};
 
 /// A simulated node: one directory that looks like a host's root.
 #[derive(Debug)]

@@ -112,8 +112,8 @@ fn names_follow_from_memory_as_nvidias_formula_says() {
 #[test]
 fn every_row_names_its_evidence() {
     for model in Model::all() {
-        for row in model.data().rows {
-            let (Evidence::Verified(source) | Evidence::Inferred(source)) = row.evidence;
+        for row in &model.data().rows {
+            let (Evidence::Verified(source) | Evidence::Inferred(source)) = &row.evidence;
             assert!(!source.is_empty(), "{} {}", model.name(), row.name);
         }
     }

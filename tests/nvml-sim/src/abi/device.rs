@@ -73,7 +73,7 @@ fn pci(machine: &Machine, device: Handle) -> Answer<Pci> {
 fn device_name(device: &Device<'_>) -> Answer<String> {
     let product = match &device.gpu.product_name {
         Some(name) => name,
-        None => device.gpu.model().ok_or(Code::UNKNOWN)?.data().product_name,
+        None => &device.gpu.model().ok_or(Code::UNKNOWN)?.data().product_name,
     };
     match device.mig {
         None => Ok(product.into()),

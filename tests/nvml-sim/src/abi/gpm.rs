@@ -37,7 +37,7 @@ const DRAM_BANDWIDTH: u32 = 10;
 fn supported(machine: &Machine, device: Handle) -> Answer<usize> {
     let index = device.physical(machine)?;
     let hopper =
-        machine.gpu(index)?.model().is_some_and(|model| model.data().architecture >= crate::tables::HOPPER);
+        machine.gpu(index)?.model().is_some_and(|model| model.data().architecture >= mig_models::HOPPER);
     if hopper { Ok(index) } else { Err(Code::NOT_SUPPORTED) }
 }
 

@@ -9,8 +9,8 @@ use super::{gpm, nvml};
 use crate::code::{Answer, Code};
 use crate::machine::{EVENT_MIG_CONFIG_CHANGE, GpuInstance};
 use crate::mig::{self, ComputeProfile};
-use crate::model::Profile;
 use crate::store::Session;
+use mig_models::Profile;
 
 /// All engines of a GPU instance are shared by its compute instances: the only engine profile there is.
 const ENGINE_PROFILE_SHARED: u32 = 0;

@@ -7,8 +7,8 @@ use super::{event, gpm, nvml};
 use crate::code::{Answer, Code};
 use crate::machine::{EVENT_MIG_CONFIG_CHANGE, Gpu};
 use crate::mig;
-use crate::model::Profile;
 use crate::store::Session;
+use mig_models::Profile;
 
 /// What only root may do.
 pub(super) fn root_only(session: &Session<'_>) -> Answer<()> {

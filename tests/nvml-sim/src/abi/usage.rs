@@ -8,7 +8,7 @@ use super::types::{
 use crate::code::{Answer, Code};
 use crate::machine::{Machine, Process};
 use crate::mig;
-use crate::model::Profile;
+use mig_models::Profile;
 
 /// What the driver keeps for itself on a whole GPU, MiB: an assumption.
 const RESERVED_MIB: u64 = 600;

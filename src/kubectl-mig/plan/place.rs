@@ -1,0 +1,375 @@
+//! Places pods one after the other, as the scheduler does.
+//!
+//! Of the nodes that a pod may use, the one with the best score that can allocate all its claims gets it; of equal ones the
+//! first by name, where the scheduler draws lots. The scheduler scores nodes by more than CPU and memory, and looks at a part of
+//! them only in clusters of more than a hundred; neither changes which devices a node allocates.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use dra_allocator::{Allocated, ClaimRef, Cluster, Refusal};
+use k8s_openapi::api::core::v1::{Node, NodeSelector, Pod};
+use k8s_openapi::api::resource::v1::{AllocationResult, DeviceRequestAllocationResult, ResourceClaim};
+
+use super::args::Scoring;
+use super::gates::Gates;
+use super::nodes::hindrance;
+use super::stock::{FURTHER, Kind, Site, Stock};
+use super::why;
+use super::workload::Workload;
+use crate::manifest::Catalog;
+
+/// What is the same for every attempt.
+#[derive(Debug)]
+pub(super) struct Engine<'a> {
+    pub(super) kinds: &'a [Kind],
+    /// One for each kind.
+    pub(super) clusters: Vec<Cluster<'a>>,
+    pub(super) catalog: &'a Catalog<'a>,
+    pub(super) gates: Gates,
+    pub(super) scoring: Scoring,
+    known: RefCell<HashMap<Question, Attempt>>,
+    states: Cell<usize>,
+}
+
+/// Kind and state of a node, and the workload.
+type Question = (usize, usize, usize);
+
+/// A claim with what it gets from this pod on: nothing where another pod of the plan has it already.
+pub(super) type Allocation = (ClaimRef, Vec<DeviceRequestAllocationResult>);
+
+/// A pod with its place, or without.
+#[derive(Debug)]
+pub(super) struct Planned {
+    /// Index of its workload.
+    pub(super) workload: usize,
+    pub(super) pod: ClaimRef,
+    /// Index of the node and what is allocated there.
+    pub(super) place: Option<(usize, Vec<Allocation>)>,
+}
+
+/// Where everything went.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) pods: Vec<Planned>,
+    pub(super) sites: Vec<Site>,
+    pub(super) books: Vec<Allocated>,
+    /// By workload, why the first of its pods that does not fit does not.
+    pub(super) reasons: HashMap<usize, String>,
+}
+
+impl Outcome {
+    pub(super) fn placed(&self) -> usize {
+        self.pods.iter().filter(|it| it.place.is_some()).count()
+    }
+
+    /// Whether each pod has a place.
+    pub(super) fn fits(&self) -> bool {
+        self.pods.iter().all(|it| it.place.is_some())
+    }
+}
+
+/// What happens to a pod without a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unplaced {
+    /// The reason is found out, and the next pod is tried.
+    Explain,
+    /// The next pod is tried.
+    Skip,
+    /// Nothing more is tried.
+    Stop,
+}
+
+/// One pod on one node.
+#[derive(Debug, Clone)]
+enum Attempt {
+    /// What its claims get, and the state of the node with it.
+    Placed(Rc<Vec<AllocationResult>>, Option<usize>),
+    /// This node cannot have it.
+    Refused,
+    /// No node can have it.
+    Aborted,
+}
+
+/// A claim that several pods may use, with the allocation that it has.
+type Shared = HashMap<(String, String), AllocationResult>;
+
+impl<'a> Engine<'a> {
+    pub(super) fn new(
+        kinds: &'a [Kind],
+        clusters: Vec<Cluster<'a>>,
+        catalog: &'a Catalog<'a>,
+        gates: Gates,
+        scoring: Scoring,
+    ) -> Self {
+        Self {
+            kinds,
+            clusters,
+            catalog,
+            gates,
+            scoring,
+            known: RefCell::default(),
+            states: Cell::new(FURTHER),
+        }
+    }
+
+    /// A state that no node had before.
+    fn new_state(&self) -> usize {
+        self.states.replace(self.states.get() + 1)
+    }
+}
+
+impl Engine<'_> {
+    /// Places the pods of all workloads.
+    pub(super) fn place(&self, stock: &Stock, workloads: &[Workload], unplaced: Unplaced) -> Outcome {
+        let mut run = Run {
+            engine: self,
+            outcome: Outcome {
+                pods: Vec::new(),
+                sites: stock.sites.clone(),
+                books: stock.books.clone(),
+                reasons: HashMap::new(),
+            },
+            shared: Shared::new(),
+        };
+        for (index, workload) in workloads.iter().enumerate() {
+            for (pod, only) in run.pods_of(workload) {
+                let is_placed = run.add(index, workload, &pod, only, unplaced);
+                if !is_placed && unplaced == Unplaced::Stop {
+                    return run.outcome;
+                }
+            }
+        }
+        run.outcome
+    }
+
+    pub(super) fn node_of<'s>(&'s self, site: &Site) -> &'s Node {
+        &self.kinds[site.kind].node
+    }
+}
+
+struct Run<'e, 'a> {
+    engine: &'e Engine<'a>,
+    outcome: Outcome,
+    shared: Shared,
+}
+
+impl Run<'_, '_> {
+    /// The pods of a workload; one of a DaemonSet has its node.
+    fn pods_of(&self, workload: &Workload) -> Vec<(Pod, Option<usize>)> {
+        if !workload.demand.per_node {
+            return (0..workload.demand.replicas).map(|index| (workload.demand.pod(index), None)).collect();
+        }
+        let sites = self.outcome.sites.iter().enumerate();
+        let may_run = |site: &Site| {
+            let mut pod = workload.demand.pod.clone();
+            // The controller of DaemonSets lets its pods tolerate a cordon.
+            if let Some(spec) = &mut pod.spec {
+                spec.tolerations.get_or_insert_default().push(cordon_toleration());
+            }
+            site.node.as_ref().is_none_or(|node| hindrance(&pod, node).is_none())
+        };
+        let one = |(index, site): (usize, &Site)| {
+            let mut pod = workload.demand.pod.clone();
+            if let Some(name) = &mut pod.metadata.name {
+                *name = format!("{name}-{}", site.name);
+            }
+            (pod, Some(index))
+        };
+        sites.filter(|(_, site)| may_run(site)).map(one).collect()
+    }
+
+    /// Places a pod; false where it has no place.
+    fn add(
+        &mut self,
+        index: usize,
+        workload: &Workload,
+        pod: &Pod,
+        only: Option<usize>,
+        unplaced: Unplaced,
+    ) -> bool {
+        let name = ClaimRef {
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            name: pod.metadata.name.clone().unwrap_or_default(),
+        };
+        // The same objects as for the workload's first pod, so they are there.
+        let claims = self.engine.catalog.planned_claims(pod).unwrap_or_default();
+        let claims = self.with_shared(claims);
+        let place = self.find(workload, pod, &claims, only);
+        let is_placed = place.is_some();
+        if !is_placed && unplaced == Unplaced::Explain && !self.outcome.reasons.contains_key(&index) {
+            let reason = why::reason(self.engine, &self.outcome, workload, pod, &claims, only);
+            self.outcome.reasons.insert(index, reason);
+        }
+        self.outcome.pods.push(Planned { workload: index, pod: name, place });
+        is_placed
+    }
+
+    /// Claims with the allocations that other pods of the plan have given them.
+    fn with_shared(&self, mut claims: Vec<ResourceClaim>) -> Vec<ResourceClaim> {
+        for claim in &mut claims {
+            if let Some(allocation) = self.shared.get(&key(claim)) {
+                claim.status.get_or_insert_default().allocation = Some(allocation.clone());
+            }
+        }
+        claims
+    }
+
+    fn find(
+        &mut self,
+        workload: &Workload,
+        pod: &Pod,
+        claims: &[ResourceClaim],
+        only: Option<usize>,
+    ) -> Option<(usize, Vec<Allocation>)> {
+        let sites: Vec<usize> = match only {
+            Some(site) => vec![site],
+            None => (0..self.outcome.sites.len()).collect(),
+        };
+        let share = |site: &usize| {
+            let free = self.outcome.sites[*site].free_share();
+            if self.engine.scoring == Scoring::LeastAllocated { -free } else { free }
+        };
+        let mut sites: Vec<(f64, usize)> = sites.into_iter().map(|site| (share(&site), site)).collect();
+        sites.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        for (_, site) in sites {
+            match self.attempt(workload, pod, claims, site) {
+                Attempt::Placed(allocations, state) => {
+                    self.outcome.sites[site].state = state;
+                    return Some((site, self.enter(pod, claims, site, &allocations)));
+                }
+                Attempt::Refused => {}
+                Attempt::Aborted => return None,
+            }
+        }
+        None
+    }
+
+    fn attempt(&self, workload: &Workload, pod: &Pod, claims: &[ResourceClaim], site: usize) -> Attempt {
+        let engine = self.engine;
+        let site = &self.outcome.sites[site];
+        if site.node.as_ref().is_some_and(|node| hindrance(pod, node).is_some()) {
+            return Attempt::Refused;
+        }
+        let node = engine.node_of(site);
+        if !claims.iter().all(|claim| usable_on(claim, site, node))
+            || lacking(engine, workload, site).is_some()
+        {
+            return Attempt::Refused;
+        }
+        let has_allocated = claims.iter().any(is_allocated);
+        // The answer is the same for each pod of a workload on each node of a kind and state.
+        let question = site.state.filter(|_| !has_allocated).map(|state| (site.kind, state, workload.id));
+        if let Some(known) = question.and_then(|it| engine.known.borrow().get(&it).cloned()) {
+            return known;
+        }
+        let open = self.open(pod, claims, site);
+        let answer = match engine.clusters[site.kind].allocate(node, &open, &self.outcome.books[site.book]) {
+            Ok(allocations) => Attempt::Placed(Rc::new(allocations), site.state.map(|_| engine.new_state())),
+            Err(Refusal::Aborted(_)) => Attempt::Aborted,
+            Err(_) => Attempt::Refused,
+        };
+        if let Some(question) = question {
+            engine.known.borrow_mut().insert(question, answer.clone());
+        }
+        answer
+    }
+
+    /// The claims of a pod that are to be allocated on a node.
+    fn open(&self, pod: &Pod, claims: &[ResourceClaim], site: &Site) -> Vec<ResourceClaim> {
+        let mut open: Vec<ResourceClaim> =
+            claims.iter().filter(|claim| !is_allocated(claim)).cloned().collect();
+        let node = site.node.as_ref().unwrap_or_else(|| self.engine.node_of(site));
+        open.extend(self.engine.extended_claim(pod, node));
+        open
+    }
+
+    /// Enters what a pod gets.
+    fn enter(
+        &mut self,
+        pod: &Pod,
+        claims: &[ResourceClaim],
+        site: usize,
+        allocations: &[AllocationResult],
+    ) -> Vec<Allocation> {
+        let book = self.outcome.sites[site].book;
+        let open = self.open(pod, claims, &self.outcome.sites[site]);
+        let mut entered = Vec::new();
+        for (mut done, allocation) in open.into_iter().zip(allocations) {
+            let results = results_of(allocation);
+            let name = key(&done);
+            if claims.iter().any(|it| key(it) == name) {
+                self.shared.insert(name, with_site(allocation.clone(), &self.outcome.sites[site].name));
+            }
+            done.status.get_or_insert_default().allocation = Some(allocation.clone());
+            self.outcome.books[book].add(&done);
+            entered.push((ClaimRef::of(&done), results));
+        }
+        for claim in claims.iter().filter(|claim| is_allocated(claim)) {
+            entered.push((ClaimRef::of(claim), Vec::new()));
+        }
+        self.outcome.sites[site].add(pod);
+        entered
+    }
+}
+
+impl Engine<'_> {
+    /// The claim for a pod's extended resources, where the scheduler makes one.
+    pub(super) fn extended_claim(&self, pod: &Pod, node: &Node) -> Option<ResourceClaim> {
+        if self.gates.extended_resource { self.catalog.extended_claim(pod, node) } else { None }
+    }
+}
+
+/// An extended resource that neither a device plugin of the node nor a DeviceClass serves.
+pub(super) fn lacking(engine: &Engine<'_>, workload: &Workload, site: &Site) -> Option<String> {
+    let by_class = |name: &str| {
+        let has_plugin = 0 < site.plugin_capacity(name);
+        engine.gates.extended_resource && !has_plugin && engine.catalog.extended().class_of(name).is_some()
+    };
+    let is_short = |(name, amount): &(&String, &i64)| !by_class(name) && site.plugin_room(name) < **amount;
+    workload.resources.iter().find(is_short).map(|(name, _)| name.clone())
+}
+
+pub(super) fn is_allocated(claim: &ResourceClaim) -> bool {
+    claim.status.as_ref().is_some_and(|status| status.allocation.is_some())
+}
+
+fn key(claim: &ResourceClaim) -> (String, String) {
+    let ClaimRef { namespace, name } = ClaimRef::of(claim);
+    (namespace, name)
+}
+
+pub(super) fn results_of(allocation: &AllocationResult) -> Vec<DeviceRequestAllocationResult> {
+    allocation.devices.as_ref().and_then(|it| it.results.clone()).unwrap_or_default()
+}
+
+/// Whether an allocated claim can be used on a node.
+pub(super) fn usable_on(claim: &ResourceClaim, site: &Site, node: &Node) -> bool {
+    let allocation = claim.status.as_ref().and_then(|it| it.allocation.as_ref());
+    let Some(selector) = allocation.and_then(|it| it.node_selector.as_ref()) else { return true };
+    let mut named = site.node.clone().unwrap_or_else(|| node.clone());
+    named.metadata.name = Some(site.name.clone());
+    dra_allocator::selects_node(selector, &named)
+}
+
+/// An allocation on a node of the plan. Nodes that do not exist share the slices of their kind, which name another node.
+fn with_site(mut allocation: AllocationResult, site: &str) -> AllocationResult {
+    let terms = |it: &mut NodeSelector| {
+        for term in &mut it.node_selector_terms {
+            for field in term.match_fields.iter_mut().flatten().filter(|it| it.key == "metadata.name") {
+                field.values = Some(vec![site.to_owned()]);
+            }
+        }
+    };
+    allocation.node_selector.iter_mut().for_each(terms);
+    allocation
+}
+
+fn cordon_toleration() -> k8s_openapi::api::core::v1::Toleration {
+    k8s_openapi::api::core::v1::Toleration {
+        key: Some("node.kubernetes.io/unschedulable".to_owned()),
+        operator: Some("Exists".to_owned()),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,296 @@
+//! What a plan starts from: nodes, what they publish, and what is taken already.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dra_allocator::quantity::Quantity;
+use dra_allocator::{Allocated, DeviceId};
+use k8s_openapi::api::core::v1::{Container, Node, Pod};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceSlice};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Amount;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::cluster::{SliceError, Snapshot};
+use crate::manifest::Object;
+
+/// Classes of this project's driver, as they are installed.
+const OUR_CLASSES: &str = include_str!("../../../deploy/manifests/deviceclasses.yaml");
+/// Classes of NVIDIA's DRA driver, as its chart installs them.
+const NVIDIA_CLASSES: &str = include_str!("nvidia-classes.yaml");
+
+/// Millicores and bytes that the scheduler counts for a container that requests none.
+const DEFAULT_CPU: i64 = 100;
+const DEFAULT_MEMORY: i64 = 200 << 20;
+/// Millicores and bytes of a node that does not exist. Only the share that pods take of it matters.
+const NODE_CPU: i64 = 128_000;
+const NODE_MEMORY: i64 = 2 << 40;
+
+/// State of a node on which nothing is allocated.
+const EMPTY: usize = 0;
+/// State of a node as it was found.
+const AS_FOUND: usize = 1;
+/// The first of further states.
+pub(super) const FURTHER: usize = 2;
+
+/// What nodes of one kind publish.
+#[derive(Debug)]
+pub(super) struct Kind {
+    pub(super) slices: Vec<ResourceSlice>,
+    /// The node that the slices are for.
+    pub(super) node: Node,
+}
+
+/// CPU and memory that pods request of a node.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Load {
+    cpu: i64,
+    memory: i64,
+}
+
+/// A node of the plan.
+#[derive(Debug, Clone)]
+pub(super) struct Site {
+    pub(super) name: String,
+    /// Index of its kind.
+    pub(super) kind: usize,
+    /// The Node object; `None` where nothing is known of it, so that nothing but devices counts.
+    pub(super) node: Option<Node>,
+    /// Index of its set of allocated devices.
+    pub(super) book: usize,
+    /// Stands for what is allocated: nodes of one kind with one state have the same devices allocated. `None` where the set is
+    /// one of several nodes.
+    pub(super) state: Option<usize>,
+    pub(super) load: Load,
+    pub(super) capacity: Load,
+    /// Extended resources that pods request of it.
+    pub(super) plugin_devices: BTreeMap<String, i64>,
+}
+
+/// Nodes and what they have.
+#[derive(Debug, Default)]
+pub(super) struct Stock {
+    pub(super) kinds: Vec<Kind>,
+    pub(super) sites: Vec<Site>,
+    /// Allocated devices. Nodes whose devices are their own have a set each.
+    pub(super) books: Vec<Allocated>,
+    pub(super) has_counters: bool,
+    pub(super) has_taints: bool,
+}
+
+impl Site {
+    /// An empty node that does not exist.
+    pub(super) fn empty(name: String, kind: usize, book: usize, node: Option<Node>) -> Self {
+        Self {
+            name,
+            kind,
+            node,
+            book,
+            state: Some(EMPTY),
+            load: Load::default(),
+            capacity: Load { cpu: NODE_CPU, memory: NODE_MEMORY },
+            plugin_devices: BTreeMap::new(),
+        }
+    }
+
+    /// The free share of CPU and memory, from 0 to 1: the score of NodeResourcesFit, without its rounding.
+    pub(super) fn free_share(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "it is a share")]
+        let share = |capacity: i64, used: i64| {
+            if capacity <= 0 || capacity < used { 0.0 } else { (capacity - used) as f64 / capacity as f64 }
+        };
+        let (cpu, memory) =
+            (share(self.capacity.cpu, self.load.cpu), share(self.capacity.memory, self.load.memory));
+        f64::midpoint(cpu, memory)
+    }
+
+    /// Adds a pod that runs here.
+    pub(super) fn add(&mut self, pod: &Pod) {
+        for container in containers(pod) {
+            self.load.cpu += requested(container, "cpu").map_or(DEFAULT_CPU, |it| milli(&it));
+            self.load.memory += requested(container, "memory").map_or(DEFAULT_MEMORY, |it| whole(&it));
+        }
+        for (name, amount) in plugin_resources(pod) {
+            *self.plugin_devices.entry(name).or_default() += amount;
+        }
+    }
+
+    /// How much of an extended resource a device plugin of the node has.
+    pub(super) fn plugin_capacity(&self, resource: &str) -> i64 {
+        let status = self.node.as_ref().and_then(|it| it.status.as_ref());
+        status.and_then(|it| it.allocatable.as_ref()).and_then(|it| it.get(resource)).map_or(0, whole)
+    }
+
+    /// How much of it is left.
+    pub(super) fn plugin_room(&self, resource: &str) -> i64 {
+        self.plugin_capacity(resource) - self.plugin_devices.get(resource).copied().unwrap_or(0)
+    }
+}
+
+impl Stock {
+    /// Empty nodes of these kinds, so many of each.
+    pub(super) fn empty(kinds: Vec<(String, Vec<ResourceSlice>)>, count: usize) -> Self {
+        let mut stock = Self::default();
+        let has_several = kinds.len() > 1;
+        for (index, (node, slices)) in kinds.into_iter().enumerate() {
+            for number in 1..=count {
+                let name = if has_several {
+                    format!("node-{}-{number}", index + 1)
+                } else {
+                    format!("node-{number}")
+                };
+                let book = stock.new_book();
+                stock.sites.push(Site::empty(name, index, book, None));
+            }
+            stock.kinds.push(Kind { slices, node: named(&node) });
+        }
+        stock
+    }
+
+    /// Another set of allocated devices.
+    pub(super) fn new_book(&mut self) -> usize {
+        self.books.push(Allocated::default());
+        self.books.len() - 1
+    }
+
+    /// The nodes of a cluster, or of a file.
+    pub(super) fn of(snapshot: &Snapshot) -> Result<Self, SliceError> {
+        let nodes: BTreeMap<&str, &Node> =
+            snapshot.nodes.iter().filter_map(|it| Some((it.metadata.name.as_deref()?, it))).collect();
+        let mut names: BTreeSet<&str> = nodes.keys().copied().collect();
+        names.extend(snapshot.slices.nodes());
+        let allocated = Allocated::of(&snapshot.claims);
+        let mut stock = Self::default();
+        let mut is_shared = false;
+        for name in names {
+            let slices = snapshot.slices.of_node(name)?;
+            is_shared |= slices.iter().any(|it| it.spec.node_name.as_deref() != Some(name));
+            stock.has_counters |= slices.iter().any(|it| it.spec.shared_counters.is_some());
+            let devices = || slices.iter().flat_map(|it| it.spec.devices.iter().flatten());
+            stock.has_taints |= devices().any(|it| it.taints.is_some());
+            if devices().next().is_none() {
+                continue;
+            }
+            let object = nodes.get(name).copied();
+            let book = stock.new_book();
+            let kind = stock.kinds.len();
+            let capacity = object.map_or(Load { cpu: NODE_CPU, memory: NODE_MEMORY }, allocatable);
+            let site = Site::empty(name.to_owned(), kind, book, object.cloned());
+            stock.sites.push(Site { capacity, state: Some(AS_FOUND), ..site });
+            stock.kinds.push(Kind { slices, node: object.cloned().unwrap_or_else(|| named(name)) });
+        }
+        stock.fill(&allocated, is_shared);
+        for pod in &snapshot.pods {
+            let spec = pod.spec.as_ref();
+            let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref());
+            if let (Some(node), false) = (spec.and_then(|it| it.node_name.as_deref()), is_over(phase))
+                && let Some(site) = stock.sites.iter_mut().find(|it| it.name == node)
+            {
+                site.add(pod);
+            }
+        }
+        Ok(stock)
+    }
+
+    /// Enters what is allocated: for each node what is of its pools; for all nodes together where they share devices.
+    fn fill(&mut self, allocated: &Allocated, is_shared: bool) {
+        if is_shared {
+            self.books = vec![allocated.clone()];
+            self.sites.iter_mut().for_each(|it| (it.book, it.state) = (0, None));
+            return;
+        }
+        let mut by_pool: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        for site in &self.sites {
+            for slice in &self.kinds[site.kind].slices {
+                by_pool.insert((&slice.spec.driver, &slice.spec.pool.name), site.book);
+            }
+        }
+        for (device, holder) in allocated.iter() {
+            if let Some(book) = by_pool.get(&(device.driver.as_str(), device.pool.as_str())) {
+                let DeviceId { driver, pool, device } = device.clone();
+                self.books[*book].insert(DeviceId { driver, pool, device }, holder.clone());
+            }
+        }
+    }
+}
+
+fn is_over(phase: Option<&str>) -> bool {
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// A node of which only the name is known.
+pub(super) fn named(name: &str) -> Node {
+    Node { metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }, ..Node::default() }
+}
+
+fn allocatable(node: &Node) -> Load {
+    let all = node.status.as_ref().and_then(|it| it.allocatable.as_ref());
+    let amount = |name: &str| all.and_then(|it| it.get(name));
+    Load { cpu: amount("cpu").map_or(0, milli), memory: amount("memory").map_or(0, whole) }
+}
+
+fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    pod.spec.iter().flat_map(|it| &it.containers)
+}
+
+fn requested(container: &Container, resource: &str) -> Option<Amount> {
+    let resources = container.resources.as_ref()?;
+    let of = |list: &Option<BTreeMap<String, Amount>>| list.as_ref().and_then(|it| it.get(resource)).cloned();
+    of(&resources.requests).or_else(|| of(&resources.limits))
+}
+
+/// Extended resources that the containers of a pod request, those of init containers aside.
+pub(super) fn plugin_resources(pod: &Pod) -> BTreeMap<String, i64> {
+    let mut all: BTreeMap<String, i64> = BTreeMap::new();
+    for container in containers(pod) {
+        let resources = container.resources.as_ref();
+        let lists = resources.map(|it| [it.requests.as_ref(), it.limits.as_ref()]);
+        let names: BTreeSet<&String> =
+            lists.into_iter().flatten().flatten().flat_map(|it| it.keys()).collect();
+        for name in names.into_iter().filter(|it| is_extended(it)) {
+            *all.entry(name.clone()).or_default() += requested(container, name).map_or(0, |it| whole(&it));
+        }
+    }
+    all.retain(|_, amount| 0 < *amount);
+    all
+}
+
+/// Resources of device plugins have a domain that is not Kubernetes' own.
+fn is_extended(name: &str) -> bool {
+    name.split_once('/')
+        .is_some_and(|(domain, _)| domain != "kubernetes.io" && !domain.ends_with(".kubernetes.io"))
+        || name.starts_with(dra_allocator::extended::IMPLICIT_PREFIX)
+}
+
+fn whole(amount: &Amount) -> i64 {
+    Quantity::parse(&amount.0).ok().and_then(Quantity::as_integer).unwrap_or(0)
+}
+
+fn milli(amount: &Amount) -> i64 {
+    let quantity = Quantity::parse(&amount.0).map_or(0.0, Quantity::as_float);
+    #[expect(clippy::cast_possible_truncation, reason = "a float is cut off at the ends of the integers")]
+    let milli = (quantity * 1000.0).round() as i64;
+    milli
+}
+
+/// The classes that this project's driver installs, and those of NVIDIA's where it publishes something.
+pub(super) fn shipped_classes(has_nvidia: bool) -> Vec<DeviceClass> {
+    let texts = [Some(OUR_CLASSES), has_nvidia.then_some(NVIDIA_CLASSES)];
+    let parsed = |text| serde_saphyr::from_multiple::<DeviceClass>(text).unwrap_or_default();
+    texts.into_iter().flatten().flat_map(parsed).collect()
+}
+
+/// What a file has of a cluster.
+pub(super) fn snapshot_of(objects: Vec<Object>) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for object in objects {
+        match object {
+            Object::ResourceSlice(it) => snapshot.slices.push(&it),
+            Object::Node(it) => snapshot.nodes.push(*it),
+            Object::DeviceClass(it) => snapshot.classes.push(*it),
+            Object::ResourceClaim(it) => snapshot.claims.push(*it),
+            Object::ResourceClaimTemplate(it) => snapshot.templates.push(*it),
+            Object::Pod(it) => snapshot.pods.push(*it),
+            _ => {}
+        }
+    }
+    snapshot
+}

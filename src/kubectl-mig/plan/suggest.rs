@@ -1,0 +1,259 @@
+//! `--suggest layout`: a layout file for these pods on clusters without counters.
+//!
+//! Several ways of cutting the GPUs are tried by placing the pods on them, and the first one is taken with which the workloads have
+//! the largest share of their pods placed, on average: as the pods would cut the GPUs where there are counters, in the order of the manifests and with the largest first;
+//! and as many instances on each GPU as possible. What they leave free is cut into more of the same.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use dra_allocator::Cluster;
+use mig_model::facts::Profile;
+use mig_model::inventory::DeviceName;
+use mig_model::layout::{self, GpuLayout, Layouts};
+use mig_models::Model;
+
+use super::gates::Gates;
+use super::map::{MappedGpu, map};
+use super::place::{Engine, Outcome, Unplaced};
+use super::stock::{Kind, Site, Stock, named};
+use super::workload::Workload;
+use super::{DRIVER, NODE, PlanError, Request, with_any};
+use crate::template::{NodeTemplate, TemplateArgs};
+
+/// What a whole GPU is called among profiles.
+const WHOLE: &str = "full";
+
+/// Profiles with counts.
+type Cut = BTreeMap<String, u32>;
+
+/// A node of the plan: which of `--gpus` it is, and how each of its GPUs is cut; `None` is whole.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct CutNode {
+    shape: usize,
+    cut: Vec<Option<Cut>>,
+}
+
+/// The file, and whether all pods fit.
+pub(super) fn layout(request: &Request<'_>) -> Result<(String, bool), PlanError> {
+    let mut best: Option<(Vec<CutNode>, Outcome)> = None;
+    for nodes in candidates(request)? {
+        let outcome = on_layouts(request, &nodes);
+        let workloads = request.workloads.len();
+        if best.as_ref().is_none_or(|(_, most)| share(most, workloads) < share(&outcome, workloads)) {
+            best = Some((nodes, outcome));
+        }
+    }
+    // There are always candidates.
+    Ok(best.map_or_else(
+        || (String::new(), true),
+        |(nodes, outcome)| (text(request, &nodes, &outcome), outcome.fits()),
+    ))
+}
+
+/// The share of the pods that have a place, by workload, added up.
+fn share(outcome: &Outcome, workloads: usize) -> f64 {
+    let of = |index: usize| {
+        let (mut all, mut placed) = (0_u32, 0_u32);
+        for planned in outcome.pods.iter().filter(|it| it.workload == index) {
+            all += 1;
+            placed += u32::from(planned.place.is_some());
+        }
+        f64::from(placed) / f64::from(all.max(1))
+    };
+    (0..workloads).map(of).sum()
+}
+
+/// Ways of cutting the GPUs of all nodes.
+fn candidates(request: &Request<'_>) -> Result<Vec<Vec<CutNode>>, PlanError> {
+    let counted = TemplateArgs { layout: None, layouts: None, ..request.args.template.clone() };
+    let mut kinds = Vec::new();
+    let mut profiles = Vec::new();
+    for gpus in &request.args.gpus {
+        let template = NodeTemplate::new(&gpus.models, &counted, true)?;
+        kinds.push(Kind { slices: template.slices(DRIVER, NODE, None), node: named(NODE) });
+        let of = |gpu: &mig_model::inventory::Gpu| {
+            gpu.facts.cuttable().map(|it| it.profiles.clone()).unwrap_or_default()
+        };
+        profiles.push(template.gpus.iter().map(of).collect::<Vec<Vec<Profile>>>());
+    }
+    let classes = with_any(request.classes);
+    let engine = engine(request, &kinds, &classes, Gates::ALL);
+    let stock = &request.source.stock;
+
+    // What one pod of each workload takes of an empty node.
+    let mut wanted: Vec<(usize, Vec<String>)> = Vec::new();
+    for workload in request.workloads {
+        let mut one = workload.clone();
+        (one.demand.replicas, one.demand.per_node) = (1, false);
+        let one = [one];
+        let outcome = engine.place(stock, &one, Unplaced::Skip);
+        let gpus = map(&engine, &outcome, &one);
+        let instances = gpus.iter().flat_map(|it| &it.instances);
+        wanted.push((
+            instances.clone().map(|it| it.cells).sum(),
+            instances.map(|it| it.profile.clone()).collect(),
+        ));
+    }
+    let mix: BTreeSet<&str> = wanted.iter().flat_map(|it| &it.1).map(String::as_str).collect();
+
+    let mut found = Vec::new();
+    let mut by_size: Vec<(usize, Workload)> =
+        wanted.iter().map(|it| it.0).zip(request.workloads.iter().cloned()).collect();
+    by_size.sort_by_key(|(cells, _)| Reverse(*cells));
+    let by_size: Vec<Workload> = by_size.into_iter().map(|it| it.1).collect();
+    for workloads in [request.workloads, &by_size] {
+        let outcome = engine.place(stock, workloads, Unplaced::Skip);
+        let gpus = map(&engine, &outcome, workloads);
+        let cuts = stock.sites.iter().map(|site| {
+            let of_site = gpus.iter().filter(|it| it.node == site.name);
+            let cut = of_site.zip(&profiles[site.kind]).map(|(gpu, profiles)| cut_of(gpu, profiles, &mix));
+            CutNode { shape: site.kind, cut: cut.collect() }
+        });
+        found.push(cuts.collect());
+    }
+    let mut left: Cut = Cut::new();
+    for ((_, each), workload) in wanted.iter().zip(request.workloads) {
+        let pods = u32::try_from(workload.demand.replicas).unwrap_or(u32::MAX);
+        each.iter().for_each(|it| *left.entry(it.clone()).or_default() += pods);
+    }
+    let most = stock.sites.iter().map(|site| {
+        let cut = profiles[site.kind].iter().map(|profiles| most_of(profiles, &mut left, &mix));
+        CutNode { shape: site.kind, cut: cut.collect() }
+    });
+    found.push(most.collect());
+    Ok(found)
+}
+
+/// The cut that allocated devices make of a GPU, and what is free into more of the mix.
+fn cut_of(gpu: &MappedGpu, profiles: &[Profile], mix: &BTreeSet<&str>) -> Option<Cut> {
+    if gpu.instances.iter().any(|it| it.profile == WHOLE) {
+        return None;
+    }
+    let mut cut = Cut::new();
+    gpu.instances.iter().for_each(|it| *cut.entry(it.profile.clone()).or_default() += 1);
+    filled(cut, profiles, mix)
+}
+
+/// As many of what is left to serve as the GPU has room for.
+fn most_of(profiles: &[Profile], left: &mut Cut, mix: &BTreeSet<&str>) -> Option<Cut> {
+    if let Some(whole) = left.get_mut(WHOLE).filter(|it| 0 < **it) {
+        *whole -= 1;
+        return None;
+    }
+    let cut = layout::possible(profiles, left);
+    for (profile, count) in &cut {
+        left.entry(profile.clone()).and_modify(|it| *it = it.saturating_sub(*count));
+    }
+    filled(cut, profiles, mix)
+}
+
+/// A cut with more of the mix, the larger ones first, as long as there is room; `None` where that is nothing.
+fn filled(mut cut: Cut, profiles: &[Profile], mix: &BTreeSet<&str>) -> Option<Cut> {
+    let mut more: Vec<&Profile> = profiles.iter().filter(|it| mix.contains(it.name.as_str())).collect();
+    more.sort_by_key(|it| Reverse((it.placements.first().map_or(0, |it| it.size), it.slices)));
+    let mut has_grown = true;
+    while has_grown {
+        has_grown = false;
+        for profile in &more {
+            let mut larger = cut.clone();
+            *larger.entry(profile.name.clone()).or_default() += 1;
+            if layout::possible(profiles, &larger) == larger {
+                (cut, has_grown) = (larger, true);
+            }
+        }
+    }
+    Some(cut).filter(|it| !it.is_empty())
+}
+
+fn engine<'e>(
+    request: &'e Request<'_>,
+    kinds: &'e [Kind],
+    classes: &'e [k8s_openapi::api::resource::v1::DeviceClass],
+    gates: Gates,
+) -> Engine<'e> {
+    let clusters = kinds.iter().map(|kind| Cluster::new(&kind.slices, classes, gates.features)).collect();
+    Engine::new(kinds, clusters, request.catalog, gates, request.args.scoring)
+}
+
+fn models<'r>(request: &'r Request<'_>, shape: usize) -> &'r [Model] {
+    request.args.gpus.get(shape).map_or(&[], |it| &it.models)
+}
+
+/// Places the pods on nodes with these layouts, as a stock cluster does.
+fn on_layouts(request: &Request<'_>, nodes: &[CutNode]) -> Outcome {
+    let distinct: BTreeSet<&CutNode> = nodes.iter().collect();
+    let kinds: Vec<Kind> = distinct
+        .iter()
+        .map(|node| {
+            let models = models(request, node.shape);
+            let facts = NodeTemplate::with_layouts(models, &request.args.template, &Layouts::new());
+            let one = |(gpu, cut): (&mig_model::inventory::Gpu, &Option<Cut>)| {
+                let layout = cut.clone().map_or(GpuLayout::Whole, GpuLayout::Cut);
+                (DeviceName::gpu(gpu.facts.pci).to_string(), layout)
+            };
+            let layouts: Layouts = facts.gpus.iter().zip(&node.cut).map(one).collect();
+            let template = NodeTemplate::with_layouts(models, &request.args.template, &layouts);
+            Kind { slices: template.slices(DRIVER, NODE, None), node: named(NODE) }
+        })
+        .collect();
+    let mut stock = Stock::default();
+    for (node, site) in nodes.iter().zip(&request.source.stock.sites) {
+        let kind = distinct.iter().position(|it| *it == node).unwrap_or(0);
+        let book = stock.new_book();
+        stock.sites.push(Site::empty(site.name.clone(), kind, book, None));
+    }
+    let gates = Gates::STOCK.with(&request.args.gates.clone().unwrap_or_default());
+    let classes = with_any(request.classes);
+    engine(request, &kinds, &classes, gates).place(&stock, request.workloads, Unplaced::Explain)
+}
+
+/// The layout file.
+fn text(request: &Request<'_>, nodes: &[CutNode], outcome: &Outcome) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write(request, nodes, outcome, &mut text);
+    text
+}
+
+fn write(request: &Request<'_>, nodes: &[CutNode], outcome: &Outcome, text: &mut String) -> std::fmt::Result {
+    let mut counts: BTreeMap<&CutNode, usize> = BTreeMap::new();
+    nodes.iter().for_each(|it| *counts.entry(it).or_default() += 1);
+    let (placed, all) = (outcome.placed(), outcome.pods.len());
+    writeln!(
+        text,
+        "# {placed} of {all} pods have a place with these layouts, on clusters without DRAPartitionableDevices."
+    )?;
+    let mut without: Vec<(&usize, &String)> = outcome.reasons.iter().collect();
+    without.sort();
+    for (index, reason) in without {
+        writeln!(text, "# {} has pods without a place: {reason}.", request.workloads[*index].demand.owner)?;
+    }
+    for (number, (node, count)) in counts.iter().enumerate() {
+        let gpus = request.args.gpus.get(node.shape).map_or("", |it| it.text.as_str());
+        let label = format!("kubectl label node NODE nvidia.com/mig.config=plan-{}", number + 1);
+        writeln!(text, "# {count} node(s) with {gpus}: {label}")?;
+    }
+    writeln!(text, "version: v1\nmig-configs:")?;
+    for (number, node) in counts.keys().enumerate() {
+        writeln!(text, "  plan-{}:", number + 1)?;
+        let mut by_cut: BTreeMap<&Option<Cut>, Vec<String>> = BTreeMap::new();
+        for (index, cut) in node.cut.iter().enumerate() {
+            by_cut.entry(cut).or_default().push(index.to_string());
+        }
+        for (cut, gpus) in by_cut {
+            writeln!(text, "  - devices: [{}]", gpus.join(", "))?;
+            match cut {
+                None => writeln!(text, "    mig-enabled: false\n    mig-devices: {{}}")?,
+                Some(cut) => {
+                    writeln!(text, "    mig-enabled: true\n    mig-devices:")?;
+                    for (profile, count) in cut {
+                        writeln!(text, "      \"{profile}\": {count}")?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
