@@ -1,4 +1,7 @@
-//! Runs work that may hang on its own thread: one attempt at a time, and one wait for it.
+//! Runs work that may hang on its own thread, and waits for it with or without a limit.
+//!
+//! The way to a thread for everything that is done once and awaited. GPUs have threads of their own that take one piece of work
+//! after the other (`nvml::queue`), and `nvml::discover` waits for several threads at a time from one that may block.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 /// Work that has begun.
 #[derive(Debug)]
-pub(super) struct Attempt<T> {
+pub struct Attempt<T> {
     begun: Instant,
     result: oneshot::Receiver<T>,
     is_late: Arc<AtomicBool>,
@@ -19,7 +22,7 @@ pub(super) struct Attempt<T> {
 
 /// What has become of it.
 #[derive(Debug)]
-pub(super) enum Outcome<T> {
+pub enum Outcome<T> {
     /// It has ended.
     Ended(T),
     /// Its thread has died without a result: a bug.
@@ -29,8 +32,8 @@ pub(super) enum Outcome<T> {
 }
 
 impl<T: Send + 'static> Attempt<T> {
-    /// Begins the work. Where it takes longer than it was waited for, its end is a reason to look again.
-    pub(super) fn start(
+    /// Begins the work on a thread of this name. Where it takes longer than it was waited for, its end notifies `look_again`.
+    pub fn start(
         name: &str,
         look_again: &Arc<Notify>,
         work: impl FnOnce() -> T + Send + 'static,
@@ -49,7 +52,7 @@ impl<T: Send + 'static> Attempt<T> {
     }
 
     /// Waits until it ends, no longer than this time after its beginning.
-    pub(super) async fn within(mut self, patience: Duration) -> Outcome<T> {
+    pub async fn within(mut self, patience: Duration) -> Outcome<T> {
         match timeout_at(self.begun + patience, &mut self.result).await {
             Ok(Ok(result)) => Outcome::Ended(result),
             Ok(Err(_)) => Outcome::Died,
@@ -64,6 +67,15 @@ impl<T: Send + 'static> Attempt<T> {
             }
         }
     }
+}
+
+/// Does the work on a thread of this name and waits for its end, however long that takes.
+pub async fn on_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let attempt = Attempt::start(name, &Arc::default(), work)?;
+    attempt.result.await.map_err(|_| io::Error::other(format!("the thread `{name}` ended without a result")))
 }
 
 #[cfg(test)]
@@ -87,6 +99,17 @@ mod tests {
         release.send(()).unwrap();
         look_again.notified().await;
         assert!(matches!(attempt.within(Duration::ZERO).await, Outcome::Ended(true)));
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_has_no_result() {
+        let attempt = Attempt::start("test", &Arc::default(), || panic!("a bug")).unwrap();
+        let ended: Outcome<()> = attempt.within(Duration::from_secs(3600)).await;
+        assert!(matches!(ended, Outcome::Died));
+        assert!(
+            on_thread("test", || panic!("a bug")).await.is_err_and(|it| it.to_string().contains("`test`"))
+        );
+        assert_eq!(on_thread("test", || 7).await.unwrap(), 7);
     }
 
     #[tokio::test]

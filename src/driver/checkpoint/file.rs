@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::{UNFINISHED, sync};
 use crate::files::remove_if_there;
+
+/// Extension of files that are being written.
+pub(super) const UNFINISHED: &str = "tmp";
 
 /// How the line of a file begins that stands in the place of something else, which was set aside.
 pub(super) const SET_ASIDE: &str = "set aside: ";
@@ -80,4 +82,9 @@ pub(super) fn put(path: &Path, bytes: &[u8], is_forced: bool) -> io::Result<(Fil
     }
     fs::rename(&unfinished, path)?;
     Ok((file, bytes.len() as u64))
+}
+
+/// Forces the names in a directory to the disk.
+pub(super) fn sync(directory: Option<&Path>) -> io::Result<()> {
+    directory.map_or(Ok(()), |it| File::open(it)?.sync_all())
 }

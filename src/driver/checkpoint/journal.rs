@@ -18,9 +18,13 @@ use mig_model::claim::ClaimUid;
 
 use rustix::io::Errno;
 
-use super::file::{SET_ASIDE, aside_of, displace, never_followed, no_file, put};
-use super::{MOST_BYTES, Record, Reservation, StoreError, Stored, UNFINISHED, failed, sync};
+use super::error::{StoreError, failed};
+use super::file::{SET_ASIDE, UNFINISHED, aside_of, displace, never_followed, no_file, put, sync};
+use super::{Record, Reservation, Stored};
 use crate::files::remove_if_there;
+
+/// Largest file that is read. A claim has at most 32 devices of some hundred bytes each, and few lines.
+const MOST_BYTES: u64 = 1024 * 1024;
 
 /// A file of this length is rewritten with its last line only. A claim needs five lines in its life.
 const LONG: u64 = MOST_BYTES / 4;

@@ -175,7 +175,7 @@ impl Follower {
             "{kind} on unmanaged MIG instance {gpu_instance} of GPU {uuid}: {device} is unhealthy and not offered until the \
              instance is recreated."
         );
-        self.context.events.emit(EventReason::ForeignInstance, note);
+        self.context.events.emit(EventReason::UnmanagedInstance, note);
     }
 
     fn emit(&self, change: &Change) {
@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_storm_is_told_once_in_a_while_and_is_forgotten() {
+    fn a_storm_is_reported_once_in_a_while_and_is_forgotten() {
         let (mut recent, start) = (RecentEvents::new(), Instant::now());
         assert!(!is_recent(&mut recent, &xid("GPU-0", 48, None), start));
         assert!(is_recent(&mut recent, &xid("GPU-0", 48, None), start));

@@ -38,7 +38,7 @@ struct Gpu {
     /// What NVML said, and since when.
     lost: Option<(String, u64)>,
     /// Why its events are not monitored.
-    unheard: Option<Gap>,
+    unmonitored: Option<Gap>,
     /// Why it cannot be read.
     unread: Option<Gap>,
     /// Whether NVML says what to do with it; then that decides whether the GPU is unhealthy, and not the number of an XID.
@@ -75,7 +75,7 @@ pub enum Verdict {
     /// The next scan decides by what NVML recommends whether the whole GPU suffers.
     Examine,
     /// The error is about an unmanaged instance, whose health the driver does not judge.
-    Foreign,
+    Unmanaged,
 }
 
 impl Machine {
@@ -105,8 +105,8 @@ impl Machine {
         let (instance, claim) = match owner {
             Owner::Claim(holder) => (holder.instance.as_ref(), Some(&holder.claim)),
             Owner::Unclaimed(instance) => (Some(instance), None),
-            Owner::Foreign if !cause.concerns_the_gpu() => return Verdict::Foreign,
-            Owner::Foreign | Owner::Gpu => (None, None),
+            Owner::Unmanaged if !cause.concerns_the_gpu() => return Verdict::Unmanaged,
+            Owner::Unmanaged | Owner::Gpu => (None, None),
         };
         if let Some(instance) = instance
             && !cause.concerns_the_gpu()
@@ -158,17 +158,17 @@ impl Machine {
         }
         for (uuid, gpu) in &mut self.gpus {
             match listening.get(uuid) {
-                Some(Hearing::Active) => gpu.unheard = None,
+                Some(Hearing::Active) => gpu.unmonitored = None,
                 Some(Hearing::Aside) => {
                     let reason =
                         "the driver does not listen to its events while an instance is destroyed".to_owned();
-                    gap(&mut gpu.unheard, reason, false, at);
+                    gap(&mut gpu.unmonitored, reason, false, at);
                 }
                 Some(Hearing::Failed(error)) => {
-                    let reason = format!("its events cannot be heard: {error}");
-                    gap(&mut gpu.unheard, reason, is_unsupported(error), at);
+                    let reason = format!("its events cannot be received: {error}");
+                    gap(&mut gpu.unmonitored, reason, is_unsupported(error), at);
                 }
-                None => gap(&mut gpu.unheard, "its events are not monitored".to_owned(), false, at),
+                None => gap(&mut gpu.unmonitored, "its events are not monitored".to_owned(), false, at),
             }
         }
     }
@@ -286,7 +286,7 @@ impl Gpu {
             return Condition::Unhealthy(unhealthy_reason);
         }
         let lasts = |it: &&Gap| it.is_for_good || GRACE <= at.saturating_duration_since(it.since);
-        match self.unread.iter().chain(&self.unheard).chain(deaf).find(lasts) {
+        match self.unread.iter().chain(&self.unmonitored).chain(deaf).find(lasts) {
             Some(gap) => Condition::Unmonitored { reason: gap.reason.clone(), is_for_good: gap.is_for_good },
             None => Condition::Healthy,
         }

@@ -13,9 +13,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::attempt::{Attempt, Outcome};
 use super::kernel_view::{KernelView, NodesChanged};
 use crate::api::EventReason;
+use crate::attempt::{Attempt, Outcome};
 use crate::cdi::ClaimFiles;
 use crate::checkpoint::Record;
 use crate::context::NodeContext;
@@ -136,7 +136,7 @@ impl HardwareWatch {
             }
             Ok(open) => Ok(self.completed(open).await?),
             Err(before) => {
-                self.opened(&before).await?.unwrap_or_else(|| Err(HardwareError::Silent.to_string()))
+                self.opened(&before).await?.unwrap_or_else(|| Err(HardwareError::Hung.to_string()))
             }
         };
         self.gpus = match &hardware {
@@ -245,7 +245,7 @@ impl HardwareWatch {
             Outcome::Running(attempt) => {
                 self.attempt = Some(attempt);
                 if is_first {
-                    warn!("{}", HardwareError::Silent);
+                    warn!("{}", HardwareError::Hung);
                 }
                 return Ok(None);
             }

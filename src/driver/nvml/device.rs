@@ -1,6 +1,6 @@
 //! The NVML calls that nvml-wrapper lacks or gets wrong: GPU instances, compute instances, profiles, placements.
 //!
-//! All `unsafe` of the driver is in this file and in `event`. Calls block; they are made on a GPU's own thread (`queue`). A function
+//! Longer than other files, because all `unsafe` of the driver is in this file and in `event`, where it can be reviewed at once. Calls block; they are made on a GPU's own thread (`queue`). A function
 //! that the installed driver does not have is an error, never a panic: nvml-wrapper-sys' methods would panic, its
 //! function fields do not, so only the fields are used.
 #![expect(unsafe_code, reason = "with `event` the one file that talks to the C library directly")]
@@ -16,8 +16,12 @@ use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings as sys;
 
 use super::error::{check, wrapped};
-use super::usage::Samples;
+use super::samples::Samples;
 use super::{CallError, Code};
+
+/// Upper bound for enumerating profiles, far above `NVML_GPU_INSTANCE_PROFILE_COUNT` (18 in CUDA 13.3): a library that
+/// never answers INVALID_ARGUMENT must not hold us for ever.
+pub(super) const MAX_PROFILES: u32 = 64;
 
 /// A GPU, or the MIG device that stands for a compute instance, as NVML knows it. Stays on the thread that made it.
 #[derive(Debug)]
@@ -460,7 +464,7 @@ impl<'nvml> DeviceHandle<'nvml> {
         const ENGINE_PROFILE_SHARED: c_uint = 0;
         let function = function!(self.nvml, nvmlGpuInstanceGetComputeInstanceProfileInfo)?;
         let mut profiles = Vec::new();
-        for index in 0..super::MAX_PROFILES {
+        for index in 0..MAX_PROFILES {
             let mut info = MaybeUninit::<sys::nvmlComputeInstanceProfileInfo_t>::zeroed();
             // SAFETY: a GPU instance handle of this library and a writable struct.
             let code = unsafe { function(instance.raw, index, ENGINE_PROFILE_SHARED, info.as_mut_ptr()) };

@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(10);
 /// How long monitoring of a GPU is paused after it was in use.
 const ASIDE: Duration = Duration::from_secs(5);
-/// How long the thread may be silent.
+/// How long the thread may be in one call.
 const SILENCE: Duration = Duration::from_secs(10);
 /// Of the thread. NVML's own needs are not documented; the kernel gives a page only when it is touched.
 const STACK: usize = 512 * 1024;
@@ -74,7 +74,7 @@ struct State {
 }
 
 impl Monitor {
-    /// Starts the thread. It sends events to `heard`, and ends when the receiver is gone, or with
+    /// Starts the thread. It sends events to `nvml_events`, and ends when the receiver is gone, or with
     /// [`Self::close`].
     pub fn start(
         self: &Arc<Self>,

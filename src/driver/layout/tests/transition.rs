@@ -1,4 +1,6 @@
 //! Whatever changes, and however late schedulers are: nothing that overlaps is given away, nor prepared.
+//!
+//! Longer than other files: the properties and the facts are played with the same steps in the same world.
 
 use mig_model::slices::{Pool, names};
 use proptest::prelude::*;

@@ -8,7 +8,7 @@ use super::pb::{health_v1 as v1, health_v1alpha1 as v1alpha1};
 /// How a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// It cannot be told.
+    /// It is unknown.
     Unknown,
     /// As it should be.
     Healthy,
