@@ -56,6 +56,29 @@ macro_rules! function {
 
 pub(super) use function;
 
+/// A profile without its placements from any version of NVML's struct; they have the same fields.
+macro_rules! profile {
+    ($index:expr, $name:expr, $info:expr) => {
+        Profile {
+            index: $index,
+            id: $info.id,
+            name: $name.to_owned(),
+            slices: $info.sliceCount,
+            max_instances: $info.instanceCount,
+            multiprocessors: $info.multiprocessorCount,
+            copy_engines: $info.copyEngineCount,
+            media: MediaEngines {
+                decoders: $info.decoderCount,
+                encoders: $info.encoderCount,
+                jpegs: $info.jpegCount,
+                ofas: $info.ofaCount,
+            },
+            memory_mib: $info.memorySizeMB,
+            placements: Vec::new(),
+        }
+    };
+}
+
 impl<'nvml> DeviceHandle<'nvml> {
     /// The GPU with this UUID. Where NVML does not find it that way, the GPU at this index is asked whether it is that one; no
     /// other is asked, which may hang.
@@ -371,23 +394,7 @@ impl<'nvml> DeviceHandle<'nvml> {
         let code = unsafe { function(self.raw, index, &raw mut info) };
         check("nvmlDeviceGetGpuInstanceProfileInfoV", code)?;
         let name = text(&info.name);
-        Ok(Profile {
-            index,
-            id: info.id,
-            name: name.strip_prefix("MIG ").unwrap_or(&name).to_owned(),
-            slices: info.sliceCount,
-            max_instances: info.instanceCount,
-            multiprocessors: info.multiprocessorCount,
-            copy_engines: info.copyEngineCount,
-            media: MediaEngines {
-                decoders: info.decoderCount,
-                encoders: info.encoderCount,
-                jpegs: info.jpegCount,
-                ofas: info.ofaCount,
-            },
-            memory_mib: info.memorySizeMB,
-            placements: Vec::new(),
-        })
+        Ok(profile!(index, name.strip_prefix("MIG ").unwrap_or(&name), info))
     }
 
     fn unnamed_profile(&self, index: u32) -> Result<Profile, CallError> {
@@ -397,23 +404,7 @@ impl<'nvml> DeviceHandle<'nvml> {
         // SAFETY: a live handle and a writable struct of the first layout, which has no version word.
         let code = unsafe { function(self.raw, index, &raw mut info) };
         check("nvmlDeviceGetGpuInstanceProfileInfo", code)?;
-        Ok(Profile {
-            index,
-            id: info.id,
-            name: String::new(),
-            slices: info.sliceCount,
-            max_instances: info.instanceCount,
-            multiprocessors: info.multiprocessorCount,
-            copy_engines: info.copyEngineCount,
-            media: MediaEngines {
-                decoders: info.decoderCount,
-                encoders: info.encoderCount,
-                jpegs: info.jpegCount,
-                ofas: info.ofaCount,
-            },
-            memory_mib: info.memorySizeMB,
-            placements: Vec::new(),
-        })
+        Ok(profile!(index, "", info))
     }
 
     fn describe(&self, raw: sys::nvmlGpuInstance_t) -> Result<GpuInstanceHandle, CallError> {
