@@ -130,7 +130,7 @@ async fn health_update(stream: &mut HealthStream, name: &str, health: Health, te
     };
     let patience = std::time::Duration::from_secs(60);
     let health_update = tokio::time::timeout(patience, listen).await;
-    health_update.unwrap_or_else(|_| panic!("the kubelet did not hear that {name} is {health:?}"))
+    health_update.unwrap_or_else(|_| panic!("the kubelet did not receive that {name} is {health:?}"))
 }
 
 /// The stream has an end, which the driver has made.

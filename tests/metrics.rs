@@ -195,7 +195,7 @@ async fn a_reader_that_does_not_know_openmetrics_is_given_plain_text() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_occupy_is_told_as_withheld() {
+async fn what_others_occupy_is_shown_as_withheld() {
     let (mut lab, metrics) =
         Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB,1xA100-40GB").await.with_metrics(&[]);
     lab.sim.on_gpu(0, |gpu| (gpu.mig_current, gpu.mig_pending) = (true, true)).unwrap();

@@ -146,13 +146,13 @@ async fn work(lab: &mut Lab) {
     nodes.patch(&lab.node_name, &PatchParams::default(), &Patch::Merge(layout)).await.unwrap();
     lab.set_args(&["--mode", "layout", "--settle-time", "1"]);
     lab.start();
-    eventually("the label tells that the layout is in force", async || {
+    eventually("the label says that the layout is in force", async || {
         let labels = nodes.get(&lab.node_name).await.unwrap().metadata.labels?;
         (labels.get(STATE_LABEL)? == "success").then_some(())
     })
     .await;
     let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
-    eventually("an event tells it, too", async || {
+    eventually("an event says it, too", async || {
         let events = events.list(&ListParams::default()).await.unwrap().items;
         events.iter().any(|it| it.reason.as_deref() == Some("LayoutApplied")).then_some(())
     })

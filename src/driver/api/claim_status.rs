@@ -107,11 +107,11 @@ impl ClaimStatuses {
                 self.known.insert(uid, Entry::new(record.claim.clone(), Reported::Unseen));
             }
         }
-        let kept = tokio::select! {
+        let end = tokio::select! {
             () = stop.cancelled() => return,
-            kept = self.keep(&mut changes) => kept,
+            end = self.update(&mut changes) => end,
         };
-        if kept == Kept::NotKept {
+        if end == End::FieldDropped {
             info!(
                 "kube-apiserver drops the device status of claims (feature gate DRAResourceClaimDeviceStatus is off): it \
                  is not written until the driver starts again"
@@ -121,7 +121,7 @@ impl ClaimStatuses {
     }
 
     /// Brings the API server up to date again and again. Ends where it keeps no device status, or nothing can change.
-    async fn keep(&mut self, changes: &mut watch::Receiver<()>) -> Kept {
+    async fn update(&mut self, changes: &mut watch::Receiver<()>) -> End {
         let mut health = self.health.clone();
         loop {
             changes.borrow_and_update();
@@ -144,7 +144,7 @@ impl ClaimStatuses {
             let outcomes: Vec<_> = stream::iter(taken).buffer_unordered(AT_ONCE).collect().await;
             for (uid, step, outcome) in outcomes {
                 if matches!(outcome, Outcome::Dropped) {
-                    return Kept::NotKept;
+                    return End::FieldDropped;
                 }
                 self.note(&uid, step, outcome);
             }
@@ -152,7 +152,7 @@ impl ClaimStatuses {
             tokio::select! {
                 changed = changes.changed() => {
                     if changed.is_err() {
-                        return Kept::Ended;
+                        return End::NothingChanges;
                     }
                     sleep(BURST).await;
                 }
@@ -255,7 +255,7 @@ impl ClaimStatuses {
                 }
             }
             (_, Step::Withdraw(_)) => drop(self.known.remove(uid)),
-            // The end of it all; see `keep`.
+            // The end of it all; see `update`.
             (Outcome::Dropped, _) => {}
         }
     }
@@ -268,11 +268,13 @@ impl ClaimStatuses {
     }
 }
 
-/// Whether the API server keeps device statuses.
+/// Why the API server is not updated any more.
 #[derive(Debug, PartialEq, Eq)]
-enum Kept {
-    NotKept,
-    Ended,
+enum End {
+    /// It keeps no device status.
+    FieldDropped,
+    /// The driver ends.
+    NothingChanges,
 }
 
 impl Entry {

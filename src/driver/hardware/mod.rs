@@ -85,7 +85,7 @@ impl Hardware {
 
     /// False where the thread that listens does not answer.
     #[must_use]
-    pub fn can_hear(&self) -> bool {
+    pub fn is_listening(&self) -> bool {
         self.session.events.is_alive()
     }
 

@@ -47,7 +47,7 @@ pub struct Instance {
 
 /// Finds out whom an event concerns. A GPU that a claim holds as a whole is that claim's, whatever happens on it. An
 /// instance is known by its GPU instance: this driver makes one compute instance in each, and adopts no others. `adopted`
-/// has the instances of others that are devices, offered at the moment or not.
+/// has the unmanaged instances that are devices, offered at the moment or not.
 #[must_use]
 pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str, adopted: &Inventory) -> Owner {
     let of_this_boot = records.iter().filter(|it| it.boot_id == boot_id);

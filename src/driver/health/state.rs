@@ -11,7 +11,7 @@ use mig_model::inventory;
 
 use super::{Instance, Owner};
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
-use crate::nvml::{EventKind, GpuEvent, Hearing, Listening, is_unsupported};
+use crate::nvml::{EventKind, GpuEvent, Listening, Monitoring, is_unsupported};
 
 /// How long events or scans of a GPU may be missing before that is a condition: longer than monitoring takes to restart.
 pub const GRACE: Duration = Duration::from_secs(15);
@@ -29,7 +29,7 @@ pub struct Machine {
     gpus: BTreeMap<String, Gpu>,
     instances: Vec<UnhealthyInstance>,
     /// Why no GPU is monitored at the moment.
-    deaf: Option<Gap>,
+    listener_gap: Option<Gap>,
 }
 
 #[derive(Debug, Default)]
@@ -87,7 +87,7 @@ impl Machine {
         instances: Vec<UnhealthyInstance>,
     ) -> Self {
         let unhealthy = |(uuid, it)| (uuid, Gpu { unhealthy: Some(it), ..Gpu::default() });
-        Self { ignored, gpus: gpus.into_iter().map(unhealthy).collect(), instances, deaf: None }
+        Self { ignored, gpus: gpus.into_iter().map(unhealthy).collect(), instances, listener_gap: None }
     }
 
     /// Something happened. `now` is in seconds since the epoch.
@@ -158,13 +158,13 @@ impl Machine {
         }
         for (uuid, gpu) in &mut self.gpus {
             match listening.get(uuid) {
-                Some(Hearing::Active) => gpu.unmonitored = None,
-                Some(Hearing::Aside) => {
+                Some(Monitoring::Active) => gpu.unmonitored = None,
+                Some(Monitoring::Paused) => {
                     let reason =
                         "the driver does not listen to its events while an instance is destroyed".to_owned();
                     gap(&mut gpu.unmonitored, reason, false, at);
                 }
-                Some(Hearing::Failed(error)) => {
+                Some(Monitoring::Failed(error)) => {
                     let reason = format!("its events cannot be received: {error}");
                     gap(&mut gpu.unmonitored, reason, is_unsupported(error), at);
                 }
@@ -174,11 +174,16 @@ impl Machine {
     }
 
     /// Sets whether the monitoring thread responds. While it does not, no GPU is monitored.
-    pub fn hears(&mut self, does: bool, at: Instant) {
+    pub fn listener_answers(&mut self, does: bool, at: Instant) {
         if does {
-            self.deaf = None;
+            self.listener_gap = None;
         } else {
-            gap(&mut self.deaf, "the thread that listens to GPUs does not answer".to_owned(), false, at);
+            gap(
+                &mut self.listener_gap,
+                "the thread that listens to GPUs does not answer".to_owned(),
+                false,
+                at,
+            );
         }
     }
 
@@ -259,7 +264,8 @@ impl Machine {
     /// How everything is at this time.
     #[must_use]
     pub fn report(&self, at: Instant) -> Report {
-        let condition = |(uuid, gpu): (&String, &Gpu)| (uuid.clone(), gpu.condition(self.deaf.as_ref(), at));
+        let condition =
+            |(uuid, gpu): (&String, &Gpu)| (uuid.clone(), gpu.condition(self.listener_gap.as_ref(), at));
         Report { gpus: self.gpus.iter().map(condition).collect(), instances: self.instances.clone() }
     }
 }
@@ -277,8 +283,8 @@ impl Gpu {
         }
     }
 
-    /// `deaf` is the reason why no GPU is monitored; a GPU without event support never was.
-    fn condition(&self, deaf: Option<&Gap>, at: Instant) -> Condition {
+    /// `listener_gap` is the reason why no GPU is monitored; a GPU without event support never was.
+    fn condition(&self, listener_gap: Option<&Gap>, at: Instant) -> Condition {
         if let Some((reason, since)) = &self.lost {
             return Condition::Lost { reason: reason.clone(), since: *since };
         }
@@ -286,7 +292,7 @@ impl Gpu {
             return Condition::Unhealthy(unhealthy_reason);
         }
         let lasts = |it: &&Gap| it.is_for_good || GRACE <= at.saturating_duration_since(it.since);
-        match self.unread.iter().chain(&self.unmonitored).chain(deaf).find(lasts) {
+        match self.unread.iter().chain(&self.unmonitored).chain(listener_gap).find(lasts) {
             Some(gap) => Condition::Unmonitored { reason: gap.reason.clone(), is_for_good: gap.is_for_good },
             None => Condition::Healthy,
         }

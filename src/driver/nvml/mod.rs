@@ -31,7 +31,7 @@ pub use discover::{Discovery, answers, discover, live_instances};
 pub use event::{EventKind, EventSet, GpuEvent};
 pub use mig_model::call::{CallError, Code, OLDEST_DRIVER, RESET_ADVICE};
 pub(crate) use monitor::is_unsupported;
-pub use monitor::{Hearing, Listening, Monitor, NvmlEvent};
+pub use monitor::{Listening, Monitor, Monitoring, NvmlEvent};
 pub use queue::{GpuQueue, QueueClosed, Submitted};
 
 /// The library could not be opened.

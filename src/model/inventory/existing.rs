@@ -86,7 +86,7 @@ fn taken(gpu: &Gpu, adopted: &Adopted, policy: &OfferPolicy) -> Option<String> {
     names.find(|it| policy.held.contains(it) || policy.named.contains(it))
 }
 
-/// The devices for the instances of others on this GPU: offered ones and withheld ones. One that a claim holds is offered
+/// The devices for the unmanaged instances on this GPU: offered ones and withheld ones. One that a claim holds is offered
 /// also when its instance is gone.
 pub(super) fn devices(
     node: &NodeFacts,

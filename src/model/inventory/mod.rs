@@ -34,7 +34,7 @@ pub use withheld::{HostAccess, Withheld, withheld};
 use crate::facts::{MigFacts, NodeFacts, Placement};
 use policy::{access_allows, mode_allows};
 
-/// Builds the inventory of a node on the usual terms: instances of others are withheld, GPUs not shared. `held` names
+/// Builds the inventory of a node by default: unmanaged instances are withheld, GPUs not shared. `held` names
 /// devices that claims of this driver hold.
 #[must_use]
 pub fn inventory(node: &NodeFacts, gpus: &[Gpu], held: &BTreeSet<String>) -> Inventory {

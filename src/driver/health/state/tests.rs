@@ -13,11 +13,11 @@ fn after(machine: &mut Machine, event: &GpuEvent, records: &[Arc<Record>]) -> Ve
 }
 
 fn listening() -> Listening {
-    [(GPU.to_owned(), Hearing::Active)].into()
+    [(GPU.to_owned(), Monitoring::Active)].into()
 }
 
 fn error(code: Code) -> Listening {
-    [(GPU.to_owned(), Hearing::Failed(CallError { call: "nvmlEventSetWait_v2", code }))].into()
+    [(GPU.to_owned(), Monitoring::Failed(CallError { call: "nvmlEventSetWait_v2", code }))].into()
 }
 
 fn condition(machine: &Machine, at: Instant) -> Condition {
@@ -144,24 +144,24 @@ fn a_gap_counts_once_it_lasts_and_ends_at_once() {
     assert!(matches!(condition(&machine, start + GRACE), Condition::Unmonitored { is_for_good: false, .. }));
     machine.listening(&listening(), start + GRACE);
     assert_eq!(condition(&machine, start + GRACE), Condition::Healthy);
-    machine.hears(false, start + GRACE);
+    machine.listener_answers(false, start + GRACE);
     assert!(matches!(condition(&machine, start + GRACE * 2), Condition::Unmonitored { .. }));
-    machine.hears(true, start + GRACE * 2);
+    machine.listener_answers(true, start + GRACE * 2);
     assert_eq!(
         condition(&machine, start + GRACE * 4),
         Condition::Healthy,
-        "it need not say again whom it hears"
+        "it need not say again which GPUs it monitors"
     );
 }
 
 #[test]
 fn a_gpu_that_is_not_monitored_on_purpose_is_as_it_was_unless_that_lasts() {
     let (mut machine, start) = (Machine::default(), Instant::now());
-    let aside = Listening::from([(GPU.to_owned(), Hearing::Aside)]);
+    let paused = Listening::from([(GPU.to_owned(), Monitoring::Paused)]);
     machine.listening(&listening(), start);
-    machine.listening(&aside, start);
+    machine.listening(&paused, start);
     assert_eq!(condition(&machine, start + GRACE / 2), Condition::Healthy);
-    machine.listening(&aside, start + GRACE / 2);
+    machine.listening(&paused, start + GRACE / 2);
     let unmonitored = |it: &Condition| matches!(it, Condition::Unmonitored { is_for_good: false, .. });
     assert!(unmonitored(&condition(&machine, start + GRACE)), "another process uses what is to be destroyed");
     machine.listening(&listening(), start + GRACE);
@@ -192,7 +192,7 @@ fn an_unmanaged_instance_is_unhealthy_until_it_is_gone_whichever_claim_has_it() 
 fn a_gpu_without_events_is_unmonitored_for_good_and_that_is_no_silence() {
     let (mut machine, now) = (Machine::default(), Instant::now());
     machine.listening(&error(Code::FUNCTION_NOT_FOUND), now);
-    machine.hears(false, now);
+    machine.listener_answers(false, now);
     let is_for_good = |it: &Condition| matches!(it, Condition::Unmonitored { is_for_good: true, .. });
     assert!(is_for_good(&condition(&machine, now)));
 }

@@ -34,7 +34,7 @@ pub struct DeviceHealth {
 /// The lists that a driver sends.
 #[derive(Debug)]
 pub enum HealthStream {
-    /// As a kubelet from 1.37 on hears them.
+    /// As a kubelet from 1.37 on receives them.
     V1(Streaming<v1::NodeWatchResourcesResponse>),
     /// As older ones do.
     V1Alpha1(Streaming<v1alpha1::NodeWatchResourcesResponse>),
