@@ -172,7 +172,7 @@ async fn strike(
     if call == Call::Unprepare {
         victim.must(Call::Prepare, &claim, wanted).await.map_err(nowhere)?;
     }
-    // Half a write is followed by what the next one is answered.
+    // Half a write is followed by the error of the next one.
     let once = if matches!(fault.action, Action::Short(_)) { 2 } else { 1 };
     victim.shim.arm(fault.action, index, (!lasts).then_some(once), fault.ops);
     let answer = victim.call(call, &claim).await;

@@ -33,6 +33,9 @@
 //! guarantees                             what the driver guarantees, in words
 //! ```
 //!
+//! Nor do files use each other in a circle (the same test): a parent shows the names of its children or uses them, and a child uses
+//! its siblings, not its parent's items where the parent uses the child.
+//!
 //! What the driver guarantees, and the test behind each guarantee, is in [`guarantees`]. What holds everywhere:
 //!
 //! * `claim::{allocation, plan}`, `health::{owner, state}` and the building of CDI specs are functions from data to data, as all

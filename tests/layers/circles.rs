@@ -143,12 +143,9 @@ fn read(module: &ModulePath, name: &str, text: &str, files: &Files) -> Source {
             {
                 length += 2;
             }
-            match length {
-                1 => drop(source.names.insert(rest[0].clone())),
-                _ => {
-                    source.names.insert(rest[0].clone());
-                    source.paths.push(rest[..length].iter().filter(|it| *it != "::").cloned().collect());
-                }
+            source.names.insert(rest[0].clone());
+            if length > 1 {
+                source.paths.push(rest[..length].iter().filter(|it| *it != "::").cloned().collect());
             }
             at += length;
         } else {

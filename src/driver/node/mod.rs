@@ -67,7 +67,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         opening: opening.clone(),
         patience: args.nvml_patience,
         events: shared.context.events.clone(),
-        report: senders.hung_report,
+        report: senders.hung,
     };
 
     // Health and metrics come first, because NVML may hang before anything else works. The first look comes before the kubelet may
@@ -130,7 +130,7 @@ struct Senders {
     changed: watch::Sender<()>,
     publication: watch::Sender<Publication>,
     registration: watch::Sender<RegistrationState>,
-    hung_report: watch::Sender<HungCalls>,
+    hung: watch::Sender<HungCalls>,
 }
 
 impl Shared {
@@ -153,7 +153,7 @@ impl Shared {
         let pending = Publication::Pending { reason: "not published yet".to_owned() };
         let (publication_sender, publication) = watch::channel(pending);
         let (registration_sender, registration) = watch::channel(RegistrationState::Waiting);
-        let (hung_report, hung_calls) = watch::channel(HungCalls::new());
+        let (hung, hung_calls) = watch::channel(HungCalls::new());
         let common = CommonSource::new(args.host.driver_root(&args.hardware), args.host.common_edits.clone());
         let (proc_root, cdi_root) = (args.hardware.proc_root.clone(), args.host.cdi_root.clone());
         let readiness = Arc::new(HostReadiness::new(common, proc_root, cdi_root, directory));
@@ -187,15 +187,7 @@ impl Shared {
         let (publication, registration) = (publication_sender, registration_sender);
         Ok((
             shared,
-            Senders {
-                state,
-                nvml_events,
-                nvml_event_receiver,
-                changed,
-                publication,
-                registration,
-                hung_report,
-            },
+            Senders { state, nvml_events, nvml_event_receiver, changed, publication, registration, hung },
         ))
     }
 

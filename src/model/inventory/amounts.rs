@@ -1,7 +1,7 @@
 //! Compares what devices consume with what counters have: whether it fits, what is left, and what is lacking.
 //!
-//! The only place that does. Two others compare what is published instead, as kube-scheduler reads it: `slices::leave_out` and the
-//! crate `dra_allocator`. Pure. By name for a single question, and as plain numbers ([`Amounts`]) for searches, which compare
+//! One function for each question. `slices::leave_out` and the crate `dra_allocator` compare something else: what is published, in
+//! Quantities and by counter set, as kube-scheduler reads it. Pure. By name for a single question, and as plain numbers ([`Amounts`]) for searches, which compare
 //! very often.
 
 use std::collections::BTreeMap;
