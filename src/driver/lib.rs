@@ -16,7 +16,7 @@
 //! A module imports modules of the lines above its own, and no others (`tests/layers.rs` reads the `use` lines):
 //!
 //! ```text
-//! telemetry backoff files attempt host pods    log, numbers, pauses, threads, the kernel's facts, which pods have which claim
+//! telemetry backoff files threads host pods    log, numbers, pauses, threads, the kernel's facts, which pods have which claim
 //! nvml checkpoint                        the library; what was promised, on disk
 //! cdi mig                                specs for containers; GPU and compute instances
 //! readiness                              what the host needs before claims can be prepared
@@ -51,7 +51,6 @@
 pub mod access;
 pub mod api;
 pub mod args;
-pub mod attempt;
 pub mod backoff;
 pub mod cdi;
 pub mod check;
@@ -75,6 +74,7 @@ pub mod probes;
 pub mod publisher;
 pub mod readiness;
 pub mod telemetry;
+pub mod threads;
 pub mod usage;
 
 use std::io;

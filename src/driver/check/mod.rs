@@ -25,9 +25,9 @@ pub use findings::findings;
 pub use runtime::{CdiSetting, cdi_setting, nvidia_mode};
 
 use crate::api::{self, ClientError};
-use crate::attempt::on_thread;
 use crate::hardware::{Hardware, NodeState};
 use crate::telemetry::OutputFormat;
+use crate::threads;
 
 /// How to read the list.
 const LEGEND: &str = "What dra-driver-mig needs, in the order in which a node is set up. `MISSING` has to be repaired,\n\
@@ -69,7 +69,7 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let found = Hardware::open(hardware.clone()).await.map_err(|it| it.to_string());
     let found = found.map(|it| it.facts.clone());
     // On its own thread: files of the kernel module may not come back.
-    let host = on_thread("check", move || gather::host(&hardware, &host, &driver, found)).await?;
+    let host = threads::run("check", move || gather::host(&hardware, &host, &driver, found)).await?;
     let found = findings(&Facts { settings, host, cluster });
     let text = match output {
         OutputFormat::Table => format!("{LEGEND}{}", list(&found)),
@@ -95,7 +95,7 @@ pub async fn at_start(place: Place, settings: Settings, client: Client, node: wa
     };
     let rights = gather::rights(&client).await;
     let look = move || gather::host(&place.hardware, &place.host, &place.driver, hardware);
-    let looked = on_thread("check", look).await;
+    let looked = threads::run("check", look).await;
     let Ok(host) = looked else { return };
     let cluster = ClusterFacts::Rights(rights);
     for finding in findings(&Facts { settings, host, cluster }) {

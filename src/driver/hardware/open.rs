@@ -1,6 +1,5 @@
 //! Opens NVML and reads the node.
 
-use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,10 +7,10 @@ use tracing::info;
 
 use super::session::{HardwareError, Session};
 use super::{Hardware, HardwareArgs};
-use crate::attempt::{Attempt, Outcome};
 use crate::host;
 use crate::nvml::{Discovery, Sessions};
 use crate::telemetry::metrics::Metrics;
+use crate::threads;
 
 /// Opens NVML.
 #[derive(Debug)]
@@ -64,10 +63,6 @@ impl Hardware {
         const STEPS: u32 = 6;
         let patience = args.nvml_step_time * STEPS;
         let open = move || Opener::new(args, Metrics::default(), NEVER).open();
-        match Attempt::start("open", &Arc::default(), open)?.within(patience).await {
-            Outcome::Ended(opened) => opened,
-            Outcome::Died => Err(io::Error::other("the thread that opens NVML has died").into()),
-            Outcome::Running(_) => Err(HardwareError::Hung),
-        }
+        threads::run_within("open", patience, open).await?.unwrap_or(Err(HardwareError::Hung))
     }
 }

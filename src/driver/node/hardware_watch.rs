@@ -13,9 +13,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::attempt::{Attempt, Outcome};
 use super::kernel_view::{KernelView, NodesChanged};
 use crate::api::EventReason;
-use crate::attempt::{Attempt, Outcome};
 use crate::cdi::ClaimFiles;
 use crate::checkpoint::Record;
 use crate::context::NodeContext;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use super::attempt::{Attempt, Outcome};
 use crate::access::DeviceAccess;
-use crate::attempt::{Attempt, Outcome};
 use crate::cdi::{FilesError, ManagementFile};
 
 /// How long a look waits for the kernel, whose module may be busy with a GPU that hangs.

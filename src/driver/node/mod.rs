@@ -1,6 +1,7 @@
 //! Connects and supervises all parts: the only file that names each of them.
 
 mod args;
+mod attempt;
 mod hardware_watch;
 mod kernel_view;
 mod parts;

@@ -1,20 +1,19 @@
-//! Runs work that may hang on its own thread, and waits for it with or without a limit.
-//!
-//! The way to a thread for everything that is done once and awaited. GPUs have threads of their own that take one piece of work
-//! after the other (`nvml::queue`), and `nvml::discover` waits for several threads at a time from one that may block.
+//! Work that may hang, on its own thread: one attempt at a time, and one wait for it.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use std::{io, thread};
 
 use tokio::sync::Notify;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::{Instant, timeout_at};
 
+use crate::threads;
+
 /// Work that has begun.
 #[derive(Debug)]
-pub struct Attempt<T> {
+pub(super) struct Attempt<T> {
     begun: Instant,
     result: oneshot::Receiver<T>,
     is_late: Arc<AtomicBool>,
@@ -22,7 +21,7 @@ pub struct Attempt<T> {
 
 /// What has become of it.
 #[derive(Debug)]
-pub enum Outcome<T> {
+pub(super) enum Outcome<T> {
     /// It has ended.
     Ended(T),
     /// Its thread has died without a result: a bug.
@@ -32,27 +31,25 @@ pub enum Outcome<T> {
 }
 
 impl<T: Send + 'static> Attempt<T> {
-    /// Begins the work on a thread of this name. Where it takes longer than it was waited for, its end notifies `look_again`.
-    pub fn start(
+    /// Begins the work. Where it takes longer than it was waited for, its end is a reason to look again.
+    pub(super) fn start(
         name: &str,
         look_again: &Arc<Notify>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<Self> {
-        let (send, result) = oneshot::channel();
         let is_late = Arc::new(AtomicBool::new(false));
         let (was_late, look_again) = (Arc::clone(&is_late), Arc::clone(look_again));
-        thread::Builder::new().name(name.to_owned()).spawn(move || {
-            // No receiver is left when the driver stops.
-            let _ = send.send(work());
+        let notify = move || {
             if was_late.load(Ordering::SeqCst) {
                 look_again.notify_one();
             }
-        })?;
+        };
+        let result = threads::start(name, work, notify)?;
         Ok(Self { begun: Instant::now(), result, is_late })
     }
 
     /// Waits until it ends, no longer than this time after its beginning.
-    pub async fn within(mut self, patience: Duration) -> Outcome<T> {
+    pub(super) async fn within(mut self, patience: Duration) -> Outcome<T> {
         match timeout_at(self.begun + patience, &mut self.result).await {
             Ok(Ok(result)) => Outcome::Ended(result),
             Ok(Err(_)) => Outcome::Died,
@@ -67,15 +64,6 @@ impl<T: Send + 'static> Attempt<T> {
             }
         }
     }
-}
-
-/// Does the work on a thread of this name and waits for its end, however long that takes.
-pub async fn on_thread<T: Send + 'static>(
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<T> {
-    let attempt = Attempt::start(name, &Arc::default(), work)?;
-    attempt.result.await.map_err(|_| io::Error::other(format!("the thread `{name}` ended without a result")))
 }
 
 #[cfg(test)]
@@ -99,17 +87,6 @@ mod tests {
         release.send(()).unwrap();
         look_again.notified().await;
         assert!(matches!(attempt.within(Duration::ZERO).await, Outcome::Ended(true)));
-    }
-
-    #[tokio::test]
-    async fn work_that_panics_has_no_result() {
-        let attempt = Attempt::start("test", &Arc::default(), || panic!("a bug")).unwrap();
-        let ended: Outcome<()> = attempt.within(Duration::from_secs(3600)).await;
-        assert!(matches!(ended, Outcome::Died));
-        assert!(
-            on_thread("test", || panic!("a bug")).await.is_err_and(|it| it.to_string().contains("`test`"))
-        );
-        assert_eq!(on_thread("test", || 7).await.unwrap(), 7);
     }
 
     #[tokio::test]
