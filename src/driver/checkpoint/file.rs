@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use crate::files::remove_if_there;
+use crate::files::{remove_if_there, sync_directory};
 
 /// Extension of files that are being written.
 pub(super) const UNFINISHED: &str = "tmp";
@@ -65,7 +65,7 @@ pub(super) fn displace(path: &Path, what: &str) -> io::Result<bool> {
     fs::hard_link(path, &aside).or_else(|_| fs::rename(path, &aside))?;
     let line = format!("{SET_ASIDE}it was {what}; kept as {}\n", aside.display());
     put(path, line.as_bytes(), true)?;
-    sync(Some(directory))?;
+    sync_directory(Some(directory))?;
     Ok(true)
 }
 
@@ -82,9 +82,4 @@ pub(super) fn put(path: &Path, bytes: &[u8], is_forced: bool) -> io::Result<(Fil
     }
     fs::rename(&unfinished, path)?;
     Ok((file, bytes.len() as u64))
-}
-
-/// Forces the names in a directory to the disk.
-pub(super) fn sync(directory: Option<&Path>) -> io::Result<()> {
-    directory.map_or(Ok(()), |it| File::open(it)?.sync_all())
 }
