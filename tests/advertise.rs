@@ -101,17 +101,17 @@ async fn slices_that_others_delete_or_change_come_back() {
         let name = wiped[1].metadata.name.clone().unwrap();
         let no_devices = Patch::Merge(json!({"spec": {"devices": []}}));
         lab.slices_api().patch(&name, &PatchParams::default(), &no_devices).await.unwrap();
-        let mended = lab.slices_when(|it| is_complete(it) && device_names(it).len() == 52).await;
+        let repaired = lab.slices_when(|it| is_complete(it) && device_names(it).len() == 52).await;
         // One slice changed in place: the generation stays, and the pool was never incomplete.
-        assert_eq!(mended[0].spec.pool.generation, wiped[0].spec.pool.generation);
-        assert_eq!(mended[0].metadata.resource_version, wiped[0].metadata.resource_version);
+        assert_eq!(repaired[0].spec.pool.generation, wiped[0].spec.pool.generation);
+        assert_eq!(repaired[0].metadata.resource_version, wiped[0].metadata.resource_version);
         lab.stop().await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_insists_on_counters_gets_whole_gpus_where_they_are_dropped() {
+async fn partitionable_mode_offers_whole_gpus_where_counters_are_dropped() {
     each_control_plane(false, async |plane| {
         let mut lab = Lab::new(plane, "2xH100-80GB,1xL4").await.with_args(&["--mode", "partitionable"]);
         lab.start();
@@ -123,7 +123,7 @@ async fn whoever_insists_on_counters_gets_whole_gpus_where_they_are_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_insists_on_counters_gets_whole_gpus_where_they_belong_to_one_slice() {
+async fn partitionable_mode_offers_whole_gpus_where_counters_belong_to_one_slice() {
     let plane = ControlPlane::simulated_1_34().await;
     let mut lab = Lab::new(plane, "2xH100-80GB").await.with_args(&["--mode", "partitionable"]);
     lab.start();
@@ -164,11 +164,11 @@ async fn a_name_that_another_driver_has_is_reported_and_asked_for_less_and_less_
     eventually("it is tried five times", async || (2 + 5 <= creates()).then_some(())).await;
     assert!(least <= begun.elapsed(), "{:?}", begun.elapsed());
 
-    let told = format!(
+    let expected = format!(
         "create resourceslice {name} failed: the name is taken by a slice of driver gpu.example.com, node elsewhere"
     );
     let answer = get(address, "/readyz").await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains(&told), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains(&expected), "{answer}");
     assert!(answer.contains(&format!("kubectl delete resourceslice {name}")), "{answer}");
     let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
     let found = eventually("an event says so", async || {
@@ -178,7 +178,7 @@ async fn a_name_that_another_driver_has_is_reported_and_asked_for_less_and_less_
     })
     .await;
     assert_eq!(found.len(), 1, "one event, however often it is tried");
-    assert!(found[0].series.is_none() && found[0].note.as_ref().unwrap().contains(&told), "{found:?}");
+    assert!(found[0].series.is_none() && found[0].note.as_ref().unwrap().contains(&expected), "{found:?}");
 
     lab.slices_api().delete(&name, &DeleteParams::default()).await.unwrap();
     lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26).await;
@@ -253,7 +253,7 @@ async fn a_node_without_gpus_publishes_an_empty_pool() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_foreign_instance_occupies_is_not_offered_until_it_goes() {
+async fn what_an_unmanaged_instance_occupies_is_not_offered_until_it_goes() {
     let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await;
     let planted = lab.sim.plant_instance(0, "1g.10gb+me", 0).unwrap();
     lab = lab.with_args(&["--rescan-interval", "1"]);

@@ -182,7 +182,7 @@ async fn on_a_node_that_has_everything_nothing_is_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gate_that_is_off_a_wrong_node_name_and_a_dead_server_are_told() {
+async fn a_gate_that_is_off_a_wrong_node_name_and_a_dead_server_are_reported() {
     let mut lab = Lab::new(ControlPlane::simulated(false).await, "1xH100-80GB").await;
     let output = on(&lab).await;
     let list = text(&output.stdout);
@@ -193,15 +193,15 @@ async fn a_gate_that_is_off_a_wrong_node_name_and_a_dead_server_are_told() {
     );
     assert!(output.status.success(), "layouts serve such a cluster: {list}");
 
-    let right = std::mem::replace(&mut lab.node_name, "nobody".to_owned());
+    let right = std::mem::replace(&mut lab.node_name, "no-node".to_owned());
     let list = text(&on(&lab).await.stdout);
     assert!(list.contains("MISSING  Node object") && list.contains("kubectl get nodes"), "{list}");
     lab.node_name = right;
 
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let kubeconfig = std::fs::read_to_string(lab.path("kubeconfig")).unwrap();
     let server = kubeconfig.lines().find_map(|it| it.trim().strip_prefix("server: ")).unwrap().to_owned();
-    std::fs::write(lab.path("kubeconfig"), kubeconfig.replace(&server, &format!("http://{nobody}"))).unwrap();
+    std::fs::write(lab.path("kubeconfig"), kubeconfig.replace(&server, &format!("http://{closed}"))).unwrap();
     let list = text(&on(&lab).await.stdout);
     assert!(list.contains("MISSING  API server") && list.contains("refused"), "{list}");
 }

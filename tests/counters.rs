@@ -146,7 +146,7 @@ fn toggle_published(
         let is_admitted = cost.is_some_and(|it| fits_into(it, &left));
         match gpu.create_gpu_instance(profile.id, placement) {
             Ok(instance) => {
-                prop_assert!(is_admitted, "made {} at {placement}, which is not to be had", profile.name);
+                prop_assert!(is_admitted, "made {} at {placement}, which is not available", profile.name);
                 let taken = cost.unwrap().iter();
                 taken.for_each(|(counter, amount)| *left.get_mut(counter).unwrap() -= amount);
                 live.insert(place, instance);

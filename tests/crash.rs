@@ -1,10 +1,10 @@
 //! The crash matrix: whatever the driver is doing when it dies, nothing is lost and nothing stays.
 //!
-//! For one MIG device, for three on two GPUs, for a whole GPU and for an instance of somebody else beside one of ours, in
+//! For one MIG device, for three on two GPUs, for a whole GPU and for an unmanaged instance beside one of ours, in
 //! prepare and in unprepare, a run without a crash tells which points there are: calls of NVML, and with `fault-shim` each
 //! creation, write, rename, sync and removal of a file and each write of an answer. Then the driver, a process of its own,
 //! is killed before and after each of them in turn and started again. Then the kubelet asks again, or the claim is deleted
-//! and nobody asks again: the driver must tidy up by itself. So that both happen everywhere, they alternate between a
+//! and no call comes again: the driver must tidy up by itself. So that both happen everywhere, they alternate between a
 //! point's two sides. Last, the claim, or a new one for the same devices, is prepared and unprepared by the same process,
 //! which is the next victim.
 //!
@@ -205,7 +205,7 @@ async fn strike(victim: &mut Victim, series: &Series, point: &Point, then: Then)
 }
 
 /// How an answer is cut into writes is not the driver's to say, nor when a connection greets; and how often a start looks
-/// whether somebody works on a claim, for which it opens the claim's journal, depends on when the API server answers.
+/// whether a call works on a claim, for which it opens the claim's journal, depends on when the API server answers.
 fn may_be_missed(series: &Series, point: &Point) -> bool {
     match point.place {
         Place::Reply(index) => 0 < index || matches!(series.during, During::Start(..)),
@@ -324,7 +324,7 @@ async fn end(victim: &mut Victim, wanted: &Wanted, call: Call, claim: &Claim, th
     Ok(())
 }
 
-/// What follows where the claim is deleted: the driver tidies up, and its devices can be had again.
+/// What follows where the claim is deleted: the driver tidies up, and its devices are available again.
 async fn end_deleted(victim: &mut Victim, wanted: &Wanted, claim: &Claim) -> Result<(), Bad> {
     // Where it was not killed after all, it learns of the deletion as it would after a crash.
     victim.kill();
@@ -338,7 +338,7 @@ async fn end_deleted(victim: &mut Victim, wanted: &Wanted, claim: &Claim) -> Res
 }
 
 async fn restart(victim: &mut Victim) -> Result<(), Bad> {
-    if victim.runs() || victim.start().await? { Ok(()) } else { Err(died_unasked()) }
+    if victim.runs() || victim.start().await? { Ok(()) } else { Err(died_on_its_own()) }
 }
 
 async fn settle(
@@ -347,10 +347,10 @@ async fn settle(
     claim: &Claim,
     accept: impl Fn(Held) -> bool,
 ) -> Result<(), Bad> {
-    if victim.settled(claim, wanted, accept).await? { Ok(()) } else { Err(died_unasked()) }
+    if victim.settled(claim, wanted, accept).await? { Ok(()) } else { Err(died_on_its_own()) }
 }
 
-fn died_unasked() -> Bad {
+fn died_on_its_own() -> Bad {
     Bad::Wedged("the driver died although nothing was planned".to_owned())
 }
 
@@ -378,7 +378,7 @@ async fn reference(victim: &mut Victim, series: &Series) -> Result<Vec<Point>, B
         During::Call(call) => victim.must(*call, &claim, wanted).await?,
         During::Start(_, _, then) => {
             if !recover(victim, wanted, &claim, *then).await? {
-                return Err(died_unasked());
+                return Err(died_on_its_own());
             }
         }
     }

@@ -172,7 +172,7 @@ async fn strike(
     if call == Call::Unprepare {
         victim.must(Call::Prepare, &claim, wanted).await.map_err(nowhere)?;
     }
-    // Half a write is followed by what the next one is told.
+    // Half a write is followed by the error of the next one.
     let once = if matches!(fault.action, Action::Short(_)) { 2 } else { 1 };
     victim.shim.arm(fault.action, index, (!lasts).then_some(once), fault.ops);
     let answer = victim.call(call, &claim).await;
@@ -210,7 +210,7 @@ fn judge(
     }
     let left = victim.left();
     if left.records.is_empty() && !left.is_empty() {
-        return Err(Bad::Leaked(format!("nobody knows whose this is: {left:?}; {error}")));
+        return Err(Bad::Leaked(format!("it is unknown whose this is: {left:?}; {error}")));
     }
     match victim.held(claim, wanted) {
         // The disk works again, so nothing keeps a failed prepare from being taken back.

@@ -67,7 +67,7 @@ async fn each_unreadable_state_file_is_an_event_with_its_own_text() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_claim_that_nobody_can_prepare_is_one_event_that_is_counted() {
+async fn a_claim_that_cannot_be_prepared_is_one_event_that_is_counted() {
     each_control_plane(true, async |plane| {
         let mut lab = Lab::new(plane, "1xH100-80GB").await;
         lab.start();
@@ -177,7 +177,7 @@ async fn a_prepare_that_takes_longer_than_its_call_goes_on_says_so_and_is_answer
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_crash_left_is_told_when_it_is_undone_or_finished() {
+async fn what_a_crash_left_is_reported_when_it_is_undone_or_finished() {
     for (call, reason) in [
         ("nvmlGpuInstanceCreateComputeInstance", EventReason::PrepareUndone),
         ("nvmlGpuInstanceDestroy", EventReason::UnprepareFinished),
@@ -230,12 +230,12 @@ async fn what_a_failed_call_left_is_not_said_to_be_left_by_a_driver_that_ended()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_offered_is_told_and_when_it_is_again() {
+async fn what_is_not_offered_is_reported_and_when_it_is_again() {
     let mut lab = lab("1xH100-80GB").await.with_args(&["--rescan-interval", "1"]);
     lab.start();
     lab.kubelet().await;
     lab.sim.plant_instance(0, "1g.10gb", 0).unwrap();
-    let found = events_when(&lab, &lab.node_name, EventReason::ForeignInstance, 1).await;
+    let found = events_when(&lab, &lab.node_name, EventReason::UnmanagedInstance, 1).await;
     assert!(note(&found[0]).contains("0:1"), "{found:#?}");
 
     let broken = nvml_sim::Fault {
@@ -279,7 +279,7 @@ async fn events_that_cannot_be_written_hold_nothing_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_hangs_is_told_by_event_and_readiness_and_alive_it_is() {
+async fn a_call_that_hangs_is_reported_by_event_and_readiness_and_the_process_is_alive() {
     let address = free_address();
     let http = address.to_string();
     let mut lab = lab("2xH100-80GB").await.with_args(&["--http-address", &http, "--nvml-patience", "1"]);
@@ -298,10 +298,10 @@ async fn a_call_that_hangs_is_told_by_event_and_readiness_and_alive_it_is() {
         for service in ["", "liveness", "readiness", "v1.DRAPlugin"] {
             assert_eq!(probe.check(service).await, Ok(true), "{service}");
         }
-        assert!(probe.check("nobody").await.unwrap_err().to_string().contains("NotFound"));
+        assert!(probe.check("unknown").await.unwrap_err().to_string().contains("NotFound"));
     }
-    let mut told = on_socket.watch("").await.unwrap();
-    assert_eq!(told.next().await, Some(true));
+    let mut statuses = on_socket.watch("").await.unwrap();
+    assert_eq!(statuses.next().await, Some(true));
 
     let slow = nvml_sim::Fault {
         call: "nvmlDeviceCreateGpuInstanceWithPlacement".to_owned(),
@@ -330,10 +330,10 @@ async fn a_call_that_hangs_is_told_by_event_and_readiness_and_alive_it_is() {
     };
     let (prepared, ()) = tokio::join!(prepared, watched);
     prepared.unwrap();
-    assert_eq!((told.next().await, told.next().await), (Some(false), Some(true)));
+    assert_eq!((statuses.next().await, statuses.next().await), (Some(false), Some(true)));
     eventually("it is ready again", is_ready).await;
-    let silent = events_when(&lab, &lab.node_name, EventReason::NvmlHung, 1).await;
-    assert!(note(&silent[0]).contains(&uuid), "{silent:#?}");
+    let found = events_when(&lab, &lab.node_name, EventReason::NvmlHung, 1).await;
+    assert!(note(&found[0]).contains(&uuid), "{found:#?}");
     events_when(&lab, &lab.node_name, EventReason::NvmlRecovered, 1).await;
     unprepare(&kubelet, &claim).await.unwrap();
     lab.stop().await;
@@ -372,8 +372,8 @@ async fn a_thread_that_listens_and_hangs_is_not_ready_and_claims_are_served_all_
     prepare(&kubelet, &claim).await.unwrap();
     unprepare(&kubelet, &claim).await.unwrap();
     answers("200").await;
-    let told = events_when(&lab, &lab.node_name, EventReason::NvmlHung, 1).await;
-    assert!(note(&told[0]).contains("claims are served"), "{told:#?}");
+    let found = events_when(&lab, &lab.node_name, EventReason::NvmlHung, 1).await;
+    assert!(note(&found[0]).contains("claims are served"), "{found:#?}");
     events_when(&lab, &lab.node_name, EventReason::NvmlRecovered, 1).await;
     lab.stop().await;
 }

@@ -1,4 +1,4 @@
-//! MIG instances that somebody else made: withheld, or adopted as devices of their own; never touched.
+//! Unmanaged MIG instances: withheld, or adopted as devices of their own; never touched.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ fn device(planted: &Planted) -> String {
     format!("gpu-0000-1a-00-adopted-{}", planted.uuid.strip_prefix("MIG-").unwrap())
 }
 
-/// A running driver that adopts, on one H100 with a 2g.20gb of somebody else at 2.
+/// A running driver that adopts, on one H100 with an unmanaged 2g.20gb at 2.
 async fn adopting() -> (Lab, Plugin, Planted) {
     let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await.with_args(&ADOPT);
     let planted = lab.sim.plant_instance(0, "2g.20gb", 2).unwrap();
@@ -57,7 +57,7 @@ fn text(device: &Device, attribute: &str) -> String {
     device.attributes.as_ref().unwrap()[attribute].string.clone().unwrap()
 }
 
-/// Somebody destroys all instances.
+/// Another program destroys all instances.
 fn destroy(lab: &Lab) {
     lab.sim
         .on_gpu(0, |gpu| {
@@ -126,7 +126,7 @@ async fn an_adopted_instance_is_a_device_beside_what_it_leaves_of_the_gpu() {
             let taken = ["memory-slice-2", "memory-slice-3"].map(str::to_owned).into();
             assert!(slices.collect::<BTreeSet<_>>().is_disjoint(&taken), "{}", other.name);
         }
-        assert!(!device_names(&slices).contains(&"gpu-0000-1a-00"), "the whole GPU cannot be had");
+        assert!(!device_names(&slices).contains(&"gpu-0000-1a-00"), "the whole GPU is unavailable");
 
         let kubelet = lab.kubelet().await;
         let claim = lab.claim_of("one", &adopted.name).await;
@@ -143,7 +143,7 @@ async fn an_adopted_instance_is_a_device_beside_what_it_leaves_of_the_gpu() {
         assert!(cdi.contains(&format!("/dev/nvidia-caps/nvidia-cap{}\"", minor.trim())), "{cdi}");
         let instance = &lab.inspect()["gpus"][0]["mig"]["instances"][0];
         assert_eq!(instance["owner"], json!(format!("default/{}", claim.name)));
-        assert_eq!((&instance["foreign"], &instance["notAdopted"]), (&json!(true), &json!(null)));
+        assert_eq!((&instance["unmanaged"], &instance["notAdopted"]), (&json!(true), &json!(null)));
 
         // One of ours beside it comes and goes: the mode stays on below the other.
         let ours = lab.claim_of("ours", "gpu-0000-1a-00-mig-1g-10gb-6").await;
@@ -153,7 +153,7 @@ async fn an_adopted_instance_is_a_device_beside_what_it_leaves_of_the_gpu() {
         assert_eq!(lab.instances(), before, "nothing was destroyed");
         assert!(lab.sim.snapshot().unwrap().gpus[0].mig_current, "MIG mode stays on below it");
         assert_eq!((lab.files("cdi"), lab.state_files()), (Vec::new(), Vec::new()));
-        assert_eq!(lab.inspect()["gpus"][0]["mig"]["instances"][0]["owner"], json!("foreign"));
+        assert_eq!(lab.inspect()["gpus"][0]["mig"]["instances"][0]["owner"], json!("unmanaged"));
         lab.stop().await;
     })
     .await;
@@ -235,7 +235,7 @@ async fn a_switch_back_to_withhold_leaves_a_claim_what_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_that_vanishes_under_a_claim_is_told_and_its_place_stays_the_claims() {
+async fn an_instance_that_vanishes_under_a_claim_is_reported_and_its_place_stays_the_claims() {
     let (mut lab, kubelet, planted) = adopting().await;
     let name = device(&planted);
     let claim = lab.claim_of("one", &name).await;
@@ -244,7 +244,7 @@ async fn an_instance_that_vanishes_under_a_claim_is_told_and_its_place_stays_the
     let refused = prepare(&kubelet, &claim).await.unwrap_err();
     assert!(refused.contains(&planted.uuid) && refused.contains("it is gone"), "{refused}");
 
-    // The driver has looked at the hardware anew when it knows what another instance leaves.
+    // The driver has scanned the hardware again when it knows what another instance leaves.
     lab.sim.plant_instance(0, "1g.10gb", 6).unwrap();
     published_when(&lab, "gpu-0000-1a-00-mig-1g-10gb-6", false).await;
     let slices = lab.slices_when(is_complete).await;

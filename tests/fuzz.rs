@@ -1,4 +1,4 @@
-//! Input that nobody would write: what reads state files, claims, names, NVML's answers, capability files and
+//! Input that no user would write: what reads state files, claims, names, NVML's answers, capability files and
 //! `ld.so.cache` gives a value within its bounds or an error, and neither panics nor hangs.
 #![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
@@ -182,7 +182,7 @@ fn read_state(bytes: &[u8]) -> Result<(), TestCaseError> {
     }
     let next = record(Stage::Unpreparing);
     let Taken::Journal(mut journal) = checkpoint.take(&uid, true).unwrap() else {
-        return Err(TestCaseError::fail("nobody else has it"));
+        return Err(TestCaseError::fail("no other claim has it"));
     };
     if matches!(journal.stored(), Stored::Record(_)) {
         journal.append(&next).unwrap();

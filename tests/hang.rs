@@ -229,7 +229,7 @@ async fn while_nvml_does_not_open_again_what_was_open_is_served_and_looked_at() 
     let (kubelet, one, other, hang) = stale_under(&mut lab, Fault::hanging("nvmlInit_v2")).await;
     readyz_when(health, "[-] nvml: a call does not come back: NVML for").await;
     lab.sim.plant_instance(0, "1g.10gb", 0).unwrap();
-    event_when(&lab, "ForeignInstance", "0:1").await;
+    event_when(&lab, "UnmanagedInstance", "0:1").await;
     for claim in [&one, &other] {
         unprepare(&kubelet, claim).await.unwrap();
         prepare(&kubelet, claim).await.unwrap();
@@ -364,7 +364,7 @@ async fn inspect_ends_with_the_reason_where_nvml_does_not_open_and_shows_the_oth
     assert!(text.contains(&lab.sim.snapshot().unwrap().gpus[1].uuid), "{text}");
 }
 
-/// A file that nobody who opens it for reading comes back from, until this is dropped.
+/// A file from which no reader comes back, until this is dropped.
 struct HungFile(PathBuf, Vec<u8>);
 
 impl HungFile {
@@ -381,7 +381,7 @@ impl Drop for HungFile {
         let fifo = self.0.with_extension("fifo");
         fs::rename(&self.0, &fifo).unwrap();
         fs::write(&self.0, &self.1).unwrap();
-        // Whoever waits for somebody to write is let go.
+        // A reader that waits for a writer is let go.
         drop(open(&fifo, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()));
         fs::remove_file(&fifo).unwrap();
     }
@@ -427,7 +427,7 @@ async fn a_look_at_the_host_that_does_not_come_back_holds_up_no_look_at_the_gpus
     // Twice, so that a whole look has come and gone while the file hangs.
     for (start, place) in [(0, "0:1"), (1, "1:1")] {
         lab.sim.plant_instance(0, "1g.10gb", start).unwrap();
-        event_when(&lab, "ForeignInstance", place).await;
+        event_when(&lab, "UnmanagedInstance", place).await;
     }
     drop(file);
     lab.stop().await;

@@ -1,4 +1,4 @@
-//! Health of GPUs: errors that NVML tells of, and what becomes of slices, taints, the kubelet's streams, events, numbers.
+//! Health of GPUs: errors that NVML reports, and what becomes of slices, taints, the kubelet's streams, events, numbers.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -130,7 +130,7 @@ async fn health_update(stream: &mut HealthStream, name: &str, health: Health, te
     };
     let patience = std::time::Duration::from_secs(60);
     let health_update = tokio::time::timeout(patience, listen).await;
-    health_update.unwrap_or_else(|_| panic!("the kubelet did not hear that {name} is {health:?}"))
+    health_update.unwrap_or_else(|_| panic!("the kubelet did not receive that {name} is {health:?}"))
 }
 
 /// The stream has an end, which the driver has made.
@@ -156,12 +156,12 @@ async fn is_condition(lab: &Lab, metrics: SocketAddr, gpu: usize, condition: &st
     .await;
 }
 
-/// Waits until so many instances of the first GPU are told to be unhealthy.
+/// Waits until so many instances of the first GPU are shown as unhealthy.
 async fn unhealthy_instances(lab: &Lab, metrics: SocketAddr, count: f64) {
     let uuid = lab.sim.snapshot().unwrap().gpus[0].uuid.clone();
-    eventually(&format!("{count} instances are sick"), async || {
-        let told = scrape(metrics).await.value("dra_mig_unhealthy_instances", &[("uuid", &uuid)]);
-        (told == Some(count)).then_some(())
+    eventually(&format!("{count} instances are unhealthy"), async || {
+        let shown = scrape(metrics).await.value("dra_mig_unhealthy_instances", &[("uuid", &uuid)]);
+        (shown == Some(count)).then_some(())
     })
     .await;
 }
@@ -187,7 +187,7 @@ async fn prepared(lab: &Lab, kubelet: &Plugin, name: &str, device: &str) -> Clai
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_xid_of_nobody_withdraws_what_is_free_and_taints_what_is_held() {
+async fn an_xid_without_an_owner_withdraws_what_is_free_and_taints_what_is_held() {
     with_gates(true, true, async |plane| {
         let (mut lab, kubelet, metrics) = started(plane, "2xH100-80GB", &[]).await;
         let claim = prepared(&lab, &kubelet, "one", LAST).await;
@@ -211,7 +211,7 @@ async fn an_xid_of_nobody_withdraws_what_is_free_and_taints_what_is_held() {
         let note = event(&lab, &lab.node_name, "GpuUnhealthy").await;
         assert!(note.contains("XID 48") && note.contains("health.json"), "{note}");
         is_condition(&lab, metrics, 0, "unhealthy").await;
-        assert_eq!(count_events(&lab, &lab.node_name, &["GpuNotOffered"]).await, 0, "told once is enough");
+        assert_eq!(count_events(&lab, &lab.node_name, &["GpuNotOffered"]).await, 0, "one event is enough");
 
         // The server's time of the taint is no reason to write, and a write of something else leaves it.
         let time = is.taints.as_ref().unwrap()[0].time_added.clone();
@@ -370,7 +370,7 @@ async fn an_unhealthy_gpu_that_cannot_be_cut_is_withdrawn_unless_a_claim_holds_i
     let (mut lab, kubelet, _) = started(plane, "2xL4", &[]).await;
     let (held, free) = (lab.gpu_name(0), lab.gpu_name(1));
     let claim = prepared(&lab, &kubelet, "one", &held).await;
-    // Whoever has the whole GPU is concerned by whatever happens on it.
+    // A claim of the whole GPU is concerned by every error on it.
     lab.sim.post_xid(0, 31, None, None).unwrap();
     assert!(event(&lab, &claim.name, "DeviceError").await.contains("XID 31"));
     lab.sim.post_xid(0, 48, None, None).unwrap();
@@ -383,7 +383,7 @@ async fn an_unhealthy_gpu_that_cannot_be_cut_is_withdrawn_unless_a_claim_holds_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_xid_on_an_instance_is_its_claims_until_the_instance_is_made_anew() {
+async fn an_xid_on_an_instance_is_its_claims_until_the_instance_is_recreated() {
     with_gates(true, true, async |plane| {
         let (mut lab, kubelet, metrics) = started(plane, "1xH100-80GB", &[]).await;
         let claim = lab.claim_of("one", LAST).await;
@@ -399,7 +399,7 @@ async fn an_xid_on_an_instance_is_its_claims_until_the_instance_is_made_anew() {
         health_update(&mut stream, BEFORE, Health::Healthy, "").await;
         let note = event(&lab, &claim.name, "DeviceUnhealthy").await;
         assert!(note.contains(LAST) && note.contains("of the pod trainer-0"), "{note}");
-        assert_eq!(event(&lab, "trainer-0", "DeviceUnhealthy").await, note, "its pod is told, too");
+        assert_eq!(event(&lab, "trainer-0", "DeviceUnhealthy").await, note, "its pod has the event, too");
         assert_eq!(count_events(&lab, &lab.node_name, &["GpuUnhealthy"]).await, 0);
         unhealthy_instances(&lab, metrics, 1.0).await;
         is_ready(&lab, &claim, "False", "XID 94").await;
@@ -419,7 +419,7 @@ async fn an_xid_on_an_instance_is_its_claims_until_the_instance_is_made_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_of_applications_are_told_and_counted_and_make_nothing_unhealthy() {
+async fn errors_of_applications_are_reported_and_counted_and_make_nothing_unhealthy() {
     let plane = ControlPlane::simulated_with(true, true).await;
     let (mut lab, kubelet, metrics) = started(plane, "1xH100-80GB", &["--ignore-xids", "74"]).await;
     let claim = prepared(&lab, &kubelet, "one", LAST).await;
@@ -455,7 +455,7 @@ async fn errors_of_applications_are_told_and_counted_and_make_nothing_unhealthy(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_gpu_is_told_of_and_comes_back_when_it_answers_again() {
+async fn a_lost_gpu_is_reported_and_comes_back_when_it_answers_again() {
     with_gates(true, true, async |plane| {
         let (mut lab, kubelet, metrics) = started(plane, "2xH100-80GB", &[]).await;
         prepared(&lab, &kubelet, "one", LAST).await;
@@ -466,8 +466,8 @@ async fn a_lost_gpu_is_told_of_and_comes_back_when_it_answers_again() {
         health_update(&mut stream, LAST, Health::Unhealthy, "lost: ").await;
         assert!(event(&lab, &lab.node_name, "GpuLost").await.contains("GPU_IS_LOST"));
         is_condition(&lab, metrics, 0, "lost").await;
-        // The other GPU is heard as before, once the lost one is let go of.
-        eventually("the other GPU's events are heard", async || {
+        // Events of the other GPU are received as before, once the lost one is not listened to any more.
+        eventually("the other GPU's events are received", async || {
             lab.sim.post_xid(1, 48, None, None).unwrap();
             of_gpu(&lab, &lab.slices().await, 1).is_empty().then_some(())
         })
@@ -480,7 +480,7 @@ async fn a_lost_gpu_is_told_of_and_comes_back_when_it_answers_again() {
         health_update(&mut stream, LAST, Health::Healthy, "").await;
         event(&lab, &lab.node_name, "GpuRecovered").await;
         // And it is listened to again.
-        eventually("its events are heard again", async || {
+        eventually("its events are received again", async || {
             lab.sim.post_xid(0, 48, None, None).unwrap();
             (of_gpu(&lab, &lab.slices().await, 0) == [LAST]).then_some(())
         })
@@ -534,7 +534,7 @@ async fn a_gpu_that_fell_off_the_bus_is_well_after_its_reset_also_behind_a_resta
     let plane = ControlPlane::simulated_with(true, true).await;
     let (mut lab, _, metrics) = started(plane, "2xH100-80GB", &[]).await;
     count_of(&lab, 0, ALL).await;
-    // XID 79 is heard.
+    // XID 79 is received.
     lab.sim.lose_gpu(0).unwrap();
     count_of(&lab, 0, 0).await;
     eventually("it is remembered", async || {
@@ -560,7 +560,7 @@ async fn a_gap_of_events_is_a_condition_of_its_own_and_withdraws_nothing() {
     health_update(&mut stream, LAST, Health::Healthy, "").await;
     lab.sim.inject(Fault::returning("nvmlEventSetWait_v2", Code::UNKNOWN)).unwrap();
     health_update(&mut stream, LAST, Health::Unknown, "nvmlEventSetWait_v2").await;
-    assert!(event(&lab, &lab.node_name, "GpuUnmonitored").await.contains("events cannot be heard"));
+    assert!(event(&lab, &lab.node_name, "GpuUnmonitored").await.contains("events cannot be received"));
     assert_eq!(of_gpu(&lab, &lab.slices().await, 0).len(), ALL);
     let failed = [("cause", "failed")];
     assert!(1.0 <= scrape(metrics).await.value("dra_mig_gpu_event_gaps_total", &failed).unwrap());
@@ -634,7 +634,7 @@ async fn an_unhealthy_gpus_devices_are_not_ready_until_it_is_well_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unhealthy_instance_of_somebody_else_is_not_offered_until_it_is_made_anew() {
+async fn an_unhealthy_unmanaged_instance_is_not_offered_until_it_is_recreated() {
     for mode in ["partitionable", "layout"] {
         let plane = ControlPlane::simulated_with(mode == "partitionable", true).await;
         let (lab, metrics) = Lab::new(plane, "1xH100-80GB").await.with_metrics(&[]);
@@ -677,7 +677,7 @@ async fn an_unhealthy_instance_of_somebody_else_is_not_offered_until_it_is_made_
         // A free one is withdrawn at once.
         lab.sim.post_xid(0, 94, Some(planted.gpu_instance), Some(0)).unwrap();
         offered(&lab, false).await;
-        let note = event_with(&lab, &lab.node_name, "ForeignInstance", "XID 94").await;
+        let note = event_with(&lab, &lab.node_name, "UnmanagedInstance", "XID 94").await;
         assert!(note.contains(&name), "{note}");
         lab.stop().await;
     }

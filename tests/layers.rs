@@ -1,11 +1,13 @@
-//! The layers of the driver, as its crate documentation declares them, against its imports; and of each crate what it must not
-//! depend on.
+//! The layers of the driver, as its crate documentation declares them, against its imports; circles of files; and of each crate
+//! what it must not depend on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::repository;
+
+mod circles;
 
 /// The layer of each module, from the list in the documentation of the crate: the lowest is 0.
 fn layers(documentation: &str) -> BTreeMap<String, usize> {
@@ -87,6 +89,18 @@ fn an_import_against_the_order_is_found() {
     assert_eq!(violations("nvml", "use crate::unknown::It;\n", &layers), ["nvml imports unknown"]);
     assert!(violations("claim", "use crate::nvml::Code;\nuse crate::claim::Plan;\n", &layers).is_empty());
     assert!(violations("nvml", "// see crate::claim\n", &layers).is_empty());
+}
+
+/// Folders whose files still use each other in a circle.
+const WITH_CIRCLES: [&str; 2] = ["src/model/slices/", "src/driver/publisher/"];
+
+#[test]
+fn files_of_a_crate_do_not_use_each_other_in_a_circle() {
+    for of in ["src/model", "src/allocator", "src/driver"] {
+        let found = circles::circles(&repository().join(of)).into_iter().map(|it| format!("{of}/{it}"));
+        let found = found.filter(|it| !WITH_CIRCLES.iter().any(|folder| it.starts_with(folder)));
+        assert_eq!(found.collect::<Vec<_>>(), [""; 0], "{of}");
+    }
 }
 
 /// Crates that a crate needs to run, with those that these need.

@@ -148,7 +148,7 @@ async fn the_label_commands_that_people_know_work_without_a_file() {
         lab.start();
         label(&lab, Some("all-1g.10gb")).await;
         let small: Vec<String> = (0..7).map(|it| format!("1a:1g-10gb-{it}")).collect();
-        // The other GPU has no such profile; it is offered as if nobody had said anything.
+        // The other GPU has no such profile; it is offered as if no layout were chosen.
         let rest = ["1b:1g-23gb-2", "1b:1g-23gb-3", "1b:2g-45gb-0", "1b:3g-90gb-4"];
         let expected: Vec<&str> = small.iter().map(String::as_str).chain(rest).collect();
         published_when(&lab, &expected).await;
@@ -259,9 +259,9 @@ async fn a_layout_that_does_not_fit_is_refused_and_the_one_before_stays_also_aft
         event_when(&lab, "LayoutRefused", "closest").await;
         published_when(&lab, &small).await;
 
-        // Its author mends it.
-        let mended = FILE.replace("\"3g.40gb\": 2\n        \"1g.10gb\": 1", "\"3g.40gb\": 2");
-        std::fs::write(lab.path("layouts.yaml"), mended).unwrap();
+        // Its author corrects it.
+        let corrected = FILE.replace("\"3g.40gb\": 2\n        \"1g.10gb\": 1", "\"3g.40gb\": 2");
+        std::fs::write(lab.path("layouts.yaml"), corrected).unwrap();
         published_when(&lab, &["1a:3g-40gb-0", "1a:3g-40gb-4"]).await;
         state_when(&lab, "success").await;
 
@@ -358,7 +358,7 @@ async fn where_counters_belong_to_one_slice_a_layout_decides_until_the_api_serve
     lab.start();
     published_when(&lab, &MIXED).await;
     state_when(&lab, "success").await;
-    // Nothing was sent that this version refuses, but for the question.
+    // Nothing was sent that this version refuses, except the question.
     let writes =
         server.requests().into_iter().filter(|it| it.is_write() && it.path.contains("resourceslices"));
     let (questions, writes): (Vec<_>, Vec<_>) = writes.partition(|it| it.query.contains("dryRun=All"));

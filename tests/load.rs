@@ -86,7 +86,7 @@ impl Caller<'_> {
         join_all((0..AT_ONCE).map(caller)).await;
     }
 
-    /// Nobody calls: the hardware and the files are those of the prepared claims, and of no others.
+    /// No call comes: the hardware and the files are those of the prepared claims, and of no others.
     fn check(&self, tenants: &[Tenant], is_prepared: impl Fn(usize) -> bool) {
         let numbered = tenants.iter().enumerate();
         let prepared: Vec<&Tenant> = numbered.filter(|it| is_prepared(it.0)).map(|it| it.1).collect();
@@ -131,7 +131,7 @@ async fn two_hundred_calls_at_once_are_all_answered_rightly() {
     let mut before: Vec<Tenant> = Vec::new();
     for (number, layout) in LAYOUTS.into_iter().enumerate() {
         let tenants = tenants(&lab, number, layout).await;
-        // The GPUs are cut anew while the claims that had them still leave.
+        // The GPUs are cut differently while the claims that had them still leave.
         let leave = join_all(before.iter().map(|it| caller.call(it, false)));
         let come = join_all(tenants.iter().map(|it| caller.call(it, true)));
         join(come, leave).await;

@@ -14,7 +14,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 /// Kinds of others, of which only the group is looked at: there are no types of theirs here.
-const FOREIGN: [&str; 3] = ["monitoring.coreos.com/", "kustomize.config.k8s.io/", "security.openshift.io/"];
+const OTHER_GROUPS: [&str; 3] =
+    ["monitoring.coreos.com/", "kustomize.config.k8s.io/", "security.openshift.io/"];
 
 /// Folders that are applied as one.
 fn folders() -> Vec<PathBuf> {
@@ -117,8 +118,8 @@ fn strictly(object: &Value) -> Vec<String> {
     found
 }
 
-fn is_foreign(object: &Value) -> bool {
-    FOREIGN.iter().any(|it| text(object, "/apiVersion").starts_with(it))
+fn is_of_other_groups(object: &Value) -> bool {
+    OTHER_GROUPS.iter().any(|it| text(object, "/apiVersion").starts_with(it))
 }
 
 /// The pod specs of an object.
@@ -134,7 +135,7 @@ fn pod_spec(object: &Value) -> Option<&Value> {
 fn every_manifest_has_only_fields_that_its_kind_has() {
     let mut count = 0;
     for folder in folders() {
-        for object in manifest::load(&folder).unwrap().iter().filter(|it| !is_foreign(it)) {
+        for object in manifest::load(&folder).unwrap().iter().filter(|it| !is_of_other_groups(it)) {
             let found = strictly(object);
             assert!(found.is_empty(), "{}: {}: {found:?}", folder.display(), text(object, "/metadata/name"));
             count += 1;

@@ -50,7 +50,7 @@ async fn calls_and_their_steps_are_counted_failures_too() {
     lab.stop().await;
 }
 
-/// What a call that fails, a call that waits and what is mended leave in the numbers.
+/// What a call that fails, a call that waits and what is repaired leave in the numbers.
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_waits_and_recovery_are_counted() {
     let (mut lab, kubelet, metrics) = started("1xH100-80GB", &[]).await;
@@ -108,12 +108,12 @@ fn slow(call: &str, milliseconds: f64) -> Fault {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_taken_and_what_is_left_of_each_gpu_is_told() {
+async fn what_is_taken_and_what_is_left_of_each_gpu_is_reported() {
     let (mut lab, kubelet, metrics) = started("2xH100-80GB", &[]).await;
     let claim = lab.claim_of("one", FIRST_1G).await;
     prepare(&kubelet, &claim).await.unwrap();
     let (first, second) = (lab.gpu_name(0), lab.gpu_name(1));
-    let seen = eventually("the claim is told, and what is published", async || {
+    let seen = eventually("the numbers show the claim, and what is published", async || {
         let seen = scrape(metrics).await;
         let is_held =
             seen.value("dra_mig_instances_live", &[("gpu", &first), ("profile", "1g.10gb")]) == Some(1.0);
@@ -195,7 +195,7 @@ async fn a_reader_that_does_not_know_openmetrics_is_given_plain_text() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_occupy_is_told_as_withheld() {
+async fn what_others_occupy_is_shown_as_withheld() {
     let (mut lab, metrics) =
         Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB,1xA100-40GB").await.with_metrics(&[]);
     lab.sim.on_gpu(0, |gpu| (gpu.mig_current, gpu.mig_pending) = (true, true)).unwrap();
@@ -228,7 +228,7 @@ fn assert_no_destroy_was_refused(lab: &Lab) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_instance_uses_is_told_until_it_is_gone_and_keeps_nothing_from_being_destroyed() {
+async fn what_an_instance_uses_is_reported_until_it_is_gone_and_keeps_nothing_from_being_destroyed() {
     let (mut lab, kubelet, metrics) =
         started("1xH100-80GB", &["--metrics-pod-labels", "--metrics-dcgm-names"]).await;
     lab.sim.configure(|config| config.log_calls = true).unwrap();
@@ -243,7 +243,7 @@ async fn what_an_instance_uses_is_told_until_it_is_gone_and_keeps_nothing_from_b
     let gi = id.to_string();
     let labels = [("gpu", lab.gpu_name(0)), ("gi", gi.clone()), ("profile", "1g.10gb".to_owned())];
     let labels: Vec<(&str, &str)> = labels.iter().map(|(key, value)| (*key, value.as_str())).collect();
-    let seen = eventually("the use of the instance is told", async || {
+    let seen = eventually("the numbers show the use of the instance", async || {
         let seen = scrape(metrics).await;
         // Under both names: an instance may be looked at between the writing of the one and of the other.
         let names = ["dra_mig_instance_utilization_ratio", "DCGM_FI_PROF_GR_ENGINE_ACTIVE"];
@@ -334,10 +334,10 @@ async fn without_the_flags_no_series_names_a_pod_or_dcgm() {
     let claim = lab.claim_of("one", FIRST_1G).await;
     reserve(&lab, &claim, "trainer").await;
     prepare(&kubelet, &claim).await.unwrap();
-    let seen = eventually("the memory of the instance is told", async || {
+    let seen = eventually("the numbers show the memory of the instance", async || {
         let seen = scrape(metrics).await;
-        let is_told = 0 < seen.all("dra_mig_instance_memory_used_bytes", &[]).count();
-        is_told.then_some(seen)
+        let is_shown = 0 < seen.all("dra_mig_instance_memory_used_bytes", &[]).count();
+        is_shown.then_some(seen)
     })
     .await;
     assert!(

@@ -101,7 +101,7 @@ async fn the_cdi_file_gives_exactly_the_instance() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn preparing_again_gives_the_same_answer_and_mends_what_is_missing() {
+async fn preparing_again_gives_the_same_answer_and_repairs_what_is_missing() {
     let (mut lab, kubelet) = started("1xH100-80GB").await;
     let claim = lab.claim_of("one", FIRST_1G).await;
     let first = prepare(&kubelet, &claim).await.unwrap();
@@ -118,7 +118,7 @@ async fn preparing_again_gives_the_same_answer_and_mends_what_is_missing() {
     assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
     assert_eq!(lab.instances().len(), 1);
 
-    // Somebody destroyed the instance behind our back.
+    // Another program destroyed the instance behind our back.
     lab.sim.on_gpu(0, |gpu| gpu.instances.clear()).unwrap();
     assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
     assert_eq!(lab.instances(), [(0, "1g.10gb".to_owned(), 6)]);
@@ -186,9 +186,9 @@ async fn a_claim_with_several_requests_gets_all_and_only_ours() {
     assert_eq!(lab.instances().len(), 3);
     unprepare(&kubelet, &claim).await.unwrap();
 
-    let foreign = lab.claim("foreign", &[("net", "nic.example.com", "eth1")]).await;
-    assert_eq!(prepare(&kubelet, &foreign).await.unwrap(), []);
-    unprepare(&kubelet, &foreign).await.unwrap();
+    let other = lab.claim("other", &[("net", "nic.example.com", "eth1")]).await;
+    assert_eq!(prepare(&kubelet, &other).await.unwrap(), []);
+    unprepare(&kubelet, &other).await.unwrap();
     assert_clean(&lab);
     lab.stop().await;
 }
@@ -312,7 +312,7 @@ async fn of_claims_that_come_at_once_for_one_placement_each_gets_it_in_turn() {
     let turns = claims.iter().map(|claim| async {
         prepare(&kubelet, claim).await.unwrap();
         let owner = lab.inspect()["gpus"][0]["mig"]["instances"][0]["owner"].clone();
-        assert_eq!(owner, json!(format!("default/{}", claim.name)), "nobody else has it meanwhile");
+        assert_eq!(owner, json!(format!("default/{}", claim.name)), "no other claim has it meanwhile");
         unprepare(&kubelet, claim).await.unwrap();
     });
     futures::future::join_all(turns).await;
@@ -448,7 +448,7 @@ async fn a_failure_after_a_rebuild_does_not_take_a_running_pod_its_instance() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_of_somebody_else_is_never_touched() {
+async fn an_unmanaged_instance_is_never_changed() {
     let (mut lab, kubelet) = started("1xH100-80GB").await;
     let claim = lab.claim_of("one", FIRST_1G).await;
     // Planted after the driver looked, so the slices do not know of it.
@@ -456,7 +456,7 @@ async fn an_instance_of_somebody_else_is_never_touched() {
     let planted = lab.sim.plant_instance(0, "1g.10gb", 6).unwrap();
     let refused = prepare(&kubelet, &claim).await.unwrap_err();
     assert!(refused.contains("occupied"), "{refused}");
-    // What was met by surprise is no longer offered, long before the next regular look, but for what is allocated already.
+    // What was met by surprise is no longer offered, long before the next regular look, except what is allocated already.
     let overlapping = FIRST_1G.replace("1g-10gb-6", "1g-20gb-6");
     let is_gone =
         |it: &[_]| common::is_complete(it) && !common::device_names(it).contains(&overlapping.as_str());

@@ -1,4 +1,4 @@
-//! What becomes of claims, instances and files that nobody asks for, on the simulated hardware.
+//! What becomes of claims, instances and files that no call asks for, on the simulated hardware.
 
 use std::process::Child;
 
@@ -54,7 +54,7 @@ enum Half {
     Unprepared,
 }
 
-/// The driver dies in the middle, before and after each of these calls of NVML, and nobody asks again.
+/// The driver dies in the middle, before and after each of these calls of NVML, and no call comes again.
 async fn is_tidied_up_at_the_next_start(half: Half, calls: [&str; 2]) {
     let mut lab = lab("1xH100-80GB").await;
     let claim = lab.claim_of("one", FIRST_1G).await;
@@ -82,7 +82,7 @@ async fn is_tidied_up_at_the_next_start(half: Half, calls: [&str; 2]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_half_prepared_claim_that_nobody_asks_for_again_is_undone_at_the_next_start() {
+async fn a_half_prepared_claim_that_is_not_requested_again_is_undone_at_the_next_start() {
     let calls = ["nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlGpuInstanceCreateComputeInstance"];
     is_tidied_up_at_the_next_start(Half::Prepared, calls).await;
 }
@@ -463,16 +463,16 @@ async fn a_cdi_file_and_its_claim_are_brought_together() {
     let spec = read_json(&file);
 
     let stray = lab.path("cdi").join(format!("{DRIVER}-claim_0f3c2d1e-stray.json"));
-    let foreign = lab.path("cdi").join("nvidia.com-gpu.json");
+    let other = lab.path("cdi").join("nvidia.com-gpu.json");
     std::fs::copy(&file, &stray).unwrap();
-    std::fs::write(&foreign, "{}").unwrap();
+    std::fs::write(&other, "{}").unwrap();
     std::fs::remove_file(&file).unwrap();
     eventually("the file is there again and the stray one is not", async || {
         (file.exists() && !stray.exists()).then_some(())
     })
     .await;
     assert_eq!(read_json(&file), spec);
-    assert!(foreign.exists(), "what is not ours stays");
+    assert!(other.exists(), "what is not ours stays");
     lab.stop().await;
 }
 
@@ -597,7 +597,7 @@ async fn mig_mode_is_released_behind_the_last_instance_only_where_that_is_asked_
         assert!(is_on(), "an instance lives");
         lab.sim.plant_instance(0, "1g.10gb", 0).unwrap();
         unprepare(&kubelet, &second).await.unwrap();
-        assert!(is_on(), "an instance of somebody else lives");
+        assert!(is_on(), "an unmanaged instance lives");
         lab.sim.on_gpu(0, |gpu| gpu.instances.clear()).unwrap();
         prepare(&kubelet, &first).await.unwrap();
         unprepare(&kubelet, &first).await.unwrap();
@@ -811,7 +811,7 @@ async fn an_ampere_gpu_that_needs_a_reset_offers_what_it_can_and_says_what_to_do
     let kubelet = lab.kubelet().await;
     let slices = lab.slices_when(common::is_complete).await;
     let names = common::device_names(&slices);
-    assert_eq!(names.len(), 1, "MIG mode is off, so only the whole GPU can be had: {names:?}");
+    assert_eq!(names.len(), 1, "MIG mode is off, so only the whole GPU is available: {names:?}");
     let gpu = names[0].to_owned();
     let claim = lab.claim_of("cut", &format!("{gpu}-mig-1g-5gb-6")).await;
     let refused = prepare(&kubelet, &claim).await.unwrap_err();

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 /// A scheduler for the plane, which ends when it is dropped, and a node that it may use.
 async fn scheduler(lab: &Lab, gates: &str) -> Box<dyn Any> {
     let nodes: Api<Node> = Api::all(lab.client.clone());
-    // Nobody else takes away what the API server taints a new node with, and says how much there is of it.
+    // No other component takes away what the API server taints a new node with, and says how much there is of it.
     let spec = Patch::Merge(json!({"spec": {"taints": null}}));
     nodes.patch(&lab.node_name, &PatchParams::default(), &spec).await.unwrap();
     let amount = json!({"cpu": "64", "memory": "64Gi", "pods": "110"});
@@ -251,7 +251,7 @@ async fn an_unmanaged_instance_in_the_place_of_a_claim_stops_nothing_else_of_the
         pod(&lab, "surplus", "1g.10gb").await;
         refused_when(&lab, "surplus").await;
 
-        // The claim itself waits, and is told what to do.
+        // The claim itself waits, and its event says what to do.
         let kubelet = lab.kubelet().await;
         let claim = as_claim(claims(&lab).get("first").await.unwrap());
         let refused = prepare(&kubelet, &claim).await.unwrap_err();

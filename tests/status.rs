@@ -1,4 +1,4 @@
-//! `status.devices` of ResourceClaims: there with the claim's devices, gone with them, and never in anybody's way.
+//! `status.devices` of ResourceClaims: there with the claim's devices, gone with them, and never in the way of other writers.
 
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ async fn the_status_appears_and_vanishes_with_the_claims_devices() {
         let kubelet = lab.kubelet().await;
         let requests = [("gpu", DRIVER, FIRST_1G), ("gpu", DRIVER, SECOND_1G), ("net", "nic.example.com", "eth1")];
         let claim = lab.claim("one", &requests).await;
-        // Somebody else says something of a device of theirs.
+        // Another writer says something of a device of theirs.
         let pool = format!("{}/nic.example.com", lab.node_name);
         let theirs = json!({"driver": "nic.example.com", "pool": pool, "device": "eth1", "data": {"link": "up"}});
         let object = json!({
@@ -122,7 +122,7 @@ async fn each_change_is_one_write_and_no_change_is_none() {
     lab.sim.on_gpu(0, |gpu| gpu.instances.clear()).unwrap();
     lab.sim.configure(|it| it.permuted_gi_ids = true).unwrap();
     prepare(&kubelet, &claim).await.unwrap();
-    let second = eventually("the new instance is told", async || {
+    let second = eventually("the new instance is reported", async || {
         let now = devices(&lab, &claim).await;
         (now[0]["data"]["migUUID"] != first[0]["data"]["migUUID"]).then_some(now)
     })
@@ -230,7 +230,7 @@ async fn an_api_server_that_fails_does_not_fail_a_prepare_and_is_asked_again() {
     unprepare(&kubelet, &claim).await.unwrap();
     devices_when(&lab, &claim, 0).await;
 
-    // One that never answers is waited for by nobody.
+    // One that never answers is not waited for.
     server.inject(1, is_status_write, Fault::Hang);
     prepare(&kubelet, &claim).await.unwrap();
     unprepare(&kubelet, &claim).await.unwrap();
@@ -253,7 +253,7 @@ async fn without_the_right_to_write_the_driver_works_and_does_not_insist() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_else_wrote_of_our_devices_is_taken_over() {
+async fn what_another_writer_wrote_of_our_devices_is_taken_over() {
     each_control_plane(true, async |plane| {
         let mut lab = Lab::new(plane, "1xH100-80GB").await;
         lab.start();
@@ -264,7 +264,7 @@ async fn what_somebody_else_wrote_of_our_devices_is_taken_over() {
             "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": claim.name},
             "status": {"devices": [{"driver": DRIVER, "pool": pool, "device": FIRST_1G, "data": {"kind": "rubbish"}}]},
         });
-        claims(&lab).patch_status(&claim.name, &PatchParams::apply("somebody"), &Patch::Apply(&object)).await.unwrap();
+        claims(&lab).patch_status(&claim.name, &PatchParams::apply("another-writer"), &Patch::Apply(&object)).await.unwrap();
         prepare(&kubelet, &claim).await.unwrap();
         eventually("the status is ours", async || {
             (devices(&lab, &claim).await[0]["data"]["kind"] == "MigDevice").then_some(())
@@ -293,7 +293,7 @@ async fn another_claim_of_the_same_name_is_left_alone() {
             "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": new.name},
             "status": {"devices": [{"driver": DRIVER, "pool": pool, "device": FIRST_1G, "data": {"kind": "new"}}]},
         });
-        claims(&lab).patch_status(&new.name, &PatchParams::apply("somebody"), &Patch::Apply(&object)).await.unwrap();
+        claims(&lab).patch_status(&new.name, &PatchParams::apply("another-writer"), &Patch::Apply(&object)).await.unwrap();
         unprepare(&kubelet, &old).await.unwrap();
         // The write for the next claim comes after whatever was done for the old one.
         let next = lab.claim_of("next", SECOND_1G).await;

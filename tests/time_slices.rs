@@ -269,7 +269,7 @@ async fn another_number_of_shares_waits_for_what_claims_have() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_behind_a_withdrawal_gives_nobody_the_whole_gpu_beside_a_share() {
+async fn a_restart_behind_a_withdrawal_never_offers_the_whole_gpu_beside_a_share() {
     let plane = ControlPlane::simulated(false).await;
     let ControlPlane::Simulated(server) = plane.clone() else { unreachable!("it is the simulated one") };
     let mut lab = lab(plane, "1xL4", "2").await;

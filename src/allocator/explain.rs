@@ -6,15 +6,17 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceAttribute, DeviceConstraint, ResourceClaim};
 use serde::Serialize;
 
-use crate::Cluster;
 use crate::allocated::{Allocated, ClaimRef, DeviceId};
 use crate::cel_env::Evaluator;
+use crate::cluster::Cluster;
 use crate::constraint;
-use crate::counters::{Counters, Shortage, consumes};
+use crate::counters::{Counters, consumes};
 use crate::pool::{Candidate, PoolProblem, PoolReport, View};
 use crate::refusal::{Abort, Refusal, SelectorError};
 use crate::request::{self, Amount, Wanted, Written};
-use crate::search::{Search, Selected, intolerable, selected};
+use crate::search::Search;
+use crate::select::{Selected, intolerable, selected};
+use crate::shortage::Shortage;
 
 /// What a node can do for claims, and why not more.
 #[derive(Debug, Clone)]

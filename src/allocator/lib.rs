@@ -34,8 +34,9 @@
 //! }
 //! ```
 //!
-//! Layers, each knows those before it: `quantity`; `cel_env`; `refusal`; `node`, `pool`; `counters`, `constraint`; `request`;
-//! `search`; `result`; `explain`, `room`. [`extended`] makes claims of extended resources and knows `quantity` only.
+//! Layers, each knows those before it: `quantity`, `features`; `cel_env`; `refusal`, `shortage`; `node`, `pool`; `cluster`;
+//! `counters`, `constraint`; `request`; `choice`, `select`; `result`; `search`; `explain`, `room`. [`extended`] makes claims of extended
+//! resources and knows `quantity` only.
 
 #![allow(
     clippy::result_large_err,
@@ -44,10 +45,13 @@
 
 mod allocated;
 pub mod cel_env;
+mod choice;
+mod cluster;
 mod constraint;
 mod counters;
 mod explain;
 pub mod extended;
+mod features;
 mod node;
 mod pool;
 pub mod quantity;
@@ -56,102 +60,25 @@ mod request;
 mod result;
 mod room;
 mod search;
-
-use std::collections::BTreeMap;
+mod select;
+mod shortage;
 
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 
 pub use allocated::{Allocated, ClaimRef, DeviceId};
-pub use counters::{Consumer, Shortage};
 pub use cel_env::EvaluationError;
+pub use cluster::{Cluster, MAX_DEVICES, MAX_STEPS};
 pub use explain::{DeviceReport, Explanation, Finding, RequestReport};
+pub use features::Features;
 pub use node::{holds as requirement_holds, selects as selects_node};
 pub use pool::{PoolProblem, PoolReport};
 pub use refusal::{Abort, Refusal, SelectorError, SelectorPlace};
 pub use request::Amount;
 pub use room::Room;
+pub use shortage::{Consumer, Shortage};
 
-/// Devices that one allocation can have.
-pub const MAX_DEVICES: usize = 32;
-
-/// Candidates tried before an attempt is given up. Stands for the scheduler's 10 s per node, in which it tries about so many.
-pub const MAX_STEPS: usize = 4_000_000;
-
-/// The feature gates of the scheduler that matter here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Features {
-    /// `DRAAdminAccess`.
-    pub admin_access: bool,
-    /// `DRADeviceTaints`.
-    pub device_taints: bool,
-    /// `DRAPartitionableDevices`.
-    pub partitionable_devices: bool,
-    /// `DRAPrioritizedList`.
-    pub prioritized_list: bool,
-}
-
-impl Features {
-    /// The defaults of 1.34 and 1.35.
-    pub const DEFAULTS: Self = Self {
-        admin_access: true,
-        device_taints: false,
-        partitionable_devices: false,
-        prioritized_list: true,
-    };
-    /// All that this crate knows; the defaults of 1.36 have them all.
-    pub const ALL: Self =
-        Self { admin_access: true, device_taints: true, partitionable_devices: true, prioritized_list: true };
-}
-
-/// The slices and classes of a cluster, indexed once for any number of questions.
-#[derive(Debug)]
-pub struct Cluster<'a> {
-    features: Features,
-    max_steps: usize,
-    leaks: bool,
-    classes: BTreeMap<&'a str, &'a DeviceClass>,
-    pools: pool::Index<'a>,
-    selectors: cel_env::Selectors,
-}
-
-impl<'a> Cluster<'a> {
-    /// Indexes slices and classes.
-    #[must_use]
-    pub fn new(
-        slices: impl IntoIterator<Item = &'a ResourceSlice>,
-        classes: impl IntoIterator<Item = &'a DeviceClass>,
-        features: Features,
-    ) -> Self {
-        let named = |class: &'a DeviceClass| Some((class.metadata.name.as_deref()?, class));
-        Self {
-            features,
-            max_steps: MAX_STEPS,
-            leaks: true,
-            classes: classes.into_iter().filter_map(named).collect(),
-            pools: pool::Index::new(slices, features),
-            selectors: cel_env::Selectors::default(),
-        }
-    }
-
-    /// The same with expressions that other clusters have compiled.
-    #[must_use]
-    pub fn with_programs(self, programs: &cel_env::Programs) -> Self {
-        Self { selectors: cel_env::Selectors::with(programs.clone()), ..self }
-    }
-
-    /// The same with another limit than [`MAX_STEPS`].
-    #[must_use]
-    pub fn with_max_steps(self, max_steps: usize) -> Self {
-        Self { max_steps, ..self }
-    }
-
-    /// The same as a scheduler in which a refused candidate gives its counters back: 1.37, and later releases of 1.36.
-    #[must_use]
-    pub fn with_leak_fixed(self) -> Self {
-        Self { leaks: false, ..self }
-    }
-
+impl Cluster<'_> {
     /// Allocates all the claims on the node, or none. The results are in the order of the claims.
     ///
     /// # Errors

@@ -7,10 +7,10 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{CounterSet, Device, ResourceSlice, ResourceSliceSpec};
 use serde::Serialize;
 
-use crate::Features;
 use crate::allocated::DeviceId;
-use crate::counters::Shortage;
+use crate::features::Features;
 use crate::node::slice_targets;
+use crate::shortage::Shortage;
 
 /// What is wrong with a pool, as a node sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

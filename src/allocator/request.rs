@@ -6,8 +6,8 @@ use k8s_openapi::api::resource::v1::{
 use serde::Serialize;
 
 use crate::allocated::ClaimRef;
+use crate::cluster::{Cluster, MAX_DEVICES};
 use crate::refusal::Abort;
-use crate::{Cluster, MAX_DEVICES};
 
 /// How many devices a request takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

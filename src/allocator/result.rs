@@ -9,14 +9,19 @@ use k8s_openapi::api::resource::v1::{
 };
 
 use crate::allocated::ClaimRef;
+use crate::choice::{Choice, Request};
 use crate::pool::View;
 use crate::refusal::Abort;
 use crate::request::{self, Wanted};
-use crate::search::{Choice, Request, Search};
 
 /// One allocation per claim, in their order.
-pub(crate) fn allocations(view: &View<'_>, search: &Search<'_, '_>) -> Result<Vec<AllocationResult>, Abort> {
-    let claims = search.claims.iter().zip(&search.requests).zip(&search.chosen);
+pub(crate) fn allocations(
+    view: &View<'_>,
+    claims: &[ResourceClaim],
+    requests: &[Vec<Request<'_>>],
+    chosen: &[Vec<Choice>],
+) -> Result<Vec<AllocationResult>, Abort> {
+    let claims = claims.iter().zip(requests).zip(chosen);
     let one = |((claim, requests), chosen): ((&ResourceClaim, &Vec<Request<'_>>), &Vec<Choice>)| {
         let results = chosen.iter().map(|choice| result(view, requests, choice)).collect();
         let config = config(claim, requests);

@@ -8,7 +8,7 @@ use crate::counters::{Counters, consumes};
 use crate::explain::pools;
 use crate::node::device_targets;
 use crate::pool::{Candidate, PoolReport, View};
-use crate::search::intolerable;
+use crate::select::intolerable;
 use crate::{Cluster, Features};
 
 /// What is left of the devices of one node; made by [`Cluster::room`].

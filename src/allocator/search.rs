@@ -2,25 +2,19 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::resource::v1::{AllocationResult, DeviceTaint, DeviceToleration, ResourceClaim};
+use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 
 use crate::allocated::{Allocated, ClaimRef};
 use crate::cel_env::Evaluator;
+use crate::choice::{Choice, Request};
+use crate::cluster::{Cluster, MAX_DEVICES};
 use crate::constraint::MatchAttribute;
 use crate::counters::{Counters, consumes};
-use crate::node::device_targets;
 use crate::pool::{Candidate, PoolProblem, View};
-use crate::refusal::{Abort, Refusal, SelectorError, SelectorPlace};
+use crate::refusal::{Abort, Refusal};
 use crate::request::{self, Amount, Wanted};
-use crate::{Cluster, MAX_DEVICES, result};
-
-/// A device given to a request.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Choice {
-    pub(crate) request: usize,
-    pub(crate) alternative: usize,
-    pub(crate) candidate: usize,
-}
+use crate::result;
+use crate::select::{Selected, intolerable, selected};
 
 /// Where the search stands: the request, the alternative, and how many of its devices are found.
 #[derive(Clone, Copy)]
@@ -50,39 +44,13 @@ impl From<Abort> for Stop {
     }
 }
 
-/// What the selectors of class and request say of a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Selected {
-    Yes,
-    /// It has binding conditions, which need a feature gate.
-    BindingConditions,
-    /// The class's selector of this index is false.
-    NotByClass(usize),
-    /// The request's selector of this index is false.
-    NotByRequest(usize),
-    /// It is for other nodes.
-    OtherNode,
-}
-
-/// A request's alternatives, and what is remembered of each.
-#[derive(Debug, Default)]
-pub(crate) struct Request<'a> {
-    pub(crate) alternatives: Vec<Wanted<'a>>,
-    /// Whether the request is a list of alternatives.
-    is_list: bool,
-    /// Answers of selectors by alternative and candidate.
-    answers: Vec<Vec<Option<bool>>>,
-    /// The alternative that the last success took.
-    pub(crate) selected: usize,
-}
-
 /// The state of one attempt on one node.
 pub(crate) struct Search<'p, 'a> {
     cluster: &'p Cluster<'a>,
     view: &'p View<'a>,
-    pub(crate) claims: &'a [ResourceClaim],
-    pub(crate) requests: Vec<Vec<Request<'a>>>,
-    pub(crate) chosen: Vec<Vec<Choice>>,
+    claims: &'a [ResourceClaim],
+    requests: Vec<Vec<Request<'a>>>,
+    chosen: Vec<Vec<Choice>>,
     constraints: Vec<Vec<MatchAttribute<'a>>>,
     counters: Counters<'p, 'a>,
     /// Whether other claims hold a candidate.
@@ -129,7 +97,9 @@ impl<'p, 'a> Search<'p, 'a> {
             request.answers.iter_mut().for_each(|answers| answers.fill(None));
         }
         match self.allocate(At::start_of(0, 0), false) {
-            Ok(true) => return Ok(result::allocations(self.view, &self)?),
+            Ok(true) => {
+                return Ok(result::allocations(self.view, self.claims, &self.requests, &self.chosen)?);
+            }
             Err(Stop::Refused(refusal)) => return Err(refusal),
             Ok(false) | Err(Stop::TooManyDevices) => {}
         }
@@ -377,65 +347,4 @@ impl<'p, 'a> Search<'p, 'a> {
             self.counters.give_back(choice.candidate);
         }
     }
-}
-
-/// What class and request say of a candidate.
-pub(crate) fn selected(
-    cluster: &Cluster<'_>,
-    evaluator: &Evaluator,
-    view: &View<'_>,
-    claim: &ResourceClaim,
-    wanted: &Wanted<'_>,
-    candidate: &Candidate<'_>,
-) -> Result<Selected, SelectorError> {
-    let Candidate { id, device, spec, .. } = candidate;
-    if device.binding_conditions.as_ref().is_some_and(|conditions| !conditions.is_empty()) {
-        return Ok(Selected::BindingConditions);
-    }
-    let of_class = wanted.class.spec.selectors.as_deref().unwrap_or_default();
-    for (by_class, selectors) in [(true, of_class), (false, wanted.selectors)] {
-        for (index, selector) in selectors.iter().enumerate() {
-            let Some(cel) = &selector.cel else { continue };
-            let answer = cluster.selectors.evaluate(&cel.expression, evaluator, &id.driver, device);
-            match answer {
-                Ok(true) => {}
-                Ok(false) if by_class => return Ok(Selected::NotByClass(index)),
-                Ok(false) => return Ok(Selected::NotByRequest(index)),
-                Err(error) => {
-                    let class = wanted.class.metadata.name.clone().unwrap_or_default();
-                    let (claim, request) = (ClaimRef::of(claim), wanted.name.clone());
-                    let place = if by_class {
-                        SelectorPlace::Class { class }
-                    } else {
-                        SelectorPlace::Request { claim, request }
-                    };
-                    return Err(SelectorError { place, selector: index, device: id.clone(), error });
-                }
-            }
-        }
-    }
-    let elsewhere = spec.per_device_node_selection == Some(true) && !device_targets(device, view.node);
-    Ok(if elsewhere { Selected::OtherNode } else { Selected::Yes })
-}
-
-/// The first taint that keeps a request away from a device.
-pub(crate) fn intolerable<'t>(
-    taints: Option<&'t [DeviceTaint]>,
-    tolerations: &[DeviceToleration],
-) -> Option<&'t DeviceTaint> {
-    let keeps_out = |taint: &&DeviceTaint| taint.effect == "NoSchedule" || taint.effect == "NoExecute";
-    let tolerated = |taint: &DeviceTaint| {
-        tolerations.iter().any(|toleration| {
-            let effect = toleration.effect.as_deref().is_none_or(|e| e.is_empty() || e == taint.effect);
-            let key = toleration.key.as_deref().is_none_or(|k| k.is_empty() || k == taint.key);
-            let text = |value: &Option<String>| value.clone().unwrap_or_default();
-            let value = match toleration.operator.as_deref() {
-                Some("Exists") => true,
-                None | Some("" | "Equal") => text(&toleration.value) == text(&taint.value),
-                Some(_) => false,
-            };
-            effect && key && value
-        })
-    };
-    taints.unwrap_or_default().iter().filter(keeps_out).find(|taint| !tolerated(taint))
 }

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_tells_where_each_setting_is_from() {
+    fn the_configuration_shows_where_each_setting_is_from() {
         let line = ["dra-driver-mig", "node", "--node-name", "n-1", "--mode=layout"];
         let origins_set = configuration(&Cli::command().get_matches_from(line));
         let (flags, rest) = origins_set.split_once("; ").unwrap();

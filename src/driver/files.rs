@@ -38,7 +38,15 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         let _ = fs::remove_file(&unfinished);
     }
     written?;
-    path.parent().map_or(Ok(()), |it| File::open(it)?.sync_all())
+    sync_directory(path.parent())
+}
+
+/// Forces the names in a directory to the disk.
+///
+/// # Errors
+/// The operating system's.
+pub fn sync_directory(directory: Option<&Path>) -> io::Result<()> {
+    directory.map_or(Ok(()), |it| File::open(it)?.sync_all())
 }
 
 /// The name under which [`replace`] writes: hidden, so that a program that watches the directory ignores it.

@@ -16,7 +16,7 @@
 //! A module imports modules of the lines above its own, and no others (`tests/layers.rs` reads the `use` lines):
 //!
 //! ```text
-//! telemetry backoff files host pods            log, numbers, pauses, the kernel's facts, which pods have which claim
+//! telemetry backoff files threads host pods    log, numbers, pauses, threads, the kernel's facts, which pods have which claim
 //! nvml checkpoint                        the library; what was promised, on disk
 //! cdi mig                                specs for containers; GPU and compute instances
 //! readiness                              what the host needs before claims can be prepared
@@ -32,6 +32,9 @@
 //! args                                   the command line
 //! guarantees                             what the driver guarantees, in words
 //! ```
+//!
+//! Nor do files use each other in a circle (the same test): a parent shows the names of its children or uses them, and a child uses
+//! its siblings, not its parent's items where the parent uses the child.
 //!
 //! What the driver guarantees, and the test behind each guarantee, is in [`guarantees`]. What holds everywhere:
 //!
@@ -71,6 +74,7 @@ pub mod probes;
 pub mod publisher;
 pub mod readiness;
 pub mod telemetry;
+pub mod threads;
 pub mod usage;
 
 use std::io;

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_most_of_what_is_remembered_although_nobody_says_that_claims_end() {
+    fn what_is_remembered_is_bounded_although_the_end_of_claims_is_not_reported() {
         let pods = Pods::default();
         for number in 0..MOST + 7 {
             pods.note(&format!("u-{number}").parse().unwrap(), &claim(&["a"]));

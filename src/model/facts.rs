@@ -1,6 +1,7 @@
 //! Facts that NVML reports, as plain data: no handles, no lifetimes, no decisions.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -137,12 +138,7 @@ impl MigFacts {
     /// Memory slices of the whole GPU: the highest end of any placement.
     #[must_use]
     pub fn memory_slices(&self) -> u32 {
-        self.profiles
-            .iter()
-            .flat_map(|it| &it.placements)
-            .map(|it| it.start.saturating_add(it.size))
-            .max()
-            .unwrap_or(0)
+        self.profiles.iter().flat_map(|it| &it.placements).map(|it| it.end()).max().unwrap_or(0)
     }
 }
 
@@ -216,11 +212,22 @@ impl Placement {
         0 < self.size && self.start.checked_add(self.size).is_some_and(|end| end <= MOST_MEMORY_SLICES)
     }
 
+    /// The memory slice behind the last one.
+    #[must_use]
+    pub fn end(self) -> u32 {
+        self.start.saturating_add(self.size)
+    }
+
+    /// The memory slices.
+    #[must_use]
+    pub fn slices(self) -> Range<u32> {
+        self.start..self.end()
+    }
+
     /// True where both need a memory slice.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {
-        let end = |it: Self| it.start.saturating_add(it.size);
-        self.start < end(other) && other.start < end(self)
+        self.start < other.end() && other.start < self.end()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::facts::GpuFacts;
-use crate::inventory::{AllocatableDevice, GpuInventory, fits_into};
+use crate::inventory::{AllocatableDevice, GpuInventory, fits_into, take};
 
 /// What a whole GPU is called among profiles, as in the attribute `profile`.
 const WHOLE: &str = "full";
@@ -32,11 +32,7 @@ pub fn occupancy(offered: &GpuInventory, facts: Option<&GpuFacts>, held: &BTreeS
     let mut left = offered.counters.clone();
     for device in taken {
         *found.live.entry(profile(device).to_owned()).or_default() += 1;
-        for (counter, amount) in &device.consumes {
-            if let Some(left) = left.get_mut(counter) {
-                *left = left.saturating_sub(*amount);
-            }
-        }
+        take(&mut left, &device.consumes);
     }
     let mut largest = None;
     let mut obtainable = BTreeSet::new();
@@ -46,9 +42,7 @@ pub fn occupancy(offered: &GpuInventory, facts: Option<&GpuFacts>, held: &BTreeS
             *free += 1;
             // Of two that take as much memory the one with more compute slices is the larger.
             largest = largest.max(device.mig().map(|it| (it.placement.size, it.slices, &it.profile)));
-            obtainable.extend(device.mig().map_or(0..slices, |it| {
-                it.placement.start..it.placement.start.saturating_add(it.placement.size)
-            }));
+            obtainable.extend(device.mig().map_or(0..slices, |it| it.placement.slices()));
         }
     }
     found.largest = largest.map(|(size, _, profile)| (profile.clone(), size));

@@ -1,6 +1,6 @@
 //! What reading the metrics costs: 2,000 prepares and unprepares with 100 readings a second and as many without, in turns
 //! within one run of the release binary. Prints the ratio of the medians and, as the noise that any ratio of this run has,
-//! the same ratio between two halves of the calls that nobody read beside. Nothing fails because a machine is slow.
+//! the same ratio between two halves of the calls that were not read beside. Nothing fails because a machine is slow.
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 

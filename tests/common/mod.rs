@@ -355,7 +355,7 @@ impl Lab {
 }
 
 /// An address that was free a moment ago: the driver cannot be handed a listener. It is below those that the kernel gives to
-/// whoever asks for any, so nobody else who does is given it before the driver takes it; processes begin at different ones.
+/// a process that asks for any, so that no other process gets it before the driver takes it; processes begin at different ones.
 pub(crate) fn free_address() -> SocketAddr {
     const PORTS: std::ops::Range<u32> = 12_000..32_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);

@@ -42,7 +42,7 @@ pub(crate) async fn scrape_as(address: SocketAddr, accept: &str) -> (String, Str
     (head.to_owned(), text.to_owned())
 }
 
-/// The answer to a GET; nothing where nobody answers.
+/// The answer to a GET; nothing where no server answers.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).await.ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");

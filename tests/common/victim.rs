@@ -27,7 +27,7 @@ pub(crate) struct Wanted {
     pub(crate) instances: &'static [(usize, &'static str, u32)],
     /// MIG mode that the GPUs must have, so that a test can give them the other one.
     pub(crate) mig: bool,
-    /// Profile and first memory slice of an instance that somebody else made on the first GPU, which the claim is given
+    /// Profile and first memory slice of an unmanaged instance on the first GPU, which the claim is given
     /// instead of devices.
     pub(crate) planted: Option<(&'static str, u32)>,
 }
@@ -65,7 +65,7 @@ pub(crate) const WHOLE: Wanted =
 
 /// One of its devices is cut beside the other, so that crashes come between the two.
 pub(crate) const ADOPTED: Wanted = Wanted {
-    name: "an instance of somebody else and one of ours",
+    name: "an unmanaged instance and one of ours",
     devices: &["gpu-0000-1a-00-mig-1g-10gb-6"],
     instances: &[(0, "1g.10gb", 6)],
     mig: true,
@@ -199,7 +199,7 @@ impl Victim {
         self.lab.claim(&format!("claim-{}", self.claims), &results).await
     }
 
-    /// Lets somebody else make what is wanted of others; before the first start, because the driver looks only then.
+    /// Creates the unmanaged instances that are wanted; before the first start, because the driver looks only then.
     pub(crate) fn plant(&mut self, wanted: &Wanted) {
         if let (Some((profile, start)), None) = (wanted.planted, &self.planted) {
             self.planted = Some(self.lab.sim.plant_instance(0, profile, start).unwrap());
@@ -291,7 +291,7 @@ impl Victim {
         });
         match live {
             Some(live) => instances.retain(|it| *it != (0, live.profile.clone(), live.start)),
-            None => instances.push((0, "what somebody else made is gone".to_owned(), 0)),
+            None => instances.push((0, "the unmanaged instance is gone".to_owned(), 0)),
         }
     }
 
@@ -353,7 +353,7 @@ impl Victim {
         Ok(true)
     }
 
-    /// Gives all GPUs this MIG mode, but one that somebody else has cut.
+    /// Gives all GPUs this MIG mode, but one that another program has cut.
     pub(crate) fn set_mig_mode(&self, on: bool) {
         for gpu in usize::from(self.planted.is_some())..2 {
             self.lab.sim.on_gpu(gpu, |it| (it.mig_current, it.mig_pending) = (on, on)).unwrap();

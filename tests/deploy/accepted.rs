@@ -160,7 +160,7 @@ async fn a_real_api_server_takes_what_convert_makes() {
         let windows = text.replace('\n', "\r\n");
         assert_eq!(converted(&windows), done.replace('\n', "\r\n"), "{file}");
         assert_eq!(converted(&format!("\u{feff}{text}")), format!("\u{feff}{done}"), "{file}");
-        // Comments of lines that nobody asked to change, and of those that go.
+        // Comments of lines that no request asked to change, and of those that go.
         for line in text.lines().filter_map(|it| Some(it.split_once('#')?.1)) {
             assert!(done.contains(line), "{file}: {line}");
         }

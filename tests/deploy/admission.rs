@@ -108,7 +108,7 @@ fn of_a_slice_everything_that_names_a_node_has_to_be_the_own() {
     for writer in nodes() {
         for other in nodes().into_iter().filter(|it| *it != writer) {
             let theirs = slice(&other, DRIVER, 0);
-            for (field, told) in [
+            for (field, expected) in [
                 ("/metadata/name", "with names such as"),
                 ("/spec/pool/name", "resourceslices of the pool"),
                 ("/spec/nodeName", "may not write resourceslices of node"),
@@ -117,7 +117,7 @@ fn of_a_slice_everything_that_names_a_node_has_to_be_the_own() {
                 *slice.pointer_mut(field).unwrap() = theirs.pointer(field).unwrap().clone();
                 slice["spec"]["pool"]["generation"] = json!(999_999_999);
                 let message = judge(&policy, &writer, &slice).unwrap_err();
-                assert!(message.contains(told), "{writer}, {field} of {other}: {message}");
+                assert!(message.contains(expected), "{writer}, {field} of {other}: {message}");
             }
         }
     }

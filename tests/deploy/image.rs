@@ -31,8 +31,8 @@ fn the_image_is_the_same_every_time_and_has_no_shell() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     for name in ["one.tar", "two.tar"] {
-        let told = succeeded(&image(&["--tag", "example/x:1", "--out", path(name).to_str().unwrap()]));
-        assert!(told.contains("example/x:1, 8 files"), "{told}");
+        let printed = succeeded(&image(&["--tag", "example/x:1", "--out", path(name).to_str().unwrap()]));
+        assert!(printed.contains("example/x:1, 8 files"), "{printed}");
     }
     assert!(std::fs::read(path("one.tar")).unwrap() == std::fs::read(path("two.tar")).unwrap());
 
@@ -49,6 +49,6 @@ fn the_driver_runs_with_nothing_but_the_images_files() {
     if !has_tools() || !is_root {
         return eprintln!("skipped: root is needed for a chroot");
     }
-    let told = succeeded(&image(&["--check"]));
-    assert!(told.contains("runs; 8 files"), "{told}");
+    let printed = succeeded(&image(&["--check"]));
+    assert!(printed.contains("runs; 8 files"), "{printed}");
 }

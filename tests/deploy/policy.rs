@@ -120,7 +120,7 @@ async fn install(admin: &Client) {
     }
 }
 
-/// The driver's whole work: publish, prepare, unprepare, publish again what somebody deleted, follow the node's label and tell
+/// The driver's whole work: publish, prepare, unprepare, publish again what another client deleted, follow the node's label and tell
 /// how the layout fares.
 async fn work(lab: &mut Lab) {
     lab.start();
@@ -146,13 +146,13 @@ async fn work(lab: &mut Lab) {
     nodes.patch(&lab.node_name, &PatchParams::default(), &Patch::Merge(layout)).await.unwrap();
     lab.set_args(&["--mode", "layout", "--settle-time", "1"]);
     lab.start();
-    eventually("the label tells that the layout is in force", async || {
+    eventually("the label says that the layout is in force", async || {
         let labels = nodes.get(&lab.node_name).await.unwrap().metadata.labels?;
         (labels.get(STATE_LABEL)? == "success").then_some(())
     })
     .await;
     let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
-    eventually("an event tells it, too", async || {
+    eventually("an event says it, too", async || {
         let events = events.list(&ListParams::default()).await.unwrap().items;
         events.iter().any(|it| it.reason.as_deref() == Some("LayoutApplied")).then_some(())
     })
@@ -225,7 +225,7 @@ async fn with_the_shipped_account_alone_the_driver_does_its_whole_work() {
         return eprintln!("skipped: no KUBEBUILDER_ASSETS");
     };
     work(&mut installed.lab).await;
-    // What nobody granted it may not.
+    // What is not granted is refused.
     let pods = Api::<Pod>::namespaced(installed.here, NAMESPACE);
     assert!(refused(pods.list(&ListParams::default()).await).contains("cannot list"));
 }
@@ -251,8 +251,9 @@ async fn a_pod_of_the_driver_writes_the_slices_of_its_own_node_and_driver_only()
         refused(slices(&there).replace(&name, &params, &changed).await),
         refused(slices(&there).delete(&name, &delete).await),
     ] {
-        let told = format!("a pod on node other-node may not write resourceslices of node {}", lab.node_name);
-        assert!(message.contains(&told), "{message}");
+        let expected =
+            format!("a pod on node other-node may not write resourceslices of node {}", lab.node_name);
+        assert!(message.contains(&expected), "{message}");
     }
 
     // Nor one that only seems to be its own.
@@ -262,7 +263,7 @@ async fn a_pod_of_the_driver_writes_the_slices_of_its_own_node_and_driver_only()
         serde_json::from_value::<ResourceSlice>(slice).unwrap()
     };
     let other_pool = format!("other-node/{DRIVER}");
-    for (change, told) in [
+    for (change, expected) in [
         (json!({"spec": {"pool": {"name": other_pool}}}), "resourceslices of the pool"),
         (
             json!({"spec": {"pool": {"name": other_pool, "generation": 999_999_999}}}),
@@ -284,10 +285,10 @@ async fn a_pod_of_the_driver_writes_the_slices_of_its_own_node_and_driver_only()
         let dry = PostParams { dry_run: true, ..PostParams::default() };
         for params in [&params, &dry] {
             let message = refused(slices(&here).create(params, &own(&change)).await);
-            assert!(message.contains(told), "{change}: {message}");
+            assert!(message.contains(expected), "{change}: {message}");
         }
     }
-    // What somebody else has put under such a name it may neither change nor delete.
+    // What another writer has put under such a name it may neither change nor delete.
     let squatted = own(
         &json!({"metadata": {"name": format!("0fff1-{DRIVER}-{}", lab.node_name)}, "spec": {"driver": "gpu.example.com"}}),
     );
@@ -350,9 +351,9 @@ async fn a_pod_of_the_driver_writes_one_label_of_its_own_node_only() {
     };
     let state = |value: &str| json!({"metadata": {"labels": {STATE_LABEL: value}}});
 
-    let told = format!("a pod on node other-node may not write node {}", lab.node_name);
+    let expected = format!("a pod on node other-node may not write node {}", lab.node_name);
     let message = refused(patch(&there, state("failed")).await);
-    assert!(message.contains(&told), "{message}");
+    assert!(message.contains(&expected), "{message}");
     let message = refused(patch(&unbound, state("failed")).await);
     assert!(message.contains("a pod on node (unknown) may not write node"), "{message}");
 

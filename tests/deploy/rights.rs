@@ -22,7 +22,7 @@ fn granted_ahead() -> BTreeMap<Used, &'static str> {
         let right = (None, "resource.k8s.io".to_owned(), "resourceclaims/driver".to_owned(), verb.to_owned());
         (
             right,
-            "Kubernetes 1.36 asks for it when a driver writes a claim's device status; nobody else knows it",
+            "Kubernetes 1.36 asks for it when a driver writes a claim's device status; no other component knows it",
         )
     };
     [associated("associated-node:update"), associated("associated-node:patch")].into()
@@ -127,7 +127,7 @@ async fn the_shipped_rights_are_what_the_driver_uses_and_nothing_more() {
     };
     let happens = async |right: &str| eventually(right, async || seen(right).then_some(())).await;
 
-    // Publish, and answer the kubelet's wipe and somebody's odd slice.
+    // Publish, and answer the kubelet's wipe and another writer's odd slice.
     lab.start();
     let kubelet = lab.kubelet().await;
     let complete = async || {
@@ -158,8 +158,8 @@ async fn the_shipped_rights_are_what_the_driver_uses_and_nothing_more() {
         .await;
     kubelet.unprepare(std::slice::from_ref(&one)).await.unwrap().remove(&one.uid).unwrap().unwrap();
 
-    // Somebody else cuts, so that the slices change; a state file cannot be read, which is an event of the node; and a claim
-    // that nobody can prepare is one of the claim, which is counted when it comes again.
+    // Another program cuts, so that the slices change; a state file cannot be read, which is an event of the node; and a claim
+    // that cannot be prepared is one of the claim, which is counted when it comes again.
     lab.sim.plant_instance(0, "1g.10gb", 0).unwrap();
     happens("update resourceslices").await;
     let claims = lab.path("plugins").join(DRIVER).join("claims");

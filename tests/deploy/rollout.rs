@@ -119,7 +119,7 @@ async fn in_a_rolling_update_calls_succeed_throughout_and_slices_are_not_touched
     traffic.kubelet.send_replace(to_new.clone());
     traffic.goes_on().await;
 
-    // The old pod is told to end while a call of its own runs, which it finishes.
+    // The old pod gets its signal to end while a call of its own runs, which it finishes.
     lab.sim.set_latency("nvmlDeviceCreateGpuInstanceWithPlacement", 300.0).unwrap();
     let last = lab.claim_of("last", "gpu-0000-1a-00-mig-1g-10gb-6").await;
     let (answer, ()) = tokio::join!(to_old.prepare(std::slice::from_ref(&last)), async {
@@ -148,7 +148,7 @@ async fn in_a_rolling_update_calls_succeed_throughout_and_slices_are_not_touched
     assert!(new.wait().unwrap().success());
 }
 
-/// True where slices are what a pod publishes that was told to offer `1g.10gb` and no other profile.
+/// True where slices are what a pod publishes that was configured to offer `1g.10gb` and no other profile.
 fn is_small(slices: &[ResourceSlice]) -> bool {
     let names = device_names(slices);
     !names.is_empty() && names.iter().all(|it| !it.contains("-mig-") || it.contains("-mig-1g-10gb-"))
@@ -200,7 +200,7 @@ async fn where_two_pods_would_publish_different_slices_the_newer_one_does_and_th
     watching.abort();
     eventually("the old pod stays ready", async || is_ready(old_address).await).await;
 
-    // The new one was no good. Killed, it leaves its socket behind, on which nobody answers.
+    // The new one was no good. Killed, it leaves its socket behind, on which no process answers.
     new.kill().unwrap();
     new.wait().unwrap();
     lab.slices_when(is_large).await;

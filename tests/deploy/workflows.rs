@@ -52,7 +52,7 @@ fn workflows_read_only_except_for_the_job_that_publishes() {
         let is_comment = |it: &str| it.trim_start().starts_with('#');
         let code: String = text.lines().filter(|it| !is_comment(it)).collect();
         assert!(!code.contains("secrets."), "{name} needs no secret");
-        assert!(!code.contains("pull_request_target"), "{name} runs no foreign code with rights");
+        assert!(!code.contains("pull_request_target"), "{name} runs no code of a fork with rights");
     }
 }
 

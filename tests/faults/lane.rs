@@ -107,7 +107,7 @@ impl<'a> Lane<'a> {
     }
 
     /// What is there fits the answer: a prepared claim has everything, an ended one nothing, and after an error a running pod
-    /// keeps what it has, and a record tells of whatever else there is.
+    /// keeps what it has, and a record lists what else there is.
     pub(crate) fn is_right(
         &self,
         step: Step,

@@ -28,7 +28,7 @@ const CODES: [u32; 27] =
 const ALWAYS: u32 = 1_000_000;
 
 /// One code of each kind, for claims of other shapes: what ends an enumeration, what means "is gone" or "not in this
-/// mode", what is tried again, what a wrong place gives, and what nobody can explain.
+/// mode", what is tried again, what a wrong place gives, and what cannot be explained.
 const TELLING: [u32; 8] = [2, 3, 6, 10, 15, 19, 23, 999];
 
 const SHAPES: [Shape; 3] = [

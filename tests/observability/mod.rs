@@ -49,7 +49,7 @@ async fn show_everything() -> Shown {
     let (mut lab, metrics) = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB,1xA100-40GB")
         .await
         .with_metrics(&["--metrics-pod-labels", "--metrics-dcgm-names"]);
-    // Somebody else's instance.
+    // An unmanaged instance.
     lab.sim.on_gpu(0, |gpu| (gpu.mig_current, gpu.mig_pending) = (true, true)).unwrap();
     lab.sim.plant_instance(0, "1g.10gb", 0).unwrap();
     lab.start();

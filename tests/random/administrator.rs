@@ -2,7 +2,7 @@
 
 use nvml_sim::{Action, Code, Fault, mig};
 
-use super::model::{BY_HAND, CUTS, Foreign, Hung, Part, State, Tenant};
+use super::model::{BY_HAND, CUTS, Hung, Part, State, Tenant, Unmanaged};
 use super::record::{self, Progress};
 use super::{GPUS, World};
 
@@ -17,10 +17,10 @@ const CHANGES: [&str; 5] = [
 
 /// What an instance that an administrator makes counts as.
 enum Counts {
-    Foreign,
+    Unmanaged,
     /// Profile, placement and id are those of one that was destroyed by hand, and the driver has not looked in between.
     Ours(usize),
-    /// It cannot be told, or it may not be there.
+    /// It is unknown, or it may not be there.
     Nothing,
 }
 
@@ -67,7 +67,7 @@ impl World {
         }
         match counts {
             Counts::Ours(number) => self.model.tenants[number].lost.retain(|it| *it != part),
-            _ => self.model.foreign.push(Foreign { part, serial, is_bare }),
+            _ => self.model.unmanaged.push(Unmanaged { part, serial, is_bare }),
         }
     }
 
@@ -91,7 +91,7 @@ impl World {
                 _ => {}
             }
         }
-        Counts::Foreign
+        Counts::Unmanaged
     }
 
     /// The name of the device that is made as this part.
@@ -104,11 +104,11 @@ impl World {
 
     /// And destroys it.
     pub(crate) fn uproot(&mut self) {
-        if self.model.foreign.is_empty() {
+        if self.model.unmanaged.is_empty() {
             return;
         }
-        let gone = self.random.below(self.model.foreign.len());
-        let Foreign { part, serial, .. } = self.model.foreign.swap_remove(gone);
+        let gone = self.random.below(self.model.unmanaged.len());
+        let Unmanaged { part, serial, .. } = self.model.unmanaged.swap_remove(gone);
         self.note(format!("an administrator destroys {part:?}"));
         self.lab.sim.on_gpu(part.gpu, |gpu| gpu.instances.retain(|it| it.serial != serial)).unwrap();
     }

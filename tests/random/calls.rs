@@ -182,12 +182,12 @@ impl World {
     /// Nothing goes on for the claim any more. What was made again of what an administrator had destroyed is not lost.
     pub(crate) fn becomes(&mut self, number: usize, state: State) {
         let gpus = self.lab.sim.snapshot().unwrap().gpus;
-        let (foreign, tenant) = (&self.model.foreign, &mut self.model.tenants[number]);
+        let (unmanaged, tenant) = (&self.model.unmanaged, &mut self.model.tenants[number]);
         tenant.becomes(state);
         tenant.lost.retain(|part| {
-            let is_foreign = |serial| foreign.iter().any(|it| it.serial == serial);
+            let is_unmanaged = |serial| unmanaged.iter().any(|it| it.serial == serial);
             let mut there = gpus[part.gpu].gpu_instances.iter();
-            !there.any(|it| (it.start, it.size) == (part.start, part.size) && !is_foreign(it.serial))
+            !there.any(|it| (it.start, it.size) == (part.start, part.size) && !is_unmanaged(it.serial))
         });
     }
 
@@ -211,7 +211,7 @@ impl World {
         let (name, before) = (tenant.claim.name.clone(), tenant.state);
         let Some(Work { is_prepare, .. }) = tenant.work else { return };
         // A claim that is recorded needs nothing more than room.
-        let occupied = |it: &Tenant| self.model.foreign.iter().any(|foreign| it.needs(&foreign.part));
+        let occupied = |it: &Tenant| self.model.unmanaged.iter().any(|unmanaged| it.needs(&unmanaged.part));
         let must_succeed = !occupied(tenant) && tenant.next.is_none();
         let may_be_prepared = tenant.may_be_prepared() && !tenant.is_between() && tenant.next.is_none();
         let choice = self.random.below(3);

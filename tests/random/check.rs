@@ -9,7 +9,7 @@ use super::model::{CUTS, Part, State, Tenant};
 use super::record::{self, Recorded};
 
 impl World {
-    /// Nobody calls: hardware and files are what the model says.
+    /// No call comes: hardware and files are what the model says.
     pub(crate) fn check(&self) {
         let recorded = self.recorded();
         let found = BTreeSet::from_iter(self.lab.recorded());
@@ -65,9 +65,10 @@ impl World {
     fn check_gpu(&self, found: &GpuSnapshot) {
         let gpu = found.index;
         let part = |it: &GiSnapshot| Part { gpu, start: it.start, size: it.size, is_whole: false };
-        let foreign: BTreeMap<u32, Part> = self.model.foreign.iter().map(|it| (it.serial, it.part)).collect();
+        let unmanaged: BTreeMap<u32, Part> =
+            self.model.unmanaged.iter().map(|it| (it.serial, it.part)).collect();
         let (others, ours): (Vec<&GiSnapshot>, Vec<&GiSnapshot>) =
-            found.gpu_instances.iter().partition(|it| foreign.get(&it.serial) == Some(&part(it)));
+            found.gpu_instances.iter().partition(|it| unmanaged.get(&it.serial) == Some(&part(it)));
         let in_use = self.model.tenants.iter().filter(|it| it.is_in_use());
         let wanted: Vec<Part> = in_use
             .flat_map(|tenant| tenant.parts.iter().filter(|it| !tenant.lost.contains(it)))
@@ -79,7 +80,7 @@ impl World {
             let part = part(instance);
             let is_in_between = self.model.tenants.iter().any(|it| may_be(it, &part));
             if !wanted.contains(&part) && !is_in_between {
-                self.fail(&format!("nobody owns {instance:?} on GPU {gpu}"));
+                self.fail(&format!("no claim owns {instance:?} on GPU {gpu}"));
             }
             // Only what is half made or half destroyed may be without its compute instance.
             if instance.compute_instances.len() != 1 && !is_in_between {
@@ -93,13 +94,13 @@ impl World {
                 self.fail(&format!("{it:?} is missing"));
             }
         }
-        for foreign in self.model.foreign.iter().filter(|it| it.part.gpu == gpu) {
-            if !others.iter().any(|it| it.serial == foreign.serial) {
-                self.fail(&format!("the driver has destroyed {foreign:?}"));
+        for unmanaged in self.model.unmanaged.iter().filter(|it| it.part.gpu == gpu) {
+            if !others.iter().any(|it| it.serial == unmanaged.serial) {
+                self.fail(&format!("the driver has destroyed {unmanaged:?}"));
             }
-            let instance = others.iter().find(|it| it.serial == foreign.serial).unwrap();
-            if instance.compute_instances.is_empty() != foreign.is_bare {
-                self.fail(&format!("the driver has changed {foreign:?}"));
+            let instance = others.iter().find(|it| it.serial == unmanaged.serial).unwrap();
+            if instance.compute_instances.is_empty() != unmanaged.is_bare {
+                self.fail(&format!("the driver has changed {unmanaged:?}"));
             }
         }
     }

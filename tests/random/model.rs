@@ -42,7 +42,7 @@ pub(crate) const BY_HAND: [(&str, u32, u32); 13] = [
     ("1g.20gb", 4, 2),
 ];
 
-/// What a claim is told that has other devices than it is allocated.
+/// The error of a claim that has other devices than it is allocated.
 pub(crate) const REALLOCATED: &str = "has not been unprepared since";
 
 /// A part of a GPU.
@@ -117,9 +117,9 @@ pub(crate) struct Tenant {
     pub(crate) lost: Vec<Part>,
 }
 
-/// An instance that somebody else made.
+/// An unmanaged instance.
 #[derive(Debug)]
-pub(crate) struct Foreign {
+pub(crate) struct Unmanaged {
     pub(crate) part: Part,
     pub(crate) serial: u32,
     /// Without a compute instance.
@@ -140,7 +140,7 @@ pub(crate) enum Expected {
 #[derive(Debug, Default)]
 pub(crate) struct Model {
     pub(crate) tenants: Vec<Tenant>,
-    pub(crate) foreign: Vec<Foreign>,
+    pub(crate) unmanaged: Vec<Unmanaged>,
     pub(crate) api_is_down: bool,
     pub(crate) hung: Option<Hung>,
 }
@@ -181,7 +181,7 @@ impl Tenant {
         self.parts.iter().any(|it| it.gpu == gpu)
     }
 
-    /// Nobody will ask for it: its pod was deleted by force, and its ResourceClaim with it.
+    /// No call will ask for it: its pod was deleted by force, and its ResourceClaim with it.
     pub(crate) fn is_orphan(&self) -> bool {
         self.is_recorded() && !self.exists
     }
@@ -233,7 +233,7 @@ impl Model {
             }
             // What an administrator has destroyed is made again, where there is room for it.
             let is_lost = |part: &Part| tenant.lost.iter().any(|it| it.overlaps(part));
-            return match self.foreign.iter().any(|it| is_lost(&it.part)) {
+            return match self.unmanaged.iter().any(|it| is_lost(&it.part)) {
                 true => Expected::Refused(vec!["is occupied".to_owned()]),
                 false => Expected::Done,
             };
@@ -249,7 +249,7 @@ impl Model {
                 words.push(it.claim.name.clone());
             }
         }
-        for part in self.foreign.iter().map(|it| &it.part).filter(|it| tenant.needs(it)) {
+        for part in self.unmanaged.iter().map(|it| &it.part).filter(|it| tenant.needs(it)) {
             let is_whole = tenant.parts.iter().any(|it| it.is_whole && it.gpu == part.gpu);
             words.push(if is_whole { "still has" } else { "is occupied" }.to_owned());
         }
@@ -310,10 +310,10 @@ impl Model {
         !self.tenants.iter().any(|it| it.exists && it.is_allocated(part))
     }
 
-    /// False where a claim has the GPU as a whole, or another instance of somebody else is in the way.
+    /// False where a claim has the GPU as a whole, or another unmanaged instance is in the way.
     pub(crate) fn is_open_to_others(&self, part: &Part) -> bool {
         let has_whole = |it: &Tenant| it.parts.iter().any(|own| own.is_whole && own.gpu == part.gpu);
         !self.tenants.iter().any(|it| it.holds() && has_whole(it))
-            && !self.foreign.iter().any(|it| it.part.overlaps(part))
+            && !self.unmanaged.iter().any(|it| it.part.overlaps(part))
     }
 }

@@ -34,7 +34,7 @@ impl World {
             if self.random.percent(50) {
                 std::fs::remove_dir_all(self.lab.path("cdi")).unwrap();
             }
-            self.model.foreign.clear();
+            self.model.unmanaged.clear();
             for tenant in self.model.tenants.iter_mut() {
                 tenant.process = None;
                 tenant.lost.clear();
@@ -71,7 +71,7 @@ impl World {
         self.start_and_settle().await;
     }
 
-    /// Somebody starts the driver once more, without a UID of its own, while such a process serves the node.
+    /// An administrator starts the driver once more, without a UID, while such a process serves the node.
     pub(crate) async fn start_twice(&mut self) {
         if !self.drivers.iter().any(|it| it.is_sole) {
             return;
@@ -142,7 +142,7 @@ impl World {
         if timeout(PATIENCE, eventually("what is gone is missed", missed)).await.is_err() {
             self.fail(&format!("the driver does not miss {}", self.missed().unwrap_or_default()));
         }
-        // Beside another one it cannot be told which of the two has asked.
+        // Beside another one it is unknown which of the two has asked.
         self.is_blind = !self.model.api_is_down && self.drivers.len() == 1;
         if self.is_blind {
             self.wait_for_the_questions_after(asked).await;

@@ -15,6 +15,7 @@ mod cost;
 mod device;
 mod quantity;
 mod version;
+mod wrong_type;
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -209,11 +210,6 @@ impl Evaluator {
             Err(error) => Err(EvaluationError::Failed(error.to_string())),
         }
     }
-}
-
-/// The error of a function that was called with something else than it takes.
-fn wrong_type(function: &str, got: &Value) -> ExecutionError {
-    ExecutionError::function_error(function, format!("no matching overload for {}", got.type_of()))
 }
 
 #[cfg(test)]

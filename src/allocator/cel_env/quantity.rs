@@ -8,7 +8,7 @@ use cel::objects::Opaque;
 use cel::{Context, DeclarationError, ExecutionError, Value};
 
 use super::version::VersionValue;
-use super::wrong_type;
+use super::wrong_type::wrong_type;
 use crate::quantity::Quantity;
 
 /// A quantity as expressions hold it.

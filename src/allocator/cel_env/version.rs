@@ -7,7 +7,7 @@ use cel::objects::Opaque;
 use cel::{Context, DeclarationError, ExecutionError, Value};
 use semver::Version;
 
-use super::wrong_type;
+use super::wrong_type::wrong_type;
 
 /// A version as expressions hold it.
 #[derive(Debug, Clone)]

@@ -1,4 +1,4 @@
-//! The allocator's decisions, one fact each.
+//! The allocator's decisions, one fact each. Longer than other files: it is a list, and all facts share its pools and claims.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers included")]
 
 use std::collections::BTreeMap;
@@ -197,7 +197,7 @@ fn count_takes_so_many_devices_and_all_takes_every_one() {
 }
 
 #[test]
-fn admin_access_may_have_what_others_use_and_blocks_nobody() {
+fn admin_access_may_have_what_others_use_and_blocks_no_request() {
     // A device without counters: with them upstream charges the admin, too.
     let mut device = mig(0, "1g", 0..1);
     device.as_object_mut().unwrap().remove("consumesCounters");

@@ -2,28 +2,23 @@
 //!
 //! Follows the state files, not the calls: every change of a state file sends a notification, and the loop compares what
 //! it wrote to the API server with what is on disk. No call of the kubelet waits for it or fails by it, nothing is queued
-//! beyond the existing claims, and the next comparison repeats a failed write. Never changes entries of other drivers or
-//! other fields of a claim's status: it uses server-side apply with its own field manager, and removes only what it wrote.
+//! beyond the existing claims, and the next comparison repeats a failed write.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
-use k8s_openapi::api::resource::v1::ResourceClaim;
-use kube::api::{Patch, PatchParams};
-use kube::{Api, Client, Error};
+use kube::Client;
 use mig_model::claim::{ClaimRef, ClaimUid};
-use mig_model::hash::fnv1a;
 use mig_model::health::Report;
-use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::device_status::{Ailments, ailments, device_statuses, name_of, now};
-use super::{CALL_TIMEOUT, with_causes};
+use super::device_status::{Ailments, ailments, device_statuses, now};
+use super::status_writer::{Outcome, StatusWriter};
 use crate::backoff::Backoff;
 use crate::checkpoint::{Checkpoint, Record, Stage, Stored};
 
@@ -41,16 +36,14 @@ const MOST_ATTEMPTS: u32 = 8;
 /// Keeps `status.devices` of this node's claims as the state files say. Needs the verb `patch` on `resourceclaims/status`.
 #[derive(Debug)]
 pub struct ClaimStatuses {
-    api: Api<ResourceClaim>,
-    driver: String,
-    manager: String,
+    writer: StatusWriter,
     checkpoint: Checkpoint,
     health: watch::Receiver<Arc<Report>>,
     known: BTreeMap<ClaimUid, Entry>,
     /// Nothing is written before then.
     not_before: Option<Instant>,
-    /// Whether it was said that the right is missing.
-    is_refusal_told: bool,
+    /// Whether the missing right was logged.
+    is_refusal_logged: bool,
 }
 
 /// What is known of a claim at the API server.
@@ -85,23 +78,6 @@ enum Step {
     Withdraw(ClaimRef),
 }
 
-/// What came of a step.
-#[derive(Debug)]
-enum Outcome {
-    /// The claim says what the record says, ready since then.
-    Reported(String),
-    /// There is no such claim any more, or nothing of ours in it.
-    Gone,
-    /// The API server does not take it; saying it again would not help.
-    Refused(String),
-    /// The account may not do it.
-    Forbidden(String),
-    /// The field was dropped without a word: the feature gate is off.
-    Dropped,
-    /// The result is unknown.
-    Failed(String),
-}
-
 impl ClaimStatuses {
     /// Statuses of the claims in this directory, by this driver on this node.
     #[must_use]
@@ -113,14 +89,12 @@ impl ClaimStatuses {
         driver: &str,
     ) -> Self {
         Self {
-            api: Api::all(client),
-            driver: driver.to_owned(),
-            manager: manager(driver, node),
+            writer: StatusWriter::new(client, node, driver),
             checkpoint,
             health,
             known: BTreeMap::new(),
             not_before: None,
-            is_refusal_told: false,
+            is_refusal_logged: false,
         }
     }
 
@@ -128,16 +102,16 @@ impl ClaimStatuses {
     pub async fn run(mut self, mut changes: watch::Receiver<()>, stop: CancellationToken) {
         for (uid, stored) in self.listed().unwrap_or_default() {
             if let Stored::Record(record) = &*stored
-                && is_told_of(record)
+                && has_status(record)
             {
                 self.known.insert(uid, Entry::new(record.claim.clone(), Reported::Unseen));
             }
         }
-        let kept = tokio::select! {
+        let end = tokio::select! {
             () = stop.cancelled() => return,
-            kept = self.keep(&mut changes) => kept,
+            end = self.update(&mut changes) => end,
         };
-        if kept == Kept::NotKept {
+        if end == End::FieldDropped {
             info!(
                 "kube-apiserver drops the device status of claims (feature gate DRAResourceClaimDeviceStatus is off): it \
                  is not written until the driver starts again"
@@ -147,7 +121,7 @@ impl ClaimStatuses {
     }
 
     /// Brings the API server up to date again and again. Ends where it keeps no device status, or nothing can change.
-    async fn keep(&mut self, changes: &mut watch::Receiver<()>) -> Kept {
+    async fn update(&mut self, changes: &mut watch::Receiver<()>) -> End {
         let mut health = self.health.clone();
         loop {
             changes.borrow_and_update();
@@ -170,7 +144,7 @@ impl ClaimStatuses {
             let outcomes: Vec<_> = stream::iter(taken).buffer_unordered(AT_ONCE).collect().await;
             for (uid, step, outcome) in outcomes {
                 if matches!(outcome, Outcome::Dropped) {
-                    return Kept::NotKept;
+                    return End::FieldDropped;
                 }
                 self.note(&uid, step, outcome);
             }
@@ -178,7 +152,7 @@ impl ClaimStatuses {
             tokio::select! {
                 changed = changes.changed() => {
                     if changed.is_err() {
-                        return Kept::Ended;
+                        return End::NothingChanges;
                     }
                     sleep(BURST).await;
                 }
@@ -203,13 +177,13 @@ impl ClaimStatuses {
         let mut steps = Vec::new();
         for (uid, stored) in listed {
             if let Stored::Record(record) = &**stored
-                && is_told_of(record)
+                && has_status(record)
             {
                 let new = || Entry::new(record.claim.clone(), Reported::Nothing);
                 let entry = self.known.entry(uid.clone()).or_insert_with(new);
                 if entry.not_before.is_none()
                     && let Some(step) =
-                        entry.reported.step_to(record, &self.driver, ailments(record, &health))
+                        entry.reported.step_to(record, &self.writer.driver, ailments(record, &health))
                 {
                     steps.push((uid.clone(), step));
                 }
@@ -217,7 +191,7 @@ impl ClaimStatuses {
         }
         // A file that cannot be read does not invalidate what was written.
         let stays = |stored: &Stored| match stored {
-            Stored::Record(record) => is_told_of(record),
+            Stored::Record(record) => has_status(record),
             Stored::Unreadable(_) => true,
             Stored::Nothing => false,
         };
@@ -230,76 +204,13 @@ impl ClaimStatuses {
 
     async fn take(&self, step: &Step) -> Outcome {
         match step {
-            Step::Compare(record, ailments) => self.compare(record, ailments).await,
-            Step::Write(record, ailments, since) => self.write(record, ailments, since.clone()).await,
-            Step::Withdraw(claim) => match self.apply(claim, None).await {
+            Step::Compare(record, ailments) => self.writer.compare(record, ailments).await,
+            Step::Write(record, ailments, since) => self.writer.write(record, ailments, since.clone()).await,
+            Step::Withdraw(claim) => match self.writer.apply(claim, None).await {
                 Ok(_) | Err(Outcome::Refused(_)) => Outcome::Gone,
                 Err(outcome) => outcome,
             },
         }
-    }
-
-    /// Reads the claim and writes only what is missing or another.
-    async fn compare(&self, record: &Record, ailments: &Ailments) -> Outcome {
-        let claim = &record.claim;
-        let api = self.api.clone().constrain(&claim.namespace);
-        let object = match timeout(CALL_TIMEOUT, api.get(&claim.name)).await {
-            Ok(Ok(object)) if object.metadata.uid.as_deref() == Some(claim.uid.as_str()) => object,
-            Ok(Ok(_)) => return Outcome::Gone,
-            Ok(Err(error)) => return outcome_of(&error),
-            Err(_) => return no_answer(),
-        };
-        let (there, since) = self.ours(&object);
-        let since = since.unwrap_or_else(now);
-        let mut wanted = device_statuses(record, &self.driver, &since, ailments);
-        wanted.sort_by_key(name_of);
-        if there == wanted { Outcome::Reported(since) } else { self.write(record, ailments, since).await }
-    }
-
-    async fn write(&self, record: &Record, ailments: &Ailments, since: String) -> Outcome {
-        let statuses = device_statuses(record, &self.driver, &since, ailments);
-        match self.apply(&record.claim, Some(&statuses)).await {
-            Ok(stored) => {
-                let is_allocated = stored.status.as_ref().is_some_and(|it| it.allocation.is_some());
-                let is_dropped = self.ours(&stored).0.is_empty();
-                if is_allocated && is_dropped { Outcome::Dropped } else { Outcome::Reported(since) }
-            }
-            Err(outcome) => outcome,
-        }
-    }
-
-    /// Applies our part of the status: these entries, or none.
-    async fn apply(&self, claim: &ClaimRef, statuses: Option<&[Value]>) -> Result<ResourceClaim, Outcome> {
-        let mut object = json!({
-            "apiVersion": "resource.k8s.io/v1",
-            "kind": "ResourceClaim",
-            // The UID is a precondition: another claim may have this name by now.
-            "metadata": {"namespace": claim.namespace, "name": claim.name, "uid": claim.uid.as_str()},
-        });
-        if let Some(statuses) = statuses {
-            object["status"] = json!({"devices": statuses});
-        }
-        let api = self.api.clone().constrain(&claim.namespace);
-        // No other manager owns entries of these devices.
-        let params = PatchParams::apply(&self.manager).force();
-        match timeout(CALL_TIMEOUT, api.patch_status(&claim.name, &params, &Patch::Apply(&object))).await {
-            Ok(Ok(stored)) => Ok(stored),
-            Ok(Err(error)) => Err(outcome_of(&error)),
-            Err(_) => Err(no_answer()),
-        }
-    }
-
-    /// The entries of this driver in a claim, by device, and since when the first of those that are ready is.
-    fn ours(&self, object: &ResourceClaim) -> (Vec<Value>, Option<String>) {
-        let devices = object.status.iter().flat_map(|it| it.devices.iter().flatten());
-        let ours = devices.filter(|it| it.driver == self.driver);
-        let mut entries: Vec<Value> = ours.filter_map(|it| serde_json::to_value(it).ok()).collect();
-        entries.sort_by_key(name_of);
-        let is_ready = |it: &&Value| it.pointer("/conditions/0/status").is_none_or(|it| it == "True");
-        let ready = entries.iter().find(is_ready);
-        let since = ready.and_then(|it| it.pointer("/conditions/0/lastTransitionTime")?.as_str());
-        let since = since.map(str::to_owned);
-        (entries, since)
     }
 
     fn note(&mut self, uid: &ClaimUid, step: Step, outcome: Outcome) {
@@ -322,7 +233,7 @@ impl ClaimStatuses {
                 entry.reported = Reported::Refused(record);
             }
             (Outcome::Forbidden(message), _) => {
-                if !std::mem::replace(&mut self.is_refusal_told, true) {
+                if !std::mem::replace(&mut self.is_refusal_logged, true) {
                     warn!(
                         message,
                         "the account may not write the device status of claims (resourceclaims/status)"
@@ -344,7 +255,7 @@ impl ClaimStatuses {
                 }
             }
             (_, Step::Withdraw(_)) => drop(self.known.remove(uid)),
-            // The end of it all; see `keep`.
+            // The end of it all; see `update`.
             (Outcome::Dropped, _) => {}
         }
     }
@@ -357,11 +268,13 @@ impl ClaimStatuses {
     }
 }
 
-/// Whether the API server keeps device statuses.
+/// Why the API server is not updated any more.
 #[derive(Debug, PartialEq, Eq)]
-enum Kept {
-    NotKept,
-    Ended,
+enum End {
+    /// It keeps no device status.
+    FieldDropped,
+    /// The driver ends.
+    NothingChanges,
 }
 
 impl Entry {
@@ -406,35 +319,9 @@ impl Reported {
     }
 }
 
-fn is_told_of(record: &Record) -> bool {
+/// True where the claim has a device status: it is prepared, with devices.
+fn has_status(record: &Record) -> bool {
     record.stage == Stage::Prepared && !record.devices.is_empty()
-}
-
-fn outcome_of(error: &Error) -> Outcome {
-    match error {
-        Error::Api(status) => match status.code {
-            404 => Outcome::Gone,
-            // Another claim of this name, as some API servers put it. Any other conflict is a race that passes.
-            409 if status.message.to_lowercase().contains("uid") => Outcome::Gone,
-            // Not allocated any more, other devices, or (`metadata.uid: field is immutable`) another claim.
-            400 | 422 => Outcome::Refused(status.message.clone()),
-            401 | 403 => Outcome::Forbidden(status.message.clone()),
-            _ => Outcome::Failed(status.message.clone()),
-        },
-        error => Outcome::Failed(with_causes(error)),
-    }
-}
-
-fn no_answer() -> Outcome {
-    Outcome::Failed(format!("no answer within {} s", CALL_TIMEOUT.as_secs()))
-}
-
-/// Name under which the entries are applied. One for each node: a claim may have gone to another node, whose entries are
-/// not ours to take back. The API server takes 128 bytes.
-fn manager(driver: &str, node: &str) -> String {
-    const LONGEST: usize = 128;
-    let name = format!("{driver}/{node}");
-    if name.len() <= LONGEST { name } else { format!("{driver}/{:016x}", fnv1a(node.as_bytes())) }
 }
 
 async fn at(time: Option<Instant>) {
@@ -474,13 +361,5 @@ mod tests {
         assert_eq!(step(reported("MIG-7", &unhealthy), &unhealthy), None);
         let recovered = step(reported("MIG-7", &unhealthy), &well);
         assert!(matches!(&recovered, Some(Step::Write(_, it, since)) if *it == well && *since != SINCE));
-    }
-
-    #[test]
-    fn a_manager_is_known_by_driver_and_node_and_never_too_long() {
-        assert_eq!(manager("mig.dra-driver.dev", "node-1"), "mig.dra-driver.dev/node-1");
-        let long = manager("mig.dra-driver.dev", &"n".repeat(253));
-        assert!(long.len() < 128 && long.starts_with("mig.dra-driver.dev/"), "{long}");
-        assert_ne!(long, manager("mig.dra-driver.dev", &"m".repeat(253)));
     }
 }

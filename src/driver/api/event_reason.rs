@@ -5,7 +5,7 @@
 pub enum EventReason {
     /// The state file of a claim cannot be read.
     UnreadableState,
-    /// The layout that the node's label asks for cannot be had.
+    /// The layout that the node's label asks for is impossible.
     LayoutRefused,
     /// The layout that the node's label asks for changes nothing here.
     LayoutHasNoEffect,
@@ -32,7 +32,7 @@ pub enum EventReason {
     /// A program on what a claim has, has made an error.
     DeviceError,
     /// A GPU instance that no claim of this driver made: what it occupies is not offered.
-    ForeignInstance,
+    UnmanagedInstance,
     /// A GPU cannot be read or used: only what claims hold of it stays published.
     GpuNotOffered,
     /// It can be again.
@@ -88,7 +88,7 @@ impl EventReason {
         Self::MigManagerDetected,
         Self::CountersDropped,
         Self::CountersKept,
-        Self::ForeignInstance,
+        Self::UnmanagedInstance,
         Self::GpuNotOffered,
         Self::GpuOffered,
         Self::HostNotReady,
@@ -131,7 +131,7 @@ impl EventReason {
             Self::GpuRecovered => "GpuRecovered",
             Self::DeviceUnhealthy => "DeviceUnhealthy",
             Self::DeviceError => "DeviceError",
-            Self::ForeignInstance => "ForeignInstance",
+            Self::UnmanagedInstance => "UnmanagedInstance",
             Self::GpuNotOffered => "GpuNotOffered",
             Self::GpuOffered => "GpuOffered",
             Self::HostNotReady => "HostNotReady",
@@ -160,7 +160,7 @@ impl EventReason {
             | Self::LayoutHasNoEffect
             | Self::MigManagerDetected
             | Self::CountersDropped
-            | Self::ForeignInstance
+            | Self::UnmanagedInstance
             | Self::GpuNotOffered
             | Self::HostNotReady
             | Self::HostDegraded
@@ -217,7 +217,7 @@ impl EventReason {
             | Self::MigManagerDetected
             | Self::CountersDropped
             | Self::CountersKept => "Layout",
-            Self::ForeignInstance
+            Self::UnmanagedInstance
             | Self::GpuNotOffered
             | Self::GpuOffered
             | Self::HostNotReady

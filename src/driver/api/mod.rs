@@ -13,6 +13,7 @@ mod events;
 mod node;
 mod rights;
 mod slices;
+mod status_writer;
 
 use std::path::Path;
 use std::time::Duration;

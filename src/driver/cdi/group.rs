@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn the_module_tells_the_group_of_the_nodes_that_its_tools_make() {
+    fn the_module_names_the_group_of_the_nodes_that_its_tools_make() {
         let check = |params: Option<&str>, expected: Option<u32>| {
             let proc_root = tempfile::tempdir().unwrap();
             let directory = proc_root.path().join("driver/nvidia");

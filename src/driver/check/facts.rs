@@ -75,7 +75,7 @@ pub struct DirectoryFacts {
 #[derive(Debug)]
 pub enum ClusterFacts {
     /// The API server was not asked, and why.
-    Unasked(String),
+    NotRead(String),
     /// The account's rights only.
     Rights(Vec<(Right, Result<bool, String>)>),
     /// Everything.

@@ -231,7 +231,7 @@ fn nvidia_runtime(file: &Path, mode: &str) -> Finding {
 fn cluster(facts: &ClusterFacts, settings: &Settings) -> Vec<Finding> {
     const SERVER: Subject = Subject::ApiServer;
     match facts {
-        ClusterFacts::Unasked(reason) => vec![unknown(
+        ClusterFacts::NotRead(reason) => vec![unknown(
             SERVER,
             format!("not asked: {reason}"),
             Some(

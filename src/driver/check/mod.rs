@@ -11,12 +11,11 @@ mod gather;
 mod runtime;
 
 use std::io::{self, Write};
-use std::thread;
 
 use anyhow::bail;
 use kube::Client;
 use serde::Serialize;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 pub use args::{CheckArgs, Place};
@@ -28,6 +27,7 @@ pub use runtime::{CdiSetting, cdi_setting, nvidia_mode};
 use crate::api::{self, ClientError};
 use crate::hardware::{Hardware, NodeState};
 use crate::telemetry::OutputFormat;
+use crate::threads;
 
 /// How to read the list.
 const LEGEND: &str = "What dra-driver-mig needs, in the order in which a node is set up. `MISSING` has to be repaired,\n\
@@ -61,14 +61,15 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
             gather::cluster(client, args.node_name.as_deref(), &args.place.driver.driver_name).await
         }
         Err(ClientError::InCluster(_)) => {
-            ClusterFacts::Unasked("this is not a pod, and no kubeconfig was given".to_owned())
+            ClusterFacts::NotRead("this is not a pod, and no kubeconfig was given".to_owned())
         }
-        Err(error) => ClusterFacts::Unasked(error.to_string()),
+        Err(error) => ClusterFacts::NotRead(error.to_string()),
     };
     let Place { driver, hardware, host } = args.place;
     let found = Hardware::open(hardware.clone()).await.map_err(|it| it.to_string());
     let found = found.map(|it| it.facts.clone());
-    let host = on_thread(move || gather::host(&hardware, &host, &driver, found)).await?;
+    // On its own thread: files of the kernel module may not come back.
+    let host = threads::run("check", move || gather::host(&hardware, &host, &driver, found)).await?;
     let found = findings(&Facts { settings, host, cluster });
     let text = match output {
         OutputFormat::Table => format!("{LEGEND}{}", list(&found)),
@@ -93,7 +94,8 @@ pub async fn at_start(place: Place, settings: Settings, client: Client, node: wa
         Err(reason) => Err(reason.clone()),
     };
     let rights = gather::rights(&client).await;
-    let looked = on_thread(move || gather::host(&place.hardware, &place.host, &place.driver, hardware)).await;
+    let look = move || gather::host(&place.hardware, &place.host, &place.driver, hardware);
+    let looked = threads::run("check", look).await;
     let Ok(host) = looked else { return };
     let cluster = ClusterFacts::Rights(rights);
     for finding in findings(&Facts { settings, host, cluster }) {
@@ -105,16 +107,6 @@ pub async fn at_start(place: Place, settings: Settings, client: Client, node: wa
             }
         }
     }
-}
-
-/// Runs work on its own thread: files of the kernel module may not come back.
-async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
-    let (send, ended) = oneshot::channel();
-    thread::Builder::new().name("check".to_owned()).spawn(move || {
-        // The receiver is gone once the driver ends.
-        let _ = send.send(work());
-    })?;
-    Ok(ended.await?)
 }
 
 /// The list as people read it, at most 100 columns wide, unless a word or a command is longer.

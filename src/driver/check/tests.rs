@@ -78,11 +78,11 @@ fn everything_that_is_missing_comes_with_what_to_do() {
 }
 
 #[test]
-fn a_library_that_does_not_initialise_is_told_from_one_that_is_not_there() {
+fn a_library_that_does_not_initialise_differs_from_one_that_is_missing() {
     let mut host = host();
     host.hardware =
         Err("cannot initialise `x`: driver not loaded; `nvidia-smi` on the host shows".to_owned());
-    let facts = facts(host, ClusterFacts::Unasked("not in a pod".to_owned()));
+    let facts = facts(host, ClusterFacts::NotRead("not in a pod".to_owned()));
     let found = of(Subject::NvidiaDriver, &facts);
     assert_eq!(found[0].verdict, Verdict::Missing);
     assert!(found[0].text.ends_with("driver not loaded"), "{}", found[0].text);
@@ -90,7 +90,7 @@ fn a_library_that_does_not_initialise_is_told_from_one_that_is_not_there() {
 }
 
 #[test]
-fn a_gpu_that_is_left_out_and_a_node_without_gpus_are_told() {
+fn a_gpu_that_is_left_out_and_a_node_without_gpus_are_reported() {
     let mut host = host();
     let skipped = SkippedGpu {
         index: 3,
@@ -133,7 +133,7 @@ fn a_gpu_that_only_the_kernel_lists_is_missing_with_its_remedy() {
 }
 
 #[test]
-fn degraded_things_are_told_but_do_not_fail_the_check() {
+fn degraded_things_are_reported_but_do_not_fail_the_check() {
     let mut host = host();
     let effects = [Effect::NoClaims, Effect::Degraded];
     host.conditions = effects.map(|it| condition(HostSubject::DriverFiles, it)).into();
@@ -142,14 +142,14 @@ fn degraded_things_are_told_but_do_not_fail_the_check() {
 }
 
 #[test]
-fn rights_that_cannot_be_told_are_not_called_missing() {
-    let told = |answer| {
+fn rights_that_are_unknown_are_not_called_missing() {
+    let verdict_of = |answer| {
         let cluster = ClusterFacts::Rights(all_rights(&answer));
         of(Subject::Permissions, &facts(host(), cluster))[0].verdict
     };
-    assert_eq!(told(Ok(true)), Verdict::Good);
-    assert_eq!(told(Err("404".to_owned())), Verdict::Unknown);
-    assert_eq!(told(Ok(false)), Verdict::Missing);
+    assert_eq!(verdict_of(Ok(true)), Verdict::Good);
+    assert_eq!(verdict_of(Err("404".to_owned())), Verdict::Unknown);
+    assert_eq!(verdict_of(Ok(false)), Verdict::Missing);
 }
 
 #[test]
@@ -242,8 +242,8 @@ fn long_lines_are_wrapped_at_100_columns_and_commands_are_kept_whole() {
 }
 
 #[test]
-fn a_cluster_that_is_too_old_is_told() {
-    let told = |version: &str| {
+fn a_cluster_that_is_too_old_is_reported() {
+    let verdict_of = |version: &str| {
         let cluster = ClusterFacts::All {
             version: Ok(version.to_owned()),
             node: None,
@@ -264,6 +264,6 @@ fn a_cluster_that_is_too_old_is_told() {
         ("latest", Verdict::Good),
         ("", Verdict::Good),
     ] {
-        assert_eq!(told(version), verdict, "{version}");
+        assert_eq!(verdict_of(version), verdict, "{version}");
     }
 }

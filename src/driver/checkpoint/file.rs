@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::{UNFINISHED, sync};
-use crate::files::remove_if_there;
+use crate::files::{remove_if_there, sync_directory};
+
+/// Extension of files that are being written.
+pub(super) const UNFINISHED: &str = "tmp";
 
 /// How the line of a file begins that stands in the place of something else, which was set aside.
 pub(super) const SET_ASIDE: &str = "set aside: ";
@@ -63,7 +65,7 @@ pub(super) fn displace(path: &Path, what: &str) -> io::Result<bool> {
     fs::hard_link(path, &aside).or_else(|_| fs::rename(path, &aside))?;
     let line = format!("{SET_ASIDE}it was {what}; kept as {}\n", aside.display());
     put(path, line.as_bytes(), true)?;
-    sync(Some(directory))?;
+    sync_directory(Some(directory))?;
     Ok(true)
 }
 

@@ -18,9 +18,13 @@ use mig_model::claim::ClaimUid;
 
 use rustix::io::Errno;
 
-use super::file::{SET_ASIDE, aside_of, displace, never_followed, no_file, put};
-use super::{MOST_BYTES, Record, Reservation, StoreError, Stored, UNFINISHED, failed, sync};
-use crate::files::remove_if_there;
+use super::error::{StoreError, failed};
+use super::file::{SET_ASIDE, UNFINISHED, aside_of, displace, never_followed, no_file, put};
+use super::{Record, Reservation, Stored};
+use crate::files::{remove_if_there, sync_directory};
+
+/// Largest file that is read. A claim has at most 32 devices of some hundred bytes each, and few lines.
+const MOST_BYTES: u64 = 1024 * 1024;
 
 /// A file of this length is rewritten with its last line only. A claim needs five lines in its life.
 const LONG: u64 = MOST_BYTES / 4;
@@ -138,7 +142,7 @@ impl Journal {
 
     /// Forces what was begun, and the file's name, to the disk.
     pub fn force(&mut self, begun: Begun) -> Result<(), StoreError> {
-        let forced = self.file.sync_data().and_then(|()| sync(self.path.parent()));
+        let forced = self.file.sync_data().and_then(|()| sync_directory(self.path.parent()));
         if let (Err(_), Begun(Some((length, stored)))) = (&forced, begun) {
             // Not on the disk is not intended: a later reader must not conclude that anything was created.
             let _ = self.file.set_len(length);
@@ -180,7 +184,7 @@ impl Journal {
         (self.file, self.length) = (file, length);
         self.stored = Stored::Record(Arc::new(record.clone()));
         match is_forced {
-            true => sync(self.path.parent()).map_err(failed("force to disk", &self.path)),
+            true => sync_directory(self.path.parent()).map_err(failed("force to disk", &self.path)),
             false => Ok(()),
         }
     }
@@ -191,7 +195,7 @@ impl Journal {
             remove_if_there(&self.path.with_extension(UNFINISHED))?;
             remove_if_there(&self.path)?;
             // A record that comes back after a power failure would hold its devices for ever.
-            sync(self.path.parent())
+            sync_directory(self.path.parent())
         };
         let removed = remove();
         removed.map_err(failed("remove", &self.path))?;

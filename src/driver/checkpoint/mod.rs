@@ -5,8 +5,10 @@
 //! that cannot be read is set aside, never lost. Several processes may share the directory: a claim is worked on by
 //! the holder of its [`Journal`], and new records are made one after the other.
 
+mod error;
 mod file;
 mod journal;
+mod lock;
 mod record;
 mod state;
 
@@ -18,38 +20,23 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+pub use error::StoreError;
 pub use journal::{Begun, Journal, Taken};
-pub use record::{Progress, Record, RecordedDevice, RecordedKind, Rest, Stage, VERSION};
+pub use lock::{ModeLock, Reservation};
+pub use record::{Progress, Record, RecordedDevice, RecordedKind, Rest, Stage, Stored, VERSION};
 pub use state::ClaimState;
 
 use mig_model::claim::ClaimUid;
 use mig_model::facts::PciAddress;
 
-/// Largest file that is read. A claim has at most 32 devices of some hundred bytes each, and few lines.
-const MOST_BYTES: u64 = 1024 * 1024;
+use error::failed;
 
 const EXTENSION: &str = "jsonl";
-/// Extension of files that are being written.
-const UNFINISHED: &str = "tmp";
-
 /// The directory with the files of all claims.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     directory: PathBuf,
     known: Arc<Mutex<BTreeMap<ClaimUid, Known>>>,
-}
-
-/// The right to begin journals, given back by dropping it, or by whatever end of the process.
-#[derive(Debug)]
-pub struct Reservation {
-    _lock: File,
-}
-
-/// The right to rely on the MIG mode of a GPU, which several processes can have, or to switch it off, which only one can have
-/// and no other then. Given back by dropping it, or by whatever end of the process.
-#[derive(Debug)]
-pub struct ModeLock {
-    _lock: File,
 }
 
 /// A file that was read, and by what one knows that it still says the same.
@@ -62,39 +49,6 @@ struct Known {
 
 /// Inode, length, and time of the last change in seconds and nanoseconds.
 type FileVersion = (u64, u64, i64, i64);
-
-/// What is on disk about a claim.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Stored {
-    /// Nothing: no file, or one in which nothing was intended yet.
-    Nothing,
-    /// A record.
-    Record(Arc<Record>),
-    /// A file that cannot be understood, and why.
-    Unreadable(String),
-}
-
-impl Stored {
-    /// The record, if there is one that can be read.
-    #[must_use]
-    pub fn record(&self) -> Option<Arc<Record>> {
-        match self {
-            Self::Record(record) => Some(Arc::clone(record)),
-            Self::Nothing | Self::Unreadable(_) => None,
-        }
-    }
-}
-
-/// A file operation that failed.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot {operation} `{path}`: {source}; check that the disk of the kubelet's plugin directory is writable and not full"
-)]
-pub struct StoreError {
-    operation: &'static str,
-    path: PathBuf,
-    source: io::Error,
-}
 
 impl Checkpoint {
     /// Opens the directory for writing and creates it where it is missing.
@@ -218,16 +172,6 @@ fn look(entry: &DirEntry, uid: &ClaimUid, known: Option<Known>) -> Option<Known>
         // A failure to read may pass.
         Err(error) => Some(Known { version: None, stored: Arc::new(Stored::Unreadable(error.to_string())) }),
     }
-}
-
-/// Forces the names in a directory to the disk.
-fn sync(directory: Option<&Path>) -> io::Result<()> {
-    directory.map_or(Ok(()), |it| File::open(it)?.sync_all())
-}
-
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |source| StoreError { operation, path, source }
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@
 //! The first half of each step is on disk before its effect: a stage before the hardware changes, an id before the next
 //! object is made inside it. [`Record::rest`] says what a claim needs that is not in progress.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -47,6 +49,28 @@ pub struct Record {
     /// Fields of a newer driver, kept as they are.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
+}
+
+/// What is on disk about a claim.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stored {
+    /// Nothing: no file, or one in which nothing was intended yet.
+    Nothing,
+    /// A record.
+    Record(Arc<Record>),
+    /// A file that cannot be understood, and why.
+    Unreadable(String),
+}
+
+impl Stored {
+    /// The record, if there is one that can be read.
+    #[must_use]
+    pub fn record(&self) -> Option<Arc<Record>> {
+        match self {
+            Self::Record(record) => Some(Arc::clone(record)),
+            Self::Nothing | Self::Unreadable(_) => None,
+        }
+    }
 }
 
 /// Where in its life a claim is. Written before the first effect of the stage.

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 use std::convert::identity;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,41 +13,11 @@ use mig_model::claim::ClaimRef;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::prepare::{knows_its_requests, promised};
 use super::session::{ClaimSession, Opened};
 use super::work::{Ongoing, blocking};
-use super::{AllocatedDevice, Claims, PrepareError, allocated_devices};
-use crate::checkpoint::{Record, Stage, Stored};
+use super::{AllocatedDevice, Claims, OtherDevices, PrepareError, allocated_devices};
+use crate::checkpoint::{Record, RecordedDevice, Stage, Stored};
 use crate::telemetry::metrics::Step;
-
-/// A claim that is allocated other devices than those that it has on this node.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "ResourceClaim {claim} is allocated {} now, but it was prepared on this node with {} and has not been unprepared since, \
-     so a container may still use that; delete the pods that use the claim: the kubelet then unprepares it, and the next pod \
-     gets what is allocated",
-    Names(allocated),
-    Names(prepared)
-)]
-pub struct OtherDevices {
-    /// The claim.
-    pub claim: ClaimRef,
-    /// Devices that it has.
-    pub prepared: Vec<String>,
-    /// Devices that it is allocated.
-    pub allocated: Vec<String>,
-}
-
-struct Names<'a>(&'a [String]);
-
-impl fmt::Display for Names<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            [] => f.write_str("no device of this driver"),
-            names => write!(f, "`{}`", names.join("`, `")),
-        }
-    }
-}
 
 /// What a prepare carries out.
 #[derive(Debug)]
@@ -182,4 +151,19 @@ impl Claims {
 /// Devices, wherever they are in the order.
 fn names(devices: &[AllocatedDevice]) -> BTreeSet<(&str, &str)> {
     devices.iter().map(|it| (it.pool.as_str(), it.device.as_str())).collect()
+}
+
+/// What a record promises, as an allocation.
+fn promised(record: &Record) -> Vec<AllocatedDevice> {
+    let device = |it: &RecordedDevice| AllocatedDevice {
+        device: it.name.clone(),
+        pool: it.pool.clone(),
+        requests: it.requests.clone(),
+    };
+    record.devices.iter().map(device).collect()
+}
+
+/// False for a record that was made from names alone.
+fn knows_its_requests(record: &Record) -> bool {
+    record.devices.iter().all(|it| !it.requests.is_empty())
 }

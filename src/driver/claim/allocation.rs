@@ -131,14 +131,14 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_nobody_understands_is_refused() {
+    fn a_configuration_that_the_driver_does_not_know_is_refused() {
         let config =
             json!([{"source": "FromClass", "opaque": {"driver": "mig.dra-driver.dev", "parameters": {}}}]);
         let ours = result("gpu", "mig.dra-driver.dev", "d1");
         let found = check(json!({"results": [ours], "config": config}));
         assert!(matches!(found, Err(AllocationError::Config { .. })));
-        let foreign = result("net", "nic.example.com", "eth1");
-        assert_eq!(check(json!({"results": [foreign], "config": config})), Ok(Vec::new()));
+        let other = result("net", "nic.example.com", "eth1");
+        assert_eq!(check(json!({"results": [other], "config": config})), Ok(Vec::new()));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Errors of prepare and unprepare. The texts become events of the pod.
 
+use std::fmt;
+
 use mig_model::claim::ClaimRef;
 
-use super::{AllocationError, HungGpu, OtherDevices, PlanError, Unfinished};
+use super::{AllocationError, HungGpu, PlanError, Unfinished};
 use crate::api::ReadError;
 use crate::cdi::{CapsError, CommonError, FilesError, SpecError};
 use crate::checkpoint::StoreError;
@@ -16,6 +18,35 @@ use crate::nvml::QueueClosed;
      on, a GPU does not answer: see `nvidia-smi` and the kernel log of the node"
 )]
 pub struct Busy(pub ClaimRef);
+
+/// A claim that is allocated other devices than those that it has on this node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "ResourceClaim {claim} is allocated {} now, but it was prepared on this node with {} and has not been unprepared since, \
+     so a container may still use that; delete the pods that use the claim: the kubelet then unprepares it, and the next pod \
+     gets what is allocated",
+    Names(allocated),
+    Names(prepared)
+)]
+pub struct OtherDevices {
+    /// The claim.
+    pub claim: ClaimRef,
+    /// Devices that it has.
+    pub prepared: Vec<String>,
+    /// Devices that it is allocated.
+    pub allocated: Vec<String>,
+}
+
+struct Names<'a>(&'a [String]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => f.write_str("no device of this driver"),
+            names => write!(f, "`{}`", names.join("`, `")),
+        }
+    }
+}
 
 /// Why a claim could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +85,7 @@ pub enum PrepareError {
     },
     /// The work takes longer than the call, and goes on.
     #[error("{0}; `nvidia-smi` and the kernel log of the node show what a GPU is busy with")]
-    Silent(Box<Unfinished>),
+    Unfinished(Box<Unfinished>),
     /// The GPU hangs, and nothing was begun.
     #[error("device `{device}`: {source}")]
     Hung {
@@ -137,7 +168,7 @@ pub enum UnprepareError {
     Plan(#[from] PlanError),
     /// The work takes longer than the call, and goes on.
     #[error("{0}; `nvidia-smi` and the kernel log of the node show what a GPU is busy with")]
-    Silent(Box<Unfinished>),
+    Unfinished(Box<Unfinished>),
     /// The GPU hangs, and its instance was not touched.
     #[error("device `{device}`: {source}")]
     Hung {

@@ -33,9 +33,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
-pub use agreement::OtherDevices;
 pub use allocation::{AllocatedDevice, AllocationError, allocated_devices};
-pub use error::{Busy, PrepareError, UnprepareError};
+pub use error::{Busy, OtherDevices, PrepareError, UnprepareError};
 pub use plan::{Conflict, ImpossibleClaim, PlanContext, PlanError, plan};
 pub use work::{HungGpu, Unfinished};
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mig_model::claim::ClaimRef;
-use mig_model::inventory::{Adopted, AllocatableDevice, DeviceKind, DeviceName, Inventory};
+use mig_model::inventory::{Adopted, AllocatableDevice, DeviceKind, DeviceName, Inventory, lacking};
 use serde_json::Map;
 
 use super::AllocatedDevice;
@@ -195,16 +195,8 @@ fn impossible(
                 offered.find(|offered| offered.name.as_str() == it.name).map(|offered| (it, offered))
             })
             .collect();
-        let needed = |counter: &str| {
-            let amounts = mine.iter().filter_map(|(_, it)| it.consumes.get(counter));
-            amounts.fold(0_u32, |sum, it| sum.saturating_add(*it))
-        };
-        let lacking: Vec<&str> = gpu
-            .counters
-            .iter()
-            .filter(|(name, total)| **total < needed(name))
-            .map(|(name, _)| name.as_str())
-            .collect();
+        let consumed: Vec<_> = mine.iter().map(|(_, it)| &it.consumes).collect();
+        let lacking = lacking(&gpu.counters, &consumed);
         let takes = |it: &AllocatableDevice| lacking.iter().any(|counter| it.consumes.contains_key(*counter));
         let devices: Vec<&RecordedDevice> =
             mine.iter().filter(|(_, it)| takes(it)).map(|(it, _)| *it).collect();

@@ -48,7 +48,7 @@ impl Claims {
         let result = match within(claim, deadline, &ongoing, work, report).await {
             Ok(result) => result,
             Err(NoResult::Interrupted) => Err(PrepareError::Interrupted(claim.clone())),
-            Err(NoResult::Unfinished(unfinished)) => Err(PrepareError::Silent(Box::new(unfinished))),
+            Err(NoResult::Unfinished(unfinished)) => Err(PrepareError::Unfinished(Box::new(unfinished))),
         };
         if let Err(error) = &result
             && error.asks_for_a_look()
@@ -143,9 +143,9 @@ impl Claims {
     ) -> Result<Record, PrepareError> {
         const PAUSE: Duration = Duration::from_millis(500);
         /// The claim of a terminating pod is unprepared within a moment; a shorter wait is not reported.
-        const WORTH_TELLING: Duration = Duration::from_secs(2);
+        const WORTH_REPORTING: Duration = Duration::from_secs(2);
         let begun = Instant::now();
-        let mut is_told = false;
+        let mut is_reported = false;
         let mut waiting = None;
         loop {
             let reserved = self.reserve(claim, journal, deadline, |others| {
@@ -154,8 +154,8 @@ impl Claims {
             match reserved.await {
                 Err(PrepareError::Plan(PlanError::Held(conflict))) if Instant::now() + PAUSE < deadline => {
                     debug!(%conflict, "waiting for the other claim");
-                    if !is_told && WORTH_TELLING <= begun.elapsed() {
-                        is_told = true;
+                    if !is_reported && WORTH_REPORTING <= begun.elapsed() {
+                        is_reported = true;
                         let note = format!("Waits: {conflict}.");
                         self.context.events.emit_for_claim(EventReason::PrepareWaits, claim, note);
                     }
@@ -352,21 +352,6 @@ pub(super) fn mig_devices(
         RecordedKind::Mig { spec, progress } => Some((index, device, spec, progress)),
         RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => None,
     })
-}
-
-/// What a record promises, as an allocation.
-pub(super) fn promised(record: &Record) -> Vec<AllocatedDevice> {
-    let device = |it: &RecordedDevice| AllocatedDevice {
-        device: it.name.clone(),
-        pool: it.pool.clone(),
-        requests: it.requests.clone(),
-    };
-    record.devices.iter().map(device).collect()
-}
-
-/// False for a record that was made from names alone.
-pub(super) fn knows_its_requests(record: &Record) -> bool {
-    record.devices.iter().all(|it| !it.requests.is_empty())
 }
 
 fn gpu_of<'a>(hardware: &'a Hardware, device: &RecordedDevice) -> Result<&'a Arc<LiveGpu>, PrepareError> {

@@ -47,7 +47,7 @@ impl Claims {
             }
         }
         if gone.is_empty() {
-            return self.mend_cdi(journal, record, deadline).await;
+            return self.rewrite_cdi(journal, record, deadline).await;
         }
         let session = ClaimSession::shared(Opened { journal, _ticket: None }, Record::clone(record), None);
         blocking(|| gone.iter().try_for_each(|index| lock(&session).note(*index, Progress::Reserved)))?;
@@ -57,7 +57,7 @@ impl Claims {
 
     /// Writes the CDI file of a prepared claim again if it is gone, for example after the directory was cleared. Makes no
     /// instance: the kubelet's next Prepare does.
-    pub(super) async fn mend_cdi(
+    pub(super) async fn rewrite_cdi(
         self: &Arc<Self>,
         journal: Journal,
         record: &Record,

@@ -272,7 +272,7 @@ impl Claims {
         let (checkpoint, boot_id) = (self.context.checkpoint.clone(), self.context.boot_id.clone());
         let released = to_its_end(gpu, move |handle| {
             let Some(mig) = &facts.mig else { return Ok(()) };
-            let Some(_nobody_relies_on_it) = checkpoint.change_mode(facts.pci)? else { return Ok(()) };
+            let Some(_no_claim_relies_on_it) = checkpoint.change_mode(facts.pci)? else { return Ok(()) };
             let claim = lock(&session).record.claim.clone();
             match needs_mig_mode(&facts.uuid, &claim, &checkpoint.records()?, &boot_id) {
                 true => Ok(()),
@@ -295,7 +295,7 @@ pub(super) fn in_time(
 ) -> Result<(), UnprepareError> {
     result.unwrap_or_else(|lacking| {
         Err(match lacking {
-            NoResult::Unfinished(unfinished) => UnprepareError::Silent(Box::new(unfinished)),
+            NoResult::Unfinished(unfinished) => UnprepareError::Unfinished(Box::new(unfinished)),
             NoResult::Interrupted => UnprepareError::Interrupted(claim.clone()),
         })
     })

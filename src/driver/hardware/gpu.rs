@@ -119,10 +119,10 @@ impl LiveGpu {
         note: impl Fn() -> T + Send + 'static,
     ) -> Result<Result<(Option<MigMode>, Vec<GpuInstance>, Vec<T>), String>, QueueClosed> {
         const PATIENCE: Duration = Duration::from_secs(10);
-        let silent = || Err("NVML does not answer for this GPU".to_owned());
+        let no_answer = || Err("NVML does not answer for this GPU".to_owned());
         let is_stuck = self.queue.busy_for().is_some_and(|it| PATIENCE <= it);
         if is_stuck || self.is_asked.swap(true, Ordering::Relaxed) {
-            return Ok(silent());
+            return Ok(no_answer());
         }
         let (facts, asked) = (Arc::clone(&self.facts), Asked(Arc::clone(&self.is_asked)));
         let recovery = Arc::clone(&self.recovery);
@@ -149,7 +149,7 @@ impl LiveGpu {
                     error.to_string()
                 }))
             }
-            Err(_) => Ok(silent()),
+            Err(_) => Ok(no_answer()),
         }
     }
 }

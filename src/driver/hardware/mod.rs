@@ -3,6 +3,7 @@
 mod args;
 mod gpu;
 mod metrics;
+mod open;
 mod session;
 mod state;
 
@@ -10,24 +11,22 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::thread::{self};
 use std::time::Duration;
 
 use mig_model::facts::{GpuFacts, GpuInstance, NodeFacts, SkippedGpu};
 use mig_model::inventory::Gpu;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::sync::mpsc;
 use tracing::warn;
 
 use crate::checkpoint::{Record, RecordedDevice, RecordedKind};
 use crate::mig;
 use crate::nvml::{CallError, NvmlEvent, QueueClosed};
-use crate::telemetry::metrics::Metrics;
 
 pub use args::{HardwareArgs, HostArgs};
 pub use gpu::LiveGpu;
 pub use metrics::HardwareMetrics;
-pub use session::{HardwareError, Opener};
+pub use open::Opener;
+pub use session::HardwareError;
 pub use state::{InventoryInputs, NodeState};
 
 use session::Session;
@@ -45,26 +44,6 @@ pub struct Hardware {
 }
 
 impl Hardware {
-    /// Opens NVML once and reads the node, for a program that looks at it and ends. [`HardwareError::Silent`] where NVML does not
-    /// answer in time.
-    pub async fn open(args: HardwareArgs) -> Result<Self, HardwareError> {
-        /// Nothing changes a GPU here.
-        const NEVER: Duration = Duration::MAX;
-        /// The driver goes on without it far earlier; here nothing else is to do.
-        const STEPS: u32 = 6;
-        let patience = args.nvml_step_time * STEPS;
-        let (send, opened) = oneshot::channel();
-        thread::Builder::new().name("open".to_owned()).spawn(move || {
-            // The receiver may be gone.
-            let _ = send.send(Opener::new(args, Metrics::default(), NEVER).open());
-        })?;
-        match timeout(patience, opened).await {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(_)) => Err(io::Error::other("the thread that opens NVML has died").into()),
-            Err(_) => Err(HardwareError::Silent),
-        }
-    }
-
     /// The same node looked at once more, for GPUs that were skipped and facts that were unknown; nothing where all is as it
     /// was. GPUs that are known keep their threads. Blocks for as long as NVML takes.
     pub fn again(&self) -> Result<Option<Self>, HardwareError> {
@@ -93,7 +72,7 @@ impl Hardware {
         }
     }
 
-    /// Monitors the events of these GPUs, on one thread for as long as NVML is open. Sends the events to `heard`.
+    /// Monitors the events of these GPUs, on one thread for as long as NVML is open. Sends the events to `nvml_events`.
     pub fn listen(&self, nvml_events: &mpsc::Sender<NvmlEvent>) -> io::Result<()> {
         let session = &self.session;
         session.events.listen_to(self.gpus.iter().map(|(uuid, gpu)| (uuid.clone(), gpu.facts.index)));
@@ -106,7 +85,7 @@ impl Hardware {
 
     /// False where the thread that listens does not answer.
     #[must_use]
-    pub fn can_hear(&self) -> bool {
+    pub fn is_listening(&self) -> bool {
         self.session.events.is_alive()
     }
 
@@ -240,6 +219,7 @@ mod tests {
     use crate::checkpoint::fixture::{record, taken};
     use crate::checkpoint::{Checkpoint, Progress};
     use crate::nvml;
+    use crate::telemetry::metrics::Metrics;
     use mig_model::inventory::MigSpec;
 
     fn open(node: &SimNode, directory: &Path) -> Hardware {

@@ -1,4 +1,4 @@
-//! NVML while it is open: opened by [`Opener`], closed after its last call.
+//! NVML while it is open; it is closed after its last call.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,21 +9,11 @@ use std::time::{Duration, Instant};
 
 use mig_model::facts::GpuFacts;
 use nvml_wrapper::Nvml;
-use tracing::info;
 
-use super::{Hardware, HardwareArgs, LiveGpu};
+use super::LiveGpu;
 use crate::host;
-use crate::nvml::{CallError, Discovery, GpuQueue, Monitor, OpenError, Sessions};
+use crate::nvml::{CallError, Discovery, GpuQueue, Monitor, OpenError};
 use crate::telemetry::metrics::Metrics;
-
-/// Opens NVML.
-#[derive(Debug)]
-pub struct Opener {
-    args: HardwareArgs,
-    metrics: Metrics,
-    hung_after: Duration,
-    sessions: Sessions,
-}
 
 /// NVML while it is open.
 #[derive(Debug)]
@@ -53,42 +43,10 @@ pub enum HardwareError {
         "NVML does not answer: a call to open it, nvmlInit or one that counts the GPUs, has not come back; `nvidia-smi` and the \
          kernel log of the node show more; a restart of the driver's pod does not help"
     )]
-    Silent,
+    Hung,
     /// The kernel did not report the boot id, or no thread could be started.
     #[error(transparent)]
     Host(#[from] io::Error),
-}
-
-impl Opener {
-    /// Opens it as the arguments say. A GPU whose thread is in one piece of work for longer than `hung_after` hangs.
-    #[must_use]
-    pub fn new(args: HardwareArgs, metrics: Metrics, hung_after: Duration) -> Self {
-        Self { args, metrics, hung_after, sessions: Sessions::default() }
-    }
-
-    /// Opens NVML and reads the node. Blocks for as long as NVML itself takes; a GPU that does not answer is skipped.
-    pub fn open(&self) -> Result<Hardware, HardwareError> {
-        let args = &self.args;
-        let boot_id = host::boot_id(&args.proc_root)?;
-        let library = args.nvml_library()?;
-        let nvml = self.sessions.open(&library)?;
-        let session = Session {
-            discovery: Discovery::new(Arc::clone(&nvml), args.nvml_step_time),
-            nvml,
-            hung_after: self.hung_after,
-            threads: Mutex::default(),
-            events: Arc::default(),
-            sys_root: args.sys_root.clone(),
-            is_stale: Arc::default(),
-            metrics: self.metrics.clone(),
-        };
-        let opened = Hardware::discover(Arc::new(session), boot_id, None)?;
-        opened.log_missing(None);
-        let (facts, gpus) = (&opened.facts, opened.gpus.len());
-        let driver = facts.driver_version.as_deref().unwrap_or("unknown");
-        info!(library = %library.display(), driver, gpus, skipped = facts.skipped.len(), "NVML opened");
-        Ok(opened)
-    }
 }
 
 impl Session {

@@ -29,7 +29,7 @@ pub struct NodeState {
     pub access: AccessReport,
     /// What GPUs and instances suffer from.
     pub health: Arc<Report>,
-    /// How many devices of a GPU cannot be had, and why, by the name of its counter set.
+    /// How many devices of a GPU are unavailable, and why, by the name of its counter set.
     pub withheld: BTreeMap<(String, Withheld), usize>,
     /// What on the host keeps claims from being prepared or containers from working, the worst first.
     pub host: Vec<HostCondition>,

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::{HealthStore, Holder, Instance, Owner, Verdict, owner};
 use crate::api::EventReason;
 use crate::context::NodeContext;
-use crate::nvml::{EventKind, GpuEvent, Hearing, NvmlEvent, RESET_ADVICE, is_unsupported};
+use crate::nvml::{EventKind, GpuEvent, Monitoring, NvmlEvent, RESET_ADVICE, is_unsupported};
 use crate::telemetry::metrics::{EventGap, GpuEventKind};
 
 /// How often the clock is read: a gap is reported with this delay.
@@ -53,7 +53,7 @@ impl Follower {
             }
             seen = now;
             tokio::select! {
-                Some(nvml_event) = self.nvml_events.recv() => self.hear(nvml_event, &mut recent, &mut failed),
+                Some(nvml_event) = self.nvml_events.recv() => self.receive(nvml_event, &mut recent, &mut failed),
                 changed = reports.changed() => if changed.is_err() { return },
                 changed = self.context.node.changed() => if changed.is_err() { return },
                 _ = clock.tick() => self.tick(),
@@ -62,15 +62,16 @@ impl Follower {
     }
 
     fn tick(&self) {
-        let can_hear = self.context.node.borrow().hardware.as_ref().map_or(true, |it| it.can_hear());
-        self.store.change(|machine, at, _| machine.hears(can_hear, at));
+        let is_listening = self.context.node.borrow().hardware.as_ref().map_or(true, |it| it.is_listening());
+        self.store.change(|machine, at, _| machine.listener_answers(is_listening, at));
     }
 
-    fn hear(&self, nvml_event: NvmlEvent, recent: &mut RecentEvents, failed: &mut BTreeSet<String>) {
+    fn receive(&self, nvml_event: NvmlEvent, recent: &mut RecentEvents, failed: &mut BTreeSet<String>) {
         match nvml_event {
             NvmlEvent::Event(event) => self.happened(&event, recent),
             NvmlEvent::Listening(listening) => {
-                let is_failed = |it: &Hearing| matches!(it, Hearing::Failed(error) if !is_unsupported(error));
+                let is_failed =
+                    |it: &Monitoring| matches!(it, Monitoring::Failed(error) if !is_unsupported(error));
                 let now: BTreeSet<String> =
                     listening.iter().filter(|(_, it)| is_failed(it)).map(|(gpu, _)| gpu.clone()).collect();
                 // Where it cannot be listened to any more, it may have gone.
@@ -175,7 +176,7 @@ impl Follower {
             "{kind} on unmanaged MIG instance {gpu_instance} of GPU {uuid}: {device} is unhealthy and not offered until the \
              instance is recreated."
         );
-        self.context.events.emit(EventReason::ForeignInstance, note);
+        self.context.events.emit(EventReason::UnmanagedInstance, note);
     }
 
     fn emit(&self, change: &Change) {
@@ -251,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_storm_is_told_once_in_a_while_and_is_forgotten() {
+    fn a_storm_is_reported_once_in_a_while_and_is_forgotten() {
         let (mut recent, start) = (RecentEvents::new(), Instant::now());
         assert!(!is_recent(&mut recent, &xid("GPU-0", 48, None), start));
         assert!(is_recent(&mut recent, &xid("GPU-0", 48, None), start));

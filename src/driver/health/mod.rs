@@ -34,4 +34,4 @@ pub use metrics::{GpuCondition, HealthMetrics};
 pub use owner::{Holder, Instance, Owner, owner};
 pub use state::{GRACE, Machine, Scan, Verdict};
 pub use store::{HealthStore, Remembered};
-pub use watchdog::{Silent, Watchdog};
+pub use watchdog::{HungCalls, Watchdog};

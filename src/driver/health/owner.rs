@@ -18,7 +18,7 @@ pub enum Owner {
     /// An adopted instance, published at the moment or not; no claim has it.
     Unclaimed(Instance),
     /// Any other instance that no claim of this driver has.
-    Foreign,
+    Unmanaged,
 }
 
 /// A device that a claim holds.
@@ -47,7 +47,7 @@ pub struct Instance {
 
 /// Finds out whom an event concerns. A GPU that a claim holds as a whole is that claim's, whatever happens on it. An
 /// instance is known by its GPU instance: this driver makes one compute instance in each, and adopts no others. `adopted`
-/// has the instances of others that are devices, offered at the moment or not.
+/// has the unmanaged instances that are devices, offered at the moment or not.
 #[must_use]
 pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str, adopted: &Inventory) -> Owner {
     let of_this_boot = records.iter().filter(|it| it.boot_id == boot_id);
@@ -74,7 +74,7 @@ pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str, adopted: 
     };
     match (on_this_gpu.filter_map(held).next(), event.gpu_instance) {
         (Some(holder), _) => Owner::Claim(holder),
-        (None, Some(id)) => unclaimed(&event.gpu, id, adopted).map_or(Owner::Foreign, Owner::Unclaimed),
+        (None, Some(id)) => unclaimed(&event.gpu, id, adopted).map_or(Owner::Unmanaged, Owner::Unclaimed),
         (None, None) => Owner::Gpu,
     }
 }
@@ -142,7 +142,7 @@ mod tests {
     fn name(owner: &Owner) -> &str {
         match owner {
             Owner::Gpu => "the GPU",
-            Owner::Foreign => "foreign",
+            Owner::Unmanaged => "unmanaged",
             Owner::Unclaimed(instance) => &instance.device,
             Owner::Claim(holder) => &holder.claim.name,
         }
@@ -155,13 +155,13 @@ mod tests {
         let of = |event| name(&owner(&event, &records, "boot", &Inventory::default())).to_owned();
         assert_eq!(of(xid("GPU-1", 94, Some(7))), "b");
         assert_eq!(of(xid("GPU-1", 94, Some(8))), "c");
-        assert_eq!(of(xid("GPU-1", 94, Some(9))), "foreign");
+        assert_eq!(of(xid("GPU-1", 94, Some(9))), "unmanaged");
         assert_eq!(of(xid("GPU-1", 94, None)), "the GPU");
         assert_eq!(of(xid("GPU-2", 94, None)), "the GPU");
     }
 
     #[test]
-    fn whoever_holds_the_whole_gpu_is_concerned_by_all_of_it() {
+    fn the_holder_of_the_whole_gpu_is_concerned_by_all_of_it() {
         let records = [record("a", "GPU-0", None)];
         assert_eq!(name(&owner(&xid("GPU-0", 31, None), &records, "boot", &Inventory::default())), "a");
     }
@@ -170,6 +170,6 @@ mod tests {
     fn records_of_another_boot_own_nothing() {
         let records = [record("a", "GPU-0", Some(7))];
         let event = xid("GPU-0", 94, Some(7));
-        assert_eq!(owner(&event, &records, "later", &Inventory::default()), Owner::Foreign);
+        assert_eq!(owner(&event, &records, "later", &Inventory::default()), Owner::Unmanaged);
     }
 }

@@ -11,7 +11,7 @@ use mig_model::inventory;
 
 use super::{Instance, Owner};
 use crate::checkpoint::{Progress, Record, RecordedDevice, RecordedKind};
-use crate::nvml::{EventKind, GpuEvent, Hearing, Listening, is_unsupported};
+use crate::nvml::{EventKind, GpuEvent, Listening, Monitoring, is_unsupported};
 
 /// How long events or scans of a GPU may be missing before that is a condition: longer than monitoring takes to restart.
 pub const GRACE: Duration = Duration::from_secs(15);
@@ -29,7 +29,7 @@ pub struct Machine {
     gpus: BTreeMap<String, Gpu>,
     instances: Vec<UnhealthyInstance>,
     /// Why no GPU is monitored at the moment.
-    deaf: Option<Gap>,
+    listener_gap: Option<Gap>,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ struct Gpu {
     /// What NVML said, and since when.
     lost: Option<(String, u64)>,
     /// Why its events are not monitored.
-    unheard: Option<Gap>,
+    unmonitored: Option<Gap>,
     /// Why it cannot be read.
     unread: Option<Gap>,
     /// Whether NVML says what to do with it; then that decides whether the GPU is unhealthy, and not the number of an XID.
@@ -75,7 +75,7 @@ pub enum Verdict {
     /// The next scan decides by what NVML recommends whether the whole GPU suffers.
     Examine,
     /// The error is about an unmanaged instance, whose health the driver does not judge.
-    Foreign,
+    Unmanaged,
 }
 
 impl Machine {
@@ -87,7 +87,7 @@ impl Machine {
         instances: Vec<UnhealthyInstance>,
     ) -> Self {
         let unhealthy = |(uuid, it)| (uuid, Gpu { unhealthy: Some(it), ..Gpu::default() });
-        Self { ignored, gpus: gpus.into_iter().map(unhealthy).collect(), instances, deaf: None }
+        Self { ignored, gpus: gpus.into_iter().map(unhealthy).collect(), instances, listener_gap: None }
     }
 
     /// Something happened. `now` is in seconds since the epoch.
@@ -105,8 +105,8 @@ impl Machine {
         let (instance, claim) = match owner {
             Owner::Claim(holder) => (holder.instance.as_ref(), Some(&holder.claim)),
             Owner::Unclaimed(instance) => (Some(instance), None),
-            Owner::Foreign if !cause.concerns_the_gpu() => return Verdict::Foreign,
-            Owner::Foreign | Owner::Gpu => (None, None),
+            Owner::Unmanaged if !cause.concerns_the_gpu() => return Verdict::Unmanaged,
+            Owner::Unmanaged | Owner::Gpu => (None, None),
         };
         if let Some(instance) = instance
             && !cause.concerns_the_gpu()
@@ -158,27 +158,32 @@ impl Machine {
         }
         for (uuid, gpu) in &mut self.gpus {
             match listening.get(uuid) {
-                Some(Hearing::Active) => gpu.unheard = None,
-                Some(Hearing::Aside) => {
+                Some(Monitoring::Active) => gpu.unmonitored = None,
+                Some(Monitoring::Paused) => {
                     let reason =
                         "the driver does not listen to its events while an instance is destroyed".to_owned();
-                    gap(&mut gpu.unheard, reason, false, at);
+                    gap(&mut gpu.unmonitored, reason, false, at);
                 }
-                Some(Hearing::Failed(error)) => {
-                    let reason = format!("its events cannot be heard: {error}");
-                    gap(&mut gpu.unheard, reason, is_unsupported(error), at);
+                Some(Monitoring::Failed(error)) => {
+                    let reason = format!("its events cannot be received: {error}");
+                    gap(&mut gpu.unmonitored, reason, is_unsupported(error), at);
                 }
-                None => gap(&mut gpu.unheard, "its events are not monitored".to_owned(), false, at),
+                None => gap(&mut gpu.unmonitored, "its events are not monitored".to_owned(), false, at),
             }
         }
     }
 
     /// Sets whether the monitoring thread responds. While it does not, no GPU is monitored.
-    pub fn hears(&mut self, does: bool, at: Instant) {
+    pub fn listener_answers(&mut self, does: bool, at: Instant) {
         if does {
-            self.deaf = None;
+            self.listener_gap = None;
         } else {
-            gap(&mut self.deaf, "the thread that listens to GPUs does not answer".to_owned(), false, at);
+            gap(
+                &mut self.listener_gap,
+                "the thread that listens to GPUs does not answer".to_owned(),
+                false,
+                at,
+            );
         }
     }
 
@@ -259,7 +264,8 @@ impl Machine {
     /// How everything is at this time.
     #[must_use]
     pub fn report(&self, at: Instant) -> Report {
-        let condition = |(uuid, gpu): (&String, &Gpu)| (uuid.clone(), gpu.condition(self.deaf.as_ref(), at));
+        let condition =
+            |(uuid, gpu): (&String, &Gpu)| (uuid.clone(), gpu.condition(self.listener_gap.as_ref(), at));
         Report { gpus: self.gpus.iter().map(condition).collect(), instances: self.instances.clone() }
     }
 }
@@ -277,8 +283,8 @@ impl Gpu {
         }
     }
 
-    /// `deaf` is the reason why no GPU is monitored; a GPU without event support never was.
-    fn condition(&self, deaf: Option<&Gap>, at: Instant) -> Condition {
+    /// `listener_gap` is the reason why no GPU is monitored; a GPU without event support never was.
+    fn condition(&self, listener_gap: Option<&Gap>, at: Instant) -> Condition {
         if let Some((reason, since)) = &self.lost {
             return Condition::Lost { reason: reason.clone(), since: *since };
         }
@@ -286,7 +292,7 @@ impl Gpu {
             return Condition::Unhealthy(unhealthy_reason);
         }
         let lasts = |it: &&Gap| it.is_for_good || GRACE <= at.saturating_duration_since(it.since);
-        match self.unread.iter().chain(&self.unheard).chain(deaf).find(lasts) {
+        match self.unread.iter().chain(&self.unmonitored).chain(listener_gap).find(lasts) {
             Some(gap) => Condition::Unmonitored { reason: gap.reason.clone(), is_for_good: gap.is_for_good },
             None => Condition::Healthy,
         }

@@ -17,9 +17,9 @@ use crate::hardware::NodeState;
 use crate::nvml::CallTimer;
 
 /// What does not answer (`NVML`, `GPU <uuid>`, or the events of GPUs), and for how long at the last check.
-pub type Silent = BTreeMap<String, Duration>;
+pub type HungCalls = BTreeMap<String, Duration>;
 
-/// The thread that listens to all GPUs. It asks NVML to wait for half a second at most, so it is not silent when nothing
+/// The thread that listens to all GPUs. It asks NVML to wait for half a second at most, so it does not count as hung when nothing
 /// happens.
 const EVENTS: &str = "events of GPUs";
 
@@ -34,8 +34,8 @@ pub struct Watchdog {
     pub patience: Duration,
     /// Kubernetes events.
     pub events: Events,
-    /// What is silent now.
-    pub report: watch::Sender<Silent>,
+    /// The calls that hang now.
+    pub report: watch::Sender<HungCalls>,
 }
 
 impl Watchdog {
@@ -49,13 +49,13 @@ impl Watchdog {
                 () = stop.cancelled() => return,
                 _ = clock.tick() => {}
             }
-            let now = self.silent();
+            let now = self.hung();
             let before = self.report.send_replace(now.clone());
             self.emit(&before, &now);
         }
     }
 
-    fn silent(&self) -> Silent {
+    fn hung(&self) -> HungCalls {
         let hardware = self.node.borrow().hardware.clone();
         let gpus = hardware.iter().flat_map(|it| it.busy());
         let gpus = gpus.map(|(gpu, time)| (format!("GPU {gpu}"), time));
@@ -65,7 +65,7 @@ impl Watchdog {
         gpus.chain(opening).chain(listening).filter(|(_, time)| self.patience <= *time).collect()
     }
 
-    fn emit(&self, before: &Silent, now: &Silent) {
+    fn emit(&self, before: &HungCalls, now: &HungCalls) {
         for (what, time) in now.iter().filter(|(it, _)| !before.contains_key(*it)) {
             let seconds = time.as_secs();
             warn!(what, seconds, "a call into NVML does not come back");

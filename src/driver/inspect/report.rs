@@ -11,7 +11,7 @@ use mig_model::health::{UnhealthyInstance, UnhealthyReason};
 use mig_model::inventory::{Adopted, CounterPlan, Gpu, adoptable, fits_into, remaining};
 use serde::Serialize;
 
-use super::Usage;
+use super::usage::Usage;
 use crate::checkpoint::{ClaimState, Progress, Record, RecordedDevice, RecordedKind, Stored};
 use crate::hardware::Hardware;
 use crate::health::Remembered;
@@ -19,6 +19,9 @@ use crate::health::Remembered;
 /// Version of the form of `inspect -o json`. A field that is renamed, removed or changes its meaning raises it; a new field
 /// does not.
 pub const SCHEMA_VERSION: u32 = 1;
+
+/// The owner of an instance that the driver did not create and no claim has.
+pub(super) const UNMANAGED: &str = "unmanaged";
 
 /// A node as `inspect -o json` prints it.
 #[derive(Debug, Serialize)]
@@ -113,10 +116,10 @@ pub struct InstanceReport {
     pub placement: Placement,
     /// UUIDs of its MIG devices.
     pub mig_devices: Vec<String>,
-    /// `namespace/name` of the claim that holds it, or `foreign`.
+    /// `namespace/name` of the claim that holds it, or `unmanaged`.
     pub owner: String,
     /// True where the driver did not make it, whether or not a claim has it.
-    pub foreign: bool,
+    pub unmanaged: bool,
     /// Why `--existing-instances=adopt` does not offer it, if it does not.
     pub not_adopted: Option<String>,
     /// Memory of its MIG device, MiB; `null` if NVML does not report it.
@@ -310,8 +313,8 @@ impl Seen<'_> {
             profile: profile.map_or_else(|| instance.profile_id.to_string(), |it| it.name.clone()),
             placement: instance.placement,
             mig_devices: instance.compute_instances.iter().map(|it| it.uuid.clone()).collect(),
-            owner: holder.map_or_else(|| "foreign".to_owned(), |it| it.claim.to_string()),
-            foreign: maker.is_none(),
+            owner: holder.map_or_else(|| UNMANAGED.to_owned(), |it| it.claim.to_string()),
+            unmanaged: maker.is_none(),
             not_adopted: adopted.as_ref().err().filter(|_| maker.is_none()).map(ToString::to_string),
             memory_mib: memory.map(|it| it.total >> 20),
             memory_used_mib: memory.map(|it| it.used >> 20),

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use mig_model::facts::{Engine, Placement};
 
 use super::map::{Block, letters, row};
-use super::report::{ClaimReport, GpuReport, MigReport, NodeReport, ProfileReport, UnhealthyReport};
+use super::report::{
+    ClaimReport, GpuReport, InstanceReport, MigReport, NodeReport, ProfileReport, UNMANAGED, UnhealthyReport,
+};
 
 /// The whole report as text.
 pub(super) fn table(report: &NodeReport) -> String {
@@ -66,59 +68,67 @@ fn mig_table(mig: &MigReport, is_whole: bool) -> String {
         return text;
     }
     text.push_str(if mig.resetless { ", switched without a reset\n" } else { ", switching needs a reset\n" });
-    let blocks: Vec<Block> = match is_whole {
-        true => vec![Block { start: 0, size: mig.memory_slices, label: "whole".to_owned() }],
-        false => mig
-            .instances
-            .iter()
-            .zip(letters())
-            .map(|(it, letter)| Block {
-                start: it.placement.start,
-                size: it.placement.size,
-                label: format!("{letter} {}", it.profile),
-            })
-            .collect(),
-    };
-    text.push_str(&row(mig.memory_slices, &blocks));
+    text.push_str(&row(mig.memory_slices, &blocks(mig, is_whole)));
+    if !mig.instances.is_empty() {
+        text.push_str(&instances_table(&mig.instances));
+    }
+    text.push_str(&profiles_table(&mig.profiles));
+    text
+}
 
+/// The boxes in the map of a GPU.
+fn blocks(mig: &MigReport, is_whole: bool) -> Vec<Block> {
+    if is_whole {
+        return vec![Block { start: 0, size: mig.memory_slices, label: "whole".to_owned() }];
+    }
+    let instances = mig.instances.iter().zip(letters());
+    let block = |(it, letter): (&InstanceReport, char)| Block {
+        start: it.placement.start,
+        size: it.placement.size,
+        label: format!("{letter} {}", it.profile),
+    };
+    instances.map(block).collect()
+}
+
+fn instances_table(instances: &[InstanceReport]) -> String {
+    let mut rows = vec![
+        ["", "INSTANCE", "PROFILE", "PLACEMENT", "MEMORY", "BUSY", "OWNER", "MIG DEVICE"].map(str::to_owned),
+    ];
+    rows.extend(instances.iter().zip(letters()).map(|(it, letter)| {
+        [
+            letter.to_string(),
+            it.gpu_instance.to_string(),
+            it.profile.clone(),
+            it.placement.to_string(),
+            used_of(it.memory_used_mib, it.memory_mib),
+            busy(it.utilization.as_ref()).unwrap_or_else(|| "?".to_owned()),
+            match it.unmanaged && it.owner != UNMANAGED {
+                true => format!("{} ({UNMANAGED})", it.owner),
+                false => it.owner.clone(),
+            },
+            if it.mig_devices.is_empty() { "none".to_owned() } else { it.mig_devices.join(" ") },
+        ]
+    }));
+    let mut text = columns(&rows);
+    for instance in instances {
+        let id = instance.gpu_instance;
+        if let Some(reason) = &instance.not_adopted {
+            text.push_str(&format!("  instance {id} cannot be adopted: {reason}\n"));
+        }
+        if let Some(UnhealthyReport { reason, since }) = &instance.unhealthy {
+            text.push_str(&format!("  instance {id} is unhealthy since {since}: {reason}\n"));
+        }
+    }
+    text
+}
+
+fn profiles_table(profiles: &[ProfileReport]) -> String {
     let starts = |placements: &[Placement]| {
         let all: Vec<String> = placements.iter().map(|it| it.start.to_string()).collect();
         if all.is_empty() { "-".to_owned() } else { all.join(",") }
     };
-    if !mig.instances.is_empty() {
-        let mut instances = vec![
-            ["", "INSTANCE", "PROFILE", "PLACEMENT", "MEMORY", "BUSY", "OWNER", "MIG DEVICE"]
-                .map(str::to_owned),
-        ];
-        instances.extend(mig.instances.iter().zip(letters()).map(|(it, letter)| {
-            [
-                letter.to_string(),
-                it.gpu_instance.to_string(),
-                it.profile.clone(),
-                it.placement.to_string(),
-                used_of(it.memory_used_mib, it.memory_mib),
-                busy(it.utilization.as_ref()).unwrap_or_else(|| "?".to_owned()),
-                match it.foreign && it.owner != "foreign" {
-                    true => format!("{} (foreign)", it.owner),
-                    false => it.owner.clone(),
-                },
-                if it.mig_devices.is_empty() { "none".to_owned() } else { it.mig_devices.join(" ") },
-            ]
-        }));
-        text.push_str(&columns(&instances));
-        for instance in &mig.instances {
-            if let Some(reason) = &instance.not_adopted {
-                text.push_str(&format!("  instance {} cannot be adopted: {reason}\n", instance.gpu_instance));
-            }
-            if let Some(UnhealthyReport { reason, since }) = &instance.unhealthy {
-                let id = instance.gpu_instance;
-                text.push_str(&format!("  instance {id} is unhealthy since {since}: {reason}\n"));
-            }
-        }
-    }
-    let mut profiles =
-        vec![["PROFILE", "ID", "SM", "MEMORY", "SLICES", "PLACEMENTS", "FREE"].map(str::to_owned)];
-    profiles.extend(mig.profiles.iter().map(|ProfileReport { profile, free }| {
+    let mut rows = vec![["PROFILE", "ID", "SM", "MEMORY", "SLICES", "PLACEMENTS", "FREE"].map(str::to_owned)];
+    rows.extend(profiles.iter().map(|ProfileReport { profile, free }| {
         [
             profile.name.clone(),
             profile.id.to_string(),
@@ -129,8 +139,7 @@ fn mig_table(mig: &MigReport, is_whole: bool) -> String {
             starts(free),
         ]
     }));
-    text.push_str(&columns(&profiles));
-    text
+    columns(&rows)
 }
 
 /// A line for each fact that NVML did not report.

@@ -71,9 +71,9 @@ fn age(one: &Path, other: &Path) -> Ordering {
 /// False if there is no listener. A process that is too busy to answer in time counts as one.
 async fn is_answered(path: &Path) -> bool {
     const PATIENCE: Duration = Duration::from_secs(1);
-    let is_nobody = |kind| matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::NotFound);
+    let is_unserved = |kind| matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::NotFound);
     match timeout(PATIENCE, UnixStream::connect(path)).await {
-        Ok(Err(error)) => !is_nobody(error.kind()),
+        Ok(Err(error)) => !is_unserved(error.kind()),
         Ok(Ok(_)) | Err(_) => true,
     }
 }

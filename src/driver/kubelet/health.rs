@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_list_ends_when_nobody_tells_the_state_any_more() {
+    async fn a_list_ends_when_no_sender_of_the_state_is_left() {
         let (sender, node) = watch::channel(NodeState::without("none"));
         let service = DeviceHealth { pool: "pool".to_owned(), node, stop: CancellationToken::new() };
         let mut lists = pin!(lists(service, Duration::from_secs(3600)));

@@ -32,7 +32,7 @@ pub use election::PublisherElection;
 pub use health::DeviceHealth;
 pub use metrics::RegistrationMetrics;
 pub use plugin::DraPlugin;
-pub use registration::{Registration, RegistrationState};
+pub use registration::{Registration, RegistrationState, SUPPORTED_VERSIONS};
 pub use socket::{Socket, SocketError, SocketGone, SocketPaths, SocketWatch, is_pod_uid};
 pub use sole::{SoleError, SoleProcess};
 
@@ -42,11 +42,6 @@ use pb::dra_v1beta1::dra_plugin_server::DraPluginServer as V1Beta1Server;
 use pb::health_v1::dra_resource_health_server::DraResourceHealthServer as HealthV1Server;
 use pb::health_v1alpha1::dra_resource_health_server::DraResourceHealthServer as HealthV1Alpha1Server;
 use pb::registration::registration_server::RegistrationServer;
-
-/// Services that the plugin socket offers, as the kubelet names them; of each kind it takes the first one that it knows
-/// (pkg/kubelet/cm/dra/plugin/dra_plugin_manager.go).
-pub const SUPPORTED_VERSIONS: [&str; 4] =
-    ["v1.DRAPlugin", "v1beta1.DRAPlugin", "v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth"];
 
 /// Longest request that is read, bytes. The claims of a pod take some hundred each; tonic's own limit is 4 MiB.
 const LONGEST_REQUEST: usize = 1024 * 1024;

@@ -6,9 +6,13 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use tracing::{error, info};
 
-use super::SUPPORTED_VERSIONS;
 use super::pb::registration::registration_server::Registration as Service;
 use super::pb::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
+
+/// Services that the plugin socket offers, as the kubelet names them; of each kind it takes the first one that it knows
+/// (pkg/kubelet/cm/dra/plugin/dra_plugin_manager.go).
+pub const SUPPORTED_VERSIONS: [&str; 4] =
+    ["v1.DRAPlugin", "v1beta1.DRAPlugin", "v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth"];
 
 /// How the registration stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,5 +1,5 @@
 //! The layouts in force, on disk: so that a driver that starts while the node's label cannot be followed goes on with what
-//! was in force before, and does not cut free space anew. Only a convenience: without it, the default is in force.
+//! was in force before, and does not divide free space differently. Only a convenience: without it, the default is in force.
 
 use std::io::{self};
 use std::path::PathBuf;

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_read_again_when_it_changes_and_its_errors_are_told() {
+    fn a_file_is_read_again_when_it_changes_and_its_errors_are_reported() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("layouts.yaml");
         let mut source = LayoutSource::new(path.clone());

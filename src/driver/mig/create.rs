@@ -4,7 +4,9 @@ use mig_model::facts::{ComputeInstance, MigFacts};
 use mig_model::inventory::MigSpec;
 use tracing::info;
 
-use super::{MigDevice, MigError, instance_at, recorded, switch_mode};
+use super::error::MigError;
+use super::lookup::{MigDevice, instance_at, recorded};
+use super::mode::switch_mode;
 use crate::checkpoint::{Progress, StoreError};
 use crate::nvml::{CallError, Code, DeviceHandle, GpuInstanceHandle};
 use crate::telemetry::metrics::{Metrics, Step};

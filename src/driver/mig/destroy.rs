@@ -3,7 +3,8 @@
 use mig_model::inventory::MigSpec;
 use tracing::info;
 
-use super::{Holders, MigError, recorded};
+use super::error::{Holders, MigError};
+use super::lookup::recorded;
 use crate::checkpoint::Progress;
 use crate::nvml::{CallError, Code, DeviceHandle};
 

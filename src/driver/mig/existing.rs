@@ -1,36 +1,11 @@
 //! Lookup of an unmanaged MIG device.
 
-use std::fmt;
-
 use mig_model::facts::ComputeInstance;
 use mig_model::inventory::Adopted;
 
-use super::{MigDevice, MigError, instance_at};
+use super::error::{Found, MigError};
+use super::lookup::{MigDevice, instance_at};
 use crate::nvml::DeviceHandle;
-
-/// Result of the lookup of an unmanaged instance.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
-    /// No instance of its profile is there.
-    Nothing,
-    /// Another one is there.
-    Another(String),
-    /// It has so many compute instances.
-    Divided(usize),
-    /// Its compute instance does not span it any more.
-    Partial,
-}
-
-impl fmt::Display for Found {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nothing => f.write_str("it is gone"),
-            Self::Another(uuid) => write!(f, "{uuid} is there instead"),
-            Self::Divided(count) => write!(f, "it has {count} compute instances"),
-            Self::Partial => f.write_str("its compute instance does not span it"),
-        }
-    }
-}
 
 /// The instance that a claim was given, if profile, placement and UUID are still the same. Changes nothing: it is not ours.
 pub fn find_existing(device: &DeviceHandle<'_>, adopted: &Adopted) -> Result<MigDevice, MigError> {

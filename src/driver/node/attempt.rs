@@ -1,13 +1,15 @@
-//! Runs work that may hang on its own thread: one attempt at a time, and one wait for it.
+//! Work that may hang, on its own thread: one attempt at a time, and one wait for it.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use std::{io, thread};
 
 use tokio::sync::Notify;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::{Instant, timeout_at};
+
+use crate::threads;
 
 /// Work that has begun.
 #[derive(Debug)]
@@ -35,16 +37,14 @@ impl<T: Send + 'static> Attempt<T> {
         look_again: &Arc<Notify>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<Self> {
-        let (send, result) = oneshot::channel();
         let is_late = Arc::new(AtomicBool::new(false));
         let (was_late, look_again) = (Arc::clone(&is_late), Arc::clone(look_again));
-        thread::Builder::new().name(name.to_owned()).spawn(move || {
-            // No receiver is left when the driver stops.
-            let _ = send.send(work());
+        let notify = move || {
             if was_late.load(Ordering::SeqCst) {
                 look_again.notify_one();
             }
-        })?;
+        };
+        let result = threads::start(name, work, notify)?;
         Ok(Self { begun: Instant::now(), result, is_late })
     }
 

@@ -136,7 +136,7 @@ impl HardwareWatch {
             }
             Ok(open) => Ok(self.completed(open).await?),
             Err(before) => {
-                self.opened(&before).await?.unwrap_or_else(|| Err(HardwareError::Silent.to_string()))
+                self.opened(&before).await?.unwrap_or_else(|| Err(HardwareError::Hung.to_string()))
             }
         };
         self.gpus = match &hardware {
@@ -245,7 +245,7 @@ impl HardwareWatch {
             Outcome::Running(attempt) => {
                 self.attempt = Some(attempt);
                 if is_first {
-                    warn!("{}", HardwareError::Silent);
+                    warn!("{}", HardwareError::Hung);
                 }
                 return Ok(None);
             }

@@ -25,7 +25,7 @@ use crate::checkpoint::Checkpoint;
 use crate::claim::{ClaimSettings, Claims};
 use crate::context::NodeContext;
 use crate::hardware::{HardwareMetrics, NodeState, Opener};
-use crate::health::{Follower, HealthMetrics, HealthStore, Silent, Watchdog};
+use crate::health::{Follower, HealthMetrics, HealthStore, HungCalls, Watchdog};
 use crate::kubelet::{
     DeviceHealth, DraPlugin, PublisherElection, Registration, RegistrationMetrics, RegistrationState, Socket,
     SocketPaths, SoleProcess, serve_plugin, serve_registration,
@@ -68,7 +68,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         opening: opening.clone(),
         patience: args.nvml_patience,
         events: shared.context.events.clone(),
-        report: senders.silence,
+        report: senders.hung,
     };
 
     // Health and metrics come first, because NVML may hang before anything else works. The first look comes before the kubelet may
@@ -118,7 +118,7 @@ struct Shared {
     changes: watch::Receiver<()>,
     publication: watch::Receiver<Publication>,
     registration: watch::Receiver<RegistrationState>,
-    silent: watch::Receiver<Silent>,
+    hung_calls: watch::Receiver<HungCalls>,
     /// Whether a driver was on this node before this process: each has left its directory, whatever the GPUs and the mode.
     has_past: bool,
 }
@@ -131,7 +131,7 @@ struct Senders {
     changed: watch::Sender<()>,
     publication: watch::Sender<Publication>,
     registration: watch::Sender<RegistrationState>,
-    silence: watch::Sender<Silent>,
+    hung: watch::Sender<HungCalls>,
 }
 
 impl Shared {
@@ -154,7 +154,7 @@ impl Shared {
         let pending = Publication::Pending { reason: "not published yet".to_owned() };
         let (publication_sender, publication) = watch::channel(pending);
         let (registration_sender, registration) = watch::channel(RegistrationState::Waiting);
-        let (silence, silent) = watch::channel(Silent::new());
+        let (hung, hung_calls) = watch::channel(HungCalls::new());
         let common = CommonSource::new(args.host.driver_root(&args.hardware), args.host.common_edits.clone());
         let (proc_root, cdi_root) = (args.hardware.proc_root.clone(), args.host.cdi_root.clone());
         let readiness = Arc::new(HostReadiness::new(common, proc_root, cdi_root, directory));
@@ -182,13 +182,13 @@ impl Shared {
             changes,
             publication,
             registration,
-            silent,
+            hung_calls,
             has_past,
         };
         let (publication, registration) = (publication_sender, registration_sender);
         Ok((
             shared,
-            Senders { state, nvml_events, nvml_event_receiver, changed, publication, registration, silence },
+            Senders { state, nvml_events, nvml_event_receiver, changed, publication, registration, hung },
         ))
     }
 
@@ -197,7 +197,7 @@ impl Shared {
             registration: self.registration.clone(),
             publication: self.publication.clone(),
             node: self.context.node.clone(),
-            silent: self.silent.clone(),
+            hung_calls: self.hung_calls.clone(),
         }
     }
 }

@@ -37,7 +37,7 @@ fn in_mig_mode_without_profiles(gpu: &Gpu) -> Option<Problem> {
     Some(Problem { gpu: gpu.facts.uuid.clone(), reason })
 }
 
-/// Which instances of others are not offered, and why.
+/// Which unmanaged instances are not offered, and why.
 pub(super) fn left_alone(gpus: &[Gpu], policy: &OfferPolicy) -> Vec<String> {
     let instances = gpus.iter().flat_map(|gpu| gpu.state.instances.iter().map(move |it| (gpu, it)));
     let left_alone = instances.filter_map(|(gpu, it)| {
@@ -62,7 +62,7 @@ mod tests {
     use mig_model::health::Condition;
 
     #[test]
-    fn what_health_tells_of_is_left_out_by_the_gpu_and_not_by_the_text() {
+    fn what_health_reports_is_left_out_by_the_gpu_and_not_by_the_text() {
         let lost = Condition::Lost { reason: "GPU_IS_LOST".to_owned(), since: 7 };
         let health = Report { gpus: [("GPU-1".to_owned(), lost)].into(), instances: Vec::new() };
         let problem = |gpu: &str, reason: &str| Problem { gpu: gpu.to_owned(), reason: reason.to_owned() };

@@ -1,4 +1,4 @@
-//! What the hardware watch tells the rest of the driver: the state of the node, and events where it changes.
+//! What the hardware watch reports to the rest of the driver: the state of the node, and events where it changes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::readiness::Effect;
 
 impl HardwareWatch {
     /// Reports unmanaged instances that are not published; an adopted instance is no event.
-    pub(super) fn emit_foreign(&self, gpu: &Gpu, instances: &[GpuInstance]) {
+    pub(super) fn emit_unmanaged(&self, gpu: &Gpu, instances: &[GpuInstance]) {
         let (uuid, policy) = (&gpu.facts.uuid, self.policy());
         let is_offered =
             |it: &GpuInstance| policy.as_ref().is_ok_and(|policy| not_adopted(gpu, it, policy).is_none());
@@ -30,7 +30,7 @@ impl HardwareWatch {
                 "Unmanaged MIG instance {gi} at {placement} of GPU {uuid}: what it occupies is not offered. \
                  `dra-driver-mig inspect` shows it; once it is destroyed, its place is offered."
             );
-            self.context.events.emit(EventReason::ForeignInstance, note);
+            self.context.events.emit(EventReason::UnmanagedInstance, note);
         }
     }
 
@@ -44,7 +44,7 @@ impl HardwareWatch {
             warn!(uuid, gi, %placement, "unmanaged MIG instance: no device is published for its placement");
         }
         if !new.is_empty() {
-            self.emit_foreign(gpu, &new);
+            self.emit_unmanaged(gpu, &new);
         }
         if let Some(problem) = &gpu.state.problem
             && before.is_none_or(|it| it.problem.as_ref() != Some(problem))

@@ -1,6 +1,6 @@
 //! The NVML calls that nvml-wrapper lacks or gets wrong: GPU instances, compute instances, profiles, placements.
 //!
-//! All `unsafe` of the driver is in this file and in `event`. Calls block; they are made on a GPU's own thread (`queue`). A function
+//! Longer than other files, because all `unsafe` of the driver is in this file and in `event`, where it can be reviewed at once. Calls block; they are made on a GPU's own thread (`queue`). A function
 //! that the installed driver does not have is an error, never a panic: nvml-wrapper-sys' methods would panic, its
 //! function fields do not, so only the fields are used.
 #![expect(unsafe_code, reason = "with `event` the one file that talks to the C library directly")]
@@ -16,8 +16,12 @@ use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings as sys;
 
 use super::error::{check, wrapped};
-use super::usage::Samples;
+use super::samples::Samples;
 use super::{CallError, Code};
+
+/// Upper bound for enumerating profiles, far above `NVML_GPU_INSTANCE_PROFILE_COUNT` (18 in CUDA 13.3): a library that
+/// never answers INVALID_ARGUMENT must not hold us for ever.
+pub(super) const MAX_PROFILES: u32 = 64;
 
 /// A GPU, or the MIG device that stands for a compute instance, as NVML knows it. Stays on the thread that made it.
 #[derive(Debug)]
@@ -51,6 +55,29 @@ macro_rules! function {
 }
 
 pub(super) use function;
+
+/// A profile without its placements from any version of NVML's struct; they have the same fields.
+macro_rules! profile {
+    ($index:expr, $name:expr, $info:expr) => {
+        Profile {
+            index: $index,
+            id: $info.id,
+            name: $name.to_owned(),
+            slices: $info.sliceCount,
+            max_instances: $info.instanceCount,
+            multiprocessors: $info.multiprocessorCount,
+            copy_engines: $info.copyEngineCount,
+            media: MediaEngines {
+                decoders: $info.decoderCount,
+                encoders: $info.encoderCount,
+                jpegs: $info.jpegCount,
+                ofas: $info.ofaCount,
+            },
+            memory_mib: $info.memorySizeMB,
+            placements: Vec::new(),
+        }
+    };
+}
 
 impl<'nvml> DeviceHandle<'nvml> {
     /// The GPU with this UUID. Where NVML does not find it that way, the GPU at this index is asked whether it is that one; no
@@ -367,23 +394,7 @@ impl<'nvml> DeviceHandle<'nvml> {
         let code = unsafe { function(self.raw, index, &raw mut info) };
         check("nvmlDeviceGetGpuInstanceProfileInfoV", code)?;
         let name = text(&info.name);
-        Ok(Profile {
-            index,
-            id: info.id,
-            name: name.strip_prefix("MIG ").unwrap_or(&name).to_owned(),
-            slices: info.sliceCount,
-            max_instances: info.instanceCount,
-            multiprocessors: info.multiprocessorCount,
-            copy_engines: info.copyEngineCount,
-            media: MediaEngines {
-                decoders: info.decoderCount,
-                encoders: info.encoderCount,
-                jpegs: info.jpegCount,
-                ofas: info.ofaCount,
-            },
-            memory_mib: info.memorySizeMB,
-            placements: Vec::new(),
-        })
+        Ok(profile!(index, name.strip_prefix("MIG ").unwrap_or(&name), info))
     }
 
     fn unnamed_profile(&self, index: u32) -> Result<Profile, CallError> {
@@ -393,23 +404,7 @@ impl<'nvml> DeviceHandle<'nvml> {
         // SAFETY: a live handle and a writable struct of the first layout, which has no version word.
         let code = unsafe { function(self.raw, index, &raw mut info) };
         check("nvmlDeviceGetGpuInstanceProfileInfo", code)?;
-        Ok(Profile {
-            index,
-            id: info.id,
-            name: String::new(),
-            slices: info.sliceCount,
-            max_instances: info.instanceCount,
-            multiprocessors: info.multiprocessorCount,
-            copy_engines: info.copyEngineCount,
-            media: MediaEngines {
-                decoders: info.decoderCount,
-                encoders: info.encoderCount,
-                jpegs: info.jpegCount,
-                ofas: info.ofaCount,
-            },
-            memory_mib: info.memorySizeMB,
-            placements: Vec::new(),
-        })
+        Ok(profile!(index, "", info))
     }
 
     fn describe(&self, raw: sys::nvmlGpuInstance_t) -> Result<GpuInstanceHandle, CallError> {
@@ -460,7 +455,7 @@ impl<'nvml> DeviceHandle<'nvml> {
         const ENGINE_PROFILE_SHARED: c_uint = 0;
         let function = function!(self.nvml, nvmlGpuInstanceGetComputeInstanceProfileInfo)?;
         let mut profiles = Vec::new();
-        for index in 0..super::MAX_PROFILES {
+        for index in 0..MAX_PROFILES {
             let mut info = MaybeUninit::<sys::nvmlComputeInstanceProfileInfo_t>::zeroed();
             // SAFETY: a GPU instance handle of this library and a writable struct.
             let code = unsafe { function(instance.raw, index, ENGINE_PROFILE_SHARED, info.as_mut_ptr()) };

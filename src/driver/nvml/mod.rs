@@ -13,6 +13,8 @@ mod event;
 mod monitor;
 mod profiles;
 mod queue;
+mod samples;
+mod unknown;
 mod usage;
 
 use std::path::{Path, PathBuf};
@@ -29,12 +31,8 @@ pub use discover::{Discovery, answers, discover, live_instances};
 pub use event::{EventKind, EventSet, GpuEvent};
 pub use mig_model::call::{CallError, Code, OLDEST_DRIVER, RESET_ADVICE};
 pub(crate) use monitor::is_unsupported;
-pub use monitor::{Hearing, Listening, Monitor, NvmlEvent};
+pub use monitor::{Listening, Monitor, Monitoring, NvmlEvent};
 pub use queue::{GpuQueue, QueueClosed, Submitted};
-
-/// Upper bound for enumerating profiles, far above `NVML_GPU_INSTANCE_PROFILE_COUNT` (18 in CUDA 13.3): a library that
-/// never answers INVALID_ARGUMENT must not hold us for ever.
-const MAX_PROFILES: u32 = 64;
 
 /// The library could not be opened.
 #[derive(Debug, thiserror::Error)]

@@ -25,24 +25,24 @@ const PAUSE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(10);
 /// How long monitoring of a GPU is paused after it was in use.
 const ASIDE: Duration = Duration::from_secs(5);
-/// How long the thread may be silent.
+/// How long the thread may be in one call.
 const SILENCE: Duration = Duration::from_secs(10);
 /// Of the thread. NVML's own needs are not documented; the kernel gives a page only when it is touched.
 const STACK: usize = 512 * 1024;
 
 /// Whether a GPU is listened to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Hearing {
+pub enum Monitoring {
     /// It is.
     Active,
     /// Monitoring is paused for some seconds, so that an instance of it can be destroyed.
-    Aside,
+    Paused,
     /// It cannot be.
     Failed(CallError),
 }
 
 /// For each GPU, whether it is listened to, or why not.
-pub type Listening = BTreeMap<String, Hearing>;
+pub type Listening = BTreeMap<String, Monitoring>;
 
 /// What the thread has to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +74,7 @@ struct State {
 }
 
 impl Monitor {
-    /// Starts the thread. It sends events to `heard`, and ends when the receiver is gone, or with
+    /// Starts the thread. It sends events to `nvml_events`, and ends when the receiver is gone, or with
     /// [`Self::close`].
     pub fn start(
         self: &Arc<Self>,
@@ -181,7 +181,7 @@ impl Listener<'_> {
         }
         self.prepare(&wanted);
         drop(busy);
-        self.listening.extend(aside.into_iter().map(|it| (it, Hearing::Aside)));
+        self.listening.extend(aside.into_iter().map(|it| (it, Monitoring::Paused)));
         let Some(set) = self.set.as_ref().filter(|it| it.gpus().next().is_some()) else {
             self.send_listening()?;
             thread::park_timeout(PAUSE);
@@ -201,8 +201,8 @@ impl Listener<'_> {
             Err(error) => {
                 debug!(%error, "cannot wait for GPU events");
                 self.set = None;
-                for it in self.listening.values_mut().filter(|it| **it != Hearing::Aside) {
-                    *it = Hearing::Failed(error.clone());
+                for it in self.listening.values_mut().filter(|it| **it != Monitoring::Paused) {
+                    *it = Monitoring::Failed(error.clone());
                 }
                 self.send_listening()?;
                 thread::park_timeout(PAUSE);
@@ -215,12 +215,12 @@ impl Listener<'_> {
     fn prepare(&mut self, wanted: &BTreeMap<String, u32>) {
         let is_new = self.set.is_none();
         // A paused GPU is tried at once.
-        self.listening.retain(|it, now| wanted.contains_key(it) && *now != Hearing::Aside);
+        self.listening.retain(|it, now| wanted.contains_key(it) && *now != Monitoring::Paused);
         let mut set = match self.set.take().map_or_else(|| EventSet::new(self.nvml), Ok) {
             Ok(set) => set,
             Err(error) => {
                 self.listening =
-                    wanted.keys().map(|it| (it.clone(), Hearing::Failed(error.clone()))).collect();
+                    wanted.keys().map(|it| (it.clone(), Monitoring::Failed(error.clone()))).collect();
                 return;
             }
         };
@@ -229,7 +229,7 @@ impl Listener<'_> {
             if !set.has(gpu) && (is_time || !self.listening.contains_key(gpu)) {
                 self.listening.insert(
                     gpu.clone(),
-                    set.add(gpu, *index).map_or_else(Hearing::Failed, |()| Hearing::Active),
+                    set.add(gpu, *index).map_or_else(Monitoring::Failed, |()| Monitoring::Active),
                 );
                 self.tried = Some(Instant::now());
             }
@@ -245,12 +245,12 @@ impl Listener<'_> {
         for (gpu, now) in &self.listening {
             match now {
                 _ if self.reported.get(gpu) == Some(now) => {}
-                Hearing::Active => debug!(gpu, "monitoring its events"),
-                Hearing::Aside => debug!(gpu, "monitoring of its events is paused"),
-                Hearing::Failed(error) if is_unsupported(error) => {
+                Monitoring::Active => debug!(gpu, "monitoring its events"),
+                Monitoring::Paused => debug!(gpu, "monitoring of its events is paused"),
+                Monitoring::Failed(error) if is_unsupported(error) => {
                     info!(gpu, %error, "no event support: its errors appear in the kernel log only");
                 }
-                Hearing::Failed(error) => warn!(gpu, %error, "cannot monitor its events now"),
+                Monitoring::Failed(error) => warn!(gpu, %error, "cannot monitor its events now"),
             }
         }
         self.reported = self.listening.clone();

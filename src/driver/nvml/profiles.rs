@@ -3,8 +3,8 @@
 use mig_model::facts::{Placement, Profile};
 use tracing::{debug, warn};
 
-use super::device::DeviceHandle;
-use super::discover::Unknown;
+use super::device::{DeviceHandle, MAX_PROFILES};
+use super::unknown::Unknown;
 use super::{CallError, Code};
 
 /// Enumerates profiles until INVALID_ARGUMENT. What this GPU does not have, and what cannot be described, is left out.
@@ -17,7 +17,7 @@ pub(super) fn profiles(
     unknown: &mut Unknown,
 ) -> Result<Vec<Profile>, CallError> {
     let mut found: Vec<Profile> = Vec::new();
-    for index in 0..super::MAX_PROFILES {
+    for index in 0..MAX_PROFILES {
         let mut profile = match device.profile(index) {
             Ok(profile) => profile,
             Err(error) if error.code == Code::INVALID_ARGUMENT => break,
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn names_follow_the_formula_where_the_driver_is_silent() {
+    fn names_follow_the_formula_where_the_driver_reports_none() {
         let a100_40 = Some(40_960 << 20);
         assert_eq!(formula_name(&profile(0, 1, 4864), a100_40).unwrap(), "1g.5gb");
         assert_eq!(formula_name(&profile(9, 1, 9856), a100_40).unwrap(), "1g.10gb");

@@ -3,12 +3,9 @@
 //! Utilisation is the mean between two samples, so one is kept for each instance until the next look. It is given back
 //! before anything of the instance is destroyed, on the same thread, so that it cannot be in the way.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
-
 use mig_model::facts;
 use nvml_wrapper::enums::gpm::GpmMetricId;
-use nvml_wrapper::gpm::{GpmSample, gpm_metrics_get};
+use nvml_wrapper::gpm::gpm_metrics_get;
 
 use super::error::wrapped;
 use super::{CallError, Code, DeviceHandle};
@@ -21,22 +18,6 @@ const METRICS: [(GpmMetricId, facts::Engine); 5] = [
     (GpmMetricId::AnyTensorUtil, facts::Engine::Tensor),
     (GpmMetricId::DramBwUtil, facts::Engine::MemoryBandwidth),
 ];
-
-/// The last samples of a GPU's instances.
-#[derive(Debug, Default)]
-pub(super) struct Samples<'nvml> {
-    /// By GPU instance id: whose the instance was, and the sample.
-    last: RefCell<BTreeMap<u32, (String, GpmSample<'nvml>)>>,
-    /// Whether the GPU measures at all, once that was asked.
-    is_supported: Cell<Option<bool>>,
-}
-
-impl Samples<'_> {
-    /// Gives back what is kept of an instance.
-    pub(super) fn forget(&self, gpu_instance: u32) {
-        self.last.borrow_mut().remove(&gpu_instance);
-    }
-}
 
 impl DeviceHandle<'_> {
     /// Share of the last sample period (a second or less, nvml.h at nvmlUtilization_t) in which something ran on the GPU.

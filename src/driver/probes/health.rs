@@ -1,25 +1,11 @@
-//! `/healthz` and `/readyz`: whether the process is alive, and whether claims can be served now, with the reasons. The gRPC
-//! health service is on the same port, so that every kind of probe works.
+//! Whether claims can be served now, with the reasons.
 
-use std::io;
-use std::net::SocketAddr;
-
-use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::get;
 use mig_model::slices::{CounterSupport, Publication};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
-use tracing::info;
 
-use super::health_service;
 use crate::hardware::NodeState;
-use crate::health::Silent;
+use crate::health::HungCalls;
 use crate::kubelet::RegistrationState;
-use crate::telemetry::bind;
 
 /// What readiness is made of.
 #[derive(Debug, Clone)]
@@ -31,15 +17,7 @@ pub struct Health {
     /// Whether there are GPUs.
     pub node: watch::Receiver<NodeState>,
     /// Whether NVML answers.
-    pub silent: watch::Receiver<Silent>,
-}
-
-/// The address cannot be served.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot serve health on {address}: {source}; choose another --http-address")]
-pub struct HealthError {
-    address: SocketAddr,
-    source: io::Error,
+    pub hung_calls: watch::Receiver<HungCalls>,
 }
 
 impl Health {
@@ -47,12 +25,33 @@ impl Health {
     /// says so.
     #[must_use]
     pub fn report(&self) -> (bool, String) {
-        let (is_registered, registration) = match &*self.registration.borrow() {
+        let (is_registered, registration) = self.registration();
+        let (is_published, publication) = self.publication();
+        let (is_able, host) = self.host();
+        let (is_answering, nvml) = self.nvml();
+        let parts = [
+            (is_registered, "kubelet", registration),
+            (is_published, "resourceslices", publication),
+            (true, "gpus", self.gpus()),
+            (is_able, "host", host),
+            (is_answering, "nvml", nvml),
+        ];
+        let line = |(is_well, name, text): &(bool, &str, String)| {
+            format!("[{}] {name}: {text}\n", if *is_well { '+' } else { '-' })
+        };
+        (parts.iter().all(|(is_well, ..)| *is_well), parts.iter().map(line).collect())
+    }
+
+    fn registration(&self) -> (bool, String) {
+        match &*self.registration.borrow() {
             RegistrationState::Registered => (true, "registered".to_owned()),
             RegistrationState::Waiting => (false, "waiting for the kubelet".to_owned()),
             RegistrationState::Refused(reason) => (false, format!("refused by the kubelet: {reason}")),
-        };
-        let (is_published, publication) = match &*self.publication.borrow() {
+        }
+    }
+
+    fn publication(&self) -> (bool, String) {
+        match &*self.publication.borrow() {
             Publication::Pending { reason } => (false, reason.clone()),
             Publication::Complete { slices, devices, .. } => {
                 (true, format!("{devices} devices in {slices} slices"))
@@ -83,7 +82,10 @@ impl Health {
                 );
                 (false, text)
             }
-        };
+        }
+    }
+
+    fn gpus(&self) -> String {
         let node = self.node.borrow();
         let mut gpus = match &node.hardware {
             Ok(hardware) => format!("{} GPUs", hardware.facts.gpus.len()),
@@ -93,32 +95,26 @@ impl Health {
         for problem in problems.chain(node.left_alone.iter().cloned()) {
             gpus.push_str(&format!("\n    not offered: {problem}"));
         }
+        gpus
+    }
+
+    fn host(&self) -> (bool, String) {
+        let node = self.node.borrow();
         let is_able = !node.host.iter().any(|it| it.effect.is_blocking());
         let mut host = if is_able { "claims can be prepared" } else { "devices are withheld" }.to_owned();
         for condition in &node.host {
             host.push_str(&format!("\n    {condition}"));
         }
-        let (is_answering, nvml) = self.nvml();
-        let parts = [
-            (is_registered, "kubelet", registration),
-            (is_published, "resourceslices", publication),
-            (true, "gpus", gpus),
-            (is_able, "host", host),
-            (is_answering, "nvml", nvml),
-        ];
-        let line = |(is_well, name, text): &(bool, &str, String)| {
-            format!("[{}] {name}: {text}\n", if *is_well { '+' } else { '-' })
-        };
-        (parts.iter().all(|(is_well, ..)| *is_well), parts.iter().map(line).collect())
+        (is_able, host)
     }
 
     fn nvml(&self) -> (bool, String) {
-        let silent = self.silent.borrow();
-        if silent.is_empty() {
+        let hung_calls = self.hung_calls.borrow();
+        if hung_calls.is_empty() {
             return (true, "no call hangs".to_owned());
         }
         let list: Vec<String> =
-            silent.iter().map(|(what, time)| format!("{what} for {} s", time.as_secs())).collect();
+            hung_calls.iter().map(|(what, time)| format!("{what} for {} s", time.as_secs())).collect();
         let text = format!(
             "a call does not come back: {}; see `nvidia-smi` and the kernel log of the node; a restart of this pod does \
              not help",
@@ -132,7 +128,7 @@ impl Health {
         self.registration.mark_unchanged();
         self.publication.mark_unchanged();
         self.node.mark_unchanged();
-        self.silent.mark_unchanged();
+        self.hung_calls.mark_unchanged();
     }
 
     /// Waits until any part of it changes; nothing once the driver ends.
@@ -141,41 +137,10 @@ impl Health {
             changed = self.registration.changed() => changed,
             changed = self.publication.changed() => changed,
             changed = self.node.changed() => changed,
-            changed = self.silent.changed() => changed,
+            changed = self.hung_calls.changed() => changed,
         };
         changed.ok()
     }
-}
-
-/// Takes the address. Done before anything else is touched, so that a driver that was started twice by mistake ends
-/// without taking the sockets of the one that runs.
-pub async fn bind_health(address: SocketAddr) -> Result<TcpListener, HealthError> {
-    let failed = |source| HealthError { address, source };
-    let listener = bind(address).await.map_err(failed)?;
-    info!(address = %listener.local_addr().map_err(failed)?, "serving /healthz and /readyz");
-    Ok(listener)
-}
-
-/// Serves `/healthz`, `/readyz`, and the same over gRPC, until `stop`.
-///
-/// Alive is a process that answers. That a GPU hangs is not a matter of life: a restart does not end it, and the other
-/// GPUs are served; readiness reports it.
-pub async fn serve_health(
-    listener: TcpListener,
-    health: Health,
-    stop: CancellationToken,
-) -> Result<(), io::Error> {
-    let routes = Router::new()
-        .route("/healthz", get(async || "alive\n"))
-        .route("/readyz", get(ready))
-        .with_state(health.clone())
-        .merge(Routes::new(health_service(health)).into_axum_router());
-    axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
-}
-
-async fn ready(State(health): State<Health>) -> (StatusCode, String) {
-    let (is_ready, text) = health.report();
-    (if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
 }
 
 #[cfg(test)]
@@ -188,25 +153,25 @@ mod tests {
 
     /// The report for a node whose driver is not loaded.
     fn report(registration: RegistrationState, publication: Publication) -> (bool, String) {
-        health(registration, publication, Silent::new()).report()
+        health(registration, publication, HungCalls::new()).report()
     }
 
-    fn health(registration: RegistrationState, publication: Publication, silent: Silent) -> Health {
+    fn health(registration: RegistrationState, publication: Publication, hung_calls: HungCalls) -> Health {
         let problems = vec![Problem { gpu: "3".to_owned(), reason: "it is lost".to_owned() }];
         let node = NodeState { problems, ..NodeState::without("no libnvidia-ml.so.1") };
         Health {
             registration: watch::channel(registration).1,
             publication: watch::channel(publication).1,
             node: watch::channel(node).1,
-            silent: watch::channel(silent).1,
+            hung_calls: watch::channel(hung_calls).1,
         }
     }
 
     #[test]
     fn a_call_that_hangs_is_not_ready_and_named() {
-        let silent = Silent::from([("GPU GPU-7".to_owned(), Duration::from_secs(75))]);
+        let hung_calls = HungCalls::from([("GPU GPU-7".to_owned(), Duration::from_secs(75))]);
         let published = Publication::Complete { slices: 1, devices: 0, is_counted: true };
-        let (is_ready, text) = health(RegistrationState::Registered, published, silent).report();
+        let (is_ready, text) = health(RegistrationState::Registered, published, hung_calls).report();
         assert!(
             !is_ready && text.contains("[-] nvml: a call does not come back: GPU GPU-7 for 75 s"),
             "{text}"
@@ -230,7 +195,7 @@ mod tests {
             ),
             (Effect::Impaired, true, "[+] host: claims can be prepared\n    CUDA fails in some containers: "),
         ] {
-            let mut health = health(RegistrationState::Registered, published(), Silent::new());
+            let mut health = health(RegistrationState::Registered, published(), HungCalls::new());
             let node = NodeState { host: vec![condition(effect)], ..NodeState::without("x") };
             health.node = watch::channel(node).1;
             let (is_ready, text) = health.report();
@@ -251,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn dropped_counters_and_a_silent_kubelet_are_not_ready_and_say_what_to_do() {
+    fn dropped_counters_and_a_kubelet_that_does_not_answer_are_not_ready_and_say_what_to_do() {
         let without = |support| Publication::WithoutCounters { support, devices: 2, withheld: 50 };
         let withheld = without(CounterSupport::Dropped);
         let (is_ready, text) = report(RegistrationState::Registered, withheld.clone());

@@ -2,6 +2,8 @@
 
 mod grpc;
 mod health;
+mod serve;
 
 pub use grpc::health_service;
-pub use health::{Health, HealthError, bind_health, serve_health};
+pub use health::Health;
+pub use serve::{HealthError, bind_health, serve_health};

@@ -207,10 +207,10 @@ impl Sampler {
         before: &[InstanceUse],
     ) -> Vec<InstanceUse> {
         let mut found = Vec::new();
-        let mut is_silent = false;
+        let mut is_unanswered = false;
         for it in wanted {
             let known = || before.iter().find(|known| it.is(known)).cloned();
-            if is_silent || 0 < gpu.queue.pending() {
+            if is_unanswered || 0 < gpu.queue.pending() {
                 found.extend(known());
                 continue;
             }
@@ -235,7 +235,7 @@ impl Sampler {
                     found.extend(known());
                 }
                 Ok(Err(_)) | Err(_) => {
-                    is_silent = true;
+                    is_unanswered = true;
                     found.extend(known());
                 }
             }

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_told_with_its_meaning() {
+    fn a_cause_is_reported_with_its_meaning() {
         assert_eq!(Cause::Xid(48).to_string(), "XID 48 (a double-bit ECC error)");
         assert_eq!(Cause::Xid(7777).to_string(), "XID 7777");
     }

@@ -32,7 +32,7 @@ impl CounterPlan {
     /// choices of engines. For a GPU with very many different needs all engines are counted: exact, only not the fewest.
     #[must_use]
     pub fn of(profiles: &[Profile]) -> Self {
-        let memory_slices = placements(profiles).map(|(_, it)| it.start + it.size).max().unwrap_or(0);
+        let memory_slices = placements(profiles).map(|(_, it)| it.end()).max().unwrap_or(0);
         let totals = profiles.iter().map(counts).fold(Counts::default(), |most, it| zip(most, it, u32::max));
         let exceeds = |needs: &Counts, engine: usize| totals[engine] < needs[engine];
         let Some(possible) = possible_needs(profiles, memory_slices) else {
@@ -60,13 +60,13 @@ impl CounterPlan {
     /// What one instance takes.
     #[must_use]
     pub fn cost(&self, profile: &Profile, placement: Placement) -> BTreeMap<String, u32> {
-        self.counters(slices(placement), counts(profile))
+        self.counters(placement.slices(), counts(profile))
     }
 
     /// What an instance of an unknown profile takes for certain.
     #[must_use]
     pub fn cost_of_memory(&self, placement: Placement) -> BTreeMap<String, u32> {
-        self.counters(slices(placement), Counts::default())
+        self.counters(placement.slices(), Counts::default())
     }
 
     fn counters(&self, slices: Range<u32>, engines: Counts) -> BTreeMap<String, u32> {
@@ -106,8 +106,7 @@ pub(super) fn crowded(
 
 /// The most that placements of which no two overlap need together.
 fn most_needed(parts: impl Iterator<Item = (Placement, u32)>) -> u32 {
-    let mut parts: Vec<(u32, u32, u32)> =
-        parts.map(|(it, need)| (it.start.saturating_add(it.size), it.start, need)).collect();
+    let mut parts: Vec<(u32, u32, u32)> = parts.map(|(it, need)| (it.end(), it.start, need)).collect();
     parts.sort_unstable();
     // By the end of the last one, what those up to there need.
     let mut best: BTreeMap<u32, u32> = BTreeMap::new();
@@ -117,10 +116,6 @@ fn most_needed(parts: impl Iterator<Item = (Placement, u32)>) -> u32 {
         best.insert(end, most);
     }
     best.into_values().next_back().unwrap_or(0)
-}
-
-fn slices(placement: Placement) -> Range<u32> {
-    placement.start..placement.start.saturating_add(placement.size)
 }
 
 fn counts(profile: &Profile) -> Counts {
@@ -141,7 +136,7 @@ fn possible_needs(profiles: &[Profile], memory_slices: u32) -> Option<BTreeSet<C
     let mut within = vec![BTreeSet::from([Counts::default()])];
     for end in 1..=memory_slices {
         let mut needs = within[end as usize - 1].clone();
-        for (profile, placement) in placements(profiles).filter(|(_, it)| it.start + it.size == end) {
+        for (profile, placement) in placements(profiles).filter(|(_, it)| it.end() == end) {
             needs.extend(
                 within[placement.start as usize]
                     .iter()

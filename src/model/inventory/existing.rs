@@ -3,36 +3,12 @@
 //! Pure. Refuses to offer an instance that may be a claim's already, and one that is not what a claim of its profile would
 //! expect: a GPU instance with exactly one compute instance, which spans it.
 
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
-
-use super::{
-    AllocatableDevice, DeviceKind, DeviceName, Gpu, MigSpec, OfferPolicy, access_allows, attributes,
-};
+use super::attributes;
+use super::device::{Adopted, AllocatableDevice, DeviceKind, MigSpec};
+use super::gpu::Gpu;
+use super::name::DeviceName;
+use super::policy::{ExistingInstances, OfferPolicy, access_allows};
 use crate::facts::{GpuFacts, GpuInstance, NodeFacts, Placement, Profile};
-
-/// What becomes of instances that the driver did not make.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum ExistingInstances {
-    /// They are left alone, and what they occupy is not offered.
-    #[default]
-    Withhold,
-    /// Each is published as a device. Claims get it as it is; the driver neither creates nor destroys it.
-    Adopt,
-}
-
-/// An unmanaged instance, as it is allocated to a claim. Profile id, placement and UUID are its identity.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Adopted {
-    /// What it is.
-    pub spec: MigSpec,
-    /// GPU instance id, by which events of the GPU name it.
-    pub gpu_instance: u32,
-    /// Id of its compute instance.
-    pub compute_instance: u32,
-    /// UUID of its MIG device.
-    pub uuid: String,
-}
 
 /// Why an unmanaged instance is not published.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -110,7 +86,7 @@ fn taken(gpu: &Gpu, adopted: &Adopted, policy: &OfferPolicy) -> Option<String> {
     names.find(|it| policy.held.contains(it) || policy.named.contains(it))
 }
 
-/// The devices for the instances of others on this GPU: offered ones and withheld ones. One that a claim holds is offered
+/// The devices for the unmanaged instances on this GPU: offered ones and withheld ones. One that a claim holds is offered
 /// also when its instance is gone.
 pub(super) fn devices(
     node: &NodeFacts,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
-use super::{AllocatableDevice, DeviceKind, Inventory};
+use super::{AllocatableDevice, Inventory};
 
 /// Patterns for profile names, such as `1g.*,3g.40gb,full` or `!*+me*`. The default lets everything through.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl ProfileFilter {
         (self.allowed.is_empty() || any(&self.allowed)) && !any(&self.denied)
     }
 
-    /// The patterns that name none of these profiles: most likely a slip.
+    /// The patterns that name none of these profiles: most likely a mistake.
     pub fn without_effect<'a>(&'a self, profiles: &'a BTreeSet<&str>) -> impl Iterator<Item = &'a str> {
         let patterns = self.allowed.iter().chain(&self.denied).map(String::as_str);
         patterns.filter(|pattern| !profiles.iter().any(|it| matches(pattern, it)))
@@ -57,17 +57,6 @@ impl Inventory {
             gpu.withheld.extend::<Vec<_>>(left_out);
         }
         reduced
-    }
-}
-
-impl AllocatableDevice {
-    /// The profile of a MIG device, managed or not; `None` for a whole GPU and its shares.
-    #[must_use]
-    pub fn mig(&self) -> Option<&super::MigSpec> {
-        match &self.kind {
-            DeviceKind::Gpu | DeviceKind::Share { .. } => None,
-            DeviceKind::Mig(spec) | DeviceKind::Adopted(super::Adopted { spec, .. }) => Some(spec),
-        }
     }
 }
 

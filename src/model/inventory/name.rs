@@ -2,9 +2,11 @@
 
 use std::fmt;
 
-use super::shares::MOST_SHARES;
 use crate::facts::PciAddress;
 use crate::hash::fnv1a;
+
+/// Most shares of a GPU: as many clients as MPS would serve, and far more than time slicing makes sense for.
+pub const MOST_SHARES: u32 = 48;
 
 /// Between the GPU and the number of a share.
 const SHARE: &str = "-share-";

@@ -7,9 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{AllocatableDevice, Attribute, DeviceKind, DeviceName, GpuInventory, Inventory};
 
-/// Most shares of a GPU: as many clients as MPS would serve, and far more than time slicing makes sense for.
-pub const MOST_SHARES: u32 = 48;
-
 impl AllocatableDevice {
     /// A share of this whole GPU: all of it, for a part of the time.
     #[must_use]

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{AllocatableDevice, DeviceKind, Gpu, Inventory, OfferPolicy, access_allows, mode_allows};
+use super::policy::{access_allows, mode_allows};
+use super::{AllocatableDevice, DeviceKind, Gpu, Inventory, OfferPolicy};
 use crate::health::Report;
 
-/// Why a device exists and yet cannot be had.
+/// Why a device exists and is unavailable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Withheld {
     /// The GPU cannot be read.

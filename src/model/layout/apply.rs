@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::inventory::{AllocatableDevice, DeviceKind, GpuInventory, Inventory, MigSpec};
+use crate::inventory::{AllocatableDevice, DeviceKind, GpuInventory, Inventory, MigSpec, take};
 
 use super::choice::{GpuLayout, Layouts, show_counts};
 use super::fit::{Candidate, dropped, fit};
@@ -96,11 +96,7 @@ fn cut<'a>(gpu: &'a GpuInventory, kept: &[&AllocatableDevice], counts: &BTreeMap
     let mut wanted = counts.clone();
     let mut surplus = Vec::new();
     for device in kept {
-        for (counter, amount) in &device.consumes {
-            if let Some(left) = room.get_mut(counter) {
-                *left = left.saturating_sub(*amount);
-            }
-        }
+        take(&mut room, &device.consumes);
         match mig(device).and_then(|it| wanted.get_mut(&it.profile)).filter(|it| 0 < **it) {
             Some(count) => *count -= 1,
             None => surplus.push(*device),
@@ -138,10 +134,10 @@ fn mig(device: &AllocatableDevice) -> Option<&MigSpec> {
 /// Nothing of ours is in the way, so it is something that only a person can change.
 fn unavailable(gpu: &GpuInventory, what: &str) -> String {
     match &gpu.problem {
-        Some(problem) => format!("{what} cannot be had now: the GPU is not offered: {problem}"),
+        Some(problem) => format!("{what} is not available now: the GPU is not offered: {problem}"),
         None => format!(
-            "{what} cannot be had now: its MIG mode needs a GPU reset to change, or an unmanaged MIG instance is in the \
-             way; `dra-driver-mig inspect` tells which"
+            "{what} is not available now: its MIG mode needs a GPU reset to change, or an unmanaged MIG instance is in the \
+             way; `dra-driver-mig inspect` shows which"
         ),
     }
 }

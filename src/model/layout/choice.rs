@@ -90,7 +90,7 @@ fn from_file(config: &str, file: &LayoutFile, gpus: &[GpuFacts]) -> Result<Layou
     for (position, entry) in entries.iter().enumerate() {
         let at = |problem: String| format!("mig-configs.{config}[{position}]: {problem}");
         // As with mig-parted, an index that the node does not have is passed over, so that nodes with fewer GPUs, or with a
-        // broken one, can have the layout; one that is about none of them is a slip.
+        // broken one, can have the layout; one that is about none of them is a mistake.
         if let (false, Devices::Indices(indices)) = (is_about_a_gpu, &entry.devices) {
             let known = |index: &&u32| gpus.iter().any(|it| it.index == **index);
             if let Some(index) = indices.iter().find(|it| !known(it)) {

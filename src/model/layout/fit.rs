@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
 use crate::facts::Placement;
+use crate::inventory::{Amounts, CounterNames, fits_into};
 
 /// An instance that could be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +27,7 @@ type Score = (u32, u32, Reverse<usize>, u32);
 /// Chooses placements for `wanted` (profile and count) so that they fit into `room` together, and returns their
 /// positions in `candidates`, ascending. The same question always has the same answer.
 ///
-/// `candidates` are all placements of the GPU, also those of profiles that are not wanted: they tell which placements are
+/// `candidates` are all placements of the GPU, also those of profiles that are not wanted: they show which placements are
 /// worth keeping free.
 #[must_use]
 pub fn fit(
@@ -40,7 +41,7 @@ pub fn fit(
     for step in 0..search.options.len() {
         if search.best(step, &left, &missing).1 {
             let option = search.options[step].clone();
-            take(&mut left, &option.cost);
+            left = left.without(&option.cost);
             missing[option.profile] -= 1;
             chosen.push(option.candidate);
         }
@@ -69,14 +70,14 @@ pub fn dropped(
 struct Choice {
     candidate: usize,
     profile: usize,
-    cost: Vec<(usize, u32)>,
+    cost: Amounts,
     score: Score,
 }
 
 struct Search {
     /// Sorted by start, so that what lies behind a step no longer matters and many ways lead to the same question.
     options: Vec<Choice>,
-    room: Vec<u32>,
+    room: Amounts,
     wanted: Vec<u32>,
     /// Which counters options from a step on still take.
     counters: Vec<Vec<usize>>,
@@ -87,18 +88,15 @@ struct Search {
 
 impl Search {
     fn new(candidates: &[Candidate], room: &BTreeMap<String, u32>, wanted: &BTreeMap<String, u32>) -> Self {
-        let names: Vec<&String> = room.keys().collect();
+        let names = CounterNames::of(room.keys());
         let profiles: Vec<&String> = wanted.keys().collect();
         let mut options: Vec<Choice> = Vec::new();
         for (index, candidate) in candidates.iter().enumerate() {
             let Ok(profile) = profiles.binary_search(&&candidate.profile) else { continue };
-            // What needs a counter that there is none of does not fit.
-            let cost: Option<Vec<(usize, u32)>> = candidate
-                .cost
-                .iter()
-                .map(|(name, amount)| Some((names.binary_search(&name).ok()?, *amount)))
-                .collect();
-            let Some(cost) = cost else { continue };
+            if !fits_into(&candidate.cost, room) {
+                continue;
+            }
+            let cost = names.amounts(&candidate.cost);
             let placement = candidate.placement;
             let blocked = candidates.iter().filter(|it| it.placement.overlaps(placement)).count();
             let score = (1, placement.size, Reverse(blocked), placement.start);
@@ -112,38 +110,35 @@ impl Search {
             positions
         };
         let steps = 0..options.len();
-        let counters = steps
-            .clone()
-            .map(|it| after(it, &|option| option.cost.iter().map(|it| it.0).collect()))
-            .collect();
+        let counters =
+            steps.clone().map(|it| after(it, &|option| option.cost.positions().collect())).collect();
         let profiles = steps.map(|it| after(it, &|option| vec![option.profile])).collect();
         Self {
             counters,
             profiles,
             options,
-            room: room.values().copied().collect(),
+            room: names.amounts(room),
             wanted: wanted.values().copied().collect(),
             known: HashMap::new(),
         }
     }
 
     /// The best score that options from `step` on can add, and whether the option at `step` is part of it.
-    fn best(&mut self, step: usize, left: &[u32], missing: &[u32]) -> (Score, bool) {
+    fn best(&mut self, step: usize, left: &Amounts, missing: &[u32]) -> (Score, bool) {
         if step == self.options.len() {
             return (Score::default(), false);
         }
-        let of_counters = self.counters[step].iter().map(|it| left[*it]);
+        let of_counters = self.counters[step].iter().map(|it| left.at(*it));
         let key = (step, of_counters.chain(self.profiles[step].iter().map(|it| missing[*it])).collect());
         if let Some(known) = self.known.get(&key) {
             return *known;
         }
         let without = self.best(step + 1, left, missing).0;
         let option = self.options[step].clone();
-        let fits = 0 < missing[option.profile] && option.cost.iter().all(|(it, amount)| *amount <= left[*it]);
+        let fits = 0 < missing[option.profile] && left.covers(&option.cost);
         let mut found = (without, false);
         if fits {
-            let (mut left, mut missing) = (left.to_vec(), missing.to_vec());
-            take(&mut left, &option.cost);
+            let (left, mut missing) = (left.without(&option.cost), missing.to_vec());
             missing[option.profile] -= 1;
             let with = sum(option.score, self.best(step + 1, &left, &missing).0);
             if without < with {
@@ -152,12 +147,6 @@ impl Search {
         }
         self.known.insert(key, found);
         found
-    }
-}
-
-fn take(left: &mut [u32], cost: &[(usize, u32)]) {
-    for (counter, amount) in cost {
-        left[*counter] -= amount;
     }
 }
 

@@ -19,8 +19,7 @@ pub fn balanced(profiles: &[Profile]) -> BTreeMap<String, u32> {
         .filter(|it| is_plain(&it.name))
         .filter_map(|it| Some((it, it.placements.first()?.size)))
         .collect();
-    let mut memory =
-        profiles.iter().flat_map(|it| &it.placements).map(|it| it.start + it.size).max().unwrap_or(0);
+    let mut memory = profiles.iter().flat_map(|it| &it.placements).map(|it| it.end()).max().unwrap_or(0);
     let mut compute = profiles.iter().map(|it| it.slices).max().unwrap_or(0);
     let mut wanted = BTreeMap::new();
     loop {

@@ -1,15 +1,15 @@
 //! The counters of one GPU as plain numbers: what is left, and what allocating a device would block.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use crate::inventory::{AllocatableDevice, Attribute, Capacity, GpuInventory};
+use crate::inventory::{AllocatableDevice, Amounts, Attribute, Capacity, CounterNames, GpuInventory};
 
 /// What is left of a GPU, and what it can be taken for.
 pub(super) struct Ledger<'i> {
     /// Its devices.
     pub(super) entries: Vec<Entry<'i>>,
-    /// What of each counter claims and foreign instances leave.
-    pub(super) left: Vec<u32>,
+    /// What of each counter claims and unmanaged instances leave.
+    pub(super) left: Amounts,
 }
 
 /// A device with its cost.
@@ -22,7 +22,7 @@ pub(super) struct Entry<'i> {
     pub(super) blocked_when_empty: u32,
     is_held: bool,
     /// By counter, as in [`Ledger::left`].
-    cost: Vec<u32>,
+    cost: Amounts,
     /// Memory slices.
     worth: u32,
 }
@@ -57,14 +57,9 @@ impl<'i> Ledger<'i> {
     /// The ledger of a GPU on which claims hold the devices in `held`.
     pub(super) fn of(gpu: &'i GpuInventory, held: &BTreeSet<String>) -> Self {
         let all = || gpu.devices.iter().chain(&gpu.withheld);
-        let names: BTreeSet<&String> = all().flat_map(|it| it.consumes.keys()).collect();
-        let numbers = |amounts: &BTreeMap<String, u32>| -> Vec<u32> {
-            names.iter().map(|it| amounts.get(*it).copied().unwrap_or(0)).collect()
-        };
+        let names = CounterNames::of(all().flat_map(|it| it.consumes.keys()));
         // The whole GPU, offered or not, takes all there is.
-        let full = (all().map(|it| numbers(&it.consumes))).fold(vec![0; names.len()], |most, it| {
-            most.into_iter().zip(it).map(|(left, right)| left.max(right)).collect()
-        });
+        let full = all().fold(names.nothing(), |most, it| most.max(&names.amounts(&it.consumes)));
         let whole = all().filter_map(|it| it.mig()).map(|it| it.placement.size).max().unwrap_or(1);
         let entry = |device: &'i AllocatableDevice| Entry {
             device,
@@ -72,38 +67,38 @@ impl<'i> Ledger<'i> {
             start: device.mig().map_or(0, |it| it.placement.start),
             blocked_when_empty: 0,
             is_held: held.contains(device.name.as_str()),
-            cost: numbers(&device.consumes),
+            cost: names.amounts(&device.consumes),
             worth: device.mig().map_or(whole, |it| it.placement.size),
         };
         let mut entries: Vec<Entry<'i>> = gpu.devices.iter().map(entry).collect();
         let blocked: Vec<u32> = entries
             .iter()
             .map(|it| {
-                let rest = subtract(&full, &it.cost);
-                entries.iter().filter(|other| !is_enough(&rest, &other.cost)).map(|other| other.worth).sum()
+                let rest = full.without(&it.cost);
+                entries.iter().filter(|other| !rest.covers(&other.cost)).map(|other| other.worth).sum()
             })
             .collect();
         for (entry, blocked) in entries.iter_mut().zip(blocked) {
             entry.blocked_when_empty = blocked;
         }
         let taken = entries.iter().filter(|it| it.is_held);
-        let left = taken.fold(numbers(&gpu.counters), |left, it| subtract(&left, &it.cost));
+        let left = taken.fold(names.amounts(&gpu.counters), |left, it| left.without(&it.cost));
         Self { entries, left }
     }
 
     /// True where the device is free and the remaining capacity is enough for it.
-    pub(super) fn has_room(&self, entry: &Entry<'_>, left: &[u32]) -> bool {
-        !entry.is_held && is_enough(left, &entry.cost)
+    pub(super) fn has_room(&self, entry: &Entry<'_>, left: &Amounts) -> bool {
+        !entry.is_held && left.covers(&entry.cost)
     }
 
     /// Worth of everything that could be taken next.
-    pub(super) fn possible(&self, left: &[u32]) -> u32 {
+    pub(super) fn possible(&self, left: &Amounts) -> u32 {
         self.entries.iter().filter(|it| self.has_room(it, left)).map(|it| it.worth).sum()
     }
 
     /// What the device would leave.
-    pub(super) fn without(&self, entry: &Entry<'_>, left: &[u32]) -> Vec<u32> {
-        subtract(left, &entry.cost)
+    pub(super) fn without(&self, entry: &Entry<'_>, left: &Amounts) -> Amounts {
+        left.without(&entry.cost)
     }
 }
 
@@ -139,13 +134,4 @@ fn class(gpu: &GpuInventory, device: &AllocatableDevice) -> Class {
     } else {
         Class::Plain
     }
-}
-
-fn is_enough(left: &[u32], cost: &[u32]) -> bool {
-    left.iter().zip(cost).all(|(left, cost)| cost <= left)
-}
-
-/// What an unmanaged instance also consumes is not counted twice, so nothing goes below zero.
-fn subtract(left: &[u32], cost: &[u32]) -> Vec<u32> {
-    left.iter().zip(cost).map(|(left, cost)| left.saturating_sub(*cost)).collect()
 }

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use clap::ValueEnum;
 
-use crate::inventory::Inventory;
+use crate::inventory::{Amounts, Inventory};
 use ledger::{Entry, Ledger, ProfileRank};
 
 /// Which GPU comes first.
@@ -142,7 +142,7 @@ fn in_order<'a, 'i>(
 
 /// Takes one device after the other, as far as there is room for all of them together. Answers with indices.
 fn run(open: &[Candidate<'_, '_>], ledgers: &[Ledger<'_>], policy: Policy) -> Vec<usize> {
-    let mut left: Vec<Vec<u32>> = ledgers.iter().map(|it| it.left.clone()).collect();
+    let mut left: Vec<Amounts> = ledgers.iter().map(|it| it.left.clone()).collect();
     let mut possible: Vec<u32> = ledgers.iter().map(|it| it.possible(&it.left)).collect();
     let mut served = Vec::new();
     let mut waiting: BTreeSet<usize> = (0..open.len()).collect();

@@ -1,4 +1,4 @@
-//! A node with GPUs of one model: what it offers as numbers, and the lists in which somebody could publish it.
+//! A node with GPUs of one model: what it offers as numbers, and the lists in which it could be published.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub(crate) struct Profile {
     pub(crate) name: String,
     pub(crate) slices: u32,
     pub(crate) size: u32,
-    /// Starts in the order in which NVML takes them when it is not told one.
+    /// Starts in the order in which NVML takes them when it is not given one.
     nvml_order: Vec<u32>,
 }
 

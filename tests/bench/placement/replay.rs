@@ -9,7 +9,7 @@ use mig_model::placement::{Policy, Ranking};
 use crate::node::{Lists, Node, give, has_room, take};
 use crate::oracle::Oracle;
 
-/// A number of requests, the same for whoever serves them.
+/// A number of requests, the same for each node that serves them.
 pub(crate) struct Workload {
     pub(crate) requests: Vec<Request>,
 }
@@ -76,7 +76,7 @@ impl Workload {
         };
         let mut outcome =
             Outcome { asked: vec![0; node.profiles.len()], given: vec![0; node.profiles.len()], writes: 0 };
-        // Where requests go must not depend on how many numbers somebody else has drawn.
+        // Where requests go must not depend on how many numbers another client has drawn.
         let mut chance = Chance(4711);
         for (number, request) in self.requests.iter().enumerate() {
             state.release(node, request.at);

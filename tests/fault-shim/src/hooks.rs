@@ -15,7 +15,7 @@ use libc::{AT_FDCWD, iovec, mode_t, msghdr, off_t, size_t, sockaddr, socklen_t, 
 use crate::plan::Op;
 use crate::watch::{Extent, on_file, on_path, path_of};
 
-/// What a path argument names. Paths relative to the working directory are nobody's here.
+/// What a path argument names. Paths relative to the working directory are of no interest here.
 ///
 /// # Safety
 /// `path` is null or a C string.
@@ -159,10 +159,10 @@ pub unsafe extern "C" fn writev(fd: c_int, parts: *const iovec, count: c_int) ->
 /// As send(2).
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn send(fd: c_int, buffer: *const c_void, count: size_t, flags: c_int) -> ssize_t {
-    let nobody = std::ptr::null::<sockaddr>();
+    let no_address = std::ptr::null::<sockaddr>();
     // SAFETY: the arguments are the caller's, who keeps to send(2); that is sendto(2) without an address.
     let act =
-        |_| unsafe { libc::syscall(libc::SYS_sendto, fd, buffer, count, flags, nobody, 0 as socklen_t) };
+        |_| unsafe { libc::syscall(libc::SYS_sendto, fd, buffer, count, flags, no_address, 0 as socklen_t) };
     size(on_file(Op::Reply, fd, act))
 }
 

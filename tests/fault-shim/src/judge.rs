@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_plan_counts_anew() {
+    fn a_new_plan_counts_from_zero() {
         let mut count = Count::new();
         let plan = |id: u64| format!("id={id} action=errno:5 times=1").parse::<Plan>().unwrap();
         assert_eq!(count.judge(&plan(1), Op::Open), Verdict::Fail(5));

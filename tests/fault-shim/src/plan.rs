@@ -1,9 +1,9 @@
-//! What shall happen at which point, and how that is told to a running process: the one file that the library and the
+//! What shall happen at which point, and how a running process learns it: the one file that the library and the
 //! tests share (`tests/common/shim.rs` includes it).
 //!
-//! A plan is one line, `id=7 action=errno:28 skip=3 times=1 ops=write,sync`. The process reads it anew at each point,
+//! A plan is one line, `id=7 action=errno:28 skip=3 times=1 ops=write,sync`. The process reads it again at each point,
 //! so that a test can arm a driver that runs: it replaces the file by rename. An `id` that the process has not seen
-//! starts the counting anew.
+//! starts the counting again.
 
 use std::fmt;
 use std::str::FromStr;

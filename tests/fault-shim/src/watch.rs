@@ -142,14 +142,14 @@ fn crash(settings: &Settings) -> ! {
     let lock =
         settings.lock.as_ref().map(|it| fs::File::open(it).and_then(|file| file.lock().map(|()| file)));
     if let Some(Err(error)) = lock {
-        broken(&format!("the lock cannot be had: {error}"));
+        broken(&format!("the lock is not available: {error}"));
     }
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(CRASH_STATUS) }
 }
 
 /// A test that does not work must not pass for one that does.
-#[allow(clippy::print_stderr, reason = "there is no other way to tell anybody")]
+#[allow(clippy::print_stderr, reason = "there is no other way to report it")]
 fn broken(problem: &str) -> ! {
     eprintln!("fault-shim: {problem}");
     // SAFETY: _exit has no preconditions.

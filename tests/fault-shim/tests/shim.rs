@@ -1,4 +1,4 @@
-//! The library as it is used: preloaded into a process. The process is this test itself, started anew.
+//! The library as it is used: preloaded into a process. The process is this test itself, started again.
 #![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
 // The file and not the crate: the hooks in it would be linked into this test.

@@ -151,7 +151,7 @@ impl RealApiServer {
     }
 }
 
-/// A port that was free a moment ago; nothing better can be had for a program that cannot pass its listener on.
+/// A port that was free a moment ago; there is nothing better for a program that cannot pass its listener on.
 fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }

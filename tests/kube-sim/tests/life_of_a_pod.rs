@@ -171,7 +171,7 @@ async fn a_pod_that_does_not_fit_waits_and_runs_when_a_device_is_free() {
 }
 
 #[tokio::test]
-async fn a_failed_prepare_is_told_in_an_event_and_tried_again() {
+async fn a_failed_prepare_is_reported_in_an_event_and_tried_again() {
     let cluster = cluster(1).await;
     cluster.driver.seen.lock().unwrap().error = "no MIG today".into();
     cluster.pod("one", from_template());

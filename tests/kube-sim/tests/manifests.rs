@@ -18,7 +18,7 @@ async fn every_manifest_of_the_repository_is_accepted() {
         let server = ApiServer::start(Options::default()).await.unwrap();
         let objects = manifest::load(&root.join(path)).unwrap();
         assert!(!objects.is_empty());
-        // Made by whoever installs the driver.
+        // Created by the person who installs the driver.
         let namespace =
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "dra-driver-mig"}});
         server.create(namespace).unwrap();

@@ -229,7 +229,7 @@ async fn agree(gates: &str, partitionable_devices: bool) {
     let Some(real) = started else {
         #[expect(
             clippy::print_stderr,
-            reason = "whoever reads the output should know that nothing was compared"
+            reason = "a reader of the output should know that nothing was compared"
         )]
         {
             eprintln!("KUBEBUILDER_ASSETS is not set: nothing to compare with");

@@ -17,7 +17,7 @@ pub struct Config {
     pub unprivileged: bool,
     /// GPU instance ids of one size run from the right, as on some boards.
     pub permuted_gi_ids: bool,
-    /// A GPU whose events somebody listens to is in use: its MIG mode cannot be switched, and no instance of it destroyed,
+    /// A GPU whose events a client listens to is in use: its MIG mode cannot be switched, and no instance of it destroyed,
     /// until the event set is freed. No document says so of any driver; a program that copes with it need not know.
     pub events_hold_gpus: bool,
     /// Write each call to `calls.jsonl`.
@@ -40,7 +40,7 @@ impl Default for Config {
     }
 }
 
-/// Latencies of real hardware as far as anyone has told: assumptions (reference 3.2), for sandboxes and
+/// Latencies of real hardware as far as is reported: assumptions (reference 3.2), for sandboxes and
 /// demonstrations.
 pub const HARDWARE_LATENCY_MS: &[(&str, f64)] = &[
     ("nvmlDeviceCreateGpuInstance", 300.0),

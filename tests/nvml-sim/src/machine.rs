@@ -132,7 +132,7 @@ pub struct Process {
     pub memory_mib: u64,
 }
 
-/// A foreign client with an open handle.
+/// Another client with an open handle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// Its name, for `release`.

@@ -175,7 +175,7 @@ fn gpu_instance_id(gpu: &Gpu, size: u32, start: u32, permuted: bool) -> Option<u
     (0..GI_IDS).rev().find(|id| gpu.instance(*id).is_none())
 }
 
-/// Destroys a GPU instance. IN_USE while it has compute instances, processes, or a foreign client.
+/// Destroys a GPU instance. IN_USE while it has compute instances, processes, or another client.
 pub fn destroy_gpu_instance(gpu: &mut Gpu, id: u32) -> Answer<()> {
     let instance = gpu.instance(id).ok_or(Code::INVALID_ARGUMENT)?;
     if !instance.compute_instances.is_empty() || held(gpu, id, None) {
@@ -185,7 +185,7 @@ pub fn destroy_gpu_instance(gpu: &mut Gpu, id: u32) -> Answer<()> {
     Ok(())
 }
 
-/// Whether a process runs on the instance, or a foreign client holds it or the whole GPU.
+/// Whether a process runs on the instance, or another client holds it or the whole GPU.
 fn held(gpu: &Gpu, gi: u32, ci: Option<u32>) -> bool {
     let process = gpu.processes.iter().any(|process| {
         process.gpu_instance == Some(gi)
@@ -284,7 +284,7 @@ pub fn create_compute_instance(
     Ok(id)
 }
 
-/// Gives MIG device indices anew, larger instances first. Only a create closes the holes that destroys left.
+/// Gives MIG device indices again, larger instances first. Only a create closes the holes that destroys left.
 fn renumber(gpu: &mut Gpu) {
     let mut all: Vec<(u32, u32, u32)> = Vec::new();
     for instance in &gpu.instances {
@@ -299,7 +299,7 @@ fn renumber(gpu: &mut Gpu) {
     gpu.mig_slots = all.into_iter().map(|(_, gi, ci)| Some((gi, ci))).collect();
 }
 
-/// Destroys a compute instance. IN_USE while processes run on it or a foreign client holds it.
+/// Destroys a compute instance. IN_USE while processes run on it or another client holds it.
 pub fn destroy_compute_instance(gpu: &mut Gpu, gi: u32, ci: u32) -> Answer<()> {
     let known = gpu
         .instance(gi)

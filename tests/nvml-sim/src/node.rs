@@ -114,7 +114,7 @@ impl SimNode {
         self.on_gpu(gpu, |gpu| gpu.processes.retain(|process| process.pid != pid))
     }
 
-    /// Lets a foreign client hold a GPU instance, or the whole GPU (`None`): then nothing can be created or
+    /// Lets another client hold a GPU instance, or the whole GPU (`None`): then nothing can be created or
     /// destroyed.
     pub fn hold_handle(&self, gpu: usize, gpu_instance: Option<u32>, client: &str) -> io::Result<()> {
         self.on_gpu(gpu, |gpu| gpu.holders.push(Holder { client: client.into(), gpu_instance }))

@@ -1,4 +1,4 @@
-//! The node's files: `nvml-sim/{machine,config,faults}.json` under one lock, re-read when somebody else
+//! The node's files: `nvml-sim/{machine,config,faults}.json` under one lock, re-read when another process
 //! changed them.
 //!
 //! A session is the lock: while it lives, no other process or thread sees or changes the machine.
@@ -125,7 +125,7 @@ impl Store {
         Ok(Content { stamp, machine, config, faults })
     }
 
-    /// How the files look now; another stamp says that somebody has changed something.
+    /// How the files look now; another stamp says that another process has changed something.
     pub(crate) fn stamp(&self) -> io::Result<Stamp> {
         let dir = self.dir();
         let look = |name| {
@@ -162,7 +162,7 @@ pub(crate) struct Session<'a> {
     content: Content,
     cache: MutexGuard<'a, Option<Content>>,
     store: &'a Store,
-    /// The machine as it was, once somebody has asked to change it.
+    /// The machine as it was, once a call has asked to change it.
     before: Option<Machine>,
     faults: bool,
     config: bool,

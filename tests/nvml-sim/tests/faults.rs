@@ -110,13 +110,13 @@ fn a_crash_before_the_effect_leaves_nothing() {
 }
 
 #[test]
-fn a_crash_after_the_effect_leaves_the_instance_to_whoever_comes_next() {
+fn a_crash_after_the_effect_leaves_the_instance_to_the_next_process() {
     if child() {
         return;
     }
     let (bench, client) = Bench::with_mig("H100-80GB");
     bench.node.inject(Fault::new(CREATE, Action::CrashAfter).times(1)).unwrap();
-    let name = "a_crash_after_the_effect_leaves_the_instance_to_whoever_comes_next";
+    let name = "a_crash_after_the_effect_leaves_the_instance_to_the_next_process";
     assert_eq!(crash_in_a_child(&bench, name), Some(CRASH_STATUS));
     assert_eq!(client.create_at(0, ONE, 6, 1), Err(INSUFFICIENT_RESOURCES), "another process has made it");
     let mut found = std::ptr::null_mut();

@@ -89,7 +89,7 @@ fn a_gpu_instance_is_in_use_while_anything_is_in_it() {
     assert_eq!(client.destroy_compute(ci), IN_USE, "a process runs");
     bench.node.remove_process(0, 4711).unwrap();
     bench.node.hold_handle(0, Some(id), "dcgm").unwrap();
-    assert_eq!(client.destroy_compute(ci), IN_USE, "a foreign handle is open");
+    assert_eq!(client.destroy_compute(ci), IN_USE, "a handle of another program is open");
     bench.node.release(0, "dcgm").unwrap();
     assert_eq!(client.destroy_compute(ci), SUCCESS);
     bench.node.hold_handle(0, Some(id), "dcgm").unwrap();
@@ -104,7 +104,7 @@ fn a_gpu_instance_is_in_use_while_anything_is_in_it() {
 }
 
 #[test]
-fn a_foreign_client_on_the_gpu_stops_creation() {
+fn another_client_on_the_gpu_stops_creation() {
     let (bench, client) = Bench::with_mig("H100-80GB");
     bench.node.hold_handle(0, None, "nsys").unwrap();
     assert_eq!(client.create(0, ONE), Err(IN_USE));

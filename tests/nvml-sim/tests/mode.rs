@@ -165,7 +165,7 @@ fn unknown_version_words_are_refused() {
 }
 
 #[test]
-fn placements_are_told_with_mig_on_or_off_and_null_asks_for_the_count() {
+fn placements_are_reported_with_mig_on_or_off_and_null_asks_for_the_count() {
     let bench = Bench::new("H100-80GB,RTX-PRO-6000");
     let client = bench.client();
     let places = |gpu: u32, profile: u32| {

@@ -13,7 +13,7 @@ fn nvidia_ml_py_partitions_a_simulated_gpu() {
     let importable = Command::new(&python).args(["-c", "import pynvml"]).output();
     if !importable.is_ok_and(|output| output.status.success()) {
         eprintln!(
-            "SKIPPED: {python} cannot import pynvml. Run: pip install nvidia-ml-py (or set NVML_SIM_PYTHON)"
+            "skipped: {python} cannot import pynvml. Run: pip install nvidia-ml-py (or set NVML_SIM_PYTHON)"
         );
         return;
     }

@@ -79,7 +79,7 @@ fn record(cases: &str, answers: &str, count: usize) {
     let mut all: Vec<(Value, Value)> =
         pairs(cases, answers).filter(|(_, a)| a["outcome"] != "timeout").collect();
     all.sort_by_key(|(case, _)| case.to_string().len());
-    // What is allocated is more telling than what is not, and that more than an error.
+    // What is allocated says more than what is not, and that more than an error.
     let shares = [("yes", count / 2), ("no", count / 4), ("invalidPools", count / 20)];
     let mut left = BTreeMap::from(shares);
     left.insert("error", count - left.values().sum::<usize>());

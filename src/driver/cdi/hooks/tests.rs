@@ -57,7 +57,7 @@ fn without_the_hook_program_there_is_no_hook_and_one_report() {
 }
 
 #[test]
-fn a_hook_program_that_nobody_may_execute_is_missing() {
+fn a_hook_program_that_is_not_executable_is_missing() {
     let (fixture, settings) = host();
     fs::set_permissions(fixture.path(DEFAULT_HOOK), fs::Permissions::from_mode(0o644)).unwrap();
     assert_eq!(settings.hooks(&input(&[], &[])).hooks, []);

@@ -1,4 +1,6 @@
 //! What discovery finds in the layouts that distributions and driver containers have.
+//!
+//! Longer than other files: it is a list of layouts, each a short test.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -325,7 +327,7 @@ fn missing_nodes_are_reported_and_left_out() {
 }
 
 #[test]
-fn nodes_of_nvidia_uvm_that_nobody_made_yet_are_given_by_number() {
+fn nodes_of_nvidia_uvm_that_do_not_exist_yet_are_given_by_number() {
     let fixture = Fixture::on_host();
     fixture.libraries("/usr/lib64").program("/usr/bin/nvidia-smi");
     fs::remove_file(fixture.path("/dev/nvidia-uvm")).unwrap();

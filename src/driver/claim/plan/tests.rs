@@ -103,7 +103,7 @@ fn a_conflict_names_both_claims_and_what_to_wait_for() {
 }
 
 #[test]
-fn an_unknown_device_and_another_pool_are_told_apart() {
+fn an_unknown_device_and_another_pool_have_different_errors() {
     let inventory = Inventory::default();
     let context = PlanContext { pool: "n/d", inventory: &inventory, unread: "", boot_id: "boot" };
     let allocated =

@@ -13,11 +13,11 @@ fn after(machine: &mut Machine, event: &GpuEvent, records: &[Arc<Record>]) -> Ve
 }
 
 fn listening() -> Listening {
-    [(GPU.to_owned(), Hearing::Active)].into()
+    [(GPU.to_owned(), Monitoring::Active)].into()
 }
 
 fn error(code: Code) -> Listening {
-    [(GPU.to_owned(), Hearing::Failed(CallError { call: "nvmlEventSetWait_v2", code }))].into()
+    [(GPU.to_owned(), Monitoring::Failed(CallError { call: "nvmlEventSetWait_v2", code }))].into()
 }
 
 fn condition(machine: &Machine, at: Instant) -> Condition {
@@ -29,7 +29,7 @@ fn unhealthy(xid: u64) -> Condition {
 }
 
 #[test]
-fn an_error_of_nobody_is_the_gpus_and_its_first_reason_stays() {
+fn an_error_without_an_owner_is_the_gpus_and_its_first_reason_stays() {
     let (mut machine, now) = (Machine::default(), Instant::now());
     assert_eq!(after(&mut machine, &xid(GPU, 48, None), &[]), Verdict::Gpu);
     assert_eq!(after(&mut machine, &xid(GPU, 64, None), &[]), Verdict::Gpu);
@@ -41,7 +41,7 @@ fn an_error_of_nobody_is_the_gpus_and_its_first_reason_stays() {
 }
 
 #[test]
-fn an_error_of_an_instance_is_its_claims_until_it_is_made_anew() {
+fn an_error_of_an_instance_is_its_claims_until_it_is_recreated() {
     let (mut machine, now) = (Machine::default(), Instant::now());
     let records = [record("a", GPU, Some(7)), record("b", GPU, Some(8))];
     assert_eq!(after(&mut machine, &xid(GPU, 94, Some(7)), &records), Verdict::Instance);
@@ -67,7 +67,7 @@ fn errors_of_applications_and_of_others_make_nothing_unhealthy() {
         Verdict::Harmless,
         "contained, in no instance"
     );
-    assert_eq!(after(&mut machine, &xid(GPU, 94, Some(3)), &records), Verdict::Foreign);
+    assert_eq!(after(&mut machine, &xid(GPU, 94, Some(3)), &records), Verdict::Unmanaged);
     let corrected = GpuEvent { kind: EventKind::SingleBitEcc, ..xid(GPU, 0, Some(7)) };
     assert_eq!(after(&mut machine, &corrected, &records), Verdict::Harmless);
     let report = machine.report(now);
@@ -75,7 +75,7 @@ fn errors_of_applications_and_of_others_make_nothing_unhealthy() {
 }
 
 #[test]
-fn some_errors_are_the_gpus_whoever_notices_them() {
+fn some_errors_are_the_gpus_whichever_instance_has_them() {
     let mut machine = Machine::default();
     let records = [record("a", GPU, Some(7))];
     assert_eq!(after(&mut machine, &xid(GPU, 95, Some(7)), &records), Verdict::Gpu);
@@ -144,24 +144,24 @@ fn a_gap_counts_once_it_lasts_and_ends_at_once() {
     assert!(matches!(condition(&machine, start + GRACE), Condition::Unmonitored { is_for_good: false, .. }));
     machine.listening(&listening(), start + GRACE);
     assert_eq!(condition(&machine, start + GRACE), Condition::Healthy);
-    machine.hears(false, start + GRACE);
+    machine.listener_answers(false, start + GRACE);
     assert!(matches!(condition(&machine, start + GRACE * 2), Condition::Unmonitored { .. }));
-    machine.hears(true, start + GRACE * 2);
+    machine.listener_answers(true, start + GRACE * 2);
     assert_eq!(
         condition(&machine, start + GRACE * 4),
         Condition::Healthy,
-        "it need not say again whom it hears"
+        "it need not say again which GPUs it monitors"
     );
 }
 
 #[test]
-fn a_gpu_that_is_let_alone_on_purpose_is_as_it_was_unless_that_lasts() {
+fn a_gpu_that_is_not_monitored_on_purpose_is_as_it_was_unless_that_lasts() {
     let (mut machine, start) = (Machine::default(), Instant::now());
-    let aside = Listening::from([(GPU.to_owned(), Hearing::Aside)]);
+    let paused = Listening::from([(GPU.to_owned(), Monitoring::Paused)]);
     machine.listening(&listening(), start);
-    machine.listening(&aside, start);
+    machine.listening(&paused, start);
     assert_eq!(condition(&machine, start + GRACE / 2), Condition::Healthy);
-    machine.listening(&aside, start + GRACE / 2);
+    machine.listening(&paused, start + GRACE / 2);
     let unmonitored = |it: &Condition| matches!(it, Condition::Unmonitored { is_for_good: false, .. });
     assert!(unmonitored(&condition(&machine, start + GRACE)), "another process uses what is to be destroyed");
     machine.listening(&listening(), start + GRACE);
@@ -169,7 +169,7 @@ fn a_gpu_that_is_let_alone_on_purpose_is_as_it_was_unless_that_lasts() {
 }
 
 #[test]
-fn an_instance_of_somebody_else_is_unhealthy_until_it_is_gone_whoever_has_it() {
+fn an_unmanaged_instance_is_unhealthy_until_it_is_gone_whichever_claim_has_it() {
     let (mut machine, now) = (Machine::default(), Instant::now());
     let (device, uuid) = ("device-of-a".to_owned(), "MIG-a".to_owned());
     let instance = Instance { device: device.clone(), gpu_instance: 7, uuid, is_adopted: true };
@@ -192,7 +192,7 @@ fn an_instance_of_somebody_else_is_unhealthy_until_it_is_gone_whoever_has_it() {
 fn a_gpu_without_events_is_unmonitored_for_good_and_that_is_no_silence() {
     let (mut machine, now) = (Machine::default(), Instant::now());
     machine.listening(&error(Code::FUNCTION_NOT_FOUND), now);
-    machine.hears(false, now);
+    machine.listener_answers(false, now);
     let is_for_good = |it: &Condition| matches!(it, Condition::Unmonitored { is_for_good: true, .. });
     assert!(is_for_good(&condition(&machine, now)));
 }
@@ -200,7 +200,7 @@ fn a_gpu_without_events_is_unmonitored_for_good_and_that_is_no_silence() {
 #[test]
 fn what_could_not_be_read_is_unmonitored_and_no_reason_to_be_unhealthy() {
     let (mut machine, now) = (Machine::default(), Instant::now());
-    machine.scanned([(GPU.to_owned(), Scan::Unread("NVML is silent".to_owned()))], now, 7);
+    machine.scanned([(GPU.to_owned(), Scan::Unread("NVML does not answer".to_owned()))], now, 7);
     assert!(matches!(condition(&machine, now + GRACE), Condition::Unmonitored { .. }));
     machine.scanned([(GPU.to_owned(), Scan::Well(None))], now, 8);
     assert_eq!(condition(&machine, now + GRACE), Condition::Healthy);

@@ -62,8 +62,8 @@ pub(crate) fn facts(models: &str) -> Vec<GpuFacts> {
     models.into_iter().enumerate().map(gpu).collect()
 }
 
-/// The GPUs with this MIG mode, and these foreign instances on the first one.
-pub(crate) fn gpus(facts: &[GpuFacts], mode: bool, foreign: &[(&Profile, Placement)]) -> Vec<Gpu> {
+/// The GPUs with this MIG mode, and these unmanaged instances on the first one.
+pub(crate) fn gpus(facts: &[GpuFacts], mode: bool, unmanaged: &[(&Profile, Placement)]) -> Vec<Gpu> {
     let gpu = |(index, facts): (usize, &GpuFacts)| {
         let instance = |(profile, placement): &(&Profile, Placement)| GpuInstance {
             id: 1,
@@ -71,7 +71,7 @@ pub(crate) fn gpus(facts: &[GpuFacts], mode: bool, foreign: &[(&Profile, Placeme
             placement: *placement,
             compute_instances: Vec::new(),
         };
-        let instances = if index == 0 { foreign.iter().map(instance).collect() } else { Vec::new() };
+        let instances = if index == 0 { unmanaged.iter().map(instance).collect() } else { Vec::new() };
         let mode = facts.mig.as_ref().map(|_| MigMode { current: mode, pending: mode });
         let state = GpuState { mode, instances, problem: None };
         Gpu { facts: Arc::new(facts.clone()), attachment: Attachment::default(), state }
@@ -116,7 +116,7 @@ fn all_placements(profiles: &[Profile]) -> Vec<(&Profile, Placement)> {
     profiles.iter().flat_map(|it| it.placements.iter().map(move |placement| (it, *placement))).collect()
 }
 
-/// Whether instances can exist together, told from overlaps and engines alone.
+/// Whether instances can exist together, by overlaps and engines alone.
 fn exist_together(profiles: &[Profile], chosen: &[(&Profile, Placement)]) -> bool {
     let media = |it: &Profile| [it.media.decoders, it.media.encoders, it.media.jpegs, it.media.ofas];
     let overlap = (0..chosen.len()).any(|one| (0..one).any(|other| chosen[one].1.overlaps(chosen[other].1)));
@@ -169,7 +169,7 @@ fn without_a_layout_half_of_the_gpus_of_a_kind_are_cut() {
 }
 
 #[test]
-fn a_gpu_whose_mode_is_fixed_follows_its_mode_unless_somebody_asked() {
+fn a_gpu_whose_mode_is_fixed_follows_its_mode_unless_a_layout_is_chosen() {
     let facts = facts("2xA100-40GB");
     let held = BTreeSet::new();
     let layouts = default_layouts(&facts);
@@ -179,7 +179,7 @@ fn a_gpu_whose_mode_is_fixed_follows_its_mode_unless_somebody_asked() {
 
     let disabled = choose(Some("all-disabled"), None, &facts).unwrap();
     let waits = apply(&inventory_of(&facts, true, &held), &disabled, &held);
-    assert_eq!(shown(&waits), [""; 0], "cut it must not be, and whole it cannot be had");
+    assert_eq!(shown(&waits), [""; 0], "it must not be cut, and it is not available whole");
     assert!(waits.waiting[0].contains("needs a GPU reset"), "{:?}", waits.waiting);
 }
 
@@ -293,7 +293,7 @@ fn an_entry_means_its_gpus_only_and_the_last_one_counts() {
     assert_eq!(layouts[1..3], [GpuLayout::Whole, GpuLayout::Whole]);
     assert!(
         matches!(layouts[3], GpuLayout::Free { cut: false, .. }),
-        "nobody said, and the second of its kind"
+        "no layout is chosen, and it is the second of its kind"
     );
 }
 
@@ -341,15 +341,15 @@ fn a_held_whole_gpu_keeps_its_parts_away_and_the_other_way_round() {
 }
 
 #[test]
-fn an_instance_of_somebody_else_is_gone_around() {
+fn an_unmanaged_instance_is_gone_around() {
     let facts = facts("1xH100-80GB");
     let mig = facts[0].mig.clone().unwrap();
-    let foreign = (&mig.profiles[0], Placement { start: 6, size: 1 });
+    let unmanaged = (&mig.profiles[0], Placement { start: 6, size: 1 });
     let held = BTreeSet::new();
-    let inventory = inventory(&NodeFacts::default(), &gpus(&facts, true, &[foreign]), &held);
+    let inventory = inventory(&NodeFacts::default(), &gpus(&facts, true, &[unmanaged]), &held);
     let offer = apply(&inventory, &choose(Some("all-1g.10gb"), None, &facts).unwrap(), &held);
     assert_eq!(shown(&offer).len(), 6);
-    assert!(offer.waiting[0].contains("1 x 1g.10gb cannot be had now"), "{:?}", offer.waiting);
+    assert!(offer.waiting[0].contains("1 x 1g.10gb is not available now"), "{:?}", offer.waiting);
 }
 
 #[test]
@@ -363,8 +363,8 @@ fn of_a_gpu_that_is_unhealthy_a_layout_says_so_whatever_claims_have_of_it() {
             let offer = apply(&inventory, &choose(Some(layout), None, &facts).unwrap(), &held);
             assert_eq!(names_of(&offer), held);
             let why = &offer.waiting[0];
-            let told = format!("{what} cannot be had now: the GPU is not offered: unhealthy: XID 48");
-            assert!(why.contains(&told) && !why.contains("reset"), "{why}");
+            let expected = format!("{what} is not available now: the GPU is not offered: unhealthy: XID 48");
+            assert!(why.contains(&expected) && !why.contains("reset"), "{why}");
         }
     }
 }

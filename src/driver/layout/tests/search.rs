@@ -6,7 +6,7 @@ use proptest::test_runner::RngSeed;
 
 use super::*;
 
-/// The most instances, and with these the most memory slices, that can be had of `wanted` beside `fixed`.
+/// The most instances, and with these the most memory slices, that are possible of `wanted` beside `fixed`.
 fn brute_force(profiles: &[Profile], fixed: &[(&Profile, Placement)], wanted: &Counts) -> (u32, u32) {
     fn extend<'a>(
         profiles: &[Profile],

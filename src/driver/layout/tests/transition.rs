@@ -1,4 +1,6 @@
 //! Whatever changes, and however late schedulers are: nothing that overlaps is given away, nor prepared.
+//!
+//! Longer than other files: the properties and the facts are played with the same steps in the same world.
 
 use mig_model::slices::{Pool, names};
 use proptest::prelude::*;
@@ -40,7 +42,7 @@ enum Step {
     Return,
 }
 
-/// With counters, sickness and flags come together: both make devices go that no layout has withdrawn.
+/// With counters, errors of the GPU and flags come together: both make devices go that no layout has withdrawn.
 fn step(has_gate: bool, has_flags: bool) -> impl Strategy<Value = Step> {
     let step = move |(what, which, other): (u8, u8, u8)| match pick(what, if has_gate { 15 } else { 14 }) {
         0 => Step::ChangeLayout(which, other),

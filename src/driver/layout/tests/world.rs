@@ -2,6 +2,8 @@
 //!
 //! A world is one GPU, the publishing step and the plan of a claim as the driver uses them, and schedulers of which each may act on
 //! anything that was published less than the settle time ago.
+//!
+//! Longer than other files: it is one world, and each method is one kind of change in it.
 
 use std::time::{Duration, Instant};
 
@@ -74,7 +76,7 @@ pub(super) struct World {
     pub(super) facts: Vec<GpuFacts>,
     /// All that the GPU could ever be.
     pub(super) inventory: Arc<Inventory>,
-    /// Nobody is to be given more of the GPU.
+    /// No claim is to be given more of the GPU.
     pub(super) is_unhealthy: bool,
     /// MIG instances that the driver did not make.
     pub(super) unmanaged: Vec<(Profile, Placement)>,
@@ -160,7 +162,7 @@ impl World {
         }
         let unmanaged: Vec<(&Profile, Placement)> = self.unmanaged.iter().map(|(it, at)| (it, *at)).collect();
         let mut gpus = gpus(&self.facts, true, &unmanaged);
-        gpus[0].state.problem = self.is_unhealthy.then(|| "it is sick".to_owned());
+        gpus[0].state.problem = self.is_unhealthy.then(|| "it is unhealthy".to_owned());
         gpus
     }
 
@@ -187,7 +189,7 @@ impl World {
     /// The first half of a round of the publisher: it reads and decides.
     pub(super) fn decide(&mut self) {
         self.write();
-        // A driver that starts where the slices are gone and counters are kept trusts that nobody acts on a layout any more.
+        // A driver that starts where the slices are gone and counters are kept trusts that no scheduler acts on a layout any more.
         if self.is_new && self.keeps_counters && self.pool().is_none() {
             self.now += SETTLE;
         }

@@ -1,5 +1,7 @@
 //! Metrics that count events: names, labels, and label values that are known beforehand.
 
+use std::time::Duration;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -127,6 +129,18 @@ impl Families {
                 drop(self.recoveries.get_or_create(&RecoveryLabels { action, outcome }));
             }
         }
+    }
+
+    /// Counts a call that has ended, or that nothing waits for any more.
+    pub(super) fn note_call(&self, method: Method, reason: Reason, took: Duration) {
+        let outcome = reason.outcome();
+        self.calls.get_or_create(&CallLabels { method, outcome, reason }).inc();
+        self.call_seconds.get_or_create(&CallTimeLabels { method, outcome }).observe(took.as_secs_f64());
+    }
+
+    /// Counts a step.
+    pub(super) fn note_step(&self, step: Step, outcome: Outcome, took: Duration) {
+        self.step_seconds.get_or_create(&StepLabels { step, outcome }).observe(took.as_secs_f64());
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {

@@ -29,7 +29,6 @@ mod serve;
 mod timer;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text;
@@ -45,10 +44,7 @@ pub use timer::{CallClock, StepClock};
 
 use mig_model::call::CallError;
 
-use families::{
-    ApiLabels, CallLabels, CallTimeLabels, Families, GapLabels, GpuEventLabels, NvmlLabels, RecoveryLabels,
-    SliceLabels, StepLabels,
-};
+use families::{ApiLabels, Families, GapLabels, GpuEventLabels, NvmlLabels, RecoveryLabels, SliceLabels};
 
 /// What our names begin with.
 const PREFIX: &str = "dra_mig";
@@ -60,12 +56,12 @@ pub struct Metrics(Arc<Families>);
 impl Metrics {
     /// Starts the clock of a call of the kubelet for one claim.
     pub fn call(&self, method: Method) -> CallClock {
-        CallClock::start(self.clone(), method)
+        CallClock::start(Arc::clone(&self.0), method)
     }
 
     /// Starts the clock of a step.
     pub fn step(&self, step: Step) -> StepClock {
-        StepClock::start(self.clone(), step)
+        StepClock::start(Arc::clone(&self.0), step)
     }
 
     /// Does a step and counts it by its result.
@@ -120,16 +116,6 @@ impl Metrics {
     pub fn event_gap(&self, cause: EventGap) {
         self.0.event_gaps.get_or_create(&GapLabels { cause }).inc();
     }
-
-    fn note_call(&self, method: Method, reason: Reason, took: Duration) {
-        let outcome = reason.outcome();
-        self.0.calls.get_or_create(&CallLabels { method, outcome, reason }).inc();
-        self.0.call_seconds.get_or_create(&CallTimeLabels { method, outcome }).observe(took.as_secs_f64());
-    }
-
-    fn note_step(&self, step: Step, outcome: Outcome, took: Duration) {
-        self.0.step_seconds.get_or_create(&StepLabels { step, outcome }).observe(took.as_secs_f64());
-    }
 }
 
 /// All that `/metrics` shows.
@@ -179,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_nobody_waits_for_is_counted() {
+    fn a_call_that_no_caller_waits_for_is_counted() {
         let metrics = Metrics::default();
         drop(metrics.call(Method::Prepare));
         metrics.call(Method::Prepare).end(Reason::Ok);

@@ -38,7 +38,7 @@ label_values! {
         /// NVML failed otherwise.
         Nvml = "nvml",
         /// The GPU did not answer in time.
-        GpuSilent = "gpu_silent",
+        GpuTimeout = "gpu_timeout",
         /// Files or device nodes of the NVIDIA driver are missing.
         DriverFiles = "driver_files",
         /// The CDI file could not be made, written or removed.

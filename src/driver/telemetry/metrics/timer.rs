@@ -1,8 +1,9 @@
 //! Timers that always count: a timer that is dropped counts as well, so that no failure is missed.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::Metrics;
+use super::families::Families;
 use super::labels::{Method, Outcome, Step};
 use super::reason::Reason;
 
@@ -10,7 +11,7 @@ use super::reason::Reason;
 #[derive(Debug)]
 #[must_use]
 pub struct CallClock {
-    metrics: Metrics,
+    families: Arc<Families>,
     method: Method,
     start: Instant,
     reason: Reason,
@@ -20,15 +21,15 @@ pub struct CallClock {
 #[derive(Debug)]
 #[must_use]
 pub struct StepClock {
-    metrics: Metrics,
+    families: Arc<Families>,
     step: Step,
     start: Instant,
     outcome: Outcome,
 }
 
 impl CallClock {
-    pub(super) fn start(metrics: Metrics, method: Method) -> Self {
-        Self { metrics, method, start: Instant::now(), reason: Reason::Abandoned }
+    pub(super) fn start(families: Arc<Families>, method: Method) -> Self {
+        Self { families, method, start: Instant::now(), reason: Reason::Abandoned }
     }
 
     /// Counts the call, which was answered.
@@ -39,13 +40,13 @@ impl CallClock {
 
 impl Drop for CallClock {
     fn drop(&mut self) {
-        self.metrics.note_call(self.method, self.reason, self.start.elapsed());
+        self.families.note_call(self.method, self.reason, self.start.elapsed());
     }
 }
 
 impl StepClock {
-    pub(super) fn start(metrics: Metrics, step: Step) -> Self {
-        Self { metrics, step, start: Instant::now(), outcome: Outcome::Failure }
+    pub(super) fn start(families: Arc<Families>, step: Step) -> Self {
+        Self { families, step, start: Instant::now(), outcome: Outcome::Failure }
     }
 
     /// Counts the step, which has come to its end.
@@ -58,6 +59,6 @@ impl StepClock {
 
 impl Drop for StepClock {
     fn drop(&mut self) {
-        self.metrics.note_step(self.step, self.outcome, self.start.elapsed());
+        self.families.note_step(self.step, self.outcome, self.start.elapsed());
     }
 }

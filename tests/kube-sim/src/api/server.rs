@@ -48,7 +48,7 @@ impl ApiServer {
     /// Starts a server on 127.0.0.1.
     ///
     /// # Errors
-    /// When the port cannot be had.
+    /// When the port is not available.
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", options.port.unwrap_or(0))).await?;
         let address = listener.local_addr()?;

@@ -167,7 +167,7 @@ impl Store {
         change(&mut self.lock().gates);
     }
 
-    /// Has every write judged from now on, whoever makes it.
+    /// Has every write judged from now on, whichever client makes it.
     pub fn set_admission(
         &self,
         judge: impl Fn(KindRef, &str, &Value, &Value) -> Result<(), String> + Send + 'static,
@@ -573,7 +573,7 @@ fn refuse_conflicts(
 }
 
 impl Inner {
-    /// A new object, complete but for its resource version.
+    /// A new object, complete except for its resource version.
     fn new_object(
         &self,
         kind: KindRef,

@@ -8,7 +8,7 @@ use super::pb::{health_v1 as v1, health_v1alpha1 as v1alpha1};
 /// How a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// It cannot be told.
+    /// It is unknown.
     Unknown,
     /// As it should be.
     Healthy,
@@ -34,7 +34,7 @@ pub struct DeviceHealth {
 /// The lists that a driver sends.
 #[derive(Debug)]
 pub enum HealthStream {
-    /// As a kubelet from 1.37 on hears them.
+    /// As a kubelet from 1.37 on receives them.
     V1(Streaming<v1::NodeWatchResourcesResponse>),
     /// As older ones do.
     V1Alpha1(Streaming<v1alpha1::NodeWatchResourcesResponse>),

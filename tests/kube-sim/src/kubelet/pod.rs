@@ -79,7 +79,7 @@ pub(super) fn creating(store: &Store, pod: &Value) {
     }
 }
 
-/// The pod's containers run, as far as anybody can tell.
+/// The pod's containers run, as far as is known.
 pub(super) fn running(store: &Store, pod: &Value) {
     let now = clock::now();
     let state = json!({"running": {"startedAt": now}});

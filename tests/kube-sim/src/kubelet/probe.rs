@@ -19,7 +19,7 @@ impl HealthProbe {
     /// Over a Unix socket.
     ///
     /// # Errors
-    /// When nobody listens.
+    /// When no server listens.
     pub async fn on_socket(path: &Path) -> Result<Self, KubeletError> {
         Ok(Self { channel: dial(&path.to_string_lossy(), None).await? })
     }
@@ -27,7 +27,7 @@ impl HealthProbe {
     /// Over a TCP port, as the kubelet's probes do.
     ///
     /// # Errors
-    /// When nobody listens.
+    /// When no server listens.
     pub async fn on_port(address: SocketAddr) -> Result<Self, KubeletError> {
         let failed =
             |error: tonic::transport::Error| KubeletError::Call { call: "dial", text: error.to_string() };

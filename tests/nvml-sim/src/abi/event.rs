@@ -1,4 +1,4 @@
-//! Event sets: XIDs and configuration changes, delivered to whoever has registered for them.
+//! Event sets: XIDs and configuration changes, delivered to the clients that have registered for them.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

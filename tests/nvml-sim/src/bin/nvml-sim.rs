@@ -12,9 +12,9 @@ nvml-sim create DIR --gpus 2xH100-80GB,L4 [--hardware-latency]
                                        a node in DIR; prints the library, whose folder a program needs
                                        in LD_LIBRARY_PATH
 nvml-sim show DIR                      its GPUs and instances
-nvml-sim plant DIR GPU PROFILE START   an instance that a foreign program made
+nvml-sim plant DIR GPU PROFILE START   an instance that another program created
 nvml-sim process DIR GPU PID [GI [CI]] a running process;      nvml-sim kill DIR GPU PID
-nvml-sim hold DIR GPU CLIENT [GI]      a foreign open handle;  nvml-sim release DIR GPU CLIENT
+nvml-sim hold DIR GPU CLIENT [GI]      an open handle of another program;  nvml-sim release DIR GPU CLIENT
 nvml-sim xid DIR GPU XID [GI [CI]]     an XID event
 nvml-sim ecc DIR GPU single|double [GI [CI]]
                                        an ECC error, corrected or not
@@ -25,7 +25,7 @@ nvml-sim reboot DIR                    a power cycle
 nvml-sim fault DIR JSON                a fault:
              '{\"call\":\"nvmlGpuInstanceDestroy\",\"times\":1,\"action\":{\"return\":19}}'
 nvml-sim heal DIR                      removes all faults
-Configuration by hand: DIR/nvml-sim/config.json and faults.json, read anew by each call.";
+Configuration by hand: DIR/nvml-sim/config.json and faults.json, read again by each call.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
