@@ -24,6 +24,7 @@ mod inspect;
 mod layers;
 mod layout;
 mod load;
+mod lost_records;
 mod manifests;
 mod metrics;
 mod observability;
