@@ -13,6 +13,7 @@
 mod agreement;
 mod allocation;
 mod error;
+mod host_files;
 mod plan;
 mod prepare;
 mod reason;
