@@ -205,7 +205,19 @@ async fn a_prepare_that_fails_after_its_call_says_what_there_is_of_the_claim() {
     let found = events_when(&lab, &stuck.name, EventReason::PrepareFailed, 1).await;
     assert!(note(&found[0]).contains("cannot be destroyed yet"), "{found:#?}");
     assert_eq!(lab.instances().len(), 2);
+
+    // The same claim with another device: what it has of the first has to go before.
+    lab.sim.set_latency("nvmlGpuInstanceDestroy", 1_500.0).unwrap();
+    lab.reallocate(&stuck, &["gpu-0000-1a-00-mig-1g-10gb-4"]).await;
+    let refused = eventually("its undo has ended", async || {
+        prepare(&kubelet, &stuck).await.err().filter(|it| !it.contains("has not ended"))
+    });
+    assert!(refused.await.contains("the driver goes on"));
+    let found = events_when(&lab, &stuck.name, EventReason::PrepareFailed, 2).await;
+    let text = note(&found[1]);
+    assert!(text.contains("nothing was created") && text.contains("earlier allocation"), "{text}");
     lab.sim.clear_faults().unwrap();
+    lab.sim.set_latency("nvmlGpuInstanceDestroy", 0.0).unwrap();
 
     for claim in [&prepared, &stuck] {
         assert_eq!(events(&lab, &claim.name, EventReason::PrepareUndone).await, []);
