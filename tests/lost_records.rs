@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::common;
 use common::{ControlPlane, DRIVER, Lab, eventually, prepare, unprepare};
 use kube_sim::kubelet::{Claim, Plugin};
-use nvml_sim::Process;
+use nvml_sim::{Code, Fault};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
@@ -43,50 +43,50 @@ fn is_clean(lab: &Lab) -> bool {
     lab.left().iter().all(|it| it.ends_with(".unreadable"))
 }
 
-/// A claim of the first two devices whose record was lost and whose unprepare got half way: the first device is destroyed, and
-/// of the second, which a process used, there is all.
-async fn half_unprepared(lab: &Lab, kubelet: &Plugin) -> Claim {
+/// A claim of the first two devices whose record was lost and whose unprepare got half way. Answers with the claim, and where the
+/// instance is that is left and where the one was that is destroyed.
+async fn half_unprepared(lab: &Lab, kubelet: &Plugin) -> (Claim, u32, u32) {
     let claim = lab.claim("two", &[("gpu", DRIVER, FIRST_1G), ("gpu", DRIVER, SECOND_1G)]).await;
     prepare(kubelet, &claim).await.unwrap();
     fs::remove_file(record(lab, &claim)).unwrap();
-    let gpu = lab.sim.snapshot().unwrap().gpus[0].clone();
-    let used = gpu.gpu_instances.iter().find(|it| it.start == 5).unwrap();
-    let (gpu_instance, compute_instance) = (Some(used.id), Some(used.compute_instances[0].id));
-    lab.sim.plant_process(0, Process { pid: 77, gpu_instance, compute_instance, memory_mib: 1 }).unwrap();
+    lab.sim.inject(Fault::returning("nvmlGpuInstanceDestroy", Code::UNKNOWN).skipping(1)).unwrap();
     let refused = unprepare(kubelet, &claim).await.unwrap_err();
-    assert!(refused.contains("process 77"), "{refused}");
-    assert_eq!(starts(lab), [5]);
-    lab.sim.remove_process(0, 77).unwrap();
-    claim
+    assert!(refused.contains("nvmlGpuInstanceDestroy"), "{refused}");
+    lab.sim.clear_faults().unwrap();
+    match starts(lab)[..] {
+        [5] => (claim, 5, 6),
+        [6] => (claim, 6, 5),
+        ref other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_lost_its_record_does_not_get_an_administrators_instance_in_place_of_one_that_is_destroyed()
  {
-    let mut lab = lab(&["--call-budget", "1"]).await;
+    let mut lab = lab(&[]).await;
     lab.start();
     let kubelet = lab.kubelet().await;
-    let claim = half_unprepared(&lab, &kubelet).await;
-    lab.sim.plant_instance(0, "1g.10gb", 6).unwrap();
-    let planted = serial_at(&lab, 6);
+    let (claim, _, destroyed) = half_unprepared(&lab, &kubelet).await;
+    lab.sim.plant_instance(0, "1g.10gb", destroyed).unwrap();
+    let planted = serial_at(&lab, destroyed);
     let refused = prepare(&kubelet, &claim).await.unwrap_err();
     assert!(refused.contains("occupied"), "{refused}");
     unprepare(&kubelet, &claim).await.unwrap();
-    assert_eq!((starts(&lab), serial_at(&lab, 6)), (vec![6], planted));
+    assert_eq!((starts(&lab), serial_at(&lab, destroyed)), (vec![destroyed], planted));
     lab.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_lost_its_record_keeps_the_instance_that_its_unprepare_could_not_destroy() {
-    let mut lab = lab(&["--call-budget", "1"]).await;
+    let mut lab = lab(&[]).await;
     lab.start();
     let kubelet = lab.kubelet().await;
-    let claim = half_unprepared(&lab, &kubelet).await;
-    let kept = serial_at(&lab, 5);
+    let (claim, left, _) = half_unprepared(&lab, &kubelet).await;
+    let kept = serial_at(&lab, left);
     fs::remove_file(cdi_file(&lab, &claim.uid)).unwrap();
     let answer = prepare(&kubelet, &claim).await.unwrap();
     assert!(answer.iter().all(|it| it.requests == ["gpu"]), "{answer:?}");
-    assert_eq!((starts(&lab), serial_at(&lab, 5)), (vec![5, 6], kept));
+    assert_eq!((starts(&lab), serial_at(&lab, left)), (vec![5, 6], kept));
     unprepare(&kubelet, &claim).await.unwrap();
     assert!(is_clean(&lab), "{:?}", lab.left());
     lab.stop().await;
@@ -94,10 +94,10 @@ async fn a_claim_that_lost_its_record_keeps_the_instance_that_its_unprepare_coul
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_lost_its_record_and_is_allocated_other_devices_first_gives_back_what_it_has() {
-    let mut lab = lab(&["--call-budget", "1"]).await;
+    let mut lab = lab(&[]).await;
     lab.start();
     let kubelet = lab.kubelet().await;
-    let claim = half_unprepared(&lab, &kubelet).await;
+    let (claim, ..) = half_unprepared(&lab, &kubelet).await;
     lab.reallocate(&claim, &[THIRD_1G]).await;
     assert_eq!(prepare(&kubelet, &claim).await.unwrap()[0].device, THIRD_1G);
     assert_eq!(starts(&lab), [4]);
