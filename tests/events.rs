@@ -177,6 +177,57 @@ async fn a_prepare_that_takes_longer_than_its_call_goes_on_says_so_and_is_answer
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_prepare_that_fails_after_its_call_says_what_there_is_of_the_claim() {
+    let mut lab = lab("1xH100-80GB").await.with_args(&["--call-budget", "1"]);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let fails = |call| nvml_sim::Fault::new(call, Action::Return(Code::UNKNOWN.0));
+
+    let prepared = lab.claim_of("prepared", FIRST_1G).await;
+    prepare(&kubelet, &prepared).await.unwrap();
+    lab.sim.set_latency("nvmlDeviceGetGpuInstanceById", 1_500.0).unwrap();
+    lab.sim.inject(fails("nvmlDeviceGetMinorNumber")).unwrap();
+    let refused = prepare(&kubelet, &prepared).await.unwrap_err();
+    assert!(refused.contains("the driver goes on"), "{refused}");
+    let found = events_when(&lab, &prepared.name, EventReason::PrepareFailed, 1).await;
+    let text = note(&found[0]);
+    assert!(text.contains("nvmlDeviceGetMinorNumber") && text.contains("keeps its devices"), "{text}");
+    assert_eq!(lab.instances(), [(0, "1g.10gb".to_owned(), 6)]);
+    lab.sim.clear_faults().unwrap();
+    lab.sim.set_latency("nvmlDeviceGetGpuInstanceById", 0.0).unwrap();
+
+    let stuck = lab.claim_of("stuck", SECOND_1G).await;
+    lab.sim.set_latency("nvmlDeviceCreateGpuInstanceWithPlacement", 1_500.0).unwrap();
+    for call in ["nvmlGpuInstanceCreateComputeInstance", "nvmlGpuInstanceDestroy"] {
+        lab.sim.inject(fails(call)).unwrap();
+    }
+    prepare(&kubelet, &stuck).await.unwrap_err();
+    let found = events_when(&lab, &stuck.name, EventReason::PrepareFailed, 1).await;
+    assert!(note(&found[0]).contains("cannot be destroyed yet"), "{found:#?}");
+    assert_eq!(lab.instances().len(), 2);
+
+    // The same claim with another device: what it has of the first has to go before.
+    lab.sim.set_latency("nvmlGpuInstanceDestroy", 1_500.0).unwrap();
+    lab.reallocate(&stuck, &["gpu-0000-1a-00-mig-1g-10gb-4"]).await;
+    let refused = eventually("its undo has ended", async || {
+        prepare(&kubelet, &stuck).await.err().filter(|it| !it.contains("has not ended"))
+    });
+    assert!(refused.await.contains("the driver goes on"));
+    let found = events_when(&lab, &stuck.name, EventReason::PrepareFailed, 2).await;
+    let text = note(&found[1]);
+    assert!(text.contains("nothing was created") && text.contains("earlier allocation"), "{text}");
+    lab.sim.clear_faults().unwrap();
+    lab.sim.set_latency("nvmlGpuInstanceDestroy", 0.0).unwrap();
+
+    for claim in [&prepared, &stuck] {
+        assert_eq!(events(&lab, &claim.name, EventReason::PrepareUndone).await, []);
+        unprepare(&kubelet, claim).await.unwrap();
+    }
+    assert_eq!(lab.left(), Vec::<String>::new());
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_crash_left_is_reported_when_it_is_undone_or_finished() {
     for (call, reason) in [
         ("nvmlGpuInstanceCreateComputeInstance", EventReason::PrepareUndone),

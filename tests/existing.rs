@@ -384,6 +384,32 @@ async fn what_was_made_for_a_claim_is_not_adopted_when_its_record_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_made_for_a_claim_is_not_adopted_while_only_its_allocation_is_known() {
+    let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await.with_args(&ADOPT);
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("one", "gpu-0000-1a-00-mig-1g-10gb-6").await;
+    let first = prepare(&kubelet, &claim).await.unwrap();
+    lab.stop().await;
+    let record = lab.path(&format!("plugins/{DRIVER}/claims/{}.jsonl", claim.uid));
+    std::fs::write(&record, "rubbish").unwrap();
+    std::fs::remove_dir_all(lab.path("cdi")).unwrap();
+    let planted = lab.sim.plant_instance(0, "2g.20gb", 2).unwrap();
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    published_when(&lab, &device(&planted), true).await;
+    let slices = lab.slices_when(is_complete).await;
+    let names = device_names(&slices);
+    assert_eq!(names.iter().filter(|it| it.contains("adopted")).count(), 1, "a pod may be using it");
+    // The kubelet's next call says what it has.
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap(), first);
+    published_when(&lab, &device(&planted), true).await;
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert_eq!(lab.instances(), [(0, "2g.20gb".to_owned(), 2)]);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_adopted_device_has_one_user_and_keeps_others_from_its_place_and_the_whole_gpu() {
     let mut lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await;
     lab = lab.with_args(&[&ADOPT[..], &["--call-budget", "2"]].concat());

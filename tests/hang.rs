@@ -432,3 +432,30 @@ async fn a_look_at_the_host_that_does_not_come_back_holds_up_no_look_at_the_gpus
     drop(file);
     lab.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_the_kernel_module_for_all_gpus_that_does_not_come_back_leaves_the_driver_at_work() {
+    let (lab, health) = lab("3xH100-80GB", &["--call-budget", "1", "--nvml-patience", "1"]).await;
+    let params = lab.path("host/proc/driver/nvidia/params");
+    fs::write(&params, "DeviceFileMode: 438\n").unwrap();
+    let _process = Process(lab.spawn());
+    let kubelet = lab.kubelet().await;
+    let mut claims = Vec::new();
+    for gpu in 0..3 {
+        let claim = lab.claim_of(&format!("on-{gpu}"), &format!("{}-mig-1g-10gb-6", lab.gpu_name(gpu))).await;
+        prepare(&kubelet, &claim).await.unwrap();
+        claims.push(claim);
+    }
+    let file = HungFile::new(params);
+    // As many as the driver has threads for all its calls.
+    for claim in &claims[..2] {
+        let refused = prepare(&kubelet, claim).await.unwrap_err();
+        assert!(refused.contains("the GPU did not answer"), "{refused}");
+    }
+    readyz_when(health, "[-] nvml: a call does not come back: GPU").await;
+    unprepare(&kubelet, &claims[2]).await.unwrap();
+    drop(file);
+    for claim in &claims[..2] {
+        eventually("it is prepared", async || prepare(&kubelet, claim).await.ok()).await;
+    }
+}

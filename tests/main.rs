@@ -25,6 +25,7 @@ mod kubectl_get;
 mod layers;
 mod layout;
 mod load;
+mod lost_records;
 mod manifests;
 mod metrics;
 mod observability;

@@ -5,16 +5,57 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
 /// How the name of a file ends that is being written.
 pub const UNFINISHED: &str = ".tmp";
 
-/// Reads a whole file, but refuses one of more than `limit` bytes.
+/// Reads a whole regular file, but refuses one of more than `limit` bytes. A symbolic link is followed; a pipe or a device is
+/// refused and not waited for.
+///
+/// # Errors
+/// The operating system's, `FileTooLarge`, or `InvalidInput` for what is not a regular file.
+pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    read_regular(path, limit, OFlags::NONBLOCK)
+}
+
+/// The same for a file that this driver writes: a symbolic link of its name is refused, too.
+///
+/// # Errors
+/// As those of [`read_bounded`].
+pub fn read_own(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    read_regular(path, limit, OFlags::NONBLOCK | OFlags::NOFOLLOW).map_err(|error| {
+        match error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
+            true => not_regular(),
+            false => error,
+        }
+    })
+}
+
+/// The same for a file below `/proc` or `/sys`. Takes as long as the kernel does, whose module may be busy with a GPU that hangs.
 ///
 /// # Errors
 /// The operating system's, or `FileTooLarge`.
-pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+pub fn read_kernel(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    to_end(File::open(path)?, limit)
+}
+
+fn read_regular(path: &Path, limit: u64, flags: OFlags) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    match file.metadata()?.is_file() {
+        true => to_end(file, limit),
+        false => Err(not_regular()),
+    }
+}
+
+fn not_regular() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")
+}
+
+fn to_end(file: File, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {limit} bytes")));
     }
@@ -81,6 +122,10 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::{FileType, Mode};
+
     use super::*;
 
     #[test]
@@ -90,7 +135,7 @@ mod tests {
         // What an earlier process left unfinished is not written to.
         let victim = directory.path().join("victim");
         fs::write(&victim, "untouched").unwrap();
-        std::os::unix::fs::symlink(&victim, unfinished(&path).unwrap()).unwrap();
+        symlink(&victim, unfinished(&path).unwrap()).unwrap();
         for content in ["one", "two"] {
             replace(&path, content.as_bytes(), 0o640).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), content);
@@ -115,6 +160,35 @@ mod tests {
         let path = directory.path().join("it");
         fs::write(&path, "12345").unwrap();
         assert_eq!(read_bounded(&path, 5).unwrap(), b"12345");
-        assert_eq!(read_bounded(&path, 4).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        for read in [read_bounded, read_own, read_kernel] {
+            assert_eq!(read(&path, 4).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        }
+    }
+
+    #[test]
+    fn only_a_regular_file_is_read_and_nothing_else_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("file"), "12345").unwrap();
+        fs::create_dir(at("directory")).unwrap();
+        let pipe = rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), FileType::Fifo, Mode::RUSR, 0);
+        pipe.unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        for name in ["directory", "pipe", "socket"] {
+            symlink(at(name), at(&format!("to-{name}"))).unwrap();
+        }
+        for name in ["directory", "pipe", "socket", "to-directory", "to-pipe", "to-socket"] {
+            assert!(read_bounded(&at(name), 5).is_err(), "{name}");
+            assert!(read_own(&at(name), 5).is_err(), "{name}");
+        }
+        // A file that others give may be a link, as those of a mounted ConfigMap are.
+        symlink(at("file"), at("to-file")).unwrap();
+        assert_eq!(read_bounded(&at("to-file"), 5).unwrap(), b"12345");
+        let refused = read_own(&at("to-file"), 5).unwrap_err();
+        assert_eq!(
+            (refused.kind(), refused.to_string().as_str()),
+            (io::ErrorKind::InvalidInput, "not a regular file")
+        );
+        assert_eq!(read_own(&at("file"), 5).unwrap(), b"12345");
     }
 }

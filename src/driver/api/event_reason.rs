@@ -61,6 +61,9 @@ pub enum EventReason {
     PrepareFinished,
     /// A MIG instance that was not made for the claim is where its device would be.
     DeviceOccupied,
+    /// Preparing a claim failed after its call had been answered, and nothing was taken back: nothing was created for it, or it
+    /// keeps what it has.
+    PrepareFailed,
     /// What was begun for a claim, by a process that ended or by a call that was answered before, was taken back; the kubelet's
     /// next call tries again.
     PrepareUndone,
@@ -79,7 +82,7 @@ pub enum Subject {
 
 impl EventReason {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::UnreadableState,
         Self::LayoutRefused,
         Self::LayoutHasNoEffect,
@@ -109,6 +112,7 @@ impl EventReason {
         Self::PrepareContinues,
         Self::PrepareFinished,
         Self::DeviceOccupied,
+        Self::PrepareFailed,
         Self::PrepareUndone,
         Self::UnprepareFinished,
     ];
@@ -146,6 +150,7 @@ impl EventReason {
             Self::PrepareContinues => "PrepareContinues",
             Self::PrepareFinished => "PrepareFinished",
             Self::DeviceOccupied => "DeviceOccupied",
+            Self::PrepareFailed => "PrepareFailed",
             Self::PrepareUndone => "PrepareUndone",
             Self::UnprepareFinished => "UnprepareFinished",
         }
@@ -172,6 +177,7 @@ impl EventReason {
             | Self::PublishRefused
             | Self::SlicesOverwritten
             | Self::DeviceOccupied
+            | Self::PrepareFailed
             | Self::PrepareImpossible => true,
             Self::LayoutPending
             | Self::LayoutApplied
@@ -198,6 +204,7 @@ impl EventReason {
             | Self::PrepareContinues
             | Self::PrepareFinished
             | Self::DeviceOccupied
+            | Self::PrepareFailed
             | Self::PrepareUndone
             | Self::UnprepareFinished
             | Self::DeviceUnhealthy
@@ -236,6 +243,7 @@ impl EventReason {
             | Self::PrepareWaits
             | Self::PrepareContinues
             | Self::PrepareFinished
+            | Self::PrepareFailed
             | Self::DeviceOccupied => "Prepare",
         }
     }

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::cdi::device::{CapNode, MigCaps};
-use crate::files::read_bounded;
+use crate::files::read_kernel;
 
 /// `/proc/devices` has a line of at most about 30 bytes for each of at most 1024 majors; capability files have 3 lines.
 const MAX_BYTES: u64 = 64 * 1024;
@@ -95,7 +95,7 @@ pub(super) fn read_access(major: u32, path: PathBuf) -> Result<CapNode, CapsErro
 }
 
 fn read_text(path: &Path, hint: &'static str) -> Result<String, CapsError> {
-    read_bounded(path, MAX_BYTES)
+    read_kernel(path, MAX_BYTES)
         .and_then(|bytes| String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into()))
         .map_err(|source| CapsError::Read { path: path.to_owned(), source, hint })
 }

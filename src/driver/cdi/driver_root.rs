@@ -16,7 +16,7 @@ use crate::cdi::libraries::{self, DriverFile, Libraries, join, parent};
 use crate::cdi::missing::{Missing, MissingPart, Severity};
 use crate::cdi::root::{Root, is_plain_name};
 use crate::cdi::spec::{ContainerEdits, DeviceNode, Mount};
-use crate::files::read_bounded;
+use crate::files::read_kernel;
 
 /// A node that CUDA programs open besides their GPU's.
 struct ControlNode {
@@ -299,7 +299,7 @@ fn firmware(root: &DriverRoot, version: &str) -> Vec<DriverFile> {
 }
 
 fn kernel_text(path: PathBuf) -> Option<String> {
-    let text = String::from_utf8(read_bounded(&path, MAX_KERNEL_TEXT).ok()?).ok()?;
+    let text = String::from_utf8(read_kernel(&path, MAX_KERNEL_TEXT).ok()?).ok()?;
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 

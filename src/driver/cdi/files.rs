@@ -8,9 +8,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tracing::warn;
+
 use crate::cdi::device::Kind;
 use crate::cdi::spec::{Spec, SpecError};
-use crate::files::{self, UNFINISHED, read_bounded, replace, unfinished};
+use crate::files::{self, UNFINISHED, read_own, replace, unfinished};
 
 /// Runtimes that do not run as root read the files, too.
 pub(super) const MODE: u32 = 0o644;
@@ -75,17 +77,25 @@ impl ClaimFiles {
         path.try_exists().map_err(failed("look for", &path))
     }
 
-    /// Names of the devices in a claim's file, as in its ResourceSlice. A file that is not one of this driver's names none,
-    /// and neither does one that is not there.
+    /// Names of the devices in a claim's file, as in its ResourceSlice. A file that is not one of this driver's names none: one
+    /// that is too large, a symbolic link, or no regular file at all; and neither does one that is not there.
     pub fn devices(&self, claim_uid: &str) -> Result<Vec<String>, FilesError> {
         let path = self.path(claim_uid)?;
-        let bytes = match read_bounded(&path, MAX_FILE) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        let bytes = match read_own(&path, MAX_FILE) {
+            Err(error) if names_nothing(&error) => return Ok(Vec::new()),
             bytes => bytes.map_err(failed("read", &path))?,
         };
         let Ok(spec) = serde_json::from_slice::<Spec>(&bytes) else { return Ok(Vec::new()) };
         let name = |it: &str| it.strip_prefix(claim_uid)?.strip_prefix('-').map(str::to_owned);
         Ok(spec.devices.iter().filter_map(|it| name(&it.name)).collect())
+    }
+
+    /// The same for a claim that no call is about: a file that cannot be read is logged, and names none.
+    pub fn devices_if_readable(&self, claim_uid: &str) -> Vec<String> {
+        self.devices(claim_uid).unwrap_or_else(|error| {
+            warn!(%error, claim.uid = claim_uid, "cannot read the CDI file of a claim that has no readable state file");
+            Vec::new()
+        })
     }
 
     /// The UIDs of the claims that have a file, finished or not, sorted.
@@ -127,6 +137,11 @@ pub(super) fn write_spec(directory: &Path, name: &str, spec: &Spec) -> Result<Pa
     create_directory(directory)?;
     replace(&path, &json, MODE).map_err(failed("write", &path))?;
     Ok(path)
+}
+
+fn names_nothing(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, InvalidInput, NotFound};
+    matches!(error.kind(), NotFound | FileTooLarge | InvalidInput)
 }
 
 fn create_directory(path: &Path) -> Result<(), FilesError> {

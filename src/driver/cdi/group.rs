@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use crate::files::read_bounded;
+use crate::files::read_kernel;
 
 /// A CUDA program opens every node for reading and writing.
 const READ_WRITE: u32 = 0o6;
@@ -22,7 +22,7 @@ pub(super) fn needed_group(mode: u32, gid: u32) -> Option<u32> {
 
 /// The same as the module's parameters have it for `nvidiactl` and the GPUs' nodes; nothing where they cannot be read.
 pub(super) fn group_of_module(proc_root: &Path) -> Option<u32> {
-    let bytes = read_bounded(&proc_root.join("driver/nvidia/params"), MAX_BYTES).ok()?;
+    let bytes = read_kernel(&proc_root.join("driver/nvidia/params"), MAX_BYTES).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let parameter = |name: &str| {
         let mut lines = text.lines().filter_map(|it| it.split_once(':'));

@@ -11,7 +11,7 @@ use mig_model::facts::PciAddress;
 
 use crate::cdi::caps::{read_access, read_major};
 use crate::cdi::device::CapNode;
-use crate::files::read_bounded;
+use crate::files::read_kernel;
 
 /// More GPUs than one host has; the module's minor numbers end at 247.
 const MAX_GPUS: usize = 256;
@@ -108,7 +108,7 @@ fn gpus(directory: &Path) -> (Vec<KernelGpu>, Vec<String>) {
 
 /// A GPU; `None` for one that is excluded by the module parameter `NVreg_ExcludedGpus`.
 fn information(path: &Path, pci: PciAddress) -> Result<Option<KernelGpu>, String> {
-    let bytes = read_bounded(path, MAX_BYTES).map_err(|error| format!("{}: {error}", path.display()))?;
+    let bytes = read_kernel(path, MAX_BYTES).map_err(|error| format!("{}: {error}", path.display()))?;
     let text = String::from_utf8_lossy(&bytes);
     let value = |field: &str| {
         let mut fields = text.lines().filter_map(|line| line.split_once(':'));

@@ -10,7 +10,7 @@ use crate::cdi::device::{CapNode, Kind, cap_node, numbered_node, parent_path};
 use crate::cdi::files::{FilesError, MODE, write_spec};
 use crate::cdi::kernel::KernelDevices;
 use crate::cdi::spec::{ContainerEdits, Device, DeviceNode, Spec, SpecError};
-use crate::files::read_bounded;
+use crate::files::read_own;
 
 /// Minor number of `/dev/nvidiactl` (`NV_MINOR_DEVICE_NUMBER_CONTROL_DEVICE`).
 const CONTROL_MINOR: i64 = 255;
@@ -85,7 +85,7 @@ impl ManagementFile {
         let path = self.path();
         let has_mode =
             std::fs::symlink_metadata(&path).is_ok_and(|it| it.is_file() && it.mode() & 0o777 == MODE);
-        let read = read_bounded(&path, MAX_FILE).ok().and_then(|it| serde_json::from_slice::<Spec>(&it).ok());
+        let read = read_own(&path, MAX_FILE).ok().and_then(|it| serde_json::from_slice::<Spec>(&it).ok());
         has_mode && read.as_ref() == Some(spec)
     }
 }

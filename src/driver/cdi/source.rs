@@ -1,7 +1,7 @@
 //! The part of a CDI spec that all claims share, kept until the driver's files change.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::cdi::common::{CommonEdits, CommonFileError};
 use crate::cdi::driver_root::DriverRoot;
@@ -11,9 +11,11 @@ use crate::cdi::driver_root::DriverRoot;
 pub struct CommonSource {
     root: DriverRoot,
     file: Option<PathBuf>,
-    /// The edits, and the driver version that they were read for, where NVML reports it.
-    kept: Mutex<Option<(Option<String>, Arc<CommonEdits>)>>,
+    kept: Mutex<Option<Kept>>,
 }
+
+/// The driver version that edits were read for, where NVML reports it, and the edits.
+type Kept = (Option<String>, Arc<CommonEdits>);
 
 /// Why there are no common edits.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +42,8 @@ impl CommonSource {
     }
 
     /// The edits for this version of the driver, read again if what they were read from has changed. Without a version,
-    /// it is taken from the names of the driver's libraries. Reads files.
+    /// it is taken from the names of the driver's libraries. Reads files, those of the kernel module among them, which may take
+    /// as long as a GPU hangs.
     pub fn get(&self, driver_version: Option<&str>) -> Result<Arc<CommonEdits>, CommonError> {
         let edits = self.look(driver_version)?;
         match edits.fatal() {
@@ -51,16 +54,21 @@ impl CommonSource {
 
     /// The same with all that they lack; without a version, it is taken from the names of the driver's files.
     pub fn look(&self, driver_version: Option<&str>) -> Result<Arc<CommonEdits>, CommonFileError> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let (version, edits) = match kept.take() {
-            Some((version, edits)) if version.as_deref() == driver_version && edits.is_current() => {
-                (version, edits)
-            }
-            _ => (driver_version.map(str::to_owned), Arc::new(self.read(driver_version)?)),
-        };
-        let result = Arc::clone(&edits);
-        *kept = Some((version, edits));
-        Ok(result)
+        // Not held while files are read: those of the kernel module may not come back.
+        let kept = self.kept().clone();
+        if let Some((version, edits)) = kept
+            && version.as_deref() == driver_version
+            && edits.is_current()
+        {
+            return Ok(edits);
+        }
+        let edits = Arc::new(self.read(driver_version)?);
+        *self.kept() = Some((driver_version.map(str::to_owned), Arc::clone(&edits)));
+        Ok(edits)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read(&self, driver_version: Option<&str>) -> Result<CommonEdits, CommonFileError> {

@@ -15,10 +15,14 @@ use super::runtime::{CONTAINERD, CRIO, NVIDIA_RUNTIME, cdi_setting, nvidia_mode}
 use crate::access::DeviceAccess;
 use crate::api::{CALL_TIMEOUT, NodeSlices, RIGHTS, Right, is_allowed, with_causes};
 use crate::cdi::{CommonSource, Root};
+use crate::files::read_bounded;
 use crate::hardware::{HardwareArgs, HostArgs};
 use crate::kubelet::DriverArgs;
 use crate::publisher::counter_support;
 use crate::readiness::{HostReadiness, not_makeable, unwritable};
+
+/// Configuration files of container runtimes have some KiB.
+const MAX_CONFIG: u64 = 1024 * 1024;
 
 /// Reads the host. `hardware` is what NVML reports.
 pub(super) fn host(
@@ -90,7 +94,7 @@ fn files(root: &Root, paths: &[&str]) -> Vec<(PathBuf, String)> {
         };
         names.sort();
         found.extend(names.into_iter().filter_map(|it| {
-            let text = fs::read_to_string(&it).ok()?;
+            let text = String::from_utf8(read_bounded(&it, MAX_CONFIG).ok()?).ok()?;
             Some((it, text))
         }));
     }

@@ -40,44 +40,39 @@ impl Claims {
         let journal = &mut opened.journal;
         let mut promise = None;
         let record = match journal.stored().clone() {
-            // What was taken down after the loss of its record does not know its requests.
-            Stored::Record(known) if known.boot_id == self.context.boot_id && knows_its_requests(&known) => {
-                return match self.allocated_instead(claim, &known, deadline).await? {
-                    Some(now) => self.replaced(claim, opened, &known, &now, (deadline, ongoing)).await,
+            Stored::Record(known) if known.boot_id == self.context.boot_id => {
+                let now = self.allocated_now(claim, &known, deadline).await?;
+                if names(&now) != names(&promised(&known)) {
+                    return self.replaced(claim, opened, &known, &now, (deadline, ongoing)).await;
+                }
+                match known.stage {
                     // What is gone of it may have been given to others since.
-                    None if known.stage == Stage::Unpreparing => {
+                    Stage::Unpreparing => {
                         let as_known = |record: Record| record.with_progress_of(&known);
-                        let record =
-                            self.new_record(claim, &promised(&known), journal, as_known, deadline).await?;
-                        Ok(Agreed { opened, record, promise })
+                        self.new_record(claim, &now, journal, as_known, deadline).await?
                     }
-                    None => Ok(Agreed { opened, record: Record::clone(&known), promise }),
-                };
-            }
-            // Instances do not survive a reboot; what was promised does, and needs no API server to be known.
-            Stored::Record(before) if before.boot_id != self.context.boot_id => {
-                match self.allocated_instead(claim, &before, deadline).await? {
-                    Some(now) => self.new_record(claim, &now, journal, identity, deadline).await?,
-                    None => {
-                        promise = Some(Record::clone(&before));
-                        self.new_record(claim, &promised(&before), journal, identity, deadline).await?
-                    }
+                    Stage::Preparing | Stage::Prepared => Record::clone(&known),
                 }
             }
-            Stored::Record(_) | Stored::Nothing => {
+            // Instances do not survive a reboot; what was promised does, and needs no API server to be known.
+            Stored::Record(before) => {
+                let now = self.allocated_now(claim, &before, deadline).await?;
+                promise = (names(&now) == names(&promised(&before))).then(|| Record::clone(&before));
+                self.new_record(claim, &now, journal, identity, deadline).await?
+            }
+            Stored::Nothing => {
                 let allocated = self.allocated(claim, deadline).await?;
-                // Made by this claim already: only the state file was lost.
-                let made = blocking(|| self.cdi.devices(claim.uid.as_str()))?;
-                // With any of them, a pod may be running, so the claim counts as prepared.
-                let finish = |record: Record| match record.devices.iter().any(|it| made.contains(&it.name)) {
-                    true => record.assume_created(Stage::Prepared),
-                    false => record,
+                // Only the state file was lost. A pod may be running, so the claim counts as prepared.
+                let finish: fn(Record) -> Record = match self.is_in_cdi(claim, &allocated)? {
+                    true => |record: Record| record.assume_created(Stage::Prepared),
+                    false => identity,
                 };
                 self.new_record(claim, &allocated, journal, finish, deadline).await?
             }
             Stored::Unreadable(reason) => {
                 let allocated = self.allocated(claim, deadline).await?;
                 self.report_unreadable(&claim.uid, &reason);
+                self.is_in_cdi(claim, &allocated)?;
                 // It counts as prepared, because its pod may be running.
                 self.reserve(claim, journal, deadline, |others| {
                     Ok::<_, PrepareError>(
@@ -90,15 +85,19 @@ impl Claims {
         Ok(Agreed { opened, record, promise })
     }
 
-    /// What the claim is allocated now, where that is certain and not what the record says.
-    async fn allocated_instead(
+    /// What the claim is allocated now. Where the API server does not say, what is on record counts, unless that was taken down
+    /// after the loss of an earlier record and does not know the requests.
+    async fn allocated_now(
         &self,
         claim: &ClaimRef,
         known: &Record,
         deadline: Instant,
-    ) -> Result<Option<Vec<AllocatedDevice>>, PrepareError> {
+    ) -> Result<Vec<AllocatedDevice>, PrepareError> {
         /// The record is enough, so the API server is not waited for long.
         const PATIENCE: Duration = Duration::from_secs(3);
+        if !knows_its_requests(known) {
+            return self.allocated(claim, deadline).await;
+        }
         let now = Instant::now();
         let patience = PATIENCE.min(deadline.saturating_duration_since(now) / 4);
         let read = self.context.metrics.awaited(Step::ApiGet, self.reader.read(claim, now + patience)).await;
@@ -106,12 +105,25 @@ impl Claims {
             Ok(object) => object,
             Err(error) => {
                 debug!(%error, "the recorded devices count");
-                return Ok(None);
+                return Ok(promised(known));
             }
         };
         self.context.pods.note(&claim.uid, &object);
-        let allocated = allocated_devices(claim, &object, &self.context.driver)?;
-        Ok((names(&allocated) != names(&promised(known))).then_some(allocated))
+        Ok(allocated_devices(claim, &object, &self.context.driver)?)
+    }
+
+    /// True where the CDI file of a claim without a record shows that it was prepared with what it is allocated now. Fails where it
+    /// shows other devices: a container may use them, and the kubelet's unprepare finds them by that file. A device that
+    /// another claim has on record was given back before.
+    fn is_in_cdi(&self, claim: &ClaimRef, allocated: &[AllocatedDevice]) -> Result<bool, PrepareError> {
+        let named = || Ok::<_, PrepareError>(self.not_recorded(self.cdi.devices(claim.uid.as_str())?)?);
+        let prepared = blocking(named)?;
+        let allocated: Vec<String> = allocated.iter().map(|it| it.device.clone()).collect();
+        let is_same = prepared.iter().collect::<BTreeSet<_>>() == allocated.iter().collect();
+        if !prepared.is_empty() && !is_same {
+            return Err(Box::new(OtherDevices { claim: claim.clone(), prepared, allocated }).into());
+        }
+        Ok(!prepared.is_empty())
     }
 
     /// Gives a claim the devices that it is allocated now in place of those on record, which are taken down first. Not where

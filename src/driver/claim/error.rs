@@ -195,3 +195,25 @@ pub enum UnprepareError {
     #[error("unpreparing ResourceClaim {0} was interrupted; the kubelet tries again")]
     Interrupted(ClaimRef),
 }
+
+/// A prepare that failed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    /// Why.
+    pub(super) error: PrepareError,
+    /// What there is of the claim.
+    pub(super) left: Left,
+}
+
+/// What there is of a claim after a prepare that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// The prepare failed before anything was created for it.
+    Nothing,
+    /// Everything that was created for it is destroyed.
+    Undone,
+    /// Something that was created for it cannot be destroyed yet.
+    Remains,
+    /// It was prepared before, and keeps what it has.
+    Prepared,
+}

@@ -13,6 +13,7 @@
 mod agreement;
 mod allocation;
 mod error;
+mod host_files;
 mod plan;
 mod prepare;
 mod reason;
@@ -39,7 +40,7 @@ pub use plan::{Conflict, ImpossibleClaim, PlanContext, PlanError, plan};
 pub use work::{HungGpu, Unfinished};
 
 use crate::api::ClaimReader;
-use crate::cdi::{ClaimFiles, FilesError, Kind};
+use crate::cdi::{ClaimFiles, Kind};
 use crate::checkpoint::{Journal, Record, Stage, StoreError, Stored, Taken};
 use crate::context::NodeContext;
 use crate::hardware::Hardware;
@@ -183,7 +184,7 @@ impl Claims {
     /// it. Within it remain: the names in the directory and those of its files that have changed since they were read a
     /// moment before, because the record has to be made in view of them; and the record's line, which others must see. That
     /// line is not forced to the disk there: they read it all the same, and after a power failure nothing exists of it.
-    async fn reserve<E: From<StoreError> + From<Busy> + From<FilesError>>(
+    async fn reserve<E: From<StoreError> + From<Busy>>(
         &self,
         claim: &ClaimRef,
         journal: &mut Journal,
@@ -192,7 +193,7 @@ impl Claims {
     ) -> Result<Record, E> {
         let named = blocking(|| {
             journal.keep_aside()?;
-            Ok::<_, E>(self.named_by_cdi(&self.context.checkpoint.list()?, &Named::new())?)
+            Ok::<_, E>(self.named_by_cdi(&self.context.checkpoint.list()?, &Named::new()))
         })?;
         let waiting = self.context.metrics.step(Step::LockWait);
         let first_here =
@@ -203,7 +204,7 @@ impl Claims {
         let (record, begun) = blocking(|| {
             let listed = self.context.checkpoint.list()?;
             let mut others: Vec<_> = listed.iter().filter_map(|(_, stored)| stored.record()).collect();
-            others.extend(self.records_from_cdi(self.named_by_cdi(&listed, &named)?));
+            others.extend(self.records_from_cdi(self.named_by_cdi(&listed, &named)));
             let record = make(&others)?;
             let begun = journal.begin(&record, &reservation)?;
             Ok::<_, E>((record, begun))
@@ -217,11 +218,11 @@ impl Claims {
     }
 
     /// The devices in the CDI files of claims whose state files cannot be read. Those that are `known` are not read again.
-    fn named_by_cdi(&self, listed: &[(ClaimUid, Arc<Stored>)], known: &Named) -> Result<Named, FilesError> {
+    fn named_by_cdi(&self, listed: &[(ClaimUid, Arc<Stored>)], known: &Named) -> Named {
         let unreadable = listed.iter().filter(|(_, stored)| matches!(**stored, Stored::Unreadable(_)));
         let named = unreadable.map(|(uid, _)| match known.get(uid) {
-            Some(names) => Ok((uid.clone(), names.clone())),
-            None => Ok((uid.clone(), self.cdi.devices(uid.as_str())?)),
+            Some(names) => (uid.clone(), names.clone()),
+            None => (uid.clone(), self.cdi.devices_if_readable(uid.as_str())),
         });
         named.collect()
     }
@@ -235,6 +236,16 @@ impl Claims {
             records.extend(known.map(|it| Arc::new(it.assume_created(Stage::Prepared))));
         }
         records
+    }
+
+    /// Those of a claim's devices that no other claim has been given in this boot.
+    fn not_recorded(&self, mut names: Vec<String>) -> Result<Vec<String>, StoreError> {
+        let records = self.context.checkpoint.records()?;
+        let of_this_boot = records.iter().filter(|it| it.boot_id == self.context.boot_id);
+        let recorded: BTreeSet<&str> =
+            of_this_boot.flat_map(|it| &it.devices).map(|it| it.name.as_str()).collect();
+        names.retain(|it| !recorded.contains(it.as_str()));
+        Ok(names)
     }
 
     /// Devices of this node as an allocation of which no more is known than their names.

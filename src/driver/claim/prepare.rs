@@ -1,6 +1,5 @@
 //! Preparing a claim: intent on disk, MIG devices, CDI file, record complete, answer.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,14 +10,16 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::agreement::Agreed;
+use super::error::{Failed, Left};
+use super::host_files::{HostError, HostFiles, OnHost};
 use super::session::{ClaimSession, Opened, SharedSession, lock};
 use super::work::{BEYOND, NoResult, Ongoing, Unfinished, WorkError, blocking, retried, to_its_end, within};
 use super::{AllocatedDevice, Busy, Claims, PlanError, PrepareError, PreparedDevice, allocated_devices};
 use crate::api::EventReason;
-use crate::cdi::{CapsError, ClaimDevice, CommonError, DeviceNodes, MigCaps, claim_spec};
+use crate::cdi::{ClaimDevice, claim_spec};
 use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage};
 use crate::hardware::{Hardware, LiveGpu};
-use crate::mig::{self, MigDevice, MigError};
+use crate::mig::{self, MigError};
 use crate::pods::PodRef;
 use crate::telemetry::metrics::{Recovery, Step};
 
@@ -38,7 +39,7 @@ impl Claims {
             if let Some(pods) = seen.end() {
                 this.emit_late(&owned, &pods, &result);
             }
-            result
+            result.map_err(|it| it.error)
         };
         let report = |unfinished: &Unfinished| {
             let pods = self.context.pods.of(&claim.uid);
@@ -75,9 +76,11 @@ impl Claims {
         opened: Opened,
         deadline: Instant,
         ongoing: &Ongoing,
-    ) -> Result<Vec<PreparedDevice>, PrepareError> {
-        let hardware = self.hardware()?;
-        let Agreed { opened, record, promise } = self.agreed(claim, opened, deadline, ongoing).await?;
+    ) -> Result<Vec<PreparedDevice>, Failed> {
+        let nothing_begun = |error| Failed { error, left: Left::Nothing };
+        let hardware = self.hardware().map_err(nothing_begun)?;
+        let Agreed { opened, record, promise } =
+            self.agreed(claim, opened, deadline, ongoing).await.map_err(nothing_begun)?;
         self.note_begun(&claim.uid);
         let before = record.clone();
         let session = ClaimSession::shared(opened, record, promise);
@@ -88,34 +91,43 @@ impl Claims {
                 }
                 Ok(devices)
             }
+            // The pod of a claim that was prepared before may be running: leave it what it has.
+            Err(error) if before.stage == Stage::Prepared => Err(Failed { error, left: Left::Prepared }),
             Err(error) => {
-                // The pod of a claim that was prepared before may be running: leave it what it has.
-                if before.stage != Stage::Prepared {
-                    ongoing.undoes(&error);
-                    self.undo(&session, deadline, ongoing).await;
-                }
-                Err(error)
+                ongoing.undoes(&error);
+                let left = self.undo(&session, deadline, ongoing).await;
+                Err(Failed { error, left })
             }
         }
     }
 
     /// Reports how a prepare ended whose call had been answered before: the kubelet learns it only when it asks again.
-    fn emit_late(
-        &self,
-        claim: &ClaimRef,
-        pods: &[PodRef],
-        result: &Result<Vec<PreparedDevice>, PrepareError>,
-    ) {
+    fn emit_late(&self, claim: &ClaimRef, pods: &[PodRef], result: &Result<Vec<PreparedDevice>, Failed>) {
         let (reason, note) = match result {
             Ok(_) => (
                 EventReason::PrepareFinished,
                 "The devices of the claim are ready; the kubelet's next call is answered at once.".to_owned(),
             ),
-            Err(error) => {
+            Err(Failed { error, left }) => {
                 warn!(%error, "claim not prepared, long after its call");
+                let (reason, what) = match left {
+                    Left::Nothing => (EventReason::PrepareFailed, "nothing was created for it"),
+                    Left::Undone => {
+                        (EventReason::PrepareUndone, "what was created for it is destroyed again")
+                    }
+                    Left::Remains => (
+                        EventReason::PrepareFailed,
+                        "what was created for it cannot be destroyed yet, and the driver tries that again",
+                    ),
+                    Left::Prepared => {
+                        (EventReason::PrepareFailed, "it was prepared before and keeps its devices")
+                    }
+                };
                 (
-                    EventReason::PrepareUndone,
-                    format!("Taken back: {error}; the kubelet's next call tries again."),
+                    reason,
+                    format!(
+                        "Preparing the claim failed ({what}): {error}; the kubelet's next call tries again."
+                    ),
                 )
             }
         };
@@ -195,10 +207,9 @@ impl Claims {
                 self.ensure_device(session, index, device, hardware, (deadline, ongoing))
             });
         // All are waited for, also after one has failed: no step of this call may be taken after its end.
-        let nodes = join_all(makes).await.into_iter().collect::<Result<_, _>>()?;
+        let found = join_all(makes).await.into_iter().collect::<Result<_, _>>()?;
         blocking(|| {
-            let driver_version = hardware.facts.driver_version.as_deref();
-            self.context.metrics.timed(Step::CdiWrite, || self.write_cdi(before, nodes, driver_version))?;
+            self.context.metrics.timed(Step::CdiWrite, || self.write_cdi(before, found))?;
             let mut session = lock(session);
             session.enter(Stage::Prepared)?;
             if session.record != *before {
@@ -216,25 +227,30 @@ impl Claims {
         device: &RecordedDevice,
         hardware: &Hardware,
         (deadline, ongoing): (Instant, &Ongoing),
-    ) -> Result<DeviceNodes, PrepareError> {
+    ) -> Result<OnHost, PrepareError> {
         let gpu = gpu_of(hardware, device)?;
         let waiting = ongoing.begin(&device.name);
+        let host = HostFiles {
+            readiness: Arc::clone(&self.readiness),
+            proc_root: self.proc_root.clone(),
+            driver_version: hardware.facts.driver_version.clone(),
+        };
         let made = retried(deadline, &waiting, || async {
             match &device.kind {
-                RecordedKind::Gpu | RecordedKind::Share { .. } => whole_gpu(session, gpu).await,
-                RecordedKind::Adopted(adopted) => existing(gpu, adopted, &self.proc_root).await,
-                RecordedKind::Mig { spec, .. } => self.mig_device(session, index, spec, gpu).await,
+                RecordedKind::Gpu | RecordedKind::Share { .. } => whole_gpu(session, gpu, host.clone()).await,
+                RecordedKind::Adopted(adopted) => existing(gpu, adopted, host.clone()).await,
+                RecordedKind::Mig { spec, .. } => {
+                    self.mig_device(session, index, spec, gpu, host.clone()).await
+                }
             }
         });
         let made = made.await;
         self.note_permission(device, &made);
-        let (parent_minor, caps) = made.map_err(|error| failed(device, error))?;
         drop(waiting);
-        let parent_group = self.readiness.common().root().gpu_node_group(parent_minor);
-        let parent_group = parent_group.map_err(|missing| CommonError::Incomplete(missing.to_string()))?;
-        let mig = caps.transpose();
-        let mig = mig.map_err(|source| PrepareError::Caps { device: device.name.clone(), source })?;
-        Ok(DeviceNodes { parent_minor, parent_group, mig })
+        made.map_err(|error| failed(device, error))?.map_err(|error| match error {
+            HostError::Caps(source) => PrepareError::Caps { device: device.name.clone(), source },
+            HostError::Common(source) => source.into(),
+        })
     }
 
     /// How far the device got is read when the work begins: work before it on the same GPU may have changed it.
@@ -244,8 +260,9 @@ impl Claims {
         index: usize,
         spec: &MigSpec,
         gpu: &LiveGpu,
-    ) -> Result<NodeNumbers, WorkError> {
-        let (checkpoint, proc_root) = (self.context.checkpoint.clone(), self.proc_root.clone());
+        host: HostFiles,
+    ) -> Made {
+        let checkpoint = self.context.checkpoint.clone();
         let (session, spec, facts) = (Arc::clone(session), spec.clone(), Arc::clone(&gpu.facts));
         let metrics = gpu.metrics.clone();
         to_its_end(gpu, move |handle| {
@@ -255,14 +272,15 @@ impl Claims {
                 return Err(MigError::ModeChanges);
             };
             let mut note = |progress| lock(&session).note(index, progress);
-            Ok(numbers(&mig::ensure(handle, mig, &spec, &progress, &mut note, &metrics)?, &proc_root))
+            let made = mig::ensure(handle, mig, &spec, &progress, &mut note, &metrics)?;
+            Ok(host.read(made.parent_minor, Some(&made)))
         })
         .await
     }
 
     /// Records whether NVML permits work on MIG of the GPU, and has the node looked at again where that is news. That an instance
     /// was found which exists already says nothing.
-    fn note_permission(&self, device: &RecordedDevice, made: &Result<NodeNumbers, WorkError>) {
+    fn note_permission(&self, device: &RecordedDevice, made: &Made) {
         let gpu = &device.parent_uuid;
         let is_news = match (made, &device.kind) {
             (Err(WorkError::Mig(error)), _) => self.readiness.refused(gpu, error),
@@ -274,22 +292,14 @@ impl Claims {
         }
     }
 
-    fn write_cdi(
-        &self,
-        record: &Record,
-        nodes: Vec<DeviceNodes>,
-        driver_version: Option<&str>,
-    ) -> Result<(), PrepareError> {
-        if record.devices.is_empty() {
-            return Ok(());
-        }
-        let source = self.readiness.common();
-        let common = source.get(driver_version)?;
-        let named = record.devices.iter().zip(nodes);
+    fn write_cdi(&self, record: &Record, found: Vec<OnHost>) -> Result<(), PrepareError> {
+        let Some(common) = found.last().map(|it| Arc::clone(&it.common)) else { return Ok(()) };
+        let named = record.devices.iter().zip(found);
         let devices: Vec<ClaimDevice> =
-            named.map(|(it, nodes)| ClaimDevice { name: it.name.clone(), nodes }).collect();
+            named.map(|(it, found)| ClaimDevice { name: it.name.clone(), nodes: found.nodes }).collect();
         let uid = record.claim.uid.as_str();
-        let spec = claim_spec(&self.kind, uid, &devices, &source.root().devices, common.edits())?;
+        let root = &self.readiness.common().root().devices;
+        let spec = claim_spec(&self.kind, uid, &devices, root, common.edits())?;
         self.cdi.write(uid, &spec)?;
         Ok(())
     }
@@ -305,43 +315,44 @@ impl Claims {
 
     /// Takes back what a failed first attempt made. No piece of that attempt's work runs any more. What cannot be taken back
     /// stays recorded, for the next call and for recovery.
-    async fn undo(&self, session: &SharedSession, deadline: Instant, ongoing: &Ongoing) {
+    async fn undo(&self, session: &SharedSession, deadline: Instant, ongoing: &Ongoing) -> Left {
         let deadline = deadline.max(Instant::now() + BEYOND);
         let undone = self.take_down(session, deadline, ongoing).await;
         self.context.metrics.recovered(Recovery::Undo, undone.is_ok());
-        if let Err(error) = undone {
-            warn!(%error, "cannot undo a failed prepare; its devices stay recorded");
+        match undone {
+            Ok(()) => Left::Undone,
+            Err(error) => {
+                warn!(%error, "cannot undo a failed prepare; its devices stay recorded");
+                Left::Remains
+            }
         }
     }
 }
 
-/// Minor number of the GPU, and the capability files of a MIG device. Those are read on the GPU's thread: the kernel module, whose
-/// files they are, may be busy with a GPU that hangs.
-type NodeNumbers = (u32, Option<Result<MigCaps, CapsError>>);
+/// A device that is there, with what a container needs for it.
+type Made = Result<Result<OnHost, HostError>, WorkError>;
 
 /// The work keeps the claim until it ends, also after the call was answered. So it is with every work that changes a GPU.
-async fn whole_gpu(session: &SharedSession, gpu: &LiveGpu) -> Result<NodeNumbers, WorkError> {
+async fn whole_gpu(session: &SharedSession, gpu: &LiveGpu, host: HostFiles) -> Made {
     let (session, facts) = (Arc::clone(session), Arc::clone(&gpu.facts));
     to_its_end(gpu, move |handle| {
         let _claim_is_ours = session;
         if let Some(mig) = &facts.mig {
             mig::switch_mode(handle, mig, false)?;
         }
-        Ok((handle.minor()?, None))
+        Ok(host.read(handle.minor()?, None))
     })
     .await
 }
 
 /// An unmanaged instance is only looked up.
-async fn existing(gpu: &LiveGpu, adopted: &Adopted, proc_root: &Path) -> Result<NodeNumbers, WorkError> {
-    let (adopted, proc_root) = (adopted.clone(), proc_root.to_owned());
-    to_its_end(gpu, move |handle| Ok(numbers(&mig::find_existing(handle, &adopted)?, &proc_root))).await
-}
-
-fn numbers(made: &MigDevice, proc_root: &Path) -> NodeNumbers {
-    let MigDevice { parent_minor, gpu_instance, compute_instance } = made;
-    let caps = MigCaps::read(proc_root, *parent_minor, *gpu_instance, compute_instance.id);
-    (*parent_minor, Some(caps))
+async fn existing(gpu: &LiveGpu, adopted: &Adopted, host: HostFiles) -> Made {
+    let adopted = adopted.clone();
+    to_its_end(gpu, move |handle| {
+        let found = mig::find_existing(handle, &adopted)?;
+        Ok(host.read(found.parent_minor, Some(&found)))
+    })
+    .await
 }
 
 /// The MIG devices that were made for a record: index, device, what it should be, how far it got.

@@ -95,9 +95,8 @@ impl Claims {
         uid: &ClaimUid,
         deadline: Instant,
     ) -> Result<(), UnprepareError> {
-        let mut names = blocking(|| self.cdi.devices(uid.as_str()))?;
-        let records = self.context.checkpoint.records()?;
-        names.retain(|name| !records.iter().flat_map(|it| &it.devices).any(|it| it.name == *name));
+        let named = || Ok::<_, UnprepareError>(self.not_recorded(self.cdi.devices(uid.as_str())?)?);
+        let names = blocking(named)?;
         match self.hardware() {
             Err(_) if !names.is_empty() => return Ok(()),
             Ok(hardware) if self.any_alive(&names, &hardware, deadline).await => {

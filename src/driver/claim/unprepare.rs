@@ -63,6 +63,9 @@ impl Claims {
             Some(record) => self.unprepare_record(opened, record, deadline, ongoing).await?,
             None => blocking(|| {
                 self.cdi.remove(claim.uid.as_str())?;
+                if let Some(aside) = opened.journal.keep_aside()? {
+                    warn!(aside = %aside.display(), "state file set aside: what the claim had is unknown");
+                }
                 Ok::<_, UnprepareError>(opened.journal.forget()?)
             })?,
         }
@@ -126,9 +129,10 @@ impl Claims {
         Ok(blocking(|| self.cdi.remove(record.claim.uid.as_str()))?)
     }
 
-    /// Destroys the MIG devices of a record, GPUs in parallel. Those of a GPU that NVML does not know any more are gone;
-    /// one that belongs to another claim by now is left alone. Where one cannot be destroyed, or takes longer than the call, those
-    /// that are gone are recorded as such, so that they are free for others.
+    /// Destroys the MIG devices of a record, GPUs in parallel. A device whose GPU is gone for good is gone with it; one that
+    /// belongs to another claim by now is left alone. Each instance that is destroyed is recorded as gone at once. Where one
+    /// cannot be destroyed, or takes longer than the call, the devices that needed no work are recorded as gone, too, so that
+    /// all of them are free for others while this claim stays.
     async fn destroy_devices(
         &self,
         session: &SharedSession,

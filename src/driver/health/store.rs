@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::Machine;
 
-use crate::files::{read_bounded, remove_if_there, replace};
+use crate::files::{read_own, remove_if_there, replace};
 
 /// Far above what a node with 32 GPUs needs.
 const MAX_SIZE: u64 = 1 << 20;
@@ -165,7 +165,7 @@ impl HealthStore {
 }
 
 fn read(path: &Path) -> Option<Content> {
-    let read = || -> io::Result<Content> { Ok(serde_json::from_slice(&read_bounded(path, MAX_SIZE)?)?) };
+    let read = || -> io::Result<Content> { Ok(serde_json::from_slice(&read_own(path, MAX_SIZE)?)?) };
     match read() {
         Ok(content) if content.version == 1 => Some(content),
         Ok(content) => {

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use mig_model::layout::Layouts;
 
-use crate::files::{read_bounded, replace};
+use crate::files::{read_own, replace};
 
 /// Far above what a node with 32 GPUs needs.
 const MAX_SIZE: u64 = 1 << 18;
@@ -37,7 +37,7 @@ impl LayoutMemory {
     #[must_use]
     pub fn read(&self) -> Option<Layouts> {
         let read =
-            || -> io::Result<Content> { Ok(serde_json::from_slice(&read_bounded(&self.path, MAX_SIZE)?)?) };
+            || -> io::Result<Content> { Ok(serde_json::from_slice(&read_own(&self.path, MAX_SIZE)?)?) };
         match read() {
             Ok(Content { version: 1, layouts }) => Some(layouts),
             Ok(Content { version, .. }) => {

@@ -50,7 +50,8 @@ pub fn ensure(
             }
             note(Progress::Creating)?;
             let created = metrics.timed(Step::CreateGpuInstance, || create_gpu_instance(device, spec));
-            // A call that fails may have had its effect. Where it had none, what appears there later is not ours.
+            // A call that fails may have had its effect. Where it had none, what appears there later is not ours. What another
+            // program created meanwhile is recognized by its compute instance only: docs/limits.md.
             if created.is_err() && matches!(recorded(device, spec, &Progress::Creating), Ok(None)) {
                 note(Progress::Reserved)?;
             }

@@ -2,18 +2,18 @@
 //! and the health of GPUs.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
 use mig_model::health::Report;
 use mig_model::inventory::{ExistingInstances, Gpu};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::attempt::{Attempt, Outcome};
+use super::attempt::{Attempt, Attempts, LookReason, Outcome};
 use super::kernel_view::{KernelView, NodesChanged};
 use crate::api::EventReason;
 use crate::cdi::ClaimFiles;
@@ -46,23 +46,25 @@ pub(super) struct HardwareWatch {
     pub(super) health: HealthStore,
     /// Channel for the events of the monitoring thread.
     pub(super) nvml_events: mpsc::Sender<NvmlEvent>,
-    /// Opening NVML, if that is under way.
-    pub(super) attempt: Option<Attempt<Result<Hardware, HardwareError>>>,
-    /// The read of the host that is in progress, if any.
-    pub(super) at_host: Option<Attempt<Vec<HostCondition>>>,
+    /// The end of a late attempt.
+    pub(super) late_result: Arc<Notify>,
+    /// Opening NVML.
+    pub(super) opens: Attempts<Result<Hardware, HardwareError>>,
+    /// Reads of the host.
+    pub(super) host_reads: Attempts<Vec<HostCondition>>,
     /// Whether the hardware was open before.
     pub(super) was_open: bool,
     /// While NVML is opened, or asked for GPUs.
     pub(super) opening: CallTimer,
-    /// A look for GPUs that were skipped, if one is under way.
+    /// Looks for GPUs that were skipped, since there were any.
     pub(super) looking: Option<Looking>,
 }
 
-/// A look for GPUs that were skipped.
+/// Looks for GPUs that were skipped.
 pub(super) struct Looking {
-    /// What was known when it began.
-    known: Arc<Hardware>,
-    found: Attempt<Result<Option<Hardware>, HardwareError>>,
+    /// What was known when they began. It is not kept open for them.
+    known: Weak<Hardware>,
+    looks: Attempts<Result<Option<Hardware>, HardwareError>>,
 }
 
 impl HardwareWatch {
@@ -76,10 +78,10 @@ impl HardwareWatch {
         // A separate timer: events on a busy node must not postpone the next scan forever.
         let mut clock = interval_at(Instant::now() + interval, interval);
         let mut reports = self.health.reports();
-        let rescan = Arc::clone(&self.context.rescan);
+        let (rescan, late_result) = (Arc::clone(&self.context.rescan), Arc::clone(&self.late_result));
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
+            let reason = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 change = changes.changed() => {
                     change.context("the claims are gone")?;
@@ -98,11 +100,12 @@ impl HardwareWatch {
                     }
                     continue;
                 }
-                () = rescan.notified() => {}
-                _ = clock.tick() => {}
-            }
+                () = rescan.notified() => LookReason::Due,
+                _ = clock.tick() => LookReason::Due,
+                () = late_result.notified() => LookReason::LateResult,
+            };
             // What was known stays; the next look may succeed.
-            match self.look().await {
+            match self.look(reason).await {
                 Err(error) if error.is::<NodesChanged>() => return Err(error),
                 Err(error) => warn!(%error, "cannot scan the hardware now"),
                 Ok(()) => {}
@@ -113,16 +116,16 @@ impl HardwareWatch {
     /// Opens the hardware if it is not open, reads what may have changed, and notifies the other parts.
     ///
     /// Fails with [`NodesChanged`] where nothing can be seen before the container is created again.
-    pub(super) async fn look(&mut self) -> anyhow::Result<()> {
-        self.kernel.read().await;
+    pub(super) async fn look(&mut self, reason: LookReason) -> anyhow::Result<()> {
+        self.kernel.read(reason).await;
         let known = self.state.borrow().hardware.clone();
         let hardware = match known {
             Ok(open) if open.is_stale() => {
-                let reason = "the NVIDIA driver was unloaded or replaced";
-                if self.attempt.is_none() {
-                    warn!("{reason}: opening it again");
+                let stale = "the NVIDIA driver was unloaded or replaced";
+                if !self.opens.is_running() {
+                    warn!("{stale}: opening it again");
                 }
-                match self.opened(reason).await? {
+                match self.opened(stale, reason).await? {
                     Some(opened) => {
                         self.context.metrics.recovered(Recovery::ReopenNvml, opened.is_ok());
                         opened
@@ -134,10 +137,12 @@ impl HardwareWatch {
             Ok(open) if !open.is_worth_another_look() && !self.kernel.access.may_find_more(&open.facts) => {
                 Ok(open)
             }
-            Ok(open) => Ok(self.completed(open).await?),
-            Err(before) => {
-                self.opened(&before).await?.unwrap_or_else(|| Err(HardwareError::Hung.to_string()))
-            }
+            Ok(open) => Ok(self.completed(open, reason).await?),
+            Err(before) => match self.opened(&before, reason).await? {
+                Some(opened) => opened,
+                None if self.opens.is_running() => Err(HardwareError::Hung.to_string()),
+                None => Err(before),
+            },
         };
         self.gpus = match &hardware {
             Ok(hardware) => {
@@ -151,7 +156,7 @@ impl HardwareWatch {
             }
         };
         match &hardware {
-            Ok(hardware) => self.look_at_host(hardware).await?,
+            Ok(hardware) => self.look_at_host(hardware, reason).await?,
             Err(_) => self.host.clear(),
         }
         self.publish(hardware)
@@ -159,29 +164,20 @@ impl HardwareWatch {
 
     /// Reads what claims of this hardware need of the host; nothing where there are no GPUs. What was known stays where the
     /// kernel, whose module may be busy with a GPU that hangs, does not answer.
-    async fn look_at_host(&mut self, hardware: &Hardware) -> anyhow::Result<()> {
+    async fn look_at_host(&mut self, hardware: &Hardware, reason: LookReason) -> anyhow::Result<()> {
         const PATIENCE: Duration = Duration::from_secs(5);
         if self.gpus.is_empty() {
             self.host.clear();
             return Ok(());
         }
-        let attempt = match self.at_host.take() {
-            Some(begun) => begun,
-            None => {
-                let (readiness, version) =
-                    (Arc::clone(&self.readiness), hardware.facts.driver_version.clone());
-                let has_mig = self.gpus.iter().any(|it| it.facts.cuttable().is_some());
-                let look = move || readiness.look(version.as_deref(), has_mig);
-                Attempt::start("host", &self.context.rescan, look)?
-            }
-        };
-        let mut found = match attempt.within(PATIENCE).await {
+        let (readiness, version) = (Arc::clone(&self.readiness), hardware.facts.driver_version.clone());
+        let has_mig = self.gpus.iter().any(|it| it.facts.cuttable().is_some());
+        let look = move || readiness.look(version.as_deref(), has_mig);
+        let begin = || Attempt::start("host", &self.late_result, look);
+        let mut found = match self.host_reads.result(PATIENCE, reason, begin).await? {
             Outcome::Ended(found) => found,
             Outcome::Died => anyhow::bail!("the thread that looks at the host has died"),
-            Outcome::Running(attempt) => {
-                self.at_host = Some(attempt);
-                return Ok(());
-            }
+            Outcome::Running | Outcome::Paused => return Ok(()),
         };
         let with_mig = self.gpus.iter().filter(|it| it.facts.cuttable().is_some());
         found.extend(self.readiness.refusals(with_mig.map(|it| it.facts.uuid.as_str())));
@@ -225,30 +221,33 @@ impl HardwareWatch {
     }
 
     /// Opens the hardware; a reason why it cannot be is logged where it is another one than before. `None` while a call into
-    /// NVML does not come back: then there is no second attempt, and its end is a reason to look again.
-    async fn opened(&mut self, before: &str) -> anyhow::Result<Option<Result<Arc<Hardware>, String>>> {
-        let is_first = self.attempt.is_none();
-        let attempt = match self.attempt.take() {
-            Some(begun) => begun,
-            None => {
-                let (opener, busy) = (Arc::clone(&self.opener), self.opening.begin());
-                let open = move || {
-                    let _busy = busy;
-                    opener.open()
-                };
-                Attempt::start("open", &self.context.rescan, open)?
-            }
+    /// NVML does not come back: then there is no second attempt, and its end is a reason to look again. So it is where none is begun
+    /// for this reason, see [`Attempts::result`].
+    async fn opened(
+        &mut self,
+        before: &str,
+        reason: LookReason,
+    ) -> anyhow::Result<Option<Result<Arc<Hardware>, String>>> {
+        let is_first = !self.opens.is_running();
+        let (opener, timer) = (Arc::clone(&self.opener), &self.opening);
+        let begin = || {
+            let busy = timer.begin();
+            let open = move || {
+                let _busy = busy;
+                opener.open()
+            };
+            Attempt::start("open", &self.late_result, open)
         };
-        let opened = match attempt.within(self.patience).await {
+        let opened = match self.opens.result(self.patience, reason, begin).await? {
             Outcome::Ended(opened) => opened,
             Outcome::Died => anyhow::bail!("the thread that opens NVML has died"),
-            Outcome::Running(attempt) => {
-                self.attempt = Some(attempt);
+            Outcome::Running => {
                 if is_first {
                     warn!("{}", HardwareError::Hung);
                 }
                 return Ok(None);
             }
+            Outcome::Paused => return Ok(None),
         };
         if opened.is_ok() {
             // A look of the earlier session would keep it open.
@@ -269,26 +268,24 @@ impl HardwareWatch {
 
     /// The same hardware with those of the GPUs that were skipped and have come back. One that is lost may keep NVML busy, and
     /// must not delay the scans of others: a later scan picks up its result.
-    async fn completed(&mut self, open: Arc<Hardware>) -> anyhow::Result<Arc<Hardware>> {
+    async fn completed(&mut self, open: Arc<Hardware>, reason: LookReason) -> anyhow::Result<Arc<Hardware>> {
         const PATIENCE: Duration = Duration::from_secs(5);
-        let is_of_this = |it: &Looking| Arc::ptr_eq(&it.known, &open);
-        let Looking { known, found } = match self.looking.take().filter(is_of_this) {
-            Some(begun) => begun,
-            None => {
-                let (known, busy) = (Arc::clone(&open), self.opening.begin());
-                let look = move || {
-                    let _busy = busy;
-                    known.again()
-                };
-                let found = Attempt::start("look", &self.context.rescan, look)?;
-                Looking { known: Arc::clone(&open), found }
-            }
+        let is_of_this = |it: &Looking| std::ptr::eq(it.known.as_ptr(), Arc::as_ptr(&open));
+        let of_this = self.looking.take().filter(is_of_this);
+        let looking = self.looking.insert(
+            of_this.unwrap_or_else(|| Looking { known: Arc::downgrade(&open), looks: Attempts::default() }),
+        );
+        let (known, timer) = (Arc::clone(&open), &self.opening);
+        let begin = || {
+            let busy = timer.begin();
+            let look = move || {
+                let _busy = busy;
+                known.again()
+            };
+            Attempt::start("look", &self.late_result, look)
         };
-        match found.within(PATIENCE).await {
-            Outcome::Running(found) => {
-                self.looking = Some(Looking { known, found });
-                Ok(open)
-            }
+        match looking.looks.result(PATIENCE, reason, begin).await? {
+            Outcome::Running | Outcome::Paused => Ok(open),
             Outcome::Died => anyhow::bail!("the thread that looks for GPUs has died"),
             Outcome::Ended(Ok(Some(more))) => {
                 let (gpus, skipped) = (more.facts.gpus.len(), more.facts.skipped.len());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use super::attempt::{Attempt, Outcome};
+use super::attempt::{Attempt, Attempts, LookReason, Outcome};
 use crate::access::DeviceAccess;
 use crate::cdi::{FilesError, ManagementFile};
 
@@ -21,8 +21,7 @@ pub(super) struct KernelView {
     proc_root: PathBuf,
     dev_root: PathBuf,
     spec: ManagementFile,
-    /// A read that has not ended yet.
-    reading: Option<Attempt<DeviceAccess>>,
+    reads: Attempts<DeviceAccess>,
     look_again: Arc<Notify>,
 }
 
@@ -43,20 +42,23 @@ impl KernelView {
         spec: ManagementFile,
         look_again: Arc<Notify>,
     ) -> Self {
-        Self { access: DeviceAccess::default(), proc_root, dev_root, spec, reading: None, look_again }
+        Self {
+            access: DeviceAccess::default(),
+            proc_root,
+            dev_root,
+            spec,
+            reads: Attempts::default(),
+            look_again,
+        }
     }
 
     /// Reads it again, on its own thread: a read that hangs is abandoned, and the last result stays.
-    pub(super) async fn read(&mut self) {
-        let reading = match self.reading.take() {
-            Some(begun) => begun,
-            None => match self.begin() {
-                Ok(begun) => begun,
-                Err(error) => return warn!(%error, "cannot start the thread that lists the kernel's GPUs"),
-            },
-        };
-        match reading.within(PATIENCE).await {
-            Outcome::Ended(access) => {
+    pub(super) async fn read(&mut self, reason: LookReason) {
+        let (proc_root, dev_root) = (self.proc_root.clone(), self.dev_root.clone());
+        let look = move || DeviceAccess::look(&proc_root, &dev_root);
+        let begin = || Attempt::start("kernel", &self.look_again, look);
+        match self.reads.result(PATIENCE, reason, begin).await {
+            Ok(Outcome::Ended(access)) => {
                 for reason in
                     access.kernel.unreadable.iter().filter(|it| !self.access.kernel.unreadable.contains(it))
                 {
@@ -64,14 +66,10 @@ impl KernelView {
                 }
                 self.access = access;
             }
-            Outcome::Died => warn!("the thread that lists the kernel's GPUs has ended"),
-            Outcome::Running(reading) => self.reading = Some(reading),
+            Ok(Outcome::Died) => warn!("the thread that lists the kernel's GPUs has ended"),
+            Ok(Outcome::Running | Outcome::Paused) => {}
+            Err(error) => warn!(%error, "cannot start the thread that lists the kernel's GPUs"),
         }
-    }
-
-    fn begin(&self) -> std::io::Result<Attempt<DeviceAccess>> {
-        let (proc_root, dev_root) = (self.proc_root.clone(), self.dev_root.clone());
-        Attempt::start("kernel", &self.look_again, move || DeviceAccess::look(&proc_root, &dev_root))
     }
 
     /// Where NVML cannot be opened, this container lacks GPUs' nodes, and the CDI spec that it was created by is not what it

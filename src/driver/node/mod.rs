@@ -40,6 +40,7 @@ use crate::telemetry::metrics::{Exporter, Metrics, bind_metrics, serve_metrics};
 use crate::usage::{ClaimMetrics, DcgmInstances, Instances, Sampler, Seen};
 use crate::{check, host};
 pub use args::NodeArgs;
+use attempt::{Attempts, LookReason};
 use hardware_watch::HardwareWatch;
 use kernel_view::KernelView;
 use parts::Parts;
@@ -80,7 +81,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add_endless("watchdog", watchdog.run(stop.clone()));
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        looked = watch.look() => looked?,
+        looked = watch.look(LookReason::Due) => looked?,
     }
 
     let context = &shared.context;
@@ -210,6 +211,7 @@ fn hardware_watch(
 ) -> HardwareWatch {
     let context = shared.context.clone();
     let (hardware, metrics) = (args.hardware.clone(), context.metrics.clone());
+    let late_result = Arc::default();
     HardwareWatch {
         opener: Arc::new(Opener::new(hardware, metrics, args.nvml_patience)),
         patience: args.hardware.nvml_step_time * 2,
@@ -220,7 +222,7 @@ fn hardware_watch(
             args.hardware.proc_root.clone(),
             args.host.dev_root.clone(),
             ManagementFile::new(&args.host.cdi_root, shared.kind.clone()),
-            Arc::clone(&context.rescan),
+            Arc::clone(&late_result),
         ),
         context,
         state,
@@ -229,8 +231,9 @@ fn hardware_watch(
         host: Vec::new(),
         health: shared.store.clone(),
         nvml_events,
-        attempt: None,
-        at_host: None,
+        late_result,
+        opens: Attempts::default(),
+        host_reads: Attempts::default(),
         was_open: false,
         opening: CallTimer::default(),
         looking: None,

@@ -117,12 +117,12 @@ impl HardwareWatch {
                         }
                     }
                 }
-                Stored::Unreadable(_) => policy.held.extend(self.cdi.devices(uid.as_str())?),
+                Stored::Unreadable(_) => policy.held.extend(self.cdi.devices_if_readable(uid.as_str())),
             }
             unrecorded.remove(uid.as_str());
         }
         for uid in unrecorded {
-            policy.named.extend(self.cdi.devices(&uid)?);
+            policy.named.extend(self.cdi.devices_if_readable(&uid));
         }
         Ok(policy)
     }

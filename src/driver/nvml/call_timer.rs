@@ -1,54 +1,49 @@
 //! Times calls that may hang.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Shows other threads whether a thread is in a call, and for how long. Clones share the state.
+/// Shows other threads whether calls of one kind run, and for how long the oldest does. Clones share the state.
 #[derive(Debug, Clone, Default)]
 pub struct CallTimer {
-    /// Milliseconds on the clock of this process at which the call began; 0 where there is none.
-    since: Arc<AtomicU64>,
+    /// When the calls that run began, by a number that grows with each.
+    running: Arc<Mutex<BTreeMap<u64, Instant>>>,
 }
 
 /// The time until it is dropped is one call.
 #[derive(Debug)]
 pub struct InFlight {
-    since: Arc<AtomicU64>,
-    begun: u64,
+    timer: CallTimer,
+    number: u64,
 }
 
 impl CallTimer {
-    /// A call begins. Of several at a time the last one counts.
+    /// A call begins.
     #[must_use]
     pub fn begin(&self) -> InFlight {
-        let begun = clock();
-        self.since.store(begun, Ordering::Relaxed);
-        InFlight { since: Arc::clone(&self.since), begun }
+        let mut running = self.running();
+        let number = running.last_key_value().map_or(0, |(last, _)| last + 1);
+        running.insert(number, Instant::now());
+        drop(running);
+        InFlight { timer: self.clone(), number }
     }
 
-    /// How long the present call takes already; nothing where there is none.
+    /// How long the oldest call that runs takes already; nothing where there is none.
     #[must_use]
     pub fn busy_for(&self) -> Option<Duration> {
-        match self.since.load(Ordering::Relaxed) {
-            0 => None,
-            since => Some(Duration::from_millis(clock().saturating_sub(since))),
-        }
+        self.running().first_key_value().map(|(_, since)| since.elapsed())
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        // Another call may have begun since.
-        let _ = self.since.compare_exchange(self.begun, 0, Ordering::Relaxed, Ordering::Relaxed);
+        self.timer.running().remove(&self.number);
     }
-}
-
-/// Milliseconds since the first call of this function, and one more: never 0.
-fn clock() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    let start = START.get_or_init(Instant::now);
-    u64::try_from(start.elapsed().as_millis()).map_or(u64::MAX, |it| it.saturating_add(1))
 }
 
 #[cfg(test)]
@@ -62,6 +57,23 @@ mod tests {
         let call = timer.begin();
         assert!(timer.clone().busy_for().is_some());
         drop(call);
+        assert_eq!(timer.busy_for(), None);
+    }
+
+    #[test]
+    fn of_several_calls_the_oldest_that_runs_counts_however_the_others_end() {
+        let timer = CallTimer::default();
+        let first = timer.begin();
+        let begun = Instant::now();
+        let second = timer.begin();
+        assert!(begun.elapsed() <= timer.busy_for().unwrap());
+        drop(second);
+        drop(timer.begin());
+        assert!(begun.elapsed() <= timer.busy_for().unwrap(), "the first one has not ended");
+        let third = timer.begin();
+        drop(first);
+        assert!(timer.busy_for().is_some(), "the third one has not ended");
+        drop(third);
         assert_eq!(timer.busy_for(), None);
     }
 }

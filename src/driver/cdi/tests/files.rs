@@ -1,7 +1,9 @@
 //! Spec files on disk.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::cdi::{
     ClaimDevice, ClaimFiles, ContainerEdits, DeviceNodes, FilesError, Kind, Root, Spec, claim_spec,
@@ -91,6 +93,26 @@ fn a_claims_file_names_its_devices_and_a_strange_one_names_none() {
         fs::write(&path, strange).unwrap();
         assert_eq!(files.devices(UID).unwrap(), [""; 0], "{strange}");
     }
+}
+
+#[test]
+fn what_is_no_file_of_this_driver_names_no_devices_and_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = ClaimFiles::open(dir.path(), kind()).unwrap();
+    let (path, elsewhere) = (files.path(UID).unwrap(), dir.path().join("elsewhere"));
+    fs::rename(files.write(UID, &spec(UID, 0)).unwrap(), &elsewhere).unwrap();
+    symlink(&elsewhere, &path).unwrap();
+    assert_eq!(files.devices(UID).unwrap(), [""; 0], "a link");
+    files.remove(UID).unwrap();
+    assert!(elsewhere.exists());
+    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    assert_eq!(files.devices(UID).unwrap(), [""; 0], "a pipe");
+    files.remove(UID).unwrap();
+    fs::File::create(&path).unwrap().set_len(5 * 1024 * 1024).unwrap();
+    assert_eq!(files.devices(UID).unwrap(), [""; 0], "a large file");
+    files.remove(UID).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert_eq!(files.devices(UID).unwrap(), [""; 0], "a directory");
 }
 
 #[test]
