@@ -9,6 +9,7 @@ pub mod faults;
 mod http;
 pub mod kinds;
 pub mod patch;
+pub mod quota;
 pub mod schema;
 pub mod selector;
 pub mod server;
