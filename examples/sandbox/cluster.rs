@@ -26,14 +26,14 @@ pub(crate) struct Cluster {
     pub(crate) cdi_dir: PathBuf,
     pub(crate) kubeconfig: PathBuf,
     plugins_dir: PathBuf,
-    control: ControlPlane,
+    control: Option<ControlPlane>,
     driver: JoinHandle<anyhow::Result<()>>,
     stop: CancellationToken,
     directory: TempDir,
 }
 
 impl Cluster {
-    /// Starts it all. The driver publishes and registers in its own time.
+    /// Starts all but the control plane. The driver publishes and registers in its own time.
     pub(crate) async fn start(args: &Args) -> anyhow::Result<Self> {
         // A short path: a socket's path may have 107 bytes, and these contain the driver's name.
         let directory = tempfile::Builder::new().prefix("sandbox-").tempdir_in("/tmp")?;
@@ -50,7 +50,6 @@ impl Cluster {
         let stop = CancellationToken::new();
         let node_args = node_args(&hardware, &plugins_dir, &registry_dir, &cdi_dir, &kubeconfig)?;
         let driver = tokio::spawn(node::run(node_args, stop.clone()));
-        let control = ControlPlane::start(&server);
         Ok(Self {
             hardware,
             server,
@@ -58,16 +57,22 @@ impl Cluster {
             cdi_dir,
             kubeconfig,
             plugins_dir,
-            control,
+            control: None,
             driver,
             stop,
             directory,
         })
     }
 
+    /// Starts the control plane: once the first objects are there, so that it takes them in their order.
+    pub(crate) fn start_control(&mut self) {
+        self.control = Some(ControlPlane::start(&self.server));
+    }
+
     /// Whether the control plane has nothing to do as things are.
     pub(crate) fn is_settled(&self) -> bool {
-        self.control.settled_at() == self.server.store().revision()
+        let settled_at = self.control.as_ref().map(ControlPlane::settled_at);
+        settled_at == Some(self.server.store().revision())
     }
 
     /// The flags with which `dra-driver-mig inspect` looks at this node.

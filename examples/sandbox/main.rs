@@ -30,7 +30,10 @@ fn main() -> ExitCode {
     let plan = match story::plan(&args) {
         Ok(Ok(plan)) => plan,
         Ok(Err(mistakes)) => {
-            mistakes.iter().for_each(|mistake| eprintln!("sandbox: {mistake}"));
+            for mistake in &mistakes {
+                // A message may show the expression that it is about, on lines of its own.
+                eprintln!("sandbox: {}", mistake.to_string().replace('\n', "\n    "));
+            }
             return ExitCode::from(MISTAKE);
         }
         Err(error) => {

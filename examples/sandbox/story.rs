@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 use kube_sim::api::store::Store;
 use kube_sim::kinds::{self, EVENT, POD, RESOURCE_CLAIM, RESOURCE_SLICE};
 use kube_sim::manifest::{self, Mistake};
+use nvml_sim::Model;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -38,8 +39,8 @@ pub(crate) fn plan(args: &Args) -> anyhow::Result<Result<Plan, Vec<Mistake>>> {
 /// Runs it and answers whether all of it held.
 pub(crate) async fn run(args: Args, plan: Plan) -> anyhow::Result<(bool, TempDir)> {
     let limit = Duration::from_secs(args.timeout);
-    let cluster = Cluster::start(&args).await?;
-    let names: Vec<&str> = args.gpus.0.iter().map(nvml_sim::Model::name).collect();
+    let mut cluster = Cluster::start(&args).await?;
+    let names: Vec<&str> = args.gpus.0.iter().map(Model::name).collect();
     println!("node {NODE} with {}; API server {}\n", names.join(", "), cluster.server.url());
     wait(&cluster, limit, "the driver publishes its devices", published).await?;
     println!("published\n{}", report::slices(&cluster));
@@ -47,6 +48,7 @@ pub(crate) async fn run(args: Args, plan: Plan) -> anyhow::Result<(bool, TempDir
         add(&cluster.server.store(), &object)?;
     }
     let mut held = create(&cluster, &plan)?;
+    cluster.start_control();
     if !plan.documents.is_empty() {
         held &= settle(&cluster, limit).await?;
         println!("allocated\n{}", report::claims(&cluster));
@@ -62,9 +64,10 @@ pub(crate) async fn run(args: Args, plan: Plan) -> anyhow::Result<(bool, TempDir
     end(cluster, held).await
 }
 
-/// The examples that fit on the default GPUs together.
+/// The examples that fit on the default GPUs together. The one that needs most of a GPU comes first: behind others that are partly used
+/// it may not find it (kubernetes #140436).
 const STORY: [&str; 5] =
-    ["deployment", "first-available", "profiles-on-one-gpu", "shared-claim", "single-instance"];
+    ["profiles-on-one-gpu", "deployment", "first-available", "shared-claim", "single-instance"];
 
 /// Where the manifests come from.
 fn sources(args: &Args) -> Vec<PathBuf> {

@@ -293,7 +293,7 @@ fn init_containers_share_the_devices_of_the_others() {
         .iter()
         .map(|it| (it["name"].as_str().unwrap(), it["exactly"]["count"].as_i64().unwrap()))
         .collect();
-    assert_eq!(counts, [("container-1-request-1", 1), ("container-0-request-0", 2)]);
+    assert_eq!(counts, [("container-0-request-0", 2), ("container-1-request-1", 1)]);
 }
 
 #[test]

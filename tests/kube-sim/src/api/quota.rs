@@ -21,9 +21,6 @@ const PODS: [&str; 2] = ["pods", "count/pods"];
 const DEVICES: &str = ".deviceclass.resource.k8s.io/devices";
 const IMPLICIT: &str = "requests.deviceclass.resource.kubernetes.io/";
 
-/// Marks the claim that the scheduler makes for a pod's extended resources.
-pub(crate) const EXTENDED_CLAIM: &str = "resource.kubernetes.io/extended-resource-claim";
-
 /// Whether quotas enforce a resource here.
 #[must_use]
 pub fn is_enforced(resource: &str) -> bool {

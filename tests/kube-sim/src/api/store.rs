@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dra_allocator::extended::CLAIM_ANNOTATION;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -151,6 +152,8 @@ pub struct DeleteOptions {
 #[derive(Debug, Clone)]
 struct Stored {
     value: Arc<Value>,
+    /// The resource version that its creation made.
+    created: u64,
     /// What each manager applied last.
     applied: BTreeMap<String, Value>,
 }
@@ -266,6 +269,16 @@ impl Store {
         let inner = self.lock();
         let stored = inner.objects.get(&Key::new(kind, namespace, name));
         stored.map(|s| s.value.clone()).ok_or_else(|| ApiError::not_found(kind, name))
+    }
+
+    /// The objects of a kind in all namespaces, the oldest first.
+    #[must_use]
+    pub fn list_by_age(&self, kind: KindRef) -> Vec<Arc<Value>> {
+        let inner = self.lock();
+        let mut items: Vec<&Stored> =
+            inner.objects.iter().filter(|(key, _)| key.kind == kind).map(|(_, stored)| stored).collect();
+        items.sort_by_key(|stored| stored.created);
+        items.into_iter().map(|stored| stored.value.clone()).collect()
     }
 
     /// The objects of a kind in one namespace or in all, sorted by namespace and name, and the resource version.
@@ -554,7 +567,8 @@ impl Store {
         inner.revision += 1;
         value["metadata"]["resourceVersion"] = inner.revision.to_string().into();
         let value = Arc::new(value);
-        inner.objects.insert(key.clone(), Stored { value: value.clone(), applied });
+        let created = inner.objects.get(key).map_or(inner.revision, |stored| stored.created);
+        inner.objects.insert(key.clone(), Stored { value: value.clone(), created, applied });
         self.record(inner, Change { revision: 0, kind: key.kind, old, new: value.clone(), deleted: false });
         value
     }
@@ -735,7 +749,7 @@ impl Inner {
     }
 
     fn claim_usage(&self, claim: &Value, names: Option<&ExtendedNames>) -> Usage {
-        let special = claim["metadata"]["annotations"][quota::EXTENDED_CLAIM] == "true";
+        let special = claim["metadata"]["annotations"][CLAIM_ANNOTATION] == "true";
         let namespace = claim["metadata"]["namespace"].as_str().unwrap_or("");
         let owner = claim["metadata"]["ownerReferences"][0]["name"].as_str().filter(|_| special);
         let pod = owner.and_then(|name| self.objects.get(&Key::new(&kinds::POD, namespace, name)));

@@ -12,7 +12,7 @@ use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClai
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::extended::{SpecialClaim, special_claim};
+use super::extended::{special_claim, store_claim};
 use super::sets::pinned_node;
 use super::{all, claim_name, events, finished, place, text};
 use crate::api::clock;
@@ -29,17 +29,12 @@ const SCHEDULER: &str = "default-scheduler";
 const MAX_STEPS: usize = 200_000;
 
 pub(super) fn reconcile(store: &Store) {
-    let mut pending: Vec<Arc<Value>> = all(store, &POD);
+    let mut pending = store.list_by_age(&POD);
     pending.retain(|pod| {
         pod["spec"]["nodeName"].as_str().unwrap_or("").is_empty()
             && pod["metadata"]["deletionTimestamp"].is_null()
             && !finished(pod)
             && text(&pod["spec"], "schedulerName") == SCHEDULER
-    });
-    pending
-        .sort_by_key(|pod| pod["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse::<u64>().ok()));
-    pending.sort_by(|a, b| {
-        text(&a["metadata"], "creationTimestamp").cmp(text(&b["metadata"], "creationTimestamp"))
     });
     pending.sort_by_key(|pod| std::cmp::Reverse(pod["spec"]["priority"].as_i64().unwrap_or(0)));
     for pod in pending {
@@ -110,12 +105,12 @@ fn schedule(store: &Store, pod: &Value) -> Result<(), String> {
             }
         };
         let mut wanted = wanted.clone();
-        wanted.extend(special.as_ref().and_then(SpecialClaim::typed));
+        wanted.extend(special.as_ref().map(|(claim, _)| claim.clone()));
         match cluster.allocate(node, &wanted, &allocated_devices) {
             Ok(allocations) => {
                 let mut open = open;
                 if let Some(special) = special {
-                    open.push(special.store(store, pod).map_err(|e| e.to_string())?.into());
+                    open.push(store_claim(store, pod, &special).map_err(|e| e.to_string())?.into());
                 }
                 let fresh = open.iter().zip(allocations).map(|(claim, a)| (claim, Some(a)));
                 let reused = allocated.iter().map(|claim| (claim, None));
@@ -142,7 +137,7 @@ pub fn unallocated_claims(store: &Store, pod: &Value, node: &Node) -> Result<Vec
     let classes: Vec<DeviceClass> = typed_all(store, &DEVICE_CLASS);
     let special = special_claim(pod, node, &classes, store.gates().extended_resource);
     let special = special.map_err(|resource| format!("the node does not have the resource {resource}"))?;
-    Ok(typed(&claims).into_iter().chain(special.as_ref().and_then(SpecialClaim::typed)).collect())
+    Ok(typed(&claims).into_iter().chain(special.map(|(claim, _)| claim)).collect())
 }
 
 /// Whether an allocated claim can be used on a node; only selectors by node name are understood.
