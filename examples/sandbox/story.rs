@@ -165,11 +165,9 @@ async fn settle(cluster: &Cluster, limit: Duration) -> anyhow::Result<bool> {
             quiet_since.set((revision, Instant::now()));
         }
         let pods = c.server.list(&POD);
-        let is_bound = |pod: &Value| !pod["spec"]["nodeName"].is_null();
-        c.is_settled()
-            && (pods.iter().all(|pod| runs(pod))
-                || (pods.iter().all(|pod| runs(pod) || !is_bound(pod))
-                    && quiet_since.get().1.elapsed() > QUIET))
+        let waits = |pod: &Value| pod["spec"]["nodeName"].is_null();
+        let is_quiet = quiet_since.get().1.elapsed() > QUIET && published(c);
+        c.is_settled() && pods.iter().all(|pod| runs(pod) || (waits(pod) && is_quiet))
     };
     if let Err(error) = wait(cluster, limit, "every pod runs", settled).await {
         cluster.driver_runs()?;

@@ -5,22 +5,20 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dra_allocator::extended::CLAIM_ANNOTATION;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::error::{ApiError, FieldError};
+use super::history::History;
 use super::kinds::{self, Kind, KindRef};
 use super::patch::{self, Patch};
-use super::quota::{self, ExtendedNames, Usage};
+use super::quota::Usage;
 use super::selector::Selectors;
 use super::version::Version;
 use super::{clock, schema, strategy};
 
+pub use super::history::{Change, HISTORY_BYTES};
 pub use super::strategy::Part;
-
-/// About how many bytes of changes are kept for watches; older resource versions answer 410. The real server keeps five minutes.
-pub const HISTORY_BYTES: usize = 32 << 20;
 
 /// Events that are kept, the newest. The real server keeps an hour of them.
 const EVENTS: usize = 1000;
@@ -85,44 +83,6 @@ impl Key {
     }
 }
 
-/// What happened to an object.
-#[derive(Debug, Clone)]
-pub struct Change {
-    /// The resource version that the change made.
-    pub revision: u64,
-    /// The kind of the object.
-    pub kind: KindRef,
-    /// Before; `None` for a creation.
-    pub old: Option<Arc<Value>>,
-    /// After; for a deletion the last state, with the revision of the deletion.
-    pub new: Arc<Value>,
-    /// Whether the object is gone.
-    pub deleted: bool,
-}
-
-impl Change {
-    /// About how many bytes it keeps in memory. What was there before is what an earlier change made.
-    fn bytes(&self) -> usize {
-        size_of::<Self>() + bytes(&self.new)
-    }
-}
-
-/// About how many bytes a value takes.
-fn bytes(value: &Value) -> usize {
-    /// A node of the tree that a JSON object is has room for eleven entries and has at least five of them.
-    const PER_ENTRIES: usize = 5;
-    const NODE: usize = 11 * (size_of::<String>() + size_of::<Value>()) + 16;
-    match value {
-        Value::String(text) => text.len(),
-        Value::Array(list) => list.iter().map(|item| size_of::<Value>() + bytes(item)).sum(),
-        Value::Object(map) => {
-            let entries: usize = map.iter().map(|(key, value)| key.len() + bytes(value)).sum();
-            NODE * map.len().div_ceil(PER_ENTRIES) + entries
-        }
-        _ => 0,
-    }
-}
-
 /// How a write is to be done.
 #[derive(Debug, Clone, Default)]
 pub struct WriteOptions {
@@ -150,25 +110,23 @@ pub struct DeleteOptions {
 }
 
 #[derive(Debug, Clone)]
-struct Stored {
-    value: Arc<Value>,
+pub(super) struct Stored {
+    pub(super) value: Arc<Value>,
     /// The resource version that its creation made.
     created: u64,
     /// What each manager applied last.
     applied: BTreeMap<String, Value>,
 }
 
+/// Everything under the lock.
 #[derive(Debug, Default)]
-struct Inner {
-    objects: BTreeMap<Key, Stored>,
+pub(super) struct Inner {
+    pub(super) objects: BTreeMap<Key, Stored>,
     revision: u64,
-    history: VecDeque<Change>,
-    /// About how many bytes the history takes.
-    history_bytes: usize,
-    compacted: u64,
+    history: History,
     /// Events in the order of their creation, those that are gone included.
     events: VecDeque<Key>,
-    gates: Gates,
+    pub(super) gates: Gates,
     admission: Admission,
 }
 
@@ -239,10 +197,9 @@ impl Store {
     /// Forgets the history, so that watches from the current and older versions answer 410.
     pub fn compact(&self) {
         let mut inner = self.lock();
-        inner.history.clear();
-        inner.history_bytes = 0;
         inner.revision += 1;
-        inner.compacted = inner.revision;
+        let revision = inner.revision;
+        inner.history.compact(revision);
     }
 
     /// Changes of a kind after a resource version, and the version that they lead to.
@@ -251,14 +208,7 @@ impl Store {
     /// 410 when the version is older than the history.
     pub fn changes_since(&self, kind: KindRef, revision: u64) -> Result<(Vec<Change>, u64), ApiError> {
         let inner = self.lock();
-        if revision < inner.compacted {
-            return Err(ApiError::expired(revision, inner.compacted));
-        }
-        let changes =
-            inner.history.iter().rev().take_while(|c| c.revision > revision).filter(|c| c.kind == kind);
-        let mut changes: Vec<Change> = changes.cloned().collect();
-        changes.reverse();
-        Ok((changes, inner.revision))
+        Ok((inner.history.since(kind, revision)?, inner.revision))
     }
 
     /// Reads one object.
@@ -337,7 +287,7 @@ impl Store {
     /// About how many bytes are kept for watches.
     #[must_use]
     pub fn history_bytes(&self) -> usize {
-        self.lock().history_bytes
+        self.lock().history.bytes()
     }
 
     /// Replaces an object, or its status.
@@ -574,14 +524,8 @@ impl Store {
     }
 
     fn record(&self, inner: &mut Inner, change: Change) {
-        inner.history_bytes += change.bytes();
-        inner.history.push_back(Change { revision: inner.revision, ..change });
-        while inner.history_bytes > HISTORY_BYTES
-            && let Some(oldest) = inner.history.pop_front()
-        {
-            inner.history_bytes -= oldest.bytes();
-            inner.compacted = oldest.revision;
-        }
+        let revision = inner.revision;
+        inner.history.push(Change { revision, ..change });
         self.revisions.send_replace(inner.revision);
     }
 
@@ -706,83 +650,6 @@ impl Inner {
         self.refuse_beyond_quota(kind, namespace, &value)?;
         self.admission.judge(kind, "CREATE", &value, &Value::Null)?;
         Ok(value)
-    }
-
-    /// Objects of a kind in a namespace.
-    fn inside(&self, kind: KindRef, namespace: &str) -> impl Iterator<Item = &Value> {
-        let first = Key { kind, namespace: namespace.to_owned(), name: String::new() };
-        let objects = self.objects.range(first..).map(|(key, stored)| (key, &*stored.value));
-        objects
-            .take_while(move |(key, _)| key.kind == kind && key.namespace == namespace)
-            .map(|(_, value)| value)
-    }
-
-    /// Gives a pod the priority of its class.
-    fn prioritise(&self, pod: &mut Value) -> Result<(), ApiError> {
-        let class = match pod["spec"]["priorityClassName"].as_str() {
-            None | Some("") => return Ok(()),
-            Some(class) => class.to_owned(),
-        };
-        let priority = match class.as_str() {
-            "system-node-critical" => json!(2_000_001_000),
-            "system-cluster-critical" => json!(2_000_000_000),
-            _ => match self.objects.get(&Key::new(&kinds::PRIORITY_CLASS, "", &class)) {
-                Some(class) => class.value["value"].clone(),
-                None => {
-                    let why = format!("no PriorityClass with name {class} was found");
-                    let name = pod["metadata"]["name"].as_str().unwrap_or("");
-                    return Err(ApiError::forbidden(&kinds::POD, name, &why));
-                }
-            },
-        };
-        pod["spec"]["priority"] = priority;
-        Ok(())
-    }
-
-    /// The extended resource names of the device classes, where their gate is on.
-    fn extended_names(&self) -> Option<ExtendedNames> {
-        let name = |class: &Value| {
-            let text = |value: &Value| value.as_str().map(str::to_owned);
-            Some((text(&class["metadata"]["name"])?, text(&class["spec"]["extendedResourceName"])?))
-        };
-        self.gates.extended_resource.then(|| self.inside(&kinds::DEVICE_CLASS, "").filter_map(name).collect())
-    }
-
-    fn claim_usage(&self, claim: &Value, names: Option<&ExtendedNames>) -> Usage {
-        let special = claim["metadata"]["annotations"][CLAIM_ANNOTATION] == "true";
-        let namespace = claim["metadata"]["namespace"].as_str().unwrap_or("");
-        let owner = claim["metadata"]["ownerReferences"][0]["name"].as_str().filter(|_| special);
-        let pod = owner.and_then(|name| self.objects.get(&Key::new(&kinds::POD, namespace, name)));
-        quota::of_claim(claim, names, pod.map(|stored| &*stored.value))
-    }
-
-    fn quota_usage(&self, namespace: &str) -> Usage {
-        let names = self.extended_names();
-        let claims = self.inside(&kinds::RESOURCE_CLAIM, namespace);
-        let claims = claims.map(|claim| self.claim_usage(claim, names.as_ref()));
-        let mut sum = Usage::new();
-        for usage in claims.chain(self.inside(&kinds::POD, namespace).map(quota::of_pod)) {
-            quota::add(&mut sum, usage);
-        }
-        sum
-    }
-
-    /// The admission plugin `ResourceQuota`.
-    fn refuse_beyond_quota(&self, kind: KindRef, namespace: &str, object: &Value) -> Result<(), ApiError> {
-        let counted = kind == &kinds::RESOURCE_CLAIM || kind == &kinds::POD;
-        if !counted || self.inside(&kinds::RESOURCE_QUOTA, namespace).next().is_none() {
-            return Ok(());
-        }
-        let new = if kind == &kinds::POD {
-            quota::of_pod(object)
-        } else {
-            self.claim_usage(object, self.extended_names().as_ref())
-        };
-        let used = self.quota_usage(namespace);
-        let mut refusals = self.inside(&kinds::RESOURCE_QUOTA, namespace);
-        let why = refusals.find_map(|quota| quota::exceeded(quota, &used, &new));
-        let name = object["metadata"]["name"].as_str().unwrap_or("");
-        why.map_or(Ok(()), |why| Err(ApiError::forbidden(kind, name, &why)))
     }
 
     /// Objects that this uid owned and that no other existing object owns.
