@@ -7,7 +7,7 @@ use clap::Parser;
 use dra_driver_mig::args::{Cli, Command};
 use dra_driver_mig::node;
 use dra_driver_mig::node::NodeArgs;
-use kube_sim::{ApiServer, ControlPlane, Kubelet, KubeletOptions, Options};
+use kube_sim::{ApiServer, ControlPlane, Kubelet, KubeletOptions};
 use nvml_sim::SimNode;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -25,43 +25,67 @@ pub(crate) struct Cluster {
     pub(crate) kubelet: Kubelet,
     pub(crate) cdi_dir: PathBuf,
     pub(crate) kubeconfig: PathBuf,
-    _control: ControlPlane,
+    plugins_dir: PathBuf,
+    control: Option<ControlPlane>,
     driver: JoinHandle<anyhow::Result<()>>,
     stop: CancellationToken,
     directory: TempDir,
 }
 
 impl Cluster {
-    /// Starts it all. The driver publishes and registers in its own time.
+    /// Starts all but the control plane. The driver publishes and registers in its own time.
     pub(crate) async fn start(args: &Args) -> anyhow::Result<Self> {
         // A short path: a socket's path may have 107 bytes, and these contain the driver's name.
         let directory = tempfile::Builder::new().prefix("sandbox-").tempdir_in("/tmp")?;
         let root = directory.path();
         let hardware = SimNode::create(&root.join("node"), &args.gpus.0).context("the simulated node")?;
         enable_mig(&hardware, args)?;
-        let options = Options { partitionable_devices: true, port: args.port, ..Options::default() };
-        let server = ApiServer::start(options).await.context("the API server")?;
+        let server = ApiServer::start(args.options()).await.context("the API server")?;
         let kubeconfig = root.join("kubeconfig");
         server.write_kubeconfig(&kubeconfig)?;
         let registry_dir = root.join("registry");
         std::fs::create_dir_all(&registry_dir)?;
         let kubelet = Kubelet::start(&server, KubeletOptions::new(NODE, &registry_dir))?;
-        let cdi_dir = root.join("cdi");
+        let (cdi_dir, plugins_dir) = (root.join("cdi"), root.join("plugins"));
         let stop = CancellationToken::new();
-        let node_args = node_args(&hardware, &root.join("plugins"), &registry_dir, &cdi_dir, &kubeconfig)?;
+        let node_args = node_args(&hardware, &plugins_dir, &registry_dir, &cdi_dir, &kubeconfig)?;
         let driver = tokio::spawn(node::run(node_args, stop.clone()));
-        let control = ControlPlane::start(&server);
         Ok(Self {
             hardware,
             server,
             kubelet,
             cdi_dir,
             kubeconfig,
-            _control: control,
+            plugins_dir,
+            control: None,
             driver,
             stop,
             directory,
         })
+    }
+
+    /// Starts the control plane: once the first objects are there, so that it takes them in their order.
+    pub(crate) fn start_control(&mut self) {
+        self.control = Some(ControlPlane::start(&self.server));
+    }
+
+    /// Whether the control plane has nothing to do as things are.
+    pub(crate) fn is_settled(&self) -> bool {
+        let settled_at = self.control.as_ref().map(ControlPlane::settled_at);
+        settled_at == Some(self.server.store().revision())
+    }
+
+    /// The flags with which `dra-driver-mig inspect` looks at this node.
+    pub(crate) fn inspect_flags(&self) -> Vec<String> {
+        let root = self.hardware.driver_root();
+        let flags = [
+            ("--driver-root", root.to_owned()),
+            ("--proc-root", root.join("proc")),
+            ("--sys-root", root.join("sys")),
+            ("--plugins-dir", self.plugins_dir.clone()),
+            ("--kubeconfig", self.kubeconfig.clone()),
+        ];
+        flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value.display().to_string()]).collect()
     }
 
     /// Fails when the driver has ended.

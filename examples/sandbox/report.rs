@@ -2,13 +2,25 @@
 
 use std::fmt::Write;
 
-use kube_sim::control::claim_name;
-use kube_sim::kinds::{POD, RESOURCE_CLAIM, RESOURCE_SLICE};
+use kube_sim::api::quota::is_extended_resource;
+use kube_sim::control::{claim_name, extended_claim_name};
+use kube_sim::kinds::{self, KindRef, POD, RESOURCE_CLAIM, RESOURCE_SLICE};
 use kube_sim::kubelet::find_cdi_device;
 use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::map::{self, Owner};
+use crate::why::warnings;
+
+/// Kinds that make pods, each before those that it makes.
+pub(crate) const WORKLOADS: [KindRef; 6] = [
+    &kinds::CRON_JOB,
+    &kinds::JOB,
+    &kinds::DEPLOYMENT,
+    &kinds::REPLICA_SET,
+    &kinds::STATEFUL_SET,
+    &kinds::DAEMON_SET,
+];
 
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or("")
@@ -72,13 +84,42 @@ pub(crate) fn containers(cluster: &Cluster) -> (String, usize) {
                     let _ = writeln!(out, "      {line}");
                 }
             }
-            if given == 0 && !items(&container["resources"], "claims").is_empty() {
+            if given == 0 && asks_for_devices(container) {
                 without += 1;
                 let _ = writeln!(out, "    NOTHING");
             }
         }
     }
     (out, without)
+}
+
+/// Whether a container names a claim or an extended resource.
+fn asks_for_devices(container: &Value) -> bool {
+    let resources = container["resources"]["requests"].as_object();
+    !items(&container["resources"], "claims").is_empty()
+        || resources.is_some_and(|it| it.keys().any(|name| is_extended_resource(name)))
+}
+
+/// Whether the scheduler has said of a pod that it does not fit.
+pub(crate) fn is_refused(pod: &Value) -> bool {
+    items(&pod["status"], "conditions").iter().any(|it| it["reason"] == "Unschedulable")
+}
+
+/// The warnings of workloads whose pods could not be created.
+pub(crate) fn refused_workloads(cluster: &Cluster) -> String {
+    let mut out = String::new();
+    for object in WORKLOADS.iter().flat_map(|kind| cluster.server.list(kind)) {
+        for (reason, message) in warnings(&cluster.server, &object["metadata"]["uid"]) {
+            let name = text(&object["metadata"], "name");
+            let _ = writeln!(out, "{} {name}: {reason}: {message}", text(&object, "kind"));
+        }
+    }
+    out
+}
+
+/// A text with two spaces before each line.
+pub(crate) fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
 }
 
 /// Device nodes and environment in full, the rest counted.
@@ -136,6 +177,12 @@ fn owners(cluster: &Cluster) -> Vec<Owner> {
 
 /// `pod/container` of every container that uses a request of a claim.
 fn users(pod: &Value, claim: &str, request: &str) -> Vec<String> {
+    let of_request = |mapping: &&Value| text(mapping, "requestName") == request;
+    if extended_claim_name(pod) == Some(claim) {
+        let mappings = items(&pod["status"]["extendedResourceClaimStatus"], "requestMappings").iter();
+        let user = |it: &Value| format!("{}/{}", text(&pod["metadata"], "name"), text(it, "containerName"));
+        return mappings.filter(of_request).map(user).collect();
+    }
     let entries = items(&pod["spec"], "resourceClaims");
     let entry = entries.iter().find(|entry| claim_name(pod, entry).as_deref() == Some(claim));
     let Some(entry) = entry else { return Vec::new() };

@@ -1,36 +1,55 @@
 //! The job from beginning to end.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use kube_sim::api::store::Store;
 use kube_sim::kinds::{self, EVENT, POD, RESOURCE_CLAIM, RESOURCE_SLICE};
-use kube_sim::manifest;
-use serde_json::Value;
+use kube_sim::manifest::{self, Mistake};
+use nvml_sim::Model;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use crate::args::Args;
 use crate::cluster::{Cluster, NODE};
+use crate::manifests::{self, Plan};
 use crate::report;
+use crate::serve::serve;
+use crate::why::why_pending;
 
 /// The classes that every cluster with this driver has.
 const CLASSES: &str = include_str!("../../deploy/manifests/deviceclasses.yaml");
 
+/// Reads and checks the manifests.
+///
+/// # Errors
+/// When a file cannot be read.
+pub(crate) fn plan(args: &Args) -> anyhow::Result<Result<Plan, Vec<Mistake>>> {
+    let options = args.options();
+    let scratch = Store::new(options.gates());
+    for object in prepared()? {
+        add(&scratch, &object)?;
+    }
+    manifests::read(&sources(args), &scratch)
+}
+
 /// Runs it and answers whether all of it held.
-pub(crate) async fn run(args: Args) -> anyhow::Result<(bool, TempDir)> {
+pub(crate) async fn run(args: Args, plan: Plan) -> anyhow::Result<(bool, TempDir)> {
     let limit = Duration::from_secs(args.timeout);
-    let cluster = Cluster::start(&args).await?;
-    let names: Vec<&str> = args.gpus.0.iter().map(nvml_sim::Model::name).collect();
+    let mut cluster = Cluster::start(&args).await?;
+    let names: Vec<&str> = args.gpus.0.iter().map(Model::name).collect();
     println!("node {NODE} with {}; API server {}\n", names.join(", "), cluster.server.url());
     wait(&cluster, limit, "the driver publishes its devices", published).await?;
     println!("published\n{}", report::slices(&cluster));
-    for class in manifest::parse(CLASSES)? {
-        cluster.server.create(class)?;
+    for object in prepared()? {
+        add(&cluster.server.store(), &object)?;
     }
-    let objects = create(&cluster, &sources(&args))?;
-    let mut held = true;
-    if !objects.is_empty() {
+    let mut held = create(&cluster, &plan)?;
+    cluster.start_control();
+    if !plan.documents.is_empty() {
         held &= settle(&cluster, limit).await?;
         println!("allocated\n{}", report::claims(&cluster));
         let (containers, without) = report::containers(&cluster);
@@ -45,9 +64,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<(bool, TempDir)> {
     end(cluster, held).await
 }
 
-/// The examples that fit on the default GPUs together.
+/// The examples that fit on the default GPUs together. The one that needs most of a GPU comes first: behind others that are partly used
+/// it may not find it (kubernetes #140436).
 const STORY: [&str; 5] =
-    ["deployment", "first-available", "profiles-on-one-gpu", "shared-claim", "single-instance"];
+    ["profiles-on-one-gpu", "deployment", "first-available", "shared-claim", "single-instance"];
 
 /// Where the manifests come from.
 fn sources(args: &Args) -> Vec<PathBuf> {
@@ -61,25 +81,46 @@ fn sources(args: &Args) -> Vec<PathBuf> {
     }
 }
 
-/// Creates the objects of the manifests.
-fn create(cluster: &Cluster, sources: &[PathBuf]) -> anyhow::Result<Vec<Value>> {
-    let mut objects = Vec::new();
-    for source in sources {
-        for object in manifest::load(source)? {
-            let name = object["metadata"]["name"].as_str().unwrap_or("").to_owned();
-            let kind = object["kind"].as_str().unwrap_or("").to_owned();
-            cluster
-                .server
-                .create(object.clone())
-                .with_context(|| format!("{kind} {name} of {}", source.display()))?;
-            println!("created {kind} {name}");
-            objects.push(object);
+/// What is there before the manifests: the driver's namespace and its classes, as the chart installs them with
+/// `deviceClasses.gpuExtendedResource=true`.
+fn prepared() -> anyhow::Result<Vec<Value>> {
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "dra-driver-mig"}});
+    let mut objects = vec![namespace];
+    for mut class in manifest::parse(CLASSES)? {
+        if class["metadata"]["name"] == "gpu.dra-driver.dev" {
+            class["spec"]["extendedResourceName"] = "nvidia.com/gpu".into();
         }
-    }
-    if !objects.is_empty() {
-        println!();
+        objects.push(class);
     }
     Ok(objects)
+}
+
+/// Creates an object of a kind that is served.
+fn add(store: &Store, object: &Value) -> anyhow::Result<()> {
+    let text = |field: &str| object[field].as_str().unwrap_or("");
+    let kind = kinds::by_type(text("apiVersion"), text("kind")).context("a kind that is not served")?;
+    Ok(manifests::create(store, kind, object)?)
+}
+
+/// Creates the objects of the manifests. Answers whether no quota refused one.
+fn create(cluster: &Cluster, plan: &Plan) -> anyhow::Result<bool> {
+    let mut held = true;
+    for document in &plan.documents {
+        let title = manifests::title(&document.object);
+        match add(&cluster.server.store(), &document.object) {
+            Ok(()) => println!("created {title}"),
+            Err(error) if error.downcast_ref().is_some_and(manifests::is_beyond_quota) => {
+                println!("refused {title}: {error}");
+                held = false;
+            }
+            Err(error) => return Err(error.context(format!("{title} of {}", document.file.display()))),
+        }
+    }
+    plan.notes.iter().for_each(|note| println!("{note}"));
+    if !plan.documents.is_empty() || !plan.notes.is_empty() {
+        println!();
+    }
+    Ok(held)
 }
 
 /// Waits until something holds. The driver must keep running meanwhile.
@@ -111,73 +152,46 @@ fn published(cluster: &Cluster) -> bool {
     complete && !cluster.kubelet.plugins().is_empty()
 }
 
-/// Waits until every pod runs, or is known not to fit. Answers whether all run.
+/// How long nothing may have changed before pods that wait are taken for pending: the driver may be about to publish.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Waits until every pod runs, or waits for something that nobody here does. Answers whether all run.
 async fn settle(cluster: &Cluster, limit: Duration) -> anyhow::Result<bool> {
-    let phase = |pod: &Value| pod["status"]["phase"].as_str().unwrap_or("").to_owned();
-    let refused = |pod: &Value| {
-        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        conditions.iter().any(|c| c["reason"] == "Unschedulable")
-    };
+    let runs = |pod: &Value| pod["status"]["phase"] == "Running";
+    let quiet_since = Cell::new((0, Instant::now()));
     let settled = |c: &Cluster| {
+        let revision = c.server.store().revision();
+        if quiet_since.get().0 != revision {
+            quiet_since.set((revision, Instant::now()));
+        }
         let pods = c.server.list(&POD);
-        // A Deployment's pods come a moment later than the Deployment.
-        let replicas: u64 =
-            c.server.list(&kinds::DEPLOYMENT).iter().filter_map(|d| d["spec"]["replicas"].as_u64()).sum();
-        let owned = pods.iter().filter(|p| !p["metadata"]["ownerReferences"].is_null()).count();
-        u64::try_from(owned).is_ok_and(|n| n >= replicas)
-            && pods.iter().all(|p| phase(p) == "Running" || refused(p))
+        let waits = |pod: &Value| pod["spec"]["nodeName"].is_null();
+        let is_quiet = quiet_since.get().1.elapsed() > QUIET && published(c);
+        c.is_settled() && pods.iter().all(|pod| runs(pod) || (waits(pod) && is_quiet))
     };
     if let Err(error) = wait(cluster, limit, "every pod runs", settled).await {
         cluster.driver_runs()?;
         println!("{error}");
     }
     let pods = cluster.server.list(&POD);
-    let stuck: Vec<_> = pods.iter().filter(|p| phase(p) != "Running").collect();
+    let stuck: Vec<_> = pods.iter().filter(|pod| !runs(pod)).collect();
     for pod in &stuck {
         println!("pod {} does not run", pod["metadata"]["name"].as_str().unwrap_or(""));
-        for event in cluster.server.list(&EVENT) {
-            if event["involvedObject"]["uid"] == pod["metadata"]["uid"] && event["type"] == "Warning" {
-                println!(
-                    "  {}: {}",
-                    event["reason"].as_str().unwrap_or(""),
-                    event["message"].as_str().unwrap_or("")
-                );
-            }
-        }
+        print!("{}", report::indented(&why_pending(&cluster.server, pod)));
     }
-    if !stuck.is_empty() {
+    let without_pods = report::refused_workloads(cluster);
+    print!("{without_pods}");
+    let held = stuck.is_empty() && without_pods.is_empty();
+    if !held {
         println!();
     }
-    Ok(stuck.is_empty())
-}
-
-/// Keeps the cluster up until Ctrl-C and draws the map whenever it has changed.
-async fn serve(cluster: &Cluster) -> anyhow::Result<()> {
-    println!("serving on {}", cluster.server.url());
-    println!("  kubectl --server {} get resourceslices", cluster.server.url());
-    println!("  kubectl --server {} apply -f examples/single-instance", cluster.server.url());
-    println!("  kubeconfig: {}; Ctrl-C ends it\n", cluster.kubeconfig.display());
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let mut last = report::picture(cluster)?;
-    loop {
-        tokio::select! {
-            interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
-            _ = terminate.recv() => return Ok(()),
-            () = sleep(Duration::from_millis(500)) => {}
-        }
-        cluster.driver_runs()?;
-        let picture = report::picture(cluster)?;
-        if picture != last {
-            println!("{picture}");
-            last = picture;
-        }
-    }
+    Ok(held)
 }
 
 /// Deletes everything that uses devices and waits until it is gone. Answers whether it went.
 async fn clear(cluster: &Cluster, limit: Duration) -> anyhow::Result<bool> {
     println!("deleting pods and claims\n");
-    for kind in [&kinds::DEPLOYMENT, &kinds::REPLICA_SET, &POD, &RESOURCE_CLAIM] {
+    for kind in report::WORKLOADS.into_iter().chain([&POD, &RESOURCE_CLAIM]) {
         for object in cluster.server.list(kind) {
             let text = |field: &str| object["metadata"][field].as_str().unwrap_or("").to_owned();
             // What an owner took along is gone already.

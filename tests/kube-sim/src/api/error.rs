@@ -18,6 +18,8 @@ pub struct ApiError {
     pub causes: Vec<FieldError>,
     /// The object it is about.
     pub object: Option<Box<ObjectDetails>>,
+    /// Path of the first field at fault, where the body could not be read. Not part of the answer.
+    pub field: Option<String>,
 }
 
 /// What an error is about, as clients find it in `details`.
@@ -104,7 +106,18 @@ impl FieldError {
 
 impl ApiError {
     fn new(code: u16, reason: &'static str, message: String) -> Self {
-        Self { code, reason, message, causes: Vec::new(), object: None }
+        Self { code, reason, message, causes: Vec::new(), object: None, field: None }
+    }
+
+    /// The same, with the field at fault.
+    pub(super) fn at(self, field: String) -> Self {
+        Self { field: Some(field), ..self }
+    }
+
+    /// Path of the first field at fault, where one is known.
+    #[must_use]
+    pub fn place(&self) -> Option<&str> {
+        self.field.as_deref().or_else(|| self.causes.first().map(|cause| cause.field.as_str()))
     }
 
     fn about(self, kind: &Kind, name: &str) -> Self {
@@ -175,14 +188,21 @@ impl ApiError {
         let list = if texts.len() == 1 { texts[0].clone() } else { format!("[{}]", texts.join(", ")) };
         let group = if kind.group.is_empty() { String::new() } else { format!(".{}", kind.group) };
         let message = format!("{}{group} \"{name}\" is invalid: {list}", kind.kind);
-        Self { code: 422, reason: "Invalid", message, causes, object: None }
+        Self { causes, ..Self::new(422, "Invalid", message) }
+    }
+
+    /// 403: an admission plugin of the server refuses.
+    #[must_use]
+    pub fn forbidden(kind: &Kind, name: &str, why: &str) -> Self {
+        let message = format!("{} \"{name}\" is forbidden: {why}", kind.qualified_plural());
+        Self::new(403, "Forbidden", message).about(kind, name)
     }
 
     /// A ValidatingAdmissionPolicy says no.
     pub fn denied(kind: &Kind, name: &str, why: &str) -> Self {
         let message =
             format!("{}.{} \"{name}\" is forbidden: denied request: {why}", kind.plural, kind.group);
-        Self { code: 422, reason: "Invalid", message, causes: Vec::new(), object: None }
+        Self::new(422, "Invalid", message)
     }
 
     /// Any other code, for injected faults.

@@ -50,10 +50,10 @@ struct Armed {
 }
 
 /// The faults still to come, and the requests seen so far.
-#[derive(Default)]
 pub(super) struct Faults {
     armed: Mutex<Vec<Armed>>,
     seen: Mutex<Vec<RequestInfo>>,
+    records: bool,
 }
 
 impl fmt::Debug for Faults {
@@ -63,6 +63,11 @@ impl fmt::Debug for Faults {
 }
 
 impl Faults {
+    /// No faults; `records` says whether requests are kept.
+    pub(super) fn new(records: bool) -> Self {
+        Self { armed: Mutex::default(), seen: Mutex::default(), records }
+    }
+
     pub(super) fn arm(&self, left: usize, choose: Chooser, fault: Fault) {
         self.armed.lock().unwrap_or_else(PoisonError::into_inner).push(Armed { choose, left, fault });
     }
@@ -77,7 +82,9 @@ impl Faults {
 
     /// Notes a request and takes the fault that it meets, if any.
     pub(super) fn meet(&self, request: &RequestInfo) -> Option<Fault> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
+        if self.records {
+            self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
+        }
         let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
         let hit = armed.iter_mut().find(|a| a.left > 0 && (a.choose)(request))?;
         hit.left -= 1;

@@ -99,8 +99,18 @@ kinds! {
     EVENT: "" "v1" "Event" "events" "event" ["ev"] true [];
     SERVICE_ACCOUNT: "" "v1" "ServiceAccount" "serviceaccounts" "serviceaccount" ["sa"] true [];
     NEW_EVENT: "events.k8s.io" "v1" "Event" "events" "event" ["ev"] true [];
+    SERVICE: "" "v1" "Service" "services" "service" ["svc"] true ["status"];
+    SECRET: "" "v1" "Secret" "secrets" "secret" [] true [];
+    VOLUME_CLAIM: "" "v1" "PersistentVolumeClaim" "persistentvolumeclaims" "persistentvolumeclaim" ["pvc"] true
+        ["status"];
+    RESOURCE_QUOTA: "" "v1" "ResourceQuota" "resourcequotas" "resourcequota" ["quota"] true ["status"];
+    PRIORITY_CLASS: "scheduling.k8s.io" "v1" "PriorityClass" "priorityclasses" "priorityclass" ["pc"] false [];
     DEPLOYMENT: "apps" "v1" "Deployment" "deployments" "deployment" ["deploy"] true ["status", "scale"];
     REPLICA_SET: "apps" "v1" "ReplicaSet" "replicasets" "replicaset" ["rs"] true ["status"];
+    STATEFUL_SET: "apps" "v1" "StatefulSet" "statefulsets" "statefulset" ["sts"] true ["status", "scale"];
+    DAEMON_SET: "apps" "v1" "DaemonSet" "daemonsets" "daemonset" ["ds"] true ["status"];
+    JOB: "batch" "v1" "Job" "jobs" "job" [] true ["status"];
+    CRON_JOB: "batch" "v1" "CronJob" "cronjobs" "cronjob" ["cj"] true ["status"];
     RESOURCE_SLICE: "resource.k8s.io" "v1" "ResourceSlice" "resourceslices" "resourceslice" [] false [];
     RESOURCE_CLAIM: "resource.k8s.io" "v1" "ResourceClaim" "resourceclaims" "resourceclaim" [] true ["status"];
     RESOURCE_CLAIM_TEMPLATE: "resource.k8s.io" "v1" "ResourceClaimTemplate" "resourceclaimtemplates"

@@ -239,6 +239,7 @@ pub fn json(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
             ),
             causes: Vec::new(),
             object: None,
+            field: None,
         };
         let text = |key: &str| operation.get(key).and_then(Value::as_str);
         let path = text("path").ok_or_else(|| failed("the operation has no path"))?;

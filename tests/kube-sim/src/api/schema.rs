@@ -2,7 +2,10 @@
 //! canonical form. The types are k8s-openapi's, so that the field lists are not this project's own opinion.
 
 use dra_allocator::quantity::Quantity;
-use k8s_openapi::api::{apps::v1 as apps, core::v1 as core, events::v1 as events, resource::v1 as resource};
+use k8s_openapi::api::{
+    apps::v1 as apps, batch::v1 as batch, core::v1 as core, events::v1 as events, resource::v1 as resource,
+    scheduling::v1 as scheduling,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
@@ -23,23 +26,50 @@ fn quantity_paths(kind: &Kind) -> &'static [&'static str] {
         "ResourceClaim" => &["spec.devices.requests.[].exactly.capacity.requests.*"],
         "ResourceClaimTemplate" => &["spec.spec.devices.requests.[].exactly.capacity.requests.*"],
         "Node" => &["status.capacity.*", "status.allocatable.*"],
+        "ResourceQuota" => &["spec.hard.*", "status.hard.*", "status.used.*"],
+        "PersistentVolumeClaim" => &["spec.resources.limits.*", "spec.resources.requests.*"],
         "Pod" => &[
             "spec.containers.[].resources.limits.*",
             "spec.containers.[].resources.requests.*",
             "spec.initContainers.[].resources.limits.*",
             "spec.initContainers.[].resources.requests.*",
         ],
+        "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "Job" => &[
+            "spec.template.spec.containers.[].resources.limits.*",
+            "spec.template.spec.containers.[].resources.requests.*",
+            "spec.template.spec.initContainers.[].resources.limits.*",
+            "spec.template.spec.initContainers.[].resources.requests.*",
+            "spec.volumeClaimTemplates.[].spec.resources.limits.*",
+            "spec.volumeClaimTemplates.[].spec.resources.requests.*",
+        ],
+        "CronJob" => &[
+            "spec.jobTemplate.spec.template.spec.containers.[].resources.limits.*",
+            "spec.jobTemplate.spec.template.spec.containers.[].resources.requests.*",
+            "spec.jobTemplate.spec.template.spec.initContainers.[].resources.limits.*",
+            "spec.jobTemplate.spec.template.spec.initContainers.[].resources.requests.*",
+        ],
         _ => &[],
     }
 }
 
-fn canonicalise(value: &mut Value, path: &[&str], empty_is_zero: bool) -> Result<(), String> {
-    let Some((step, rest)) = path.split_first() else { return canonical_leaf(value, empty_is_zero) };
+/// Where a quantity cannot be read, its path and why.
+type BadQuantity = (String, String);
+
+fn canonicalise(value: &mut Value, path: &[&str], empty_is_zero: bool, at: &str) -> Result<(), BadQuantity> {
+    let Some((step, rest)) = path.split_first() else {
+        return canonical_leaf(value, empty_is_zero).map_err(|why| (at.to_owned(), why));
+    };
+    let below = |key: &str| if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") };
     match (*step, value) {
-        ("*", Value::Object(map)) => map.values_mut().try_for_each(|v| canonicalise(v, rest, empty_is_zero)),
-        ("[]", Value::Array(list)) => list.iter_mut().try_for_each(|v| canonicalise(v, rest, empty_is_zero)),
+        ("*", Value::Object(map)) => {
+            map.iter_mut().try_for_each(|(key, v)| canonicalise(v, rest, empty_is_zero, &below(key)))
+        }
+        ("[]", Value::Array(list)) => {
+            let mut list = list.iter_mut().enumerate();
+            list.try_for_each(|(index, v)| canonicalise(v, rest, empty_is_zero, &format!("{at}[{index}]")))
+        }
         (key, Value::Object(map)) => {
-            map.get_mut(key).map_or(Ok(()), |v| canonicalise(v, rest, empty_is_zero))
+            map.get_mut(key).map_or(Ok(()), |v| canonicalise(v, rest, empty_is_zero, &below(key)))
         }
         // Another shape is for the typed reading to refuse.
         _ => Ok(()),
@@ -69,13 +99,55 @@ fn typed(kind: &Kind, value: &Value) -> Result<Value, serde_json::Error> {
         ("", "ConfigMap") => round_trip::<core::ConfigMap>(value),
         ("", "Event") => round_trip::<core::Event>(value),
         ("", "ServiceAccount") => round_trip::<core::ServiceAccount>(value),
+        ("", "Service") => round_trip::<core::Service>(value),
+        ("", "Secret") => round_trip::<core::Secret>(value),
+        ("", "PersistentVolumeClaim") => round_trip::<core::PersistentVolumeClaim>(value),
+        ("", "ResourceQuota") => round_trip::<core::ResourceQuota>(value),
         ("events.k8s.io", _) => round_trip::<events::Event>(value),
+        ("scheduling.k8s.io", _) => round_trip::<scheduling::PriorityClass>(value),
         ("apps", "Deployment") => round_trip::<apps::Deployment>(value),
+        ("apps", "StatefulSet") => round_trip::<apps::StatefulSet>(value),
+        ("apps", "DaemonSet") => round_trip::<apps::DaemonSet>(value),
         ("apps", _) => round_trip::<apps::ReplicaSet>(value),
+        ("batch", "Job") => round_trip::<batch::Job>(value),
+        ("batch", _) => round_trip::<batch::CronJob>(value),
         (_, "ResourceSlice") => round_trip::<resource::ResourceSlice>(value),
         (_, "ResourceClaim") => round_trip::<resource::ResourceClaim>(value),
         (_, "ResourceClaimTemplate") => round_trip::<resource::ResourceClaimTemplate>(value),
         _ => round_trip::<resource::DeviceClass>(value),
+    }
+}
+
+/// The path of the value that keeps an object from being read: the deepest one without which it can be.
+fn culprit(kind: &Kind, value: &Value) -> Option<String> {
+    let mut path: Option<String> = None;
+    let mut place = String::new();
+    loop {
+        let children: Vec<(String, String)> = match value.pointer(&place)? {
+            Value::Object(map) => map
+                .keys()
+                .map(|key| {
+                    let shown = path.as_ref().map_or_else(|| key.clone(), |path| format!("{path}.{key}"));
+                    (format!("{place}/{}", key.replace('~', "~0").replace('/', "~1")), shown)
+                })
+                .collect(),
+            Value::Array(list) => (0..list.len())
+                .map(|at| (format!("{place}/{at}"), format!("{}[{at}]", path.as_deref().unwrap_or_default())))
+                .collect(),
+            _ => return path,
+        };
+        let reads_without = |index: usize| {
+            let mut rest = value.clone();
+            match rest.pointer_mut(&place) {
+                Some(Value::Object(map)) => drop(map.keys().nth(index).cloned().map(|key| map.remove(&key))),
+                Some(Value::Array(list)) => drop(list.remove(index)),
+                _ => {}
+            }
+            typed(kind, &rest).is_ok()
+        };
+        let Some(index) = (0..children.len()).find(|index| reads_without(*index)) else { return path };
+        let (pointer, shown) = children[index].clone();
+        (place, path) = (pointer, Some(shown));
     }
 }
 
@@ -129,19 +201,24 @@ pub fn decode(kind: &'static Kind, mut value: Value, strict: bool) -> Result<Val
     object.insert("apiVersion".into(), api_version.into());
     object.insert("kind".into(), name.into());
     let paths: Vec<Vec<&str>> = quantity_paths(kind).iter().map(|p| p.split('.').collect()).collect();
+    let bad_quantity = |(path, why): BadQuantity| refuse(format!("{path}: {why}")).at(path);
     for path in &paths {
-        canonicalise(&mut value, path, false).map_err(refuse)?;
+        canonicalise(&mut value, path, false, "").map_err(bad_quantity)?;
     }
-    let mut kept = typed(kind, &value).map_err(|e| refuse(e.to_string()))?;
+    let mut kept = typed(kind, &value).map_err(|error| match culprit(kind, &value) {
+        Some(path) => refuse(format!("{path}: {error}")).at(path),
+        None => refuse(error.to_string()),
+    })?;
     for path in &paths {
-        canonicalise(&mut kept, path, true).map_err(refuse)?;
+        canonicalise(&mut kept, path, true, "").map_err(bad_quantity)?;
     }
     if strict {
         let mut found = Vec::new();
         unknown(&value, &kept, "", &mut found);
         if !found.is_empty() {
             let list: Vec<String> = found.iter().map(|path| format!("unknown field \"{path}\"")).collect();
-            return Err(refuse(format!("strict decoding error: {}", list.join(", "))));
+            let error = refuse(format!("strict decoding error: {}", list.join(", ")));
+            return Err(error.at(found.swap_remove(0)));
         }
     }
     Ok(kept)
@@ -175,7 +252,16 @@ mod tests {
     #[test]
     fn a_field_of_the_wrong_type_is_refused() {
         let error = decode(&RESOURCE_SLICE, json!({"spec": {"driver": 5}}), false).unwrap_err();
-        assert_eq!(error.code, 400);
+        assert_eq!((error.code, error.field.as_deref()), (400, Some("spec.driver")));
+    }
+
+    #[test]
+    fn the_field_that_cannot_be_read_is_named() {
+        let container = json!({"name": "c", "image": "i", "ports": [{"containerPort": "http"}]});
+        let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}, container]}});
+        let error = decode(&super::kinds::POD, pod, true).unwrap_err();
+        assert_eq!(error.field.as_deref(), Some("spec.containers[1].ports[0].containerPort"));
+        assert!(error.message.contains("containerPort: invalid type"), "{error}");
     }
 
     #[test]

@@ -26,12 +26,30 @@ pub struct Options {
     pub partitionable_devices: bool,
     /// `DRADeviceTaints`; likewise.
     pub device_taints: bool,
+    /// `DRAExtendedResource`; likewise.
+    pub extended_resource: bool,
     /// `DRAResourceClaimDeviceStatus` off; it is on by default since 1.33.
     pub without_device_status: bool,
     /// Whose rules apply.
     pub version: Version,
     /// TCP port; any free one by default.
     pub port: Option<u16>,
+    /// Do not record requests for [`ApiServer::requests`], which takes memory for each.
+    pub without_request_log: bool,
+}
+
+impl Options {
+    /// The feature gates.
+    #[must_use]
+    pub fn gates(&self) -> Gates {
+        Gates {
+            version: self.version,
+            partitionable_devices: self.partitionable_devices,
+            device_taints: self.device_taints,
+            extended_resource: self.extended_resource,
+            without_device_status: self.without_device_status,
+        }
+    }
 }
 
 /// A running API server; it stops when the last handle is dropped.
@@ -52,16 +70,10 @@ impl ApiServer {
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", options.port.unwrap_or(0))).await?;
         let address = listener.local_addr()?;
-        let gates = Gates {
-            version: options.version,
-            partitionable_devices: options.partitionable_devices,
-            device_taints: options.device_taints,
-            without_device_status: options.without_device_status,
-        };
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
-            store: Arc::new(Store::new(gates)),
-            faults: Faults::default(),
+            store: Arc::new(Store::new(options.gates())),
+            faults: Faults::new(!options.without_request_log),
             watches: Mutex::new(stop.child_token()),
         });
         let app = Router::new().fallback(handle).with_state(shared.clone());

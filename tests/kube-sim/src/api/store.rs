@@ -9,16 +9,19 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::error::{ApiError, FieldError};
+use super::history::History;
 use super::kinds::{self, Kind, KindRef};
 use super::patch::{self, Patch};
+use super::quota::Usage;
 use super::selector::Selectors;
 use super::version::Version;
 use super::{clock, schema, strategy};
 
+pub use super::history::{Change, HISTORY_BYTES};
 pub use super::strategy::Part;
 
-/// Changes kept for watches; older resource versions answer 410.
-const HISTORY: usize = 20_000;
+/// Events that are kept, the newest. The real server keeps an hour of them.
+const EVENTS: usize = 1000;
 
 /// Feature gates of the server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,6 +32,9 @@ pub struct Gates {
     pub partitionable_devices: bool,
     /// `DRADeviceTaints`: off in 1.35. Off, device taints are silently dropped.
     pub device_taints: bool,
+    /// `DRAExtendedResource`: off in 1.35. Off, `extendedResourceName` of device classes is silently dropped, and the scheduler
+    /// makes no claims for extended resources.
+    pub extended_resource: bool,
     /// `DRAResourceClaimDeviceStatus` is off, which it is not by default: `status.devices` of claims is silently dropped.
     pub without_device_status: bool,
 }
@@ -77,21 +83,6 @@ impl Key {
     }
 }
 
-/// What happened to an object.
-#[derive(Debug, Clone)]
-pub struct Change {
-    /// The resource version that the change made.
-    pub revision: u64,
-    /// The kind of the object.
-    pub kind: KindRef,
-    /// Before; `None` for a creation.
-    pub old: Option<Arc<Value>>,
-    /// After; for a deletion the last state, with the revision of the deletion.
-    pub new: Arc<Value>,
-    /// Whether the object is gone.
-    pub deleted: bool,
-}
-
 /// How a write is to be done.
 #[derive(Debug, Clone, Default)]
 pub struct WriteOptions {
@@ -119,19 +110,23 @@ pub struct DeleteOptions {
 }
 
 #[derive(Debug, Clone)]
-struct Stored {
-    value: Arc<Value>,
+pub(super) struct Stored {
+    pub(super) value: Arc<Value>,
+    /// The resource version that its creation made.
+    created: u64,
     /// What each manager applied last.
     applied: BTreeMap<String, Value>,
 }
 
+/// Everything under the lock.
 #[derive(Debug, Default)]
-struct Inner {
-    objects: BTreeMap<Key, Stored>,
+pub(super) struct Inner {
+    pub(super) objects: BTreeMap<Key, Stored>,
     revision: u64,
-    history: VecDeque<Change>,
-    compacted: u64,
-    gates: Gates,
+    history: History,
+    /// Events in the order of their creation, those that are gone included.
+    events: VecDeque<Key>,
+    pub(super) gates: Gates,
     admission: Admission,
 }
 
@@ -175,6 +170,12 @@ impl Store {
         self.lock().admission = Admission(Some(Box::new(judge)));
     }
 
+    /// The feature gates.
+    #[must_use]
+    pub fn gates(&self) -> Gates {
+        self.lock().gates
+    }
+
     /// The version of the server.
     #[must_use]
     pub fn version(&self) -> Version {
@@ -196,9 +197,9 @@ impl Store {
     /// Forgets the history, so that watches from the current and older versions answer 410.
     pub fn compact(&self) {
         let mut inner = self.lock();
-        inner.history.clear();
         inner.revision += 1;
-        inner.compacted = inner.revision;
+        let revision = inner.revision;
+        inner.history.compact(revision);
     }
 
     /// Changes of a kind after a resource version, and the version that they lead to.
@@ -207,14 +208,7 @@ impl Store {
     /// 410 when the version is older than the history.
     pub fn changes_since(&self, kind: KindRef, revision: u64) -> Result<(Vec<Change>, u64), ApiError> {
         let inner = self.lock();
-        if revision < inner.compacted {
-            return Err(ApiError::expired(revision, inner.compacted));
-        }
-        let changes =
-            inner.history.iter().rev().take_while(|c| c.revision > revision).filter(|c| c.kind == kind);
-        let mut changes: Vec<Change> = changes.cloned().collect();
-        changes.reverse();
-        Ok((changes, inner.revision))
+        Ok((inner.history.since(kind, revision)?, inner.revision))
     }
 
     /// Reads one object.
@@ -225,6 +219,16 @@ impl Store {
         let inner = self.lock();
         let stored = inner.objects.get(&Key::new(kind, namespace, name));
         stored.map(|s| s.value.clone()).ok_or_else(|| ApiError::not_found(kind, name))
+    }
+
+    /// The objects of a kind in all namespaces, the oldest first.
+    #[must_use]
+    pub fn list_by_age(&self, kind: KindRef) -> Vec<Arc<Value>> {
+        let inner = self.lock();
+        let mut items: Vec<&Stored> =
+            inner.objects.iter().filter(|(key, _)| key.kind == kind).map(|(_, stored)| stored).collect();
+        items.sort_by_key(|stored| stored.created);
+        items.into_iter().map(|stored| stored.value.clone()).collect()
     }
 
     /// The objects of a kind in one namespace or in all, sorted by namespace and name, and the resource version.
@@ -262,7 +266,28 @@ impl Store {
         if inner.objects.contains_key(&key) {
             return Err(ApiError::already_exists(kind, &key.name));
         }
-        Ok(self.write(&mut inner, &key, None, value, BTreeMap::new(), options.dry_run))
+        let value = self.write(&mut inner, &key, None, value, BTreeMap::new(), options.dry_run);
+        if kind.kind == kinds::EVENT.kind && !options.dry_run {
+            inner.events.push_back(key);
+            if inner.events.len() > EVENTS
+                && let Some(oldest) = inner.events.pop_front()
+            {
+                self.remove(&mut inner, &oldest, true);
+            }
+        }
+        Ok(value)
+    }
+
+    /// What the claims and pods of a namespace count for in quotas.
+    #[must_use]
+    pub fn quota_usage(&self, namespace: &str) -> Usage {
+        self.lock().quota_usage(namespace)
+    }
+
+    /// About how many bytes are kept for watches.
+    #[must_use]
+    pub fn history_bytes(&self) -> usize {
+        self.lock().history.bytes()
     }
 
     /// Replaces an object, or its status.
@@ -492,18 +517,15 @@ impl Store {
         inner.revision += 1;
         value["metadata"]["resourceVersion"] = inner.revision.to_string().into();
         let value = Arc::new(value);
-        inner.objects.insert(key.clone(), Stored { value: value.clone(), applied });
+        let created = inner.objects.get(key).map_or(inner.revision, |stored| stored.created);
+        inner.objects.insert(key.clone(), Stored { value: value.clone(), created, applied });
         self.record(inner, Change { revision: 0, kind: key.kind, old, new: value.clone(), deleted: false });
         value
     }
 
     fn record(&self, inner: &mut Inner, change: Change) {
-        inner.history.push_back(Change { revision: inner.revision, ..change });
-        if inner.history.len() > HISTORY
-            && let Some(oldest) = inner.history.pop_front()
-        {
-            inner.compacted = oldest.revision;
-        }
+        let revision = inner.revision;
+        inner.history.push(Change { revision, ..change });
         self.revisions.send_replace(inner.revision);
     }
 
@@ -622,6 +644,10 @@ impl Inner {
         strategy::before_create(kind, &mut value, self.gates);
         strategy::validated(kind, &value, None, Part::Main, self.gates.version)?;
         strategy::finish(kind, &mut value);
+        if kind == &kinds::POD {
+            self.prioritise(&mut value)?;
+        }
+        self.refuse_beyond_quota(kind, namespace, &value)?;
         self.admission.judge(kind, "CREATE", &value, &Value::Null)?;
         Ok(value)
     }

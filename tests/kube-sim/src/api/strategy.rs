@@ -23,9 +23,17 @@ pub(super) fn before_create(kind: &Kind, object: &mut Value, gates: Gates) {
     defaults(kind, object);
     match kind.kind {
         "ResourceSlice" => drop_disabled(object, None, gates),
-        // DRAExtendedResource is alpha and never on here.
-        "DeviceClass" => remove(&mut object["spec"], "extendedResourceName"),
-        "ResourceClaim" | "Deployment" | "ReplicaSet" => object["status"] = json!({}),
+        "DeviceClass" if !gates.extended_resource => remove(&mut object["spec"], "extendedResourceName"),
+        "ResourceClaim"
+        | "Deployment"
+        | "ReplicaSet"
+        | "StatefulSet"
+        | "DaemonSet"
+        | "Job"
+        | "CronJob"
+        | "ResourceQuota"
+        | "Service"
+        | "PersistentVolumeClaim" => object["status"] = json!({}),
         "Pod" => object["status"] = json!({"phase": "Pending", "qosClass": "BestEffort"}),
         "Namespace" => object["status"] = json!({"phase": "Active"}),
         _ => {}
@@ -49,7 +57,9 @@ pub(super) fn before_update(kind: &Kind, old: &Value, new: &mut Value, part: Par
     }
     match kind.kind {
         "ResourceSlice" => drop_disabled(new, Some(old), gates),
-        "DeviceClass" => remove(&mut new["spec"], "extendedResourceName"),
+        "DeviceClass" if !gates.extended_resource && old["spec"]["extendedResourceName"].is_null() => {
+            remove(&mut new["spec"], "extendedResourceName");
+        }
         "ResourceClaim" if part == Part::Status => claim_status(old, &mut new["status"], gates),
         _ => {}
     }
@@ -99,7 +109,14 @@ pub(super) fn validated(
         ("ResourceClaim", Part::Status) => validate::claim_status(new, old),
         ("ResourceClaimTemplate", _) => validate::claim_template(new, old),
         ("DeviceClass", _) => validate::device_class(new, old),
-        ("Pod", Part::Main) => pod(new),
+        ("Pod", Part::Main) => pod_spec(&new["spec"], "spec"),
+        ("Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet", Part::Main) => {
+            template(&new["spec"], "spec", &["Always"])
+        }
+        ("Job", Part::Main) => template(&new["spec"], "spec", &RUNS_TO_COMPLETION),
+        ("CronJob", Part::Main) => {
+            template(&new["spec"]["jobTemplate"]["spec"], "spec.jobTemplate.spec", &RUNS_TO_COMPLETION)
+        }
         _ => Vec::new(),
     });
     if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(kind, name, errors)) }
@@ -143,23 +160,38 @@ pub(super) fn admin_access(kind: &Kind, object: &Value, namespace: &Value) -> Re
     })
 }
 
-fn pod(pod: &Value) -> Vec<FieldError> {
+/// Restart policies of pods that end.
+const RUNS_TO_COMPLETION: [&str; 2] = ["OnFailure", "Never"];
+
+/// The pod template of a workload.
+fn template(spec: &Value, field: &str, restart_policies: &[&str]) -> Vec<FieldError> {
+    let field = format!("{field}.template.spec");
+    let pod = &spec["template"]["spec"];
+    let mut errors = pod_spec(pod, &field);
+    let policy = pod["restartPolicy"].as_str().unwrap_or("");
+    if !restart_policies.contains(&policy) {
+        errors.push(FieldError::not_supported(format!("{field}.restartPolicy"), policy, restart_policies));
+    }
+    errors
+}
+
+fn pod_spec(spec: &Value, field: &str) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    if list(&pod["spec"]["containers"]).is_empty() {
-        errors.push(FieldError::required("spec.containers", ""));
+    if list(&spec["containers"]).is_empty() {
+        errors.push(FieldError::required(format!("{field}.containers"), ""));
     }
-    let claims = list(&pod["spec"]["resourceClaims"]);
+    let claims = list(&spec["resourceClaims"]);
     for (index, claim) in claims.iter().enumerate() {
         if claim["resourceClaimName"].is_null() == claim["resourceClaimTemplateName"].is_null() {
             let why = "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`";
-            errors.push(FieldError::required(format!("spec.resourceClaims[{index}]"), why));
+            errors.push(FieldError::required(format!("{field}.resourceClaims[{index}]"), why));
         }
     }
-    for (index, container) in list(&pod["spec"]["containers"]).iter().enumerate() {
+    for (index, container) in list(&spec["containers"]).iter().enumerate() {
         for (at, used) in list(&container["resources"]["claims"]).iter().enumerate() {
             if !claims.iter().any(|claim| claim["name"] == used["name"]) {
-                let field = format!("spec.containers[{index}].resources.claims[{at}]");
+                let field = format!("{field}.containers[{index}].resources.claims[{at}]");
                 let why = "must be one of the names in pod.spec.resourceClaims";
                 errors.push(FieldError::invalid(field, &used["name"], why));
             }
@@ -202,16 +234,47 @@ fn defaults(kind: &Kind, object: &mut Value) {
         "ResourceClaimTemplate" => {
             at(object, "/spec/spec/devices/requests", |list| each(list, request_defaults))
         }
-        "Pod" => at(object, "/spec", pod_defaults),
-        "Deployment" | "ReplicaSet" => {
-            at(object, "/spec", |spec| {
-                if spec["replicas"].is_null() {
-                    spec["replicas"] = json!(1);
-                }
-            });
+        "Pod" => at(object, "/spec", |spec| {
+            pod_defaults(spec);
+            for containers in ["/initContainers", "/containers"] {
+                at(spec, containers, |list| each(list, requests_from_limits));
+            }
+        }),
+        "Deployment" | "ReplicaSet" | "StatefulSet" => {
+            at(object, "/spec", |spec| set_default_number(spec, "replicas", 1));
             at(object, "/spec/template/spec", pod_defaults);
         }
+        "DaemonSet" => at(object, "/spec/template/spec", pod_defaults),
+        "Job" => at(object, "/spec", job_defaults),
+        "CronJob" => at(object, "/spec/jobTemplate/spec", job_defaults),
         _ => {}
+    }
+}
+
+fn set_default_number(object: &mut Value, key: &str, number: i64) {
+    if object[key].is_null() {
+        object[key] = json!(number);
+    }
+}
+
+fn job_defaults(spec: &mut Value) {
+    // Without both it is one pod; with only `parallelism` it is a queue of unknown length.
+    if spec["parallelism"].is_null() && spec["completions"].is_null() {
+        spec["completions"] = json!(1);
+    }
+    set_default_number(spec, "parallelism", 1);
+    set_default_number(spec, "backoffLimit", 6);
+    at(spec, "/template/spec", pod_defaults);
+}
+
+/// What a container limits it also requests, unless it says otherwise.
+fn requests_from_limits(container: &mut Value) {
+    let limits = container["resources"]["limits"].as_object().cloned().unwrap_or_default();
+    for (resource, limit) in limits {
+        let requests = &mut container["resources"]["requests"];
+        if requests[&resource].is_null() {
+            requests[&resource] = limit;
+        }
     }
 }
 

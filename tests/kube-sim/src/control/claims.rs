@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::{all, claim_name, events, finished, place};
+use super::{claim_name, events, finished, place};
 use crate::api::kinds::{POD, RESOURCE_CLAIM, RESOURCE_CLAIM_TEMPLATE};
 use crate::api::patch::Patch;
 use crate::api::store::{Part, Store, WriteOptions};
 
 pub(super) fn reconcile(store: &Store) {
-    for pod in all(store, &POD) {
+    for pod in store.list_by_age(&POD) {
         if pod["metadata"]["deletionTimestamp"].is_null() && !finished(&pod) {
             generate(store, &pod);
         }

@@ -14,7 +14,7 @@ pub fn record(store: &Store, about: &Value, kind: &str, reason: &str, message: &
 }
 
 /// Records an event about an object unless one says the same already. For loops that every change wakes: raising a count would
-/// wake them again.
+/// wake them again. Generated names in quotes do not count, because they differ each time.
 pub(super) fn record_once(
     store: &Store,
     about: &Value,
@@ -24,6 +24,14 @@ pub(super) fn record_once(
     component: &str,
 ) {
     write(store, about, kind, reason, message, component, false);
+}
+
+/// A message without the first name in quotes.
+fn without_name(message: &str) -> (&str, &str) {
+    match message.splitn(3, '"').collect::<Vec<_>>()[..] {
+        [before, _, after] => (before, after),
+        _ => (message, ""),
+    }
 }
 
 fn write(
@@ -41,7 +49,9 @@ fn write(
     let same = |event: &&std::sync::Arc<Value>| {
         event["involvedObject"]["uid"] == meta["uid"]
             && event["reason"] == reason
-            && event["message"] == message
+            && event["message"].as_str().is_some_and(|known| {
+                known == message || (!count_up && without_name(known) == without_name(message))
+            })
     };
     if let Some(event) = events.iter().find(same) {
         if !count_up {

@@ -1,6 +1,7 @@
 //! The scheduler: pods in the order of their creation, nodes in the order of their names, the first node that fits.
 //!
-//! Only devices count; CPU, memory, affinity and taints of nodes do not.
+//! Only devices count; CPU, memory, affinity and taints of nodes do not, but for the node that a pod of a DaemonSet is for. Pods of higher
+//! priority come first; no pod is preempted.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +12,8 @@ use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClai
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::extended::{special_claim, store_claim};
+use super::sets::pinned_node;
 use super::{all, claim_name, events, finished, place, text};
 use crate::api::clock;
 use crate::api::kinds::{DEVICE_CLASS, KindRef, NODE, POD, RESOURCE_CLAIM, RESOURCE_SLICE};
@@ -26,18 +29,14 @@ const SCHEDULER: &str = "default-scheduler";
 const MAX_STEPS: usize = 200_000;
 
 pub(super) fn reconcile(store: &Store) {
-    let mut pending: Vec<Arc<Value>> = all(store, &POD);
+    let mut pending = store.list_by_age(&POD);
     pending.retain(|pod| {
         pod["spec"]["nodeName"].as_str().unwrap_or("").is_empty()
             && pod["metadata"]["deletionTimestamp"].is_null()
             && !finished(pod)
             && text(&pod["spec"], "schedulerName") == SCHEDULER
     });
-    pending
-        .sort_by_key(|pod| pod["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse::<u64>().ok()));
-    pending.sort_by(|a, b| {
-        text(&a["metadata"], "creationTimestamp").cmp(text(&b["metadata"], "creationTimestamp"))
-    });
+    pending.sort_by_key(|pod| std::cmp::Reverse(pod["spec"]["priority"].as_i64().unwrap_or(0)));
     for pod in pending {
         if let Err(why) = schedule(store, &pod) {
             unschedulable(store, &pod, &why);
@@ -82,6 +81,7 @@ fn schedule(store: &Store, pod: &Value) -> Result<(), String> {
     let allocated_devices = Allocated::of(&all_claims);
     let cluster = Cluster::new(&slices, &classes, Features::ALL).with_max_steps(MAX_STEPS);
     let wanted: Vec<ResourceClaim> = typed(&open);
+    let gate = store.gates().extended_resource;
     let nodes: Vec<Node> = typed_all(store, &NODE);
     if nodes.is_empty() {
         return Err("no nodes available to schedule pods".into());
@@ -93,8 +93,25 @@ fn schedule(store: &Store, pod: &Value) -> Result<(), String> {
             *refusals.entry("resourceclaim not available on the node".into()).or_default() += 1;
             continue;
         }
+        if pinned_node(pod).is_some_and(|pinned| pinned != name) {
+            *refusals.entry("node(s) didn't match Pod's node affinity/selector".into()).or_default() += 1;
+            continue;
+        }
+        let special = match special_claim(pod, node, &classes, gate) {
+            Ok(special) => special,
+            Err(resource) => {
+                *refusals.entry(format!("Insufficient {resource}")).or_default() += 1;
+                continue;
+            }
+        };
+        let mut wanted = wanted.clone();
+        wanted.extend(special.as_ref().map(|(claim, _)| claim.clone()));
         match cluster.allocate(node, &wanted, &allocated_devices) {
             Ok(allocations) => {
+                let mut open = open;
+                if let Some(special) = special {
+                    open.push(store_claim(store, pod, &special).map_err(|e| e.to_string())?.into());
+                }
                 let fresh = open.iter().zip(allocations).map(|(claim, a)| (claim, Some(a)));
                 let reused = allocated.iter().map(|claim| (claim, None));
                 return bind(store, pod, &name, reused.chain(fresh));
@@ -106,6 +123,21 @@ fn schedule(store: &Store, pod: &Value) -> Result<(), String> {
     }
     let reasons: Vec<String> = refusals.iter().map(|(why, count)| format!("{count} {why}")).collect();
     Err(format!("0/{} nodes are available: {}.", nodes.len(), reasons.join(", ")))
+}
+
+/// The claims that a pending pod needs devices for on a node, that for its extended resources included.
+///
+/// # Errors
+/// What keeps the scheduler from trying: a claim or a resource that is missing.
+pub fn unallocated_claims(store: &Store, pod: &Value, node: &Node) -> Result<Vec<ResourceClaim>, String> {
+    let Some(mut claims) = claims_of(store, pod)? else {
+        return Err("its claims have not been created yet".into());
+    };
+    claims.retain(|claim| claim["status"]["allocation"].is_null());
+    let classes: Vec<DeviceClass> = typed_all(store, &DEVICE_CLASS);
+    let special = special_claim(pod, node, &classes, store.gates().extended_resource);
+    let special = special.map_err(|resource| format!("the node does not have the resource {resource}"))?;
+    Ok(typed(&claims).into_iter().chain(special.map(|(claim, _)| claim)).collect())
 }
 
 /// Whether an allocated claim can be used on a node; only selectors by node name are understood.

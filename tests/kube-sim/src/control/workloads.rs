@@ -1,15 +1,15 @@
 //! Deployments make ReplicaSets, ReplicaSets make pods. A changed template makes a new ReplicaSet and empties the old ones at
 //! once; there is no rolling update.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{all, finished, place, text};
-use crate::api::kinds::{DEPLOYMENT, KindRef, POD, REPLICA_SET};
+use super::owned::{create_pod, delete_pod, is_active, owned, owner, runs, status, template_hash};
+use super::{all, place};
+use crate::api::kinds::{DEPLOYMENT, POD, REPLICA_SET};
 use crate::api::patch::Patch;
-use crate::api::store::{DeleteOptions, Part, Store, WriteOptions};
+use crate::api::store::{Part, Store, WriteOptions};
 
 pub(super) fn reconcile(store: &Store) {
     for deployment in all(store, &DEPLOYMENT) {
@@ -18,35 +18,6 @@ pub(super) fn reconcile(store: &Store) {
     for set in all(store, &REPLICA_SET) {
         replicate(store, &set);
     }
-}
-
-fn owner(object: &Value) -> Value {
-    json!([{"apiVersion": object["apiVersion"], "kind": object["kind"], "name": object["metadata"]["name"],
-        "uid": object["metadata"]["uid"], "controller": true, "blockOwnerDeletion": true}])
-}
-
-fn owned(store: &Store, kind: KindRef, owner: &Value) -> Vec<Arc<Value>> {
-    let uid = &owner["metadata"]["uid"];
-    let mine = |object: &Arc<Value>| {
-        object["metadata"]["ownerReferences"]
-            .as_array()
-            .is_some_and(|list| list.iter().any(|o| o["uid"] == *uid))
-    };
-    all(store, kind).into_iter().filter(mine).collect()
-}
-
-fn status(store: &Store, kind: KindRef, object: &Value, status: Value) {
-    let (namespace, name) = place(object);
-    let patch = Patch::Merge(json!({ "status": status }));
-    // Who was deleted in between needs no status.
-    drop(store.patch(kind, namespace, name, &patch, Part::Status, &WriteOptions::default()));
-}
-
-/// A short name for a pod template, the same for the same template.
-fn template_hash(template: &Value) -> String {
-    let mut hasher = DefaultHasher::new();
-    template.to_string().hash(&mut hasher);
-    format!("{:010x}", hasher.finish() >> 24)
 }
 
 fn deploy(store: &Store, deployment: &Value) {
@@ -104,28 +75,20 @@ fn replicate(store: &Store, set: &Value) {
     if !set["metadata"]["deletionTimestamp"].is_null() {
         return;
     }
-    let (namespace, name) = place(set);
     let mut pods = owned(store, &POD, set);
-    pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null() && !finished(pod));
+    pods.retain(|pod| is_active(pod));
     let wanted = set["spec"]["replicas"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+    let metadata = json!({"generateName": format!("{}-", place(set).1)});
     for _ in pods.len()..wanted {
-        let mut meta = set["spec"]["template"]["metadata"].clone();
-        meta["generateName"] = format!("{name}-").into();
-        meta["namespace"] = namespace.into();
-        meta["ownerReferences"] = owner(set);
-        let pod = json!({"metadata": meta, "spec": set["spec"]["template"]["spec"]});
-        if let Err(error) = store.create(&POD, namespace, pod, &WriteOptions::default()) {
-            tracing::warn!(%error, replica_set = name, "no pod");
+        if !create_pod(store, set, &set["spec"]["template"], &metadata) {
             break;
         }
     }
     // Pods that do not run yet go first.
-    pods.sort_by_key(|pod| text(&pod["status"], "phase") == "Running");
+    pods.sort_by_key(|pod| runs(pod));
     let excess = pods.len().saturating_sub(wanted);
-    for pod in pods.iter().take(excess) {
-        drop(store.delete(&POD, namespace, place(pod).1, &DeleteOptions::default()));
-    }
-    let ready = pods.iter().skip(excess).filter(|p| text(&p["status"], "phase") == "Running").count();
+    pods.iter().take(excess).for_each(|pod| delete_pod(store, pod));
+    let ready = pods.iter().skip(excess).filter(|pod| runs(pod)).count();
     status(
         store,
         &REPLICA_SET,

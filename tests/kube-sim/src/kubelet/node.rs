@@ -67,8 +67,8 @@ pub struct PreparedClaim {
 pub struct ContainerDevice {
     /// Container name.
     pub container: String,
-    /// Entry in the pod's `spec.resourceClaims`.
-    pub entry: String,
+    /// Entry in the pod's `spec.resourceClaims`; none for the claim of its extended resources.
+    pub entry: Option<String>,
     /// The claim's name.
     pub claim: String,
     /// The device that serves it.
@@ -153,18 +153,22 @@ impl Kubelet {
     }
 
     /// What each container of a pod gets: a device is handed over where the container names the claim, and either no request or
-    /// one that the device serves.
+    /// one that the device serves; for extended resources where the pod's status maps the container to the request.
     #[must_use]
     pub fn containers(&self, store: &Store, pod: &Value) -> Vec<ContainerDevice> {
         let claims = pod::claims(store, pod).unwrap_or_default();
         let state = locked(&self.state);
         let mut devices = Vec::new();
         let list = |name: &str| pod["spec"][name].as_array().cloned().unwrap_or_default();
+        let mappings = pod["status"]["extendedResourceClaimStatus"]["requestMappings"].as_array();
         for container in list("initContainers").into_iter().chain(list("containers")) {
-            for used in container["resources"]["claims"].as_array().into_iter().flatten() {
-                let Some(claim) = claims.iter().find(|c| used["name"] == c.entry.as_str()) else { continue };
+            let named = container["resources"]["claims"].as_array().into_iter().flatten();
+            let named = named.map(|used| (used["name"].as_str(), text(used, "request")));
+            let mapped = mappings.into_iter().flatten().filter(|it| it["containerName"] == container["name"]);
+            let mapped = mapped.map(|it| (None, text(it, "requestName")));
+            for (entry, wanted) in named.chain(mapped) {
+                let Some(claim) = claims.iter().find(|c| c.entry.as_deref() == entry) else { continue };
                 let Some(prepared) = state.prepared.get(&claim.claim.uid) else { continue };
-                let wanted = text(used, "request");
                 let serves = |d: &&PreparedDevice| {
                     wanted.is_empty() || d.requests.is_empty() || d.requests.iter().any(|r| r == wanted)
                 };

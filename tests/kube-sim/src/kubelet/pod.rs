@@ -7,14 +7,14 @@ use crate::api::clock;
 use crate::api::kinds::{POD, RESOURCE_CLAIM};
 use crate::api::patch::Patch;
 use crate::api::store::{Part, Store, WriteOptions};
-use crate::control::claim_name;
+use crate::control::{claim_name, extended_claim_name};
 
 /// A claim of a pod, with what its allocation says about drivers.
 #[derive(Debug, Clone)]
 pub(super) struct PodClaim {
     pub(super) claim: Claim,
-    /// Name of the entry in the pod's `spec.resourceClaims`.
-    pub(super) entry: String,
+    /// Name of the entry in the pod's `spec.resourceClaims`; none for the claim of its extended resources.
+    pub(super) entry: Option<String>,
     /// Drivers of the allocated devices.
     pub(super) drivers: Vec<String>,
 }
@@ -30,10 +30,15 @@ pub(super) fn text<'a>(value: &'a Value, field: &str) -> &'a str {
 pub(super) fn claims(store: &Store, pod: &Value) -> Result<Vec<PodClaim>, String> {
     let namespace = text(&pod["metadata"], "namespace");
     let mut claims = Vec::new();
+    let mut names = Vec::new();
     for entry in pod["spec"]["resourceClaims"].as_array().into_iter().flatten() {
         let entry_name = text(entry, "name");
         let name =
             claim_name(pod, entry).ok_or_else(|| format!("claim {entry_name} has not been created yet"))?;
+        names.push((Some(entry_name.to_owned()), name));
+    }
+    names.extend(extended_claim_name(pod).map(|name| (None, name.to_owned())));
+    for (entry, name) in names {
         let object = store.get(&RESOURCE_CLAIM, namespace, &name).map_err(|e| e.to_string())?;
         let reserved = object["status"]["reservedFor"].as_array();
         if !reserved.is_some_and(|list| list.iter().any(|r| r["uid"] == pod["metadata"]["uid"])) {
@@ -46,7 +51,7 @@ pub(super) fn claims(store: &Store, pod: &Value) -> Result<Vec<PodClaim>, String
         drivers.dedup();
         let uid = text(&object["metadata"], "uid").to_owned();
         let claim = Claim { namespace: namespace.to_owned(), name, uid };
-        claims.push(PodClaim { claim, entry: entry_name.to_owned(), drivers });
+        claims.push(PodClaim { claim, entry, drivers });
     }
     Ok(claims)
 }
