@@ -62,8 +62,8 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
 
 pub use allocated::{Allocated, ClaimRef, DeviceId};
-pub use counters::{Consumer, Shortage};
 pub use cel_env::EvaluationError;
+pub use counters::{Consumer, Shortage};
 pub use explain::{DeviceReport, Explanation, Finding, RequestReport};
 pub use node::{holds as requirement_holds, selects as selects_node};
 pub use pool::{PoolProblem, PoolReport};
