@@ -105,14 +105,38 @@ fn dump(directory: &std::path::Path, profile: &str) -> String {
     let json = |text: String| -> serde_json::Value { serde_json::from_str(&text).unwrap() };
     let mut items = vec![
         json(r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node"}}"#.to_owned()),
-        with_kind(dra, "DeviceClass", serde_json::json!({"metadata": {"name": "mig"}, "spec": {"selectors": [{"cel": {"expression": expression}}]}})),
-        with_kind(dra, "ResourceClaim", json(r#"{"metadata": {"name": "new", "namespace": "team"}, "spec": {"devices": {"requests": [
-            {"name": "mig", "exactly": {"deviceClassName": "mig", "count": 1}}]}}}"#.to_owned())),
-        with_kind("v1", "Pod", json(r#"{"metadata": {"name": "new", "namespace": "team"}, "spec": {
+        with_kind(
+            dra,
+            "DeviceClass",
+            serde_json::json!({"metadata": {"name": "mig"}, "spec": {"selectors": [{"cel": {"expression": expression}}]}}),
+        ),
+        with_kind(
+            dra,
+            "ResourceClaim",
+            json(
+                r#"{"metadata": {"name": "new", "namespace": "team"}, "spec": {"devices": {"requests": [
+            {"name": "mig", "exactly": {"deviceClassName": "mig", "count": 1}}]}}}"#
+                    .to_owned(),
+            ),
+        ),
+        with_kind(
+            "v1",
+            "Pod",
+            json(
+                r#"{"metadata": {"name": "new", "namespace": "team"}, "spec": {
             "containers": [{"name": "c", "resources": {"claims": [{"name": "gpu"}]}}],
-            "resourceClaims": [{"name": "gpu", "resourceClaimName": "new"}]}}"#.to_owned())),
+            "resourceClaims": [{"name": "gpu", "resourceClaimName": "new"}]}}"#
+                    .to_owned(),
+            ),
+        ),
     ];
-    items.extend(shapes["2xH100-80GB"].as_array().unwrap().iter().map(|it| with_kind(dra, "ResourceSlice", it.clone())));
+    items.extend(
+        shapes["2xH100-80GB"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| with_kind(dra, "ResourceSlice", it.clone())),
+    );
     let path = directory.join("dump.json");
     let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items});
     std::fs::write(&path, list.to_string()).unwrap();
@@ -120,7 +144,8 @@ fn dump(directory: &std::path::Path, profile: &str) -> String {
 }
 
 fn explain(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_kubectl-mig")).arg("explain").args(arguments).output().unwrap();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_kubectl-mig")).arg("explain").args(arguments).output().unwrap();
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
@@ -146,7 +171,12 @@ fn explain_answers_from_files_with_its_exit_status() {
 
 #[test]
 fn explain_cannot_tell_without_a_subject_or_a_file_that_can_be_read() {
-    for arguments in [&["new", "--from", "/does/not/exist"][..], &["service/new", "--from", "/dev/null"], &[], &["a", "b", "c"]] {
+    for arguments in [
+        &["new", "--from", "/does/not/exist"][..],
+        &["service/new", "--from", "/dev/null"],
+        &[],
+        &["a", "b", "c"],
+    ] {
         let (status, out, error) = explain(arguments);
         assert_eq!(status, Some(3), "{arguments:?}: {error}");
         assert!(out.is_empty() && !error.is_empty(), "{arguments:?}");
@@ -158,12 +188,19 @@ fn explain_says_of_manifests_whether_they_will_fit_one_after_the_other() {
     let directory = tempfile::tempdir().unwrap();
     let cluster = dump(directory.path(), "7g.80gb");
     let manifest = directory.path().join("pods.yaml");
-    let pod = |name: &str| format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\nspec:\n  containers:\n  - name: c\n    resources:\n      claims:\n      - name: gpu\n  resourceClaims:\n  - name: gpu\n    resourceClaimTemplateName: whole\n---\n");
+    let pod = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\nspec:\n  containers:\n  - name: c\n    resources:\n      claims:\n      - name: gpu\n  resourceClaims:\n  - name: gpu\n    resourceClaimTemplateName: whole\n---\n"
+        )
+    };
     let template = "apiVersion: resource.k8s.io/v1\nkind: ResourceClaimTemplate\nmetadata:\n  name: whole\nspec:\n  spec:\n    devices:\n      requests:\n      - name: mig\n        exactly:\n          deviceClassName: mig\n";
     std::fs::write(&manifest, [pod("a"), pod("b"), pod("c"), template.to_owned()].concat()).unwrap();
     let (status, out, error) = explain(&["-f", manifest.to_str().unwrap(), "--from", &cluster]);
     assert_eq!(status, Some(1), "{out}{error}");
-    assert!(out.contains("pod/a will get its devices") && out.contains("pod/b will get its devices"), "{out}");
+    assert!(
+        out.contains("pod/a will get its devices") && out.contains("pod/b will get its devices"),
+        "{out}"
+    );
     assert!(out.contains("pod/c gets no devices now: every 7g.80gb"), "{out}");
 }
 

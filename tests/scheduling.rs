@@ -282,7 +282,11 @@ async fn a_pending_pod_gets_its_device_after_what_kubectl_mig_explain_advises() 
         let subject = Subject::Pod { namespace: "default".to_owned(), name: "third".to_owned() };
         let snapshot = cluster::read(&connection, kinds).await.unwrap();
         let answer = explain(&snapshot, &subject);
-        assert_eq!((answer.verdict, answer.reasons[0].reason), (Verdict::NotNow, ReasonId::AllTaken), "{answer:#?}");
+        assert_eq!(
+            (answer.verdict, answer.reasons[0].reason),
+            (Verdict::NotNow, ReasonId::AllTaken),
+            "{answer:#?}"
+        );
         let ends = answer.advice[0].strip_prefix("kubectl -n default delete pod ").unwrap();
         end(&lab, ends.split_whitespace().next().unwrap()).await;
         let now = allocated_when(&lab, 2).await;

@@ -25,7 +25,13 @@ const PROFILES: [(&str, &[usize], usize, usize, u64); 8] = [
 ];
 
 /// All that a driver says about a device.
-fn device(node: &str, gpu: usize, profile: &str, start: usize, (size, compute, memory): (usize, usize, u64)) -> Value {
+fn device(
+    node: &str,
+    gpu: usize,
+    profile: &str,
+    start: usize,
+    (size, compute, memory): (usize, usize, u64),
+) -> Value {
     let kind = if profile == "full" { "gpu" } else { "mig" };
     let name = name(gpu, profile, start);
     let used: Map<String, Value> =
@@ -53,7 +59,7 @@ fn set(gpu: usize) -> String {
 fn name(gpu: usize, profile: &str, start: usize) -> String {
     match profile {
         "full" => set(gpu),
-        _ => format!("{}-mig-{}-{start}", set(gpu), profile.replace('.', "-").replace('+', "-")),
+        _ => format!("{}-mig-{}-{start}", set(gpu), profile.replace(['.', '+'], "-")),
     }
 }
 
@@ -74,7 +80,8 @@ fn slices(node: &str) -> Vec<Value> {
             starts.iter().map(move |start| device(node, gpu, profile, *start, (*size, *compute, *memory)))
         })
     };
-    let pairs = (0..4).map(|it| slice(it + 1, "devices", devices(2 * it).chain(devices(2 * it + 1)).collect()));
+    let pairs =
+        (0..4).map(|it| slice(it + 1, "devices", devices(2 * it).chain(devices(2 * it + 1)).collect()));
     std::iter::once(slice(0, "sharedCounters", sets)).chain(pairs).collect()
 }
 
@@ -97,7 +104,10 @@ fn cluster(nodes: usize, claims: usize) -> Snapshot {
     for node in 0..nodes {
         let name = format!("node-{node}");
         snapshot.nodes.push(
-            serde_json::from_value(json!({"metadata": {"name": name}, "status": {"allocatable": {"cpu": "96"}}})).unwrap(),
+            serde_json::from_value(
+                json!({"metadata": {"name": name}, "status": {"allocatable": {"cpu": "96"}}}),
+            )
+            .unwrap(),
         );
         for slice in slices(&name) {
             let slice: ResourceSlice = serde_json::from_value(slice).unwrap();
@@ -106,8 +116,9 @@ fn cluster(nodes: usize, claims: usize) -> Snapshot {
     }
     snapshot.claims = (0..claims).map(|it| serde_json::from_value(taken(it, nodes)).unwrap()).collect();
     for profile in ["1g.5gb", "1g.10gb", "7g.80gb"] {
-        let expression =
-            format!("device.driver == \"{DRIVER}\" && device.attributes[\"{DRIVER}\"].profile == \"{profile}\"");
+        let expression = format!(
+            "device.driver == \"{DRIVER}\" && device.attributes[\"{DRIVER}\"].profile == \"{profile}\""
+        );
         snapshot.classes.push(
             serde_json::from_value(json!({"metadata": {"name": format!("mig-{profile}")},
                 "spec": {"selectors": [{"cel": {"expression": expression}}]}}))

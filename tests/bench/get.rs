@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{Device, ResourceClaim, ResourceSlice};
 use k8s_openapi::jiff::Timestamp;
 use kubectl_mig::cluster::Snapshot;
-use kubectl_mig::get::{Style, What, document, fleet, table};
+use kubectl_mig::get::{Fleet, Style, What, document, fleet, table};
 use serde_json::{Value, json};
 
 use spread::{Samples, Table};
@@ -29,6 +29,8 @@ const DRIVER: &str = "mig.dra-driver.dev";
 const SHAPES: &str = include_str!("../../src/allocator/examples/agreement/shapes.json");
 /// What is held of each GPU in turn: 20 devices of 8 GPUs.
 const HELD: [&[&str]; 2] = [&["3g-40gb-4", "2g-20gb-2", "1g-10gb-0"], &["4g-40gb-0", "2g-20gb-4"]];
+
+type Print = fn(&Fleet, What, &Style) -> String;
 
 fn main() -> anyhow::Result<()> {
     // `cargo test --all-targets` runs benchmarks, too, without this argument.
@@ -50,7 +52,7 @@ fn main() -> anyhow::Result<()> {
         let (mut tables, mut documents) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             for (times, print) in [
-                (&mut tables, (|it, what, style| table(it, what, style)) as fn(_, _, &_) -> _),
+                (&mut tables, table as Print),
                 (&mut documents, |it, what, _| document(it, what, false)),
             ] {
                 let start = Instant::now();

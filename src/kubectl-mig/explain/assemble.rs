@@ -104,7 +104,9 @@ fn patient(question: &mut Question<'_>, nodes: &[Node], answers: &mut [NodeAnswe
     }
     let timed_out = |it: &&mut NodeAnswer| matches!(it.outcome, Outcome::Refused(Refusal::TimedOut));
     let Some(answer) = answers.iter_mut().find(timed_out) else { return };
-    let Some(node) = nodes.iter().find(|it| it.metadata.name.as_deref() == Some(&answer.name)) else { return };
+    let Some(node) = nodes.iter().find(|it| it.metadata.name.as_deref() == Some(&answer.name)) else {
+        return;
+    };
     question.limit(max_steps);
     let Ok(site) = question.site(node) else { return };
     if let Ok(allocations) = question.cluster(&site.slices).allocate(node, &site.claims, &site.allocated) {
@@ -150,7 +152,9 @@ impl World<'_, '_> {
                 if matches!(verdict, Verdict::Fits) {
                     let (subject, node) = (&explanation.subject, &node.name);
                     explanation.sentence = if claims.is_empty() {
-                        format!("{subject} will get its devices: its claims are allocated, and the pod can use node {node}.")
+                        format!(
+                            "{subject} will get its devices: its claims are allocated, and the pod can use node {node}."
+                        )
                     } else {
                         format!("{subject} will get its devices: node {node} has them free.")
                     };
@@ -242,7 +246,9 @@ impl World<'_, '_> {
         ranked.sort_by_key(|(rank, _)| *rank);
         let releases = best_releases(&details);
         let verdict = verdict(answers, abort, &ranked);
-        for reason in ranked.iter_mut().map(|(_, it)| it).chain(requests.iter_mut().flat_map(|it| &mut it.reasons)) {
+        for reason in
+            ranked.iter_mut().map(|(_, it)| it).chain(requests.iter_mut().flat_map(|it| &mut it.reasons))
+        {
             add_releases(reason, &releases);
         }
         self.assume(&mut case, &tallies, answers);
@@ -323,19 +329,36 @@ impl World<'_, '_> {
         let of = |selector: &_| -> Vec<&Node> {
             self.nodes.iter().filter(|it| dra_allocator::selects_node(selector, it)).collect()
         };
-        let names: Vec<String> =
-            of(first).iter().map(|it| format!("node {}", it.metadata.name.as_deref().unwrap_or_default())).collect();
-        let place = if names.is_empty() { "a node that does not exist".to_owned() } else { some_of(&names, MAX_NAMED) };
+        let names: Vec<String> = of(first)
+            .iter()
+            .map(|it| format!("node {}", it.metadata.name.as_deref().unwrap_or_default()))
+            .collect();
+        let place = if names.is_empty() {
+            "a node that does not exist".to_owned()
+        } else {
+            some_of(&names, MAX_NAMED)
+        };
         let users: Vec<String> = tied.iter().flat_map(|(it, _)| super::subject::consumers(it)).collect();
-        let all: Vec<&Node> = of(first).into_iter().filter(|node| tied.iter().all(|(_, it)| dra_allocator::selects_node(it, node))).collect();
+        let all: Vec<&Node> = of(first)
+            .into_iter()
+            .filter(|node| tied.iter().all(|(_, it)| dra_allocator::selects_node(it, node)))
+            .collect();
         let mut reason = if let ([_, (other, _), ..], []) = (tied.as_slice(), all.as_slice()) {
-            let sentence = format!("claims {} and {} are allocated on different nodes, and a pod has one", name(claim), name(other));
+            let sentence = format!(
+                "claims {} and {} are allocated on different nodes, and a pod has one",
+                name(claim),
+                name(other)
+            );
             Reason::new(ReasonId::ClaimOnOtherNode, sentence)
         } else {
             let sentence = format!("claim {} is allocated on {place}, which the pod cannot use", name(claim));
             Reason::new(ReasonId::ClaimOnOtherNode, sentence)
         };
-        for answer in answers.hidden.iter().filter(|it| all.iter().any(|node| node.metadata.name.as_ref() == Some(&it.name))) {
+        for answer in answers
+            .hidden
+            .iter()
+            .filter(|it| all.iter().any(|node| node.metadata.name.as_ref() == Some(&it.name)))
+        {
             for rule in &answer.rules {
                 reason.details.push(format!("node {}: {}", answer.name, rule.why));
                 reason.advice.push(rule.advice.clone());
@@ -377,8 +400,9 @@ impl World<'_, '_> {
             );
             ranked.push((
                 4,
-                Reason::new(ReasonId::TimedOut, sentence)
-                    .advise("ask for fewer devices in one pod, or narrow the selectors, so that fewer devices match"),
+                Reason::new(ReasonId::TimedOut, sentence).advise(
+                    "ask for fewer devices in one pod, or narrow the selectors, so that fewer devices match",
+                ),
             ));
         }
         let dropped: Vec<String> =
@@ -403,7 +427,10 @@ impl World<'_, '_> {
         let rank = if decisive { 2 } else { 7 };
         for it in found.iter().take(MAX_NAMED) {
             let sentence = format!("the driver of node {} reports {}: {}", it.node, it.reason, it.message);
-            ranked.push((rank, Reason::new(ReasonId::Withheld, sentence).advise(format!("node {}: {}", it.node, it.advice))));
+            ranked.push((
+                rank,
+                Reason::new(ReasonId::Withheld, sentence).advise(format!("node {}: {}", it.node, it.advice)),
+            ));
         }
     }
 
@@ -414,7 +441,8 @@ impl World<'_, '_> {
             return;
         }
         if tallies.values().any(|it| !it.taints.is_empty()) {
-            case.assumptions.push("DRADeviceTaints is on in kube-scheduler, as it is in kube-apiserver".to_owned());
+            case.assumptions
+                .push("DRADeviceTaints is on in kube-scheduler, as it is in kube-apiserver".to_owned());
         }
         let counted = answers.usable.iter().any(|it| it.offer.is_counted);
         if counted && !answers.usable.iter().any(|it| it.counters_in_use) {
@@ -437,7 +465,8 @@ fn of_pool(report: &PoolReport) -> Reason {
                 .advise("wait a moment: the driver is publishing; if it stays so, see /readyz of the driver's pod on that node (docs/troubleshooting.md, step 3)")
         }
         PoolProblem::Invalid { why } => {
-            let sentence = format!("pool {pool} of driver {driver} is invalid, and nothing of it is allocated: {why}");
+            let sentence =
+                format!("pool {pool} of driver {driver} is invalid, and nothing of it is allocated: {why}");
             Reason::new(ReasonId::PoolInvalid, sentence)
                 .advise(format!("see who writes its ResourceSlices: kubectl get resourceslices -o yaml --show-managed-fields --field-selector spec.driver={driver}"))
         }
@@ -450,8 +479,10 @@ fn of_pool(report: &PoolReport) -> Reason {
                 "pool {pool} of driver {driver} is broken: more than there is of {counter} is allocated ({}), and no device of the pool with counters is allocated until that ends",
                 some_of(&claims, MAX_NAMED)
             );
-            Reason::new(ReasonId::PoolOverdrawn, sentence)
-                .advise(format!("end the pods of all but one of these claims: {}", some_of(&claims, MAX_NAMED)))
+            Reason::new(ReasonId::PoolOverdrawn, sentence).advise(format!(
+                "end the pods of all but one of these claims: {}",
+                some_of(&claims, MAX_NAMED)
+            ))
         }
         PoolProblem::NameShared { driver: other } => {
             let sentence = format!(
@@ -469,7 +500,9 @@ fn unreadable(answers: &[NodeAnswer], ranked: &mut Ranked) {
         Outcome::Unreadable(why) => Some(format!("the devices of node {} cannot be read: {why}", it.name)),
         _ => None,
     });
-    ranked.extend(why.map(|it| (9, Reason::new(ReasonId::PoolInvalid, it).advise("report it with the ResourceSlice that is named"))));
+    ranked.extend(why.map(|it| {
+        (9, Reason::new(ReasonId::PoolInvalid, it).advise("report it with the ResourceSlice that is named"))
+    }));
 }
 
 /// All requests fit, but not together.
@@ -480,9 +513,9 @@ fn together(asked: &[Asked<'_>], details: &[Detail], answers: &[NodeAnswer], ran
             .iter()
             .flat_map(|it| &it.devices)
             .filter_map(|it| match &it.finding {
-                dra_allocator::Finding::Constraint { attribute, value, request, found, needed } => Some(format!(
-                    "with {attribute} {value}, request {request} has {found} of {needed}"
-                )),
+                dra_allocator::Finding::Constraint { attribute, value, request, found, needed } => {
+                    Some(format!("with {attribute} {value}, request {request} has {found} of {needed}"))
+                }
                 dra_allocator::Finding::AttributeMissing { attribute } => {
                     Some(format!("{} has no {attribute}", it.id.device))
                 }
@@ -514,7 +547,10 @@ fn together(asked: &[Asked<'_>], details: &[Detail], answers: &[NodeAnswer], ran
     }
     let node = answers.iter().find(|it| alone(it));
     let sentence = match node {
-        Some(answer) => format!("each request fits alone, but not all of them together, for example on node {}", answer.name),
+        Some(answer) => format!(
+            "each request fits alone, but not all of them together, for example on node {}",
+            answer.name
+        ),
         None => "each request fits on some node, but no node has devices for all of them".to_owned(),
     };
     let mut holders: Vec<Holder> = Vec::new();
@@ -522,7 +558,12 @@ fn together(asked: &[Asked<'_>], details: &[Detail], answers: &[NodeAnswer], ran
         holders.push(holder.clone());
     }
     let reason = Reason::new(ReasonId::RequestsNotTogether, sentence).held_by(holders);
-    ranked.push((4, reason.advise("ask for smaller devices, or spread them over several pods, which can be on different nodes")));
+    ranked.push((
+        4,
+        reason.advise(
+            "ask for smaller devices, or spread them over several pods, which can be on different nodes",
+        ),
+    ));
 }
 
 /// Whether of each request the condition holds, for alternatives of one of them.
@@ -537,7 +578,9 @@ fn each_request(tallies: &BTreeMap<(String, String), Tally>, holds: impl Fn(&Tal
 
 /// The requests that nothing serves alone; of alternatives the first one that exists anywhere stands for all.
 fn failing(requests: &[RequestExplanation]) -> Vec<usize> {
-    let name = |it: &RequestExplanation| (it.claim.clone(), it.request.split('/').next().unwrap_or_default().to_owned());
+    let name = |it: &RequestExplanation| {
+        (it.claim.clone(), it.request.split('/').next().unwrap_or_default().to_owned())
+    };
     let mut by_request: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
     for (index, it) in requests.iter().enumerate() {
         by_request.entry(name(it)).or_default().push(index);
@@ -584,8 +627,11 @@ fn best_releases(details: &[Detail]) -> Vec<Holder> {
 }
 
 fn add_releases(reason: &mut Reason, releases: &[Holder]) {
-    use ReasonId::{AllTaken, EngineTaken, Fragmented, MatchAttribute, NotAllFree, RequestsNotTogether, TooFewOnOneNode};
-    let concerns = [AllTaken, EngineTaken, Fragmented, MatchAttribute, NotAllFree, RequestsNotTogether, TooFewOnOneNode];
+    use ReasonId::{
+        AllTaken, EngineTaken, Fragmented, MatchAttribute, NotAllFree, RequestsNotTogether, TooFewOnOneNode,
+    };
+    let concerns =
+        [AllTaken, EngineTaken, Fragmented, MatchAttribute, NotAllFree, RequestsNotTogether, TooFewOnOneNode];
     if !concerns.contains(&reason.reason) {
         return;
     }
@@ -628,7 +674,8 @@ fn verdict(answers: &Answers, abort: Option<&Abort>, ranked: &Ranked) -> Verdict
 fn placement(node: &str, claims: &[ResourceClaim]) -> Placement {
     let mut devices = Vec::new();
     for claim in claims {
-        let results = claim.status.as_ref().and_then(|it| it.allocation.as_ref()?.devices.as_ref()?.results.as_ref());
+        let results =
+            claim.status.as_ref().and_then(|it| it.allocation.as_ref()?.devices.as_ref()?.results.as_ref());
         let name = dra_allocator::ClaimRef::of(claim).to_string();
         devices.extend(results.into_iter().flatten().map(|it| PlacedDevice {
             claim: name.clone(),

@@ -26,8 +26,14 @@ impl<'a> Holders<'a> {
     pub(super) fn new(claims: &'a [ResourceClaim], pods: &'a [Pod]) -> Self {
         let text = |it: &'a Option<String>| it.as_deref().unwrap_or_default();
         Self {
-            claims: claims.iter().map(|it| ((text(&it.metadata.namespace), text(&it.metadata.name)), it)).collect(),
-            pods: pods.iter().map(|it| ((text(&it.metadata.namespace), text(&it.metadata.name)), it)).collect(),
+            claims: claims
+                .iter()
+                .map(|it| ((text(&it.metadata.namespace), text(&it.metadata.name)), it))
+                .collect(),
+            pods: pods
+                .iter()
+                .map(|it| ((text(&it.metadata.namespace), text(&it.metadata.name)), it))
+                .collect(),
         }
     }
 
@@ -47,7 +53,10 @@ impl<'a> Holders<'a> {
         let pod = || {
             let first = status.reserved_for.as_ref()?.first()?;
             let pod = self.pods.get(&(namespace, first.name.as_str()))?;
-            pod.status.as_ref().and_then(|it| it.start_time.clone()).or_else(|| pod.metadata.creation_timestamp.clone())
+            pod.status
+                .as_ref()
+                .and_then(|it| it.start_time.clone())
+                .or_else(|| pod.metadata.creation_timestamp.clone())
         };
         allocated.or_else(pod).or_else(|| claim.metadata.creation_timestamp.clone())
     }
@@ -142,7 +151,11 @@ fn held(site: &Site<'_>, gpus: &[Gpu], node: &str, holders: &Holders<'_>) -> BTr
 }
 
 /// Pods, one at a time, whose end makes room for all claims; the youngest first.
-fn releases(cluster: &dra_allocator::Cluster<'_>, site: &Site<'_>, holders: &BTreeMap<String, Holder>) -> Vec<Holder> {
+fn releases(
+    cluster: &dra_allocator::Cluster<'_>,
+    site: &Site<'_>,
+    holders: &BTreeMap<String, Holder>,
+) -> Vec<Holder> {
     let mut by_pod: BTreeMap<String, Vec<&Holder>> = BTreeMap::new();
     for holder in holders.values().filter(|it| !it.planned) {
         // A claim of several pods is free only when all of them have ended.
@@ -176,7 +189,12 @@ fn releases(cluster: &dra_allocator::Cluster<'_>, site: &Site<'_>, holders: &BTr
 }
 
 /// How many devices a request can have on the node if the pod asks for nothing else.
-fn most(cluster: &dra_allocator::Cluster<'_>, site: &Site<'_>, report: &RequestReport, wanted: usize) -> usize {
+fn most(
+    cluster: &dra_allocator::Cluster<'_>,
+    site: &Site<'_>,
+    report: &RequestReport,
+    wanted: usize,
+) -> usize {
     let (request, alternative) = match report.request.split_once('/') {
         Some((request, alternative)) => (request, Some(alternative)),
         None => (report.request.as_str(), None),
@@ -230,7 +248,8 @@ impl Detail {
         let Some(report) = self.requests.get(position) else { return Vec::new() };
         let mut rooms = Vec::new();
         for gpu in &self.gpus {
-            let of_gpu = report.devices.iter().filter(|it| it.id.driver == gpu.driver && it.id.pool == gpu.pool);
+            let of_gpu =
+                report.devices.iter().filter(|it| it.id.driver == gpu.driver && it.id.pool == gpu.pool);
             let findings: HashMap<&str, &Finding> =
                 of_gpu.map(|it| (it.id.device.as_str(), &it.finding)).collect();
             let held = gpu.held();

@@ -13,12 +13,24 @@ const REPORTS: &[(&str, &[&str], &str)] = &[
     ("GpuNotOffered", &["GpuOffered"], "the message says what is wrong with the GPU"),
     ("GpuUnhealthy", &["GpuRecovered"], "see \"A GPU is unhealthy\" in docs/troubleshooting.md"),
     ("GpuLost", &["GpuRecovered"], "see \"A GPU is unhealthy\" in docs/troubleshooting.md"),
-    ("HostNotReady", &["HostRecovered"], "dra-driver-mig check in the driver's pod of the node says what the host lacks"),
+    (
+        "HostNotReady",
+        &["HostRecovered"],
+        "dra-driver-mig check in the driver's pod of the node says what the host lacks",
+    ),
     ("ForeignInstance", &[], "remove the unmanaged MIG instance as docs/troubleshooting.md, step 3, says"),
-    ("LayoutRefused", &["LayoutApplied"], "correct the label nvidia.com/mig.config of the node, or the layout file"),
+    (
+        "LayoutRefused",
+        &["LayoutApplied"],
+        "correct the label nvidia.com/mig.config of the node, or the layout file",
+    ),
     ("LayoutPending", &["LayoutApplied"], "wait, or end the pods that the message names"),
     ("LayoutHasNoEffect", &["LayoutApplied"], "remove the label nvidia.com/mig.config from the node"),
-    ("CountersDropped", &["CountersKept"], "turn DRAPartitionableDevices on in kube-apiserver and kube-scheduler"),
+    (
+        "CountersDropped",
+        &["CountersKept"],
+        "turn DRAPartitionableDevices on in kube-apiserver and kube-scheduler",
+    ),
     ("NvmlHung", &["NvmlRecovered"], "see \"A GPU hangs\" in docs/troubleshooting.md"),
     ("PublishRefused", &[], "the message says which ResourceSlice was refused, and why"),
     ("SlicesOverwritten", &[], "remove the other program that writes this driver's ResourceSlices"),
@@ -46,7 +58,8 @@ pub(super) fn reports(snapshot: &Snapshot) -> Vec<Report> {
     for (node, events) in by_node {
         for (reason, ends, advice) in REPORTS {
             let latest = |reasons: &[&str]| {
-                let of = events.iter().filter(|it| it.reason.as_deref().is_some_and(|it| reasons.contains(&it)));
+                let of =
+                    events.iter().filter(|it| it.reason.as_deref().is_some_and(|it| reasons.contains(&it)));
                 of.max_by_key(|it| time(it))
             };
             let Some(event) = latest(&[reason]) else { continue };

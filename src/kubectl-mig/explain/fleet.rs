@@ -195,13 +195,27 @@ impl<'a> Question<'a> {
     ) -> Self {
         let mut taken: HashMap<(String, String), Vec<(String, ClaimRef)>> = HashMap::new();
         for claim in &snapshot.claims {
-            let results = claim.status.as_ref().and_then(|it| it.allocation.as_ref()?.devices.as_ref()?.results.as_ref());
+            let results = claim
+                .status
+                .as_ref()
+                .and_then(|it| it.allocation.as_ref()?.devices.as_ref()?.results.as_ref());
             for result in results.into_iter().flatten().filter(|it| it.admin_access != Some(true)) {
                 let pool = taken.entry((result.driver.clone(), result.pool.clone())).or_default();
                 pool.push((result.device.clone(), ClaimRef::of(claim)));
             }
         }
-        Self { snapshot, catalog, pod, open, held, extended, features, taken, max_steps: MAX_STEPS, programs: Programs::default() }
+        Self {
+            snapshot,
+            catalog,
+            pod,
+            open,
+            held,
+            extended,
+            features,
+            taken,
+            max_steps: MAX_STEPS,
+            programs: Programs::default(),
+        }
     }
 
     /// Everything about a node that the allocator needs.
@@ -243,7 +257,8 @@ impl<'a> Question<'a> {
         let served = |resource: &str| self.extended && self.catalog.extended().class_of(resource).is_some();
         let mut found = self.pod.map_or_else(Vec::new, |pod| rules(pod, node, &served));
         for claim in self.held {
-            let selector = claim.status.as_ref().and_then(|it| it.allocation.as_ref()?.node_selector.as_ref());
+            let selector =
+                claim.status.as_ref().and_then(|it| it.allocation.as_ref()?.node_selector.as_ref());
             if selector.is_some_and(|it| !dra_allocator::selects_node(it, node)) {
                 let name = claim.metadata.name.as_deref().unwrap_or_default();
                 found.push(Rule {
@@ -352,7 +367,10 @@ fn any_counted(slices: &[ResourceSlice], allocated: &Allocated) -> bool {
 }
 
 /// Claims as they are once they are allocated.
-pub(super) fn with_allocations(claims: &[ResourceClaim], allocations: Vec<AllocationResult>) -> Vec<ResourceClaim> {
+pub(super) fn with_allocations(
+    claims: &[ResourceClaim],
+    allocations: Vec<AllocationResult>,
+) -> Vec<ResourceClaim> {
     let pairs = claims.iter().zip(allocations);
     pairs
         .map(|(claim, allocation)| {

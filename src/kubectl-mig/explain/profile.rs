@@ -150,12 +150,10 @@ impl Published {
         let wanted = Size::of(profile)?;
         let far = |has: u32, wants: u32| (has.abs_diff(wants), has < wants);
         let other = |it: &Size<'_>| it.suffix != wanted.suffix;
-        let memory = |it: &Size<'_>| {
-            (far(it.memory, wanted.memory), other(it), far(it.compute, wanted.compute))
-        };
-        let compute = |it: &Size<'_>| {
-            (far(it.compute, wanted.compute), other(it), far(it.memory, wanted.memory))
-        };
+        let memory =
+            |it: &Size<'_>| (far(it.memory, wanted.memory), other(it), far(it.compute, wanted.compute));
+        let compute =
+            |it: &Size<'_>| (far(it.compute, wanted.compute), other(it), far(it.memory, wanted.memory));
         let by_memory = self.profiles().min_by_key(|(_, it)| memory(it))?.0;
         let by_compute = self.profiles().min_by_key(|(_, it)| compute(it))?.0;
         Some((by_memory, by_compute))
@@ -221,7 +219,10 @@ mod tests {
             serde_json::from_value(serde_json::json!({"cel": {"expression": text}})).unwrap()
         };
         let of = |text: &str| Wish::of([&selector(text)]);
-        assert_eq!(of(r#"device.attributes["x"].profile in ['1g.5gb', "2g.10gb"]"#).profiles, ["1g.5gb", "2g.10gb"]);
+        assert_eq!(
+            of(r#"device.attributes["x"].profile in ['1g.5gb', "2g.10gb"]"#).profiles,
+            ["1g.5gb", "2g.10gb"]
+        );
         assert!(of(r#"device.attributes["x"].type == "gpu""#).is_whole);
         assert!(!of(r#"device.driver == "gpu""#).is_whole);
         let memory = of(r#"device.capacity["x"].memory.compareTo(quantity("20Gi")) >= 0"#).memory;

@@ -45,7 +45,9 @@ fn refused(quota: &ResourceQuota, resource: &str, needed: i64) -> Option<(Reason
     let sentence = format!(
         "quota {name} of namespace {namespace} allows {hard} of {resource}; {used} are used, and the claim needs {needed}"
     );
-    let raise = format!("ask an administrator to raise {resource} in quota {name}: kubectl -n {namespace} edit quota {name}");
+    let raise = format!(
+        "ask an administrator to raise {resource} in quota {name}: kubectl -n {namespace} edit quota {name}"
+    );
     let reason = Reason::new(ReasonId::QuotaExceeded, sentence);
     if needed > hard {
         let less = "ask for fewer devices in the claim or its template".to_owned();
@@ -57,7 +59,8 @@ fn refused(quota: &ResourceQuota, resource: &str, needed: i64) -> Option<(Reason
 
 /// What a claim counts in a quota.
 fn usage(claim: &ResourceClaim) -> BTreeMap<String, i64> {
-    let mut usage: BTreeMap<String, i64> = BTreeMap::from([("count/resourceclaims.resource.k8s.io".to_owned(), 1)]);
+    let mut usage: BTreeMap<String, i64> =
+        BTreeMap::from([("count/resourceclaims.resource.k8s.io".to_owned(), 1)]);
     let of = |mode: Option<&str>, count: Option<i64>| match mode {
         Some("All") => i64::try_from(MAX_DEVICES).unwrap_or(i64::MAX),
         _ => count.unwrap_or(1),

@@ -152,7 +152,13 @@ impl Reason {
     /// A reason without advice.
     #[must_use]
     pub fn new(reason: ReasonId, sentence: impl Into<String>) -> Self {
-        Self { reason, sentence: sentence.into(), advice: Vec::new(), holders: Vec::new(), details: Vec::new() }
+        Self {
+            reason,
+            sentence: sentence.into(),
+            advice: Vec::new(),
+            holders: Vec::new(),
+            details: Vec::new(),
+        }
     }
 
     /// With something to do.

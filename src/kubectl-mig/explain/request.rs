@@ -33,7 +33,12 @@ pub(super) struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    pub(super) fn new(key: &(String, String), tally: &'a Tally, classes: &[DeviceClass], claims: &[ResourceClaim]) -> Self {
+    pub(super) fn new(
+        key: &(String, String),
+        tally: &'a Tally,
+        classes: &[DeviceClass],
+        claims: &[ResourceClaim],
+    ) -> Self {
         let class = classes.iter().find(|it| it.metadata.name.as_deref() == Some(tally.class.as_str()));
         let of_class = class.into_iter().flat_map(|it| it.spec.selectors.iter().flatten());
         let own = selectors(claims, key);
@@ -49,7 +54,9 @@ impl<'a> Asked<'a> {
 
     /// `1g.10gb`, or `device of class mig`.
     fn noun(&self) -> String {
-        self.wish.noun().unwrap_or_else(|| format!("device for request {} (class {})", self.request, self.tally.class))
+        self.wish
+            .noun()
+            .unwrap_or_else(|| format!("device for request {} (class {})", self.request, self.tally.class))
     }
 
     /// The reasons why no node that the pod can use serves it alone, the most important first.
@@ -83,7 +90,11 @@ impl<'a> Asked<'a> {
         let elsewhere: Vec<String> = findings
             .hidden
             .iter()
-            .filter(|it| it.tallies.get(&(self.claim.clone(), self.request.clone())).is_some_and(|it| it.counts.selected > 0))
+            .filter(|it| {
+                it.tallies
+                    .get(&(self.claim.clone(), self.request.clone()))
+                    .is_some_and(|it| it.counts.selected > 0)
+            })
             .map(|it| format!("node {}", it.name))
             .collect();
         if !elsewhere.is_empty() {
@@ -119,8 +130,11 @@ impl<'a> Asked<'a> {
         reason.details.push(format!("nearest by compute: {}", describe(by_compute)));
         for near in if by_memory == by_compute { vec![by_memory] } else { vec![by_memory, by_compute] } {
             reason = match class_of(findings.classes, near) {
-                Some(class) => reason.advise(format!("ask for {near}: deviceClassName: {class} in the claim or its template")),
-                None => reason.advise(format!("ask for {near}, with a selector for this profile in the claim or its template")),
+                Some(class) => reason
+                    .advise(format!("ask for {near}: deviceClassName: {class} in the claim or its template")),
+                None => reason.advise(format!(
+                    "ask for {near}, with a selector for this profile in the claim or its template"
+                )),
             };
         }
         reason
@@ -131,15 +145,23 @@ impl<'a> Asked<'a> {
         let nodes = count(findings.usable.len(), "node");
         let class = &tally.class;
         if tally.counts.total == 0 && tally.of_class == 0 {
-            return Reason::new(ReasonId::NoSlices, format!("none of the {nodes} that the pod can use publishes devices"))
-                .advise("see which nodes publish devices: kubectl get resourceslices")
-                .advise("see why a node does not: docs/troubleshooting.md, step 3");
+            return Reason::new(
+                ReasonId::NoSlices,
+                format!("none of the {nodes} that the pod can use publishes devices"),
+            )
+            .advise("see which nodes publish devices: kubectl get resourceslices")
+            .advise("see why a node does not: docs/troubleshooting.md, step 3");
         }
         if tally.of_class == 0 {
-            let sentence = format!("class {class} selects none of the {} of the {nodes}", count(tally.counts.total, "device"));
+            let sentence = format!(
+                "class {class} selects none of the {} of the {nodes}",
+                count(tally.counts.total, "device")
+            );
             let mut reason = Reason::new(ReasonId::NoDeviceOfClass, sentence);
             if self.wish.is_whole {
-                reason = reason.advise("ask for a MIG device, or see which nodes offer whole GPUs: kubectl get resourceslices");
+                reason = reason.advise(
+                    "ask for a MIG device, or see which nodes offer whole GPUs: kubectl get resourceslices",
+                );
             }
             return reason.advise(format!("compare its selectors with the devices: kubectl get deviceclass {class} -o yaml; kubectl get resourceslices -o yaml"));
         }
@@ -151,7 +173,9 @@ impl<'a> Asked<'a> {
         let mut reason = Reason::new(ReasonId::NoDeviceOfRequest, sentence);
         if let (Some(wanted), Some((name, largest))) = (self.wish.memory, findings.published.largest()) {
             let has = gibibytes(largest);
-            reason.details.push(format!("it names {wanted} of memory; the largest device is {name} with {has}"));
+            reason
+                .details
+                .push(format!("it names {wanted} of memory; the largest device is {name} with {has}"));
         }
         reason.advise("compare the selectors with attributes and capacities of the devices: kubectl get resourceslices -o yaml; docs/selectors.md")
     }
@@ -179,36 +203,53 @@ impl<'a> Asked<'a> {
             let reason = Reason::new(ReasonId::NotAllFree, sentence).held_by(holders);
             return Some(reason.advise("ask for a number of devices: allocationMode: ExactCount, and count"));
         }
-        let rooms: Vec<_> = with.iter().flat_map(|(it, position)| it.rooms(*position).into_iter().map(move |r| (it, r))).collect();
+        let rooms: Vec<_> = with
+            .iter()
+            .flat_map(|(it, position)| it.rooms(*position).into_iter().map(move |r| (it, r)))
+            .collect();
         let noun = self.noun();
-        if let Some((detail, room)) = rooms.iter().find(|(_, it)| it.gpu.is_counted && it.needs > 0 && it.room >= it.needs && !it.free && it.engines.is_empty()) {
+        if let Some((detail, room)) = rooms.iter().find(|(_, it)| {
+            it.gpu.is_counted && it.needs > 0 && it.room >= it.needs && !it.free && it.engines.is_empty()
+        }) {
             let sentence = format!(
                 "the free parts do not fit together: GPU {} of node {} has {} free, a {noun} needs {}, and each of its places has a part in use",
-                room.gpu.name(), detail.node, count(room.room, "memory slice"), room.needs
+                room.gpu.name(),
+                detail.node,
+                count(room.room, "memory slice"),
+                room.needs
             );
             return Some(Reason::new(ReasonId::Fragmented, sentence).held_by(holders));
         }
         if let Some((detail, room)) = rooms.iter().find(|(_, it)| !it.engines.is_empty() && !it.free) {
             let sentence = format!(
                 "GPU {} of node {} has memory for a {noun}, but not what else it needs: {} is taken",
-                room.gpu.name(), detail.node, some_of(&room.engines, MOST)
+                room.gpu.name(),
+                detail.node,
+                some_of(&room.engines, MOST)
             );
             let reason = Reason::new(ReasonId::EngineTaken, sentence).held_by(holders);
             return Some(match self.wish.profiles.first().and_then(|it| it.split_once('+')) {
-                Some((plain, _)) => reason.advise(format!("ask for {plain}, if the pod needs no media engines of its own")),
+                Some((plain, _)) => {
+                    reason.advise(format!("ask for {plain}, if the pod needs no media engines of its own"))
+                }
                 None => reason,
             });
         }
         let nodes = count(findings.usable.iter().filter(|it| it.offer.devices > 0).count(), "node");
-        let sentence = format!("every {noun} on the {nodes} that the pod can use is taken, or overlaps what is taken");
+        let sentence =
+            format!("every {noun} on the {nodes} that the pod can use is taken, or overlaps what is taken");
         Some(Reason::new(ReasonId::AllTaken, sentence).held_by(holders))
     }
 
     /// Several devices are wanted, and fewer fit on one node.
     fn too_few(&self, details: &[(&Detail, usize)]) -> Option<Reason> {
-        let Some(Amount::Exactly(wanted)) = self.tally.amount.filter(|it| *it != Amount::Exactly(1)) else { return None };
-        let most = |(detail, position): &(&Detail, usize)| Some((*detail.most.get(position)?, detail.node.clone()));
-        let (most, node) = details.iter().filter_map(most).max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(&a.1)))?;
+        let Some(Amount::Exactly(wanted)) = self.tally.amount.filter(|it| *it != Amount::Exactly(1)) else {
+            return None;
+        };
+        let most =
+            |(detail, position): &(&Detail, usize)| Some((*detail.most.get(position)?, detail.node.clone()));
+        let (most, node) =
+            details.iter().filter_map(most).max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(&a.1)))?;
         if most == 0 {
             return None;
         }
@@ -218,7 +259,10 @@ impl<'a> Asked<'a> {
             self.request
         );
         let reason = Reason::new(ReasonId::TooFewOnOneNode, sentence).held_by(holders);
-        Some(reason.advise(format!("ask for {most}: count: {most} in request {}; or spread the devices over several pods", self.request)))
+        Some(reason.advise(format!(
+            "ask for {most}: count: {most} in request {}; or spread the devices over several pods",
+            self.request
+        )))
     }
 
     /// Devices that something else than a claim keeps from the request.
@@ -228,7 +272,11 @@ impl<'a> Asked<'a> {
         if !tally.taints.is_empty() {
             let taints: Vec<String> = tally.taints.keys().cloned().collect();
             let devices = count(tally.taints.values().sum(), "device");
-            let sentence = format!("{devices} have a taint that request {} does not tolerate: {}", self.request, some_of(&taints, MOST));
+            let sentence = format!(
+                "{devices} have a taint that request {} does not tolerate: {}",
+                self.request,
+                some_of(&taints, MOST)
+            );
             reasons.push(
                 Reason::new(ReasonId::DeviceTaint, sentence)
                     .advise("wait until the driver or the administrator who set the taint removes it: kubectl get resourceslices -o yaml, kubectl get devicetaintrules")
@@ -240,10 +288,9 @@ impl<'a> Asked<'a> {
         }
         if tally.binding > 0 {
             let sentence = format!("{} have binding conditions", count(tally.binding, "device"));
-            reasons.push(
-                Reason::new(ReasonId::BindingConditions, sentence)
-                    .advise("turn the feature gate DRADeviceBindingConditions on in kube-apiserver and kube-scheduler"),
-            );
+            reasons.push(Reason::new(ReasonId::BindingConditions, sentence).advise(
+                "turn the feature gate DRADeviceBindingConditions on in kube-apiserver and kube-scheduler",
+            ));
         }
         reasons
     }
@@ -259,13 +306,17 @@ impl<'a> Asked<'a> {
         let lacks = |it: &&NodeAnswer| it.offer.devices > 0 && it.offer.published.get(profile).is_none();
         let mut without: Vec<&NodeAnswer> = findings.usable.iter().filter(lacks).collect();
         without.retain(|it| !it.offer.is_counted && self.is_plausible(profile, it, findings.published));
-        let (mig, whole): (Vec<&NodeAnswer>, Vec<&NodeAnswer>) = without.iter().partition(|it| it.offer.has_mig);
+        let (mig, whole): (Vec<&NodeAnswer>, Vec<&NodeAnswer>) =
+            without.iter().partition(|it| it.offer.has_mig);
         if let Some(first) = whole.first()
             && profile != "full"
         {
             let names: Vec<String> = whole.iter().map(|it| format!("node {}", it.name)).collect();
             let gpu = first.offer.whole_only.first().map_or("", |(_, product)| product.as_str());
-            let sentence = format!("the GPUs of {} ({gpu}) are offered whole, not as MIG devices", some_of(&names, MOST));
+            let sentence = format!(
+                "the GPUs of {} ({gpu}) are offered whole, not as MIG devices",
+                some_of(&names, MOST)
+            );
             reasons.push(
                 Reason::new(ReasonId::WholeGpuOnly, sentence)
                     .advise(format!("choose a layout: kubectl label node {} nvidia.com/mig.config=all-{} --overwrite", first.name, label(profile)))
@@ -275,9 +326,12 @@ impl<'a> Asked<'a> {
         if let Some(first) = mig.first() {
             let names: Vec<String> = mig.iter().map(|it| format!("node {}", it.name)).collect();
             let noun = self.noun();
-            let sentence = format!("{} publish by layout, and their layouts have no {noun}", some_of(&names, MOST));
-            let layout = if profile == "full" { "all-disabled".to_owned() } else { format!("all-{}", label(profile)) };
-            let free: Vec<String> = first.offer.free.iter().map(|(it, number)| format!("{number} of {it}")).collect();
+            let sentence =
+                format!("{} publish by layout, and their layouts have no {noun}", some_of(&names, MOST));
+            let layout =
+                if profile == "full" { "all-disabled".to_owned() } else { format!("all-{}", label(profile)) };
+            let free: Vec<String> =
+                first.offer.free.iter().map(|(it, number)| format!("{number} of {it}")).collect();
             let mut reason = Reason::new(ReasonId::NotInLayout, sentence);
             if !free.is_empty() {
                 reason.details.push(format!("free on node {}: {}", first.name, some_of(&free, 8)));
@@ -303,7 +357,9 @@ impl<'a> Asked<'a> {
         }
         let Some(wanted) = Size::of(profile) else { return false };
         let slice = node.offer.published.slice_gigabytes();
-        slice.is_some_and(|slice| [1, 2, 4, 8].iter().any(|it| (slice * it).abs_diff(wanted.memory) <= *it / 2))
+        slice.is_some_and(|slice| {
+            [1, 2, 4, 8].iter().any(|it| (slice * it).abs_diff(wanted.memory) <= *it / 2)
+        })
     }
 
     /// Where a detail has this request.
@@ -392,8 +448,10 @@ fn selector_error(error: &SelectorError) -> Reason {
         SelectorPlace::Request { .. } => ReasonId::RequestSelectorError,
     };
     let reason = match &error.error {
-        EvaluationError::NoSuchKey(key) => Reason::new(id, format!("{place} fails at {device}, which has no {key}"))
-            .advise(format!("guard it: has(...), or .?{key}.orValue(...); docs/selectors.md")),
+        EvaluationError::NoSuchKey(key) => {
+            Reason::new(id, format!("{place} fails at {device}, which has no {key}"))
+                .advise(format!("guard it: has(...), or .?{key}.orValue(...); docs/selectors.md"))
+        }
         other => Reason::new(id, format!("{place} fails at {device}: {other}")),
     };
     let reason = reason.detail(["a selector that fails on one device stops the pod on all nodes".to_owned()]);

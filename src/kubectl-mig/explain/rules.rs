@@ -113,7 +113,8 @@ fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
 /// The requirements of a term that a node does not meet.
 fn failing(term: &NodeSelectorTerm, node: &Node) -> String {
     let label = |key: &str| node.metadata.labels.as_ref().and_then(|it| it.get(key)).map(String::as_str);
-    let expressions = term.match_expressions.iter().flatten().filter(|it| !requirement_holds(it, label(&it.key)));
+    let expressions =
+        term.match_expressions.iter().flatten().filter(|it| !requirement_holds(it, label(&it.key)));
     let fields = term.match_fields.iter().flatten();
     let fields = fields.filter(|it| !requirement_holds(it, node.metadata.name.as_deref()));
     let texts: Vec<String> = expressions.chain(fields).map(requirement).collect();
@@ -159,16 +160,22 @@ fn of_container(container: &Container) -> BTreeMap<String, Quantity> {
     let resources = container.resources.as_ref();
     let limits = resources.and_then(|it| it.limits.as_ref()).into_iter().flatten();
     let requests = resources.and_then(|it| it.requests.as_ref()).into_iter().flatten();
-    let parsed = limits.chain(requests).filter_map(|(name, it)| Some((name.clone(), Quantity::parse(&it.0).ok()?)));
+    let parsed =
+        limits.chain(requests).filter_map(|(name, it)| Some((name.clone(), Quantity::parse(&it.0).ok()?)));
     parsed.collect()
 }
 
 /// Requests that are larger than all that a node has.
 fn too_large(pod: &Pod, node: &Node, served_by_claims: &dyn Fn(&str) -> bool) -> Vec<Rule> {
-    let Some(allocatable) = node.status.as_ref().and_then(|it| it.allocatable.as_ref()) else { return Vec::new() };
+    let Some(allocatable) = node.status.as_ref().and_then(|it| it.allocatable.as_ref()) else {
+        return Vec::new();
+    };
     let mut found = Vec::new();
     for (resource, wanted) in requested(pod) {
-        let has = allocatable.get(&resource).and_then(|it| Quantity::parse(&it.0).ok()).unwrap_or_else(Quantity::zero);
+        let has = allocatable
+            .get(&resource)
+            .and_then(|it| Quantity::parse(&it.0).ok())
+            .unwrap_or_else(Quantity::zero);
         if wanted > has && !served_by_claims(&resource) {
             found.push(Rule {
                 why: format!("the pod requests {resource}: {wanted}, and it has {has} in all"),

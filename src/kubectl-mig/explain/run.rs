@@ -72,14 +72,21 @@ fn answer(args: &ExplainArgs) -> Result<u8, ExplainError> {
 }
 
 /// The pods and claims of manifests, one after the other: each finds what the ones before it leave.
-fn planned(args: &ExplainArgs, snapshot: &mut Snapshot, namespace: &str) -> Result<Vec<Explanation>, ExplainError> {
+fn planned(
+    args: &ExplainArgs,
+    snapshot: &mut Snapshot,
+    namespace: &str,
+) -> Result<Vec<Explanation>, ExplainError> {
     let mut objects = manifest::read(&args.filename, args.recursive)?;
     let mut subjects = Vec::new();
     for object in &objects {
         if let Some(demand) = Demand::of(object, namespace)?
             && (demand.replicas > 0 || demand.per_node)
         {
-            subjects.push((Subject::Planned { owner: demand.owner.clone(), pod: Box::new(demand.pod(0)) }, demand.replicas));
+            subjects.push((
+                Subject::Planned { owner: demand.owner.clone(), pod: Box::new(demand.pod(0)) },
+                demand.replicas,
+            ));
         }
     }
     let names = |subject: &Subject, claim: &str| match subject {
@@ -163,7 +170,9 @@ async fn gather(args: &ExplainArgs) -> Result<(Snapshot, String), ExplainError> 
                     Ok(pod) => snapshot.pods.extend(pod),
                     Err(error) => snapshot.unread.push(Unread { resource: "pods", why: error.to_string() }),
                 }
-                about.push(format!("involvedObject.kind=Pod,involvedObject.name={name},involvedObject.namespace={namespace}"));
+                about.push(format!(
+                    "involvedObject.kind=Pod,involvedObject.name={name},involvedObject.namespace={namespace}"
+                ));
             }
             // Pods that use the claim.
             _ => pods_of(&connection, &namespace, &mut snapshot).await,
@@ -218,7 +227,9 @@ fn print(output: Output, explanations: &[Explanation], is_single: bool) -> Resul
         Output::Json => {
             let json = match explanations {
                 [one] if is_single => serde_json::to_string_pretty(one),
-                all => serde_json::to_string_pretty(&serde_json::json!({"schemaVersion": SCHEMA_VERSION, "explanations": all})),
+                all => serde_json::to_string_pretty(
+                    &serde_json::json!({"schemaVersion": SCHEMA_VERSION, "explanations": all}),
+                ),
             };
             json.map_err(ExplainError::Json)? + "\n"
         }

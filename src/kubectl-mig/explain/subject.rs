@@ -126,8 +126,10 @@ impl<'a> Case<'a> {
         let namespace = &self.namespace;
         let reason = match unread {
             Some(why) => Reason::new(ReasonId::NotFound, format!("it could not be read: {why}")),
-            None => Reason::new(ReasonId::NotFound, format!("there is no {kind} {name} in namespace {namespace}"))
-                .advise(format!("look for it with kubectl get {kind} -A, and name its namespace with -n")),
+            None => {
+                Reason::new(ReasonId::NotFound, format!("there is no {kind} {name} in namespace {namespace}"))
+                    .advise(format!("look for it with kubectl get {kind} -A, and name its namespace with -n"))
+            }
         };
         self.decide(Verdict::Unknown, reason);
     }
@@ -137,7 +139,8 @@ impl<'a> Case<'a> {
         if claim.status.as_ref().is_some_and(|it| it.allocation.is_some()) {
             let users = consumers(claim);
             let used = if users.is_empty() { "no pod".to_owned() } else { some_of(&users, 5) };
-            let sentence = format!("it is allocated: {}; {used} uses it", devices(std::slice::from_ref(claim)));
+            let sentence =
+                format!("it is allocated: {}; {used} uses it", devices(std::slice::from_ref(claim)));
             let mut reason = Reason::new(ReasonId::ClaimAllocated, sentence);
             if claim.metadata.deletion_timestamp.is_some() {
                 reason.details.push("it is being deleted, and gone once no pod uses it".to_owned());
@@ -153,7 +156,8 @@ impl<'a> Case<'a> {
             return;
         }
         self.open.push(claim.clone());
-        let sentence = format!("no pod that uses claim {name} is known, and a claim is allocated with its pod");
+        let sentence =
+            format!("no pod that uses claim {name} is known, and a claim is allocated with its pod");
         let reason = Reason::new(ReasonId::ClaimWithoutPod, sentence)
             .advise(format!("create a pod that names claim {name} in spec.resourceClaims"));
         self.remarks.push(reason);
@@ -177,7 +181,10 @@ impl<'a> Case<'a> {
             self.problem(snapshot, &pod, problem);
         }
         if !exists {
-            for claim in claims.iter().filter(|it| it.metadata.uid.is_none() && it.metadata.creation_timestamp.is_none()) {
+            for claim in claims
+                .iter()
+                .filter(|it| it.metadata.uid.is_none() && it.metadata.creation_timestamp.is_none())
+            {
                 if let Some((reason, verdict)) = quota::refuses(&snapshot.quotas, claim) {
                     self.decide(verdict, reason);
                 }
@@ -211,19 +218,27 @@ impl<'a> Case<'a> {
             let reason = Reason::new(ReasonId::PodBeingDeleted, "the pod is being deleted");
             return self.decide(Verdict::Never, reason);
         }
-        let gates: Vec<String> =
-            spec.iter().flat_map(|it| it.scheduling_gates.iter().flatten()).map(|it| it.name.clone()).collect();
+        let gates: Vec<String> = spec
+            .iter()
+            .flat_map(|it| it.scheduling_gates.iter().flatten())
+            .map(|it| it.name.clone())
+            .collect();
         if !gates.is_empty() {
-            let sentence = format!("the scheduler does not look at the pod while it has the scheduling gate {}", some_of(&gates, 5));
+            let sentence = format!(
+                "the scheduler does not look at the pod while it has the scheduling gate {}",
+                some_of(&gates, 5)
+            );
             let reason = Reason::new(ReasonId::SchedulingGates, sentence)
                 .advise("the controller that set the gate removes it, such as a queue; ask it, or remove the gate from spec.schedulingGates");
             self.hold_back(Verdict::NotNow, reason);
         }
         let scheduler = spec.and_then(|it| it.scheduler_name.as_deref()).unwrap_or("default-scheduler");
         if scheduler != "default-scheduler" {
-            let sentence = format!("scheduler {scheduler} is responsible for the pod, and its rules are not known here");
-            let reason = Reason::new(ReasonId::OtherScheduler, sentence)
-                .advise(format!("see whether {scheduler} runs and supports DRA; or remove spec.schedulerName from the pod"));
+            let sentence =
+                format!("scheduler {scheduler} is responsible for the pod, and its rules are not known here");
+            let reason = Reason::new(ReasonId::OtherScheduler, sentence).advise(format!(
+                "see whether {scheduler} runs and supports DRA; or remove spec.schedulerName from the pod"
+            ));
             self.hold_back(Verdict::Unknown, reason);
         }
     }
@@ -232,7 +247,8 @@ impl<'a> Case<'a> {
     fn problem(&mut self, snapshot: &Snapshot, pod: &Pod, problem: DemandError) {
         match problem {
             DemandError::Missing { kind, name, namespace, .. } => {
-                let id = if kind == "ResourceClaim" { ReasonId::ClaimMissing } else { ReasonId::TemplateMissing };
+                let id =
+                    if kind == "ResourceClaim" { ReasonId::ClaimMissing } else { ReasonId::TemplateMissing };
                 let plural = format!("{}s", kind.to_lowercase());
                 let sentence = format!("{kind} {name} does not exist in namespace {namespace}");
                 let reason = Reason::new(id, sentence).advise(format!(
@@ -241,7 +257,9 @@ impl<'a> Case<'a> {
                 self.decide(Verdict::Never, reason);
             }
             DemandError::NotCreated { claim, .. } => {
-                if let Some((reason, verdict)) = would_be(snapshot, pod, &claim).and_then(|it| quota::refuses(&snapshot.quotas, &it)) {
+                if let Some((reason, verdict)) =
+                    would_be(snapshot, pod, &claim).and_then(|it| quota::refuses(&snapshot.quotas, &it))
+                {
                     return self.decide(verdict, reason);
                 }
                 let message = super::events::failed_claim_creation(snapshot, pod);
@@ -268,7 +286,10 @@ impl<'a> Case<'a> {
         let name = claim.metadata.name.as_deref().unwrap_or_default();
         let users = consumers(claim);
         let end = if users.is_empty() {
-            format!("wait; if it stays, its finalizers say who keeps it: kubectl -n {} get resourceclaim {name} -o yaml", self.namespace)
+            format!(
+                "wait; if it stays, its finalizers say who keeps it: kubectl -n {} get resourceclaim {name} -o yaml",
+                self.namespace
+            )
         } else {
             format!("end the pods that use it: {}", some_of(&users, 5))
         };
@@ -283,7 +304,8 @@ impl<'a> Case<'a> {
         let is_mine = reserved.iter().any(|it| Some(&it.uid) == pod.metadata.uid.as_ref());
         if reserved.len() >= MAX_CONSUMERS && !is_mine {
             let name = claim.metadata.name.as_deref().unwrap_or_default();
-            let sentence = format!("claim {name} is used by {MAX_CONSUMERS} pods, the most that a claim can have");
+            let sentence =
+                format!("claim {name} is used by {MAX_CONSUMERS} pods, the most that a claim can have");
             let reason = Reason::new(ReasonId::ReservedForFull, sentence)
                 .advise("end one of them, or create another claim for further pods");
             self.decide(Verdict::NotNow, reason);
@@ -292,7 +314,8 @@ impl<'a> Case<'a> {
 
     /// A pod that has its node.
     fn placed(&mut self, pod: &Pod) {
-        let Some(node) = pod.spec.as_ref().and_then(|it| it.node_name.clone()).filter(|it| !it.is_empty()) else {
+        let Some(node) = pod.spec.as_ref().and_then(|it| it.node_name.clone()).filter(|it| !it.is_empty())
+        else {
             return;
         };
         if let Some(claim) = self.open.first() {
@@ -326,7 +349,10 @@ impl<'a> Case<'a> {
             .map(|it| it.name.as_str())
             .collect();
         for entry in spec.resource_claims.iter().flatten().filter(|it| !used.contains(&it.name.as_str())) {
-            let sentence = format!("no container uses {} of spec.resourceClaims, so no container sees its devices", entry.name);
+            let sentence = format!(
+                "no container uses {} of spec.resourceClaims, so no container sees its devices",
+                entry.name
+            );
             let reason = Reason::new(ReasonId::ClaimNotUsed, sentence)
                 .advise(format!("add to the container: resources: {{claims: [{{name: {}}}]}}", entry.name));
             self.remarks.push(reason);
@@ -337,13 +363,17 @@ impl<'a> Case<'a> {
     fn extended_resources(&mut self, snapshot: &'a Snapshot, catalog: &Catalog<'a>, pod: &Pod) {
         let status = pod.status.as_ref().and_then(|it| it.extended_resource_claim_status.as_ref());
         if let Some(status) = status {
-            let found = snapshot.claims.iter().find(|it| is(&it.metadata, &self.namespace, &status.resource_claim_name));
+            let found = snapshot
+                .claims
+                .iter()
+                .find(|it| is(&it.metadata, &self.namespace, &status.resource_claim_name));
             self.held.extend(found.cloned());
             return;
         }
         let mut has_other = false;
         for resource in requested(pod).into_keys() {
-            let is_gpu = resource.starts_with("nvidia.com/") || resource.starts_with(dra_allocator::extended::IMPLICIT_PREFIX);
+            let is_gpu = resource.starts_with("nvidia.com/")
+                || resource.starts_with(dra_allocator::extended::IMPLICIT_PREFIX);
             let has_class = catalog.extended().class_of(&resource).is_some();
             if !is_gpu && !has_class {
                 continue;
@@ -360,12 +390,15 @@ impl<'a> Case<'a> {
                     some_of(&plugin, 3)
                 );
                 let name = pod.metadata.name.as_deref().unwrap_or_default();
-                let reason = Reason::new(ReasonId::DevicePlugin, sentence)
-                    .advise(format!("kubectl -n {} describe pod {name} says what the scheduler finds", self.namespace));
+                let reason = Reason::new(ReasonId::DevicePlugin, sentence).advise(format!(
+                    "kubectl -n {} describe pod {name} says what the scheduler finds",
+                    self.namespace
+                ));
                 self.hold_back(Verdict::Unknown, reason);
             }
         }
-        let asks = pod.spec.as_ref().is_some_and(|it| it.resource_claims.as_ref().is_some_and(|it| !it.is_empty()));
+        let asks =
+            pod.spec.as_ref().is_some_and(|it| it.resource_claims.as_ref().is_some_and(|it| !it.is_empty()));
         if !asks && !has_other {
             let reason = Reason::new(ReasonId::NoDeviceRequested, "the pod asks for no device")
                 .advise("name a ResourceClaimTemplate in spec.resourceClaims and in resources.claims of the container: docs/selectors.md, examples/single-instance");
@@ -374,7 +407,8 @@ impl<'a> Case<'a> {
     }
 
     fn with_class(&mut self, snapshot: &Snapshot, pod: &Pod, resource: &str, plugin: &[String]) {
-        let refused = scheduler_message(pod).is_some_and(|it| it.contains(&format!("Insufficient {resource}")));
+        let refused =
+            scheduler_message(pod).is_some_and(|it| it.contains(&format!("Insufficient {resource}")));
         if refused && plugin.is_empty() {
             let sentence = format!(
                 "kube-scheduler looks for {resource} at a device plugin: DRAExtendedResource is off in it"
@@ -382,7 +416,9 @@ impl<'a> Case<'a> {
             return self.decide(Verdict::Never, gate_off(sentence, resource));
         }
         self.extended.push(resource.to_owned());
-        let made = |claim: &ResourceClaim| claim.metadata.annotations.as_ref().is_some_and(|it| it.contains_key(CLAIM_ANNOTATION));
+        let made = |claim: &ResourceClaim| {
+            claim.metadata.annotations.as_ref().is_some_and(|it| it.contains_key(CLAIM_ANNOTATION))
+        };
         let known = snapshot.version.is_some_and(|it| it >= (1, 36)) || snapshot.claims.iter().any(made);
         if !known {
             self.assumptions.push(
@@ -394,7 +430,8 @@ impl<'a> Case<'a> {
 
     fn without_class(&mut self, snapshot: &Snapshot, resource: &str) {
         let implied = resource.strip_prefix("nvidia.com/").unwrap_or(resource);
-        let same = |it: &&k8s_openapi::api::resource::v1::DeviceClass| it.metadata.name.as_deref() == Some(implied);
+        let same =
+            |it: &&k8s_openapi::api::resource::v1::DeviceClass| it.metadata.name.as_deref() == Some(implied);
         if snapshot.classes.iter().find(same).is_some_and(|it| it.spec.extended_resource_name.is_none()) {
             let sentence = format!(
                 "class {implied} stands for {resource}, but kube-apiserver does not keep its extendedResourceName: DRAExtendedResource is off"
@@ -405,7 +442,9 @@ impl<'a> Case<'a> {
             snapshot.classes.iter().filter_map(|it| it.spec.extended_resource_name.clone()).collect();
         let mut reason = Reason::new(
             ReasonId::ExtendedResourceWithoutClass,
-            format!("no DeviceClass has the extendedResourceName {resource}, and no node's device plugin offers it"),
+            format!(
+                "no DeviceClass has the extendedResourceName {resource}, and no node's device plugin offers it"
+            ),
         );
         if !known.is_empty() {
             reason = reason.advise(format!("request one of these: {}", some_of(&known, 8)));
@@ -428,7 +467,12 @@ fn plugin_nodes(snapshot: &Snapshot, resource: &str) -> Vec<String> {
         let allocatable = node.status.as_ref().and_then(|it| it.allocatable.as_ref());
         allocatable.and_then(|it| it.get(resource)).is_some_and(|it| it.0 != "0")
     };
-    snapshot.nodes.iter().filter(offers).filter_map(|it| Some(format!("node {}", it.metadata.name.as_deref()?))).collect()
+    snapshot
+        .nodes
+        .iter()
+        .filter(offers)
+        .filter_map(|it| Some(format!("node {}", it.metadata.name.as_deref()?)))
+        .collect()
 }
 
 /// The claim that Kubernetes would create for an entry of `spec.resourceClaims`.
@@ -442,18 +486,32 @@ fn would_be(snapshot: &Snapshot, pod: &Pod, entry: &str) -> Option<ResourceClaim
     Some(claim)
 }
 
-fn is(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta, namespace: &str, name: &str) -> bool {
+fn is(
+    metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    namespace: &str,
+    name: &str,
+) -> bool {
     metadata.name.as_deref() == Some(name) && metadata.namespace.as_deref().unwrap_or("default") == namespace
 }
 
 /// Whether a pod that has not ended names a claim, or has it from a template.
 fn uses(pod: &Pod, claim: &str, namespace: &str) -> bool {
     let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref());
-    if pod.metadata.namespace.as_deref().unwrap_or("default") != namespace || matches!(phase, Some("Succeeded" | "Failed")) {
+    if pod.metadata.namespace.as_deref().unwrap_or("default") != namespace
+        || matches!(phase, Some("Succeeded" | "Failed"))
+    {
         return false;
     }
-    let named = pod.spec.iter().flat_map(|it| it.resource_claims.iter().flatten()).filter_map(|it| it.resource_claim_name.as_deref());
-    let made = pod.status.iter().flat_map(|it| it.resource_claim_statuses.iter().flatten()).filter_map(|it| it.resource_claim_name.as_deref());
+    let named = pod
+        .spec
+        .iter()
+        .flat_map(|it| it.resource_claims.iter().flatten())
+        .filter_map(|it| it.resource_claim_name.as_deref());
+    let made = pod
+        .status
+        .iter()
+        .flat_map(|it| it.resource_claim_statuses.iter().flatten())
+        .filter_map(|it| it.resource_claim_name.as_deref());
     named.chain(made).any(|it| it == claim)
 }
 
@@ -467,9 +525,13 @@ pub(super) fn consumers(claim: &ResourceClaim) -> Vec<String> {
 /// `a (device d), b (device e)` of allocated claims.
 fn devices(claims: &[ResourceClaim]) -> String {
     let of = |claim: &ResourceClaim| {
-        let results = claim.status.as_ref().and_then(|it| it.allocation.as_ref()?.devices.as_ref()?.results.clone());
-        let names: Vec<String> =
-            results.unwrap_or_default().iter().map(|it| format!("{} of pool {}", it.device, it.pool)).collect();
+        let results =
+            claim.status.as_ref().and_then(|it| it.allocation.as_ref()?.devices.as_ref()?.results.clone());
+        let names: Vec<String> = results
+            .unwrap_or_default()
+            .iter()
+            .map(|it| format!("{} of pool {}", it.device, it.pool))
+            .collect();
         let name = claim.metadata.name.as_deref().unwrap_or_default();
         format!("claim {name} has {}", if names.is_empty() { count(0, "device") } else { some_of(&names, 4) })
     };

@@ -33,7 +33,11 @@ pub fn text(explanation: &Explanation, now: Option<Timestamp>) -> String {
     }
     if let Some(placement) = &explanation.placement {
         for it in &placement.devices {
-            let _ = writeln!(out, "  node {}: request {} of claim {} gets {}", placement.node, it.request, it.claim, it.device);
+            let _ = writeln!(
+                out,
+                "  node {}: request {} of claim {} gets {}",
+                placement.node, it.request, it.claim, it.device
+            );
         }
     }
     for request in &explanation.requests {
@@ -65,7 +69,11 @@ fn of(out: &mut String, request: &RequestExplanation, sentence: &str, now: Optio
         "all" => "all devices".to_owned(),
         number => number.parse().map_or_else(|_| number.to_owned(), |it| count(it, "device")),
     };
-    let _ = writeln!(out, "\nRequest {} of claim {}: {number} of class {}", request.request, request.claim, request.class);
+    let _ = writeln!(
+        out,
+        "\nRequest {} of claim {}: {number} of class {}",
+        request.request, request.claim, request.class
+    );
     let devices = &request.devices;
     if devices.total > 0 {
         let mut parts = vec![format!("{} free", devices.free), format!("{} taken", devices.taken)];
@@ -75,7 +83,8 @@ fn of(out: &mut String, request: &RequestExplanation, sentence: &str, now: Optio
         if devices.other > 0 {
             parts.push(format!("{} unavailable", devices.other));
         }
-        let chosen = format!("{} of {} match: {}", devices.selected, count(devices.total, "device"), parts.join(", "));
+        let chosen =
+            format!("{} of {} match: {}", devices.selected, count(devices.total, "device"), parts.join(", "));
         paragraph(out, "  ", &chosen);
     }
     if request.fits_alone {

@@ -178,7 +178,11 @@ fn a_request_for_all_devices_waits_for_those_that_are_taken() {
     let mut lab = Lab { snapshot: crate::cluster::Snapshot { slices: Default::default(), ..lab.snapshot } };
     lab.layout("gpu-1", &[("1g.10gb", 0), ("1g.10gb", 1)]);
     lab.runs("other", "gpu-1", "gpu-0-1g-10gb-0");
-    lab.claim("new", json!([{"name": "mig", "exactly": {"deviceClassName": "mig-1g.10gb", "allocationMode": "All"}}]), Value::Null);
+    lab.claim(
+        "new",
+        json!([{"name": "mig", "exactly": {"deviceClassName": "mig-1g.10gb", "allocationMode": "All"}}]),
+        Value::Null,
+    );
     lab.pod("new", json!({}));
     let it = lab.explain("new");
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::NotAllFree), "{it:#?}");
@@ -205,7 +209,11 @@ fn requests_that_fit_one_by_one_may_not_fit_together() {
     lab.claim("new", json!([exactly("one", "mig-7g.80gb"), exactly("two", "mig-3g.40gb")]), Value::Null);
     lab.pod("new", json!({}));
     let it = lab.explain("new");
-    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::RequestsNotTogether), "{it:#?}");
+    assert_eq!(
+        (it.verdict, it.reasons[0].reason),
+        (Verdict::NotNow, ReasonId::RequestsNotTogether),
+        "{it:#?}"
+    );
     assert!(it.requests.iter().all(|it| it.fits_alone));
     assert!(it.advice[0].starts_with("kubectl -n default delete pod a"), "{:?}", it.advice);
 }
@@ -222,7 +230,12 @@ fn each_alternative_has_its_own_reason() {
     let by_name: Vec<(&str, ReasonId)> =
         it.requests.iter().map(|it| (it.request.as_str(), it.reasons[0].reason)).collect();
     assert_eq!(by_name, [("mig/first", ReasonId::NoSuchProfile), ("mig/second", ReasonId::AllTaken)]);
-    assert_eq!(it.reasons[0].reason, ReasonId::AllTaken, "what can come decides the sentence: {}", it.sentence);
+    assert_eq!(
+        it.reasons[0].reason,
+        ReasonId::AllTaken,
+        "what can come decides the sentence: {}",
+        it.sentence
+    );
 }
 
 #[test]
@@ -288,7 +301,15 @@ fn counters_that_the_api_server_dropped_are_reported_with_any_other_reason() {
     let mut lab = Lab::with("2xH100-80GB");
     lab.snapshot.slices = Default::default();
     lab.nvidia("gpu-1", false);
-    lab.claim("new", json!([selecting("mig.nvidia.com", "device.attributes[\"gpu.nvidia.com\"].profile == \"4g.40gb\"", json!({}))]), Value::Null);
+    lab.claim(
+        "new",
+        json!([selecting(
+            "mig.nvidia.com",
+            "device.attributes[\"gpu.nvidia.com\"].profile == \"4g.40gb\"",
+            json!({})
+        )]),
+        Value::Null,
+    );
     lab.pod("new", json!({}));
     let it = lab.explain("new");
     assert!(reasons(&it).contains(&ReasonId::CountersDropped), "{it:#?}");
@@ -302,8 +323,14 @@ fn the_text_says_the_verdict_first_then_why_then_what_to_do() {
     let text = text::text(&lab.explain("new"), "2026-11-29T09:00:00Z".parse().ok());
     let place = |it: &str| text.find(it).unwrap_or_else(|| panic!("{it} is not in {text}"));
     assert!(text.starts_with("pod/new gets no devices now: every 2g.20gb "), "{text}");
-    assert!(place("Request mig of claim default/new: 1 device of class mig-2g.20gb") < place("What to do"), "{text}");
-    assert!(text.contains("[ABCDEFG.]") && text.contains("A  1g.10gb of default/small-1-0, for 2h"), "{text}");
+    assert!(
+        place("Request mig of claim default/new: 1 device of class mig-2g.20gb") < place("What to do"),
+        "{text}"
+    );
+    assert!(
+        text.contains("[ABCDEFG.]") && text.contains("A  1g.10gb of default/small-1-0, for 2h"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -352,7 +379,11 @@ fn a_request_for_all_devices_fails_while_any_pool_is_incomplete() {
     let mut slices = Lab::shape("gpu-2", "2xH100-80GB");
     slices.truncate(1);
     lab.publish(slices);
-    lab.claim("new", json!([{"name": "mig", "exactly": {"deviceClassName": "mig-7g.80gb", "allocationMode": "All"}}]), Value::Null);
+    lab.claim(
+        "new",
+        json!([{"name": "mig", "exactly": {"deviceClassName": "mig-7g.80gb", "allocationMode": "All"}}]),
+        Value::Null,
+    );
     lab.pod("new", json!({}));
     let it = lab.explain("new");
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::AllFromBrokenPool), "{it:#?}");
@@ -362,7 +393,11 @@ fn a_request_for_all_devices_fails_while_any_pool_is_incomplete() {
 #[test]
 fn forms_that_the_scheduler_does_not_know_are_named() {
     let mut lab = Lab::with("2xH100-80GB");
-    lab.claim("new", json!([exactly("mig", "mig-1g.10gb")]), json!([{"distinctAttribute": "mig.dra-driver.dev/uuid"}]));
+    lab.claim(
+        "new",
+        json!([exactly("mig", "mig-1g.10gb")]),
+        json!([{"distinctAttribute": "mig.dra-driver.dev/uuid"}]),
+    );
     lab.pod("new", json!({}));
     let it = lab.explain("new");
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::Never, ReasonId::UnsupportedRequest), "{it:#?}");
@@ -387,6 +422,9 @@ fn every_reason_is_on_the_page_of_the_documentation() {
     for reason in ReasonId::ALL {
         let name = serde_json::to_value(reason).unwrap();
         let name = name.as_str().unwrap();
-        assert!(page.lines().any(|it| it.starts_with('|') && it.contains(&format!("`{name}`"))), "no row has {name}");
+        assert!(
+            page.lines().any(|it| it.starts_with('|') && it.contains(&format!("`{name}`"))),
+            "no row has {name}"
+        );
     }
 }

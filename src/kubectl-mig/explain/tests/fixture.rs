@@ -104,23 +104,27 @@ impl Lab {
                 devices.push((name, "mig", profile.to_owned(), *start..start + size, memory));
             }
         }
-        let device = |(name, kind, profile, cells, memory): &(String, &str, String, std::ops::Range<usize>, u64)| {
-            let mut device = json!({"name": name, "attributes": {
+        let device =
+            |(name, kind, profile, cells, memory): &(String, &str, String, std::ops::Range<usize>, u64)| {
+                let mut device = json!({"name": name, "attributes": {
                 "type": {"string": kind}, "productName": {"string": "NVIDIA H100 80GB HBM3"},
                 "resource.kubernetes.io/pciBusID": {"string": "0000:3b:00.0"}},
                 "capacity": {"memory": {"value": format!("{memory}Mi")}}});
-            let identity = if *kind == "gpu" { "uuid" } else { "parentUUID" };
-            device["attributes"][identity] = json!({"string": "GPU-8e84962a"});
-            if *kind == "mig" {
-                device["attributes"]["profile"] = json!({"string": profile});
-            }
-            if counters {
-                let used: serde_json::Map<String, Value> =
-                    cells.clone().map(|it| (format!("memory-slice-{it}"), json!({"value": "1"}))).collect();
-                device["consumesCounters"] = json!([{"counterSet": "gpu-0-counter-set", "counters": used}]);
-            }
-            device
-        };
+                let identity = if *kind == "gpu" { "uuid" } else { "parentUUID" };
+                device["attributes"][identity] = json!({"string": "GPU-8e84962a"});
+                if *kind == "mig" {
+                    device["attributes"]["profile"] = json!({"string": profile});
+                }
+                if counters {
+                    let used: serde_json::Map<String, Value> = cells
+                        .clone()
+                        .map(|it| (format!("memory-slice-{it}"), json!({"value": "1"})))
+                        .collect();
+                    device["consumesCounters"] =
+                        json!([{"counterSet": "gpu-0-counter-set", "counters": used}]);
+                }
+                device
+            };
         let all: Vec<Value> = devices.iter().map(device).collect();
         let pool = json!({"name": node, "generation": 1, "resourceSliceCount": 2});
         let sets: serde_json::Map<String, Value> =
@@ -197,7 +201,7 @@ impl Lab {
     /// The device of an H100 or A100 of the recorded shapes.
     pub(super) fn device(gpu: usize, profile: &str, start: usize) -> String {
         let bus = ["1a", "1b"][gpu];
-        format!("gpu-0000-{bus}-00-mig-{}-{start}", profile.replace('.', "-").replace('+', "-"))
+        format!("gpu-0000-{bus}-00-mig-{}-{start}", profile.replace(['.', '+'], "-"))
     }
 
     /// An event about a node.

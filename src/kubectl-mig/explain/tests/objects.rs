@@ -102,7 +102,10 @@ fn quota(lab: &mut Lab, hard: &str, used: &str) {
 fn a_quota_that_is_used_up_keeps_the_claim_from_being_created() {
     let mut lab = Lab::with("2xH100-80GB");
     template(&mut lab);
-    lab.pod("new", json!({"spec": {"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "small"}]}}));
+    lab.pod(
+        "new",
+        json!({"spec": {"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "small"}]}}),
+    );
     quota(&mut lab, "4", "4");
     let it = lab.explain("new");
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::QuotaExceeded));
@@ -120,7 +123,8 @@ fn a_planned_pod_is_explained_with_its_template_and_the_quota() {
     let pod = json!({"metadata": {"name": "web", "namespace": "default"}, "spec": {
         "containers": [{"name": "c", "resources": {"claims": [{"name": "gpu"}]}}],
         "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "small"}]}});
-    let subject = Subject::Planned { owner: "deployment/web".into(), pod: serde_json::from_value(pod).unwrap() };
+    let subject =
+        Subject::Planned { owner: "deployment/web".into(), pod: serde_json::from_value(pod).unwrap() };
     let it = explain(&lab.snapshot, &subject);
     assert_eq!((it.verdict, it.subject.as_str()), (Verdict::Fits, "deployment/web"));
     assert_eq!(it.allocated.len(), 1, "what it would get is known to who places the next one");
@@ -234,7 +238,12 @@ fn nodes_that_would_fit_are_named_with_the_rule_that_hides_them() {
             "does not tolerate its taint pool=a:NoSchedule",
             "{key: pool, value: \"a\", effect: NoSchedule}",
         ),
-        (json!({}), json!({"spec": {"nodeSelector": {"pool": "b"}}}), "wants pool=b", "kubectl label node gpu-1 pool=b"),
+        (
+            json!({}),
+            json!({"spec": {"nodeSelector": {"pool": "b"}}}),
+            "wants pool=b",
+            "kubectl label node gpu-1 pool=b",
+        ),
         (
             json!({}),
             json!({"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
@@ -268,8 +277,11 @@ fn a_tolerated_taint_and_a_matching_selector_hide_no_node() {
     let mut lab = Lab::with("2xH100-80GB");
     lab.node("gpu-1", json!({"spec": {"taints": [{"key": "pool", "value": "a", "effect": "NoSchedule"}]}}));
     lab.claim("new", json!([exactly("mig", "mig-1g.10gb")]), Value::Null);
-    lab.pod("new", json!({"spec": {"tolerations": [{"key": "pool", "operator": "Exists"}],
-        "nodeSelector": {"kubernetes.io/hostname": "gpu-1"}}}));
+    lab.pod(
+        "new",
+        json!({"spec": {"tolerations": [{"key": "pool", "operator": "Exists"}],
+        "nodeSelector": {"kubernetes.io/hostname": "gpu-1"}}}),
+    );
     assert_eq!(lab.explain("new").verdict, Verdict::Fits);
 }
 
@@ -311,7 +323,11 @@ fn a_layout_without_the_profile_is_the_reason_and_a_layout_with_it_the_remedy() 
     lab.wants("new", "2g.20gb");
     let it = lab.explain("new");
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::Never, ReasonId::NotInLayout), "{it:#?}");
-    assert!(it.advice[0].contains("kubectl label node gpu-1 nvidia.com/mig.config=all-2g.20gb --overwrite"), "{:?}", it.advice);
+    assert!(
+        it.advice[0].contains("kubectl label node gpu-1 nvidia.com/mig.config=all-2g.20gb --overwrite"),
+        "{:?}",
+        it.advice
+    );
     lab.wants("impossible", "1g.5gb");
     assert_eq!(first(&lab, "impossible"), (Verdict::Never, ReasonId::NoSuchProfile));
 
@@ -346,8 +362,11 @@ fn a_cluster_without_slices_has_no_driver() {
 
 fn says(lab: &mut Lab, message: &str) {
     lab.claim("new", json!([exactly("mig", "mig-1g.10gb")]), Value::Null);
-    lab.pod("new", json!({"status": {"conditions": [
-        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]}}));
+    lab.pod(
+        "new",
+        json!({"status": {"conditions": [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]}}),
+    );
 }
 
 #[test]
@@ -404,6 +423,9 @@ fn json_has_stable_names() {
     assert_eq!(json["verdict"], "notNow");
     assert_eq!(json["reasons"][0]["reason"], "allTaken");
     assert_eq!(json["reasons"][0]["holders"][0]["since"], "2026-11-29T07:00:00Z");
-    assert_eq!(json["requests"][0]["devices"], json!({"total": 52, "selected": 2, "free": 0, "taken": 2, "blocked": 0, "other": 0}));
+    assert_eq!(
+        json["requests"][0]["devices"],
+        json!({"total": 52, "selected": 2, "free": 0, "taken": 2, "blocked": 0, "other": 0})
+    );
     assert!(json.to_string().contains(DRIVER) || json["requests"][0]["gpus"][0]["cells"] == "AAAAAAAA");
 }
