@@ -67,7 +67,8 @@ pub fn run(args: &CompletionArgs) -> u8 {
     };
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "kubectl-mig", &mut script);
-    print(&script)
+    // The subcommands have the name with a space, `kubectl mig`, which the script for bash does not recognise.
+    print(String::from_utf8_lossy(&script).replace("kubectl__subcmd__mig", "kubectl__mig").as_bytes())
 }
 
 /// Prints the manual page, or writes all of them. Answers the exit status.

@@ -30,7 +30,8 @@ fn each_shell_gets_a_script_that_knows_the_subcommands() {
 fn bash_where_it_is_installed_completes_with_the_script() {
     let script = run(&["completion", "bash"]);
     let test = format!(
-        "{script}\nCOMP_WORDS=(kubectl-mig get no); COMP_CWORD=2; _kubectl-mig kubectl-mig no get; echo \"${{COMPREPLY[*]}}\""
+        "{script}\nCOMP_WORDS=(kubectl-mig get no); COMP_CWORD=2; name=$(complete -p kubectl-mig | sed 's/.*-F \\([^ ]*\\).*/\\1/'); \
+         \"$name\" kubectl-mig no get; echo \"${{COMPREPLY[*]}}\""
     );
     let Ok(output) = Command::new("bash").args(["-c", &test]).output() else { return };
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "nodes", "{output:?}");
@@ -69,7 +70,7 @@ fn the_script_for_kubectl_calls_this_program() {
     let path = directory.path().join("kubectl_complete-mig");
     std::fs::write(&path, script).unwrap();
     let program = std::path::Path::new(env!("CARGO_BIN_EXE_kubectl-mig")).parent().unwrap();
-    let output = Command::new("sh").arg(path).args(["get", "no"]).env("PATH", program).output().unwrap();
+    let output = Command::new("/bin/sh").arg(path).args(["get", "no"]).env("PATH", program).output().unwrap();
     assert_eq!(
         String::from_utf8(output.stdout).unwrap().lines().next().unwrap().split('\t').next(),
         Some("nodes")
