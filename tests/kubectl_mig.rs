@@ -249,3 +249,19 @@ fn printed_slices_are_yaml_documents_or_a_list() {
         assert_eq!(run(&[&["slices"], wrong].concat()).status.code(), Some(2), "{wrong:?}");
     }
 }
+
+#[test]
+fn the_page_about_plans_shows_what_the_command_prints() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    let page = std::fs::read_to_string(format!("{root}/docs/kubectl-mig-plan.md")).unwrap();
+    let commands = page.lines().filter_map(|it| it.strip_prefix("$ kubectl mig plan -f examples/plan "));
+    let mut compared = 0;
+    for command in commands {
+        let example = format!("{root}/examples/plan");
+        let arguments: Vec<&str> = ["plan", "-f", &example].into_iter().chain(command.split(' ')).collect();
+        let printed = text(&run(&arguments).stdout);
+        assert!(page.contains(&format!("{command}\n{printed}```")), "{command}:\n{printed}");
+        compared += 1;
+    }
+    assert_eq!(compared, 2);
+}
