@@ -104,19 +104,21 @@ impl Memory {
         now: Instant,
     ) -> Result<BTreeSet<String>, Question> {
         let (inventory, held) = (world.node.inventory, world.node.held);
-        let mut known = names(inventory);
-        known.extend(inventory.gpus.iter().flat_map(|it| &it.withheld).map(|it| it.name.to_string()));
-        let prepared = known.intersection(held).cloned().collect();
-        // Layouts see to what they withdraw, and so do GPUs that are not cut.
-        let offered = if world.is_counted() { names(&world.offered(inventory, held)) } else { known.clone() };
+        // GPUs that are not cut see to what they withdraw, and so do layouts.
         let is_cut = |name: &&String| !inventory.gpus.iter().any(|it| !it.can_be_cut() && is_of(name, it));
-        let withheld = known.difference(&offered).filter(is_cut).cloned().collect();
+        let cut = |names: &BTreeSet<String>| names.iter().filter(is_cut).cloned().collect::<BTreeSet<_>>();
+        let withheld = inventory.gpus.iter().flat_map(|it| &it.withheld).map(|it| it.name.to_string());
+        let known = cut(&names(inventory).into_iter().chain(withheld).collect());
+        let prepared = known.intersection(held).cloned().collect();
+        let offered =
+            if world.is_counted() { cut(&names(&world.offered(inventory, held))) } else { known.clone() };
+        let withheld = known.difference(&offered).cloned().collect();
         // Also what was deleted since: it may be allocated all the same.
         let seen: BTreeSet<String> = published.slices.iter().flat_map(names_in).map(str::to_owned).collect();
         let before = seen.iter().chain(self.published.iter().flatten()).chain(self.undescribed.names());
-        let before: BTreeSet<String> = before.filter(is_cut).cloned().collect();
+        let before = cut(&before.cloned().collect());
         let devices = Devices {
-            offered: &(&offered | held),
+            offered: &(&offered | &cut(held)),
             withheld: &withheld,
             published: &before,
             prepared: &prepared,

@@ -86,7 +86,7 @@ impl World {
     fn node(&self) -> (Node, Vec<Gpu>, OfferPolicy) {
         let held = self.with(|it| it.2);
         let (inventory, gpus, policy) = self.inventory(&held);
-        (Node { inventory: Arc::new(inventory), held }, gpus, policy)
+        (Node { inventory: Arc::new(inventory), held, ..Node::default() }, gpus, policy)
     }
 
     fn decide(&mut self) {
