@@ -10,7 +10,7 @@ use k8s_openapi::api::resource::v1::ResourceSlice;
 use super::next::{Question, Round, claims};
 use super::render::names as names_in;
 use super::sharing::{ShareTransition, is_of};
-use super::transition::{Pool, Transition, names};
+use super::transition::{Held, Pool, Transition, names};
 use super::undescribed::UndescribedDevices;
 use super::world::{Published, World};
 use super::{Devices, RetainedDevices};
@@ -86,9 +86,14 @@ impl Memory {
         &self.published
     }
 
+    /// The described devices that were to be published last.
+    pub(super) fn decided(&self) -> impl Iterator<Item = &String> {
+        self.decided.iter().flatten()
+    }
+
     /// The described devices that were published last, or were to be published and may be in part.
     pub(super) fn attempted(&self) -> impl Iterator<Item = &String> {
-        self.published.iter().chain(&self.decided).flatten()
+        self.published.iter().flatten().chain(self.decided())
     }
 
     /// Whether schedulers give anything away of what is published.
@@ -142,13 +147,18 @@ impl Memory {
     ) -> Result<Cow<'i, Inventory>, Question> {
         let Round { world, published, before, now, .. } = round;
         let (pool, prepared) = (self.pool(published), world.node.held);
+        // The layout may just have withdrawn something.
+        if self.transition.is_by_layout() {
+            self.retained.expect_more();
+        }
         // One of two that overlap is left out only by what claims have now: the other one may be free already.
         if self.retained.is_crowded(offered, before, prepared) {
             let claims = claims(world)?;
             self.retained.confirm(&claims.allocated, claims.read_at);
         }
         let shown = self.retained.show(offered, before, prepared);
-        Ok(match self.transition.count(&shown, pool.as_ref(), held, now) {
+        let seen = self.seen(pool.as_ref());
+        Ok(match self.transition.count(&shown, pool.as_ref(), &seen, held, now) {
             Some(part) => {
                 self.retained.expect_more();
                 Cow::Owned(part)
@@ -169,9 +179,25 @@ impl Memory {
         self.decided = shown;
     }
 
-    /// Takes note that layouts decide what is published.
-    pub(super) fn leave_to_layouts(&mut self) {
-        self.retained.leave_to_layouts();
+    /// What layouts allow on the way to `target`; they see to what they withdraw.
+    pub(super) fn step(
+        &mut self,
+        all: &Inventory,
+        target: &Inventory,
+        pool: Option<&Pool>,
+        prepared: &BTreeSet<String>,
+        read_at: Instant,
+    ) -> Inventory {
+        let seen = self.seen(pool);
+        // Where nothing changes, nothing was read.
+        let allocated = if self.allocated.is_empty() { prepared } else { &self.allocated };
+        self.retained.leave_nothing_out();
+        self.transition.step(all, target, pool, &seen, Held { prepared, allocated, read_at })
+    }
+
+    /// What schedulers have seen, as far as this process knows.
+    fn seen(&self, pool: Option<&Pool>) -> BTreeSet<String> {
+        pool.into_iter().flat_map(|it| &it.devices).chain(self.decided()).cloned().collect()
     }
 
     /// The pool that is published, without what only stays in it.
