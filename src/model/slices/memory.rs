@@ -50,12 +50,10 @@ impl Memory {
         }
     }
 
-    /// Another process has published meanwhile: nothing is known of what it withdrew, as after a start. What only this one may
-    /// know stays.
+    /// Another process has published meanwhile: nothing is known of what it withdrew, as after a start. What nothing but this process
+    /// can describe stays.
     pub fn forget(&mut self, settle: Duration) {
-        let (undescribed, allocated) =
-            (std::mem::take(&mut self.undescribed), std::mem::take(&mut self.allocated));
-        *self = Self { undescribed, allocated, ..Self::new(settle, true) };
+        *self = Self { undescribed: std::mem::take(&mut self.undescribed), ..Self::new(settle, true) };
     }
 
     /// Takes note that what was decided last is written. Answers when the first of what then goes has settled.

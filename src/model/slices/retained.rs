@@ -43,8 +43,6 @@ pub(super) struct RetainedDevices {
     withdrawn: Withdrawn,
     /// When this process began, where one before it may have withdrawn whatever is not published.
     began: Option<Instant>,
-    /// Whether this process has published anything.
-    has_written: bool,
     /// When the read that found them began.
     read_at: Option<Instant>,
     gone: Option<Gone>,
@@ -76,7 +74,6 @@ impl RetainedDevices {
             left_out: BTreeSet::new(),
             withdrawn: Withdrawn::default(),
             began: None,
-            has_written: false,
             read_at: None,
             gone: None,
             has_past,
@@ -122,7 +119,10 @@ impl RetainedDevices {
 
     /// Takes note of what claims have, by a read that began at `read_at`.
     pub(super) fn found(&mut self, allocated: &BTreeSet<String>, devices: Devices<'_>, read_at: Instant) {
-        let is_possible = |it: &&String| devices.published.contains(*it) || devices.withheld.contains(*it);
+        // Also what was withdrawn and that the node cannot describe now: its GPU may come back.
+        let is_known = |it: &String| self.withdrawn.has(it) || self.taken.contains(it);
+        let is_possible =
+            |it: &&String| devices.published.contains(*it) || devices.withheld.contains(*it) || is_known(it);
         self.taken = allocated.difference(devices.offered).filter(is_possible).cloned().collect();
         self.allocated.clone_from(allocated);
         self.has_past = false;
@@ -131,10 +131,6 @@ impl RetainedDevices {
         self.began = self.began.filter(|it| read_at < *it + self.settle);
         self.withdrawn.settle(self.settle, read_at);
         let goes = devices.published.difference(devices.offered).filter(|it| !self.taken.contains(*it));
-        let goes: Vec<&String> = goes.collect();
-        if !goes.is_empty() {
-            self.gone = Some(Gone::NotYet);
-        }
         self.withdrawn.add(goes);
     }
 
@@ -148,12 +144,7 @@ impl RetainedDevices {
     ) -> Cow<'i, Inventory> {
         let mut shown = Cow::Borrowed(offered);
         self.left_out.clear();
-        // Of a pool that is gone nothing was given away since.
-        let is_wiped = before.is_empty() && !self.has_written;
         for (index, gpu) in offered.gpus.iter().enumerate().filter(|(_, it)| !it.counters.is_empty()) {
-            if is_wiped {
-                break;
-            }
             let crowded_out = self.crowded_out(gpu, before, prepared);
             let devices = self.shown_of(gpu, before, prepared, &crowded_out);
             self.left_out.extend(crowded_out);
@@ -256,7 +247,6 @@ impl RetainedDevices {
 
     /// Takes note that what was decided last is written.
     pub(super) fn written(&mut self, now: Instant) {
-        self.has_written = true;
         self.withdrawn.written(now);
         self.gone.iter_mut().for_each(|it| it.written(now));
     }

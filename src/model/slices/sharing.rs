@@ -129,7 +129,7 @@ pub(super) fn settle<'i>(
     for gpu in settled.gpus.iter_mut().filter(|it| !it.can_be_cut()) {
         let target = gpu.with_held(&held);
         is_held_up |= names(&target) != names(gpu);
-        let before = seen.iter().filter(|it| is_of(it, gpu)).cloned().collect();
+        let before = before.iter().filter(|it| is_of(it, gpu)).cloned().collect();
         *gpu = transition.step(&target, &before, &held, claims.read_at, settle);
     }
     let due = match transition.since() {

@@ -161,8 +161,6 @@ impl Transition {
         self.last = Some(Kind::ByCounters);
         self.forget_what_has_settled(now);
         if self.is_open() {
-            self.withdrawn = Withdrawn::default();
-            self.start = None;
             return None;
         }
         let stays =
@@ -264,5 +262,44 @@ fn consume(room: &mut BTreeMap<String, u32>, device: &AllocatableDevice) {
         if let Some(left) = room.get_mut(counter) {
             *left = left.saturating_sub(*amount);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::PciAddress;
+    use crate::inventory::{DeviceKind, DeviceName};
+
+    /// A GPU with two engines, and devices that take one each.
+    fn gpu(bus_of: &[u8]) -> Inventory {
+        let device = |bus: &u8| {
+            let name = DeviceName::gpu(PciAddress { domain: 0, bus: *bus, device: 0 });
+            AllocatableDevice {
+                name,
+                parent_uuid: "GPU-1".to_owned(),
+                kind: DeviceKind::Gpu,
+                attributes: BTreeMap::new(),
+                capacities: BTreeMap::new(),
+                consumes: [("engines".to_owned(), 1)].into(),
+            }
+        };
+        let counters = [("engines".to_owned(), 2)].into();
+        let devices = bus_of.iter().map(device).collect();
+        let (counter_set, withheld) = ("gpu".to_owned(), Vec::new());
+        Inventory { gpus: vec![GpuInventory { counter_set, counters, devices, withheld, problem: None }] }
+    }
+
+    #[test]
+    fn a_published_device_stays_where_what_goes_leaves_no_room_for_a_new_one_beside_it() {
+        let (new, stays, goes) = (1, 2, 3);
+        let settle = Duration::from_secs(10);
+        let (now, nothing) = (Instant::now(), BTreeSet::new());
+        let held = Held { prepared: &nothing, allocated: &nothing, read_at: now };
+        let (all, published) = (gpu(&[new, stays, goes]), gpu(&[stays, goes]));
+        let pool = Pool { devices: names(&published), is_counted: false, is_open: true };
+        let mut transition = Transition::new(settle, false);
+        let next = transition.step(&all, &gpu(&[new, stays]), Some(&pool), &names(&published), held);
+        assert_eq!(names(&next), names(&gpu(&[stays])));
     }
 }

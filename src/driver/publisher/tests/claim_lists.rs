@@ -1,7 +1,7 @@
 //! How often the publisher lists the claims of the whole cluster, by what happens on its node. No read costs the API server more,
 //! and every node makes it. A number here may fall; it rises only with a reason.
 
-use super::step::{Scene, mig};
+use super::scene::{Scene, mig};
 use super::*;
 
 const HOUR: u64 = 60 * 60;

@@ -1,9 +1,13 @@
 //! The publishing step in a loop as the driver runs it, with an API server that is a list of slices. What is around it, GPUs,
 //! claims and schedulers, is in the worlds that use it: `shares` here, and that of layouts and counters.
 
+mod allocated;
 mod claim_lists;
+mod gates;
+mod scene;
 mod shares;
 mod step;
+mod triggers;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

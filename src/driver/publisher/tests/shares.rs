@@ -253,3 +253,14 @@ fn an_unhealthy_gpu_that_was_allocated_at_the_last_moment_is_published_again_als
     assert_eq!(world.published(), [GPU.to_owned()].into());
     assert_eq!(world.rounds.lists, 3, "at the withdrawal, at the start, and when the settle time is over");
 }
+
+#[test]
+fn an_unhealthy_gpu_whose_slices_were_deleted_and_that_was_allocated_at_the_last_moment_is_published_again() {
+    let mut world = World::new();
+    [Event::Decide, Event::Write, Event::UnhealthyReason, Event::KubeletRestart, Event::Decide, Event::Write]
+        .into_iter()
+        .for_each(|it| world.play(it));
+    late(&mut world);
+    world.comes_to_rest();
+    assert_eq!(world.published(), [GPU.to_owned()].into());
+}
