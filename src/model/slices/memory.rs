@@ -156,13 +156,8 @@ impl Memory {
         }
         let shown = self.retained.show(offered, before, prepared);
         let seen = self.seen(pool.as_ref());
-        Ok(match self.transition.count(&shown, pool.as_ref(), &seen, held, now) {
-            Some(part) => {
-                self.retained.expect_more();
-                Cow::Owned(part)
-            }
-            None => shown,
-        })
+        let part = self.transition.count(&shown, pool.as_ref(), &seen, held, now);
+        Ok(part.map_or(shown, Cow::Owned))
     }
 
     /// Takes note of what is decided, and leaves allocated devices out where counters would be overdrawn.

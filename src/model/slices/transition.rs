@@ -271,35 +271,65 @@ mod tests {
     use crate::facts::PciAddress;
     use crate::inventory::{DeviceKind, DeviceName};
 
-    /// A GPU with two engines, and devices that take one each.
-    fn gpu(bus_of: &[u8]) -> Inventory {
-        let device = |bus: &u8| {
-            let name = DeviceName::gpu(PciAddress { domain: 0, bus: *bus, device: 0 });
-            AllocatableDevice {
-                name,
-                parent_uuid: "GPU-1".to_owned(),
-                kind: DeviceKind::Gpu,
-                attributes: BTreeMap::new(),
-                capacities: BTreeMap::new(),
-                consumes: [("engines".to_owned(), 1)].into(),
-            }
+    const SETTLE: Duration = Duration::from_secs(10);
+    const NEW: u8 = 1;
+    const STAYS: u8 = 2;
+    const GOES: u8 = 3;
+
+    /// A GPU with so many engines, and devices that take one each.
+    fn gpu(engines: u32, devices: &[u8]) -> Inventory {
+        let device = |bus: &u8| AllocatableDevice {
+            name: DeviceName::gpu(PciAddress { domain: 0, bus: *bus, device: 0 }),
+            parent_uuid: "GPU-1".to_owned(),
+            kind: DeviceKind::Gpu,
+            attributes: BTreeMap::new(),
+            capacities: BTreeMap::new(),
+            consumes: [("engines".to_owned(), 1)].into(),
         };
-        let counters = [("engines".to_owned(), 2)].into();
-        let devices = bus_of.iter().map(device).collect();
+        let counters = [("engines".to_owned(), engines)].into();
+        let devices = devices.iter().map(device).collect();
         let (counter_set, withheld) = ("gpu".to_owned(), Vec::new());
         Inventory { gpus: vec![GpuInventory { counter_set, counters, devices, withheld, problem: None }] }
     }
 
+    /// One step of which all is written at once; what is published then.
+    fn step(
+        transition: &mut Transition,
+        engines: u32,
+        wanted: &[u8],
+        before: &BTreeSet<String>,
+        now: Instant,
+    ) -> BTreeSet<String> {
+        let nothing = BTreeSet::new();
+        let held = Held { prepared: &nothing, allocated: &nothing, read_at: now };
+        let pool = Pool { devices: before.clone(), is_counted: false, is_open: true };
+        let all = gpu(engines, &[NEW, STAYS, GOES]);
+        let next = transition.step(&all, &gpu(engines, wanted), Some(&pool), before, held);
+        transition.written(now);
+        names(&next)
+    }
+
     #[test]
     fn a_published_device_stays_where_what_goes_leaves_no_room_for_a_new_one_beside_it() {
-        let (new, stays, goes) = (1, 2, 3);
-        let settle = Duration::from_secs(10);
-        let (now, nothing) = (Instant::now(), BTreeSet::new());
-        let held = Held { prepared: &nothing, allocated: &nothing, read_at: now };
-        let (all, published) = (gpu(&[new, stays, goes]), gpu(&[stays, goes]));
-        let pool = Pool { devices: names(&published), is_counted: false, is_open: true };
-        let mut transition = Transition::new(settle, false);
-        let next = transition.step(&all, &gpu(&[new, stays]), Some(&pool), &names(&published), held);
-        assert_eq!(names(&next), names(&gpu(&[stays])));
+        let (mut transition, start) = (Transition::new(SETTLE, false), Instant::now());
+        let before = names(&gpu(2, &[STAYS, GOES]));
+        assert_eq!(step(&mut transition, 2, &[STAYS, GOES], &before, start), before);
+        let next = step(&mut transition, 2, &[NEW, STAYS], &before, start + SETTLE);
+        assert_eq!(next, names(&gpu(2, &[STAYS])));
+    }
+
+    #[test]
+    fn a_device_that_has_to_go_although_it_is_wanted_is_waited_for_as_any_other() {
+        let (mut transition, start) = (Transition::new(SETTLE, false), Instant::now());
+        let before = names(&gpu(2, &[STAYS, GOES]));
+        let next = step(&mut transition, 2, &[STAYS], &before, start);
+        assert_eq!(next, names(&gpu(2, &[STAYS])));
+        // An unmanaged instance takes one engine.
+        let next = step(&mut transition, 1, &[STAYS], &next, start + SETTLE / 2);
+        assert_eq!(next, BTreeSet::new());
+        let next = step(&mut transition, 1, &[NEW], &next, start + SETTLE);
+        assert_eq!(next, BTreeSet::new(), "a scheduler may just have allocated it");
+        let next = step(&mut transition, 1, &[NEW], &next, start + 2 * SETTLE);
+        assert_eq!(next, names(&gpu(1, &[NEW])));
     }
 }

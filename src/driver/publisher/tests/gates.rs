@@ -48,7 +48,9 @@ fn a_pool_that_loses_its_counters_is_closed_also_where_its_slices_were_deleted()
 #[test]
 fn a_pool_that_is_closed_stays_closed_for_the_settle_time_after_a_start() {
     for keeps_counters in [false, true] {
-        let mut scene = if keeps_counters { withdrawn_by_layout() } else { counted() };
+        let mut scene =
+            if keeps_counters { Scene::with_layout("1xH100-80GB", "all-1g.10gb") } else { counted() };
+        scene.look();
         scene.keeps_counters = keeps_counters;
         scene.look();
         assert!(!is_open(&scene));

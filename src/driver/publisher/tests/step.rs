@@ -130,6 +130,25 @@ fn a_layout_whose_devices_are_all_published_is_not_settling_while_others_are_wai
 }
 
 #[test]
+fn a_share_that_is_allocated_and_in_the_way_is_looked_after_also_with_layouts() {
+    let mut scene = Scene::with_layout("1xL4", "all-disabled");
+    scene.rounds.settings.mode = Mode::Layout;
+    scene.policy.time_slices = 4;
+    scene.look();
+    let share = format!("{GPU}-share-3");
+    scene.allocate(&share);
+    scene.policy.time_slices = 0;
+    scene.rounds.restart();
+    scene.look();
+    scene.elapse(3 * SETTLE);
+    scene.look();
+    assert_eq!((scene.published(), scene.pause()), (set(&[&share]), SETTLE), "no event reports its release");
+    scene.end(&share);
+    scene.elapse(2 * SETTLE);
+    assert_eq!(scene.published(), set(&[GPU]));
+}
+
+#[test]
 fn where_counters_are_insisted_on_and_dropped_gpus_stay_whole_whatever_the_layout_says() {
     let mut scene = Scene::with_layout("1xH100-80GB", "all-1g.10gb");
     scene.rounds.settings.mode = Mode::Partitionable;
