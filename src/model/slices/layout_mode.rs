@@ -10,7 +10,7 @@ use crate::inventory::Inventory;
 
 use super::memory::Memory;
 use super::next::{Question, claims};
-use super::transition::{Held, Pool, names};
+use super::transition::{Pool, names};
 use super::world::{GATE_RETRY, Mode, NodeView, Published, RESYNC, World};
 use super::{CounterSupport, Publication};
 use crate::layout::{Decision, GpuLayout, Layouts, apply};
@@ -57,7 +57,7 @@ pub(super) fn makes_room(memory: &Memory, world: &World<'_>, seen: &NodeView<'_>
     let now = &world.node;
     let decision = layouts(world, now.inventory);
     let held = now.held | &(&memory.allocated - seen.held);
-    names(&apply(now.inventory, &decision.layouts, &held).inventory) != *memory.transition.published()
+    names(&apply(now.inventory, &decision.layouts, &held).inventory) != memory.decided().cloned().collect()
 }
 
 /// What the layouts allow at the moment; nothing where they are not known.
@@ -78,11 +78,7 @@ pub(super) fn target(
     let (read_at, is_held_up) = read_claims(memory, world, inventory, &decision.layouts, pool.as_ref(), now)?;
     let held = prepared | &memory.allocated;
     let target = apply(inventory, &decision.layouts, &held);
-    // Where nothing changes, nothing was read.
-    let allocated = if memory.allocated.is_empty() { prepared } else { &memory.allocated };
-    let claims = Held { prepared, allocated, read_at };
-    let next = memory.transition.step(inventory, &target.inventory, pool.as_ref(), claims);
-    memory.leave_to_layouts();
+    let next = memory.step(inventory, &target.inventory, pool.as_ref(), prepared, read_at);
 
     let devices = next.devices().count();
     let settling = !memory.is_open() || memory.transition.is_settling() && next != target.inventory;

@@ -10,7 +10,7 @@ use k8s_openapi::api::resource::v1::ResourceSlice;
 use super::next::{Question, Round, claims};
 use super::render::names as names_in;
 use super::sharing::{ShareTransition, is_of};
-use super::transition::{Pool, Transition, names};
+use super::transition::{Held, Pool, Transition, names};
 use super::undescribed::UndescribedDevices;
 use super::world::{Published, World};
 use super::{Devices, RetainedDevices};
@@ -50,12 +50,10 @@ impl Memory {
         }
     }
 
-    /// Another process has published meanwhile: nothing is known of what it withdrew, as after a start. What only this one may
-    /// know stays.
+    /// Another process has published meanwhile: nothing is known of what it withdrew, as after a start. What nothing but this process
+    /// can describe stays.
     pub fn forget(&mut self, settle: Duration) {
-        let (undescribed, allocated) =
-            (std::mem::take(&mut self.undescribed), std::mem::take(&mut self.allocated));
-        *self = Self { undescribed, allocated, ..Self::new(settle, true) };
+        *self = Self { undescribed: std::mem::take(&mut self.undescribed), ..Self::new(settle, true) };
     }
 
     /// Takes note that what was decided last is written. Answers when the first of what then goes has settled.
@@ -86,9 +84,14 @@ impl Memory {
         &self.published
     }
 
+    /// The described devices that were to be published last.
+    pub(super) fn decided(&self) -> impl Iterator<Item = &String> {
+        self.decided.iter().flatten()
+    }
+
     /// The described devices that were published last, or were to be published and may be in part.
     pub(super) fn attempted(&self) -> impl Iterator<Item = &String> {
-        self.published.iter().chain(&self.decided).flatten()
+        self.published.iter().flatten().chain(self.decided())
     }
 
     /// Whether schedulers give anything away of what is published.
@@ -104,19 +107,21 @@ impl Memory {
         now: Instant,
     ) -> Result<BTreeSet<String>, Question> {
         let (inventory, held) = (world.node.inventory, world.node.held);
-        let mut known = names(inventory);
-        known.extend(inventory.gpus.iter().flat_map(|it| &it.withheld).map(|it| it.name.to_string()));
-        let prepared = known.intersection(held).cloned().collect();
-        // Layouts see to what they withdraw, and so do GPUs that are not cut.
-        let offered = if world.is_counted() { names(&world.offered(inventory, held)) } else { known.clone() };
+        // GPUs that are not cut see to what they withdraw, and so do layouts.
         let is_cut = |name: &&String| !inventory.gpus.iter().any(|it| !it.can_be_cut() && is_of(name, it));
-        let withheld = known.difference(&offered).filter(is_cut).cloned().collect();
+        let cut = |names: &BTreeSet<String>| names.iter().filter(is_cut).cloned().collect::<BTreeSet<_>>();
+        let withheld = inventory.gpus.iter().flat_map(|it| &it.withheld).map(|it| it.name.to_string());
+        let known = cut(&names(inventory).into_iter().chain(withheld).collect());
+        let prepared = known.intersection(held).cloned().collect();
+        let offered =
+            if world.is_counted() { cut(&names(&world.offered(inventory, held))) } else { known.clone() };
+        let withheld = known.difference(&offered).cloned().collect();
         // Also what was deleted since: it may be allocated all the same.
         let seen: BTreeSet<String> = published.slices.iter().flat_map(names_in).map(str::to_owned).collect();
         let before = seen.iter().chain(self.published.iter().flatten()).chain(self.undescribed.names());
-        let before: BTreeSet<String> = before.filter(is_cut).cloned().collect();
+        let before = cut(&before.cloned().collect());
         let devices = Devices {
-            offered: &(&offered | held),
+            offered: &(&offered | &cut(held)),
             withheld: &withheld,
             published: &before,
             prepared: &prepared,
@@ -140,19 +145,19 @@ impl Memory {
     ) -> Result<Cow<'i, Inventory>, Question> {
         let Round { world, published, before, now, .. } = round;
         let (pool, prepared) = (self.pool(published), world.node.held);
+        // The layout may just have withdrawn something.
+        if self.transition.is_by_layout() {
+            self.retained.expect_more();
+        }
         // One of two that overlap is left out only by what claims have now: the other one may be free already.
         if self.retained.is_crowded(offered, before, prepared) {
             let claims = claims(world)?;
             self.retained.confirm(&claims.allocated, claims.read_at);
         }
         let shown = self.retained.show(offered, before, prepared);
-        Ok(match self.transition.count(&shown, pool.as_ref(), held, now) {
-            Some(part) => {
-                self.retained.expect_more();
-                Cow::Owned(part)
-            }
-            None => shown,
-        })
+        let seen = self.seen(pool.as_ref());
+        let part = self.transition.count(&shown, pool.as_ref(), &seen, held, now);
+        Ok(part.map_or(shown, Cow::Owned))
     }
 
     /// Takes note of what is decided, and leaves allocated devices out where counters would be overdrawn.
@@ -167,9 +172,25 @@ impl Memory {
         self.decided = shown;
     }
 
-    /// Takes note that layouts decide what is published.
-    pub(super) fn leave_to_layouts(&mut self) {
-        self.retained.leave_to_layouts();
+    /// What layouts allow on the way to `target`; they see to what they withdraw.
+    pub(super) fn step(
+        &mut self,
+        all: &Inventory,
+        target: &Inventory,
+        pool: Option<&Pool>,
+        prepared: &BTreeSet<String>,
+        read_at: Instant,
+    ) -> Inventory {
+        let seen = self.seen(pool);
+        // Where nothing changes, nothing was read.
+        let allocated = if self.allocated.is_empty() { prepared } else { &self.allocated };
+        self.retained.leave_nothing_out();
+        self.transition.step(all, target, pool, &seen, Held { prepared, allocated, read_at })
+    }
+
+    /// What schedulers have seen, as far as this process knows.
+    fn seen(&self, pool: Option<&Pool>) -> BTreeSet<String> {
+        pool.into_iter().flat_map(|it| &it.devices).chain(self.decided()).cloned().collect()
     }
 
     /// The pool that is published, without what only stays in it.

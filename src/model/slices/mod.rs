@@ -19,6 +19,7 @@ mod taint;
 mod transition;
 mod triggers;
 mod undescribed;
+mod withdrawn;
 mod world;
 
 pub use diff::{Change, diff, is_same, lost_counters};

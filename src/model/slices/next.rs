@@ -80,7 +80,7 @@ pub fn next(world: &World<'_>, memory: &Memory, now: Instant) -> Result<Plan, Qu
         return counted(Round { world, published, before: &before, now, soon }, memory, &inventory, has_gate);
     }
     match layout_mode::target(&mut memory, world, &inventory, published, now)? {
-        None => keep(layout_mode::NO_LABELS, RESYNC.min(soon), memory),
+        None => keep(layout_mode::NO_LABELS, RESYNC, memory),
         Some(target) => {
             let ranking = Ranking::of(&target.inventory, &target.held, world.settings.placement);
             let slices = render(&target.inventory, &ranking, &published.owner);

@@ -19,13 +19,15 @@
 //! Pure. Refuses to ask where nothing could come of the answer: it is a list of all claims of the cluster.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::inventory::{AllocatableDevice, DeviceName, GpuInventory, Inventory, fits_into};
+use crate::inventory::{AllocatableDevice, GpuInventory, Inventory, fits_into};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::leave_out::leave_out;
+use super::transition::names;
+use super::withdrawn::{Gone, Withdrawn};
 
 /// Remembers what stays, and until when something may have to come back.
 #[derive(Debug, Clone)]
@@ -38,25 +40,13 @@ pub(super) struct RetainedDevices {
     /// Allocated devices for which there is no room beside others that are allocated.
     left_out: BTreeSet<String>,
     /// Devices that are not published any more, until a read shows whether they were allocated at the last moment.
-    withdrawn: BTreeMap<String, Gone>,
+    withdrawn: Withdrawn,
     /// When this process began, where one before it may have withdrawn whatever is not published.
     began: Option<Instant>,
-    /// Whether layouts decided last what is published.
-    is_by_layout: bool,
-    /// Whether this process has published anything.
-    has_written: bool,
     /// When the read that found them began.
     read_at: Option<Instant>,
     gone: Option<Gone>,
     has_past: bool,
-}
-
-/// When schedulers could no longer see what was withdrawn last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Gone {
-    /// As soon as what was decided is written.
-    NotYet,
-    Since(Instant),
 }
 
 /// Names of devices.
@@ -82,10 +72,8 @@ impl RetainedDevices {
             taken: BTreeSet::new(),
             allocated: BTreeSet::new(),
             left_out: BTreeSet::new(),
-            withdrawn: BTreeMap::new(),
+            withdrawn: Withdrawn::default(),
             began: None,
-            is_by_layout: false,
-            has_written: false,
             read_at: None,
             gone: None,
             has_past,
@@ -131,26 +119,19 @@ impl RetainedDevices {
 
     /// Takes note of what claims have, by a read that began at `read_at`.
     pub(super) fn found(&mut self, allocated: &BTreeSet<String>, devices: Devices<'_>, read_at: Instant) {
-        let is_possible = |it: &&String| devices.published.contains(*it) || devices.withheld.contains(*it);
+        // Also what was withdrawn and that the node cannot describe now: its GPU may come back.
+        let is_known = |it: &String| self.withdrawn.has(it) || self.taken.contains(it);
+        let is_possible =
+            |it: &&String| devices.published.contains(*it) || devices.withheld.contains(*it) || is_known(it);
         self.taken = allocated.difference(devices.offered).filter(is_possible).cloned().collect();
         self.allocated.clone_from(allocated);
         self.has_past = false;
         self.read_at = Some(read_at);
         self.gone = self.gone.filter(|it| !it.has_settled(self.settle, read_at));
         self.began = self.began.filter(|it| read_at < *it + self.settle);
-        self.withdrawn.retain(|_, it| !it.has_settled(self.settle, read_at));
+        self.withdrawn.settle(self.settle, read_at);
         let goes = devices.published.difference(devices.offered).filter(|it| !self.taken.contains(*it));
-        let goes: Vec<String> = goes.cloned().collect();
-        if !goes.is_empty() {
-            self.gone = Some(Gone::NotYet);
-        }
-        self.withdraw(goes);
-    }
-
-    fn withdraw(&mut self, names: Vec<String>) {
-        for name in names {
-            self.withdrawn.entry(name).or_insert(Gone::NotYet);
-        }
+        self.withdrawn.add(goes);
     }
 
     /// What of the offer may be published now where counters keep devices apart. `before` is what is published, `prepared`
@@ -161,32 +142,22 @@ impl RetainedDevices {
         before: &BTreeSet<String>,
         prepared: &BTreeSet<String>,
     ) -> Cow<'i, Inventory> {
-        // The layout may just have withdrawn something.
-        if std::mem::take(&mut self.is_by_layout) {
-            self.expect_more();
-        }
         let mut shown = Cow::Borrowed(offered);
         self.left_out.clear();
-        // Of a pool that is gone nothing was given away since.
-        let is_wiped = before.is_empty() && !self.has_written;
         for (index, gpu) in offered.gpus.iter().enumerate().filter(|(_, it)| !it.counters.is_empty()) {
-            if is_wiped {
-                break;
-            }
             let crowded_out = self.crowded_out(gpu, before, prepared);
             let devices = self.shown_of(gpu, before, prepared, &crowded_out);
             self.left_out.extend(crowded_out);
             if devices.len() < gpu.devices.len() {
-                let is_shown = |name: &DeviceName| devices.iter().any(|it| it.name == *name);
-                let hidden = gpu.devices.iter().map(|it| &it.name).filter(|it| !is_shown(it));
-                let goes = hidden.map(ToString::to_string).filter(|it| before.contains(it)).collect();
-                self.withdraw(goes);
+                let shown_names = devices.iter().map(|it| it.name.to_string()).collect();
+                let hidden =
+                    gpu.devices.iter().map(|it| it.name.to_string()).filter(|it| before.contains(it));
+                self.withdrawn.add_missing(&hidden.collect(), &shown_names);
                 shown.to_mut().gpus[index] = GpuInventory { devices, ..gpu.clone() };
             }
         }
-        for device in shown.devices() {
-            self.withdrawn.remove(device.name.as_str());
-        }
+        let is_shown = names(&shown);
+        self.withdrawn.retain(|name| !is_shown.contains(name));
         shown
     }
 
@@ -200,7 +171,7 @@ impl RetainedDevices {
         let is_in = |names: &BTreeSet<String>, it: &AllocatableDevice| names.contains(it.name.as_str());
         let is_held = |it: &AllocatableDevice| is_in(prepared, it) || is_in(&self.allocated, it);
         let is_settled =
-            |it: &AllocatableDevice| self.began.is_none() && !self.withdrawn.contains_key(it.name.as_str());
+            |it: &AllocatableDevice| self.began.is_none() && !self.withdrawn.has(it.name.as_str());
         let is_free = |it: &AllocatableDevice| !is_held(it) && !it.consumes.is_empty();
         let may_return = |it: &AllocatableDevice| is_held(it) && !is_in(crowded_out, it);
         let returns = gpu.devices.iter().any(|it| may_return(it) && !is_in(before, it));
@@ -269,19 +240,15 @@ impl RetainedDevices {
         self.gone = Some(Gone::NotYet);
     }
 
-    /// Takes note that layouts decide what is published, which see to what they withdraw.
-    pub(super) fn leave_to_layouts(&mut self) {
-        self.is_by_layout = true;
-        // Without counters nothing is left out; what was would be asked for again and again.
+    /// Without counters nothing is left out; what was would be asked for again and again.
+    pub(super) fn leave_nothing_out(&mut self) {
         self.left_out.clear();
     }
 
     /// Takes note that what was decided last is written.
     pub(super) fn written(&mut self, now: Instant) {
-        self.has_written = true;
-        for gone in self.withdrawn.values_mut().chain(&mut self.gone).filter(|it| **it == Gone::NotYet) {
-            *gone = Gone::Since(now);
-        }
+        self.withdrawn.written(now);
+        self.gone.iter_mut().for_each(|it| it.written(now));
     }
 
     /// What stays.
@@ -299,28 +266,16 @@ impl RetainedDevices {
     ) {
         let order = self.order(prepared, before);
         let without = leave_out(slices, &order.each_ref());
-        self.withdraw(without.intersection(before).cloned().collect());
+        self.withdrawn.add(without.intersection(before));
         self.left_out.extend(without);
     }
 
     /// When to look again. No event reports the release of a claim that was never prepared.
     #[must_use]
     pub(super) fn next(&self) -> Option<Instant> {
-        let gone = self.withdrawn.values().chain(&self.gone).filter_map(|it| match it {
-            Gone::Since(since) => Some(*since),
-            Gone::NotYet => None,
-        });
+        let gone = self.withdrawn.since().into_iter().chain(self.gone.and_then(Gone::since));
         let taken = self.read_at.filter(|_| !self.taken.is_empty() || !self.left_out.is_empty());
         gone.chain(self.began).chain(taken).min().map(|it| it + self.settle)
-    }
-}
-
-impl Gone {
-    fn has_settled(self, settle: Duration, now: Instant) -> bool {
-        match self {
-            Self::NotYet => false,
-            Self::Since(since) => since + settle <= now,
-        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! begun after that, shows that it was not allocated.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::inventory::{DeviceKind, DeviceName, GpuInventory, Inventory};
@@ -14,13 +14,13 @@ use crate::inventory::{DeviceKind, DeviceName, GpuInventory, Inventory};
 use super::memory::Memory;
 use super::next::{Question, claims};
 use super::render::names as names_in;
+use super::withdrawn::Withdrawn;
 use super::world::{Published, RESYNC, World};
 
 /// Whole GPUs and shares that were withdrawn lately, so far as this process knows. Pure.
 #[derive(Debug, Clone)]
 pub(super) struct ShareTransition {
-    /// Since when they are gone; `None` until that is written.
-    gone: BTreeMap<String, Option<Instant>>,
+    withdrawn: Withdrawn,
     /// When this process first looked, if a driver before it may have withdrawn something a moment before.
     start: Option<Instant>,
     has_past: bool,
@@ -29,7 +29,7 @@ pub(super) struct ShareTransition {
 impl ShareTransition {
     /// Starts without knowledge of what was before; `has_past` is whether a driver was on this node before this process.
     pub(super) fn new(has_past: bool) -> Self {
-        Self { gone: BTreeMap::new(), start: None, has_past }
+        Self { withdrawn: Withdrawn::default(), start: None, has_past }
     }
 
     /// Takes note of the first look. Until a settle time after it nothing may come that was not published then, unless this
@@ -57,12 +57,10 @@ impl ShareTransition {
     ) -> GpuInventory {
         let wanted = names(target);
         self.start = self.start.filter(|it| read_at < *it + settle);
-        for name in before.difference(&wanted) {
-            self.gone.entry(name.clone()).or_insert(None);
-        }
-        let is_settled = |since: &Option<Instant>| since.is_some_and(|it| it + settle <= read_at);
-        self.gone.retain(|name, since| !wanted.contains(name) && !is_settled(since) || !is_of(name, target));
-        let gone = || self.gone.keys().filter(|it| is_of(it, target));
+        self.withdrawn.add_missing(before, &wanted);
+        self.withdrawn.settle(settle, read_at);
+        self.withdrawn.retain(|name| !wanted.contains(name));
+        let gone = || self.withdrawn.names().filter(|it| is_of(it, target));
         let (whole_is_gone, share_is_gone) =
             (gone().any(|it| *it == target.counter_set), gone().any(|it| *it != target.counter_set));
         let mut next = target.clone();
@@ -73,22 +71,18 @@ impl ShareTransition {
             may_come && !is_excluded || held.contains(name)
         });
         // What is published and has to wait all the same was never withdrawn for long; it counts from now.
-        for name in before.difference(&names(&next)) {
-            self.gone.entry(name.clone()).or_insert(None);
-        }
+        self.withdrawn.add_missing(before, &names(&next));
         next
     }
 
     /// Takes note that what the last step said is written.
     pub(super) fn written(&mut self, now: Instant) {
-        for since in self.gone.values_mut() {
-            since.get_or_insert(now);
-        }
+        self.withdrawn.written(now);
     }
 
     /// Since when the first thing is waited for.
     fn since(&self) -> Option<Instant> {
-        self.gone.values().flatten().chain(&self.start).min().copied()
+        self.withdrawn.since().into_iter().chain(self.start).min()
     }
 }
 
@@ -101,9 +95,9 @@ pub(super) fn settle<'i>(
     now: Instant,
 ) -> Result<(Cow<'i, Inventory>, Duration), Question> {
     let uncut = || inventory.gpus.iter().filter(|it| !it.can_be_cut());
-    let is_uncut = |name: &String| uncut().any(|it| is_of(name, it));
+    let is_uncut = |name: &str| uncut().any(|it| is_of(name, it));
     let seen = published.slices.iter().flat_map(names_in).map(str::to_owned);
-    let seen: BTreeSet<String> = seen.filter(is_uncut).collect();
+    let seen: BTreeSet<String> = seen.filter(|it| is_uncut(it)).collect();
     // Also what was deleted since, or not written in the end: it may be allocated all the same.
     let known = memory.attempted().filter(|it| is_uncut(it)).cloned().collect();
     let before = &seen | &known;
@@ -111,11 +105,11 @@ pub(super) fn settle<'i>(
     let settle = world.settings.settle_time;
     let transition = &mut memory.sharing;
     transition.look(now);
-    transition.gone.retain(|name, _| is_uncut(name));
+    transition.withdrawn.retain(is_uncut);
     if uncut().next().is_none() {
         return Ok((Cow::Borrowed(inventory), RESYNC));
     }
-    if before == wanted && transition.gone.is_empty() && world.claims.is_none() {
+    if before == wanted && transition.withdrawn.is_empty() && world.claims.is_none() {
         let has_settled = transition.has_settled(now, settle);
         // Of a GPU that offers nothing, the process before may have withdrawn what was allocated at the last moment.
         let may_come_back = transition.start.is_some() && uncut().any(|it| it.devices.is_empty());
@@ -135,12 +129,12 @@ pub(super) fn settle<'i>(
     for gpu in settled.gpus.iter_mut().filter(|it| !it.can_be_cut()) {
         let target = gpu.with_held(&held);
         is_held_up |= names(&target) != names(gpu);
-        let before = seen.iter().filter(|it| is_of(it, gpu)).cloned().collect();
+        let before = before.iter().filter(|it| is_of(it, gpu)).cloned().collect();
         *gpu = transition.step(&target, &before, &held, claims.read_at, settle);
     }
     let due = match transition.since() {
         Some(since) => (since + settle).saturating_duration_since(now),
-        None if transition.gone.is_empty() => RESYNC,
+        None if transition.withdrawn.is_empty() => RESYNC,
         None => settle,
     };
     // No event says when claims that are not prepared are released.
@@ -158,6 +152,8 @@ pub(super) fn is_of(name: &str, gpu: &GpuInventory) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::inventory::AllocatableDevice;
 

@@ -1,8 +1,7 @@
 //! The way from what is published to what is wanted, where old and new devices may overlap. Pure.
 //!
-//! A scheduler may still allocate what it saw a moment ago, and several schedulers may have seen different things. So what
-//! leaves a pool is waited for: it counts as taken until it has been gone for a settle time and a read of the claims, begun
-//! after that, shows that it was not allocated. If it was, it is held, and then the caller wants it back.
+//! Several schedulers may have seen different things. So what leaves a pool is waited for: it counts as taken as long as it is
+//! [`Withdrawn`]. If it was allocated, it is held, and then the caller wants it back.
 //!
 //! - Without counters, a device that goes is withdrawn first, and what would overlap it appears only after that.
 //! - When counters come or go, any device may overlap what was given away on other terms. So the pool keeps what claims hold
@@ -17,30 +16,21 @@ use crate::inventory::{AllocatableDevice, GpuInventory, Inventory, fits_into};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::render::names as names_in;
+use super::withdrawn::{Gone, Withdrawn};
 
 /// Remembers what schedulers may still act on.
 #[derive(Debug, Clone)]
 pub(super) struct Transition {
     settle: Duration,
     /// Devices that are not published any more.
-    withdrawn: BTreeMap<String, Gone>,
+    withdrawn: Withdrawn,
     /// A pool in which devices were kept apart otherwise.
     other: Option<Gone>,
-    /// What was published last.
-    seen: BTreeSet<String>,
     /// How it was published; `None` before this process published anything.
     last: Option<Kind>,
     /// When this process first looked, if a driver before it may have withdrawn something a moment before.
     start: Option<Instant>,
     has_past: bool,
-}
-
-/// When schedulers could no longer see something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Gone {
-    /// As soon as what was decided is written.
-    NotYet,
-    Since(Instant),
 }
 
 /// How devices are kept apart.
@@ -105,30 +95,23 @@ impl Transition {
     /// a driver was on this node before this process.
     #[must_use]
     pub(super) fn new(settle: Duration, has_past: bool) -> Self {
-        Self {
-            settle,
-            withdrawn: BTreeMap::new(),
-            other: None,
-            seen: BTreeSet::new(),
-            last: None,
-            start: None,
-            has_past,
-        }
+        Self { settle, withdrawn: Withdrawn::default(), other: None, last: None, start: None, has_past }
     }
 
     /// What may be published without counters now, on the way to `target`.
     ///
-    /// `all` is the inventory with its counters, `published` what the API server has (`None` where there is no pool).
+    /// `all` is the inventory with its counters, `published` what the API server has (`None` where there is no pool), `before` what
+    /// schedulers have seen, as far as this process knows.
     pub(super) fn step(
         &mut self,
         all: &Inventory,
         target: &Inventory,
         published: Option<&Pool>,
+        before: &BTreeSet<String>,
         held: Held<'_>,
     ) -> Inventory {
         let read_at = held.read_at;
         let wanted = names(target);
-        let before = self.before(published);
         let is_first = self.last.is_none();
         if is_first && (published.is_some() || self.has_past) {
             self.start = Some(read_at);
@@ -142,19 +125,18 @@ impl Transition {
             self.other = Some(Gone::NotYet);
         }
         self.last = Some(Kind::ByLayout);
-        self.withdraw(&before, &wanted);
+        self.withdrawn.add_missing(before, &wanted);
         self.forget_what_has_settled(read_at);
 
         let gpus = target.gpus.iter().map(|gpu| {
             let full = all.gpus.iter().find(|it| it.counter_set == gpu.counter_set);
-            let devices = full.map_or(Vec::new(), |full| self.allowed(full, gpu, &before, &held, &wanted));
+            let devices = full.map_or(Vec::new(), |full| self.allowed(full, gpu, before, &held, &wanted));
             GpuInventory { devices, ..gpu.clone() }
         });
         let next = Inventory { gpus: gpus.collect() };
         let now = names(&next);
-        self.withdraw(&before, &now);
-        self.withdrawn.retain(|name, _| !now.contains(name));
-        self.seen = now;
+        self.withdrawn.add_missing(before, &now);
+        self.withdrawn.retain(|name| !now.contains(name));
         next
     }
 
@@ -163,10 +145,10 @@ impl Transition {
         &mut self,
         all: &Inventory,
         published: Option<&Pool>,
+        before: &BTreeSet<String>,
         held: &BTreeSet<String>,
         now: Instant,
     ) -> Option<Inventory> {
-        let before = self.before(published);
         let is_other = match self.last {
             Some(kind) => kind == Kind::ByLayout,
             None => published.is_some_and(|it| !it.is_counted || !it.is_open),
@@ -179,9 +161,6 @@ impl Transition {
         self.last = Some(Kind::ByCounters);
         self.forget_what_has_settled(now);
         if self.is_open() {
-            self.withdrawn.clear();
-            self.start = None;
-            self.seen = names(all);
             return None;
         }
         let stays =
@@ -190,17 +169,13 @@ impl Transition {
             let devices = gpu.devices.iter().filter(stays).cloned().collect();
             GpuInventory { devices, ..gpu.clone() }
         });
-        let next = Inventory { gpus: gpus.collect() };
-        self.seen = names(&next);
-        Some(next)
+        Some(Inventory { gpus: gpus.collect() })
     }
 
     /// Takes note that what was decided last is written.
     pub(super) fn written(&mut self, now: Instant) {
-        let gone = self.withdrawn.values_mut().chain(&mut self.other);
-        for gone in gone.filter(|it| **it == Gone::NotYet) {
-            *gone = Gone::Since(now);
-        }
+        self.withdrawn.written(now);
+        self.other.iter_mut().for_each(|it| it.written(now));
     }
 
     /// Whether anybody may be given anything of what is published.
@@ -209,21 +184,16 @@ impl Transition {
         self.other.is_none()
     }
 
-    /// What was published last.
-    #[must_use]
-    pub(super) fn published(&self) -> &BTreeSet<String> {
-        &self.seen
+    /// Whether layouts decided last what is published.
+    pub(super) fn is_by_layout(&self) -> bool {
+        self.last == Some(Kind::ByLayout)
     }
 
     /// When it can go further; `None` where nothing is waited for.
     #[must_use]
     pub(super) fn next(&self) -> Option<Instant> {
-        let gone = self.withdrawn.values().chain(&self.other);
-        let since = gone.filter_map(|it| match it {
-            Gone::NotYet => None,
-            Gone::Since(since) => Some(*since),
-        });
-        since.chain(self.start).min().map(|it| it + self.settle)
+        let other = self.other.and_then(Gone::since);
+        self.withdrawn.since().into_iter().chain(other).chain(self.start).min().map(|it| it + self.settle)
     }
 
     /// Whether something is waited for.
@@ -231,20 +201,9 @@ impl Transition {
         !self.withdrawn.is_empty() || self.other.is_some() || self.start.is_some()
     }
 
-    /// What schedulers have seen, as far as this process knows.
-    fn before(&self, published: Option<&Pool>) -> BTreeSet<String> {
-        published.into_iter().flat_map(|it| &it.devices).chain(&self.seen).cloned().collect()
-    }
-
-    fn withdraw(&mut self, before: &BTreeSet<String>, remaining: &BTreeSet<String>) {
-        for name in before.difference(remaining) {
-            self.withdrawn.entry(name.clone()).or_insert(Gone::NotYet);
-        }
-    }
-
     fn forget_what_has_settled(&mut self, now: Instant) {
         let settle = self.settle;
-        self.withdrawn.retain(|_, it| !it.has_settled(settle, now));
+        self.withdrawn.settle(settle, now);
         self.other = self.other.filter(|it| !it.has_settled(settle, now));
         self.start = self.start.filter(|it| now < *it + settle);
     }
@@ -273,7 +232,7 @@ impl Transition {
         }
         let is_withdrawn = |it: &&AllocatableDevice| {
             let name = it.name.as_str();
-            self.withdrawn.contains_key(name) && !wanted.contains(name) && !held.contains(name)
+            self.withdrawn.has(name) && !wanted.contains(name) && !held.contains(name)
         };
         everything().filter(is_withdrawn).for_each(|it| consume(&mut room, it));
         // What is published already has the first claim to what is left.
@@ -292,16 +251,6 @@ impl Transition {
     }
 }
 
-impl Gone {
-    /// True where no scheduler acts on it any more at this moment.
-    fn has_settled(self, settle: Duration, now: Instant) -> bool {
-        match self {
-            Self::NotYet => false,
-            Self::Since(since) => since + settle <= now,
-        }
-    }
-}
-
 /// Names of all devices that are offered.
 #[must_use]
 pub fn names(inventory: &Inventory) -> BTreeSet<String> {
@@ -313,5 +262,74 @@ fn consume(room: &mut BTreeMap<String, u32>, device: &AllocatableDevice) {
         if let Some(left) = room.get_mut(counter) {
             *left = left.saturating_sub(*amount);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::PciAddress;
+    use crate::inventory::{DeviceKind, DeviceName};
+
+    const SETTLE: Duration = Duration::from_secs(10);
+    const NEW: u8 = 1;
+    const STAYS: u8 = 2;
+    const GOES: u8 = 3;
+
+    /// A GPU with so many engines, and devices that take one each.
+    fn gpu(engines: u32, devices: &[u8]) -> Inventory {
+        let device = |bus: &u8| AllocatableDevice {
+            name: DeviceName::gpu(PciAddress { domain: 0, bus: *bus, device: 0 }),
+            parent_uuid: "GPU-1".to_owned(),
+            kind: DeviceKind::Gpu,
+            attributes: BTreeMap::new(),
+            capacities: BTreeMap::new(),
+            consumes: [("engines".to_owned(), 1)].into(),
+        };
+        let counters = [("engines".to_owned(), engines)].into();
+        let devices = devices.iter().map(device).collect();
+        let (counter_set, withheld) = ("gpu".to_owned(), Vec::new());
+        Inventory { gpus: vec![GpuInventory { counter_set, counters, devices, withheld, problem: None }] }
+    }
+
+    /// One step of which all is written at once; what is published then.
+    fn step(
+        transition: &mut Transition,
+        engines: u32,
+        wanted: &[u8],
+        before: &BTreeSet<String>,
+        now: Instant,
+    ) -> BTreeSet<String> {
+        let nothing = BTreeSet::new();
+        let held = Held { prepared: &nothing, allocated: &nothing, read_at: now };
+        let pool = Pool { devices: before.clone(), is_counted: false, is_open: true };
+        let all = gpu(engines, &[NEW, STAYS, GOES]);
+        let next = transition.step(&all, &gpu(engines, wanted), Some(&pool), before, held);
+        transition.written(now);
+        names(&next)
+    }
+
+    #[test]
+    fn a_published_device_stays_where_what_goes_leaves_no_room_for_a_new_one_beside_it() {
+        let (mut transition, start) = (Transition::new(SETTLE, false), Instant::now());
+        let before = names(&gpu(2, &[STAYS, GOES]));
+        assert_eq!(step(&mut transition, 2, &[STAYS, GOES], &before, start), before);
+        let next = step(&mut transition, 2, &[NEW, STAYS], &before, start + SETTLE);
+        assert_eq!(next, names(&gpu(2, &[STAYS])));
+    }
+
+    #[test]
+    fn a_device_that_has_to_go_although_it_is_wanted_is_waited_for_as_any_other() {
+        let (mut transition, start) = (Transition::new(SETTLE, false), Instant::now());
+        let before = names(&gpu(2, &[STAYS, GOES]));
+        let next = step(&mut transition, 2, &[STAYS], &before, start);
+        assert_eq!(next, names(&gpu(2, &[STAYS])));
+        // An unmanaged instance takes one engine.
+        let next = step(&mut transition, 1, &[STAYS], &next, start + SETTLE / 2);
+        assert_eq!(next, BTreeSet::new());
+        let next = step(&mut transition, 1, &[NEW], &next, start + SETTLE);
+        assert_eq!(next, BTreeSet::new(), "a scheduler may just have allocated it");
+        let next = step(&mut transition, 1, &[NEW], &next, start + 2 * SETTLE);
+        assert_eq!(next, names(&gpu(1, &[NEW])));
     }
 }

@@ -155,4 +155,72 @@ mod tests {
         remembered.set(&BTreeSet::new(), &published);
         assert_eq!(kept(&remembered, true).len(), 1);
     }
+
+    fn counters(names: &[&str]) -> BTreeMap<String, Counter> {
+        names.iter().map(|it| ((*it).to_owned(), Counter { value: quantity::count(1) })).collect()
+    }
+
+    fn set(name: &str, counters_of: &[&str]) -> CounterSet {
+        CounterSet { name: name.to_owned(), counters: counters(counters_of) }
+    }
+
+    fn device(name: &str, counter_set: &str, counters_of: &[&str]) -> Device {
+        let consumption =
+            DeviceCounterConsumption { counter_set: counter_set.to_owned(), counters: counters(counters_of) };
+        Device { name: name.to_owned(), consumes_counters: Some(vec![consumption]), ..Device::default() }
+    }
+
+    /// The slices of an empty node with these devices of a GPU that it cannot describe, and how they were published.
+    fn published_beside(
+        mut slices: Vec<ResourceSlice>,
+        sets: &[CounterSet],
+        devices: &[Device],
+    ) -> Vec<ResourceSlice> {
+        let mut published = [nothing(), nothing()].concat();
+        published[0].spec.shared_counters = Some(sets.to_vec());
+        published[1].spec.devices = Some(devices.to_vec());
+        let mut undescribed = UndescribedDevices::default();
+        undescribed.set(&devices.iter().map(|it| it.name.clone()).collect(), &published);
+        publish_undescribed(&mut slices, &undescribed, true, &owner());
+        slices
+    }
+
+    #[test]
+    fn no_slice_has_more_counter_sets_or_devices_than_the_api_server_takes_and_all_are_counted() {
+        let number = |it: usize| format!("{it:02}");
+        let sets: Vec<CounterSet> = (0..=MAX_COUNTER_SETS).map(|it| set(&number(it), &["a"])).collect();
+        let devices: Vec<Device> =
+            (0..=MAX_DEVICES).map(|it| device(&number(it), &number(it % sets.len()), &["a"])).collect();
+        let slices = published_beside(nothing(), &sets, &devices);
+        let sizes = |it: &ResourceSlice| {
+            (it.spec.shared_counters.iter().flatten().count(), it.spec.devices.iter().flatten().count())
+        };
+        let expected = [(0, 0), (MAX_COUNTER_SETS, 0), (1, 0), (0, MAX_DEVICES), (0, 1)];
+        assert_eq!(slices.iter().map(sizes).collect::<Vec<_>>(), expected);
+        let names: BTreeSet<_> = slices.iter().map(|it| &it.metadata.name).collect();
+        assert_eq!(names.len(), slices.len());
+        assert!(slices.iter().all(|it| it.spec.pool.resource_slice_count == 5), "or the pool is incomplete");
+    }
+
+    #[test]
+    fn a_counter_that_is_not_published_is_not_drawn_on_and_one_that_is_published_is_not_published_again() {
+        let mut described = nothing();
+        described[0].spec.shared_counters = Some(vec![set("known", &["a"])]);
+        let devices = [device("one", "known", &["a"]), device("two", "known", &["a", "b"])];
+        let slices = published_beside(described, &[set("known", &["a", "b"])], &devices);
+        let [_, last] = &slices[..] else { panic!("{slices:?}") };
+        let uncounted = Device { consumes_counters: None, ..devices[1].clone() };
+        assert_eq!(last.spec.devices, Some(vec![devices[0].clone(), uncounted]));
+    }
+
+    #[test]
+    fn what_is_published_of_a_device_counts_more_than_what_is_remembered() {
+        let mut undescribed = UndescribedDevices::default();
+        for counters in [&["a"][..], &["b"]] {
+            let mut published = nothing();
+            published[0].spec.devices = Some(vec![device("one", "set", counters)]);
+            undescribed.set(&["one".to_owned()].into(), &published);
+            assert_eq!(undescribed.devices().collect::<Vec<_>>(), [&device("one", "set", counters)]);
+        }
+    }
 }

@@ -467,7 +467,7 @@ fn claims_that_are_read_at_a_start_count_for_layouts_at_once() {
     world.claim(mig("1g-10gb-0"));
     world.restart(0);
     sync(&mut world);
-    assert!(world.rounds.has_read);
+    assert!(world.rounds.has_read());
     assert_eq!(world.published(), [mig("1g-10gb-0")].into());
 }
 
@@ -513,7 +513,7 @@ fn a_release_makes_room_for_the_layout_also_after_the_claims_were_read() {
     sync(&mut world);
     world.now += SETTLE;
     sync(&mut world);
-    assert!(world.rounds.has_read, "the last round has seen the claim as allocated");
+    assert!(world.rounds.has_read(), "the last round has seen the claim as allocated");
     assert_eq!(world.published(), [mig("1g-10gb-0")].into());
     world.end(0, 0);
     world.rest(false);

@@ -183,7 +183,7 @@ impl World {
     fn node(&self) -> (Node, Vec<Gpu>, OfferPolicy) {
         let held = self.prepared();
         let policy = OfferPolicy { held: held.clone(), ..OfferPolicy::default() };
-        (Node { inventory: self.offers(&held), held }, self.gpus(), policy)
+        (Node { inventory: self.offers(&held), held, ..Node::default() }, self.gpus(), policy)
     }
 
     /// The first half of a round of the publisher: it reads and decides.
@@ -216,7 +216,7 @@ impl World {
             self.rounds.pool().unwrap_or(Pool { devices: BTreeSet::new(), is_counted, is_open: false });
         // What was allocated and published stays, and without counters also what was not published, if the claims were read.
         for device in allocated.intersection(&self.allocated()) {
-            let is_found = is_whole && !is_counted && is_described && self.rounds.has_read;
+            let is_found = is_whole && !is_counted && is_described && self.rounds.has_read();
             let is_shown = before.contains(device) || is_found;
             let is_usable = pool.is_open || is_whole;
             assert!(

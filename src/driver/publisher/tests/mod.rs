@@ -1,13 +1,20 @@
 //! The publishing step in a loop as the driver runs it, with an API server that is a list of slices. What is around it, GPUs,
 //! claims and schedulers, is in the worlds that use it: `shares` here, and that of layouts and counters.
 
+mod allocated;
+mod claim_lists;
+mod gates;
+mod scene;
 mod shares;
+mod step;
+mod triggers;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use mig_model::facts::NodeFacts;
+use mig_model::health::Report;
 use mig_model::inventory::{Gpu, Inventory, OfferPolicy, ProfileFilter};
 use mig_model::layout::{Decision, Layouts};
 use mig_model::placement::Policy;
@@ -18,10 +25,13 @@ use mig_model::slices::*;
 pub(crate) const SETTLE: u64 = 10;
 
 /// What is known of the node, owned.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Node {
     pub(crate) inventory: std::sync::Arc<Inventory>,
     pub(crate) held: BTreeSet<String>,
+    pub(crate) health: Report,
+    /// Why NVML cannot describe the GPUs.
+    pub(crate) problem: Option<String>,
 }
 
 /// What an inventory is computed from.
@@ -47,8 +57,12 @@ pub(crate) struct Rounds {
     pub(crate) wake: Option<Instant>,
     /// Lists of claims so far.
     pub(crate) lists: usize,
-    /// Whether the claims were read for what is decided.
-    pub(crate) has_read: bool,
+    /// What was read for what is decided.
+    pub(crate) asked: Vec<Question>,
+    /// How the slices stand once it is written.
+    pub(crate) status: Option<Publication>,
+    /// What the publisher knows of the gates when a round begins.
+    pub(crate) gates: Gates,
     /// Whether others have changed the slices since.
     is_foreign: bool,
     facts: NodeFacts,
@@ -73,7 +87,9 @@ impl Rounds {
             seen: None,
             wake: None,
             lists: 0,
-            has_read: false,
+            asked: Vec::new(),
+            status: None,
+            gates: Gates::default(),
             is_foreign: false,
             facts: NodeFacts::default(),
         }
@@ -101,34 +117,32 @@ impl Rounds {
         Pool::of(&self.slices)
     }
 
+    /// Whether the claims were read for what is decided.
+    pub(crate) fn has_read(&self) -> bool {
+        self.asked.contains(&Question::Claims)
+    }
+
     /// Whether the driver would look at what is otherwise now than when it looked last, without being asked to.
     pub(crate) fn is_news(&self, node: &Node, source: &Source<'_>, gates: &Gates) -> bool {
+        self.is_changed(node, source, gates) || !self.world(node, source, gates).is_served(&self.memory)
+    }
+
+    /// The same without the order of devices, which it looks at only after a pause in which more may change.
+    pub(crate) fn is_changed(&self, node: &Node, source: &Source<'_>, gates: &Gates) -> bool {
         let Some(seen) = self.seen.as_ref().filter(|_| !self.is_foreign) else { return true };
-        let health = Default::default();
-        let seen =
-            NodeView { inventory: &seen.inventory, held: &seen.held, ..self.view(node, source, &health) };
-        let world = self.world(node, source, &health, gates);
-        world.is_news(&self.memory, &seen) || !world.is_served(&self.memory)
+        self.world(node, source, gates).is_news(&self.memory, &self.view(seen, source))
     }
 
-    fn view<'a>(
-        &'a self,
-        node: &'a Node,
-        source: &'a Source<'_>,
-        health: &'a mig_model::health::Report,
-    ) -> NodeView<'a> {
-        let inputs = Inputs { facts: &self.facts, gpus: source.gpus, policy: &source.policy };
-        NodeView { inventory: &node.inventory, inputs: Ok(inputs), held: &node.held, health }
+    fn view<'a>(&'a self, node: &'a Node, source: &'a Source<'_>) -> NodeView<'a> {
+        let inputs = match &node.problem {
+            Some(problem) => Err(problem.as_str()),
+            None => Ok(Inputs { facts: &self.facts, gpus: source.gpus, policy: &source.policy }),
+        };
+        NodeView { inventory: &node.inventory, inputs, held: &node.held, health: &node.health }
     }
 
-    fn world<'a>(
-        &'a self,
-        node: &'a Node,
-        source: &'a Source<'_>,
-        health: &'a mig_model::health::Report,
-        gates: &'a Gates,
-    ) -> World<'a> {
-        let node = self.view(node, source, health);
+    fn world<'a>(&'a self, node: &'a Node, source: &'a Source<'_>, gates: &'a Gates) -> World<'a> {
+        let node = self.view(node, source);
         World { settings: &self.settings, node, layout: &self.layout, gates, published: None, claims: None }
     }
 
@@ -145,14 +159,13 @@ impl Rounds {
         let published = Published { owner, slices: self.slices.clone() };
         let claims = Claims { read_at: now, allocated: allocated.clone() };
         let support = if keeps_counters { CounterSupport::Pool } else { CounterSupport::Dropped };
-        let health = Default::default();
-        let mut gates = Gates::default();
+        let mut gates = self.gates;
         let mut asked = Vec::new();
         let plan = loop {
             let world = World {
                 published: asked.contains(&Question::Slices).then_some(&published),
                 claims: asked.contains(&Question::Claims).then_some(&claims),
-                ..self.world(&node, source, &health, &gates)
+                ..self.world(&node, source, &gates)
             };
             match next(&world, &self.memory, now) {
                 Ok(plan) => break plan,
@@ -164,9 +177,13 @@ impl Rounds {
             if asked.contains(&Question::Counters) {
                 gates.counters = Gate { answer: Some(support), asked: Some(now) };
             }
+            if asked.contains(&Question::Taints) {
+                gates.taints = Gate { answer: Some(true), asked: Some(now) };
+            }
         };
-        self.has_read = asked.contains(&Question::Claims);
-        self.lists += usize::from(self.has_read);
+        self.asked = asked;
+        self.lists += usize::from(self.has_read());
+        self.status = Some(plan.status);
         self.is_foreign = false;
         self.memory = plan.memory;
         self.wake = Some(plan.wake);

@@ -86,7 +86,7 @@ impl World {
     fn node(&self) -> (Node, Vec<Gpu>, OfferPolicy) {
         let held = self.with(|it| it.2);
         let (inventory, gpus, policy) = self.inventory(&held);
-        (Node { inventory: Arc::new(inventory), held }, gpus, policy)
+        (Node { inventory: Arc::new(inventory), held, ..Node::default() }, gpus, policy)
     }
 
     fn decide(&mut self) {
@@ -252,4 +252,15 @@ fn an_unhealthy_gpu_that_was_allocated_at_the_last_moment_is_published_again_als
     [Event::Decide, Event::Write].into_iter().for_each(|it| world.play(it));
     assert_eq!(world.published(), [GPU.to_owned()].into());
     assert_eq!(world.rounds.lists, 3, "at the withdrawal, at the start, and when the settle time is over");
+}
+
+#[test]
+fn an_unhealthy_gpu_whose_slices_were_deleted_and_that_was_allocated_at_the_last_moment_is_published_again() {
+    let mut world = World::new();
+    [Event::Decide, Event::Write, Event::UnhealthyReason, Event::KubeletRestart, Event::Decide, Event::Write]
+        .into_iter()
+        .for_each(|it| world.play(it));
+    late(&mut world);
+    world.comes_to_rest();
+    assert_eq!(world.published(), [GPU.to_owned()].into());
 }

@@ -1,0 +1,211 @@
+//! How often the publisher lists the claims of the whole cluster, by what happens on its node. No read costs the API server more,
+//! and every node makes it. A number here may fall; it rises only with a reason.
+
+use super::scene::{Scene, mig};
+use super::*;
+
+const HOUR: u64 = 60 * 60;
+const GPU: &str = "gpu-0000-1a-00";
+
+/// Lists so far, from now on.
+fn lists(scene: &mut Scene) -> usize {
+    std::mem::take(&mut scene.rounds.lists)
+}
+
+/// The publisher starts again, on a node where a driver was before.
+fn restart(scene: &mut Scene) {
+    scene.rounds.restart();
+    scene.look();
+}
+
+/// With counters, and then with a layout, after the first publication.
+fn scenes(models: &str) -> [Scene; 2] {
+    let mut scenes = [Scene::new(models), Scene::with_layout(models, "all-1g.10gb")];
+    for scene in &mut scenes {
+        scene.look();
+        scene.elapse(2 * SETTLE);
+    }
+    scenes
+}
+
+#[test]
+fn a_node_on_which_nothing_happens_lists_none() {
+    for mut scene in scenes("2xH100-80GB,1xL4") {
+        scene.rounds.lists = 0;
+        scene.elapse(HOUR);
+        assert_eq!(lists(&mut scene), 0);
+    }
+}
+
+#[test]
+fn a_node_that_is_new_lists_none_with_counters_and_one_where_nothing_but_a_withdrawal_keeps_devices_apart() {
+    let mut counted = Scene::new("1xH100-80GB");
+    counted.look();
+    counted.elapse(HOUR);
+    assert_eq!(lists(&mut counted), 0);
+    for mut scene in [Scene::with_layout("1xH100-80GB", "all-1g.10gb"), Scene::new("1xL4")] {
+        scene.look();
+        assert_eq!(lists(&mut scene), 1, "what is allocated has to be known before the first publication");
+        scene.elapse(HOUR);
+        assert_eq!(lists(&mut scene), 0);
+    }
+}
+
+#[test]
+fn claims_that_come_and_go_list_none() {
+    let devices: Vec<String> = (0..7).map(|it| mig(&format!("1g-10gb-{it}"))).collect();
+    for mut scene in scenes("1xH100-80GB") {
+        scene.rounds.lists = 0;
+        // One at a time, and then all at once.
+        for batch in devices.chunks(1).chain([&devices[..]]) {
+            batch.iter().for_each(|it| scene.allocate(it));
+            scene.notice();
+            batch.iter().for_each(|it| scene.prepare(it));
+            scene.notice();
+            scene.elapse(3600);
+            batch.iter().for_each(|it| scene.end(it));
+            scene.notice();
+            scene.elapse(3600);
+        }
+        assert_eq!(lists(&mut scene), 0);
+    }
+}
+
+#[test]
+fn a_gpu_without_mig_that_is_prepared_lists_none_beside_one_that_is_cut() {
+    for mut scene in scenes("1xH100-80GB,1xL4") {
+        scene.rounds.lists = 0;
+        let gpu = "gpu-0000-1b-00";
+        scene.allocate(gpu);
+        scene.prepare(gpu);
+        scene.look();
+        scene.elapse(HOUR);
+        assert_eq!(lists(&mut scene), 0);
+        scene.end(gpu);
+        scene.look();
+        scene.elapse(HOUR);
+        assert_eq!(lists(&mut scene), 0);
+    }
+}
+
+#[test]
+fn a_gpu_that_becomes_unhealthy_lists_when_its_devices_go_and_when_no_scheduler_can_act_on_them_any_more() {
+    let [mut counted, mut layout] = scenes("2xH100-80GB");
+    for (scene, falls) in [(&mut counted, 2), (&mut layout, 2)] {
+        scene.rounds.lists = 0;
+        scene.make_unhealthy(0);
+        assert!(scene.notice());
+        scene.elapse(HOUR);
+        assert_eq!(lists(scene), falls);
+    }
+    counted.recover(0);
+    counted.notice();
+    counted.elapse(HOUR);
+    assert_eq!(lists(&mut counted), 0, "all that comes back is known to be free");
+    layout.recover(0);
+    layout.notice();
+    layout.elapse(HOUR);
+    assert_eq!(lists(&mut layout), 1, "what a layout publishes anew may not overlap what is allocated");
+}
+
+#[test]
+fn what_is_prepared_of_an_unhealthy_gpu_costs_no_list_and_what_is_only_allocated_one_in_each_settle_time() {
+    let mut scene = Scene::new("2xH100-80GB");
+    scene.look();
+    scene.prepare(&mig("1g-10gb-0"));
+    scene.make_unhealthy(0);
+    scene.notice();
+    scene.elapse(HOUR);
+    assert_eq!(lists(&mut scene), 2, "for the others");
+    let late = mig("1g-10gb-1");
+    scene.allocate(&late);
+    restart(&mut scene);
+    assert_eq!(lists(&mut scene), 1, "what the process before withdrew may be allocated");
+    assert!(scene.published().contains(&late));
+    scene.elapse(100);
+    assert_eq!(lists(&mut scene), 100 / usize::try_from(SETTLE).unwrap(), "no event reports its release");
+    scene.end(&late);
+    scene.elapse(HOUR);
+    assert_eq!(lists(&mut scene), 2, "one finds the release, the other a late allocation");
+}
+
+#[test]
+fn a_restart_lists_only_where_something_is_withheld_or_the_slices_are_gone() {
+    let [mut counted, mut layout] = scenes("2xH100-80GB,1xL4");
+    for (scene, there, wiped) in [(&mut counted, 0, 2), (&mut layout, 1, 2)] {
+        scene.rounds.lists = 0;
+        restart(scene);
+        scene.elapse(HOUR);
+        assert_eq!(lists(scene), there, "with its slices");
+        scene.rounds.wipe();
+        restart(scene);
+        scene.elapse(HOUR);
+        assert_eq!(lists(scene), wiped, "without");
+    }
+    counted.make_unhealthy(0);
+    counted.notice();
+    counted.elapse(HOUR);
+    lists(&mut counted);
+    restart(&mut counted);
+    counted.elapse(HOUR);
+    assert_eq!(lists(&mut counted), 2, "at once, and when the settle time is over");
+}
+
+#[test]
+fn slices_that_another_program_deletes_cost_no_list_with_counters_and_one_by_layout() {
+    for (mut scene, expected) in scenes("1xH100-80GB,1xL4").into_iter().zip([0, 1]) {
+        scene.rounds.lists = 0;
+        scene.rounds.wipe();
+        scene.notice();
+        scene.elapse(HOUR);
+        assert_eq!(lists(&mut scene), expected);
+    }
+}
+
+#[test]
+fn another_layout_lists_until_what_went_has_settled() {
+    let mut scene = Scene::with_layout("1xH100-80GB", "all-1g.10gb");
+    scene.look();
+    lists(&mut scene);
+    scene.choose("all-balanced");
+    scene.look();
+    scene.elapse(HOUR);
+    assert_eq!(lists(&mut scene), 2, "before devices go, and before others come in their place");
+    // A claim that is allocated and never prepared is in the way of the next.
+    scene.allocate(&mig("1g-10gb-2"));
+    scene.choose("all-disabled");
+    scene.look();
+    scene.elapse(100);
+    assert_eq!(lists(&mut scene), 1 + 100 / usize::try_from(SETTLE).unwrap());
+}
+
+#[test]
+fn counters_that_come_or_go_list_until_schedulers_have_seen_it() {
+    let mut scene = Scene::with_layout("1xH100-80GB", "all-1g.10gb");
+    scene.look();
+    scene.elapse(HOUR);
+    lists(&mut scene);
+    for (keeps_counters, expected) in [(true, 0), (false, 2)] {
+        scene.keeps_counters = keeps_counters;
+        scene.look();
+        scene.elapse(HOUR);
+        assert_eq!(lists(&mut scene), expected, "counters: {keeps_counters}");
+    }
+}
+
+#[test]
+fn another_number_of_shares_lists_before_the_old_ones_go_and_before_the_new_ones_come() {
+    let mut scene = Scene::new("1xL4");
+    scene.look();
+    assert_eq!(scene.published(), [GPU.to_owned()].into());
+    assert_eq!(lists(&mut scene), 1);
+    scene.policy.time_slices = 4;
+    restart(&mut scene);
+    scene.elapse(HOUR);
+    assert_eq!((lists(&mut scene), scene.published().len()), (2, 4));
+    scene.policy.time_slices = 0;
+    scene.allocate(&format!("{GPU}-share-3"));
+    restart(&mut scene);
+    scene.elapse(100);
+    assert_eq!(lists(&mut scene), 1 + 100 / usize::try_from(SETTLE).unwrap(), "its release is waited for");
+}
