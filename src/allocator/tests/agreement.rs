@@ -131,5 +131,5 @@ fn room_is_what_the_allocator_gives_to_one_claim_after_the_other() {
             with_room += usize::from(0 < room);
         }
     }
-    assert!(500 < compared && 200 < with_room, "{compared}, {with_room}");
+    assert!(300 <= compared && 200 <= with_room, "{compared}, {with_room}");
 }
