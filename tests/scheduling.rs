@@ -280,7 +280,7 @@ async fn a_pending_pod_gets_its_device_after_what_kubectl_mig_explain_advises() 
         let connection = Connection { client: lab.client.clone(), namespace: "default".to_owned() };
         let kinds = Kinds { nodes: true, pods: true, templates: true, quotas: true };
         let subject = Subject::Pod { namespace: "default".to_owned(), name: "third".to_owned() };
-        let snapshot = cluster::read(&connection, kinds).await.unwrap();
+        let snapshot = Box::pin(cluster::read(&connection, kinds)).await.unwrap();
         let answer = explain(&snapshot, &subject);
         assert_eq!(
             (answer.verdict, answer.reasons[0].reason),

@@ -51,10 +51,9 @@ fn main() -> anyhow::Result<()> {
     for (name, what) in [("gpus", What::Gpus), ("nodes", What::Nodes), ("claims", What::Claims)] {
         let (mut tables, mut documents) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            for (times, print) in [
-                (&mut tables, table as Print),
-                (&mut documents, |it, what, _| document(it, what, false)),
-            ] {
+            for (times, print) in
+                [(&mut tables, table as Print), (&mut documents, |it, what, _| document(it, what, false))]
+            {
                 let start = Instant::now();
                 let fleet = fleet(&snapshot)?;
                 let text: String = print(&fleet, what, &style);
