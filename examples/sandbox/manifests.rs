@@ -13,7 +13,7 @@ use serde_json::Value;
 pub(crate) const WITHOUT_EFFECT: [&str; 5] =
     ["ConfigMap", "PersistentVolumeClaim", "Secret", "Service", "ServiceAccount"];
 
-/// Kinds that nobody writes a manifest for.
+/// Kinds that controllers create, not users.
 const MADE_BY_OTHERS: [&str; 3] = ["Event", "Node", "ResourceSlice"];
 
 /// Kinds that are played.

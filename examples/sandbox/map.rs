@@ -44,7 +44,7 @@ fn blocks(gpu: &GpuSnapshot, owners: &[Owner], legend: &mut String) -> Vec<Block
     let block = |(instance, letter): (&GiSnapshot, char)| {
         let holds =
             |o: &&Owner| o.gpu == gpu.uuid && o.profile == instance.profile && o.start == instance.start;
-        let text = owners.iter().find(holds).map_or("nobody's: no claim is allocated this", |o| &o.text);
+        let text = owners.iter().find(holds).map_or("not allocated to a claim", |o| &o.text);
         legend.push_str(&format!("  {letter}  {:<12}  {text}\n", instance.profile));
         Block { start: instance.start, size: instance.size, label: format!("{letter} {}", instance.profile) }
     };

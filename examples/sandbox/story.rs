@@ -152,10 +152,10 @@ fn published(cluster: &Cluster) -> bool {
     complete && !cluster.kubelet.plugins().is_empty()
 }
 
-/// How long nothing may have changed before pods that wait are taken for pending: the driver may be about to publish.
+/// How long nothing may have changed before pods without a node are reported as pending: the driver may be about to publish.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Waits until every pod runs, or waits for something that nobody here does. Answers whether all run.
+/// Waits until every pod runs, or is pending with nothing under way that could change it. Returns whether all run.
 async fn settle(cluster: &Cluster, limit: Duration) -> anyhow::Result<bool> {
     let runs = |pod: &Value| pod["status"]["phase"] == "Running";
     let quiet_since = Cell::new((0, Instant::now()));

@@ -105,15 +105,9 @@ fn obstacle(finding: &Finding) -> String {
         Finding::ClassSelectorFalse { .. } => "not selected by the class".to_owned(),
         Finding::RequestSelectorFalse { .. } => "not selected by the request".to_owned(),
         Finding::SelectorError { error } => format!("with a selector that fails: {}", error.error),
-        Finding::Allocated { holder } => format!("allocated to claim {}", holder.name),
+        Finding::Allocated { .. } => "allocated".to_owned(),
         Finding::CountersDisabled => "with counters, whose gate is off".to_owned(),
-        Finding::Counters { shortages } => {
-            let mut holders: Vec<&str> =
-                shortages.iter().flat_map(|it| &it.consumers).map(|it| it.claim.name.as_str()).collect();
-            holders.sort_unstable();
-            holders.dedup();
-            format!("overlap with devices of claim {}", holders.join(", "))
-        }
+        Finding::Counters { .. } => "overlap with allocated ones".to_owned(),
         Finding::Taint { key, .. } => format!("with the taint {key}"),
         Finding::AttributeMissing { attribute } => format!("without the attribute {attribute}"),
         Finding::Constraint { attribute, found, needed, .. } => {

@@ -116,7 +116,7 @@ fn a_stateful_set_makes_its_pods_one_after_the_other_and_takes_the_last_away_fir
 }
 
 #[test]
-fn a_parallel_stateful_set_makes_all_pods_at_once_and_one_anew_under_its_name() {
+fn a_parallel_stateful_set_makes_all_pods_at_once_and_replaces_one_under_its_name() {
     let store = cluster(false);
     play(&store, &SET.replace("POLICY", "podManagementPolicy: Parallel"));
     assert_eq!(names(&store, &POD), ["set-0", "set-1", "set-2"]);
@@ -258,6 +258,21 @@ fn claims_beyond_a_quota_are_refused_and_the_quota_says_what_is_used() {
     merge(&store, &RESOURCE_QUOTA, "q", kube_sim::Part::Main, more);
     settle(&store);
     assert_eq!(list(&store, &RESOURCE_CLAIM).len(), 3);
+}
+
+#[test]
+fn pods_of_an_older_deployment_come_first() {
+    let store = cluster(false);
+    let claims = "resourceClaims: [{name: gpu, resourceClaimTemplateName: t}]";
+    let young = DEPLOYMENT.replace("RESOURCES", "{claims: [{name: gpu}]}").replace("CLAIMS", claims);
+    let young = young.replace("name: w", "name: a").replace("replicas: 3", "replicas: 8");
+    let old = young.replace("name: a", "name: z").replace("replicas: 8", "replicas: 5");
+    let template = QUOTA.split("---").nth(1).unwrap();
+    play(&store, &format!("{template}---{old}---{young}"));
+    let pods = list(&store, &POD);
+    let bound = pods.iter().filter(|it| !it["spec"]["nodeName"].is_null());
+    let old = bound.filter(|it| it["metadata"]["name"].as_str().unwrap().starts_with("z-")).count();
+    assert_eq!(old, 5);
 }
 
 #[test]

@@ -1,16 +1,16 @@
 //! Jobs and CronJobs. Containers are not executed, so pods run until something sets their phase to `Succeeded` or `Failed`. A
-//! CronJob runs once, at once: nobody waits for its schedule here.
+//! CronJob runs once, at once: its schedule is not followed.
 
 use serde_json::{Value, json};
 
 use super::owned::{create_pod, delete_pod, is_active, is_leaving, owned, owner, runs, status};
-use super::{all, events, place, text};
+use super::{events, place, text};
 use crate::api::clock;
 use crate::api::kinds::{CRON_JOB, JOB, POD};
 use crate::api::store::{Store, WriteOptions};
 
 pub(super) fn reconcile(store: &Store) {
-    for cron in all(store, &CRON_JOB) {
+    for cron in store.list_by_age(&CRON_JOB) {
         if !is_leaving(&cron)
             && cron["spec"]["suspend"] != true
             && cron["status"]["lastScheduleTime"].is_null()
@@ -18,7 +18,7 @@ pub(super) fn reconcile(store: &Store) {
             start(store, &cron);
         }
     }
-    for job in all(store, &JOB) {
+    for job in store.list_by_age(&JOB) {
         if !is_leaving(&job) {
             work(store, &job);
         }

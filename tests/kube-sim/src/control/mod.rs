@@ -63,7 +63,7 @@ impl ControlPlane {
         Self { settled, _stop: stop.drop_guard() }
     }
 
-    /// The last resource version at which the loops had nothing to do. Where it is the store's, they wait for somebody else.
+    /// The last resource version at which the loops had nothing to do. Where it is the store's, they are idle.
     #[must_use]
     pub fn settled_at(&self) -> u64 {
         self.settled.load(Ordering::Acquire)

@@ -31,7 +31,7 @@ pub(super) fn owned(store: &Store, kind: KindRef, owner: &Value) -> Vec<Arc<Valu
 pub(super) fn status(store: &Store, kind: KindRef, object: &Value, status: Value) {
     let (namespace, name) = place(object);
     let patch = Patch::Merge(json!({ "status": status }));
-    // Who was deleted in between needs no status.
+    // An object that was deleted in between needs no status.
     drop(store.patch(kind, namespace, name, &patch, Part::Status, &WriteOptions::default()));
 }
 

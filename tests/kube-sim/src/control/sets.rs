@@ -13,12 +13,12 @@ use crate::api::store::Store;
 const REVISION: &str = "controller-revision-hash";
 
 pub(super) fn reconcile(store: &Store) {
-    for set in all(store, &STATEFUL_SET) {
+    for set in store.list_by_age(&STATEFUL_SET) {
         if !is_leaving(&set) {
             number(store, &set);
         }
     }
-    for set in all(store, &DAEMON_SET) {
+    for set in store.list_by_age(&DAEMON_SET) {
         if !is_leaving(&set) {
             cover(store, &set);
         }

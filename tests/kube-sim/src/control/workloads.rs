@@ -6,16 +6,16 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::owned::{create_pod, delete_pod, is_active, owned, owner, runs, status, template_hash};
-use super::{all, place};
+use super::place;
 use crate::api::kinds::{DEPLOYMENT, POD, REPLICA_SET};
 use crate::api::patch::Patch;
 use crate::api::store::{Part, Store, WriteOptions};
 
 pub(super) fn reconcile(store: &Store) {
-    for deployment in all(store, &DEPLOYMENT) {
+    for deployment in store.list_by_age(&DEPLOYMENT) {
         deploy(store, &deployment);
     }
-    for set in all(store, &REPLICA_SET) {
+    for set in store.list_by_age(&REPLICA_SET) {
         replicate(store, &set);
     }
 }
