@@ -110,4 +110,16 @@ mod tests {
         assert_eq!(leave_out(&mut slices, &[&set(&["gpu-a-mig-1g-0"])]), set(&[]));
         assert_eq!(slices, pool());
     }
+
+    #[test]
+    fn a_device_that_draws_on_a_counter_which_is_not_published_is_left_out() {
+        let mut slices = pool();
+        slices[1]
+            .spec
+            .devices
+            .iter_mut()
+            .for_each(|it| it.push(device("gpu-a-mig-1g-2", &["memory-slice-2"])));
+        let without = leave_out(&mut slices, &[&set(&["gpu-a-mig-1g-2"])]);
+        assert_eq!((without, slices), (set(&["gpu-a-mig-1g-2"]), pool()));
+    }
 }

@@ -1,7 +1,6 @@
 //! What is published differs from what is offered after a write that failed: then any change of the claims is a reason to look.
 
 use super::scene::Scene;
-use super::*;
 
 /// Whether the publisher looks at once more after it could write nothing of what it has decided.
 fn looks_after_failure(scene: &mut Scene) -> bool {
