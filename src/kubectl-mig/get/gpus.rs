@@ -73,9 +73,7 @@ pub(super) fn of_node(node: &str, slices: &[ResourceSlice], claims: &Claims<'_>)
             let positions: Vec<Option<usize>> = gpu.devices.iter().map(position).collect();
             row(gpu, &positions, room, &of_gpus, claims)
         });
-        let mut rows: Vec<GpuRow> = rows.collect();
-        rows.sort_by(|a, b| (&a.driver, &a.pool, &a.name).cmp(&(&b.driver, &b.pool, &b.name)));
-        NodeGpus { rows, problems: of_gpus.iter().map(|it| of_pool(it)).collect() }
+        NodeGpus { rows: rows.collect(), problems: of_gpus.iter().map(|it| of_pool(it)).collect() }
     })
 }
 

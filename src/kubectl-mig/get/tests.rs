@@ -169,7 +169,7 @@ fn in_a_layout_every_free_device_counts() {
     let held = claim("one", "a", &["gpu-0000-1a-00-mig-2g-20gb-4"]);
     let fleet = fleet(&snapshot(slices, vec![held])).unwrap();
     let gpu = &fleet.gpus[0];
-    assert_eq!((states(gpu).as_str(), gpu.has_counters), ("....HH.", false));
+    assert_eq!((states(gpu).as_str(), gpu.has_counters), ("....HH.x", false));
     assert_eq!(free(&gpu.free), ["1x1g.10gb", "1x3g.40gb"]);
     assert_eq!(gpu.largest.as_deref(), Some("3g.40gb"));
     assert!(gpu.problems.is_empty(), "{:?}", gpu.problems);
