@@ -15,9 +15,8 @@ use super::fleet::{NodeAnswer, Outcome, Question, Tally};
 use super::profile::Published;
 use super::reason::{Holder, Reason, ReasonId, count, some_of};
 use super::request::{Asked, Findings, abort_reason, scheduler_gate};
-use super::rules::Rule;
 use super::subject::{Case, Subject, scheduler_message};
-use crate::cluster::Snapshot;
+use crate::cluster::{Rule, Snapshot};
 use crate::manifest::Catalog;
 
 /// Nodes that are looked at closely.
@@ -59,8 +58,9 @@ pub(super) fn explain_within(snapshot: &Snapshot, subject: &Subject, max_steps: 
     let pod = case.pod.take();
     let (open, held) = (std::mem::take(&mut case.open), std::mem::take(&mut case.held));
     let extended = !case.extended.is_empty();
-    let mut question =
-        Question::new(snapshot, &catalog, pod.as_deref(), (&open, &held), extended, Features::ALL);
+    // A gate that is off in kube-apiserver shows in what is stored.
+    let features = snapshot.gates.map_or(Features::ALL, |it| it.features);
+    let mut question = Question::new(snapshot, &catalog, pod.as_deref(), (&open, &held), extended, features);
     // However many nodes there are, the answer comes soon; one of those that are given up is searched to the end below.
     question.limit((max_steps / nodes.len().max(1)).max(FEWEST_STEPS.min(max_steps)));
     let with_rules: Vec<(&Node, Vec<Rule>)> = nodes.iter().map(|node| (node, question.rules(node))).collect();
@@ -167,10 +167,14 @@ impl World<'_, '_> {
         }
     }
 
+    /// Whether nothing has to be assumed about feature gates.
+    fn knows_gates(&self) -> bool {
+        self.snapshot.gates.is_some() || self.snapshot.version.is_some_and(|it| it >= (1, 36))
+    }
+
     /// Some node fits. What else may keep the pod back?
     fn fits(&self, case: &mut Case<'_>, answers: &Answers, node: &NodeAnswer) -> Verdict {
-        let is_new = self.snapshot.version.is_some_and(|it| it >= (1, 36));
-        let has_evidence = is_new || answers.usable.iter().any(|it| it.counters_in_use);
+        let has_evidence = self.knows_gates() || answers.usable.iter().any(|it| it.counters_in_use);
         let message = self.pod.and_then(scheduler_message).unwrap_or_default();
         let mut verdict = Verdict::Fits;
         if OTHER_REASONS.iter().any(|it| message.contains(it)) {
@@ -436,8 +440,7 @@ impl World<'_, '_> {
 
     /// What the answer takes for granted.
     fn assume(&self, case: &mut Case<'_>, tallies: &BTreeMap<(String, String), Tally>, answers: &Answers) {
-        let is_new = self.snapshot.version.is_some_and(|it| it >= (1, 36));
-        if is_new {
+        if self.knows_gates() {
             return;
         }
         if tallies.values().any(|it| !it.taints.is_empty()) {

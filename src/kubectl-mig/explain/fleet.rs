@@ -15,8 +15,8 @@ use k8s_openapi::api::resource::v1::{AllocationResult, Device, ResourceClaim, Re
 
 use super::explanation::DeviceCounts;
 use super::profile::Published;
-use super::rules::{Rule, rules};
-use crate::cluster::Snapshot;
+use super::size::too_large;
+use crate::cluster::{Rule, Snapshot, rules};
 use crate::gpu::{Gpu, gpus};
 use crate::manifest::Catalog;
 
@@ -255,7 +255,8 @@ impl<'a> Question<'a> {
     /// Everything that keeps the pod away from a node, apart from devices.
     pub(super) fn rules(&self, node: &Node) -> Vec<Rule> {
         let served = |resource: &str| self.extended && self.catalog.extended().class_of(resource).is_some();
-        let mut found = self.pod.map_or_else(Vec::new, |pod| rules(pod, node, &served));
+        let mut found = self.pod.map_or_else(Vec::new, |pod| rules(pod, node));
+        found.extend(self.pod.iter().flat_map(|pod| too_large(pod, node, &served)));
         for claim in self.held {
             let selector =
                 claim.status.as_ref().and_then(|it| it.allocation.as_ref()?.node_selector.as_ref());

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! reason, explanation          what there is to say
-//! rules, quota, events, profile   one kind of object each
+//! size, quota, events, profile    one kind of object each
 //! subject                      what the pod and its claims say themselves
 //! fleet                        every node, in parallel: does it fit, and what is in the way
 //! detail                       a few nodes: holders, maps, whose end makes room
@@ -23,8 +23,8 @@ mod profile;
 mod quota;
 mod reason;
 mod request;
-mod rules;
 mod run;
+mod size;
 mod subject;
 pub mod text;
 

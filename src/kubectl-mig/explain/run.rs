@@ -57,8 +57,8 @@ fn answer(args: &ExplainArgs) -> Result<u8, ExplainError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.map_err(ExplainError::Runtime)?.block_on(gather(args))?
     } else {
-        let objects = manifest::read(&args.from, args.recursive)?;
-        (manifest::snapshot(objects), named.unwrap_or("default").to_owned())
+        let snapshot = manifest::read(&args.from, args.recursive)?.into_iter().collect();
+        (snapshot, named.unwrap_or("default").to_owned())
     };
     if args.filename.is_empty() {
         let subject = subject(&args.subject, &namespace)?;

@@ -9,7 +9,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use super::explanation::Verdict;
 use super::quota;
 use super::reason::{Reason, ReasonId, count, some_of};
-use super::rules::requested;
+use super::size::requested;
 use crate::cluster::Snapshot;
 use crate::manifest::{Catalog, DemandError};
 
@@ -407,9 +407,10 @@ impl<'a> Case<'a> {
     }
 
     fn with_class(&mut self, snapshot: &Snapshot, pod: &Pod, resource: &str, plugin: &[String]) {
+        let gate = snapshot.gates.map(|it| it.extended_resource);
         let refused =
             scheduler_message(pod).is_some_and(|it| it.contains(&format!("Insufficient {resource}")));
-        if refused && plugin.is_empty() {
+        if (gate == Some(false) || (refused && gate.is_none())) && plugin.is_empty() {
             let sentence = format!(
                 "kube-scheduler looks for {resource} at a device plugin: DRAExtendedResource is off in it"
             );
@@ -419,7 +420,9 @@ impl<'a> Case<'a> {
         let made = |claim: &ResourceClaim| {
             claim.metadata.annotations.as_ref().is_some_and(|it| it.contains_key(CLAIM_ANNOTATION))
         };
-        let known = snapshot.version.is_some_and(|it| it >= (1, 36)) || snapshot.claims.iter().any(made);
+        let known = gate.is_some()
+            || snapshot.version.is_some_and(|it| it >= (1, 36))
+            || snapshot.claims.iter().any(made);
         if !known {
             self.assumptions.push(
                 "DRAExtendedResource is on in kube-scheduler, kube-controller-manager and the kubelets, as it is in kube-apiserver"
@@ -429,6 +432,10 @@ impl<'a> Case<'a> {
     }
 
     fn without_class(&mut self, snapshot: &Snapshot, resource: &str) {
+        if snapshot.gates.is_some_and(|it| !it.extended_resource) {
+            let sentence = format!("no device plugin offers {resource}, and DRAExtendedResource is off");
+            return self.decide(Verdict::Never, gate_off(sentence, resource));
+        }
         let implied = resource.strip_prefix("nvidia.com/").unwrap_or(resource);
         let same =
             |it: &&k8s_openapi::api::resource::v1::DeviceClass| it.metadata.name.as_deref() == Some(implied);

@@ -6,10 +6,10 @@ use dra_allocator::{Amount, Explanation, Finding, PoolProblem, Refusal, RequestR
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
-use super::nodes::hindrance;
 use super::place::{Engine, Outcome, is_allocated, lacking, usable_on};
 use super::stock::Site;
 use super::workload::Workload;
+use crate::cluster::rules;
 
 /// Nodes that are asked. More say the same.
 const MAX_NODES: usize = 64;
@@ -60,8 +60,8 @@ fn on_node(
     claims: &[ResourceClaim],
     site: &Site,
 ) -> Result<String, String> {
-    if let Some(reason) = site.node.as_ref().and_then(|node| hindrance(pod, node)) {
-        return Ok(reason);
+    if let Some(rule) = site.node.as_ref().and_then(|node| rules(pod, node).into_iter().next()) {
+        return Ok(rule.why);
     }
     let node = engine.node_of(site);
     if let Some(claim) = claims.iter().find(|claim| !usable_on(claim, site, node)) {
