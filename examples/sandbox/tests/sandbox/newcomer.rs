@@ -187,7 +187,7 @@ fn a_pod_that_waits_for_another_ones_device_is_explained_by_its_holder() {
     assert_eq!((run.status, run.err.as_str()), (Some(1), ""), "{}", run.out);
     assert!(run.out.contains("pod/second gets no devices now: every 7g.80gb"), "{}", run.out);
     assert!(
-        run.out.contains("kubectl -n default delete pod pod  # makes room on node gpu-node-0"),
+        run.out.contains("kubectl -n default delete pod pod # makes room on node gpu-node-0"),
         "{}",
         run.out
     );
