@@ -12,8 +12,8 @@ mod slices;
 pub use self::args::ClusterArgs;
 pub use self::connect::{ClusterError, Connection};
 pub use self::gates::Gates;
-pub(crate) use self::read::text as error_text;
 pub use self::read::{Kinds, read};
+pub(crate) use self::read::{pages, text as error_text};
 pub(crate) use self::rules::{Rule, cordon_toleration, rules};
 pub use self::slices::{SliceError, Slices};
 

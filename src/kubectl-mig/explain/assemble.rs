@@ -223,12 +223,7 @@ impl World<'_, '_> {
             published,
             details: &details,
         };
-        let mut tallies: BTreeMap<(String, String), Tally> = BTreeMap::new();
-        for answer in base {
-            for (key, tally) in &answer.tallies {
-                tallies.entry(key.clone()).or_default().add(tally);
-            }
-        }
+        let tallies = sums(base);
         let claims = self.question.open;
         let asked: Vec<Asked<'_>> =
             tallies.iter().map(|(key, tally)| Asked::new(key, tally, findings.classes, claims)).collect();
@@ -306,6 +301,15 @@ impl World<'_, '_> {
             );
         }
     }
+}
+
+/// Tallies of all nodes, by claim and request.
+fn sums(answers: &[NodeAnswer]) -> BTreeMap<(String, String), Tally> {
+    let mut sums: BTreeMap<(String, String), Tally> = BTreeMap::new();
+    for (key, tally) in answers.iter().flat_map(|it| &it.tallies) {
+        sums.entry(key.clone()).or_default().add(tally);
+    }
+    sums
 }
 
 fn verdict(answers: &Answers, abort: Option<&Abort>, ranked: &Ranked) -> Verdict {

@@ -44,6 +44,7 @@ pub use self::explanation::{
     DeviceCounts, Explanation, GpuMap, MapEntry, NodeCounts, PlacedDevice, Placement, RequestExplanation,
     SCHEMA_VERSION, Verdict,
 };
+pub(crate) use self::pools::sentence as pool_sentence;
 pub use self::reason::{Holder, Reason, ReasonId};
 pub use self::run::run;
 pub use self::subject::Subject;

@@ -1,6 +1,6 @@
 //! What is wrong with pools, whatever the requests are.
 
-use dra_allocator::{PoolProblem, PoolReport, Refusal};
+use dra_allocator::{PoolProblem, PoolReport, Refusal, Shortage};
 
 use super::assemble::{MAX_NAMED, Ranked, World};
 use super::events::reports;
@@ -71,43 +71,47 @@ impl World<'_, '_> {
 }
 
 fn of_pool(report: &PoolReport) -> Reason {
+    let reason = |id| Reason::new(id, sentence(report));
+    match &report.problem {
+        PoolProblem::Incomplete { .. } => reason(ReasonId::PoolIncomplete)
+            .advise("wait a moment: the driver is publishing; if it stays so, see /readyz of the driver's pod on that node (docs/troubleshooting.md, step 3)"),
+        PoolProblem::Invalid { .. } => reason(ReasonId::PoolInvalid)
+            .advise(format!("see who writes its ResourceSlices: kubectl get resourceslices -o yaml --show-managed-fields --field-selector spec.driver={}", report.driver)),
+        PoolProblem::Overdrawn { shortages } => reason(ReasonId::PoolOverdrawn)
+            .advise(format!("end the pods of all but one of these claims: {}", consumers(shortages))),
+        PoolProblem::NameShared { .. } => reason(ReasonId::PoolNameShared)
+            .advise("run one of the two drivers on this node, or upgrade kube-scheduler to 1.37, or a later release of 1.36"),
+    }
+}
+
+/// What is wrong with a pool: a clause.
+pub(crate) fn sentence(report: &PoolReport) -> String {
     let PoolReport { driver, pool, problem } = report;
     match problem {
-        PoolProblem::Incomplete { found, expected } => {
-            let sentence = format!(
-                "pool {pool} of driver {driver} is incomplete: {found} of {expected} ResourceSlices are there, and nothing of it is allocated until all are"
-            );
-            Reason::new(ReasonId::PoolIncomplete, sentence)
-                .advise("wait a moment: the driver is publishing; if it stays so, see /readyz of the driver's pod on that node (docs/troubleshooting.md, step 3)")
-        }
+        PoolProblem::Incomplete { found, expected } => format!(
+            "pool {pool} of driver {driver} is incomplete: {found} of {expected} ResourceSlices are there, and nothing of it is allocated until all are"
+        ),
         PoolProblem::Invalid { why } => {
-            let sentence =
-                format!("pool {pool} of driver {driver} is invalid, and nothing of it is allocated: {why}");
-            Reason::new(ReasonId::PoolInvalid, sentence)
-                .advise(format!("see who writes its ResourceSlices: kubectl get resourceslices -o yaml --show-managed-fields --field-selector spec.driver={driver}"))
+            format!("pool {pool} of driver {driver} is invalid, and nothing of it is allocated: {why}")
         }
         PoolProblem::Overdrawn { shortages } => {
-            let first = shortages.first();
-            let counter = first.map(|it| format!("{} of {}", it.counter, it.set)).unwrap_or_default();
-            let claims: Vec<String> =
-                first.iter().flat_map(|it| &it.consumers).map(|it| format!("claim {}", it.claim)).collect();
-            let sentence = format!(
+            let counter =
+                shortages.first().map(|it| format!("{} of {}", it.counter, it.set)).unwrap_or_default();
+            format!(
                 "pool {pool} of driver {driver} is broken: more than there is of {counter} is allocated ({}), and no device of the pool with counters is allocated until that ends",
-                some_of(&claims, MAX_NAMED)
-            );
-            Reason::new(ReasonId::PoolOverdrawn, sentence).advise(format!(
-                "end the pods of all but one of these claims: {}",
-                some_of(&claims, MAX_NAMED)
-            ))
+                consumers(shortages)
+            )
         }
-        PoolProblem::NameShared { driver: other } => {
-            let sentence = format!(
-                "drivers {driver} and {other} both have a pool named {pool} with counters, and the scheduler mixes them up (kubernetes #140434)"
-            );
-            Reason::new(ReasonId::PoolNameShared, sentence)
-                .advise("run one of the two drivers on this node, or upgrade kube-scheduler to 1.37, or a later release of 1.36")
-        }
+        PoolProblem::NameShared { driver: other } => format!(
+            "drivers {driver} and {other} both have a pool named {pool} with counters, and the scheduler mixes them up (kubernetes #140434)"
+        ),
     }
+}
+
+/// The claims that consume too much of the first counter.
+fn consumers(shortages: &[Shortage]) -> String {
+    let claims = shortages.first().into_iter().flat_map(|it| &it.consumers);
+    some_of(&claims.map(|it| format!("claim {}", it.claim)).collect::<Vec<_>>(), MAX_NAMED)
 }
 
 /// Nodes whose slices cannot be used.
