@@ -70,7 +70,10 @@ fn optional<K>(result: Result<Vec<K>, Unread>, unread: &mut Vec<Unread>) -> Vec<
 async fn read_slices(client: &Client) -> Result<Slices, Unread> {
     let mut slices = Slices::default();
     let params = ListParams::default().limit(SLICES_PER_PAGE);
-    pages("resourceslices", Api::all(client.clone()), params, |it: ResourceSlice| slices.push(&it)).await?;
+    let pages =
+        pages("resourceslices", Api::all(client.clone()), params, |it: ResourceSlice| slices.push(&it));
+    // Boxed, as the one below: several of them are in one future.
+    Box::pin(pages).await?;
     Ok(slices)
 }
 
@@ -80,7 +83,8 @@ where
 {
     let mut all = Vec::new();
     if wanted {
-        pages(resource, Api::all(client.clone()), ListParams::default(), |it| all.push(it)).await?;
+        let pages = pages(resource, Api::all(client.clone()), ListParams::default(), |it| all.push(it));
+        Box::pin(pages).await?;
     }
     Ok(all)
 }

@@ -23,6 +23,7 @@ impl<'a> Case<'a> {
             self.held.extend(found.cloned());
             return;
         }
+        let gate = snapshot.gates.map(|it| it.extended_resource);
         let mut has_other = false;
         for resource in requested(pod).into_keys() {
             let is_gpu = resource.starts_with("nvidia.com/") || resource.starts_with(IMPLICIT_PREFIX);
@@ -32,7 +33,7 @@ impl<'a> Case<'a> {
             }
             has_other = true;
             let plugin = plugin_nodes(snapshot, &resource);
-            if has_class {
+            if has_class && gate != Some(false) {
                 self.with_class(snapshot, pod, &resource, &plugin);
             } else if plugin.is_empty() {
                 self.without_class(snapshot, &resource);
@@ -62,7 +63,7 @@ impl<'a> Case<'a> {
         let gate = snapshot.gates.map(|it| it.extended_resource);
         let refused =
             scheduler_message(pod).is_some_and(|it| it.contains(&format!("Insufficient {resource}")));
-        if (gate == Some(false) || (refused && gate.is_none())) && plugin.is_empty() {
+        if refused && gate.is_none() && plugin.is_empty() {
             let sentence = format!(
                 "kube-scheduler looks for {resource} at a device plugin: DRAExtendedResource is off in it"
             );
