@@ -322,7 +322,7 @@ fn an_incomplete_pool_has_nothing_free() {
     );
     let node = &fleet.nodes[0];
     assert_eq!(node.problems.len(), 1, "once for the node: {:?}", node.problems);
-    assert!(node.problems[0].message.contains("has 2 of 3 slices"), "{:?}", node.problems);
+    assert!(node.problems[0].message.contains("2 of 3 ResourceSlices are there"), "{:?}", node.problems);
 }
 
 #[test]
