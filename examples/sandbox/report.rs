@@ -117,9 +117,10 @@ pub(crate) fn refused_workloads(cluster: &Cluster) -> String {
     out
 }
 
-/// A text with two spaces before each line.
+/// A text with two spaces before each line that is not empty.
 pub(crate) fn indented(text: &str) -> String {
-    text.lines().map(|line| format!("  {line}\n")).collect()
+    let indented = |line: &str| if line.is_empty() { "\n".to_owned() } else { format!("  {line}\n") };
+    text.lines().map(indented).collect()
 }
 
 /// Device nodes and environment in full, the rest counted.

@@ -12,8 +12,10 @@
 //! template (nodes without a machine) -> slices, plan
 //! ```
 
+#[cfg(feature = "cli")]
 pub mod args;
 pub mod cluster;
+#[cfg(feature = "cli")]
 pub mod completion;
 pub mod convert;
 pub mod explain;
@@ -24,11 +26,14 @@ pub mod plan;
 pub mod slices;
 pub mod template;
 
+#[cfg(feature = "cli")]
 use std::process::ExitCode;
 
+#[cfg(feature = "cli")]
 use args::{Cli, Command};
 
 /// Runs a subcommand to its end and returns its exit status.
+#[cfg(feature = "cli")]
 #[must_use]
 pub fn run(cli: &Cli) -> ExitCode {
     match &cli.command {

@@ -4,14 +4,17 @@
 
 mod args;
 mod connect;
-mod objects;
+mod gates;
 mod read;
+mod rules;
 mod slices;
 
 pub use self::args::ClusterArgs;
 pub use self::connect::{ClusterError, Connection};
-pub(crate) use self::read::text as error_text;
+pub use self::gates::Gates;
 pub use self::read::{Kinds, read};
+pub(crate) use self::read::{pages, text as error_text};
+pub(crate) use self::rules::{Rule, cordon_toleration, rules};
 pub use self::slices::{SliceError, Slices};
 
 use k8s_openapi::api::core::v1::{Event, Node, Pod, ResourceQuota};
@@ -38,6 +41,8 @@ pub struct Snapshot {
     pub events: Vec<Event>,
     /// Version of the API server, for example `(1, 35)`; `None` where the objects come from files.
     pub version: Option<(u32, u32)>,
+    /// Feature gates, where they are known. An API server does not say them; the engine then goes by what it stores.
+    pub gates: Option<Gates>,
     /// What could not be read.
     pub unread: Vec<Unread>,
 }

@@ -69,7 +69,11 @@ fn optional<K>(result: Result<Vec<K>, Unread>, unread: &mut Vec<Unread>) -> Vec<
 
 async fn read_slices(client: &Client) -> Result<Slices, Unread> {
     let mut slices = Slices::default();
-    pages("resourceslices", SLICES_PER_PAGE, client, |slice: ResourceSlice| slices.push(&slice)).await?;
+    let params = ListParams::default().limit(SLICES_PER_PAGE);
+    let pages =
+        pages("resourceslices", Api::all(client.clone()), params, |it: ResourceSlice| slices.push(&it));
+    // Boxed, as the one below: several of them are in one future.
+    Box::pin(pages).await?;
     Ok(slices)
 }
 
@@ -79,23 +83,23 @@ where
 {
     let mut all = Vec::new();
     if wanted {
-        pages(resource, PAGE, client, |object| all.push(object)).await?;
+        let pages = pages(resource, Api::all(client.clone()), ListParams::default(), |it| all.push(it));
+        Box::pin(pages).await?;
     }
     Ok(all)
 }
 
-/// Calls `take` with each object of all namespaces, without its managed fields.
-async fn pages<K>(
+/// Calls `take` with each object, without its managed fields.
+pub(crate) async fn pages<K>(
     resource: &'static str,
-    limit: u32,
-    client: &Client,
+    api: Api<K>,
+    mut params: ListParams,
     mut take: impl FnMut(K),
 ) -> Result<(), Unread>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    let api: Api<K> = Api::all(client.clone());
-    let mut params = ListParams::default().limit(limit);
+    params.limit.get_or_insert(PAGE);
     loop {
         let page = api.list(&params).await.map_err(|error| Unread { resource, why: text(&error) })?;
         for mut object in page.items {

@@ -2,22 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use dra_allocator::{Abort, Features, MAX_STEPS, PoolProblem, PoolReport, Refusal};
+use dra_allocator::{Abort, Features, MAX_STEPS, Refusal};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
+use super::abort::{abort_reason, scheduler_gate};
+use super::combined::{failing, request, together};
 use super::detail::{Detail, Holders, look};
-use super::events::reports;
 use super::explanation::{
-    Explanation, GpuMap, NodeCounts, PlacedDevice, Placement, RequestExplanation, SCHEMA_VERSION, Verdict,
+    Explanation, NodeCounts, PlacedDevice, Placement, RequestExplanation, SCHEMA_VERSION, Verdict,
 };
-use super::fleet::{NodeAnswer, Outcome, Question, Tally};
+use super::fleet::{NodeAnswer, Outcome, Question};
+use super::pools::unreadable;
 use super::profile::Published;
-use super::reason::{Holder, Reason, ReasonId, count, some_of};
-use super::request::{Asked, Findings, abort_reason, scheduler_gate};
-use super::rules::Rule;
+use super::reason::{Reason, ReasonId};
+use super::release::{add_releases, best_releases};
+use super::request::{Asked, Findings};
 use super::subject::{Case, Subject, scheduler_message};
-use crate::cluster::Snapshot;
+use super::tally::Tally;
+use crate::cluster::{Rule, Snapshot};
 use crate::manifest::Catalog;
 
 /// Nodes that are looked at closely.
@@ -26,10 +29,8 @@ const MAX_DETAILS: usize = 4;
 const DETAIL_STEPS: usize = 100_000;
 /// Fewest candidates that are tried on a node, however many nodes there are.
 const FEWEST_STEPS: usize = 20_000;
-/// Maps of a request.
-const MAX_MAPS: usize = 4;
 /// Nodes and reports that are named.
-const MAX_NAMED: usize = 5;
+pub(super) const MAX_NAMED: usize = 5;
 
 /// What the scheduler's message has when something else than devices is missing.
 const OTHER_REASONS: &[&str] = &[
@@ -59,8 +60,9 @@ pub(super) fn explain_within(snapshot: &Snapshot, subject: &Subject, max_steps: 
     let pod = case.pod.take();
     let (open, held) = (std::mem::take(&mut case.open), std::mem::take(&mut case.held));
     let extended = !case.extended.is_empty();
-    let mut question =
-        Question::new(snapshot, &catalog, pod.as_deref(), (&open, &held), extended, Features::ALL);
+    // A gate that is off in kube-apiserver shows in what is stored.
+    let features = snapshot.gates.map_or(Features::ALL, |it| it.features);
+    let mut question = Question::new(snapshot, &catalog, pod.as_deref(), (&open, &held), extended, features);
     // However many nodes there are, the answer comes soon; one of those that are given up is searched to the end below.
     question.limit((max_steps / nodes.len().max(1)).max(FEWEST_STEPS.min(max_steps)));
     let with_rules: Vec<(&Node, Vec<Rule>)> = nodes.iter().map(|node| (node, question.rules(node))).collect();
@@ -114,22 +116,24 @@ fn patient(question: &mut Question<'_>, nodes: &[Node], answers: &mut [NodeAnswe
     }
 }
 
+/// What the nodes answer.
 #[derive(Default)]
-struct Answers {
-    usable: Vec<NodeAnswer>,
-    hidden: Vec<NodeAnswer>,
-    counts: NodeCounts,
+pub(super) struct Answers {
+    pub(super) usable: Vec<NodeAnswer>,
+    pub(super) hidden: Vec<NodeAnswer>,
+    pub(super) counts: NodeCounts,
 }
 
-struct World<'w, 'a> {
-    snapshot: &'a Snapshot,
-    pod: Option<&'w Pod>,
-    question: &'w Question<'a>,
-    nodes: &'w [Node],
+/// What the answer is about.
+pub(super) struct World<'w, 'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) pod: Option<&'w Pod>,
+    pub(super) question: &'w Question<'a>,
+    pub(super) nodes: &'w [Node],
 }
 
 /// A reason with its rank: the lowest decides the sentence.
-type Ranked = Vec<(u8, Reason)>;
+pub(super) type Ranked = Vec<(u8, Reason)>;
 
 impl World<'_, '_> {
     fn answer(&self, mut case: Case<'_>, answers: &Answers) -> Explanation {
@@ -167,10 +171,14 @@ impl World<'_, '_> {
         }
     }
 
+    /// Whether nothing has to be assumed about feature gates.
+    fn knows_gates(&self) -> bool {
+        self.snapshot.gates.is_some() || self.snapshot.version.is_some_and(|it| it >= (1, 36))
+    }
+
     /// Some node fits. What else may keep the pod back?
     fn fits(&self, case: &mut Case<'_>, answers: &Answers, node: &NodeAnswer) -> Verdict {
-        let is_new = self.snapshot.version.is_some_and(|it| it >= (1, 36));
-        let has_evidence = is_new || answers.usable.iter().any(|it| it.counters_in_use);
+        let has_evidence = self.knows_gates() || answers.usable.iter().any(|it| it.counters_in_use);
         let message = self.pod.and_then(scheduler_message).unwrap_or_default();
         let mut verdict = Verdict::Fits;
         if OTHER_REASONS.iter().any(|it| message.contains(it)) {
@@ -215,12 +223,7 @@ impl World<'_, '_> {
             published,
             details: &details,
         };
-        let mut tallies: BTreeMap<(String, String), Tally> = BTreeMap::new();
-        for answer in base {
-            for (key, tally) in &answer.tallies {
-                tallies.entry(key.clone()).or_default().add(tally);
-            }
-        }
+        let tallies = sums(base);
         let claims = self.question.open;
         let asked: Vec<Asked<'_>> =
             tallies.iter().map(|(key, tally)| Asked::new(key, tally, findings.classes, claims)).collect();
@@ -281,163 +284,9 @@ impl World<'_, '_> {
         order.iter().take(MAX_DETAILS).filter_map(look).collect()
     }
 
-    /// Nodes that would fit, if the pod could use them.
-    fn of_nodes(&self, answers: &Answers, ranked: &mut Ranked) {
-        if answers.usable.is_empty()
-            && let Some(reason) = self.bound(answers)
-        {
-            ranked.push((1, reason));
-            return;
-        }
-        let fitting: Vec<&NodeAnswer> =
-            answers.hidden.iter().filter(|it| matches!(it.outcome, Outcome::Fits(_))).collect();
-        let (some, sentence) = if !fitting.is_empty() {
-            let names: Vec<String> = fitting.iter().map(|it| format!("node {}", it.name)).collect();
-            let verb = if fitting.len() == 1 { "has" } else { "have" };
-            (fitting, format!("{} {verb} the devices, but the pod cannot use it", some_of(&names, MAX_NAMED)))
-        } else if answers.usable.is_empty() && !answers.hidden.is_empty() {
-            let nodes = count(answers.hidden.len(), "node");
-            (answers.hidden.iter().collect(), format!("the pod can use none of the {nodes} of the cluster"))
-        } else if answers.usable.is_empty() {
-            ranked.push((3, Reason::new(ReasonId::NoSlices, "the cluster has no node, as far as is known")));
-            return;
-        } else {
-            return;
-        };
-        let mut reason = Reason::new(ReasonId::NodeRules, sentence);
-        for answer in some.iter().take(MAX_NAMED) {
-            let whys: Vec<String> = answer.rules.iter().map(|it| it.why.clone()).collect();
-            reason.details.push(format!("node {}: {}", answer.name, whys.join("; and ")));
-        }
-        for rule in some.iter().take(3).flat_map(|it| &it.rules) {
-            if !reason.advice.contains(&rule.advice) {
-                reason.advice.push(rule.advice.clone());
-            }
-        }
-        let can_fit = answers.usable.iter().any(|it| it.fits_empty);
-        ranked.push((if can_fit { 6 } else { 1 }, reason));
-    }
-
-    /// Claims that are allocated tie the pod to nodes that it cannot use.
-    fn bound(&self, answers: &Answers) -> Option<Reason> {
-        let selector = |claim: &'_ ResourceClaim| {
-            claim.status.as_ref().and_then(|it| it.allocation.as_ref()?.node_selector.clone())
-        };
-        let tied: Vec<_> = self.question.held.iter().filter_map(|it| Some((it, selector(it)?))).collect();
-        let (claim, first) = tied.first()?;
-        let name = |it: &ResourceClaim| it.metadata.name.clone().unwrap_or_default();
-        let of = |selector: &_| -> Vec<&Node> {
-            self.nodes.iter().filter(|it| dra_allocator::selects_node(selector, it)).collect()
-        };
-        let names: Vec<String> = of(first)
-            .iter()
-            .map(|it| format!("node {}", it.metadata.name.as_deref().unwrap_or_default()))
-            .collect();
-        let place = if names.is_empty() {
-            "a node that does not exist".to_owned()
-        } else {
-            some_of(&names, MAX_NAMED)
-        };
-        let users: Vec<String> = tied.iter().flat_map(|(it, _)| super::subject::consumers(it)).collect();
-        let all: Vec<&Node> = of(first)
-            .into_iter()
-            .filter(|node| tied.iter().all(|(_, it)| dra_allocator::selects_node(it, node)))
-            .collect();
-        let mut reason = if let ([_, (other, _), ..], []) = (tied.as_slice(), all.as_slice()) {
-            let sentence = format!(
-                "claims {} and {} are allocated on different nodes, and a pod has one",
-                name(claim),
-                name(other)
-            );
-            Reason::new(ReasonId::ClaimOnOtherNode, sentence)
-        } else {
-            let sentence = format!("claim {} is allocated on {place}, which the pod cannot use", name(claim));
-            Reason::new(ReasonId::ClaimOnOtherNode, sentence)
-        };
-        for answer in answers
-            .hidden
-            .iter()
-            .filter(|it| all.iter().any(|node| node.metadata.name.as_ref() == Some(&it.name)))
-        {
-            for rule in &answer.rules {
-                reason.details.push(format!("node {}: {}", answer.name, rule.why));
-                reason.advice.push(rule.advice.clone());
-            }
-        }
-        if !users.is_empty() {
-            reason.advice.push(format!(
-                "or end the pods that use the claim, so that it is allocated again with this pod: {}",
-                some_of(&users, MAX_NAMED)
-            ));
-        }
-        Some(reason)
-    }
-
-    /// Broken pools of nodes that the pod can use.
-    fn of_pools(&self, answers: &[NodeAnswer], decisive: bool, ranked: &mut Ranked) {
-        let mut seen: Vec<PoolReport> = Vec::new();
-        for report in answers.iter().flat_map(|it| &it.pools) {
-            if !seen.contains(report) {
-                seen.push(report.clone());
-            }
-        }
-        let rank = if decisive { 2 } else { 7 };
-        ranked.extend(seen.iter().take(MAX_NAMED).map(|it| (rank, of_pool(it))));
-        if answers.iter().any(|it| it.only_leak) {
-            let sentence = "a defect of kube-scheduler is in the way (kubernetes #140436): it loses devices that a constraint or taint refused before";
-            ranked.push((
-                3,
-                Reason::new(ReasonId::CounterLeak, sentence)
-                    .advise("remove the constraint if it is not needed, or upgrade kube-scheduler to 1.37, or a later release of 1.36")
-                    .advise("or wait: once other devices are allocated, an attempt may succeed"),
-            ));
-        }
-        let timed_out = |it: &&NodeAnswer| matches!(it.outcome, Outcome::Refused(Refusal::TimedOut));
-        if let Some(answer) = answers.iter().find(timed_out) {
-            let sentence = format!(
-                "the search for so many devices at once takes longer than the scheduler allows (10 s a node), for example on node {}",
-                answer.name
-            );
-            ranked.push((
-                4,
-                Reason::new(ReasonId::TimedOut, sentence).advise(
-                    "ask for fewer devices in one pod, or narrow the selectors, so that fewer devices match",
-                ),
-            ));
-        }
-        let dropped: Vec<String> =
-            answers.iter().filter(|it| it.offer.dropped).map(|it| format!("node {}", it.name)).collect();
-        if !dropped.is_empty() {
-            let sentence = format!(
-                "kube-apiserver dropped the counters of {}: devices that overlap can be allocated at the same time",
-                some_of(&dropped, MAX_NAMED)
-            );
-            ranked.push((
-                8,
-                Reason::new(ReasonId::CountersDropped, sentence)
-                    .advise("turn the feature gate DRAPartitionableDevices on in kube-apiserver and kube-scheduler, and restart the driver"),
-            ));
-        }
-    }
-
-    /// What drivers report about nodes that the pod can use.
-    fn of_reports(&self, answers: &[NodeAnswer], decisive: bool, ranked: &mut Ranked) {
-        let mut found = reports(self.snapshot);
-        found.retain(|it| answers.iter().any(|answer| answer.name == it.node));
-        let rank = if decisive { 2 } else { 7 };
-        for it in found.iter().take(MAX_NAMED) {
-            let sentence = format!("the driver of node {} reports {}: {}", it.node, it.reason, it.message);
-            ranked.push((
-                rank,
-                Reason::new(ReasonId::Withheld, sentence).advise(format!("node {}: {}", it.node, it.advice)),
-            ));
-        }
-    }
-
     /// What the answer takes for granted.
     fn assume(&self, case: &mut Case<'_>, tallies: &BTreeMap<(String, String), Tally>, answers: &Answers) {
-        let is_new = self.snapshot.version.is_some_and(|it| it >= (1, 36));
-        if is_new {
+        if self.knows_gates() {
             return;
         }
         if tallies.values().any(|it| !it.taints.is_empty()) {
@@ -454,203 +303,13 @@ impl World<'_, '_> {
     }
 }
 
-fn of_pool(report: &PoolReport) -> Reason {
-    let PoolReport { driver, pool, problem } = report;
-    match problem {
-        PoolProblem::Incomplete { found, expected } => {
-            let sentence = format!(
-                "pool {pool} of driver {driver} is incomplete: {found} of {expected} ResourceSlices are there, and nothing of it is allocated until all are"
-            );
-            Reason::new(ReasonId::PoolIncomplete, sentence)
-                .advise("wait a moment: the driver is publishing; if it stays so, see /readyz of the driver's pod on that node (docs/troubleshooting.md, step 3)")
-        }
-        PoolProblem::Invalid { why } => {
-            let sentence =
-                format!("pool {pool} of driver {driver} is invalid, and nothing of it is allocated: {why}");
-            Reason::new(ReasonId::PoolInvalid, sentence)
-                .advise(format!("see who writes its ResourceSlices: kubectl get resourceslices -o yaml --show-managed-fields --field-selector spec.driver={driver}"))
-        }
-        PoolProblem::Overdrawn { shortages } => {
-            let first = shortages.first();
-            let counter = first.map(|it| format!("{} of {}", it.counter, it.set)).unwrap_or_default();
-            let claims: Vec<String> =
-                first.iter().flat_map(|it| &it.consumers).map(|it| format!("claim {}", it.claim)).collect();
-            let sentence = format!(
-                "pool {pool} of driver {driver} is broken: more than there is of {counter} is allocated ({}), and no device of the pool with counters is allocated until that ends",
-                some_of(&claims, MAX_NAMED)
-            );
-            Reason::new(ReasonId::PoolOverdrawn, sentence).advise(format!(
-                "end the pods of all but one of these claims: {}",
-                some_of(&claims, MAX_NAMED)
-            ))
-        }
-        PoolProblem::NameShared { driver: other } => {
-            let sentence = format!(
-                "drivers {driver} and {other} both have a pool named {pool} with counters, and the scheduler mixes them up (kubernetes #140434)"
-            );
-            Reason::new(ReasonId::PoolNameShared, sentence)
-                .advise("run one of the two drivers on this node, or upgrade kube-scheduler to 1.37, or a later release of 1.36")
-        }
+/// Tallies of all nodes, by claim and request.
+fn sums(answers: &[NodeAnswer]) -> BTreeMap<(String, String), Tally> {
+    let mut sums: BTreeMap<(String, String), Tally> = BTreeMap::new();
+    for (key, tally) in answers.iter().flat_map(|it| &it.tallies) {
+        sums.entry(key.clone()).or_default().add(tally);
     }
-}
-
-/// Nodes whose slices cannot be used.
-fn unreadable(answers: &[NodeAnswer], ranked: &mut Ranked) {
-    let why = answers.iter().find_map(|it| match &it.outcome {
-        Outcome::Unreadable(why) => Some(format!("the devices of node {} cannot be read: {why}", it.name)),
-        _ => None,
-    });
-    ranked.extend(why.map(|it| {
-        (9, Reason::new(ReasonId::PoolInvalid, it).advise("report it with the ResourceSlice that is named"))
-    }));
-}
-
-/// All requests fit, but not together.
-fn together(asked: &[Asked<'_>], details: &[Detail], answers: &[NodeAnswer], ranked: &mut Ranked) {
-    if let Some(detail) = details.iter().find(|it| it.fits_without_constraints && !it.fits) {
-        let attributes: Vec<String> = detail
-            .requests
-            .iter()
-            .flat_map(|it| &it.devices)
-            .filter_map(|it| match &it.finding {
-                dra_allocator::Finding::Constraint { attribute, value, request, found, needed } => {
-                    Some(format!("with {attribute} {value}, request {request} has {found} of {needed}"))
-                }
-                dra_allocator::Finding::AttributeMissing { attribute } => {
-                    Some(format!("{} has no {attribute}", it.id.device))
-                }
-                _ => None,
-            })
-            .fold(Vec::new(), |mut all, it| {
-                if !all.contains(&it) {
-                    all.push(it);
-                }
-                all
-            });
-        let sentence = format!(
-            "the devices are free on node {}, but not so many that share the attribute of the claim's matchAttribute",
-            detail.node
-        );
-        let reason = Reason::new(ReasonId::MatchAttribute, sentence)
-            .detail(attributes.into_iter().take(MAX_NAMED))
-            .advise("remove the constraint matchAttribute from the claim or its template, if the devices may be apart");
-        ranked.push((4, reason));
-        return;
-    }
-    let alone = |it: &NodeAnswer| !it.tallies.is_empty() && each_request(&it.tallies, |it| it.fits_alone);
-    let somewhere = each_request(
-        &asked.iter().map(|it| ((it.claim.clone(), it.request.clone()), it.tally.clone())).collect(),
-        |it| it.fits_alone,
-    );
-    if asked.len() < 2 || !somewhere {
-        return;
-    }
-    let node = answers.iter().find(|it| alone(it));
-    let sentence = match node {
-        Some(answer) => format!(
-            "each request fits alone, but not all of them together, for example on node {}",
-            answer.name
-        ),
-        None => "each request fits on some node, but no node has devices for all of them".to_owned(),
-    };
-    let mut holders: Vec<Holder> = Vec::new();
-    for holder in details.iter().flat_map(|it| it.holders.values()) {
-        holders.push(holder.clone());
-    }
-    let reason = Reason::new(ReasonId::RequestsNotTogether, sentence).held_by(holders);
-    ranked.push((
-        4,
-        reason.advise(
-            "ask for smaller devices, or spread them over several pods, which can be on different nodes",
-        ),
-    ));
-}
-
-/// Whether of each request the condition holds, for alternatives of one of them.
-fn each_request(tallies: &BTreeMap<(String, String), Tally>, holds: impl Fn(&Tally) -> bool) -> bool {
-    let mut by_request: BTreeMap<(&str, &str), bool> = BTreeMap::new();
-    for ((claim, request), tally) in tallies {
-        let name = request.split('/').next().unwrap_or_default();
-        *by_request.entry((claim, name)).or_default() |= holds(tally);
-    }
-    by_request.values().all(|it| *it)
-}
-
-/// The requests that nothing serves alone; of alternatives the first one that exists anywhere stands for all.
-fn failing(requests: &[RequestExplanation]) -> Vec<usize> {
-    let name = |it: &RequestExplanation| {
-        (it.claim.clone(), it.request.split('/').next().unwrap_or_default().to_owned())
-    };
-    let mut by_request: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
-    for (index, it) in requests.iter().enumerate() {
-        by_request.entry(name(it)).or_default().push(index);
-    }
-    by_request.retain(|_, all| all.iter().all(|it| !requests[*it].fits_alone));
-    let best = |all: &Vec<usize>| {
-        let exists = all.iter().find(|it| requests[**it].devices.selected > 0);
-        exists.or(all.first()).copied()
-    };
-    by_request.values().filter_map(best).collect()
-}
-
-fn request(asked: &Asked<'_>, findings: &Findings<'_>) -> RequestExplanation {
-    let tally = asked.tally;
-    let reasons = asked.reasons(findings);
-    let mut gpus: Vec<GpuMap> = Vec::new();
-    if !tally.fits_alone && tally.counts.selected > 0 {
-        for detail in findings.details {
-            let rooms = asked.position(detail).map(|it| detail.rooms(it)).unwrap_or_default();
-            let with_map = rooms.iter().filter(|it| it.gpu.memory_slices > 0);
-            gpus.extend(with_map.map(|it| detail.map(it.gpu)));
-        }
-        gpus.truncate(MAX_MAPS);
-    }
-    RequestExplanation {
-        claim: asked.claim.clone(),
-        request: asked.request.clone(),
-        class: tally.class.clone(),
-        amount: match tally.amount {
-            Some(dra_allocator::Amount::Exactly(number)) => number.to_string(),
-            Some(dra_allocator::Amount::All) => "all".to_owned(),
-            None => "unknown".to_owned(),
-        },
-        fits_alone: tally.fits_alone,
-        devices: tally.counts,
-        reasons,
-        gpus,
-    }
-}
-
-/// Pods whose end makes room, at most a few.
-fn best_releases(details: &[Detail]) -> Vec<Holder> {
-    details.iter().flat_map(|it| it.releases.iter().take(2)).take(4).cloned().collect()
-}
-
-fn add_releases(reason: &mut Reason, releases: &[Holder]) {
-    use ReasonId::{
-        AllTaken, EngineTaken, Fragmented, MatchAttribute, NotAllFree, RequestsNotTogether, TooFewOnOneNode,
-    };
-    let concerns =
-        [AllTaken, EngineTaken, Fragmented, MatchAttribute, NotAllFree, RequestsNotTogether, TooFewOnOneNode];
-    if !concerns.contains(&reason.reason) {
-        return;
-    }
-    let mut advice: Vec<String> = Vec::new();
-    for holder in releases {
-        let (what, node) = (&holder.device, &holder.node);
-        advice.push(match holder.pods.first().and_then(|it| it.split_once('/')) {
-            Some((namespace, pod)) => format!("kubectl -n {namespace} delete pod {pod}  # makes room on node {node}: it has {what}"),
-            None => {
-                let (namespace, claim) = holder.claim.split_once('/').unwrap_or(("default", &holder.claim));
-                format!("kubectl -n {namespace} delete resourceclaim {claim}  # makes room on node {node}: it has {what}, and no pod uses it")
-            }
-        });
-    }
-    if advice.is_empty() && !reason.holders.is_empty() {
-        advice.push("wait until pods have ended, or add a node: no single pod's end makes room".to_owned());
-    }
-    advice.append(&mut reason.advice);
-    reason.advice = advice;
+    sums
 }
 
 fn verdict(answers: &Answers, abort: Option<&Abort>, ranked: &Ranked) -> Verdict {

@@ -7,10 +7,11 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::claims::consumers;
 use super::explanation::{GpuMap, MapEntry};
 use super::fleet::{Question, Site};
 use super::reason::Holder;
-use super::subject::consumers;
+
 use crate::gpu::{Gpu, gpus};
 
 /// Most holders whose end is tried on a node.

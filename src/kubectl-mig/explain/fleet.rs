@@ -6,17 +6,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dra_allocator::cel_env::Programs;
-use dra_allocator::{
-    Abort, Allocated, Amount, ClaimRef, Cluster, DeviceId, Features, Finding, MAX_STEPS, PoolReport, Refusal,
-    RequestReport, SelectorError,
-};
+use dra_allocator::{Allocated, ClaimRef, Cluster, DeviceId, Features, MAX_STEPS, PoolReport, Refusal};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::{AllocationResult, Device, ResourceClaim, ResourceSlice};
 
-use super::explanation::DeviceCounts;
 use super::profile::Published;
-use super::rules::{Rule, rules};
-use crate::cluster::Snapshot;
+use super::size::too_large;
+use super::tally::Tally;
+use crate::cluster::{Rule, Snapshot, rules};
 use crate::gpu::{Gpu, gpus};
 use crate::manifest::Catalog;
 
@@ -83,97 +80,6 @@ pub(super) struct Offer {
     pub(super) dropped: bool,
     /// Devices, of any driver.
     pub(super) devices: usize,
-}
-
-/// What became of a request on a node, or on several.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Tally {
-    pub(super) class: String,
-    pub(super) amount: Option<Amount>,
-    pub(super) counts: DeviceCounts,
-    /// Devices that the class selects.
-    pub(super) of_class: usize,
-    pub(super) fits_alone: bool,
-    pub(super) abort: Option<Abort>,
-    pub(super) error: Option<SelectorError>,
-    /// Keys of taints, with value and effect.
-    pub(super) taints: BTreeMap<String, usize>,
-    pub(super) counters_disabled: usize,
-    pub(super) binding: usize,
-    pub(super) overdrawn: usize,
-}
-
-impl Tally {
-    fn of(report: &RequestReport) -> Self {
-        let mut tally = Self {
-            class: report.class.clone(),
-            amount: report.amount,
-            fits_alone: report.fits_alone,
-            abort: report.abort.clone(),
-            ..Self::default()
-        };
-        for device in &report.devices {
-            let counts = &mut tally.counts;
-            counts.total += 1;
-            match &device.finding {
-                Finding::ClassSelectorFalse { .. } => continue,
-                Finding::RequestSelectorFalse { .. } => {
-                    tally.of_class += 1;
-                    continue;
-                }
-                Finding::OtherNode => continue,
-                Finding::SelectorError { error } => {
-                    tally.error.get_or_insert_with(|| (**error).clone());
-                    continue;
-                }
-                Finding::Usable => counts.free += 1,
-                Finding::Allocated { .. } => counts.taken += 1,
-                Finding::Counters { shortages } => {
-                    counts.blocked += 1;
-                    tally.overdrawn += usize::from(shortages.iter().any(|it| it.available.is_negative()));
-                }
-                Finding::Taint { key, value, effect } => {
-                    counts.other += 1;
-                    let value = value.as_ref().map_or(String::new(), |it| format!("={it}"));
-                    *tally.taints.entry(format!("{key}{value}:{effect}")).or_default() += 1;
-                }
-                Finding::CountersDisabled => {
-                    counts.other += 1;
-                    tally.counters_disabled += 1;
-                }
-                Finding::BindingConditions => {
-                    counts.other += 1;
-                    tally.binding += 1;
-                }
-                Finding::AttributeMissing { .. } | Finding::Constraint { .. } => counts.other += 1,
-            }
-            tally.counts.selected += 1;
-            tally.of_class += 1;
-        }
-        tally
-    }
-
-    pub(super) fn add(&mut self, other: &Self) {
-        self.class.clone_from(&other.class);
-        self.amount = other.amount;
-        let (sum, more) = (&mut self.counts, &other.counts);
-        sum.total += more.total;
-        sum.selected += more.selected;
-        sum.free += more.free;
-        sum.taken += more.taken;
-        sum.blocked += more.blocked;
-        sum.other += more.other;
-        self.of_class += other.of_class;
-        self.fits_alone |= other.fits_alone;
-        self.abort = self.abort.take().or_else(|| other.abort.clone());
-        self.error = self.error.take().or_else(|| other.error.clone());
-        for (taint, count) in &other.taints {
-            *self.taints.entry(taint.clone()).or_default() += count;
-        }
-        self.counters_disabled += other.counters_disabled;
-        self.binding += other.binding;
-        self.overdrawn += other.overdrawn;
-    }
 }
 
 /// What is known of a node while its slices are parsed.
@@ -255,7 +161,8 @@ impl<'a> Question<'a> {
     /// Everything that keeps the pod away from a node, apart from devices.
     pub(super) fn rules(&self, node: &Node) -> Vec<Rule> {
         let served = |resource: &str| self.extended && self.catalog.extended().class_of(resource).is_some();
-        let mut found = self.pod.map_or_else(Vec::new, |pod| rules(pod, node, &served));
+        let mut found = self.pod.map_or_else(Vec::new, |pod| rules(pod, node));
+        found.extend(self.pod.iter().flat_map(|pod| too_large(pod, node, &served)));
         for claim in self.held {
             let selector =
                 claim.status.as_ref().and_then(|it| it.allocation.as_ref()?.node_selector.as_ref());

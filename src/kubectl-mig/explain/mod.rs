@@ -4,28 +4,39 @@
 //! the command, the sandbox and tests call it alike. [`text`](text::text) renders the answer for people.
 //!
 //! ```text
-//! reason, explanation          what there is to say
-//! rules, quota, events, profile   one kind of object each
-//! subject                      what the pod and its claims say themselves
-//! fleet                        every node, in parallel: does it fit, and what is in the way
-//! detail                       a few nodes: holders, maps, whose end makes room
-//! request, assemble            the reasons, and the verdict
-//! args, run, text              the command
+//! reason, explanation             what there is to say
+//! size, quota, events, profile    one kind of object each
+//! subject, claims, extended       what the pod and its claims say themselves
+//! fleet, tally                    every node, in parallel: does it fit, and what is in the way
+//! detail, release                 a few nodes: holders, maps, whose end makes room
+//! abort, layout, request          the reasons of one request
+//! nodes, pools, combined          the reasons of nodes, of pools, and of all requests together
+//! assemble                        the verdict
+//! args, run, text                 the command
 //! ```
 
+mod abort;
 pub mod args;
 mod assemble;
+mod claims;
+mod combined;
 mod detail;
 mod events;
 mod explanation;
+mod extended;
 mod fleet;
+mod layout;
+mod nodes;
+mod pools;
 mod profile;
 mod quota;
 mod reason;
+mod release;
 mod request;
-mod rules;
 mod run;
+mod size;
 mod subject;
+mod tally;
 pub mod text;
 
 pub use self::assemble::explain;
@@ -33,6 +44,7 @@ pub use self::explanation::{
     DeviceCounts, Explanation, GpuMap, MapEntry, NodeCounts, PlacedDevice, Placement, RequestExplanation,
     SCHEMA_VERSION, Verdict,
 };
+pub(crate) use self::pools::sentence as pool_sentence;
 pub use self::reason::{Holder, Reason, ReasonId};
 pub use self::run::run;
 pub use self::subject::Subject;

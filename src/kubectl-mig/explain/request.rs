@@ -1,15 +1,17 @@
 //! What is in the way of one request.
 
-use dra_allocator::{Abort, Amount, EvaluationError, SelectorError, SelectorPlace};
+use dra_allocator::Amount;
 use k8s_openapi::api::resource::v1::{DeviceClass, DeviceSelector, ResourceClaim};
 
+use super::abort::{abort_reason, scheduler_gate, selector_error};
 use super::detail::Detail;
-use super::fleet::{NodeAnswer, Tally};
-use super::profile::{Published, Size, Wish, class_of, gibibytes, label};
+use super::fleet::NodeAnswer;
+use super::profile::{Published, Wish, class_of, gibibytes};
 use super::reason::{Holder, Reason, ReasonId, count, some_of};
+use super::tally::Tally;
 
 /// Most names in a sentence.
-const MOST: usize = 4;
+pub(super) const MOST: usize = 4;
 
 /// What is known about all nodes when the reasons are put into words.
 pub(super) struct Findings<'a> {
@@ -53,7 +55,7 @@ impl<'a> Asked<'a> {
     }
 
     /// `1g.10gb`, or `device of class mig`.
-    fn noun(&self) -> String {
+    pub(super) fn noun(&self) -> String {
         self.wish
             .noun()
             .unwrap_or_else(|| format!("device for request {} (class {})", self.request, self.tally.class))
@@ -295,172 +297,10 @@ impl<'a> Asked<'a> {
         reasons
     }
 
-    /// Nodes that publish by layout, and leave out what is asked for.
-    fn layout(&self, findings: &Findings<'_>) -> Vec<Reason> {
-        let mut reasons = Vec::new();
-        let profile = match self.wish.profiles.as_slice() {
-            [profile] => profile.as_str(),
-            [] if self.wish.is_whole => "full",
-            _ => return reasons,
-        };
-        let lacks = |it: &&NodeAnswer| it.offer.devices > 0 && it.offer.published.get(profile).is_none();
-        let mut without: Vec<&NodeAnswer> = findings.usable.iter().filter(lacks).collect();
-        without.retain(|it| !it.offer.is_counted && self.is_plausible(profile, it, findings.published));
-        let (mig, whole): (Vec<&NodeAnswer>, Vec<&NodeAnswer>) =
-            without.iter().partition(|it| it.offer.has_mig);
-        if let Some(first) = whole.first()
-            && profile != "full"
-        {
-            let names: Vec<String> = whole.iter().map(|it| format!("node {}", it.name)).collect();
-            let gpu = first.offer.whole_only.first().map_or("", |(_, product)| product.as_str());
-            let sentence = format!(
-                "the GPUs of {} ({gpu}) are offered whole, not as MIG devices",
-                some_of(&names, MOST)
-            );
-            reasons.push(
-                Reason::new(ReasonId::WholeGpuOnly, sentence)
-                    .advise(format!("choose a layout: kubectl label node {} nvidia.com/mig.config=all-{} --overwrite", first.name, label(profile)))
-                    .advise("an A100 or A30 also needs MIG mode turned on: docs/layouts.md, \"Before you rely on it\""),
-            );
-        }
-        if let Some(first) = mig.first() {
-            let names: Vec<String> = mig.iter().map(|it| format!("node {}", it.name)).collect();
-            let noun = self.noun();
-            let sentence =
-                format!("{} publish by layout, and their layouts have no {noun}", some_of(&names, MOST));
-            let layout =
-                if profile == "full" { "all-disabled".to_owned() } else { format!("all-{}", label(profile)) };
-            let free: Vec<String> =
-                first.offer.free.iter().map(|(it, number)| format!("{number} of {it}")).collect();
-            let mut reason = Reason::new(ReasonId::NotInLayout, sentence);
-            if !free.is_empty() {
-                reason.details.push(format!("free on node {}: {}", first.name, some_of(&free, 8)));
-            }
-            reasons.push(
-                reason
-                    .advise(format!("choose a layout with it: kubectl label node {} nvidia.com/mig.config={layout} --overwrite", first.name))
-                    .advise("or turn the feature gate DRAPartitionableDevices on in kube-apiserver and kube-scheduler, so that no layout is needed"),
-            );
-        }
-        reasons
-    }
-
-    /// Whether a node's GPUs can have the profile, as far as what is published says: another node with the same product has it, or
-    /// its memory is that of 1, 2, 4 or 8 memory slices.
-    fn is_plausible(&self, profile: &str, node: &NodeAnswer, published: &Published) -> bool {
-        if profile == "full" {
-            return true;
-        }
-        let own = node.offer.published.products();
-        if published.get(profile).is_some_and(|it| it.products.iter().any(|it| own.contains(it))) {
-            return true;
-        }
-        let Some(wanted) = Size::of(profile) else { return false };
-        let slice = node.offer.published.slice_gigabytes();
-        slice.is_some_and(|slice| {
-            [1, 2, 4, 8].iter().any(|it| (slice * it).abs_diff(wanted.memory) <= *it / 2)
-        })
-    }
-
     /// Where a detail has this request.
     pub(super) fn position(&self, detail: &Detail) -> Option<usize> {
         detail.requests.iter().position(|it| it.request == self.request && it.claim.to_string() == self.claim)
     }
-}
-
-/// Why a pod is refused on all nodes.
-pub(super) fn abort_reason(abort: &Abort, findings: &Findings<'_>) -> Reason {
-    let unsupported = |sentence: String| Reason::new(ReasonId::UnsupportedRequest, sentence);
-    match abort {
-        Abort::ClassMissing { class, .. } => class_missing(class, findings),
-        Abort::Selector(error) => selector_error(error),
-        Abort::TooManyDevices { claim, requested, limit } => {
-            let sentence = format!("claim {claim} asks for {requested} devices, and a claim can have {limit}");
-            Reason::new(ReasonId::TooManyDevices, sentence)
-                .advise("ask for fewer devices, or spread them over several claims")
-        }
-        Abort::AllFromBrokenPool { request, driver, pool, state, .. } => {
-            let sentence = format!("request {request} wants all devices, and pool {pool} of driver {driver} is {state}");
-            Reason::new(ReasonId::AllFromBrokenPool, sentence)
-                .advise("wait until the driver has published the pool; if it stays so, look at the driver's pod on that node")
-                .advise("or ask for a number of devices: allocationMode: ExactCount")
-        }
-        Abort::AllAgainstConstraint { request, device, .. } => {
-            let device = &device.device;
-            let sentence = format!(
-                "request {request} wants all devices, and {device} does not share the attribute of the claim's constraint with the others"
-            );
-            Reason::new(ReasonId::MatchAttribute, sentence)
-                .advise("remove the constraint, or ask for a number of devices: allocationMode: ExactCount")
-        }
-        Abort::Unsupported { request, why, .. } => {
-            unsupported(format!("the scheduler does not know request {request}: {why}"))
-                .advise("correct the request in the claim or its template: kubectl explain resourceclaim.spec.devices.requests")
-        }
-        Abort::ConstraintUnsupported { claim, constraint } => {
-            unsupported(format!("constraint {constraint} of claim {claim} is not a matchAttribute"))
-                .advise("write it as matchAttribute, or turn on the feature gate that it needs (distinctAttribute: DRAConsumableCapacity)")
-        }
-        Abort::NodeSelector { terms, .. } => {
-            unsupported(format!("a ResourceSlice has a nodeSelector with {terms} terms, and the scheduler takes one"))
-                .advise("report it to the maintainers of the driver that publishes the slice")
-        }
-    }
-}
-
-fn class_missing(class: &str, findings: &Findings<'_>) -> Reason {
-    let reason = Reason::new(ReasonId::ClassMissing, format!("device class {class} does not exist"));
-    let wanted = class.strip_prefix("mig-").unwrap_or(class);
-    let near = class_of(findings.classes, wanted).or_else(|| {
-        let (by_memory, _) = findings.published.nearest(wanted)?;
-        class_of(findings.classes, by_memory)
-    });
-    let names: Vec<String> = findings.classes.iter().filter_map(|it| it.metadata.name.clone()).collect();
-    let reason = match near {
-        Some(near) => reason.advise(format!("use class {near} in the claim or its template")),
-        None if names.is_empty() => reason,
-        None => reason.advise(format!("use one of these classes: {}", some_of(&names, 6))),
-    };
-    reason.advise(format!(
-        "or create DeviceClass {class}; this driver's classes: kubectl apply -f deploy/manifests/deviceclasses.yaml"
-    ))
-}
-
-/// kube-scheduler does not take devices with counters.
-pub(super) fn scheduler_gate(noun: &str) -> Reason {
-    let sentence = format!(
-        "every {noun} consumes counters, and kube-scheduler does not look at such devices: DRAPartitionableDevices is off in it"
-    );
-    Reason::new(ReasonId::SchedulerGateOff, sentence)
-        .advise("turn the feature gate DRAPartitionableDevices on in kube-scheduler: --feature-gates=DRAPartitionableDevices=true")
-        .advise("or let the driver publish by layout: the chart value mode=layout (--mode layout)")
-}
-
-fn selector_error(error: &SelectorError) -> Reason {
-    let device = format!("device {} of pool {}", error.device.device, error.device.pool);
-    let number = error.selector;
-    let place = match &error.place {
-        SelectorPlace::Class { class } => format!("selector {number} of class {class}"),
-        SelectorPlace::Request { request, .. } => format!("selector {number} of request {request}"),
-    };
-    let id = match &error.place {
-        SelectorPlace::Class { .. } => ReasonId::ClassSelectorError,
-        SelectorPlace::Request { .. } => ReasonId::RequestSelectorError,
-    };
-    let reason = match &error.error {
-        EvaluationError::NoSuchKey(key) => {
-            Reason::new(id, format!("{place} fails at {device}, which has no {key}"))
-                .advise(format!("guard it: has(...), or .?{key}.orValue(...); docs/selectors.md"))
-        }
-        other => Reason::new(id, format!("{place} fails at {device}: {other}")),
-    };
-    let reason = reason.detail(["a selector that fails on one device stops the pod on all nodes".to_owned()]);
-    match &error.place {
-        SelectorPlace::Class { class } => reason.advise(format!("correct the class: kubectl edit deviceclass {class}")),
-        SelectorPlace::Request { .. } => reason
-            .advise("correct the selector in the template, and delete the pod so that it gets a new claim; a claim itself cannot be changed"),
-    }
-    .advise(format!("where devices of other drivers are in the way, begin it with device.driver == \"{}\" &&", error.device.driver))
 }
 
 /// The selectors of a request or alternative.

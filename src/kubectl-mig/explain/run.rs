@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::ListParams;
@@ -11,11 +12,8 @@ use super::args::{ExplainArgs, Output};
 use super::explanation::{Explanation, SCHEMA_VERSION, Verdict};
 use super::subject::Subject;
 use super::{explain, text};
-use crate::cluster::{self, ClusterError, Connection, Kinds, Snapshot, Unread};
+use crate::cluster::{self, ClusterError, Connection, Kinds, Snapshot, Unread, error_text, pages};
 use crate::manifest::{self, Demand, DemandError, ManifestError, Object};
-
-/// Objects per page.
-const PAGE: u32 = 500;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +55,8 @@ fn answer(args: &ExplainArgs) -> Result<u8, ExplainError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.map_err(ExplainError::Runtime)?.block_on(gather(args))?
     } else {
-        let objects = manifest::read(&args.from, args.recursive)?;
-        (manifest::snapshot(objects), named.unwrap_or("default").to_owned())
+        let snapshot = manifest::read(&args.from, args.recursive)?.into_iter().collect();
+        (snapshot, named.unwrap_or("default").to_owned())
     };
     if args.filename.is_empty() {
         let subject = subject(&args.subject, &namespace)?;
@@ -122,18 +120,23 @@ fn planned(
                 args.filename.join(" -f ")
             ));
         }
-        for claim in &explanation.allocated {
-            let same = |it: &&mut k8s_openapi::api::resource::v1::ResourceClaim| {
-                it.metadata.name == claim.metadata.name && it.metadata.namespace == claim.metadata.namespace
-            };
-            match snapshot.claims.iter_mut().find(same) {
-                Some(known) => known.status.clone_from(&claim.status),
-                None => snapshot.claims.push(claim.clone()),
-            }
-        }
+        take(snapshot, &explanation.allocated);
         explanations.push(explanation);
     }
     Ok(explanations)
+}
+
+/// Enters claims that are allocated.
+fn take(snapshot: &mut Snapshot, allocated: &[ResourceClaim]) {
+    for claim in allocated {
+        let same = |it: &&mut ResourceClaim| {
+            it.metadata.name == claim.metadata.name && it.metadata.namespace == claim.metadata.namespace
+        };
+        match snapshot.claims.iter_mut().find(same) {
+            Some(known) => known.status.clone_from(&claim.status),
+            None => snapshot.claims.push(claim.clone()),
+        }
+    }
 }
 
 /// `pod/NAME`, `claim/NAME`, `pod NAME`, or `NAME`.
@@ -168,7 +171,7 @@ async fn gather(args: &ExplainArgs) -> Result<(Snapshot, String), ExplainError> 
                 let pods: Api<Pod> = Api::namespaced(connection.client.clone(), &namespace);
                 match pods.get_opt(&name).await {
                     Ok(pod) => snapshot.pods.extend(pod),
-                    Err(error) => snapshot.unread.push(Unread { resource: "pods", why: error.to_string() }),
+                    Err(error) => snapshot.unread.push(Unread { resource: "pods", why: error_text(&error) }),
                 }
                 about.push(format!(
                     "involvedObject.kind=Pod,involvedObject.name={name},involvedObject.namespace={namespace}"
@@ -184,38 +187,25 @@ async fn gather(args: &ExplainArgs) -> Result<(Snapshot, String), ExplainError> 
     Ok((snapshot, namespace))
 }
 
+/// Pods that have claims.
 async fn pods_of(connection: &Connection, namespace: &str, snapshot: &mut Snapshot) {
     let pods: Api<Pod> = Api::namespaced(connection.client.clone(), namespace);
-    let mut params = ListParams::default().limit(PAGE);
-    loop {
-        let page = match pods.list(&params).await {
-            Ok(page) => page,
-            Err(error) => return snapshot.unread.push(Unread { resource: "pods", why: error.to_string() }),
-        };
-        let with_claims = |pod: &Pod| pod.spec.as_ref().is_some_and(|it| it.resource_claims.is_some());
-        snapshot.pods.extend(page.items.into_iter().filter(with_claims));
-        match page.metadata.continue_.filter(|it| !it.is_empty()) {
-            Some(next) => params.continue_token = Some(next),
-            None => return,
+    let with_claims = |pod: &Pod| pod.spec.as_ref().is_some_and(|it| it.resource_claims.is_some());
+    let all = &mut snapshot.pods;
+    let read = pages("pods", pods, ListParams::default(), |pod| {
+        if with_claims(&pod) {
+            all.push(pod);
         }
-    }
+    });
+    let read = read.await;
+    snapshot.unread.extend(read.err());
 }
 
 /// Events are a help: without them fewer reasons are known.
 async fn events(connection: &Connection, fields: &str, snapshot: &mut Snapshot) {
-    let all: Api<Event> = Api::all(connection.client.clone());
-    let mut params = ListParams::default().limit(PAGE).fields(fields);
-    loop {
-        let page = match all.list(&params).await {
-            Ok(page) => page,
-            Err(error) => return snapshot.unread.push(Unread { resource: "events", why: error.to_string() }),
-        };
-        snapshot.events.extend(page.items);
-        match page.metadata.continue_.filter(|it| !it.is_empty()) {
-            Some(next) => params.continue_token = Some(next),
-            None => return,
-        }
-    }
+    let (api, params) = (Api::all(connection.client.clone()), ListParams::default().fields(fields));
+    let read = pages("events", api, params, |it: Event| snapshot.events.push(it)).await;
+    snapshot.unread.extend(read.err());
 }
 
 fn print(output: Output, explanations: &[Explanation], is_single: bool) -> Result<(), ExplainError> {

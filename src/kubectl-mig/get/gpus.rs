@@ -9,6 +9,7 @@ use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use super::claims;
 use super::profile;
 use super::report::{Free, GpuRow, Holder, Part, Problem, Reason, State, largest};
+use crate::explain::pool_sentence;
 use crate::gpu::{Gpu, GpuDevice, gpus};
 
 /// All claims, by what they hold and by name.
@@ -73,9 +74,7 @@ pub(super) fn of_node(node: &str, slices: &[ResourceSlice], claims: &Claims<'_>)
             let positions: Vec<Option<usize>> = gpu.devices.iter().map(position).collect();
             row(gpu, &positions, room, &of_gpus, claims)
         });
-        let mut rows: Vec<GpuRow> = rows.collect();
-        rows.sort_by(|a, b| (&a.driver, &a.pool, &a.name).cmp(&(&b.driver, &b.pool, &b.name)));
-        NodeGpus { rows, problems: of_gpus.iter().map(|it| of_pool(it)).collect() }
+        NodeGpus { rows: rows.collect(), problems: of_gpus.iter().map(|it| of_pool(it)).collect() }
     })
 }
 
@@ -186,42 +185,13 @@ fn free(gpu: &Gpu, positions: &[Option<usize>], room: &mut Room<'_>) -> Vec<Free
 }
 
 fn of_pool(report: &PoolReport) -> Problem {
-    let pool = &report.pool;
-    let (reason, message) = match &report.problem {
-        PoolProblem::Incomplete { found, expected } => (
-            Reason::PoolIncomplete,
-            format!(
-                "pool {pool} has {found} of {expected} slices; none of its devices is allocated before the driver has \
-                 published all of them"
-            ),
-        ),
-        PoolProblem::Invalid { why } => (
-            Reason::PoolInvalid,
-            format!(
-                "pool {pool} is invalid: {why}; none of its devices is allocated before the driver corrects it"
-            ),
-        ),
-        PoolProblem::Overdrawn { shortages } => {
-            let counters: Vec<String> =
-                shortages.iter().map(|it| format!("{} of {}", it.counter, it.set)).collect();
-            let counters = counters.join(", ");
-            (
-                Reason::PoolOverdrawn,
-                format!(
-                    "pool {pool}: claims hold more than there is of {counters}; no device of the pool is allocated before one \
-                     of these claims ends"
-                ),
-            )
-        }
-        PoolProblem::NameShared { driver } => (
-            Reason::PoolNameShared,
-            format!(
-                "pool {pool}: driver {driver} has a pool of this name, too, and a scheduler with kubernetes #140434 mixes up \
-                 their counters"
-            ),
-        ),
+    let reason = match &report.problem {
+        PoolProblem::Incomplete { .. } => Reason::PoolIncomplete,
+        PoolProblem::Invalid { .. } => Reason::PoolInvalid,
+        PoolProblem::Overdrawn { .. } => Reason::PoolOverdrawn,
+        PoolProblem::NameShared { .. } => Reason::PoolNameShared,
     };
-    Problem { gpu: None, reason, message }
+    Problem { gpu: None, reason, message: pool_sentence(report) }
 }
 
 /// What is wrong with one GPU, as far as slices show it.

@@ -169,7 +169,7 @@ fn in_a_layout_every_free_device_counts() {
     let held = claim("one", "a", &["gpu-0000-1a-00-mig-2g-20gb-4"]);
     let fleet = fleet(&snapshot(slices, vec![held])).unwrap();
     let gpu = &fleet.gpus[0];
-    assert_eq!((states(gpu).as_str(), gpu.has_counters), ("....HH.", false));
+    assert_eq!((states(gpu).as_str(), gpu.has_counters), ("....HH.x", false));
     assert_eq!(free(&gpu.free), ["1x1g.10gb", "1x3g.40gb"]);
     assert_eq!(gpu.largest.as_deref(), Some("3g.40gb"));
     assert!(gpu.problems.is_empty(), "{:?}", gpu.problems);
@@ -322,7 +322,7 @@ fn an_incomplete_pool_has_nothing_free() {
     );
     let node = &fleet.nodes[0];
     assert_eq!(node.problems.len(), 1, "once for the node: {:?}", node.problems);
-    assert!(node.problems[0].message.contains("has 2 of 3 slices"), "{:?}", node.problems);
+    assert!(node.problems[0].message.contains("2 of 3 ResourceSlices are there"), "{:?}", node.problems);
 }
 
 #[test]

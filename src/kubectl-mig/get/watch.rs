@@ -129,12 +129,7 @@ pub(super) async fn follow<B>(
                 continue;
             }
             None if due.is_some_and(|it| it <= Instant::now()) => {
-                let mut snapshot = Snapshot {
-                    claims: claims.current.values().cloned().collect(),
-                    nodes: nodes.current.values().cloned().collect(),
-                    unread: unread.iter().map(|it| Unread { resource: "nodes", why: it.clone() }).collect(),
-                    ..Snapshot::default()
-                };
+                let mut snapshot = snapshot(&claims, &nodes, unread.as_ref());
                 std::mem::swap(&mut snapshot.slices, &mut slices.slices);
                 let shown = show(&snapshot);
                 slices.slices = snapshot.slices;
@@ -151,6 +146,16 @@ pub(super) async fn follow<B>(
         if slices.is_complete && claims.is_complete && nodes_known {
             due = Some(due.map_or(earliest, |it| it.min(earliest)));
         }
+    }
+}
+
+/// What is known beside slices.
+fn snapshot(claims: &Store<ResourceClaim>, nodes: &Store<Node>, unread: Option<&String>) -> Snapshot {
+    Snapshot {
+        claims: claims.current.values().cloned().collect(),
+        nodes: nodes.current.values().cloned().collect(),
+        unread: unread.map(|it| Unread { resource: "nodes", why: it.clone() }).into_iter().collect(),
+        ..Snapshot::default()
     }
 }
 

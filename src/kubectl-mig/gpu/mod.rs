@@ -12,6 +12,7 @@ use std::ops::Range;
 use dra_allocator::quantity::Quantity;
 use dra_allocator::{Allocated, ClaimRef, DeviceId};
 use k8s_openapi::api::resource::v1::{Device, DeviceAttribute, DeviceTaint, ResourceSlice};
+use mig_models::Model;
 
 /// Counters named so stand for one memory slice each.
 const MEMORY_SLICE: &str = "memory-slice-";
@@ -95,7 +96,7 @@ impl Gpu {
     }
 }
 
-/// The GPUs of slices, by driver, pool and key. Slices of older generations of a pool do not count. A set of counters of which no
+/// The GPUs of slices, by driver, pool and PCI address; without an address by the device names, `gpu-2` before `gpu-10`. Slices of older generations of a pool do not count. A set of counters of which no
 /// device consumes any is a GPU without devices, if memory slices are among the counters.
 #[must_use]
 pub fn gpus(slices: &[ResourceSlice], allocated: &Allocated) -> Vec<Gpu> {
@@ -137,7 +138,33 @@ pub fn gpus(slices: &[ResourceSlice], allocated: &Allocated) -> Vec<Gpu> {
             }
         }
     }
-    all.into_values().collect()
+    let mut gpus: Vec<Gpu> = all.into_values().collect();
+    for gpu in gpus.iter_mut().filter(|it| !it.is_counted && 0 < it.memory_slices) {
+        gpu.memory_slices = gpu.memory_slices.max(memory_slices_of(&gpu.product));
+    }
+    gpus.sort_by_cached_key(|it| (it.driver.clone(), it.pool.clone(), place(it)));
+    gpus
+}
+
+/// Memory slices of a model by its product name; 0 for one that is not known. Where there are no counters, nothing that is
+/// published shows the slices behind the last device.
+fn memory_slices_of(product: &str) -> usize {
+    let model = Model::all().find(|it| it.data().product_name == product);
+    model.and_then(|it| usize::try_from(it.data().memory_units).ok()).unwrap_or(0)
+}
+
+/// Where a GPU stands among those of its pool. The shorter text comes first.
+fn place(gpu: &Gpu) -> (usize, String) {
+    let text = match &gpu.pci {
+        // As this project's driver has it in names of devices and counter sets.
+        Some(pci) => pci.split('.').next().unwrap_or(pci).replace(':', "-").to_lowercase(),
+        None => {
+            let first = gpu.devices.iter().map(|it| it.name.as_str()).min_by_key(|it| (it.len(), *it));
+            let name = first.unwrap_or(&gpu.key);
+            name.strip_prefix("gpu-").unwrap_or(name).to_owned()
+        }
+    };
+    (text.len(), text)
 }
 
 /// The counter sets that the devices of a slice consume, with driver and pool.

@@ -99,3 +99,43 @@ fn counters_that_no_device_consumes_are_a_gpu_without_devices() {
     let empty = gpus.iter().find(|it| it.devices.is_empty()).unwrap();
     assert_eq!((empty.name(), empty.memory_slices, empty.node.as_str()), ("gpu-0000-1b-00", 8, "node"));
 }
+
+/// A GPU of a layout: devices without counters.
+fn cut(name: &str, pci: Option<&str>, product: &str, slices: usize) -> Value {
+    let mut attributes = json!({"type": {"string": "mig"}, "profile": {"string": "1g.10gb"},
+        "parentUUID": {"string": format!("GPU-{name}")}, "productName": {"string": product},
+        "placementStart": {"int": 0}, "memorySlices": {"int": slices}});
+    if let Some(pci) = pci {
+        attributes["resource.kubernetes.io/pciBusID"] = json!({"string": pci});
+    }
+    json!({"name": name, "attributes": attributes})
+}
+
+fn cuts(devices: Value) -> Vec<ResourceSlice> {
+    serde_json::from_value(
+        json!([{"metadata": {"name": "s"}, "spec": {"driver": "gpu.nvidia.com", "nodeName": "n",
+        "pool": {"generation": 1, "name": "n", "resourceSliceCount": 1}, "devices": devices}}]),
+    )
+    .unwrap()
+}
+
+#[test]
+fn gpus_are_in_the_order_of_their_pci_addresses_or_of_their_numbers() {
+    let names = |slices: &[ResourceSlice]| -> Vec<String> {
+        let all = gpus(slices, &Allocated::default());
+        all.iter().map(|it| it.key.strip_prefix("GPU-").unwrap().to_owned()).collect()
+    };
+    let by_number = cuts(json!([cut("gpu-10", None, "", 1), cut("gpu-2", None, "", 1)]));
+    assert_eq!(names(&by_number), ["gpu-2", "gpu-10"]);
+    let addresses = [("a", "0000:9b:00.0"), ("b", "0000:1b:00.0")];
+    let devices: Vec<Value> = addresses.iter().map(|(name, pci)| cut(name, Some(pci), "", 1)).collect();
+    assert_eq!(names(&cuts(json!(devices))), ["b", "a"]);
+}
+
+#[test]
+fn without_counters_the_product_says_how_many_memory_slices_there_are() {
+    let devices =
+        json!([cut("known", None, "NVIDIA H100 80GB HBM3", 4), cut("other", None, "no such GPU", 4)]);
+    let gpus = gpus(&cuts(devices), &Allocated::default());
+    assert_eq!(gpus.iter().map(|it| it.memory_slices).collect::<Vec<_>>(), [8, 4]);
+}

@@ -10,4 +10,4 @@ mod tests;
 pub use self::demand::{Catalog, Demand, DemandError, PodDemand};
 pub use self::file::{ManifestError, read};
 pub use self::object::{Object, Place};
-pub use self::snapshot::{apply, snapshot};
+pub use self::snapshot::apply;

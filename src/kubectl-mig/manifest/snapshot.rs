@@ -6,24 +6,26 @@ use kube::Resource;
 use super::Object;
 use crate::cluster::Snapshot;
 
-/// A cluster that holds these objects, such as those of `kubectl get ... -A -o json`.
-#[must_use]
-pub fn snapshot(objects: Vec<Object>) -> Snapshot {
-    let mut snapshot = Snapshot::default();
-    for object in objects {
-        match object {
-            Object::Pod(it) => snapshot.pods.push(*it),
-            Object::Node(it) => snapshot.nodes.push(*it),
-            Object::Event(it) => snapshot.events.push(*it),
-            Object::ResourceSlice(it) => snapshot.slices.push(&it),
-            Object::ResourceClaim(it) => snapshot.claims.push(*it),
-            Object::ResourceClaimTemplate(it) => snapshot.templates.push(*it),
-            Object::DeviceClass(it) => snapshot.classes.push(*it),
-            Object::ResourceQuota(it) => snapshot.quotas.push(*it),
-            _ => {}
+impl FromIterator<Object> for Snapshot {
+    /// A cluster that holds these objects, such as those of `kubectl get ... -A -o json`. Kinds that a snapshot does not have are left
+    /// out.
+    fn from_iter<T: IntoIterator<Item = Object>>(objects: T) -> Self {
+        let mut snapshot = Self::default();
+        for object in objects {
+            match object {
+                Object::Pod(it) => snapshot.pods.push(*it),
+                Object::Node(it) => snapshot.nodes.push(*it),
+                Object::Event(it) => snapshot.events.push(*it),
+                Object::ResourceSlice(it) => snapshot.slices.push(&it),
+                Object::ResourceClaim(it) => snapshot.claims.push(*it),
+                Object::ResourceClaimTemplate(it) => snapshot.templates.push(*it),
+                Object::DeviceClass(it) => snapshot.classes.push(*it),
+                Object::ResourceQuota(it) => snapshot.quotas.push(*it),
+                _ => {}
+            }
         }
+        snapshot
     }
-    snapshot
 }
 
 /// Adds what manifests define, as `kubectl apply` would: claims, templates, classes and quotas. An object replaces one of its name.

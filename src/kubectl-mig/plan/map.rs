@@ -11,8 +11,6 @@ use k8s_openapi::api::resource::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use mig_models::Model;
-
 use super::place::{Engine, Outcome};
 use super::stock::Site;
 use super::workload::Workload;
@@ -87,28 +85,11 @@ pub(super) fn map(engine: &Engine<'_>, outcome: &Outcome, workloads: &[Workload]
         let allocated: Vec<DeviceId> = book.iter().map(|(device, _)| device.clone()).collect();
         let (any, mix) =
             known.entry((site.kind, allocated)).or_insert_with(|| usable(engine, site, book, workloads));
-        let mut gpus = gpu::gpus(&engine.kinds[site.kind].slices, book);
-        gpus.sort_by(|a, b| position(a).cmp(&position(b)));
-        for mut gpu in gpus {
-            gpu.memory_slices = gpu.memory_slices.max(memory_slices_of(&gpu.product));
+        for gpu in gpu::gpus(&engine.kinds[site.kind].slices, book) {
             all.push(mapped(gpu, (index, site), &of_device, any, mix));
         }
     }
     all
-}
-
-/// Where a GPU stands among those of its node: by PCI address, without one by the name of its first device, `gpu-2` before `gpu-10`.
-fn position(gpu: &Gpu) -> (&str, &str, Option<&str>, usize, &str) {
-    let first =
-        gpu.devices.iter().map(|it| it.name.as_str()).min_by_key(|it| (it.len(), *it)).unwrap_or_default();
-    (&gpu.driver, &gpu.pool, gpu.pci.as_deref(), first.len(), first)
-}
-
-/// Memory slices of a model by its product name; 0 for one that is not known. Where there are no counters, nothing that is
-/// published shows the slices behind the last device.
-fn memory_slices_of(product: &str) -> usize {
-    let model = Model::all().find(|it| it.data().product_name == product);
-    model.and_then(|it| usize::try_from(it.data().memory_units).ok()).unwrap_or(0)
 }
 
 fn mapped(

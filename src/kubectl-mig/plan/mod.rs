@@ -14,7 +14,6 @@ mod gates;
 mod json;
 mod map;
 mod needed;
-mod nodes;
 mod place;
 mod report;
 mod stock;
@@ -34,13 +33,12 @@ use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTe
 pub use self::args::{PlanArgs, PlanFormat, Scoring, Suggest};
 use self::cost::Cost;
 pub use self::gates::GateFlags;
-use self::gates::Gates;
 use self::map::MappedGpu;
 use self::needed::{Needed, NotNeeded};
 use self::place::{Engine, Outcome, Unplaced};
 use self::stock::{Kind, Stock, named};
 use self::workload::{Workload, Workloads};
-use crate::cluster::{self, ClusterError, Connection, Kinds, SliceError, Snapshot};
+use crate::cluster::{self, ClusterError, Connection, Gates, Kinds, SliceError, Snapshot};
 use crate::manifest::{self, Catalog, DemandError, ManifestError, Object};
 use crate::template::{Gpus, NodeTemplate, TemplateError};
 
@@ -215,7 +213,7 @@ impl Source {
         let namespace = args.cluster.namespace.clone().unwrap_or_else(|| "default".to_owned());
         if !args.gpus.is_empty() {
             let is_stock = args.template.layout.is_some();
-            let gates = if is_stock { Gates::STOCK } else { Gates::ALL }.with(&flags);
+            let gates = flags.change(if is_stock { Gates::STOCK } else { Gates::ALL });
             let slices = |gpus: &Gpus| {
                 let keeps_counters = gates.features.partitionable_devices;
                 let template = NodeTemplate::new(&gpus.models, &args.template, keeps_counters)?;
@@ -235,7 +233,7 @@ impl Source {
         if args.from.is_empty() {
             return Self::of_cluster(args, &flags);
         }
-        let snapshot = stock::snapshot_of(manifest::read(&args.from, args.recursive)?);
+        let snapshot: Snapshot = manifest::read(&args.from, args.recursive)?.into_iter().collect();
         let stock = Stock::of(&snapshot)?;
         if stock.sites.is_empty() {
             return Err(PlanError::NoSlices("the file of --from"));
@@ -250,7 +248,7 @@ impl Source {
                     .to_owned(),
             );
         }
-        let gates = Gates::ALL.with(&flags);
+        let gates = flags.change(Gates::ALL);
         Ok(Self { stock, classes, gates, namespace, notes, shapes: Vec::new(), snapshot })
     }
 
@@ -266,7 +264,7 @@ impl Source {
         if stock.sites.is_empty() {
             return Err(PlanError::NoSlices("the cluster"));
         }
-        let gates = Gates::of(&snapshot, stock.has_counters, stock.has_taints).with(flags);
+        let gates = flags.change(Gates::of(&snapshot, stock.has_counters, stock.has_taints));
         let unread = snapshot
             .unread
             .iter()

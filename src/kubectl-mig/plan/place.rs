@@ -13,11 +13,10 @@ use k8s_openapi::api::core::v1::{Node, NodeSelector, Pod};
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceRequestAllocationResult, ResourceClaim};
 
 use super::args::Scoring;
-use super::gates::Gates;
-use super::nodes::hindrance;
 use super::stock::{FURTHER, Kind, Site, Stock};
 use super::why;
 use super::workload::Workload;
+use crate::cluster::{Gates, cordon_toleration, rules};
 use crate::manifest::Catalog;
 
 /// What is the same for every attempt.
@@ -162,16 +161,14 @@ impl Run<'_, '_> {
             return (0..workload.demand.replicas).map(|index| (workload.demand.pod(index), None)).collect();
         }
         let sites = self.outcome.sites.iter().enumerate();
-        let may_run = |site: &Site| {
-            let mut pod = workload.demand.pod.clone();
-            // The controller of DaemonSets lets its pods tolerate a cordon.
-            if let Some(spec) = &mut pod.spec {
-                spec.tolerations.get_or_insert_default().push(cordon_toleration());
-            }
-            site.node.as_ref().is_none_or(|node| hindrance(&pod, node).is_none())
-        };
+        let mut template = workload.demand.pod.clone();
+        // The controller of DaemonSets lets its pods tolerate a cordon.
+        if let Some(spec) = &mut template.spec {
+            spec.tolerations.get_or_insert_default().push(cordon_toleration());
+        }
+        let may_run = |site: &Site| site.node.as_ref().is_none_or(|node| rules(&template, node).is_empty());
         let one = |(index, site): (usize, &Site)| {
-            let mut pod = workload.demand.pod.clone();
+            let mut pod = template.clone();
             if let Some(name) = &mut pod.metadata.name {
                 *name = format!("{name}-{}", site.name);
             }
@@ -249,7 +246,7 @@ impl Run<'_, '_> {
     fn attempt(&self, workload: &Workload, pod: &Pod, claims: &[ResourceClaim], site: usize) -> Attempt {
         let engine = self.engine;
         let site = &self.outcome.sites[site];
-        if site.node.as_ref().is_some_and(|node| hindrance(pod, node).is_some()) {
+        if site.node.as_ref().is_some_and(|node| !rules(pod, node).is_empty()) {
             return Attempt::Refused;
         }
         let node = engine.node_of(site);
@@ -364,12 +361,4 @@ fn with_site(mut allocation: AllocationResult, site: &str) -> AllocationResult {
     };
     allocation.node_selector.iter_mut().for_each(terms);
     allocation
-}
-
-fn cordon_toleration() -> k8s_openapi::api::core::v1::Toleration {
-    k8s_openapi::api::core::v1::Toleration {
-        key: Some("node.kubernetes.io/unschedulable".to_owned()),
-        operator: Some("Exists".to_owned()),
-        ..Default::default()
-    }
 }

@@ -10,7 +10,6 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Amount;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::cluster::{SliceError, Snapshot};
-use crate::manifest::Object;
 
 /// Classes of this project's driver, as they are installed.
 const OUR_CLASSES: &str = include_str!("../../../deploy/manifests/deviceclasses.yaml");
@@ -276,21 +275,4 @@ pub(super) fn shipped_classes(has_nvidia: bool) -> Vec<DeviceClass> {
     let texts = [Some(OUR_CLASSES), has_nvidia.then_some(NVIDIA_CLASSES)];
     let parsed = |text| serde_saphyr::from_multiple::<DeviceClass>(text).unwrap_or_default();
     texts.into_iter().flatten().flat_map(parsed).collect()
-}
-
-/// What a file has of a cluster.
-pub(super) fn snapshot_of(objects: Vec<Object>) -> Snapshot {
-    let mut snapshot = Snapshot::default();
-    for object in objects {
-        match object {
-            Object::ResourceSlice(it) => snapshot.slices.push(&it),
-            Object::Node(it) => snapshot.nodes.push(*it),
-            Object::DeviceClass(it) => snapshot.classes.push(*it),
-            Object::ResourceClaim(it) => snapshot.claims.push(*it),
-            Object::ResourceClaimTemplate(it) => snapshot.templates.push(*it),
-            Object::Pod(it) => snapshot.pods.push(*it),
-            _ => {}
-        }
-    }
-    snapshot
 }

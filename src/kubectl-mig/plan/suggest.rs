@@ -14,12 +14,12 @@ use mig_model::inventory::DeviceName;
 use mig_model::layout::{self, GpuLayout, Layouts};
 use mig_models::Model;
 
-use super::gates::Gates;
 use super::map::{MappedGpu, map};
 use super::place::{Engine, Outcome, Unplaced};
 use super::stock::{Kind, Site, Stock, named};
 use super::workload::Workload;
 use super::{DRIVER, NODE, PlanError, Request, with_any};
+use crate::cluster::Gates;
 use crate::template::{NodeTemplate, TemplateArgs};
 
 /// What a whole GPU is called among profiles.
@@ -204,7 +204,7 @@ fn on_layouts(request: &Request<'_>, nodes: &[CutNode]) -> Outcome {
         let book = stock.new_book();
         stock.sites.push(Site::empty(site.name.clone(), kind, book, None));
     }
-    let gates = Gates::STOCK.with(&request.args.gates.clone().unwrap_or_default());
+    let gates = request.args.gates.clone().unwrap_or_default().change(Gates::STOCK);
     let classes = with_any(request.classes);
     engine(request, &kinds, &classes, gates).place(&stock, request.workloads, Unplaced::Explain)
 }

@@ -327,6 +327,17 @@ fn slices_from_a_file_are_planned_on_with_what_is_allocated_and_where_pods_may_r
     }
 }
 
+#[test]
+fn a_daemon_set_has_a_pod_on_a_cordoned_node_too() {
+    let mut objects = slices_of("1xH100-80GB", "cordoned");
+    objects.push(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "cordoned"}, "spec": {"unschedulable": true}}));
+    let (_directory, path) = file_of(&objects);
+    let mut set = deployment("agent", 1, "small");
+    set["kind"] = json!("DaemonSet");
+    let plan = json_of(&json!([template("small", "mig-1g.10gb"), set]), &["--from", &path]);
+    assert_eq!(placed(&plan), [1]);
+}
+
 /// The same GPUs as NVIDIA's driver publishes them: a pool with the node's name, names by the minor number, attributes of its own,
 /// counters for each capacity, all counter sets in one slice, and a slice for each GPU with devices in the order of their names.
 fn as_nvidia(slices: &[Value]) -> Vec<Value> {

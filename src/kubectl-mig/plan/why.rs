@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use dra_allocator::{Amount, Explanation, Finding, PoolProblem, Refusal, RequestReport};
+use dra_allocator::{Amount, Explanation, Finding, PoolProblem, PoolReport, Refusal, RequestReport};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
-use super::nodes::hindrance;
 use super::place::{Engine, Outcome, is_allocated, lacking, usable_on};
 use super::stock::Site;
 use super::workload::Workload;
+use crate::cluster::rules;
+use crate::explain::pool_sentence;
 
 /// Nodes that are asked. More say the same.
 const MAX_NODES: usize = 64;
@@ -60,8 +61,8 @@ fn on_node(
     claims: &[ResourceClaim],
     site: &Site,
 ) -> Result<String, String> {
-    if let Some(reason) = site.node.as_ref().and_then(|node| hindrance(pod, node)) {
-        return Ok(reason);
+    if let Some(rule) = site.node.as_ref().and_then(|node| rules(pod, node).into_iter().next()) {
+        return Ok(rule.why);
     }
     let node = engine.node_of(site);
     if let Some(claim) = claims.iter().find(|claim| !usable_on(claim, site, node)) {
@@ -91,16 +92,9 @@ fn on_node(
 }
 
 fn of_explanation(explanation: &Explanation) -> String {
-    let problem = explanation.pools.iter().find_map(|report| match &report.problem {
-        PoolProblem::Incomplete { found, expected } => {
-            Some(format!("pool {} is incomplete: {found} of {expected} slices are there", report.pool))
-        }
-        PoolProblem::Invalid { why } => Some(format!("pool {} is invalid: {why}", report.pool)),
-        PoolProblem::Overdrawn { .. } => {
-            Some(format!("counters of pool {} are below what is allocated", report.pool))
-        }
-        PoolProblem::NameShared { .. } => None,
-    });
+    // Pools of one name hinder nothing by themselves.
+    let hinders = |it: &&PoolReport| !matches!(it.problem, PoolProblem::NameShared { .. });
+    let problem = explanation.pools.iter().find(hinders).map(pool_sentence);
     if let Err(Refusal::TimedOut) = explanation.outcome {
         return "the search takes too long".to_owned();
     }

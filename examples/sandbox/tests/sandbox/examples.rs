@@ -4,7 +4,7 @@ use crate::common::{Run, repository, run};
 use nvml_sim::Model;
 
 /// Every folder but the sandbox itself.
-const FOLDERS: [&str; 17] = [
+const FOLDERS: [&str; 18] = [
     "ansible",
     "b200",
     "deployment",
@@ -14,6 +14,7 @@ const FOLDERS: [&str; 17] = [
     "heterogeneous",
     "layouts",
     "node-pools",
+    "plan",
     "priority",
     "profiles-on-one-gpu",
     "shared-claim",
@@ -67,6 +68,7 @@ folders! {
     heterogeneous_plays: "heterogeneous" 3;
     layouts_plays: "layouts" 0;
     node_pools_plays: "node-pools" 2;
+    plan_plays: "plan" 22;
     priority_plays: "priority" 2;
     profiles_on_one_gpu_plays: "profiles-on-one-gpu" 1;
     shared_claim_plays: "shared-claim" 1;

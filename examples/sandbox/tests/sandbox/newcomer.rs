@@ -162,12 +162,10 @@ fn a_pod_that_does_not_fit_is_explained() {
         "{}",
         run.out
     );
-    assert!(
-        run.out
-            .contains("request r of class mig-1g.10gb: 0 of 13 devices usable; 13 not selected by the class"),
-        "{}",
-        run.out
-    );
+    let verdict =
+        "pod/pod gets no devices as things are: no GPU of the cluster offers the MIG profile 1g.10gb.";
+    assert!(run.out.contains(verdict), "{}", run.out);
+    assert!(run.out.contains("1. ask for 2g.12gb: deviceClassName: mig-2g.12gb"), "{}", run.out);
     assert!(run.out.contains("sandbox: 0 claims prepared"), "{}", run.out);
 }
 
@@ -180,12 +178,30 @@ fn a_pod_whose_template_is_missing_is_explained() {
 }
 
 #[test]
+fn a_pod_that_waits_for_another_ones_device_is_explained_by_its_holder() {
+    let template = TEMPLATE.replace("mig-1g.10gb", "mig-7g.80gb");
+    // The sandbox has no such label; its scheduler does not ask for it, and so it is not what the pod waits for.
+    let second =
+        POD.replace("{name: pod}", "{name: second}").replace("spec:", "spec:\n  nodeSelector: {pool: mig}");
+    let (run, _) = play(&format!("{template}---{POD}---{second}"), &["--gpus", "1xH100-80GB"]);
+    assert_eq!((run.status, run.err.as_str()), (Some(1), ""), "{}", run.out);
+    assert!(run.out.contains("pod/second gets no devices now: every 7g.80gb"), "{}", run.out);
+    assert!(
+        run.out.contains("kubectl -n default delete pod pod # makes room on node gpu-node-0"),
+        "{}",
+        run.out
+    );
+    assert!(!run.out.contains("nodeSelector wants"), "{}", run.out);
+}
+
+#[test]
 fn an_extended_resource_without_its_gate_is_pending_and_never_served() {
     let pod = POD.replace("{claims: [{name: gpu}]}", "{limits: {nvidia.com/mig-1g.10gb: 1}}");
     let pod = pod.replace("  resourceClaims: [{name: gpu, resourceClaimTemplateName: t}]\n", "");
     let (run, _) = play(&pod, &["--gate", "DRAExtendedResource=false"]);
     assert_eq!((run.status, run.err.as_str()), (Some(1), ""), "{}", run.out);
     assert!(run.out.contains("1 Insufficient nvidia.com/mig-1g.10gb"), "{}", run.out);
+    assert!(run.out.contains("and\n  DRAExtendedResource is off."), "{}", run.out);
     assert!(
         run.out.contains("--gate DRAExtendedResource=true") && run.out.contains("    NOTHING\n"),
         "{}",

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::fixture::{DRIVER, Lab, exactly, reasons};
+use crate::cluster::Gates;
 use crate::explain::{ReasonId, Subject, Verdict, explain};
 
 #[track_caller]
@@ -215,6 +216,27 @@ fn an_extended_resource_needs_its_gate_in_scheduler_and_api_server() {
     let it = lab.explain("server");
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::Never, ReasonId::ExtendedResourceGateOff));
     assert!(it.sentence.contains("kube-apiserver"), "{}", it.sentence);
+}
+
+#[test]
+fn a_gate_that_is_known_is_not_assumed() {
+    let mut lab = Lab::with("2xH100-80GB");
+    lab.snapshot.version = Some((1, 35));
+    let message = "0/1 nodes are available: 1 Insufficient nvidia.com/mig-1g.10gb.";
+    extended(&mut lab, "pod", "nvidia.com/mig-1g.10gb", "");
+    assert_eq!(lab.explain("pod").assumptions.len(), 2, "both gates");
+    lab.snapshot.gates = Some(Gates::ALL);
+    let it = lab.explain("pod");
+    assert_eq!((it.verdict, it.assumptions.as_slice()), (Verdict::Fits, [].as_slice()));
+    extended(&mut lab, "old", "nvidia.com/mig-1g.10gb", message);
+    assert_eq!(lab.explain("old").verdict, Verdict::NotNow, "the message is of another time");
+    lab.snapshot.gates = Some(Gates { extended_resource: false, ..Gates::ALL });
+    assert_eq!(first(&lab, "pod"), (Verdict::Never, ReasonId::ExtendedResourceGateOff));
+    lab.node("plugin", json!({"status": {"allocatable": {"nvidia.com/mig-1g.10gb": "8"}}}));
+    assert_eq!(first(&lab, "pod"), (Verdict::Unknown, ReasonId::DevicePlugin));
+    lab.wants("claim", "1g.10gb");
+    lab.snapshot.gates = Some(Gates::STOCK);
+    assert_eq!(first(&lab, "claim"), (Verdict::Never, ReasonId::SchedulerGateOff));
 }
 
 #[test]

@@ -27,7 +27,6 @@ use crate::api::server::ApiServer;
 use crate::api::store::Store;
 
 pub use events::record as record_event;
-pub use scheduler::unallocated_claims;
 
 /// The running control plane; it stops when this is dropped.
 #[derive(Debug)]

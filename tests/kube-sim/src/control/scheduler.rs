@@ -125,21 +125,6 @@ fn schedule(store: &Store, pod: &Value) -> Result<(), String> {
     Err(format!("0/{} nodes are available: {}.", nodes.len(), reasons.join(", ")))
 }
 
-/// The claims that a pending pod needs devices for on a node, that for its extended resources included.
-///
-/// # Errors
-/// What keeps the scheduler from trying: a claim or a resource that is missing.
-pub fn unallocated_claims(store: &Store, pod: &Value, node: &Node) -> Result<Vec<ResourceClaim>, String> {
-    let Some(mut claims) = claims_of(store, pod)? else {
-        return Err("its claims have not been created yet".into());
-    };
-    claims.retain(|claim| claim["status"]["allocation"].is_null());
-    let classes: Vec<DeviceClass> = typed_all(store, &DEVICE_CLASS);
-    let special = special_claim(pod, node, &classes, store.gates().extended_resource);
-    let special = special.map_err(|resource| format!("the node does not have the resource {resource}"))?;
-    Ok(typed(&claims).into_iter().chain(special.map(|(claim, _)| claim)).collect())
-}
-
 /// Whether an allocated claim can be used on a node; only selectors by node name are understood.
 fn usable_on(claim: &Value, node: &str) -> bool {
     let terms = claim["status"]["allocation"]["nodeSelector"]["nodeSelectorTerms"].as_array();

@@ -1,0 +1,75 @@
+//! Nodes that publish by layout, and what their layouts leave out.
+
+use super::fleet::NodeAnswer;
+use super::profile::{Published, Size, label};
+use super::reason::{Reason, ReasonId, some_of};
+use super::request::{Asked, Findings, MOST};
+
+impl Asked<'_> {
+    /// Nodes that publish by layout, and leave out what is asked for.
+    pub(super) fn layout(&self, findings: &Findings<'_>) -> Vec<Reason> {
+        let mut reasons = Vec::new();
+        let profile = match self.wish.profiles.as_slice() {
+            [profile] => profile.as_str(),
+            [] if self.wish.is_whole => "full",
+            _ => return reasons,
+        };
+        let lacks = |it: &&NodeAnswer| it.offer.devices > 0 && it.offer.published.get(profile).is_none();
+        let mut without: Vec<&NodeAnswer> = findings.usable.iter().filter(lacks).collect();
+        without.retain(|it| !it.offer.is_counted && self.is_plausible(profile, it, findings.published));
+        let (mig, whole): (Vec<&NodeAnswer>, Vec<&NodeAnswer>) =
+            without.iter().partition(|it| it.offer.has_mig);
+        if let Some(first) = whole.first()
+            && profile != "full"
+        {
+            let names: Vec<String> = whole.iter().map(|it| format!("node {}", it.name)).collect();
+            let gpu = first.offer.whole_only.first().map_or("", |(_, product)| product.as_str());
+            let sentence = format!(
+                "the GPUs of {} ({gpu}) are offered whole, not as MIG devices",
+                some_of(&names, MOST)
+            );
+            reasons.push(
+                Reason::new(ReasonId::WholeGpuOnly, sentence)
+                    .advise(format!("choose a layout: kubectl label node {} nvidia.com/mig.config=all-{} --overwrite", first.name, label(profile)))
+                    .advise("an A100 or A30 also needs MIG mode turned on: docs/layouts.md, \"Before you rely on it\""),
+            );
+        }
+        if let Some(first) = mig.first() {
+            let names: Vec<String> = mig.iter().map(|it| format!("node {}", it.name)).collect();
+            let noun = self.noun();
+            let sentence =
+                format!("{} publish by layout, and their layouts have no {noun}", some_of(&names, MOST));
+            let layout =
+                if profile == "full" { "all-disabled".to_owned() } else { format!("all-{}", label(profile)) };
+            let free: Vec<String> =
+                first.offer.free.iter().map(|(it, number)| format!("{number} of {it}")).collect();
+            let mut reason = Reason::new(ReasonId::NotInLayout, sentence);
+            if !free.is_empty() {
+                reason.details.push(format!("free on node {}: {}", first.name, some_of(&free, 8)));
+            }
+            reasons.push(
+                reason
+                    .advise(format!("choose a layout with it: kubectl label node {} nvidia.com/mig.config={layout} --overwrite", first.name))
+                    .advise("or turn the feature gate DRAPartitionableDevices on in kube-apiserver and kube-scheduler, so that no layout is needed"),
+            );
+        }
+        reasons
+    }
+
+    /// Whether a node's GPUs can have the profile, as far as what is published says: another node with the same product has it, or
+    /// its memory is that of 1, 2, 4 or 8 memory slices.
+    fn is_plausible(&self, profile: &str, node: &NodeAnswer, published: &Published) -> bool {
+        if profile == "full" {
+            return true;
+        }
+        let own = node.offer.published.products();
+        if published.get(profile).is_some_and(|it| it.products.iter().any(|it| own.contains(it))) {
+            return true;
+        }
+        let Some(wanted) = Size::of(profile) else { return false };
+        let slice = node.offer.published.slice_gigabytes();
+        slice.is_some_and(|slice| {
+            [1, 2, 4, 8].iter().any(|it| (slice * it).abs_diff(wanted.memory) <= *it / 2)
+        })
+    }
+}
