@@ -26,6 +26,10 @@ impl Samples {
         self.rank(99)
     }
 
+    pub(crate) fn min(&self) -> f64 {
+        self.rank(0)
+    }
+
     pub(crate) fn max(&self) -> f64 {
         self.rank(100)
     }

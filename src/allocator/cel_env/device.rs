@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
 use cel::common::traits::{Container, Indexer, Sizer};
-use cel::common::types::{CelInt, CelString, Type};
+use cel::common::types::{CelInt, CelMap, CelMapKey, CelString, Type};
 use cel::common::value::{CowVal, Val};
 use cel::{ExecutionError, Value};
 use k8s_openapi::api::resource::v1::Device;
@@ -19,8 +19,8 @@ use crate::quantity::Quantity;
 static DEVICE_TYPE: LazyLock<Type> = LazyLock::new(|| Type::new_opaque_type("kubernetes.DRADevice"));
 static DOMAINS_TYPE: LazyLock<Type> = LazyLock::new(|| Type::new_opaque_type("kubernetes.DRADomains"));
 
-/// Names to values, by domain.
-type ByDomain = HashMap<String, HashMap<String, Value>>;
+/// Names to values, by domain. Expressions borrow them.
+type ByDomain = HashMap<String, CelMap<'static>>;
 
 /// A map by domain.
 #[derive(Debug, Clone)]
@@ -29,20 +29,29 @@ struct Domains(Arc<ByDomain>);
 /// A device as expressions see it.
 #[derive(Debug, Clone)]
 pub(super) struct DeviceValue {
-    driver: Arc<String>,
+    driver: CelString<'static>,
     attributes: Domains,
     capacity: Domains,
 }
 
-fn put(by_domain: &mut ByDomain, driver: &str, name: &str, value: Value) {
+/// Names to values, by domain, before they are maps of CEL.
+type Entries = HashMap<String, HashMap<CelMapKey<'static>, Box<dyn Val>>>;
+
+fn put(entries: &mut Entries, driver: &str, name: &str, value: Value) {
     let (domain, identifier) = name.split_once('/').unwrap_or((driver, name));
-    by_domain.entry(domain.to_owned()).or_default().insert(identifier.to_owned(), value);
+    // Every value of a device is one of CEL, too.
+    let Ok(value) = value.try_into() else { return };
+    let key = CelMapKey::from(identifier.to_owned());
+    match entries.get_mut(domain) {
+        Some(known) => drop(known.insert(key, value)),
+        None => drop(entries.insert(domain.to_owned(), HashMap::from([(key, value)]))),
+    }
 }
 
 impl DeviceValue {
     /// The device of a driver. What cannot be read (the API server lets nothing such through) is left out.
     pub(super) fn new(driver: &str, device: &Device) -> Self {
-        let mut attributes = ByDomain::new();
+        let mut attributes = Entries::new();
         for (name, attribute) in device.attributes.iter().flatten() {
             let value = if let Some(text) = &attribute.string {
                 Some(Value::String(Arc::new(text.clone())))
@@ -55,37 +64,31 @@ impl DeviceValue {
                 put(&mut attributes, driver, name, value);
             }
         }
-        let mut capacity = ByDomain::new();
+        let mut capacity = Entries::new();
         for (name, amount) in device.capacity.iter().flatten() {
             if let Ok(quantity) = Quantity::parse(&amount.value.0) {
                 put(&mut capacity, driver, name, QuantityValue(quantity).into());
             }
         }
         Self {
-            driver: Arc::new(driver.to_owned()),
-            attributes: Domains(Arc::new(attributes)),
-            capacity: Domains(Arc::new(capacity)),
+            driver: driver.to_owned().into(),
+            attributes: Domains::of(attributes),
+            capacity: Domains::of(capacity),
         }
     }
 }
 
-fn key(index: &dyn Val) -> Result<String, ExecutionError> {
+fn key(index: &dyn Val) -> Result<&str, ExecutionError> {
     let text = index.downcast_ref::<CelString>();
-    text.map(|s| s.inner().to_owned())
-        .ok_or_else(|| ExecutionError::no_such_key("a key that is not a string"))
-}
-
-fn boxed<'v>(value: Value) -> Result<Box<dyn Val + 'v>, ExecutionError> {
-    let value: Box<dyn Val> = value.try_into()?;
-    Ok(value)
+    text.map(CelString::inner).ok_or_else(|| ExecutionError::no_such_key("a key that is not a string"))
 }
 
 impl DeviceValue {
-    fn field<'v>(&self, index: &dyn Val) -> Result<Box<dyn Val + 'v>, ExecutionError> {
-        match key(index)?.as_str() {
-            "driver" => boxed(Value::String(self.driver.clone())),
-            "attributes" => Ok(Box::new(self.attributes.clone())),
-            "capacity" => Ok(Box::new(self.capacity.clone())),
+    fn field(&self, index: &dyn Val) -> Result<&(dyn Val + 'static), ExecutionError> {
+        match key(index)? {
+            "driver" => Ok(&self.driver),
+            "attributes" => Ok(&self.attributes),
+            "capacity" => Ok(&self.capacity),
             // Upstream's type checker refuses this before it is evaluated.
             other => Err(ExecutionError::undeclared_reference(&format!("device.{other}"))),
         }
@@ -93,8 +96,13 @@ impl DeviceValue {
 }
 
 impl Domains {
-    fn domain<'v>(&self, index: &dyn Val) -> Result<Box<dyn Val + 'v>, ExecutionError> {
-        boxed(Value::from(self.0.get(&key(index)?).cloned().unwrap_or_default()))
+    fn of(entries: Entries) -> Self {
+        Self(Arc::new(entries.into_iter().map(|(domain, it)| (domain, it.into())).collect()))
+    }
+
+    fn domain<'b>(&'b self, index: &dyn Val) -> Result<CowVal<'b, 'static>, ExecutionError> {
+        let known = self.0.get(key(index)?);
+        Ok(known.map_or_else(|| CowVal::owned(CelMap::default()), |it| CowVal::Borrowed(it)))
     }
 }
 
@@ -134,14 +142,14 @@ impl Indexer for DeviceValue {
     where
         Self: 'v,
     {
-        self.field(index).map(CowVal::Owned)
+        self.field(index).map(|it| CowVal::Borrowed(it))
     }
 
     fn steal<'v>(self: Box<Self>, index: &dyn Val) -> Result<Box<dyn Val + 'v>, ExecutionError>
     where
         Self: 'v,
     {
-        self.field(index)
+        self.field(index).map(Val::clone_as_boxed)
     }
 }
 
@@ -189,20 +197,20 @@ impl Indexer for Domains {
     where
         Self: 'v,
     {
-        self.domain(index).map(CowVal::Owned)
+        self.domain(index)
     }
 
     fn steal<'v>(self: Box<Self>, index: &dyn Val) -> Result<Box<dyn Val + 'v>, ExecutionError>
     where
         Self: 'v,
     {
-        self.domain(index)
+        self.domain(index).map(CowVal::into_owned)
     }
 }
 
 impl Container for Domains {
     fn contains(&self, value: &dyn Val) -> Result<bool, ExecutionError> {
-        Ok(self.0.contains_key(&key(value)?))
+        Ok(self.0.contains_key(key(value)?))
     }
 }
 

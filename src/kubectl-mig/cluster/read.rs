@@ -8,6 +8,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use super::{ClusterError, Connection, Slices, Snapshot, Unread};
+use crate::gpu;
 
 /// Objects per page. kubectl's number.
 const PAGE: u32 = 500;
@@ -26,6 +27,8 @@ pub struct Kinds {
     pub templates: bool,
     /// ResourceQuotas.
     pub quotas: bool,
+    /// All attributes and capacities of devices: selectors may need any. Without, those by which GPUs are described.
+    pub attributes: bool,
 }
 
 /// Reads a cluster. What the user may not read, apart from slices, classes and claims, is noted in [`Snapshot::unread`].
@@ -35,7 +38,7 @@ pub struct Kinds {
 pub async fn read(connection: &Connection, kinds: Kinds) -> Result<Snapshot, ClusterError> {
     let client = &connection.client;
     let (slices, classes, claims, nodes, pods, templates, quotas, version) = tokio::join!(
-        read_slices(client),
+        read_slices(client, kinds.attributes),
         list("deviceclasses", true, client),
         list("resourceclaims", true, client),
         list("nodes", kinds.nodes, client),
@@ -67,13 +70,17 @@ fn optional<K>(result: Result<Vec<K>, Unread>, unread: &mut Vec<Unread>) -> Vec<
     })
 }
 
-async fn read_slices(client: &Client) -> Result<Slices, Unread> {
+async fn read_slices(client: &Client, with_attributes: bool) -> Result<Slices, Unread> {
     let mut slices = Slices::default();
     let params = ListParams::default().limit(SLICES_PER_PAGE);
-    let pages =
-        pages("resourceslices", Api::all(client.clone()), params, |it: ResourceSlice| slices.push(&it));
+    let take = |mut slice: ResourceSlice| {
+        if !with_attributes {
+            gpu::trim(&mut slice);
+        }
+        slices.push(&slice);
+    };
     // Boxed, as the one below: several of them are in one future.
-    Box::pin(pages).await?;
+    Box::pin(pages("resourceslices", Api::all(client.clone()), params, take)).await?;
     Ok(slices)
 }
 

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::view::{claims as claims_table, gpus as gpus_table, nodes as nodes_table};
 use super::*;
+use crate::template::{MigMode, NodeTemplate, TemplateArgs};
 
 const OURS: &str = "mig.dra-driver.dev";
 
@@ -619,4 +620,28 @@ fn what_could_not_be_read_is_said_beside_the_rest() {
     assert_eq!(answer.status, LISTED);
     assert_eq!(answer.remarks, ["cannot list nodes, so what depends on them is missing: nodes is forbidden"]);
     assert!(answer.output.contains("Unknown"), "{}", answer.output);
+}
+
+#[test]
+fn what_is_trimmed_of_slices_changes_nothing_that_is_shown() {
+    let mut slices = nvidia("theirs");
+    let mut claims = Vec::new();
+    for model in mig_models::Model::all() {
+        for (mode, mig_mode) in [("on", MigMode::On), ("off", MigMode::Off)] {
+            let args = TemplateArgs { mig_mode, ..TemplateArgs::default() };
+            let name = format!("{}-{mode}", model.name().to_lowercase());
+            let own = NodeTemplate::new(&[model, model], &args, true).unwrap().slices(OURS, &name, None);
+            let first = own.iter().find_map(|it| it.spec.devices.as_ref()?.first()).unwrap().name.clone();
+            claims.push(claim(&name, &name, &[&first]));
+            slices.extend(own);
+        }
+    }
+    let snapshot_of = |slices: &[ResourceSlice]| snapshot(slices.to_vec(), claims.clone());
+    let whole = fleet(&snapshot_of(&slices)).unwrap();
+    assert!(whole.nodes.len() > 10 && whole.nodes.len() < whole.gpus.len());
+    let size = |slices: &[ResourceSlice]| serde_json::to_vec(slices).unwrap().len();
+    let before = size(&slices);
+    slices.iter_mut().for_each(crate::gpu::trim);
+    assert!(size(&slices) < before * 3 / 4, "{} of {before} bytes are kept", size(&slices));
+    assert_eq!(fleet(&snapshot_of(&slices)).unwrap(), whole);
 }

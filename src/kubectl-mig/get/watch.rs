@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep_until};
 
 use crate::cluster::{ClusterError, Connection, Slices, Snapshot, Unread, error_text};
+use crate::gpu;
 
 /// Time between two pictures.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -59,7 +60,7 @@ impl<K: Resource<DynamicType = ()>> Store<K> {
     }
 }
 
-/// Slices, kept as text.
+/// Slices, kept as text, without the attributes that are not shown.
 #[derive(Default)]
 struct SliceStore {
     slices: Slices,
@@ -71,12 +72,16 @@ impl SliceStore {
     fn apply(&mut self, event: Event<ResourceSlice>) {
         match event {
             Event::Init => self.next = Some(Slices::default()),
-            Event::InitApply(it) => self.next.get_or_insert_default().push(&it),
+            Event::InitApply(mut it) => {
+                gpu::trim(&mut it);
+                self.next.get_or_insert_default().push(&it);
+            }
             Event::InitDone => {
                 self.slices = self.next.take().unwrap_or_default();
                 self.is_complete = true;
             }
-            Event::Apply(it) => {
+            Event::Apply(mut it) => {
+                gpu::trim(&mut it);
                 self.slices.remove(&it.name_any());
                 self.slices.push(&it);
             }

@@ -11,11 +11,28 @@ use std::ops::Range;
 
 use dra_allocator::quantity::Quantity;
 use dra_allocator::{Allocated, ClaimRef, DeviceId};
-use k8s_openapi::api::resource::v1::{Device, DeviceAttribute, DeviceTaint, ResourceSlice};
+use k8s_openapi::api::resource::v1::{
+    Device, DeviceAttribute, DeviceTaint, ResourceSlice, ResourceSliceSpec,
+};
 use mig_models::Model;
 
 /// Counters named so stand for one memory slice each.
 const MEMORY_SLICE: &str = "memory-slice-";
+
+/// Attributes that [`gpus`] reads, in the driver's domain unless they have one.
+const ATTRIBUTES: [&str; 8] = [
+    "type",
+    "parentUUID",
+    "uuid",
+    "profile",
+    "placementStart",
+    "memorySlices",
+    "productName",
+    "resource.kubernetes.io/pciBusID",
+];
+
+/// Capacities that [`gpus`] reads.
+const CAPACITIES: [&str; 2] = ["memory", "multiprocessors"];
 
 /// A GPU as its driver publishes it.
 #[derive(Debug, Clone, PartialEq)]
@@ -165,6 +182,24 @@ fn place(gpu: &Gpu) -> (usize, String) {
         }
     };
     (text.len(), text)
+}
+
+/// Removes the attributes and capacities that [`gpus`] does not read. Selectors may need them; where nothing is selected, the rest is
+/// half as much to keep and to parse.
+pub fn trim(slice: &mut ResourceSlice) {
+    let ResourceSliceSpec { driver, devices, .. } = &mut slice.spec;
+    let is_read = |name: &str| {
+        let own = name.strip_prefix(driver.as_str()).and_then(|it| it.strip_prefix('/'));
+        ATTRIBUTES.contains(&own.unwrap_or(name))
+    };
+    for device in devices.iter_mut().flatten() {
+        if let Some(attributes) = &mut device.attributes {
+            attributes.retain(|name, _| is_read(name));
+        }
+        if let Some(capacity) = &mut device.capacity {
+            capacity.retain(|name, _| CAPACITIES.contains(&name.as_str()));
+        }
+    }
 }
 
 /// The counter sets that the devices of a slice consume, with driver and pool.
