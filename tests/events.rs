@@ -450,3 +450,11 @@ fn the_documentation_has_a_row_for_each_reason_and_no_other() {
     assert_eq!(documented, made);
     assert!(rows.iter().all(|it| it.len() == 4 && !it[3].is_empty()), "each says what to do");
 }
+
+#[test]
+fn kubectl_mig_explain_looks_for_reasons_that_the_driver_has() {
+    let known: Vec<&str> = EventReason::ALL.iter().map(|it| it.as_str()).collect();
+    let unknown: Vec<&str> =
+        kubectl_mig::explain::reported_reasons().filter(|it| !known.contains(it)).collect();
+    assert_eq!(unknown, Vec::<&str>::new());
+}

@@ -287,7 +287,8 @@ async fn a_pending_pod_gets_its_device_after_what_kubectl_mig_explain_advises() 
             (Verdict::NotNow, ReasonId::AllTaken),
             "{answer:#?}"
         );
-        let ends = answer.advice[0].strip_prefix("kubectl -n default delete pod ").unwrap();
+        let ends = answer.advice.iter().find_map(|it| it.strip_prefix("kubectl -n default delete pod "));
+        let ends = ends.unwrap();
         end(&lab, ends.split_whitespace().next().unwrap()).await;
         let now = allocated_when(&lab, 2).await;
         assert!(now.contains_key("third"), "{now:?}");

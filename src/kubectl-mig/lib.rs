@@ -23,6 +23,7 @@ pub mod get;
 pub mod gpu;
 pub mod manifest;
 pub mod plan;
+mod shell;
 pub mod slices;
 pub mod template;
 

@@ -1,6 +1,7 @@
 //! Rules of the scheduler that keep a pod away from a node, apart from devices and sizes: cordon, taints, selectors, affinity, a node
 //! that the pod names.
 
+use crate::shell::word;
 use dra_allocator::{requirement_holds, selects_node};
 use k8s_openapi::api::core::v1::{
     Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
@@ -16,6 +17,8 @@ pub(crate) struct Rule {
     pub(crate) why: String,
     /// What lets it in.
     pub(crate) advice: String,
+    /// Whether the pod asks for other nodes, rather than the node keeps pods away.
+    pub(crate) is_choice: bool,
 }
 
 /// All rules that keep a pod away from a node.
@@ -43,6 +46,7 @@ fn named(spec: &PodSpec, node: &Node) -> Option<Rule> {
     (node.metadata.name.as_deref() != Some(wanted)).then(|| Rule {
         why: format!("the pod's spec.nodeName is {wanted}"),
         advice: "remove spec.nodeName from the pod".to_owned(),
+        is_choice: true,
     })
 }
 
@@ -56,8 +60,8 @@ fn tainted(spec: &PodSpec, node: &Node) -> Vec<Rule> {
         let cordon =
             Taint { key: UNSCHEDULABLE.to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() };
         if !tolerates(tolerations, &cordon) {
-            let (why, advice) = ("it is cordoned".to_owned(), format!("kubectl uncordon {name}"));
-            found.push(Rule { why, advice });
+            let (why, advice) = ("it is cordoned".to_owned(), format!("kubectl uncordon {}", word(name)));
+            found.push(Rule { why, advice, is_choice: false });
         }
     }
     let taints = node.spec.as_ref().and_then(|it| it.taints.as_deref()).unwrap_or_default();
@@ -73,7 +77,6 @@ fn tainted(spec: &PodSpec, node: &Node) -> Vec<Rule> {
 
 /// Labels of the pod's `nodeSelector` that the node does not have.
 fn unlabelled(spec: &PodSpec, node: &Node) -> Vec<Rule> {
-    let name = node.metadata.name.as_deref().unwrap_or_default();
     let label = |key: &String| node.metadata.labels.as_ref().and_then(|it| it.get(key));
     let mut found = Vec::new();
     for (key, wanted) in
@@ -83,8 +86,9 @@ fn unlabelled(spec: &PodSpec, node: &Node) -> Vec<Rule> {
         found.push(Rule {
             why: format!("the pod's nodeSelector wants {key}={wanted}, and it {has}"),
             advice: format!(
-                "kubectl label node {name} {key}={wanted} --overwrite; or remove {key} from spec.nodeSelector of the pod"
+                "to use other nodes: remove {key} from spec.nodeSelector of the pod, or give one of them the label {key}={wanted}"
             ),
+            is_choice: true,
         });
     }
     found
@@ -101,10 +105,12 @@ fn unrelated(spec: &PodSpec, node: &Node) -> Option<Rule> {
         [term] => failing(term, node),
         terms => format!("none of the {} terms matches", terms.len()),
     };
-    let name = node.metadata.name.as_deref().unwrap_or_default();
     Some(Rule {
         why: format!("the pod's required node affinity does not match it: {failing}"),
-        advice: format!("change spec.affinity.nodeAffinity of the pod, or label node {name} accordingly"),
+        advice:
+            "to use other nodes: change spec.affinity.nodeAffinity of the pod, or the labels of one of them"
+                .to_owned(),
+        is_choice: true,
     })
 }
 
@@ -116,18 +122,21 @@ fn of_taint(node: &str, taint: &Taint) -> Rule {
     };
     let why = format!("the pod does not tolerate its taint {text}");
     let advice = if taint.key.starts_with("node.kubernetes.io/") {
-        format!("see why the node is in this state: kubectl describe node {node}")
+        format!("see why the node is in this state: kubectl describe node {}", word(node))
     } else {
         let operator = value.map_or_else(
             || "operator: Exists".to_owned(),
             |it| format!("value: {}", serde_json::Value::from(it)),
         );
         format!(
-            "add to spec.tolerations of the pod {{key: {}, {operator}, effect: {}}}; or kubectl taint node {node} {}:{}-",
-            taint.key, taint.effect, taint.key, taint.effect
+            "add to spec.tolerations of the pod {{key: {}, {operator}, effect: {}}}; or kubectl taint node {} {}-",
+            taint.key,
+            taint.effect,
+            word(node),
+            word(&format!("{}:{}", taint.key, taint.effect))
         )
     };
-    Rule { why, advice }
+    Rule { why, advice, is_choice: false }
 }
 
 /// As `ToleratesTaint` of Kubernetes.

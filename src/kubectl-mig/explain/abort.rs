@@ -5,6 +5,7 @@ use dra_allocator::{Abort, EvaluationError, SelectorError, SelectorPlace};
 use super::profile::class_of;
 use super::reason::{Reason, ReasonId, some_of};
 use super::request::Findings;
+use crate::shell::word;
 
 /// Why a pod is refused on all nodes.
 pub(super) fn abort_reason(abort: &Abort, findings: &Findings<'_>) -> Reason {
@@ -60,7 +61,7 @@ fn class_missing(class: &str, findings: &Findings<'_>) -> Reason {
         None => reason.advise(format!("use one of these classes: {}", some_of(&names, 6))),
     };
     reason.advise(format!(
-        "or create DeviceClass {class}; this driver's classes: kubectl apply -f deploy/manifests/deviceclasses.yaml"
+        "create DeviceClass {class}; this driver's classes: kubectl apply -f deploy/manifests/deviceclasses.yaml"
     ))
 }
 
@@ -94,7 +95,7 @@ pub(super) fn selector_error(error: &SelectorError) -> Reason {
     };
     let reason = reason.detail(["a selector that fails on one device stops the pod on all nodes".to_owned()]);
     match &error.place {
-        SelectorPlace::Class { class } => reason.advise(format!("correct the class: kubectl edit deviceclass {class}")),
+        SelectorPlace::Class { class } => reason.advise(format!("correct the class: kubectl edit deviceclass {}", word(class))),
         SelectorPlace::Request { .. } => reason
             .advise("correct the selector in the template, and delete the pod so that it gets a new claim; a claim itself cannot be changed"),
     }

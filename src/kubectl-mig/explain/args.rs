@@ -8,7 +8,7 @@ use crate::cluster::ClusterArgs;
 #[derive(Debug, Clone, Args)]
 pub struct ExplainArgs {
     /// What to explain: pod/NAME, claim/NAME, or NAME of a pod.
-    #[arg(value_name = "pod/NAME|claim/NAME", num_args = 1..=2, required_unless_present = "filename")]
+    #[arg(value_name = "pod/NAME | claim/NAME", num_args = 1..=2, required_unless_present = "filename")]
     pub subject: Vec<String>,
     /// Manifests that are not applied yet: pods, workloads and claims, on the cluster as it is. `-` is standard input.
     #[arg(short, long, value_name = "FILE", conflicts_with = "subject")]

@@ -120,7 +120,7 @@ pub(super) fn uses(pod: &Pod, claim: &str, namespace: &str) -> bool {
 pub(super) fn consumers(claim: &ResourceClaim) -> Vec<String> {
     let namespace = claim.metadata.namespace.as_deref().unwrap_or("default");
     let reserved = claim.status.iter().flat_map(|it| it.reserved_for.iter().flatten());
-    reserved.map(|it| format!("{namespace}/{}", it.name)).collect()
+    reserved.filter(|it| it.resource == "pods").map(|it| format!("{namespace}/{}", it.name)).collect()
 }
 
 /// `a (device d), b (device e)` of allocated claims.

@@ -103,7 +103,7 @@ pub(super) fn look(question: &Question<'_>, node: &Node, holders: &Holders<'_>) 
     if detail.timed_out || matches!(explanation.outcome, Err(dra_allocator::Refusal::Aborted(_))) {
         return Some(detail);
     }
-    detail.releases = releases(&cluster, &site, &detail.holders);
+    detail.releases = releases(&cluster, &site, &detail.holders, &weights(&detail.gpus));
     let without = |claim: &ResourceClaim| {
         let mut claim = claim.clone();
         if let Some(devices) = &mut claim.spec.devices {
@@ -151,11 +151,23 @@ fn held(site: &Site<'_>, gpus: &[Gpu], node: &str, holders: &Holders<'_>) -> BTr
     found
 }
 
-/// Pods, one at a time, whose end makes room for all claims; the youngest first.
+/// Memory slices that claims hold.
+fn weights(gpus: &[Gpu]) -> BTreeMap<String, usize> {
+    let mut weights: BTreeMap<String, usize> = BTreeMap::new();
+    for device in gpus.iter().flat_map(|it| &it.devices) {
+        if let Some(holder) = &device.holder {
+            *weights.entry(holder.to_string()).or_default() += device.slices.len();
+        }
+    }
+    weights
+}
+
+/// Pods, one at a time, whose end makes room for all claims; those that hold least first, then the youngest.
 fn releases(
     cluster: &dra_allocator::Cluster<'_>,
     site: &Site<'_>,
     holders: &BTreeMap<String, Holder>,
+    weights: &BTreeMap<String, usize>,
 ) -> Vec<Holder> {
     let mut by_pod: BTreeMap<String, Vec<&Holder>> = BTreeMap::new();
     for holder in holders.values().filter(|it| !it.planned) {
@@ -181,12 +193,15 @@ fn releases(
                 holder.device.push_str(", ");
                 holder.device.push_str(&other.device);
             }
-            found.push(holder);
+            let weight: usize = group.iter().filter_map(|it| weights.get(&it.claim)).sum();
+            found.push((weight, holder));
         }
     }
     let since = |it: &Holder| it.since.as_ref().map(|it| it.0);
-    found.sort_by(|a, b| since(b).cmp(&since(a)).then_with(|| a.who().cmp(&b.who())));
-    found
+    found.sort_by(|(a_weight, a), (b_weight, b)| {
+        a_weight.cmp(b_weight).then_with(|| since(b).cmp(&since(a))).then_with(|| a.who().cmp(&b.who()))
+    });
+    found.into_iter().map(|(_, holder)| holder).collect()
 }
 
 /// How many devices a request can have on the node if the pod asks for nothing else.

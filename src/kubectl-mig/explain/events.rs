@@ -18,7 +18,7 @@ const REPORTS: &[(&str, &[&str], &str)] = &[
         &["HostRecovered"],
         "dra-driver-mig check in the driver's pod of the node says what the host lacks",
     ),
-    ("ForeignInstance", &[], "remove the unmanaged MIG instance as docs/troubleshooting.md, step 3, says"),
+    ("UnmanagedInstance", &[], "remove the unmanaged MIG instance as docs/troubleshooting.md, step 3, says"),
     (
         "LayoutRefused",
         &["LayoutApplied"],
@@ -36,6 +36,11 @@ const REPORTS: &[(&str, &[&str], &str)] = &[
     ("SlicesOverwritten", &[], "remove the other program that writes this driver's ResourceSlices"),
 ];
 
+/// The reasons of events about Nodes that are looked for.
+pub fn reported_reasons() -> impl Iterator<Item = &'static str> {
+    REPORTS.iter().flat_map(|(reason, ends, _)| std::iter::once(*reason).chain(ends.iter().copied()))
+}
+
 /// Something that the driver of a node reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Report {
@@ -45,10 +50,19 @@ pub(super) struct Report {
     pub(super) advice: &'static str,
 }
 
-/// What is reported about nodes, and not ended by a later event; the latest of each reason and message.
+/// The component that reports, where no slice names another driver.
+const DRIVER: &str = "mig.dra-driver.dev";
+
+/// What drivers report about nodes, and what no later event has ended; the latest of each reason and GPU.
 pub(super) fn reports(snapshot: &Snapshot) -> Vec<Report> {
     let mut by_node: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
-    for event in &snapshot.events {
+    let drivers = snapshot.slices.drivers();
+    let is_driver = |event: &&Event| {
+        let source = event.source.as_ref().and_then(|it| it.component.as_deref());
+        let who = event.reporting_component.as_deref().filter(|it| !it.is_empty()).or(source);
+        who.is_some_and(|it| it == DRIVER || drivers.contains(&it))
+    };
+    for event in snapshot.events.iter().filter(is_driver) {
         let about = &event.involved_object;
         if let (Some("Node"), Some(name)) = (about.kind.as_deref(), about.name.as_deref()) {
             by_node.entry(name).or_default().push(event);
@@ -57,20 +71,40 @@ pub(super) fn reports(snapshot: &Snapshot) -> Vec<Report> {
     let mut found: Vec<Report> = Vec::new();
     for (node, events) in by_node {
         for (reason, ends, advice) in REPORTS {
-            let latest = |reasons: &[&str]| {
-                let of =
-                    events.iter().filter(|it| it.reason.as_deref().is_some_and(|it| reasons.contains(&it)));
-                of.max_by_key(|it| time(it))
+            let of = |reasons: &[&str]| -> BTreeMap<Option<&str>, &Event> {
+                let mut latest: BTreeMap<Option<&str>, &Event> = BTreeMap::new();
+                for &event in &events {
+                    if event.reason.as_deref().is_some_and(|it| reasons.contains(&it)) {
+                        let known = latest.entry(gpu(event)).or_insert(event);
+                        if time(known) < time(event) {
+                            *known = event;
+                        }
+                    }
+                }
+                latest
             };
-            let Some(event) = latest(&[reason]) else { continue };
-            if latest(ends).is_some_and(|end| time(end) >= time(event)) {
-                continue;
+            let ended = of(ends);
+            for (gpu, event) in of(&[reason]) {
+                // An end that names no GPU ends it for all.
+                let end =
+                    [ended.get(&gpu), ended.get(&None)].into_iter().flatten().filter_map(|it| time(it)).max();
+                if end.is_none() || end < time(event) {
+                    let message = event.message.clone().unwrap_or_default();
+                    found.push(Report { node: node.to_owned(), reason, message, advice });
+                }
             }
-            let message = event.message.clone().unwrap_or_default();
-            found.push(Report { node: node.to_owned(), reason, message, advice });
         }
     }
     found
+}
+
+/// The GPU that an event's message names first, by UUID or PCI address.
+fn gpu(event: &Event) -> Option<&str> {
+    let is_part = |it: char| it.is_ascii_alphanumeric() || "-:.".contains(it);
+    let words =
+        event.message.as_deref()?.split(|it: char| !is_part(it)).map(|it| it.trim_end_matches(['.', ':']));
+    let is_pci = |it: &str| it.len() > 8 && it.split(':').count() == 3;
+    words.into_iter().find(|it| it.starts_with("GPU-") || is_pci(it))
 }
 
 /// Why Kubernetes could not create a claim of a pod, as an event says.

@@ -171,6 +171,7 @@ impl<'a> Question<'a> {
                 found.push(Rule {
                     why: format!("claim {name} is allocated on another node"),
                     advice: format!("end the pods that use claim {name}, and it is allocated again"),
+                    is_choice: true,
                 });
             }
         }

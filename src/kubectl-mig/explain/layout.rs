@@ -4,6 +4,7 @@ use super::fleet::NodeAnswer;
 use super::profile::{Published, Size, label};
 use super::reason::{Reason, ReasonId, some_of};
 use super::request::{Asked, Findings, MOST};
+use crate::shell::word;
 
 impl Asked<'_> {
     /// Nodes that publish by layout, and leave out what is asked for.
@@ -30,15 +31,14 @@ impl Asked<'_> {
             );
             reasons.push(
                 Reason::new(ReasonId::WholeGpuOnly, sentence)
-                    .advise(format!("choose a layout: kubectl label node {} nvidia.com/mig.config=all-{} --overwrite", first.name, label(profile)))
+                    .advise(format!("choose a layout: kubectl label node {} nvidia.com/mig.config=all-{} --overwrite", word(&first.name), word(&label(profile))))
                     .advise("an A100 or A30 also needs MIG mode turned on: docs/layouts.md, \"Before you rely on it\""),
             );
         }
         if let Some(first) = mig.first() {
             let names: Vec<String> = mig.iter().map(|it| format!("node {}", it.name)).collect();
             let noun = self.noun();
-            let sentence =
-                format!("{} publish by layout, and their layouts have no {noun}", some_of(&names, MOST));
+            let sentence = format!("the layout of {} has no {noun}", some_of(&names, MOST));
             let layout =
                 if profile == "full" { "all-disabled".to_owned() } else { format!("all-{}", label(profile)) };
             let free: Vec<String> =
@@ -49,7 +49,7 @@ impl Asked<'_> {
             }
             reasons.push(
                 reason
-                    .advise(format!("choose a layout with it: kubectl label node {} nvidia.com/mig.config={layout} --overwrite", first.name))
+                    .advise(format!("choose a layout with it: kubectl label node {} nvidia.com/mig.config={} --overwrite", word(&first.name), word(&layout)))
                     .advise("or turn the feature gate DRAPartitionableDevices on in kube-apiserver and kube-scheduler, so that no layout is needed"),
             );
         }

@@ -40,6 +40,7 @@ mod tally;
 pub mod text;
 
 pub use self::assemble::explain;
+pub use self::events::reported_reasons;
 pub use self::explanation::{
     DeviceCounts, Explanation, GpuMap, MapEntry, NodeCounts, PlacedDevice, Placement, RequestExplanation,
     SCHEMA_VERSION, Verdict,

@@ -17,12 +17,19 @@ impl World<'_, '_> {
             ranked.push((1, reason));
             return;
         }
-        let fitting: Vec<&NodeAnswer> =
+        let mut fitting: Vec<&NodeAnswer> =
             answers.hidden.iter().filter(|it| matches!(it.outcome, Outcome::Fits(_))).collect();
+        // Those that the pod asks for come before those that it does not.
+        let is_chosen = |it: &&NodeAnswer| !it.rules.iter().any(|it| it.is_choice);
+        if fitting.iter().any(is_chosen) {
+            fitting.retain(is_chosen);
+        }
+        let is_other = !fitting.iter().any(is_chosen);
         let (some, sentence) = if !fitting.is_empty() {
             let names: Vec<String> = fitting.iter().map(|it| format!("node {}", it.name)).collect();
-            let verb = if fitting.len() == 1 { "has" } else { "have" };
-            (fitting, format!("{} {verb} the devices, but the pod cannot use it", some_of(&names, MAX_NAMED)))
+            let (verb, them) = if fitting.len() == 1 { ("has", "it") } else { ("have", "them") };
+            let named = some_of(&names, MAX_NAMED);
+            (fitting, format!("{named} {verb} the devices, but the pod cannot use {them}"))
         } else if answers.usable.is_empty() && !answers.hidden.is_empty() {
             let nodes = count(answers.hidden.len(), "node");
             (answers.hidden.iter().collect(), format!("the pod can use none of the {nodes} of the cluster"))
@@ -43,7 +50,8 @@ impl World<'_, '_> {
             }
         }
         let can_fit = answers.usable.iter().any(|it| it.fits_empty);
-        ranked.push((if can_fit { 6 } else { 1 }, reason));
+        let is_aside = can_fit || (is_other && !answers.usable.is_empty());
+        ranked.push((if is_aside { 6 } else { 1 }, reason));
     }
 
     /// Claims that are allocated tie the pod to nodes that it cannot use.

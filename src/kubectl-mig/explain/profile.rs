@@ -78,7 +78,10 @@ impl<'p> Size<'p> {
     pub(super) fn of(profile: &'p str) -> Option<Self> {
         let (compute, rest) = profile.split_once("g.")?;
         let (memory, suffix) = rest.split_once("gb")?;
+        // The name may come from the selector of a claim, and goes into advice.
+        let is_plain = |it: u8| it.is_ascii_alphanumeric() || b"+-.".contains(&it);
         let is_suffix = suffix.is_empty() || suffix.starts_with(['+', '-', '.']);
+        let is_suffix = is_suffix && suffix.len() <= 32 && suffix.bytes().all(is_plain);
         let digits = |it: &str| it.len() <= 4 && it.bytes().all(|b| b.is_ascii_digit());
         if !(is_suffix && digits(compute) && digits(memory)) {
             return None;

@@ -5,7 +5,7 @@ use k8s_openapi::api::resource::v1::{DeviceClass, DeviceSelector, ResourceClaim}
 
 use super::abort::{abort_reason, scheduler_gate, selector_error};
 use super::detail::Detail;
-use super::fleet::NodeAnswer;
+use super::fleet::{NodeAnswer, Outcome};
 use super::profile::{Published, Wish, class_of, gibibytes};
 use super::reason::{Holder, Reason, ReasonId, count, some_of};
 use super::tally::Tally;
@@ -89,13 +89,20 @@ impl<'a> Asked<'a> {
     /// No device of the nodes is of the kind.
     fn nothing_selected(&self, findings: &Findings<'_>) -> Vec<Reason> {
         let mut reasons = self.layout(findings);
+        let is_incomplete = findings.usable.iter().any(|it| !it.pools.is_empty());
+        if self.tally.counts.total == 0 && self.tally.of_class == 0 {
+            // What is wrong with a pool is said of the pool.
+            if !is_incomplete {
+                reasons.push(no_slices(findings));
+            }
+            return reasons;
+        }
         let elsewhere: Vec<String> = findings
             .hidden
             .iter()
             .filter(|it| {
-                it.tallies
-                    .get(&(self.claim.clone(), self.request.clone()))
-                    .is_some_and(|it| it.counts.selected > 0)
+                let tally = it.tallies.get(&(self.claim.clone(), self.request.clone()));
+                matches!(it.outcome, Outcome::Fits(_)) || tally.is_some_and(|it| it.counts.selected > 0)
             })
             .map(|it| format!("node {}", it.name))
             .collect();
@@ -146,14 +153,6 @@ impl<'a> Asked<'a> {
         let tally = self.tally;
         let nodes = count(findings.usable.len(), "node");
         let class = &tally.class;
-        if tally.counts.total == 0 && tally.of_class == 0 {
-            return Reason::new(
-                ReasonId::NoSlices,
-                format!("none of the {nodes} that the pod can use publishes devices"),
-            )
-            .advise("see which nodes publish devices: kubectl get resourceslices")
-            .advise("see why a node does not: docs/troubleshooting.md, step 3");
-        }
         if tally.of_class == 0 {
             let sentence = format!(
                 "class {class} selects none of the {} of the {nodes}",
@@ -318,4 +317,15 @@ fn selectors(claims: &[ResourceClaim], key: &(String, String)) -> Vec<DeviceSele
         }
         None => request.exactly.as_ref().and_then(|it| it.selectors.clone()).unwrap_or_default(),
     }
+}
+
+/// No node that the pod can use publishes anything.
+fn no_slices(findings: &Findings<'_>) -> Reason {
+    let sentence = match findings.usable {
+        [one] => format!("node {}, the only one that the pod can use, publishes no devices", one.name),
+        all => format!("none of the {} that the pod can use publishes devices", count(all.len(), "node")),
+    };
+    Reason::new(ReasonId::NoSlices, sentence)
+        .advise("see which nodes publish devices: kubectl get resourceslices")
+        .advise("see why a node does not: docs/troubleshooting.md, step 3")
 }

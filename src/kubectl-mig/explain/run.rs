@@ -14,6 +14,7 @@ use super::subject::Subject;
 use super::{explain, text};
 use crate::cluster::{self, ClusterError, Connection, Kinds, Snapshot, Unread, error_text, pages};
 use crate::manifest::{self, Demand, DemandError, ManifestError, Object};
+use crate::plan::shipped_classes;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -42,8 +43,8 @@ pub fn run(args: &ExplainArgs) -> u8 {
     match answer(args) {
         Ok(status) => status,
         Err(error) => {
-            // Nobody is left to hear of a closed standard error.
-            let _ = writeln!(io::stderr(), "error: {error}");
+            // A closed standard error cannot be reported.
+            let _ = writeln!(io::stderr(), "kubectl mig explain: {error}");
             Verdict::Unknown.exit_status()
         }
     }
@@ -51,22 +52,36 @@ pub fn run(args: &ExplainArgs) -> u8 {
 
 fn answer(args: &ExplainArgs) -> Result<u8, ExplainError> {
     let named = args.cluster.namespace.as_deref();
+    let mut assumed = Vec::new();
     let (mut snapshot, namespace) = if args.from.is_empty() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.map_err(ExplainError::Runtime)?.block_on(gather(args))?
     } else {
-        let snapshot = manifest::read(&args.from, args.recursive)?.into_iter().collect();
+        let mut snapshot: Snapshot = manifest::read(&args.from, args.recursive)?.into_iter().collect();
+        assume_classes(&mut snapshot, &mut assumed);
         (snapshot, named.unwrap_or("default").to_owned())
     };
     if args.filename.is_empty() {
         let subject = subject(&args.subject, &namespace)?;
-        let explanation = explain(&snapshot, &subject);
+        let mut explanation = explain(&snapshot, &subject);
+        explanation.assumptions.append(&mut assumed);
         print(args.output, std::slice::from_ref(&explanation), true)?;
         return Ok(explanation.verdict.exit_status());
     }
-    let explanations = planned(args, &mut snapshot, &namespace)?;
+    let mut explanations = planned(args, &mut snapshot, &namespace)?;
+    for explanation in &mut explanations {
+        explanation.assumptions.extend(assumed.iter().cloned());
+    }
     print(args.output, &explanations, false)?;
     Ok(explanations.iter().map(|it| it.verdict.exit_status()).max().unwrap_or(0))
+}
+
+/// A dump without DeviceClasses says nothing about them: the drivers' own are the best guess.
+fn assume_classes(snapshot: &mut Snapshot, assumed: &mut Vec<String>) {
+    if snapshot.classes.is_empty() {
+        snapshot.classes = shipped_classes(snapshot.slices.drivers().contains(&"gpu.nvidia.com"));
+        assumed.push("the DeviceClasses are those that the drivers install: the files have none".to_owned());
+    }
 }
 
 /// The pods and claims of manifests, one after the other: each finds what the ones before it leave.

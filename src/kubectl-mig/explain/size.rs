@@ -58,6 +58,7 @@ pub(super) fn too_large(pod: &Pod, node: &Node, served_by_claims: &dyn Fn(&str) 
             found.push(Rule {
                 why: format!("the pod requests {resource}: {wanted}, and it has {has} in all"),
                 advice: format!("lower the request for {resource} in the pod's containers"),
+                is_choice: false,
             });
         }
     }

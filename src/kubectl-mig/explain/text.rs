@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::explanation::{Explanation, GpuMap, RequestExplanation, Verdict};
 use super::reason::{Holder, Reason, count};
+use crate::get::printable;
 
 /// Columns.
 const WIDTH: usize = 96;
@@ -72,7 +73,9 @@ fn of(out: &mut String, request: &RequestExplanation, sentence: &str, now: Optio
     let _ = writeln!(
         out,
         "\nRequest {} of claim {}: {number} of class {}",
-        request.request, request.claim, request.class
+        printable(&request.request),
+        printable(&request.claim),
+        printable(&request.class)
     );
     let devices = &request.devices;
     if devices.total > 0 {
@@ -107,7 +110,14 @@ fn of(out: &mut String, request: &RequestExplanation, sentence: &str, now: Optio
 }
 
 fn map(out: &mut String, gpu: &GpuMap, now: Option<Timestamp>) {
-    let _ = writeln!(out, "  node {}, GPU {} ({})  [{}]", gpu.node, gpu.gpu, gpu.product, gpu.cells);
+    let _ = writeln!(
+        out,
+        "  node {}, GPU {} ({})  [{}]",
+        printable(&gpu.node),
+        printable(&gpu.gpu),
+        printable(&gpu.product),
+        gpu.cells
+    );
     for entry in &gpu.legend {
         let _ = writeln!(out, "    {}  {}", entry.mark, holder(&entry.holder, now));
     }
@@ -123,7 +133,7 @@ fn holders(out: &mut String, indent: &str, holders: &[Holder], now: Option<Times
 }
 
 fn holder(it: &Holder, now: Option<Timestamp>) -> String {
-    let mut text = format!("{} of {}", it.device, it.who());
+    let mut text = printable(&format!("{} of {}", it.device, it.who())).into_owned();
     if let (Some(since), Some(now)) = (&it.since, now) {
         let _ = write!(text, ", for {}", age(since, now));
     }
@@ -157,7 +167,7 @@ fn paragraph(out: &mut String, first: &str, text: &str) {
     let indent = " ".repeat(first.chars().count());
     let mut line = first.to_owned();
     let mut is_empty = true;
-    for word in text.split_whitespace() {
+    for word in printable(&text.replace('\n', " ")).split_whitespace() {
         if !is_empty && line.chars().count() + 1 + word.chars().count() > WIDTH {
             let _ = writeln!(out, "{line}");
             line.clone_from(&indent);

@@ -38,7 +38,7 @@ pub(super) fn wants_colour(is_terminal: bool, variable: impl Fn(&str) -> Option<
 }
 
 /// A text from outside without characters that move the cursor, change colours or reorder text.
-pub(super) fn printable(text: &str) -> Cow<'_, str> {
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     let is_hidden = |it: char| {
         let reorders = matches!(it, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
         it.is_control() || reorders

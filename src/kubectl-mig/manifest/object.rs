@@ -86,6 +86,14 @@ impl Object {
             }
             return Ok(());
         }
+        for field in ["name", "namespace"] {
+            let text =
+                value.pointer(&format!("/metadata/{field}")).and_then(Value::as_str).unwrap_or_default();
+            if !is_name(text) {
+                let message = format!("{kind}: metadata.{field} is no name that Kubernetes allows");
+                return Err(ManifestError::Object { place, message });
+            }
+        }
         let object = Self::typed(value, &api_version, &kind, &place)
             .map_err(|message| ManifestError::Object { place, message: format!("{kind}: {message}") })?;
         objects.push(object);
@@ -123,6 +131,11 @@ impl Object {
             },
         })
     }
+}
+
+/// Whether a text can be the name of an object: names go into commands that people paste into a shell.
+fn is_name(text: &str) -> bool {
+    text.len() <= 253 && text.chars().all(|it| it.is_ascii_alphanumeric() || "-._:".contains(it))
 }
 
 fn parse<T: DeserializeOwned>(value: Value) -> Result<Box<T>, String> {

@@ -36,6 +36,7 @@ pub use self::gates::GateFlags;
 use self::map::MappedGpu;
 use self::needed::{Needed, NotNeeded};
 use self::place::{Engine, Outcome, Unplaced};
+pub(crate) use self::stock::shipped_classes;
 use self::stock::{Kind, Stock, named};
 use self::workload::{Workload, Workloads};
 use crate::cluster::{self, ClusterError, Connection, Gates, Kinds, SliceError, Snapshot};

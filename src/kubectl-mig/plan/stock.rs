@@ -271,7 +271,7 @@ fn milli(amount: &Amount) -> i64 {
 }
 
 /// The classes that this project's driver installs, and those of NVIDIA's where it publishes something.
-pub(super) fn shipped_classes(has_nvidia: bool) -> Vec<DeviceClass> {
+pub(crate) fn shipped_classes(has_nvidia: bool) -> Vec<DeviceClass> {
     let texts = [Some(OUR_CLASSES), has_nvidia.then_some(NVIDIA_CLASSES)];
     let parsed = |text| serde_saphyr::from_multiple::<DeviceClass>(text).unwrap_or_default();
     texts.into_iter().flatten().flat_map(parsed).collect()

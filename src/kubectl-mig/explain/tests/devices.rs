@@ -36,7 +36,7 @@ fn where_all_are_taken_the_holders_and_whose_end_makes_room_are_named() {
     assert_eq!(it.verdict, Verdict::NotNow);
     assert_eq!(it.reasons[0].reason, ReasonId::AllTaken);
     assert_eq!(it.reasons[0].holders.len(), 14);
-    assert!(it.advice[0].starts_with("kubectl -n default delete pod small-"), "{:?}", it.advice);
+    assert!(it.advice[1].starts_with("kubectl -n default delete pod small-"), "{:?}", it.advice);
     let request = &it.requests[0];
     assert_eq!((request.devices.selected, request.devices.taken, request.devices.free), (14, 14, 0));
     assert_eq!(request.gpus[0].cells, "ABCDEFG.");
@@ -157,7 +157,7 @@ fn more_devices_than_fit_on_one_node_are_too_many_and_the_number_that_fits_is_sa
     lab.pod("four", json!({}));
     let it = lab.explain("four");
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::TooFewOnOneNode), "{it:#?}");
-    assert!(it.advice[0].starts_with("kubectl -n default delete pod other"), "{:?}", it.advice);
+    assert!(it.advice[1].starts_with("kubectl -n default delete pod other"), "{:?}", it.advice);
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn devices_that_must_share_a_gpu_are_free_only_apart() {
     lab.pod("new", json!({}));
     let it = lab.explain("new");
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::MatchAttribute), "{it:#?}");
-    assert!(it.advice[0].starts_with("kubectl -n default delete pod "), "{:?}", it.advice);
+    assert!(it.advice[1].starts_with("kubectl -n default delete pod "), "{:?}", it.advice);
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn requests_that_fit_one_by_one_may_not_fit_together() {
         "{it:#?}"
     );
     assert!(it.requests.iter().all(|it| it.fits_alone));
-    assert!(it.advice[0].starts_with("kubectl -n default delete pod a"), "{:?}", it.advice);
+    assert!(it.advice[1].starts_with("kubectl -n default delete pod a"), "{:?}", it.advice);
 }
 
 #[test]
@@ -286,7 +286,7 @@ fn slices_of_nvidias_driver_are_explained_in_the_same_terms() {
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::Fragmented), "{it:#?}");
     assert_eq!(it.requests[0].gpus[0].cells, ".A...B..");
     assert_eq!(it.requests[0].gpus[0].gpu, "0000:3b:00.0");
-    assert!(it.advice[0].starts_with("kubectl -n default delete pod a"), "{:?}", it.advice);
+    assert!(it.advice[1].starts_with("kubectl -n default delete pod a"), "{:?}", it.advice);
 
     lab.claim("other", of("1g.12gb"), Value::Null);
     lab.pod("other", json!({}));

@@ -209,6 +209,7 @@ impl Lab {
         self.snapshot.events.push(typed(json!({
             "metadata": {"name": format!("{node}.{reason}"), "namespace": "default"}, "reason": reason, "message": message,
             "involvedObject": {"kind": "Node", "name": node}, "lastTimestamp": time,
+            "reportingComponent": "mig.dra-driver.dev",
         })));
     }
 

@@ -264,7 +264,7 @@ fn nodes_that_would_fit_are_named_with_the_rule_that_hides_them() {
             json!({}),
             json!({"spec": {"nodeSelector": {"pool": "b"}}}),
             "wants pool=b",
-            "kubectl label node gpu-1 pool=b",
+            "remove pool from spec.nodeSelector of the pod",
         ),
         (
             json!({}),
@@ -367,7 +367,21 @@ fn what_the_driver_reports_about_a_node_explains_what_is_missing() {
     let it = lab.explain("new");
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::Withheld), "{it:#?}");
     assert!(it.sentence.contains("XID 79"), "{}", it.sentence);
+    lab.event("gpu-1", "GpuRecovered", "GPU 0000:1b:00.0", "2026-11-29T07:20:00Z");
+    assert!(reasons(&lab.explain("new")).contains(&ReasonId::Withheld), "another GPU has recovered");
     lab.event("gpu-1", "GpuRecovered", "GPU 0000:1a:00.0", "2026-11-29T07:30:00Z");
+    assert!(!reasons(&lab.explain("new")).contains(&ReasonId::Withheld));
+}
+
+#[test]
+fn what_another_program_reports_about_a_node_is_no_report_of_the_driver() {
+    let mut lab = Lab::with("2xH100-80GB");
+    lab.snapshot.slices = Default::default();
+    lab.event("gpu-1", "GpuUnhealthy", "GPU 0000:1a:00.0 has had XID 79", "2026-11-29T07:00:00Z");
+    for event in &mut lab.snapshot.events {
+        event.reporting_component = Some("example.com/tenant".to_owned());
+    }
+    lab.wants("new", "1g.10gb");
     assert!(!reasons(&lab.explain("new")).contains(&ReasonId::Withheld));
 }
 
