@@ -25,6 +25,7 @@ pub mod manifest;
 pub mod plan;
 pub mod slices;
 pub mod template;
+mod text;
 
 #[cfg(feature = "cli")]
 use std::process::ExitCode;

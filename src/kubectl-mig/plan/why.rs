@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use super::place::{Engine, Outcome, is_allocated, lacking, usable_on};
-use super::stock::Site;
+use super::stock::{Kind, Site};
 use super::workload::Workload;
 use crate::cluster::rules;
 use crate::explain::pool_sentence;
@@ -88,12 +88,16 @@ fn on_node(
     if let Err(Refusal::Aborted(abort)) = &explanation.outcome {
         return Err(format!("{abort}; no node is tried further"));
     }
-    Ok(of_explanation(&explanation))
+    Ok(of_explanation(&explanation, &engine.kinds[site.kind]))
 }
 
-fn of_explanation(explanation: &Explanation) -> String {
-    // Pools of one name hinder nothing by themselves.
-    let hinders = |it: &&PoolReport| !matches!(it.problem, PoolProblem::NameShared { .. });
+fn of_explanation(explanation: &Explanation, kind: &Kind) -> String {
+    // Pools of one name hinder nothing by themselves, and those of other nodes only requests for all devices.
+    let wants_all = explanation.requests.iter().any(|it| matches!(it.amount, Some(Amount::All)));
+    let hinders = |it: &&PoolReport| {
+        !matches!(it.problem, PoolProblem::NameShared { .. })
+            && (wants_all || kind.has_pool(&it.driver, &it.pool))
+    };
     let problem = explanation.pools.iter().find(hinders).map(pool_sentence);
     if let Err(Refusal::TimedOut) = explanation.outcome {
         return "the search takes too long".to_owned();
@@ -148,7 +152,6 @@ fn of_request(report: &RequestReport) -> String {
                 "{what} needs {count} devices at once, and of the {matching} that match at most {usable} are free ({parts})"
             )
         }
-        _ if matching == 1 => format!("the only device that matches {what} is not free: {parts}"),
         _ if matching == 1 => format!("the only device that matches {what} is not free: {parts}"),
         _ => format!("none of the {matching} devices that match {what} is free: {parts}"),
     }
