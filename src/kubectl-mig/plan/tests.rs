@@ -156,7 +156,10 @@ fn what_no_number_of_gpus_serves_is_named() {
     ]);
     let plan = json_of(&manifests, &["--gpus", "1xH100-80GB"]);
     assert_eq!(placed(&plan), [2, 0, 0]);
-    assert_eq!(reason(&plan, 1), "no device matches request gpu (class mig-1g.5gb)");
+    assert_eq!(
+        reason(&plan, 1),
+        "no device matches request gpu (class mig-1g.5gb); the node publishes 1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb, whole GPUs"
+    );
     assert!(reason(&plan, 2).contains("device class no-such-class does not exist"), "{}", reason(&plan, 2));
     assert_eq!(plan["needed"], json!({"impossibleFor": ["deployment/other", "deployment/none"]}));
 }

@@ -1,8 +1,10 @@
 //! Why a pod has no place, in one sentence: what stands against it on each node, equal reasons together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dra_allocator::{Amount, Explanation, Finding, PoolProblem, PoolReport, Refusal, RequestReport};
+use dra_allocator::{
+    Allocated, Amount, Explanation, Finding, PoolProblem, PoolReport, Refusal, RequestReport,
+};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
@@ -11,6 +13,9 @@ use super::stock::{Kind, Site};
 use super::workload::Workload;
 use crate::cluster::rules;
 use crate::explain::pool_sentence;
+
+/// Profiles of a node that are named: more than any GPU model has.
+const MAX_PROFILES: usize = 16;
 
 /// Nodes that are asked. More say the same.
 const MAX_NODES: usize = 64;
@@ -106,7 +111,7 @@ fn of_explanation(explanation: &Explanation, kind: &Kind) -> String {
         return problem;
     }
     match explanation.requests.iter().find(|it| !it.fits_alone) {
-        Some(report) => of_request(report),
+        Some(report) => of_request(report, kind),
         None if explanation.fits_without_leak == Some(true) => {
             "the devices are free, and the scheduler does not find them (kubernetes#140436)".to_owned()
         }
@@ -114,8 +119,24 @@ fn of_explanation(explanation: &Explanation, kind: &Kind) -> String {
     }
 }
 
+/// The profiles that a node publishes, those with the least memory first.
+fn profiles(kind: &Kind) -> String {
+    let gpus = kind.gpus(&Allocated::default());
+    let devices = gpus.iter().flat_map(|it| &it.devices);
+    let all: BTreeSet<(u64, &str)> =
+        devices.map(|it| (it.memory, it.profile.as_deref().unwrap_or("whole GPUs"))).collect();
+    let mut names: Vec<&str> = Vec::new();
+    for (_, name) in all {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.truncate(MAX_PROFILES);
+    names.join(", ")
+}
+
 /// What stands between the devices of a node and a request.
-fn of_request(report: &RequestReport) -> String {
+fn of_request(report: &RequestReport, kind: &Kind) -> String {
     let (mut allocated, mut blocked, mut tainted, mut gated, mut constrained, mut usable) =
         (0, 0, 0, 0, 0, 0);
     for device in &report.devices {
@@ -132,7 +153,9 @@ fn of_request(report: &RequestReport) -> String {
     let matching: usize = allocated + blocked + tainted + gated + constrained + usable;
     let what = format!("request {} (class {})", report.request, report.class);
     if matching == 0 {
-        return format!("no device matches {what}");
+        let profiles = profiles(kind);
+        let there = if profiles.is_empty() { "no device" } else { &profiles };
+        return format!("no device matches {what}; the node publishes {there}");
     }
     let mut parts = Vec::new();
     let mut say = |count: usize, text: &str| {
