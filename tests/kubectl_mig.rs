@@ -231,6 +231,35 @@ fn the_exit_status_of_a_plan_tells_whether_all_pods_fit() {
 }
 
 #[test]
+fn a_plan_that_cannot_be_written_is_an_error() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/plan");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-mig"));
+    command.args(["plan", "-f", example, "--gpus", "4xH100-80GB"]).stdout(full).stderr(Stdio::piped());
+    let done = command.spawn().unwrap().wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(2));
+    assert!(text(&done.stderr).contains("cannot write to standard output: "), "{}", text(&done.stderr));
+}
+
+#[test]
+fn patterns_of_profiles_without_effect_are_warned_of() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/plan");
+    let plan = ["plan", "-f", example, "--gpus", "1xH100-80GB"];
+    let slices = ["slices", "--gpus", "1xH100-80GB"];
+    for command in [&plan[..], &slices] {
+        let done = run(&[command, &["--profiles", "x*,1g.*"]].concat());
+        let shown = text(&done.stderr);
+        let wanted =
+            "warning: the pattern `x*` of --profiles matches no profile of these GPUs, which have 1g.10gb";
+        assert!(done.status.code() != Some(2) && shown.contains(wanted), "{shown}");
+        assert_eq!(shown.lines().count(), 1, "{shown}");
+        let done = run(&[command, &["--profiles", "1g.*", "--layout", "all-balanced"]].concat());
+        assert!(text(&done.stderr).contains("warning: --profiles has no effect with --layout"));
+        assert!(run(command).stderr.is_empty());
+    }
+}
+
+#[test]
 fn printed_slices_are_yaml_documents_or_a_list() {
     let yaml = run(&["slices", "--gpus", "8xH100-80GB", "--node", "kwok-0"]);
     assert_eq!(yaml.status.code(), Some(0), "{}", text(&yaml.stderr));

@@ -26,6 +26,7 @@ pub mod plan;
 mod shell;
 pub mod slices;
 pub mod template;
+mod text;
 
 #[cfg(feature = "cli")]
 use std::process::ExitCode;

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::explanation::{Explanation, GpuMap, RequestExplanation, Verdict};
 use super::reason::{Holder, Reason, count};
-use crate::get::printable;
+use crate::text::printable;
 
 /// Columns.
 const WIDTH: usize = 96;

@@ -31,7 +31,6 @@ pub use self::report::{
     ClaimRow, DeviceRow, Document, Fleet, Free, GpuRow, Holder, Layout, NodeRow, Part, Problem, Reason,
     RequestRow, SCHEMA_VERSION, State, UnreadRow,
 };
-pub(crate) use self::text::printable;
 pub use self::view::Style;
 use crate::cluster::{ClusterError, Connection, Kinds, SliceError, Snapshot, read};
 use crate::manifest::{self, ManifestError};

@@ -1,6 +1,6 @@
 //! Texts that go to a terminal: names from the API without control characters, cut to a width; ages; colours. Pure.
 
-use std::borrow::Cow;
+pub(super) use crate::text::printable;
 
 /// Colour of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,19 +35,6 @@ impl Paint {
 pub(super) fn wants_colour(is_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> bool {
     let is_set = |name: &str| variable(name).is_some_and(|it| !it.is_empty());
     is_terminal && !is_set("NO_COLOR") && variable("TERM").is_none_or(|it| it != "dumb")
-}
-
-/// A text from outside without characters that move the cursor, change colours or reorder text.
-pub(crate) fn printable(text: &str) -> Cow<'_, str> {
-    let is_hidden = |it: char| {
-        let reorders = matches!(it, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-        it.is_control() || reorders
-    };
-    if text.contains(is_hidden) {
-        Cow::Owned(text.replace(is_hidden, "\u{fffd}"))
-    } else {
-        Cow::Borrowed(text)
-    }
 }
 
 /// Number of characters.
@@ -112,15 +99,6 @@ pub(super) fn age(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_terminal_would_act_on_is_replaced() {
-        assert_eq!(
-            printable("a\x1b[31mb\r\n\u{9b}c\u{202e}d"),
-            "a\u{fffd}[31mb\u{fffd}\u{fffd}\u{fffd}c\u{fffd}d"
-        );
-        assert_eq!(printable("gpu-é"), "gpu-é");
-    }
 
     #[test]
     fn a_long_name_keeps_both_ends() {

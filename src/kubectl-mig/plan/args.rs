@@ -20,14 +20,14 @@ pub struct PlanArgs {
     pub recursive: bool,
     /// Plan on empty nodes instead of the cluster. GPUS are the GPUs of one node: 8xH100-80GB, or 2xH100-80GB,1xL4 for a node
     /// that has both. Repeat the flag for nodes of several kinds.
-    #[arg(long, value_name = "GPUS", value_parser = gpus, conflicts_with = "from")]
+    #[arg(long, value_name = "GPUS", value_parser = gpus, conflicts_with_all = ["from", "context", "kubeconfig"])]
     pub gpus: Vec<Gpus>,
     /// How many nodes there are of each --gpus.
     #[arg(long, value_name = "N", default_value = "1", value_parser = nodes, requires = "gpus")]
     pub nodes: usize,
     /// Plan on the ResourceSlices of a file instead of the cluster, such as one that `kubectl get resourceslices -o json` wrote.
     /// Its Nodes, DeviceClasses, ResourceClaims and Pods count, too; may be repeated.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["context", "kubeconfig"])]
     pub from: Vec<String>,
     /// Feature gates of API server and scheduler, such as DRAPartitionableDevices=false,DRAExtendedResource=true [default: those
     /// of Kubernetes 1.36; with --layout those of 1.35; for a cluster, what its version and its objects show].
@@ -39,7 +39,8 @@ pub struct PlanArgs {
     /// Price of a GPU for an hour, in any currency: prints what a pod costs, and what is saved against a GPU for each device.
     #[arg(long, value_name = "PRICE", value_parser = price)]
     pub price: Option<f64>,
-    /// Print a layout file, in mig-parted's format, that serves the pods best on clusters without counters. Needs --gpus.
+    /// Print a layout file, in mig-parted's format, that serves many of the pods on clusters without counters: the best of several ways of
+    /// cutting the GPUs. Needs --gpus.
     #[arg(long, value_enum, value_name = "WHAT", requires = "gpus", conflicts_with_all = ["layout", "price", "output"])]
     pub suggest: Option<Suggest>,
     /// Format of the output.
@@ -88,6 +89,6 @@ fn nodes(text: &str) -> Result<usize, String> {
 fn price(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(price) if price.is_finite() && 0.0 < price => Ok(price),
-        _ => Err("a price such as 2.50".to_owned()),
+        _ => Err("it is not a positive number, such as 2.50".to_owned()),
     }
 }

@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::place::{Engine, Outcome};
 use super::stock::Site;
 use super::workload::Workload;
-use crate::gpu::{self, Gpu, GpuDevice};
+use crate::gpu::{Gpu, GpuDevice};
 
 /// Name of a class that selects every device; no class of a cluster has it.
 const ANY_CLASS: &str = "any-device.kubectl-mig.invalid";
@@ -85,7 +85,7 @@ pub(super) fn map(engine: &Engine<'_>, outcome: &Outcome, workloads: &[Workload]
         let allocated: Vec<DeviceId> = book.iter().map(|(device, _)| device.clone()).collect();
         let (any, mix) =
             known.entry((site.kind, allocated)).or_insert_with(|| usable(engine, site, book, workloads));
-        for gpu in gpu::gpus(&engine.kinds[site.kind].slices, book) {
+        for gpu in engine.kinds[site.kind].gpus(book) {
             all.push(mapped(gpu, (index, site), &of_device, any, mix));
         }
     }

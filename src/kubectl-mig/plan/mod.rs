@@ -11,6 +11,7 @@
 mod args;
 mod cost;
 mod gates;
+mod invalid;
 mod json;
 mod map;
 mod needed;
@@ -29,6 +30,7 @@ use std::process::ExitCode;
 
 use dra_allocator::Cluster;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate};
+use mig_models::Model;
 
 pub use self::args::{PlanArgs, PlanFormat, Scoring, Suggest};
 use self::cost::Cost;
@@ -36,12 +38,14 @@ pub use self::gates::GateFlags;
 use self::map::MappedGpu;
 use self::needed::{Needed, NotNeeded};
 use self::place::{Engine, Outcome, Unplaced};
+use self::report::count;
 pub(crate) use self::stock::shipped_classes;
 use self::stock::{Kind, Stock, named};
 use self::workload::{Workload, Workloads};
 use crate::cluster::{self, ClusterError, Connection, Gates, Kinds, SliceError, Snapshot};
 use crate::manifest::{self, Catalog, DemandError, ManifestError, Object};
-use crate::template::{Gpus, NodeTemplate, TemplateError};
+use crate::template::{self, Gpus, NodeTemplate, TemplateError};
+use crate::text::printable_lines;
 
 /// Name of this project's driver.
 const DRIVER: &str = "mig.dra-driver.dev";
@@ -67,8 +71,24 @@ pub enum PlanError {
     #[error("{0}")]
     Template(#[from] TemplateError),
     /// There is nothing to plan on.
-    #[error("{0} has no ResourceSlices; for empty nodes give --gpus, such as --gpus 8xH100-80GB")]
-    NoSlices(&'static str),
+    #[error("{0} has {1}; for empty nodes give --gpus, such as --gpus 8xH100-80GB")]
+    NoDevices(&'static str, &'static str),
+    /// A field of an object has a value that the API server refuses.
+    #[error("{owner}: {field}: {why}")]
+    Field {
+        /// Kind and name of the object.
+        owner: String,
+        /// The field.
+        field: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// There is nothing to plan: what, and what was left out.
+    #[error("no pod of the manifests needs a device{0}")]
+    NoDemand(String),
+    /// Two flags want standard input.
+    #[error("`-` (standard input) can be given once; save the other input to a file and name it")]
+    StandardInput,
     /// No runtime.
     #[error("cannot start the runtime that talks to the API server: {0}")]
     Runtime(#[source] io::Error),
@@ -115,18 +135,36 @@ impl Plan<'_> {
 /// Prints the plan. Exit status: 0 all fits, 1 something does not, 2 for what cannot be used.
 #[must_use]
 pub fn run(args: &PlanArgs) -> ExitCode {
-    match plan(args) {
-        Ok((text, fits)) => {
-            // A reader that has closed the pipe has what it wanted.
-            let _ = io::stdout().write_all(text.as_bytes());
-            ExitCode::from(u8::from(!fits))
-        }
-        Err(error) => {
-            // A closed standard error cannot be reported.
-            let _ = writeln!(io::stderr(), "kubectl mig plan: {error}");
-            ExitCode::from(2)
+    let mut models: Vec<Model> = Vec::new();
+    for model in args.gpus.iter().flat_map(|it| &it.models) {
+        if !models.contains(model) {
+            models.push(*model);
         }
     }
+    let models = if args.gpus.is_empty() { None } else { Some(models) };
+    for warning in models.iter().flat_map(|it| template::warnings(it, &args.template)) {
+        // A closed standard error cannot be reported.
+        let _ = writeln!(io::stderr(), "kubectl mig plan: warning: {warning}");
+    }
+    match plan(args) {
+        Ok((text, fits)) => {
+            let mut out = io::stdout().lock();
+            match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+                // A reader that has closed the pipe has what it wanted.
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                    refuse(&format!("cannot write to standard output: {error}"))
+                }
+                _ => ExitCode::from(u8::from(!fits)),
+            }
+        }
+        Err(error) => refuse(&error.to_string()),
+    }
+}
+
+fn refuse(message: &str) -> ExitCode {
+    // A closed standard error cannot be reported.
+    let _ = writeln!(io::stderr(), "kubectl mig plan: {}", printable_lines(message));
+    ExitCode::from(2)
 }
 
 /// What is printed, and whether all pods fit.
@@ -134,6 +172,9 @@ pub fn run(args: &PlanArgs) -> ExitCode {
 /// # Errors
 /// [`PlanError`].
 pub fn plan(args: &PlanArgs) -> Result<(String, bool), PlanError> {
+    if args.filenames.iter().chain(&args.from).filter(|it| *it == "-").count() > 1 {
+        return Err(PlanError::StandardInput);
+    }
     let objects = manifest::read(&args.filenames, args.recursive)?;
     let source = Source::of(args)?;
     let namespace = source.namespace.clone();
@@ -141,6 +182,12 @@ pub fn plan(args: &PlanArgs) -> Result<(String, bool), PlanError> {
     let (claims, templates) = requests(&source, &objects);
     let catalog = Catalog::new(&claims, &templates, &classes, &namespace);
     let workloads = Workloads::of(&objects, &catalog, &namespace)?;
+    let mut notes = workloads.notes.clone();
+    if !workloads.need_devices() {
+        let suggestion = if args.suggest.is_some() { ", so there is nothing to suggest" } else { "" };
+        let left_out: Vec<String> = notes.iter().map(|it| format!("; {it}")).collect();
+        return Err(PlanError::NoDemand(format!("{suggestion}{}", left_out.concat())));
+    }
     let request =
         Request { args, source: &source, catalog: &catalog, classes: &classes, workloads: &workloads.all };
     if args.suggest.is_some() {
@@ -153,13 +200,12 @@ pub fn plan(args: &PlanArgs) -> Result<(String, bool), PlanError> {
     let needed = needed(&request, &engine, &outcome, &gpus, &with_any)?;
     let cost = args.price.map(|price| Cost::of(price, &gpus, &outcome, workloads.all.len()));
     let fits = outcome.fits();
-    let mut notes = workloads.notes.clone();
     notes.extend(source.notes.iter().cloned());
     if 0 < workloads.without_devices {
-        notes.push(format!(
-            "{} pod(s) of the manifests need no device and are left out",
-            workloads.without_devices
-        ));
+        let pods = count(workloads.without_devices, "pod");
+        let need =
+            if workloads.without_devices == 1 { "needs no device and is" } else { "need no device and are" };
+        notes.push(format!("{pods} of the manifests {need} left out"));
     }
     notes.push("CPU, memory, volumes, quotas and spreading are not looked at".to_owned());
     let plan = Plan { workloads: &workloads.all, outcome, gpus, needed, cost, notes };
@@ -237,12 +283,12 @@ impl Source {
         let snapshot: Snapshot = manifest::read(&args.from, args.recursive)?.into_iter().collect();
         let stock = Stock::of(&snapshot)?;
         if stock.sites.is_empty() {
-            return Err(PlanError::NoSlices("the file of --from"));
+            return Err(no_devices("the file of --from", &snapshot));
         }
         let has_nvidia = snapshot.slices.drivers().contains(&"gpu.nvidia.com");
         let mut classes = stock::shipped_classes(has_nvidia);
         classes.extend(snapshot.classes.iter().cloned());
-        let mut notes = Vec::new();
+        let mut notes = stock.notes();
         if snapshot.nodes.is_empty() {
             notes.push(
                 "the file of --from has no Nodes, so node selectors, taints and cordons are not looked at"
@@ -263,14 +309,14 @@ impl Source {
         })?;
         let stock = Stock::of(&snapshot)?;
         if stock.sites.is_empty() {
-            return Err(PlanError::NoSlices("the cluster"));
+            return Err(no_devices("the cluster", &snapshot));
         }
         let gates = flags.change(Gates::of(&snapshot, stock.has_counters, stock.has_taints));
         let unread = snapshot
             .unread
             .iter()
             .map(|it| format!("{} cannot be read, so they are not looked at: {}", it.resource, it.why));
-        let mut notes: Vec<String> = unread.collect();
+        let mut notes: Vec<String> = stock.notes().into_iter().chain(unread).collect();
         let is_waiting = |pod: &&k8s_openapi::api::core::v1::Pod| {
             let spec = pod.spec.as_ref();
             spec.is_some_and(|it| {
@@ -279,13 +325,22 @@ impl Source {
         };
         let waiting = snapshot.pods.iter().filter(is_waiting).count();
         if 0 < waiting {
+            let wait = if waiting == 1 { "waits" } else { "wait" };
             notes.push(format!(
-                "{waiting} pod(s) with claims wait in the cluster already; they are not part of the plan"
+                "{} with claims {wait} in the cluster already and {} not part of the plan",
+                count(waiting, "pod"),
+                if waiting == 1 { "is" } else { "are" }
             ));
         }
         let classes = snapshot.classes.clone();
         Ok(Self { stock, classes, gates, namespace, notes, shapes: Vec::new(), snapshot })
     }
+}
+
+/// Says that there are no slices, or none with devices.
+fn no_devices(what: &'static str, snapshot: &Snapshot) -> PlanError {
+    let is_empty = snapshot.slices.is_empty();
+    PlanError::NoDevices(what, if is_empty { "no ResourceSlices" } else { "no ResourceSlices with devices" })
 }
 
 fn template_notes(gpus: &[Gpus]) -> Vec<String> {
@@ -345,8 +400,9 @@ fn needed(
         if outcome.fits() {
             return Ok(None);
         }
-        // The node with the most GPUs.
+        // The node with the most GPUs; of incomplete pools there are none.
         let largest = (0..source.stock.sites.len())
+            .filter(|it| 0 < gpus_of(&source.stock.sites[*it].name))
             .max_by_key(|it| (gpus_of(&source.stock.sites[*it].name), usize::MAX - it));
         return Ok(largest.map(|site| {
             let gpus = gpus_of(&source.stock.sites[site].name);

@@ -1,11 +1,13 @@
 //! The plan for people.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::Plan;
 use super::map::{Instance, MappedGpu};
 use super::needed::NotNeeded;
+use crate::text::printable;
 
 /// GPUs that are listed one by one. Of more, equal ones are one line.
 const MAX_LINES: usize = 32;
@@ -67,12 +69,15 @@ fn write(plan: &Plan<'_>, text: &mut String) -> std::fmt::Result {
     let nodes = plan.outcome.sites.len();
     let (gpus, nodes) = (count(plan.gpus.len(), "GPU"), count(nodes, "node"));
     match all {
-        0 => writeln!(text, "No pod of the manifests needs a device.")?,
-        _ if placed == all => writeln!(text, "All {} fit on {gpus} ({nodes}).", count(all, "pod"))?,
+        // Of a DaemonSet that no node may run.
+        0 => writeln!(text, "No node runs a pod of the manifests that needs a device.")?,
+        1 if placed == 1 => writeln!(text, "1 pod fits on {gpus} ({nodes}).")?,
+        _ if placed == all => writeln!(text, "All {all} pods fit on {gpus} ({nodes}).")?,
         _ => {
             let missing =
                 if all - placed == 1 { "1 does".to_owned() } else { format!("{} do", all - placed) };
-            writeln!(text, "{placed} of {} fit on {gpus} ({nodes}), {missing} not.", count(all, "pod"))?;
+            let fit = if placed == 1 { "fits" } else { "fit" };
+            writeln!(text, "{placed} of {all} pods {fit} on {gpus} ({nodes}), {missing} not.")?;
         }
     }
     writeln!(text)?;
@@ -85,15 +90,16 @@ fn write(plan: &Plan<'_>, text: &mut String) -> std::fmt::Result {
             writeln!(
                 text,
                 "\n{}: {} without a place: {reason}.",
-                workload.demand.owner,
-                count(missing, "pod")
+                printable(&workload.demand.owner),
+                count(missing, "pod"),
+                reason = printable(reason)
             )?;
         }
     }
     writeln!(text)?;
     summary(plan, text)?;
     for note in &plan.notes {
-        writeln!(text, "Note: {note}.")?;
+        writeln!(text, "Note: {}.", printable(note))?;
     }
     Ok(())
 }
@@ -169,7 +175,7 @@ fn summary(plan: &Plan<'_>, text: &mut String) -> std::fmt::Result {
             writeln!(
                 text,
                 "All of it fits with {nodes} like {} ({}).",
-                needed.like,
+                printable(&needed.like),
                 count(needed.gpus, "GPU")
             )?;
         }
@@ -179,12 +185,12 @@ fn summary(plan: &Plan<'_>, text: &mut String) -> std::fmt::Result {
         }
         Some(Err(NotNeeded::Never(which))) => {
             let names: Vec<&str> = which.iter().map(|it| plan.workloads[*it].demand.owner.as_str()).collect();
-            writeln!(text, "No number of such nodes serves {}.", names.join(", "))?;
+            writeln!(text, "No number of such nodes serves {}.", printable(&names.join(", ")))?;
         }
         Some(Err(NotNeeded::TooMany)) => writeln!(text, "More nodes are needed than are tried.")?,
         None => {}
     }
-    if let Some(cost) = &plan.cost {
+    if let Some(cost) = plan.cost.as_ref().filter(|_| 0 < plan.outcome.placed()) {
         writeln!(
             text,
             "Cost per hour: {:.2} at {:.2} for a GPU; a GPU for each device would cost {:.2}, so {:.0} % are saved.",
@@ -198,18 +204,20 @@ fn summary(plan: &Plan<'_>, text: &mut String) -> std::fmt::Result {
 }
 
 /// `1 pod`, `2 pods`.
-fn count(count: usize, what: &str) -> String {
+pub(super) fn count(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// Columns of equal width.
 fn table(rows: &[Vec<String>], text: &mut String) -> std::fmt::Result {
+    let rows: Vec<Vec<Cow<'_, str>>> =
+        rows.iter().map(|row| row.iter().map(|it| printable(it)).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|it| it.get(column)).map(|it| it.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
-    for row in rows {
+    for row in &rows {
         let cells: Vec<String> =
             row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}", width = *width)).collect();
         writeln!(text, "{}", cells.join("  ").trim_end())?;

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Amount;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::cluster::{SliceError, Snapshot};
+use crate::gpu::{self, Gpu};
 
 /// Classes of this project's driver, as they are installed.
 const OUR_CLASSES: &str = include_str!("../../../deploy/manifests/deviceclasses.yaml");
@@ -30,12 +31,62 @@ const AS_FOUND: usize = 1;
 /// The first of further states.
 pub(super) const FURTHER: usize = 2;
 
+/// Incomplete pools that are named.
+const MAX_POOLS: usize = 8;
+
 /// What nodes of one kind publish.
 #[derive(Debug)]
 pub(super) struct Kind {
     pub(super) slices: Vec<ResourceSlice>,
     /// The node that the slices are for.
     pub(super) node: Node,
+}
+
+impl Kind {
+    /// The GPUs of the node. Those of other nodes, and those of incomplete pools, of which nothing is allocated, are left out.
+    pub(super) fn gpus(&self, allocated: &Allocated) -> Vec<Gpu> {
+        let incomplete = incomplete(&self.slices);
+        let mut gpus = gpu::gpus(&self.slices, allocated);
+        gpus.retain(|it| {
+            let is_own = it.node.is_empty() || it.node == self.node_name();
+            is_own && !incomplete.contains_key(&(it.driver.as_str(), it.pool.as_str()))
+        });
+        gpus
+    }
+
+    /// Whether slices of a pool are for this node.
+    pub(super) fn has_pool(&self, driver: &str, pool: &str) -> bool {
+        let mut own = self.slices.iter().filter(|it| !names_other(it, self.node_name()));
+        own.any(|it| it.spec.driver == driver && it.spec.pool.name == pool)
+    }
+
+    fn node_name(&self) -> &str {
+        self.node.metadata.name.as_deref().unwrap_or_default()
+    }
+}
+
+/// Driver and name of a pool.
+type PoolId<'s> = (&'s str, &'s str);
+
+/// Pools whose newest generation has not as many slices as it says: how many there are, and how many it says.
+fn incomplete(slices: &[ResourceSlice]) -> BTreeMap<PoolId<'_>, (usize, i64)> {
+    let mut newest: BTreeMap<PoolId<'_>, (i64, usize, i64)> = BTreeMap::new();
+    for slice in slices {
+        let pool = &slice.spec.pool;
+        let empty = (pool.generation, 0, pool.resource_slice_count);
+        let (generation, found, expected) = newest.entry((&slice.spec.driver, &pool.name)).or_insert(empty);
+        if *generation < pool.generation {
+            (*generation, *found, *expected) = empty;
+        }
+        *found += usize::from(*generation == pool.generation);
+    }
+    newest.retain(|_, (_, found, expected)| i64::try_from(*found) != Ok(*expected));
+    newest.into_iter().map(|(pool, (_, found, expected))| (pool, (found, expected))).collect()
+}
+
+/// Whether a slice names another node.
+fn names_other(slice: &ResourceSlice, node: &str) -> bool {
+    slice.spec.node_name.as_deref().is_some_and(|it| !it.is_empty() && it != node)
 }
 
 /// CPU and memory that pods request of a node.
@@ -73,6 +124,8 @@ pub(super) struct Stock {
     pub(super) books: Vec<Allocated>,
     pub(super) has_counters: bool,
     pub(super) has_taints: bool,
+    /// What to say about incomplete pools, by driver and pool.
+    pub(super) incomplete: BTreeMap<(String, String), String>,
 }
 
 impl Site {
@@ -161,11 +214,24 @@ impl Stock {
         let mut is_shared = false;
         for name in names {
             let slices = snapshot.slices.of_node(name)?;
-            is_shared |= slices.iter().any(|it| it.spec.node_name.as_deref() != Some(name));
+            let own = || slices.iter().filter(|it| !names_other(it, name));
+            is_shared |= own().any(|it| it.spec.node_name.as_deref() != Some(name));
             stock.has_counters |= slices.iter().any(|it| it.spec.shared_counters.is_some());
-            let devices = || slices.iter().flat_map(|it| it.spec.devices.iter().flatten());
+            let devices = || own().flat_map(|it| it.spec.devices.iter().flatten());
             stock.has_taints |= devices().any(|it| it.taints.is_some());
-            if devices().next().is_none() {
+            let incomplete = incomplete(&slices);
+            for ((driver, pool), (found, expected)) in &incomplete {
+                stock.incomplete.entry(((*driver).to_owned(), (*pool).to_owned())).or_insert_with(|| {
+                    format!(
+                        "pool {pool} is incomplete ({found} of {expected} ResourceSlices): its GPUs are left out"
+                    )
+                });
+            }
+            // A node whose own pool is incomplete stays, so that the reason of a pod without a place names the pool.
+            let is_incomplete = |it: &ResourceSlice| {
+                incomplete.contains_key(&(it.spec.driver.as_str(), it.spec.pool.name.as_str()))
+            };
+            if devices().next().is_none() && !own().any(is_incomplete) {
                 continue;
             }
             let object = nodes.get(name).copied();
@@ -189,6 +255,16 @@ impl Stock {
         Ok(stock)
     }
 
+    /// What to say about incomplete pools.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let mut notes: Vec<String> = self.incomplete.values().take(MAX_POOLS).cloned().collect();
+        let more = self.incomplete.len().saturating_sub(MAX_POOLS);
+        if 0 < more {
+            notes.push(format!("{more} more pools are incomplete: their GPUs are left out"));
+        }
+        notes
+    }
+
     /// Enters what is allocated: for each node what is of its pools; for all nodes together where they share devices.
     fn fill(&mut self, allocated: &Allocated, is_shared: bool) {
         if is_shared {
@@ -198,7 +274,8 @@ impl Stock {
         }
         let mut by_pool: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for site in &self.sites {
-            for slice in &self.kinds[site.kind].slices {
+            let slices = self.kinds[site.kind].slices.iter();
+            for slice in slices.filter(|it| !names_other(it, &site.name)) {
                 by_pool.insert((&slice.spec.driver, &slice.spec.pool.name), site.book);
             }
         }
@@ -253,7 +330,7 @@ pub(super) fn plugin_resources(pod: &Pod) -> BTreeMap<String, i64> {
 }
 
 /// Resources of device plugins have a domain that is not Kubernetes' own.
-fn is_extended(name: &str) -> bool {
+pub(super) fn is_extended(name: &str) -> bool {
     name.split_once('/')
         .is_some_and(|(domain, _)| domain != "kubernetes.io" && !domain.ends_with(".kubernetes.io"))
         || name.starts_with(dra_allocator::extended::IMPLICIT_PREFIX)

@@ -1,8 +1,9 @@
 //! `--suggest layout`: a layout file for these pods on clusters without counters.
 //!
 //! Several ways of cutting the GPUs are tried by placing the pods on them, and the first one is taken with which the workloads have
-//! the largest share of their pods placed, on average: as the pods would cut the GPUs where there are counters, in the order of the manifests and with the largest first;
-//! and as many instances on each GPU as possible. What they leave free is cut into more of the same.
+//! the largest share of their pods placed, on average: as the pods would cut the GPUs where there are counters, in the order of the
+//! manifests and with the largest first; one, two or three of the largest profile on each GPU with smaller ones beside them; and as
+//! many instances on each GPU as possible. What they leave free is cut into more of the same.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,14 +17,19 @@ use mig_models::Model;
 
 use super::map::{MappedGpu, map};
 use super::place::{Engine, Outcome, Unplaced};
+use super::report::count as number_of;
 use super::stock::{Kind, Site, Stock, named};
 use super::workload::Workload;
 use super::{DRIVER, NODE, PlanError, Request, with_any};
 use crate::cluster::Gates;
 use crate::template::{NodeTemplate, TemplateArgs};
+use crate::text::printable;
 
 /// What a whole GPU is called among profiles.
 const WHOLE: &str = "full";
+
+/// Most instances of the largest profile that are tried beside smaller ones. A GPU has room for at most three that are not the smallest.
+const MAX_LARGE: u32 = 3;
 
 /// Profiles with counts.
 type Cut = BTreeMap<String, u32>;
@@ -118,6 +124,14 @@ fn candidates(request: &Request<'_>) -> Result<Vec<Vec<CutNode>>, PlanError> {
         let pods = u32::try_from(workload.demand.replicas).unwrap_or(u32::MAX);
         each.iter().for_each(|it| *left.entry(it.clone()).or_default() += pods);
     }
+    for most in 1..=MAX_LARGE {
+        let mut left = left.clone();
+        let mixed = stock.sites.iter().map(|site| {
+            let cut = profiles[site.kind].iter().map(|profiles| mixed(profiles, &mut left, most, &mix));
+            CutNode { shape: site.kind, cut: cut.collect() }
+        });
+        found.push(mixed.collect());
+    }
     let most = stock.sites.iter().map(|site| {
         let cut = profiles[site.kind].iter().map(|profiles| most_of(profiles, &mut left, &mix));
         CutNode { shape: site.kind, cut: cut.collect() }
@@ -149,22 +163,59 @@ fn most_of(profiles: &[Profile], left: &mut Cut, mix: &BTreeSet<&str>) -> Option
     filled(cut, profiles, mix)
 }
 
+/// At most so many instances of the largest profile that is left to serve, and smaller ones beside them.
+fn mixed(profiles: &[Profile], left: &mut Cut, most: u32, mix: &BTreeSet<&str>) -> Option<Cut> {
+    if let Some(whole) = left.get_mut(WHOLE).filter(|it| 0 < **it) {
+        *whole -= 1;
+        return None;
+    }
+    let is_left = |left: &Cut, it: &Profile| left.get(it.name.as_str()).is_some_and(|it| 0 < *it);
+    let asked = by_size(profiles, |it| is_left(left, it));
+    let mut cut = Cut::new();
+    if let Some((large, smaller)) = asked.split_first() {
+        let wanted = left.get(large.name.as_str()).copied().unwrap_or(0).min(most);
+        cut = layout::possible(profiles, &Cut::from([(large.name.clone(), wanted)]));
+        cut = grown(cut, profiles, smaller, |name, count| left.get(name).is_some_and(|it| count <= *it));
+    }
+    for (profile, count) in &cut {
+        left.entry(profile.clone()).and_modify(|it| *it = it.saturating_sub(*count));
+    }
+    filled(cut, profiles, mix)
+}
+
 /// A cut with more of the mix, the larger ones first, as long as there is room; `None` where that is nothing.
-fn filled(mut cut: Cut, profiles: &[Profile], mix: &BTreeSet<&str>) -> Option<Cut> {
-    let mut more: Vec<&Profile> = profiles.iter().filter(|it| mix.contains(it.name.as_str())).collect();
-    more.sort_by_key(|it| Reverse((it.placements.first().map_or(0, |it| it.size), it.slices)));
+fn filled(cut: Cut, profiles: &[Profile], mix: &BTreeSet<&str>) -> Option<Cut> {
+    let more = by_size(profiles, |it| mix.contains(it.name.as_str()));
+    Some(grown(cut, profiles, &more, |_, _| true)).filter(|it| !it.is_empty())
+}
+
+/// Some of the profiles, the largest first.
+fn by_size(profiles: &[Profile], is_wanted: impl Fn(&Profile) -> bool) -> Vec<&Profile> {
+    let mut wanted: Vec<&Profile> = profiles.iter().filter(|it| is_wanted(it)).collect();
+    wanted.sort_by_key(|it| Reverse((it.placements.first().map_or(0, |it| it.size), it.slices)));
+    wanted
+}
+
+/// A cut with one more of each profile, again and again, as long as there is room and the number of them is allowed.
+fn grown(
+    mut cut: Cut,
+    profiles: &[Profile],
+    more: &[&Profile],
+    is_allowed: impl Fn(&str, u32) -> bool,
+) -> Cut {
     let mut has_grown = true;
     while has_grown {
         has_grown = false;
-        for profile in &more {
+        for profile in more {
             let mut larger = cut.clone();
-            *larger.entry(profile.name.clone()).or_default() += 1;
-            if layout::possible(profiles, &larger) == larger {
+            let count = larger.entry(profile.name.clone()).or_default();
+            *count += 1;
+            if is_allowed(&profile.name, *count) && layout::possible(profiles, &larger) == larger {
                 (cut, has_grown) = (larger, true);
             }
         }
     }
-    Some(cut).filter(|it| !it.is_empty())
+    cut
 }
 
 fn engine<'e>(
@@ -221,19 +272,21 @@ fn write(request: &Request<'_>, nodes: &[CutNode], outcome: &Outcome, text: &mut
     let mut counts: BTreeMap<&CutNode, usize> = BTreeMap::new();
     nodes.iter().for_each(|it| *counts.entry(it).or_default() += 1);
     let (placed, all) = (outcome.placed(), outcome.pods.len());
+    let have = if placed == 1 { "has" } else { "have" };
     writeln!(
         text,
-        "# {placed} of {all} pods have a place with these layouts, on clusters without DRAPartitionableDevices."
+        "# {placed} of {all} pods {have} a place with these layouts, on clusters without DRAPartitionableDevices."
     )?;
     let mut without: Vec<(&usize, &String)> = outcome.reasons.iter().collect();
     without.sort();
     for (index, reason) in without {
-        writeln!(text, "# {} has pods without a place: {reason}.", request.workloads[*index].demand.owner)?;
+        let owner = printable(&request.workloads[*index].demand.owner);
+        writeln!(text, "# {owner} has pods without a place: {}.", printable(reason))?;
     }
     for (number, (node, count)) in counts.iter().enumerate() {
         let gpus = request.args.gpus.get(node.shape).map_or("", |it| it.text.as_str());
         let label = format!("kubectl label node NODE nvidia.com/mig.config=plan-{}", number + 1);
-        writeln!(text, "# {count} node(s) with {gpus}: {label}")?;
+        writeln!(text, "# {} with {gpus}: {label}", number_of(*count, "node"))?;
     }
     writeln!(text, "version: v1\nmig-configs:")?;
     for (number, node) in counts.keys().enumerate() {

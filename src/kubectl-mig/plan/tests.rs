@@ -156,7 +156,10 @@ fn what_no_number_of_gpus_serves_is_named() {
     ]);
     let plan = json_of(&manifests, &["--gpus", "1xH100-80GB"]);
     assert_eq!(placed(&plan), [2, 0, 0]);
-    assert_eq!(reason(&plan, 1), "no device matches request gpu (class mig-1g.5gb)");
+    assert_eq!(
+        reason(&plan, 1),
+        "no device matches request gpu (class mig-1g.5gb); the node publishes 1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb, whole GPUs"
+    );
     assert!(reason(&plan, 2).contains("device class no-such-class does not exist"), "{}", reason(&plan, 2));
     assert_eq!(plan["needed"], json!({"impossibleFor": ["deployment/other", "deployment/none"]}));
 }
@@ -193,9 +196,12 @@ fn without_counters_a_layout_decides_and_one_for_the_mix_is_suggested() {
     let (_, fits) = text(&manifests, &[&gpus[..], &["--layouts", &path, "--layout", "plan-1"]].concat());
     assert!(fits, "the suggestion serves all pods");
 
-    // Where not all fit, no workload starves for another one.
+    // Where not all fit, no workload starves for another one; a large instance with four small ones on each GPU serves the most.
     let (file, fits) = text(&manifests, &["--gpus", "2xH100-80GB", "--suggest", "layout"]);
-    assert!(!fits && file.starts_with("# 9 of 22 pods"), "{file}");
+    assert!(!fits && file.starts_with("# 10 of 22 pods"), "{file}");
+    let parsed = LayoutFile::parse("suggested", file.as_bytes()).unwrap();
+    let cut = parsed.configs["plan-1"][0].cut.as_ref().unwrap();
+    assert_eq!(serde_json::to_value(cut).unwrap(), json!({"1g.10gb": 4, "3g.40gb": 1}), "{file}");
 }
 
 #[test]
@@ -325,6 +331,53 @@ fn slices_from_a_file_are_planned_on_with_what_is_allocated_and_where_pods_may_r
     for part in ["cordoned", "pool=mig", "taint team:NoSchedule", "none of the 2 devices"] {
         assert!(why.contains(part), "{part}: {why}");
     }
+}
+
+#[test]
+fn gpus_of_an_incomplete_pool_are_left_out_and_the_pool_is_named() {
+    let manifests = mix(1, 0);
+    let note = "pool n1/mig.dra-driver.dev is incomplete (1 of 2 ResourceSlices): its GPUs are left out";
+    let broken = slices_of("2xH100-80GB", "n1");
+    assert_eq!(broken.len(), 2, "one with counters, one with devices");
+    for rest in &broken {
+        let mut objects = vec![rest.clone()];
+        let (_directory, path) = file_of(&objects);
+        let alone = json_of(&manifests, &["--from", &path]);
+        assert_eq!((placed(&alone)[0], maps(&alone).len()), (0, 0), "{alone:#}");
+        assert!(alone["notes"].as_array().unwrap().contains(&json!(note)), "{alone:#}");
+        assert!(reason(&alone, 0).contains("n1/mig.dra-driver.dev"), "{alone:#}");
+        assert_eq!(alone["needed"], Value::Null, "of n1 no GPU is known");
+
+        objects.extend(slices_of("1xH100-80GB", "n2"));
+        let (_directory, path) = file_of(&objects);
+        let both = json_of(&manifests, &["--from", &path]);
+        assert_eq!(placed(&both)[0], 1, "{both:#}");
+        let nodes: Vec<&Value> = both["gpus"].as_array().unwrap().iter().map(|it| &it["node"]).collect();
+        assert_eq!(nodes, ["n2"]);
+        assert_eq!(
+            (&both["memorySlices"]["total"], &both["placements"][0]["node"]),
+            (&json!(8), &json!("n2"))
+        );
+        assert!(both["notes"].as_array().unwrap().contains(&json!(note)), "{both:#}");
+    }
+}
+
+#[test]
+fn an_incomplete_pool_changes_nothing_about_what_is_allocated_on_other_nodes() {
+    let mut objects: Vec<Value> = slices_of("1xH100-80GB", "n1").into_iter().take(1).collect();
+    objects.extend(slices_of("1xH100-80GB", "n2"));
+    for node in ["n1", "n2"] {
+        let pool = format!("{node}/mig.dra-driver.dev");
+        let result = json!({"request": "gpu", "driver": "mig.dra-driver.dev", "pool": pool, "device": "gpu-0000-1a-00-mig-3g-40gb-0"});
+        objects.push(json!({
+            "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": node, "namespace": "team"},
+            "spec": {"devices": {"requests": [{"name": "gpu", "exactly": {"deviceClassName": "mig-3g.40gb"}}]}},
+            "status": {"allocation": {"devices": {"results": [result]}}},
+        }));
+    }
+    let (_directory, path) = file_of(&objects);
+    let plan = json_of(&mix(2, 0), &["--from", &path]);
+    assert_eq!((placed(&plan)[0], maps(&plan)), (1, vec!["####|AAAA"]), "{plan:#}");
 }
 
 #[test]
@@ -461,6 +514,8 @@ fn what_cannot_be_planned_on_is_refused() {
     assert!(error.to_string().contains("there is no built-in layout `no-such`"), "{error}");
     let error = try_text(&mix(1, 1), &["--gpus", "1xH100-80GB", "--layouts", "/does/not/exist"]).unwrap_err();
     assert!(error.to_string().contains("/does/not/exist"), "{error}");
+    let error = try_text(&mix(1, 1), &["-f", "-", "--from", "-"]).unwrap_err();
+    assert!(error.to_string().contains("`-` (standard input) can be given once"), "{error}");
     for arguments in [
         &["--gpus", "1xH1000"][..],
         &["--gpus", "1xL4", "--nodes", "0"],
@@ -469,8 +524,99 @@ fn what_cannot_be_planned_on_is_refused() {
         &["--gpus", "1xL4", "--gates", "Nonsense=true"],
         &["--suggest", "layout"],
         &["--gpus", "1xL4", "--from", "x"],
+        &["--gpus", "1xL4", "--context", "x"],
+        &["--gpus", "1xL4", "--kubeconfig", "x"],
+        &["--from", "x", "--context", "x"],
+        &["--gpus", "1xL4", "--layout", "all-balanced", "--mig-mode", "off"],
     ] {
         let line = ["kubectl-mig", "plan", "-f", "x"].iter().chain(arguments);
         assert!(Cli::try_parse_from(line).is_err(), "{arguments:?}");
     }
+}
+
+/// A pod whose container has this limit of an extended resource.
+fn limited(name: &str, amount: &Value) -> Value {
+    let container =
+        json!({"name": "c", "image": "c", "resources": {"limits": {"nvidia.com/mig-1g.10gb": amount}}});
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [container]}})
+}
+
+const ONE: [&str; 2] = ["--gpus", "1xH100-80GB"];
+
+#[test]
+fn input_that_needs_no_device_is_refused_and_kinds_that_plan_does_not_know_are_named() {
+    let other = |api: &str, kind: &str| json!({"apiVersion": api, "kind": kind, "metadata": {"name": "x"}});
+    let idle = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "c"}]}});
+    for manifests in [
+        json!([]),
+        json!([idle]),
+        json!([limited("p", &json!("0"))]),
+        mix(0, 0),
+        json!([other("v1", "Service")]),
+    ] {
+        let error = try_text(&manifests, &ONE).unwrap_err().to_string();
+        assert_eq!(error, "no pod of the manifests needs a device");
+        let suggest = [&ONE[..], &["--suggest", "layout"]].concat();
+        let error = try_text(&manifests, &suggest).unwrap_err().to_string();
+        assert_eq!(error, "no pod of the manifests needs a device, so there is nothing to suggest");
+    }
+    let unknown = [
+        other("ray.io/v1", "RayCluster"),
+        other("example.com/v1", "Trainer"),
+        other("example.com/v1", "Trainer"),
+    ];
+    let error = try_text(&json!(unknown), &ONE).unwrap_err().to_string();
+    let notes = [
+        "2 objects of kind Trainer (example.com/v1) are left out: plan does not know which pods they ask for",
+        "1 object of kind RayCluster (ray.io/v1) is left out: plan does not know which pods it asks for",
+    ];
+    assert_eq!(error, format!("no pod of the manifests needs a device; {}; {}", notes[1], notes[0]));
+    let mut manifests = mix(1, 1);
+    manifests.as_array_mut().unwrap().extend(unknown);
+    manifests.as_array_mut().unwrap().push(other("networking.k8s.io/v1", "Ingress"));
+    let plan = json_of(&manifests, &ONE);
+    let said = plan["notes"].as_array().unwrap();
+    assert!(notes.iter().all(|note| said.contains(&json!(note))), "{said:?}");
+    assert!(!said.iter().any(|it| it.as_str().unwrap().contains("Ingress")), "{said:?}");
+}
+
+#[test]
+fn amounts_that_the_api_server_refuses_are_refused() {
+    for amount in ["-1", "1.5", "abc", "500m", ""] {
+        let error = try_text(&json!([limited("p", &json!(amount))]), &ONE).unwrap_err().to_string();
+        let place = "pod/p: containers[c].resources.limits[nvidia.com/mig-1g.10gb]: ";
+        assert_eq!(error, format!("{place}`{amount}` is not a whole number of devices, such as 1"));
+    }
+    assert!(text(&json!([limited("p", &json!("2"))]), &ONE).1);
+    let mut manifests = mix(1, 1);
+    manifests[2]["spec"]["replicas"] = json!(-1);
+    let error = try_text(&manifests, &ONE).unwrap_err().to_string();
+    assert_eq!(error, "deployment/large: spec.replicas: -1 is negative; write 0 or more");
+}
+
+#[test]
+fn names_from_objects_do_not_reach_the_terminal_raw() {
+    let mut manifests = mix(1, 20);
+    for index in [2, 3] {
+        manifests[index]["metadata"]["name"] = json!("a\u{1b}[31m\nb");
+    }
+    let (printed, _) = text(&manifests, &ONE);
+    assert!(
+        !printed.contains('\u{1b}') && printed.contains("deployment/a\u{fffd}[31m\u{fffd}b"),
+        "{printed}"
+    );
+    let (file, _) = text(&manifests, &[&ONE[..], &["--suggest", "layout"]].concat());
+    assert!(!file.contains('\u{1b}') && LayoutFile::parse("suggested", file.as_bytes()).is_ok(), "{file}");
+}
+
+#[test]
+fn one_of_a_thing_is_singular_and_nothing_placed_costs_nothing() {
+    let first = |manifests: &Value| text(manifests, &ONE).0.lines().next().unwrap().to_owned();
+    assert_eq!(first(&mix(1, 0)), "1 pod fits on 1 GPU (1 node).");
+    assert_eq!(first(&mix(3, 0)), "2 of 3 pods fit on 1 GPU (1 node), 1 does not.");
+    let none = json!([template("large", "mig-1g.5gb"), deployment("large", 1, "large")]);
+    assert_eq!(first(&none), "0 of 1 pods fit on 1 GPU (1 node), 1 does not.");
+    let priced = [&ONE[..], &["--price", "2"]].concat();
+    assert!(text(&mix(1, 0), &priced).0.contains("Cost per hour"));
+    assert!(!text(&none, &priced).0.contains("Cost per hour"));
 }

@@ -1,16 +1,21 @@
 //! Why a pod has no place, in one sentence: what stands against it on each node, equal reasons together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dra_allocator::{Amount, Explanation, Finding, PoolProblem, PoolReport, Refusal, RequestReport};
+use dra_allocator::{
+    Allocated, Amount, Explanation, Finding, PoolProblem, PoolReport, Refusal, RequestReport,
+};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use super::place::{Engine, Outcome, is_allocated, lacking, usable_on};
-use super::stock::Site;
+use super::stock::{Kind, Site};
 use super::workload::Workload;
 use crate::cluster::rules;
 use crate::explain::pool_sentence;
+
+/// Profiles of a node that are named: more than any GPU model has.
+const MAX_PROFILES: usize = 16;
 
 /// Nodes that are asked. More say the same.
 const MAX_NODES: usize = 64;
@@ -88,12 +93,16 @@ fn on_node(
     if let Err(Refusal::Aborted(abort)) = &explanation.outcome {
         return Err(format!("{abort}; no node is tried further"));
     }
-    Ok(of_explanation(&explanation))
+    Ok(of_explanation(&explanation, &engine.kinds[site.kind]))
 }
 
-fn of_explanation(explanation: &Explanation) -> String {
-    // Pools of one name hinder nothing by themselves.
-    let hinders = |it: &&PoolReport| !matches!(it.problem, PoolProblem::NameShared { .. });
+fn of_explanation(explanation: &Explanation, kind: &Kind) -> String {
+    // Pools of one name hinder nothing by themselves, and those of other nodes only requests for all devices.
+    let wants_all = explanation.requests.iter().any(|it| matches!(it.amount, Some(Amount::All)));
+    let hinders = |it: &&PoolReport| {
+        !matches!(it.problem, PoolProblem::NameShared { .. })
+            && (wants_all || kind.has_pool(&it.driver, &it.pool))
+    };
     let problem = explanation.pools.iter().find(hinders).map(pool_sentence);
     if let Err(Refusal::TimedOut) = explanation.outcome {
         return "the search takes too long".to_owned();
@@ -102,7 +111,7 @@ fn of_explanation(explanation: &Explanation) -> String {
         return problem;
     }
     match explanation.requests.iter().find(|it| !it.fits_alone) {
-        Some(report) => of_request(report),
+        Some(report) => of_request(report, kind),
         None if explanation.fits_without_leak == Some(true) => {
             "the devices are free, and the scheduler does not find them (kubernetes#140436)".to_owned()
         }
@@ -110,8 +119,24 @@ fn of_explanation(explanation: &Explanation) -> String {
     }
 }
 
+/// The profiles that a node publishes, those with the least memory first.
+fn profiles(kind: &Kind) -> String {
+    let gpus = kind.gpus(&Allocated::default());
+    let devices = gpus.iter().flat_map(|it| &it.devices);
+    let all: BTreeSet<(u64, &str)> =
+        devices.map(|it| (it.memory, it.profile.as_deref().unwrap_or("whole GPUs"))).collect();
+    let mut names: Vec<&str> = Vec::new();
+    for (_, name) in all {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.truncate(MAX_PROFILES);
+    names.join(", ")
+}
+
 /// What stands between the devices of a node and a request.
-fn of_request(report: &RequestReport) -> String {
+fn of_request(report: &RequestReport, kind: &Kind) -> String {
     let (mut allocated, mut blocked, mut tainted, mut gated, mut constrained, mut usable) =
         (0, 0, 0, 0, 0, 0);
     for device in &report.devices {
@@ -128,7 +153,9 @@ fn of_request(report: &RequestReport) -> String {
     let matching: usize = allocated + blocked + tainted + gated + constrained + usable;
     let what = format!("request {} (class {})", report.request, report.class);
     if matching == 0 {
-        return format!("no device matches {what}");
+        let profiles = profiles(kind);
+        let there = if profiles.is_empty() { "no device" } else { &profiles };
+        return format!("no device matches {what}; the node publishes {there}");
     }
     let mut parts = Vec::new();
     let mut say = |count: usize, text: &str| {
@@ -148,7 +175,6 @@ fn of_request(report: &RequestReport) -> String {
                 "{what} needs {count} devices at once, and of the {matching} that match at most {usable} are free ({parts})"
             )
         }
-        _ if matching == 1 => format!("the only device that matches {what} is not free: {parts}"),
         _ if matching == 1 => format!("the only device that matches {what} is not free: {parts}"),
         _ => format!("none of the {matching} devices that match {what} is free: {parts}"),
     }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 
-use crate::manifest::{Catalog, Demand, DemandError, Object};
+use super::PlanError;
+use super::invalid::invalid;
+use crate::manifest::{Catalog, Demand, Object};
 
 /// Pods of one manifest object.
 #[derive(Debug, Clone)]
@@ -32,12 +34,13 @@ pub(super) struct Workloads {
 }
 
 impl Workloads {
+    /// Whether a pod of the manifests needs a device. How many pods a DaemonSet has depends on the nodes.
+    pub(super) fn need_devices(&self) -> bool {
+        self.all.iter().any(|it| it.demand.per_node || 0 < it.demand.replicas)
+    }
+
     /// Reads the objects.
-    pub(super) fn of(
-        objects: &[Object],
-        catalog: &Catalog<'_>,
-        namespace: &str,
-    ) -> Result<Self, DemandError> {
+    pub(super) fn of(objects: &[Object], catalog: &Catalog<'_>, namespace: &str) -> Result<Self, PlanError> {
         let mut found = Self::default();
         let classes: Vec<&PriorityClass> = objects
             .iter()
@@ -49,11 +52,14 @@ impl Workloads {
         let mut skipped: BTreeMap<String, usize> = BTreeMap::new();
         for object in objects {
             if let Object::Other { api_version, kind, .. } = object
-                && has_pods(api_version)
+                && may_have_pods(api_version)
             {
                 *skipped.entry(format!("{kind} ({api_version})")).or_default() += 1;
             }
             let Some(demand) = Demand::of(object, namespace)? else { continue };
+            if let Some(error) = invalid(object, &demand) {
+                return Err(error);
+            }
             let pod = demand.pod(0);
             let claims = catalog.planned_claims(&pod)?;
             let resources = super::stock::plugin_resources(&pod);
@@ -71,8 +77,11 @@ impl Workloads {
             found.all.push(Workload { id, demand, priority, claims, resources });
         }
         for (kind, count) in skipped {
+            let (objects, they) = if count == 1 { ("1 object", "it asks") } else { ("objects", "they ask") };
+            let number = if count == 1 { String::new() } else { format!("{count} ") };
+            let are = if count == 1 { "is" } else { "are" };
             let text = format!(
-                "{count} object(s) of kind {kind} are left out: which pods they make is not known here"
+                "{number}{objects} of kind {kind} {are} left out: plan does not know which pods {they} for"
             );
             found.notes.push(text);
         }
@@ -104,17 +113,9 @@ impl Workloads {
     }
 }
 
-/// Whether objects of this group usually have pods: workload operators, by their group names.
-fn has_pods(api_version: &str) -> bool {
-    const GROUPS: [&str; 8] = [
-        "ray.io",
-        "kubeflow.org",
-        "jobset.x-k8s.io",
-        "argoproj.io",
-        "serving.kserve.io",
-        "leaderworkerset.x-k8s.io",
-        "batch.volcano.sh",
-        "kaito.sh",
-    ];
-    GROUPS.iter().any(|group| api_version.strip_prefix(group).is_some_and(|it| it.starts_with('/')))
+/// Whether objects of this group may create pods: those of workload operators. The kinds of Kubernetes that create pods are known.
+fn may_have_pods(api_version: &str) -> bool {
+    let Some((group, _)) = api_version.split_once('/') else { return false };
+    let is_kubernetes = !group.contains('.') || group.ends_with(".k8s.io") && !group.ends_with(".x-k8s.io");
+    !is_kubernetes
 }

@@ -9,7 +9,7 @@ use k8s_openapi::api::resource::v1::ResourceSlice;
 use serde_json::json;
 
 pub use self::args::{SlicesArgs, SlicesFormat};
-use crate::template::{NodeTemplate, TemplateError};
+use crate::template::{NodeTemplate, TemplateError, warnings};
 
 /// Why no slices are printed.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,10 @@ const MAX_NAME: usize = 253;
 /// Prints the slices. Exit status 0, or 2 for what cannot be used.
 #[must_use]
 pub fn run(args: &SlicesArgs) -> ExitCode {
+    for warning in warnings(&args.gpus.models, &args.template) {
+        // A closed standard error cannot be reported.
+        let _ = writeln!(io::stderr(), "kubectl mig slices: warning: {warning}");
+    }
     let printed = text(args).and_then(|text| Ok(io::stdout().write_all(text.as_bytes())?));
     match printed {
         // The reader has what it wanted.

@@ -54,8 +54,8 @@ pub struct TemplateArgs {
     /// Time-shared devices for each GPU without MIG, 1 to 48; 1 is the whole GPU.
     #[arg(long, value_name = "N", default_value = "1", value_parser = time_slices)]
     pub time_slices: u32,
-    /// MIG mode of GPUs that need a reset to switch it (A100, A30). A layout decides on it itself.
-    #[arg(long, value_enum, value_name = "MODE", default_value = "on")]
+    /// MIG mode of GPUs that need a reset to switch it (A100, A30). Not with --layout, which decides on it.
+    #[arg(long, value_enum, value_name = "MODE", default_value = "on", conflicts_with = "layout")]
     pub mig_mode: MigMode,
     /// Version of the NVIDIA driver, for the attribute driverVersion.
     #[arg(long, value_name = "VERSION", default_value = "580.82.07")]

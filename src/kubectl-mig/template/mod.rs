@@ -137,6 +137,25 @@ impl NodeTemplate {
     }
 }
 
+/// What to warn of: patterns of `--profiles` that name no profile of these GPUs, or that a layout leaves without effect.
+#[must_use]
+pub fn warnings(models: &[Model], args: &TemplateArgs) -> Vec<String> {
+    if args.profiles.is_everything() {
+        return Vec::new();
+    }
+    if args.layout.is_some() {
+        return vec!["--profiles has no effect with --layout: a layout names its profiles".to_owned()];
+    }
+    let inventory = inventory_of(&gpus_of(models, |_| true), args);
+    let devices = inventory.gpus.iter().flat_map(|it| it.devices.iter().chain(&it.withheld));
+    let profiles: BTreeSet<&str> = devices.map(|it| it.mig().map_or("full", |it| &it.profile)).collect();
+    let names = profiles.iter().copied().collect::<Vec<_>>().join(", ");
+    let say = |pattern: &str| {
+        format!("the pattern `{pattern}` of --profiles matches no profile of these GPUs, which have {names}")
+    };
+    args.profiles.without_effect(&profiles).map(say).collect()
+}
+
 fn gpus_of(models: &[Model], is_mig_on: impl Fn(usize) -> bool) -> Vec<Gpu> {
     models.iter().enumerate().map(|(index, model)| facts::gpu(*model, index, is_mig_on(index))).collect()
 }
