@@ -86,7 +86,7 @@ pub(super) fn nodes(fleet: &Fleet, style: &Style) -> String {
     };
     let rows: Vec<Row> = fleet.nodes.iter().map(row).collect();
     let mut table = render(&header, &rows, style.columns(), style.is_coloured);
-    let takes_pods = |it: &&NodeRow| it.ready != Some(false) && it.unschedulable != Some(true);
+    let takes_pods = |it: &&NodeRow| it.ready == Some(true) && it.unschedulable == Some(false);
     let open: Vec<&NodeRow> = fleet.nodes.iter().filter(takes_pods).collect();
     if 1 < fleet.nodes.len() {
         let all = total(open.iter().flat_map(|it| &it.free));
