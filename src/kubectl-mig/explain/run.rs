@@ -43,7 +43,7 @@ pub fn run(args: &ExplainArgs) -> u8 {
         Ok(status) => status,
         Err(error) => {
             // Nobody is left to hear of a closed standard error.
-            let _ = writeln!(io::stderr(), "error: {error}");
+            let _ = writeln!(io::stderr(), "kubectl mig explain: {error}");
             Verdict::Unknown.exit_status()
         }
     }

@@ -69,7 +69,7 @@ fn snapshot(slices: Vec<ResourceSlice>, claims: Vec<ResourceClaim>) -> Snapshot 
 
 /// An hour and a half after the claims were created.
 fn style() -> Style {
-    Style { is_wide: false, is_coloured: false, now: "2026-11-29T09:30:00Z".parse().unwrap() }
+    Style { is_wide: false, is_colored: false, now: "2026-11-29T09:30:00Z".parse().unwrap() }
 }
 
 fn args(words: &[&str]) -> GetArgs {
@@ -188,7 +188,9 @@ fn a_claim_whose_device_is_not_published_is_a_problem_of_its_gpu() {
     assert_eq!(one.nodes[0].idle_gpus, 1, "something of the first GPU is held");
     let table = gpus_table(&one, &Style { is_wide: true, ..style() });
     assert!(
-        table.contains(&format!("  ! claim team/held5 holds {gone}, which pool a/{OURS} does not")),
+        table.contains(&format!(
+            "  ! 0000:1a:00.0: claim team/held5 holds {gone}, which pool a/{OURS} does not"
+        )),
         "{table}"
     );
     // A pool without devices.
@@ -589,17 +591,17 @@ fn control_characters_from_the_api_are_never_printed() {
 }
 
 #[test]
-fn colours_change_no_text() {
+fn colors_change_no_text() {
     let fleet = fleet(&long_names()).unwrap();
     for table in [nodes_table, gpus_table, claims_table] {
         let plain = table(&fleet, &style());
-        let mut coloured = table(&fleet, &Style { is_coloured: true, ..style() });
-        assert!(!plain.contains('\x1b') && coloured.contains('\x1b'));
-        while let Some(start) = coloured.find('\x1b') {
-            let end = start + coloured[start..].find('m').unwrap();
-            coloured.replace_range(start..=end, "");
+        let mut colored = table(&fleet, &Style { is_colored: true, ..style() });
+        assert!(!plain.contains('\x1b') && colored.contains('\x1b'));
+        while let Some(start) = colored.find('\x1b') {
+            let end = start + colored[start..].find('m').unwrap();
+            colored.replace_range(start..=end, "");
         }
-        assert_eq!(coloured, plain);
+        assert_eq!(colored, plain);
     }
 }
 

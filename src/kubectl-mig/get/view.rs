@@ -17,8 +17,8 @@ const CELLS: std::ops::RangeInclusive<usize> = 8..=12;
 pub struct Style {
     /// More columns, and nothing cut: `-o wide`.
     pub is_wide: bool,
-    /// Colours.
-    pub is_coloured: bool,
+    /// Colors.
+    pub is_colored: bool,
     /// Ages count to here.
     pub now: Timestamp,
 }
@@ -29,7 +29,7 @@ impl Style {
     }
 
     fn paint(&self, text: &str, paint: Paint) -> String {
-        if self.is_coloured { paint.over(text) } else { text.to_owned() }
+        if self.is_colored { paint.over(text) } else { text.to_owned() }
     }
 
     fn age(&self, since: Option<Timestamp>) -> String {
@@ -85,7 +85,7 @@ pub(super) fn nodes(fleet: &Fleet, style: &Style) -> String {
         Row { cells, below: problems(&node.problems, style) }
     };
     let rows: Vec<Row> = fleet.nodes.iter().map(row).collect();
-    let mut table = render(&header, &rows, style.columns(), style.is_coloured);
+    let mut table = render(&header, &rows, style.columns(), style.is_colored);
     let takes_pods = |it: &&NodeRow| it.ready == Some(true) && it.unschedulable == Some(false);
     let open: Vec<&NodeRow> = fleet.nodes.iter().filter(takes_pods).collect();
     if 1 < fleet.nodes.len() {
@@ -138,7 +138,7 @@ pub(super) fn gpus(fleet: &Fleet, style: &Style) -> String {
         Row { cells, below }
     };
     let rows: Vec<Row> = fleet.gpus.iter().map(row).collect();
-    render(&header, &rows, style.columns(), style.is_coloured)
+    render(&header, &rows, style.columns(), style.is_colored)
 }
 
 /// Letters of holders in the bar and in the list below it.
@@ -250,7 +250,7 @@ pub(super) fn claims(fleet: &Fleet, style: &Style) -> String {
         Row { cells, below: Vec::new() }
     };
     let rows: Vec<Row> = fleet.claims.iter().map(row).collect();
-    render(&header, &rows, style.columns(), style.is_coloured)
+    render(&header, &rows, style.columns(), style.is_colored)
 }
 
 fn unique(texts: impl Iterator<Item = String>) -> Vec<String> {
