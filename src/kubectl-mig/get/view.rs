@@ -82,7 +82,7 @@ pub(super) fn nodes(fleet: &Fleet, style: &Style) -> String {
                 list(&node.drivers),
             ]);
         }
-        Row { cells, below: problems(&node.problems, style) }
+        Row { cells, below: problems(&node.problems, true, style) }
     };
     let rows: Vec<Row> = fleet.nodes.iter().map(row).collect();
     let mut table = render(&header, &rows, style.columns(), style.is_colored);
@@ -134,7 +134,7 @@ pub(super) fn gpus(fleet: &Fleet, style: &Style) -> String {
             cells.extend([known(&gpu.product), known(&gpu.uuid), text(&gpu.driver)]);
         }
         let mut below = holders(&gpu.holders, style);
-        below.extend(problems(&gpu.problems, style));
+        below.extend(problems(&gpu.problems, false, style));
         Row { cells, below }
     };
     let rows: Vec<Row> = fleet.gpus.iter().map(row).collect();
@@ -212,9 +212,10 @@ fn consumer(holder: &Holder, is_wide: bool) -> String {
     if is_wide { format!("{pods}  (claim {claim}, device {})", holder.device) } else { pods }
 }
 
-fn problems(problems: &[Problem], style: &Style) -> Vec<String> {
+/// What is wrong, with the name of the GPU where the row above is not the GPU's.
+fn problems(problems: &[Problem], names_gpu: bool, style: &Style) -> Vec<String> {
     let lines = problems.iter().flat_map(|it| {
-        let gpu = it.gpu.as_deref().map(|it| format!("{it}: ")).unwrap_or_default();
+        let gpu = it.gpu.as_deref().filter(|_| names_gpu).map(|it| format!("{it}: ")).unwrap_or_default();
         let message = printable(&format!("{gpu}{}", it.message)).into_owned();
         let room = if style.is_wide { usize::MAX } else { COLUMNS - 4 };
         let lines = wrap(&message, room).into_iter().enumerate();
