@@ -8,7 +8,7 @@ use kubectl_mig::get::{Fleet, Free, GpuRow, Reason, State, fleet};
 use serde_json::json;
 
 async fn seen(lab: &Lab) -> Fleet {
-    let connection = Connection { client: lab.client.clone(), namespace: "default".to_owned() };
+    let connection = Connection::new(lab.client.clone(), "default");
     let mut snapshot: Snapshot = read(&connection, Kinds { nodes: true, ..Kinds::default() }).await.unwrap();
     snapshot.nodes.retain(|it: &Node| it.metadata.name.as_deref() == Some(&lab.node_name));
     let mut fleet = fleet(&snapshot).unwrap();

@@ -180,6 +180,8 @@ fn explain_cannot_tell_without_a_subject_or_a_file_that_can_be_read() {
         let (status, out, error) = explain(arguments);
         assert_eq!(status, Some(3), "{arguments:?}: {error}");
         assert!(out.is_empty() && !error.is_empty(), "{arguments:?}");
+        let is_usage = !error.starts_with("kubectl mig explain: ");
+        assert_eq!(is_usage, arguments.is_empty() || arguments.len() == 3 && arguments[0] == "a", "{error}");
     }
 }
 

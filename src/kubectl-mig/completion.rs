@@ -45,7 +45,7 @@ pub struct CompletionArgs {
 /// Arguments of `man`.
 #[derive(Debug, Clone, Args)]
 pub struct ManArgs {
-    /// Write kubectl-mig.1 and one page for each subcommand into this directory.
+    /// Write kubectl-mig.1 and one page for each subcommand into this directory, which is created where it does not exist.
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
 }
@@ -67,7 +67,7 @@ pub fn run(args: &CompletionArgs) -> u8 {
     };
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "kubectl-mig", &mut script);
-    // The subcommands have the name with a space, `kubectl mig`, which the script for bash does not recognise.
+    // The subcommands have the name with a space, `kubectl mig`, which the script for bash does not recognize.
     print(String::from_utf8_lossy(&script).replace("kubectl__subcmd__mig", "kubectl__mig").as_bytes())
 }
 
@@ -82,7 +82,9 @@ pub fn man(args: &ManArgs) -> u8 {
         Some(directory) => {
             // `kubectl mig` has a space, and pages of one name have none.
             let command = Cli::command().bin_name("kubectl-mig");
-            clap_mangen::generate_to(command, directory).map(|()| Vec::new())
+            let written = std::fs::create_dir_all(directory)
+                .and_then(|()| clap_mangen::generate_to(command, directory));
+            written.map(|()| Vec::new())
         }
     };
     match written {

@@ -27,7 +27,10 @@ mod shell;
 pub mod slices;
 pub mod template;
 mod text;
+mod yaml;
 
+#[cfg(feature = "cli")]
+use std::io::{self, Write};
 #[cfg(feature = "cli")]
 use std::process::ExitCode;
 
@@ -38,7 +41,15 @@ use args::{Cli, Command};
 #[cfg(feature = "cli")]
 #[must_use]
 pub fn run(cli: &Cli) -> ExitCode {
-    match &cli.command {
+    let command = match cli.command.clone().with_cluster(&cli.cluster) {
+        Ok(command) => command,
+        Err(flag) => {
+            // A closed standard error cannot be reported.
+            let _ = writeln!(io::stderr(), "kubectl mig: {flag} is for subcommands that read a cluster");
+            return ExitCode::from(2);
+        }
+    };
+    match &command {
         Command::Completion(args) => completion::run(args).into(),
         Command::Convert(args) => convert::run(args).into(),
         Command::Explain(args) => explain::run(args).into(),

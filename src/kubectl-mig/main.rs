@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use kubectl_mig::args::Cli;
 
 fn main() -> ExitCode {
@@ -11,7 +11,10 @@ fn main() -> ExitCode {
 
 /// Prints what is wrong with the command line, or the help. 2 is a verdict of `explain`, so that its status is 3 there.
 fn usage(error: &clap::Error) -> ExitCode {
-    let is_explain = std::env::args().nth(1).as_deref() == Some("explain");
+    let root = Cli::command();
+    // Flags may stand before the subcommand.
+    let first = std::env::args().skip(1).find(|it| root.find_subcommand(it).is_some());
+    let is_explain = first.as_deref() == Some("explain");
     // Nobody is left to read it where this fails.
     let _ = error.print();
     ExitCode::from(match (error.use_stderr(), is_explain) {

@@ -60,7 +60,7 @@ fn main() -> anyhow::Result<()> {
 fn get(nodes: usize, shown: &mut Table) -> anyhow::Result<()> {
     // As the command reads them.
     let snapshot = cluster(nodes, gpu::trim)?;
-    let style = Style { is_wide: false, is_coloured: false, now: Timestamp::now() };
+    let style = Style { is_wide: false, is_colored: false, now: Timestamp::now() };
     for (name, what) in [("gpus", What::Gpus), ("nodes", What::Nodes), ("claims", What::Claims)] {
         for is_json in [false, true] {
             let figure = format!("get {name}{}", if is_json { " -o json" } else { "" });

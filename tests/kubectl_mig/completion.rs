@@ -91,8 +91,11 @@ fn manual_pages_are_made_from_the_command_line() {
     for page in ["kubectl-mig.1", "kubectl-mig-get.1", "kubectl-mig-convert.1"] {
         assert!(pages.iter().any(|it| it == page), "{pages:?}");
     }
+    run(&["man", "--directory", directory.path().join("new/man1").to_str().unwrap()]);
+    assert!(directory.path().join("new/man1/kubectl-mig.1").is_file(), "the directory is created");
+    let file = directory.path().join("kubectl-mig.1");
     let missing = Command::new(env!("CARGO_BIN_EXE_kubectl-mig"))
-        .args(["man", "--directory", "/does/not/exist"])
+        .args(["man", "--directory", file.to_str().unwrap()])
         .output();
     assert_eq!(missing.unwrap().status.code(), Some(2));
 }

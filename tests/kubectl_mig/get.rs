@@ -110,7 +110,7 @@ fn get_lists_what_the_api_server_holds() {
     assert_eq!(gpus.lines().count(), 4, "{gpus}");
     assert!(gpus.contains("A·······") && gpus.contains("········"), "{gpus}");
     assert!(gpus.contains("A 1g.10gb") && gpus.contains("team/pod-train"), "{gpus}");
-    assert!(!gpus.contains('\x1b'), "no colours in a pipe: {gpus:?}");
+    assert!(!gpus.contains('\x1b'), "no colors in a pipe: {gpus:?}");
     let nodes = listed(&cluster.get(&["nodes"]));
     assert!(nodes.lines().nth(1).unwrap().starts_with("node  Unknown  2     1     6%"), "{nodes}");
     let claims = listed(&cluster.get(&["claims", "-n", "team"]));
@@ -199,8 +199,81 @@ fn an_empty_cluster_and_none_at_all_are_told_apart() {
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     let message = text(&output.stderr);
-    assert!(message.contains("cannot list resourceslices") && message.contains("refused"), "{message}");
-    assert!(message.contains("`kubectl version` shows whether the API server can be reached"), "{message}");
+    let start = "kubectl mig get: cannot reach the API server http://127.0.0.1:1 (context ";
+    assert!(message.starts_with(start) && message.contains("): connection refused; "), "{message}");
+    assert!(message.contains("`kubectl version` shows whether it can be reached"), "{message}");
+    let watching = gone.get(&["-w"]);
+    assert_eq!((watching.status.code(), text(&watching.stderr)), (Some(2), message));
+}
+
+#[test]
+fn an_old_cluster_and_refused_credentials_are_told_apart() {
+    for (status, says) in [
+        (404, "this cluster does not serve resource.k8s.io/v1: Kubernetes 1.34 or later is required"),
+        (401, "the API server does not accept your credentials"),
+    ] {
+        let cluster = Cluster::empty();
+        let chosen = |it: &RequestInfo| it.path.contains("resource.k8s.io");
+        cluster.server.inject(usize::MAX, chosen, Fault::Status(status));
+        for words in [&[][..], &["-w"]] {
+            let output = cluster.get(words);
+            assert_eq!(output.status.code(), Some(2));
+            assert!(text(&output.stderr).contains(says), "{}", text(&output.stderr));
+        }
+    }
+}
+
+#[test]
+fn flags_of_the_cluster_may_stand_before_get() {
+    let cluster = Cluster::with_a_node();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-mig"));
+    command.arg("--kubeconfig").arg(cluster.directory.path().join("kubeconfig"));
+    let claims = listed(&command.args(["-n", "team", "get", "claims"]).output().unwrap());
+    assert!(claims.contains("train"), "{claims}");
+    let slices = Command::new(env!("CARGO_BIN_EXE_kubectl-mig"))
+        .args(["--context", "c", "slices", "--gpus", "1xL4"])
+        .output()
+        .unwrap();
+    assert_eq!((slices.status.code(), slices.stdout.as_slice()), (Some(2), &b""[..]));
+    assert_eq!(text(&slices.stderr), "kubectl mig: --context is for subcommands that read a cluster\n");
+}
+
+#[test]
+fn the_page_about_get_shows_what_the_command_prints() {
+    let slices = Command::new(env!("CARGO_BIN_EXE_kubectl-mig"))
+        .args(["slices", "--gpus", "2xH100-80GB", "--node", "gpu-a", "-o", "json"])
+        .output()
+        .unwrap();
+    let mut list: Value = serde_json::from_slice(&slices.stdout).unwrap();
+    let items = list["items"].as_array_mut().unwrap();
+    // As with an unmanaged instance in the slices 4 and 5 of the second GPU.
+    let takes = |device: &Value| {
+        let sets = device["consumesCounters"].as_array().into_iter().flatten();
+        let mut counters = sets.flat_map(|it| it["counters"].as_object().into_iter().flatten());
+        counters.any(|(it, _)| it == "memory-slice-4" || it == "memory-slice-5")
+    };
+    for slice in items.iter_mut() {
+        if let Some(devices) = slice["spec"]["devices"].as_array_mut() {
+            devices.retain(|it| !(takes(it) && it["name"].as_str().unwrap().contains("1b-00")));
+        }
+    }
+    let now = k8s_openapi::jiff::Timestamp::now().as_second();
+    let held = |namespace: &str, pods: &[&str], minutes: i64, device: &str| {
+        let mut claim = claim(pods[0], device);
+        let created = k8s_openapi::jiff::Timestamp::from_second(now - 60 * minutes - 30).unwrap();
+        claim["metadata"]["namespace"] = namespace.into();
+        claim["metadata"]["creationTimestamp"] = created.to_string().into();
+        claim["status"]["allocation"]["devices"]["results"][0]["pool"] = format!("gpu-a/{DRIVER}").into();
+        let pods = pods.iter().map(|it| json!({"resource": "pods", "name": it, "uid": it}));
+        claim["status"]["reservedFor"] = pods.collect();
+        claim
+    };
+    items.push(held("train", &["llama-0"], 90, "gpu-0000-1a-00-mig-4g-40gb-0"));
+    items.push(held("web", &["chat-6f7c9-x2x9q", "chat-6f7c9-7zk4d"], 12, "gpu-0000-1a-00-mig-1g-10gb-5"));
+    let directory = tempfile::tempdir().unwrap();
+    let printed = listed(&from(&directory, "dump.json", &list.to_string(), &["gpus"]));
+    let page = include_str!("../../docs/kubectl-mig-get.md");
+    assert!(page.contains(&format!("$ kubectl mig get\n{printed}```")), "{printed}");
 }
 
 /// `get -w`, whose output is read line by line.
@@ -295,7 +368,12 @@ fn get_reads_what_kubectl_prints() {
 
     let broken = from(&directory, "broken.json", "{\"kind\": ", &["gpus"]);
     assert_eq!((broken.status.code(), text(&broken.stdout)), (Some(2), ""));
-    assert!(text(&broken.stderr).contains("broken.json"), "{}", text(&broken.stderr));
+    let message = "broken.json: line 1, column 9: not JSON: EOF while parsing a value\n";
+    assert!(text(&broken.stderr).ends_with(message), "{}", text(&broken.stderr));
+    let tabs = from(&directory, "tabs.yaml", "kind: Pod\nspec:\n\tcontainers: []\n", &[]);
+    let message = text(&tabs.stderr);
+    assert!(message.contains("tabs.yaml: line 3, column ") && message.lines().count() == 1, "{message}");
+    assert!(!message.contains(['\u{fffd}', '\t']) && !message.contains("template"), "{message}");
     let nothing =
         from(&directory, "nothing.json", "{\"apiVersion\": \"v1\", \"kind\": \"List\", \"items\": []}", &[]);
     assert_eq!(nothing.status.code(), Some(1));

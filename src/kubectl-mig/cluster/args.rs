@@ -18,3 +18,24 @@ pub struct ClusterArgs {
     #[arg(short, long, value_name = "NAME")]
     pub namespace: Option<String>,
 }
+
+impl ClusterArgs {
+    /// With the flags that stand before the subcommand. One that stands behind it counts.
+    pub fn or(&mut self, before: &Self) {
+        let Self { kubeconfig, context, namespace } = before.clone();
+        self.kubeconfig = self.kubeconfig.take().or(kubeconfig);
+        self.context = self.context.take().or(context);
+        self.namespace = self.namespace.take().or(namespace);
+    }
+
+    /// The first flag that is set.
+    #[must_use]
+    pub fn first(&self) -> Option<&'static str> {
+        let set = [
+            (self.kubeconfig.is_some(), "--kubeconfig"),
+            (self.context.is_some(), "--context"),
+            (self.namespace.is_some(), "--namespace"),
+        ];
+        set.into_iter().find(|it| it.0).map(|it| it.1)
+    }
+}

@@ -47,8 +47,11 @@ pub struct GetArgs {
     /// With `claims`, those of all namespaces.
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
-    /// Read objects from files instead of a cluster: YAML or JSON as `kubectl get resourceslices,resourceclaims,nodes -A -o json` prints
-    /// it; `-` is standard input. Claims of all namespaces are listed.
+    /// Read objects from files instead of a cluster; `-` is standard input.
+    ///
+    /// YAML or JSON as `kubectl get
+    /// resourceslices,deviceclasses,resourceclaims,resourceclaimtemplates,pods,nodes,resourcequotas,events -A -o json` prints it. Claims of
+    /// all namespaces are listed.
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["kubeconfig", "context"])]
     pub from: Vec<String>,
     #[command(flatten)]

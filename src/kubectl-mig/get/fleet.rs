@@ -13,7 +13,7 @@ use super::report::{Fleet, GpuRow, Layout, NodeRow, Problem, Reason, State, larg
 use crate::cluster::{SliceError, Slices, Snapshot};
 
 /// Drivers of GPUs, known as such also where they publish no device.
-const KNOWN_DRIVERS: [&str; 2] = ["mig.dra-driver.dev", "gpu.nvidia.com"];
+pub(super) const KNOWN_DRIVERS: [&str; 2] = ["mig.dra-driver.dev", "gpu.nvidia.com"];
 
 /// The labels with which a layout is chosen and reported.
 const CONFIG_LABEL: &str = "nvidia.com/mig.config";
@@ -99,7 +99,7 @@ fn seen(
         products: unique(found.rows.iter().filter_map(|it| it.product.as_deref())),
         drivers: drivers.into_iter().map(str::to_owned).collect(),
         gpus: found.rows.len(),
-        idle_gpus: found.rows.iter().filter(|it| it.holders.is_empty()).count(),
+        idle_gpus: found.rows.iter().filter(|it| is_idle(it)).count(),
         used: used(&found.rows),
         held_devices: found.rows.iter().map(|it| it.holders.len()).sum(),
         largest: largest(&free),
@@ -126,6 +126,12 @@ fn is_ready(node: &Node) -> Option<bool> {
 
 fn is_cordoned(node: &Node) -> bool {
     node.spec.as_ref().and_then(|it| it.unschedulable) == Some(true)
+}
+
+/// Whether no claim holds anything of it, as far as it is known of which GPU a device was.
+fn is_idle(gpu: &GpuRow) -> bool {
+    let is_held = |it: &Problem| it.reason == Reason::DeviceNotPublished && it.gpu.is_some();
+    gpu.holders.is_empty() && !gpu.problems.iter().any(is_held)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a share of some hundred parts")]

@@ -2,44 +2,58 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use dra_allocator::{Allocated, ClaimRef, Cluster, Features, PoolProblem, PoolReport, Room};
+use dra_allocator::{Allocated, ClaimRef, Cluster, DeviceId, Features, PoolProblem, PoolReport, Room};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 
 use super::claims;
+use super::fleet::KNOWN_DRIVERS;
 use super::profile;
 use super::report::{Free, GpuRow, Holder, Part, Problem, Reason, State, largest};
 use crate::explain::pool_sentence;
 use crate::gpu::{Gpu, GpuDevice, gpus};
 
+/// The claims that hold a device: more than one where it was allocated twice.
+type Held = BTreeMap<DeviceId, Vec<ClaimRef>>;
+
 /// All claims, by what they hold and by name.
 #[derive(Debug, Default)]
 pub(super) struct Claims<'c> {
     /// By the name of the pool: a node asks for few of them, many times.
-    allocated: HashMap<String, Allocated>,
+    held: HashMap<String, Held>,
     by_name: BTreeMap<ClaimRef, &'c ResourceClaim>,
 }
 
 impl<'c> Claims<'c> {
     pub(super) fn new(claims: &'c [ResourceClaim]) -> Self {
         let by_name = claims.iter().map(|it| (ClaimRef::of(it), it)).collect();
-        let mut allocated: HashMap<String, Allocated> = HashMap::new();
-        for (device, holder) in Allocated::of(claims).iter() {
-            allocated.entry(device.pool.clone()).or_default().insert(device.clone(), holder.clone());
+        let mut held: HashMap<String, Held> = HashMap::new();
+        for claim in claims {
+            // One claim at a time: `Allocated` keeps one holder of a device.
+            for (device, holder) in Allocated::of([claim]).iter() {
+                let pool = held.entry(device.pool.clone()).or_default();
+                pool.entry(device.clone()).or_default().push(holder.clone());
+            }
         }
-        Self { allocated, by_name }
+        Self { held, by_name }
     }
 
     /// What is held of the pools of some slices.
-    fn of_pools(&self, slices: &[ResourceSlice]) -> Allocated {
+    fn of_pools(&self, slices: &[ResourceSlice]) -> Held {
         let pools: BTreeSet<&str> = slices.iter().map(|it| it.spec.pool.name.as_str()).collect();
-        let mut all = Allocated::default();
-        for (device, holder) in
-            pools.iter().filter_map(|it| self.allocated.get(*it)).flat_map(Allocated::iter)
-        {
-            all.insert(device.clone(), holder.clone());
-        }
-        all
+        let held = pools.iter().filter_map(|it| self.held.get(*it)).flatten();
+        held.map(|(device, holders)| (device.clone(), holders.clone())).collect()
+    }
+
+    /// Whether one of the claims holds the device whole, and not a share of its capacity.
+    fn holds_whole(&self, claim: &ClaimRef, device: &DeviceId) -> bool {
+        let status = self.by_name.get(claim).and_then(|it| it.status.as_ref());
+        let devices = status.and_then(|it| it.allocation.as_ref()?.devices.as_ref());
+        let mut results = devices.and_then(|it| it.results.as_deref()).unwrap_or_default().iter();
+        results.any(|it| {
+            it.share_id.is_none()
+                && (&it.driver, &it.pool, &it.device) == (&device.driver, &device.pool, &device.device)
+        })
     }
 }
 
@@ -53,7 +67,11 @@ pub(super) struct NodeGpus {
 
 /// The GPUs that a node's slices describe.
 pub(super) fn of_node(node: &str, slices: &[ResourceSlice], claims: &Claims<'_>) -> NodeGpus {
-    let allocated = claims.of_pools(slices);
+    let held = claims.of_pools(slices);
+    let mut allocated = Allocated::default();
+    for (device, holders) in &held {
+        holders.iter().for_each(|it| allocated.insert(device.clone(), it.clone()));
+    }
     let gpus = gpus(slices, &allocated);
     let cluster = Cluster::new(slices, std::iter::empty::<&DeviceClass>(), Features::ALL);
     let mut object = Node::default();
@@ -69,33 +87,120 @@ pub(super) fn of_node(node: &str, slices: &[ResourceSlice], claims: &Claims<'_>)
             ((id.driver.as_str(), id.pool.as_str(), id.device.as_str()), position)
         });
         let positions: HashMap<(&str, &str, &str), usize> = positions.collect();
+        let mut of_pools: Vec<PoolIssue> = of_gpus.iter().map(|it| PoolIssue::of(it)).collect();
+        let incomplete = |pool: &&PoolReport| matches!(pool.problem, PoolProblem::Incomplete { .. });
+        let incomplete: BTreeSet<(&str, &str)> =
+            pools.iter().filter(incomplete).map(|it| (it.driver.as_str(), it.pool.as_str())).collect();
+        of_pools.extend(not_published(slices, &gpus, &held, &incomplete));
         let rows = gpus.iter().map(|gpu| {
             let position = |it: &GpuDevice| positions.get(&(&*gpu.driver, &*gpu.pool, &*it.name)).copied();
             let positions: Vec<Option<usize>> = gpu.devices.iter().map(position).collect();
-            row(gpu, &positions, room, &of_gpus, claims)
+            let is_complete = !incomplete.contains(&(gpu.driver.as_str(), gpu.pool.as_str()));
+            row(gpu, is_complete, &positions, room, &of_pools, &held, claims)
         });
-        NodeGpus { rows: rows.collect(), problems: of_gpus.iter().map(|it| of_pool(it)).collect() }
+        let rows = rows.collect();
+        let problems = of_pools.into_iter().map(|it| it.problem).filter(|it| it.gpu.is_none()).collect();
+        NodeGpus { rows, problems }
     })
+}
+
+/// Something that is wrong with a pool, or with a GPU of it that the problem names.
+struct PoolIssue {
+    driver: String,
+    pool: String,
+    problem: Problem,
+}
+
+impl PoolIssue {
+    fn of(report: &PoolReport) -> Self {
+        Self { driver: report.driver.clone(), pool: report.pool.clone(), problem: of_pool(report) }
+    }
+
+    /// Whether it is shown at this GPU.
+    fn concerns(&self, gpu: &Gpu) -> bool {
+        let names_it = self.problem.gpu.as_deref().is_none_or(|it| it == gpu.name());
+        self.driver == gpu.driver && self.pool == gpu.pool && names_it
+    }
+}
+
+/// Devices that claims hold and that a pool of the slices does not publish any more. An incomplete pool may publish them in a slice
+/// that is missing.
+fn not_published(
+    slices: &[ResourceSlice],
+    gpus: &[Gpu],
+    held: &Held,
+    incomplete: &BTreeSet<(&str, &str)>,
+) -> Vec<PoolIssue> {
+    let mut newest: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+    for slice in slices {
+        let pool = &slice.spec.pool;
+        let generation = newest.entry((&slice.spec.driver, &pool.name)).or_insert(pool.generation);
+        *generation = pool.generation.max(*generation);
+    }
+    let current = slices
+        .iter()
+        .filter(|it| newest.get(&(&*it.spec.driver, &*it.spec.pool.name)) == Some(&it.spec.pool.generation));
+    let published: BTreeSet<(&str, &str, &str)> = current
+        .flat_map(|slice| {
+            let devices = slice.spec.devices.iter().flatten();
+            devices.map(|it| (&*slice.spec.driver, &*slice.spec.pool.name, &*it.name))
+        })
+        .collect();
+    let of_gpus = |driver: &str, pool: &str| {
+        KNOWN_DRIVERS.contains(&driver) || gpus.iter().any(|it| it.driver == driver && it.pool == pool)
+    };
+    let is_missing = |id: &&DeviceId| {
+        let pool = (id.driver.as_str(), id.pool.as_str());
+        newest.contains_key(&pool)
+            && !incomplete.contains(&pool)
+            && of_gpus(pool.0, pool.1)
+            && !published.contains(&(pool.0, pool.1, id.device.as_str()))
+    };
+    let missing = held.keys().filter(is_missing).flat_map(|id| held[id].iter().map(move |claim| (id, claim)));
+    let issue = |(id, claim): (&DeviceId, &ClaimRef)| {
+        let DeviceId { driver, pool, device } = id.clone();
+        let of = |gpu: &&Gpu| gpu.driver == driver && gpu.pool == pool && is_named_as_of(gpu, &device);
+        let gpu = gpus.iter().find(of).map(|it| it.name().to_owned());
+        let message = format!("claim {claim} holds {device}, which pool {pool} does not publish");
+        PoolIssue { driver, pool, problem: Problem { gpu, reason: Reason::DeviceNotPublished, message } }
+    };
+    missing.map(issue).collect()
+}
+
+/// Whether a device that is not published has the name of one of this GPU: names begin with that of the GPU.
+fn is_named_as_of(gpu: &Gpu, device: &str) -> bool {
+    let stem =
+        |name: &str| name.split("-mig-").next().and_then(|it| it.split("-share-").next()).map(str::to_owned);
+    let wanted = stem(device);
+    let set = gpu.key.strip_suffix("-counter-set").unwrap_or(&gpu.key);
+    wanted.as_deref() == Some(set) || gpu.devices.iter().any(|it| stem(&it.name) == wanted)
 }
 
 /// `positions` are those of the GPU's devices in the room.
 fn row(
     gpu: &Gpu,
+    is_complete: bool,
     positions: &[Option<usize>],
     room: &mut Room<'_>,
-    pools: &[&PoolReport],
+    issues: &[PoolIssue],
+    held: &Held,
     claims: &Claims<'_>,
 ) -> GpuRow {
     let mut is_available = |position: &Option<usize>| position.is_some_and(|it| room.count(&[it]) == 1);
     let available: Vec<bool> = positions.iter().map(&mut is_available).collect();
     let order = drawn_order(gpu);
-    let parts = parts(gpu, &order, &available);
-    let mut problems: Vec<Problem> = pools
+    let holders: Vec<(usize, &ClaimRef)> = order
         .iter()
-        .filter(|it| it.driver == gpu.driver && it.pool == gpu.pool)
-        .map(|it| of_pool(it))
+        .flat_map(|index| {
+            let claims = held.get(&id(gpu, &gpu.devices[*index])).into_iter().flatten();
+            claims.map(|claim| (*index, claim))
+        })
         .collect();
-    problems.extend(of_gpu(gpu, &parts));
+    let parts = parts(gpu, &order, &holders, &available);
+    let mut problems: Vec<Problem> =
+        issues.iter().filter(|it| it.concerns(gpu)).map(|it| it.problem.clone()).collect();
+    problems.extend(allocated_twice(gpu, &holders, claims));
+    problems.extend(of_gpu(gpu, is_complete, &parts));
     let free = free(gpu, positions, room);
     GpuRow {
         node: gpu.node.clone(),
@@ -110,7 +215,7 @@ fn row(
         parts,
         largest: largest(&free),
         free,
-        holders: order.iter().filter_map(|it| holder(&gpu.devices[*it], claims)).collect(),
+        holders: holders.iter().map(|(index, claim)| holder(&gpu.devices[*index], claim, claims)).collect(),
         problems,
     }
 }
@@ -126,24 +231,46 @@ fn drawn_order(gpu: &Gpu) -> Vec<usize> {
     order
 }
 
-fn holder(device: &GpuDevice, claims: &Claims<'_>) -> Option<Holder> {
-    let claim = device.holder.clone()?;
-    let object = claims.by_name.get(&claim);
+fn id(gpu: &Gpu, device: &GpuDevice) -> DeviceId {
+    DeviceId { driver: gpu.driver.clone(), pool: gpu.pool.clone(), device: device.name.clone() }
+}
+
+/// Devices that several claims hold whole. The scheduler never allocates so; after a restored backup or a change by hand it is
+/// possible, and the claims then use one instance.
+fn allocated_twice(gpu: &Gpu, holders: &[(usize, &ClaimRef)], claims: &Claims<'_>) -> Vec<Problem> {
+    let of_devices = holders.chunk_by(|a, b| a.0 == b.0);
+    let problem = |of_device: &[(usize, &ClaimRef)]| {
+        let device = &gpu.devices[of_device.first()?.0];
+        let id = id(gpu, device);
+        let whole = of_device.iter().filter(|it| claims.holds_whole(it.1, &id));
+        let names: Vec<String> = whole.map(|it| it.1.to_string()).collect();
+        let message = format!(
+            "claims {} hold {} at the same time; delete the pods of all but one of them",
+            names.join(", "),
+            device.name
+        );
+        let reason = Reason::AllocatedTwice;
+        (1 < names.len()).then(|| Problem { gpu: Some(gpu.name().to_owned()), reason, message })
+    };
+    of_devices.filter_map(problem).collect()
+}
+
+fn holder(device: &GpuDevice, claim: &ClaimRef, claims: &Claims<'_>) -> Holder {
+    let object = claims.by_name.get(claim);
     let place = Some(&device.slices).filter(|it| !it.is_empty());
-    Some(Holder {
+    Holder {
         device: device.name.clone(),
         profile: profile::name(device).to_owned(),
         first_slice: place.map(|it| it.start),
         memory_slices: place.map(ExactSizeIterator::len),
         pods: object.map(|it| claims::pods(it)).unwrap_or_default(),
         since: object.and_then(|it| claims::since(it)),
-        claim,
-    })
+        claim: claim.clone(),
+    }
 }
 
-fn parts(gpu: &Gpu, order: &[usize], available: &[bool]) -> Vec<Part> {
-    let holders: Vec<usize> = order.iter().copied().filter(|it| gpu.devices[*it].holder.is_some()).collect();
-    let holder = |device: usize| holders.iter().position(|it| *it == device);
+fn parts(gpu: &Gpu, order: &[usize], holders: &[(usize, &ClaimRef)], available: &[bool]) -> Vec<Part> {
+    let holder = |device: usize| holders.iter().position(|it| it.0 == device);
     if gpu.memory_slices == 0 {
         let part = |device: usize| match (holder(device), available[device]) {
             (Some(holder), _) => Part { state: State::Held, holder: Some(holder) },
@@ -195,12 +322,13 @@ fn of_pool(report: &PoolReport) -> Problem {
 }
 
 /// What is wrong with one GPU, as far as slices show it.
-fn of_gpu(gpu: &Gpu, parts: &[Part]) -> Vec<Problem> {
+fn of_gpu(gpu: &Gpu, is_complete: bool, parts: &[Part]) -> Vec<Problem> {
     let mut found = Vec::new();
     let mut add = |reason, message| {
         found.push(Problem { gpu: Some(gpu.name().to_owned()), reason, message });
     };
-    if gpu.devices.is_empty() {
+    // The devices may be in a slice that is missing.
+    if gpu.devices.is_empty() && is_complete {
         add(Reason::NothingOffered, "its driver offers no device of this GPU".to_owned());
     }
     let mut taints: BTreeMap<String, usize> = BTreeMap::new();
@@ -221,7 +349,7 @@ fn of_gpu(gpu: &Gpu, parts: &[Part]) -> Vec<Problem> {
         add(Reason::Tainted, format!("{}taint {taint}{which}", meaning(&taint)));
     }
     let missing: Vec<usize> = (0..parts.len()).filter(|it| parts[*it].state == State::NotOffered).collect();
-    if gpu.is_counted && !gpu.devices.is_empty() && !missing.is_empty() {
+    if gpu.is_counted && is_complete && !gpu.devices.is_empty() && !missing.is_empty() {
         let slices = ranges(&missing);
         add(Reason::SlicesNotOffered, format!("memory slices {slices} are in no device that is offered"));
     }

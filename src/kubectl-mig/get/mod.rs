@@ -143,7 +143,7 @@ fn style(args: &GetArgs) -> Style {
     let variable = |name: &str| std::env::var(name).ok();
     Style {
         is_wide: args.output == Format::Wide,
-        is_coloured: text::wants_colour(io::stdout().is_terminal(), variable),
+        is_colored: text::wants_color(io::stdout().is_terminal(), variable),
         now: Timestamp::now(),
     }
 }
@@ -224,7 +224,8 @@ fn nothing(fleet: &Fleet, args: &GetArgs, namespace: Option<&str>) -> String {
             "no DRA driver runs, or its pods are not ready: `kubectl get pods -A -o wide` shows them, and docs/install.md \
              how to install this project's"
         } else {
-            "`kubectl get resourceslices,resourceclaims,nodes -A -o json` prints what is needed"
+            "`kubectl get \
+             resourceslices,deviceclasses,resourceclaims,resourceclaimtemplates,pods,nodes,resourcequotas,events -A -o json` prints what is needed"
         };
         return format!("{place} no ResourceSlices: {what_to_do}");
     }

@@ -213,6 +213,10 @@ pub enum Reason {
     PoolOverdrawn,
     /// Two drivers have a pool of this name.
     PoolNameShared,
+    /// Several claims hold one device.
+    AllocatedTwice,
+    /// A claim holds a device that its pool does not publish.
+    DeviceNotPublished,
     /// The driver publishes an empty pool.
     NoGpus,
     /// The layout could not be applied.

@@ -30,12 +30,12 @@ impl Cell {
     }
 
     /// What is printed in so many columns, with its width.
-    fn render(&self, most: usize, is_coloured: bool) -> (String, usize) {
-        let paint = |text: &str, paint: Paint| if is_coloured { paint.over(text) } else { text.to_owned() };
+    fn render(&self, most: usize, is_colored: bool) -> (String, usize) {
+        let paint = |text: &str, paint: Paint| if is_colored { paint.over(text) } else { text.to_owned() };
         match self {
-            Self::Text(text, colour) => {
+            Self::Text(text, color) => {
                 let text = cut(text, most);
-                (paint(&text, *colour), width(&text))
+                (paint(&text, *color), width(&text))
             }
             Self::Spans(spans) => (spans.iter().map(|it| paint(&it.0, it.1)).collect(), self.width()),
             Self::List(items) => {
@@ -82,14 +82,14 @@ pub(super) struct Row {
 }
 
 /// The table in at most so many columns.
-pub(super) fn render(header: &[&str], rows: &[Row], most: usize, is_coloured: bool) -> String {
+pub(super) fn render(header: &[&str], rows: &[Row], most: usize, is_colored: bool) -> String {
     let header: Vec<Cell> = header.iter().map(|it| Cell::plain(*it)).collect();
     let widths = widths(&header, rows, most);
     let mut text = String::new();
     let mut line = |cells: &[Cell]| {
         let mut padding = 0;
         for (cell, most) in cells.iter().zip(&widths) {
-            let (part, width) = cell.render(*most, is_coloured);
+            let (part, width) = cell.render(*most, is_colored);
             if 0 < width {
                 text.extend(std::iter::repeat_n(' ', padding));
                 text.push_str(&part);

@@ -69,7 +69,7 @@ fn snapshot(slices: Vec<ResourceSlice>, claims: Vec<ResourceClaim>) -> Snapshot 
 
 /// An hour and a half after the claims were created.
 fn style() -> Style {
-    Style { is_wide: false, is_coloured: false, now: "2026-11-29T09:30:00Z".parse().unwrap() }
+    Style { is_wide: false, is_colored: false, now: "2026-11-29T09:30:00Z".parse().unwrap() }
 }
 
 fn args(words: &[&str]) -> GetArgs {
@@ -140,6 +140,97 @@ fn what_a_claim_holds_is_not_free_and_names_its_pods() {
     let devices: Vec<_> =
         fleet.claims[0].devices.iter().map(|it| (it.profile.as_deref(), it.gpu.as_deref())).collect();
     assert_eq!(devices, [(Some("4g.40gb"), Some("0000:1a:00.0")), (Some("1g.10gb"), Some("0000:1a:00.0"))]);
+}
+
+#[test]
+fn all_claims_that_hold_one_device_are_listed_and_that_is_a_problem() {
+    let device = "gpu-0000-1a-00-mig-1g-10gb-0";
+    let claims = vec![claim("held1", "a", &[device]), claim("held2", "a", &[device])];
+    let mut shared = claims.clone();
+    let both = fleet(&snapshot(published("a", "2xH100-80GB"), claims)).unwrap();
+    let gpu = &both.gpus[0];
+    let holders: Vec<String> = gpu.holders.iter().map(|it| it.claim.to_string()).collect();
+    assert_eq!(holders, ["team/held1", "team/held2"]);
+    assert_eq!((states(gpu).as_str(), gpu.parts[0].holder), ("H.......", Some(0)));
+    assert_eq!(gpu.problems.len(), 1, "{:?}", gpu.problems);
+    assert_eq!(gpu.problems[0].reason, Reason::AllocatedTwice);
+    let message = &gpu.problems[0].message;
+    assert!(
+        message.starts_with("claims team/held1, team/held2 hold gpu-0000-1a-00-mig-1g-10gb-0 at"),
+        "{message}"
+    );
+    assert_eq!(both.nodes[0].problems, gpu.problems);
+    assert!(both.gpus[1].problems.is_empty());
+    // Shares of one device that the scheduler has allocated.
+    for (claim, share) in shared.iter_mut().zip(["s1", "s2"]) {
+        let allocation = claim.status.as_mut().unwrap().allocation.as_mut().unwrap();
+        let results = allocation.devices.as_mut().unwrap().results.as_mut().unwrap();
+        results[0].share_id = Some(share.to_owned());
+    }
+    let shares = fleet(&snapshot(published("a", "2xH100-80GB"), shared)).unwrap();
+    assert_eq!((shares.gpus[0].holders.len(), shares.gpus[0].problems.len()), (2, 0));
+}
+
+#[test]
+fn a_claim_whose_device_is_not_published_is_a_problem_of_its_gpu() {
+    let gone = "gpu-0000-1a-00-mig-1g-10gb-99";
+    let claims = vec![claim("held5", "a", &[gone]), claim("odd", "a", &["other-0"])];
+    let one = fleet(&snapshot(published("a", "2xH100-80GB"), claims.clone())).unwrap();
+    let messages = |it: &[Problem]| -> Vec<String> {
+        assert!(it.iter().all(|it| it.reason == Reason::DeviceNotPublished), "{it:?}");
+        it.iter().map(|it| it.message.clone()).collect()
+    };
+    let of_gpu = format!("claim team/held5 holds {gone}, which pool a/{OURS} does not publish");
+    let of_pool = format!("claim team/odd holds other-0, which pool a/{OURS} does not publish");
+    assert_eq!(messages(&one.gpus[0].problems), [of_gpu.clone(), of_pool.clone()]);
+    assert_eq!(messages(&one.gpus[1].problems), [of_pool.clone()]);
+    assert_eq!(messages(&one.nodes[0].problems), [of_pool.clone(), of_gpu]);
+    assert_eq!(one.nodes[0].idle_gpus, 1, "something of the first GPU is held");
+    let table = gpus_table(&one, &Style { is_wide: true, ..style() });
+    assert!(
+        table.contains(&format!("  ! claim team/held5 holds {gone}, which pool a/{OURS} does not")),
+        "{table}"
+    );
+    // A pool without devices.
+    let mut empty = published("a", "2xL4");
+    retain(&mut empty, |_| false);
+    let empty = fleet(&snapshot(empty, vec![claim("odd", "a", &["other-0"])])).unwrap();
+    assert!(empty.nodes[0].problems.iter().any(|it| it.message == of_pool), "{:?}", empty.nodes);
+    // The slice with the device may be missing.
+    let mut slices = published("a", "2xH100-80GB");
+    slices.iter_mut().for_each(|it| it.spec.pool.resource_slice_count = 3);
+    let incomplete = fleet(&snapshot(slices, claims)).unwrap();
+    let mut reasons = incomplete.gpus.iter().flat_map(|it| &it.problems).map(|it| it.reason);
+    assert!(reasons.all(|it| it == Reason::PoolIncomplete), "{:?}", incomplete.gpus);
+}
+
+#[test]
+fn of_an_incomplete_pool_the_gpu_without_devices_is_not_said_to_offer_none() {
+    let mut slices = published("a", "2xH100-80GB");
+    slices.truncate(1);
+    assert!(slices[0].spec.shared_counters.is_some());
+    let fleet = fleet(&snapshot(slices, vec![])).unwrap();
+    assert_eq!(fleet.gpus.len(), 2);
+    for gpu in &fleet.gpus {
+        let reasons: Vec<Reason> = gpu.problems.iter().map(|it| it.reason).collect();
+        assert_eq!(reasons, [Reason::PoolIncomplete]);
+    }
+}
+
+#[test]
+fn only_nodes_that_are_ready_and_not_cordoned_count_in_the_sum() {
+    let mut all = published("a", "2xL4");
+    all.extend(published("b", "2xL4"));
+    let mut snapshot = snapshot(all, vec![]);
+    let sum = |snapshot: &Snapshot| {
+        let table = nodes_table(&fleet(snapshot).unwrap(), &style());
+        table.lines().last().unwrap().to_owned()
+    };
+    assert!(sum(&snapshot).starts_with("Free on 0 of 2 nodes"), "{}", sum(&snapshot));
+    let ready =
+        json!({"metadata": {"name": "a"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    snapshot.nodes = vec![node(ready), node(json!({"metadata": {"name": "b"}}))];
+    assert_eq!(sum(&snapshot), "Free on 1 of 2 nodes, each profile by itself: 2xgpu");
 }
 
 #[test]
@@ -498,17 +589,17 @@ fn control_characters_from_the_api_are_never_printed() {
 }
 
 #[test]
-fn colours_change_no_text() {
+fn colors_change_no_text() {
     let fleet = fleet(&long_names()).unwrap();
     for table in [nodes_table, gpus_table, claims_table] {
         let plain = table(&fleet, &style());
-        let mut coloured = table(&fleet, &Style { is_coloured: true, ..style() });
-        assert!(!plain.contains('\x1b') && coloured.contains('\x1b'));
-        while let Some(start) = coloured.find('\x1b') {
-            let end = start + coloured[start..].find('m').unwrap();
-            coloured.replace_range(start..=end, "");
+        let mut colored = table(&fleet, &Style { is_colored: true, ..style() });
+        assert!(!plain.contains('\x1b') && colored.contains('\x1b'));
+        while let Some(start) = colored.find('\x1b') {
+            let end = start + colored[start..].find('m').unwrap();
+            colored.replace_range(start..=end, "");
         }
-        assert_eq!(coloured, plain);
+        assert_eq!(colored, plain);
     }
 }
 
@@ -557,6 +648,8 @@ fn the_page_describes_every_field_of_the_json_and_no_other() {
         Reason::PoolInvalid,
         Reason::PoolOverdrawn,
         Reason::PoolNameShared,
+        Reason::AllocatedTwice,
+        Reason::DeviceNotPublished,
         Reason::NoGpus,
         Reason::LayoutFailed,
     ];

@@ -1,8 +1,8 @@
-//! Texts that go to a terminal: names from the API without control characters, cut to a width; ages; colours. Pure.
+//! Texts that go to a terminal: names from the API without control characters, cut to a width; ages; colors. Pure.
 
 pub(super) use crate::text::printable;
 
-/// Colour of a text.
+/// Color of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Paint {
     /// As everything else.
@@ -18,7 +18,7 @@ pub(super) enum Paint {
 }
 
 impl Paint {
-    /// The text with this colour.
+    /// The text with this color.
     pub(super) fn over(self, text: &str) -> String {
         let code = match self {
             Self::Plain => return text.to_owned(),
@@ -31,8 +31,8 @@ impl Paint {
     }
 }
 
-/// Whether colours are wanted: on terminals, unless NO_COLOR is set (<https://no-color.org>) or the terminal has none.
-pub(super) fn wants_colour(is_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> bool {
+/// Whether colors are wanted: on terminals, unless NO_COLOR is set (<https://no-color.org>) or the terminal has none.
+pub(super) fn wants_color(is_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> bool {
     let is_set = |name: &str| variable(name).is_some_and(|it| !it.is_empty());
     is_terminal && !is_set("NO_COLOR") && variable("TERM").is_none_or(|it| it != "dumb")
 }
@@ -131,15 +131,15 @@ mod tests {
     }
 
     #[test]
-    fn colours_are_for_terminals_that_want_them() {
+    fn colors_are_for_terminals_that_want_them() {
         let none = |_: &str| None;
-        assert!(wants_colour(true, none));
-        assert!(!wants_colour(false, none));
+        assert!(wants_color(true, none));
+        assert!(!wants_color(false, none));
         let set =
             |name: &'static str, value: &'static str| move |it: &str| (it == name).then(|| value.to_owned());
-        assert!(!wants_colour(true, set("NO_COLOR", "1")));
-        assert!(wants_colour(true, set("NO_COLOR", "")));
-        assert!(!wants_colour(true, set("TERM", "dumb")));
+        assert!(!wants_color(true, set("NO_COLOR", "1")));
+        assert!(wants_color(true, set("NO_COLOR", "")));
+        assert!(!wants_color(true, set("TERM", "dumb")));
     }
 
     #[test]

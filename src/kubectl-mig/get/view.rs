@@ -17,8 +17,8 @@ const CELLS: std::ops::RangeInclusive<usize> = 8..=12;
 pub struct Style {
     /// More columns, and nothing cut: `-o wide`.
     pub is_wide: bool,
-    /// Colours.
-    pub is_coloured: bool,
+    /// Colors.
+    pub is_colored: bool,
     /// Ages count to here.
     pub now: Timestamp,
 }
@@ -29,7 +29,7 @@ impl Style {
     }
 
     fn paint(&self, text: &str, paint: Paint) -> String {
-        if self.is_coloured { paint.over(text) } else { text.to_owned() }
+        if self.is_colored { paint.over(text) } else { text.to_owned() }
     }
 
     fn age(&self, since: Option<Timestamp>) -> String {
@@ -82,11 +82,11 @@ pub(super) fn nodes(fleet: &Fleet, style: &Style) -> String {
                 list(&node.drivers),
             ]);
         }
-        Row { cells, below: problems(&node.problems, style) }
+        Row { cells, below: problems(&node.problems, true, style) }
     };
     let rows: Vec<Row> = fleet.nodes.iter().map(row).collect();
-    let mut table = render(&header, &rows, style.columns(), style.is_coloured);
-    let takes_pods = |it: &&NodeRow| it.ready != Some(false) && it.unschedulable != Some(true);
+    let mut table = render(&header, &rows, style.columns(), style.is_colored);
+    let takes_pods = |it: &&NodeRow| it.ready == Some(true) && it.unschedulable == Some(false);
     let open: Vec<&NodeRow> = fleet.nodes.iter().filter(takes_pods).collect();
     if 1 < fleet.nodes.len() {
         let all = total(open.iter().flat_map(|it| &it.free));
@@ -134,11 +134,11 @@ pub(super) fn gpus(fleet: &Fleet, style: &Style) -> String {
             cells.extend([known(&gpu.product), known(&gpu.uuid), text(&gpu.driver)]);
         }
         let mut below = holders(&gpu.holders, style);
-        below.extend(problems(&gpu.problems, style));
+        below.extend(problems(&gpu.problems, false, style));
         Row { cells, below }
     };
     let rows: Vec<Row> = fleet.gpus.iter().map(row).collect();
-    render(&header, &rows, style.columns(), style.is_coloured)
+    render(&header, &rows, style.columns(), style.is_colored)
 }
 
 /// Letters of holders in the bar and in the list below it.
@@ -212,9 +212,10 @@ fn consumer(holder: &Holder, is_wide: bool) -> String {
     if is_wide { format!("{pods}  (claim {claim}, device {})", holder.device) } else { pods }
 }
 
-fn problems(problems: &[Problem], style: &Style) -> Vec<String> {
+/// What is wrong, with the name of the GPU where the row above is not the GPU's.
+fn problems(problems: &[Problem], names_gpu: bool, style: &Style) -> Vec<String> {
     let lines = problems.iter().flat_map(|it| {
-        let gpu = it.gpu.as_deref().map(|it| format!("{it}: ")).unwrap_or_default();
+        let gpu = it.gpu.as_deref().filter(|_| names_gpu).map(|it| format!("{it}: ")).unwrap_or_default();
         let message = printable(&format!("{gpu}{}", it.message)).into_owned();
         let room = if style.is_wide { usize::MAX } else { COLUMNS - 4 };
         let lines = wrap(&message, room).into_iter().enumerate();
@@ -250,7 +251,7 @@ pub(super) fn claims(fleet: &Fleet, style: &Style) -> String {
         Row { cells, below: Vec::new() }
     };
     let rows: Vec<Row> = fleet.claims.iter().map(row).collect();
-    render(&header, &rows, style.columns(), style.is_coloured)
+    render(&header, &rows, style.columns(), style.is_colored)
 }
 
 fn unique(texts: impl Iterator<Item = String>) -> Vec<String> {

@@ -129,7 +129,7 @@ pub(super) async fn follow<B>(
                 let is_complete =
                     if resource == "resourceslices" { slices.is_complete } else { claims.is_complete };
                 if !is_complete && resource != "nodes" {
-                    return Err(ClusterError::List { resource, why: text(&error) });
+                    return Err(connection.failed(Unread { resource, why: text(&error) }));
                 }
                 continue;
             }

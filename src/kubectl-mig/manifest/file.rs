@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::object::{Object, Place};
+use crate::yaml::{json_problem, yaml_problem};
 
 /// Most bytes of a file. A dump of a large cluster's ResourceSlices has 250 MB.
 const MAX_BYTES: u64 = 512 << 20;
 
 /// Most directories below each other.
 const MAX_DEPTH: usize = 16;
+
+/// What to do with a template.
+const TEMPLATE: &str = "; if the file is a template, render it first (`helm template`, `kubectl kustomize`)";
 
 /// Why manifests cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -32,14 +36,14 @@ pub enum ManifestError {
         path: String,
     },
     /// Not YAML or JSON.
-    #[error(
-        "`{path}`: {message}; if the file is a template, render it first (`helm template`, `kubectl kustomize`)"
-    )]
+    #[error("{path}: {message}{}", if *is_template { TEMPLATE } else { "" })]
     Malformed {
         /// The file.
         path: String,
         /// What the parser says, with line and column.
         message: String,
+        /// Whether it looks like a template of Helm.
+        is_template: bool,
     },
     /// Not a Kubernetes object, or one with fields of the wrong type.
     #[error("{place}: {message}")]
@@ -103,9 +107,10 @@ fn text(name: &str, source: impl Read) -> Result<String, ManifestError> {
     if u64::try_from(bytes.len()).is_ok_and(|it| it > MAX_BYTES) {
         return Err(ManifestError::TooLarge { path: name.to_owned() });
     }
-    let malformed =
-        |_| ManifestError::Malformed { path: name.to_owned(), message: "not UTF-8 text".to_owned() };
-    String::from_utf8(bytes).map_err(malformed)
+    String::from_utf8(bytes).map_err(|_| {
+        let message = "not UTF-8 text".to_owned();
+        ManifestError::Malformed { path: name.to_owned(), message, is_template: false }
+    })
 }
 
 fn directory(
@@ -141,13 +146,16 @@ fn directory(
 
 /// Adds the objects of a text.
 fn parse(name: &str, text: &str, objects: &mut Vec<Object>) -> Result<(), ManifestError> {
-    let malformed = |message: String| ManifestError::Malformed { path: name.to_owned(), message };
+    let malformed = |message: String| {
+        let is_template = text.contains("{{");
+        ManifestError::Malformed { path: name.to_owned(), message, is_template }
+    };
     // JSON is parsed as JSON: that is much faster for a dump of a cluster.
     let documents: Vec<Value> = if text.trim_start().starts_with('{') {
         let values = serde_json::Deserializer::from_str(text).into_iter();
-        values.collect::<Result<_, _>>().map_err(|error| malformed(error.to_string()))?
+        values.collect::<Result<_, _>>().map_err(|error| malformed(json_problem(&error)))?
     } else {
-        serde_saphyr::from_multiple(text).map_err(|error| malformed(error.to_string()))?
+        serde_saphyr::from_multiple(text).map_err(|error| malformed(yaml_problem(&error)))?
     };
     for (index, document) in documents.into_iter().enumerate() {
         if !document.is_null() {

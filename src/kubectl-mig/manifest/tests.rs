@@ -77,7 +77,9 @@ fn items_of_a_typed_list_get_the_kind_of_the_list() {
 #[test]
 fn mistakes_are_refused_with_file_document_and_item() {
     for (text, says) in [
-        ("kind: [", "it.yaml`: "),
+        ("kind: [", "it.yaml: line "),
+        ("kind: Pod\nspec:\n\tcontainers: []\n", "it.yaml: line 3, column "),
+        ("{\"kind\": ", "it.yaml: line 1, column 9: not JSON: EOF while parsing a value"),
         ("a: 1\n", "it.yaml`, document 1: not a Kubernetes object: it has no `kind`"),
         ("kind: X\n---\napiVersion: v1\nkind: Pod\nspec: 7\n", "it.yaml`, document 2: Pod: "),
         (
@@ -91,7 +93,13 @@ fn mistakes_are_refused_with_file_document_and_item() {
     ] {
         let error = objects(text).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
+        assert!(!error.contains('\n') && !error.contains("helm"), "{error}");
     }
+    let template = "kind: Pod\nmetadata:\n  name: a\n  labels: {{ include \"x\" . }}\n";
+    let error = objects(template).unwrap_err().to_string();
+    assert!(error.contains("it.yaml: line 4, column ") && error.contains(": not YAML: "), "{error}");
+    assert!(error.ends_with("render it first (`helm template`, `kubectl kustomize`)"), "{error}");
+    assert_eq!(error.matches("line 4").count(), 1, "the place is named once: {error}");
     let error = read(&["/does/not/exist.yaml".to_owned()], false).unwrap_err().to_string();
     assert!(error.starts_with("cannot read `/does/not/exist.yaml`: "), "{error}");
 }

@@ -67,8 +67,13 @@ impl LayoutFile {
             if MAX_FILE < bytes.len() {
                 return Err(wrong("the file", format!("it is larger than {} KiB", MAX_FILE >> 10)));
             }
-            let value: Value = serde_saphyr::from_slice(bytes)
-                .map_err(|error| wrong("the file", format!("it is not YAML: {}", first_line(&error))))?;
+            let value: Value =
+                serde_saphyr::from_slice(bytes).map_err(|error| match error.without_snippet() {
+                    serde_saphyr::Error::MultipleDocuments { .. } => {
+                        wrong("the file", "it is not a layout file: it has several documents".to_owned())
+                    }
+                    _ => wrong("the file", format!("it is not YAML: {}", first_line(&error))),
+                })?;
             configs(&value)
         })();
         let configs =
