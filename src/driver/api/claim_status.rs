@@ -192,7 +192,7 @@ impl ClaimStatuses {
         // A file that cannot be read does not invalidate what was written.
         let stays = |stored: &Stored| match stored {
             Stored::Record(record) => has_status(record),
-            Stored::Unreadable(_) => true,
+            Stored::Unreadable(_) | Stored::Inaccessible(_) => true,
             Stored::Nothing => false,
         };
         let is_over = |uid: &ClaimUid| !listed.iter().any(|(listed, stored)| listed == uid && stays(stored));

@@ -8,8 +8,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tracing::warn;
-
 use crate::cdi::device::Kind;
 use crate::cdi::spec::{Spec, SpecError};
 use crate::files::{self, UNFINISHED, read_own, replace, unfinished};
@@ -79,6 +77,9 @@ impl ClaimFiles {
 
     /// Names of the devices in a claim's file, as in its ResourceSlice. A file that is not one of this driver's names none: one
     /// that is too large, a symbolic link, or no regular file at all; and neither does one that is not there.
+    ///
+    /// # Errors
+    /// Any other failure to read: the file may name devices all the same.
     pub fn devices(&self, claim_uid: &str) -> Result<Vec<String>, FilesError> {
         let path = self.path(claim_uid)?;
         let bytes = match read_own(&path, MAX_FILE) {
@@ -88,14 +89,6 @@ impl ClaimFiles {
         let Ok(spec) = serde_json::from_slice::<Spec>(&bytes) else { return Ok(Vec::new()) };
         let name = |it: &str| it.strip_prefix(claim_uid)?.strip_prefix('-').map(str::to_owned);
         Ok(spec.devices.iter().filter_map(|it| name(&it.name)).collect())
-    }
-
-    /// The same for a claim that no call is about: a file that cannot be read is logged, and names none.
-    pub fn devices_if_readable(&self, claim_uid: &str) -> Vec<String> {
-        self.devices(claim_uid).unwrap_or_else(|error| {
-            warn!(%error, claim.uid = claim_uid, "cannot read the CDI file of a claim that has no readable state file");
-            Vec::new()
-        })
     }
 
     /// The UIDs of the claims that have a file, finished or not, sorted.

@@ -143,6 +143,24 @@ impl Checkpoint {
         Ok(self.list()?.iter().filter_map(|(_, stored)| stored.record()).collect())
     }
 
+    /// The devices of a listed claim that has no record which can be read: those that its CDI file names.
+    ///
+    /// # Errors
+    /// Where the claim's file cannot be opened now and no CDI file says what the claim holds.
+    pub fn named_instead(
+        &self,
+        uid: &ClaimUid,
+        stored: &Stored,
+        in_cdi: Vec<String>,
+    ) -> Result<Vec<String>, StoreError> {
+        match stored {
+            Stored::Inaccessible(reason) if in_cdi.is_empty() => {
+                Err(failed("read", &self.path(uid))(io::Error::other(reason.clone())))
+            }
+            _ => Ok(in_cdi),
+        }
+    }
+
     fn path(&self, uid: &ClaimUid) -> PathBuf {
         self.directory.join(format!("{uid}.{EXTENSION}"))
     }
@@ -166,11 +184,17 @@ fn look(entry: &DirEntry, uid: &ClaimUid, known: Option<Known>) -> Option<Known>
             }
         }
     };
-    match read() {
+    found(read())
+}
+
+/// A failure to read may pass, and says nothing about the content.
+fn found(read: io::Result<Known>) -> Option<Known> {
+    match read {
         Ok(now) => Some(now),
-        Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => None,
-        // A failure to read may pass.
-        Err(error) => Some(Known { version: None, stored: Arc::new(Stored::Unreadable(error.to_string())) }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            Some(Known { version: None, stored: Arc::new(Stored::Inaccessible(error.to_string())) })
+        }
     }
 }
 
@@ -241,6 +265,25 @@ mod tests {
         let listed = checkpoint.list().unwrap();
         assert!(matches!(&*listed[0].1, Stored::Unreadable(_)));
         assert_eq!(checkpoint.records().unwrap(), [Arc::new(record("uid-6"))]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_now_is_not_taken_for_one_without_devices() {
+        use rustix::io::Errno;
+        let checkpoint = Checkpoint::reading(Path::new("/claims"));
+        let uid = "uid-1".parse().unwrap();
+        assert!(found(Err(io::ErrorKind::NotFound.into())).is_none());
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::IO, Errno::ACCESS] {
+            let known = found(Err(io::Error::from_raw_os_error(errno.raw_os_error()))).unwrap();
+            assert!(known.version.is_none(), "it is read again");
+            let named = |in_cdi: &[String]| checkpoint.named_instead(&uid, &known.stored, in_cdi.to_vec());
+            let error = named(&[]).unwrap_err().to_string();
+            assert!(error.contains("cannot read `/claims/uid-1.jsonl`"), "{error}");
+            let in_cdi = ["gpu-0".to_owned()];
+            assert_eq!(named(&in_cdi).unwrap(), in_cdi);
+        }
+        let unreadable = Stored::Unreadable("no JSON".to_owned());
+        assert_eq!(checkpoint.named_instead(&uid, &unreadable, Vec::new()).unwrap(), [""; 0]);
     }
 
     #[test]

@@ -60,6 +60,9 @@ pub enum Stored {
     Record(Arc<Record>),
     /// A file that cannot be understood, and why.
     Unreadable(String),
+    /// A file that cannot be opened or read now, and why. It may say anything, and the next attempt may succeed. Only a listing
+    /// has this: whoever asks for the journal of such a claim gets the error.
+    Inaccessible(String),
 }
 
 impl Stored {
@@ -68,7 +71,7 @@ impl Stored {
     pub fn record(&self) -> Option<Arc<Record>> {
         match self {
             Self::Record(record) => Some(Arc::clone(record)),
-            Self::Nothing | Self::Unreadable(_) => None,
+            Self::Nothing | Self::Unreadable(_) | Self::Inaccessible(_) => None,
         }
     }
 }

@@ -27,7 +27,7 @@ impl ClaimState {
     pub fn of(stored: &Stored, boot_id: &str) -> Option<Self> {
         match stored {
             Stored::Nothing => None,
-            Stored::Unreadable(_) => Some(Self::Unreadable),
+            Stored::Unreadable(_) | Stored::Inaccessible(_) => Some(Self::Unreadable),
             Stored::Record(record) => Some(Self::of_record(record, boot_id)),
         }
     }

@@ -69,7 +69,7 @@ impl Claims {
                 };
                 self.new_record(claim, &allocated, journal, finish, deadline).await?
             }
-            Stored::Unreadable(reason) => {
+            Stored::Unreadable(reason) | Stored::Inaccessible(reason) => {
                 let allocated = self.allocated(claim, deadline).await?;
                 self.report_unreadable(&claim.uid, &reason);
                 self.is_in_cdi(claim, &allocated)?;

@@ -40,7 +40,7 @@ pub use plan::{Conflict, ImpossibleClaim, PlanContext, PlanError, plan};
 pub use work::{HungGpu, Unfinished};
 
 use crate::api::ClaimReader;
-use crate::cdi::{ClaimFiles, Kind};
+use crate::cdi::{ClaimFiles, FilesError, Kind};
 use crate::checkpoint::{Journal, Record, Stage, StoreError, Stored, Taken};
 use crate::context::NodeContext;
 use crate::hardware::Hardware;
@@ -184,7 +184,7 @@ impl Claims {
     /// it. Within it remain: the names in the directory and those of its files that have changed since they were read a
     /// moment before, because the record has to be made in view of them; and the record's line, which others must see. That
     /// line is not forced to the disk there: they read it all the same, and after a power failure nothing exists of it.
-    async fn reserve<E: From<StoreError> + From<Busy>>(
+    async fn reserve<E: From<StoreError> + From<Busy> + From<FilesError>>(
         &self,
         claim: &ClaimRef,
         journal: &mut Journal,
@@ -193,7 +193,7 @@ impl Claims {
     ) -> Result<Record, E> {
         let named = blocking(|| {
             journal.keep_aside()?;
-            Ok::<_, E>(self.named_by_cdi(&self.context.checkpoint.list()?, &Named::new()))
+            self.named_by_cdi::<E>(&self.context.checkpoint.list()?, &Named::new())
         })?;
         let waiting = self.context.metrics.step(Step::LockWait);
         let first_here =
@@ -204,7 +204,7 @@ impl Claims {
         let (record, begun) = blocking(|| {
             let listed = self.context.checkpoint.list()?;
             let mut others: Vec<_> = listed.iter().filter_map(|(_, stored)| stored.record()).collect();
-            others.extend(self.records_from_cdi(self.named_by_cdi(&listed, &named)));
+            others.extend(self.records_from_cdi(self.named_by_cdi::<E>(&listed, &named)?));
             let record = make(&others)?;
             let begun = journal.begin(&record, &reservation)?;
             Ok::<_, E>((record, begun))
@@ -218,13 +218,24 @@ impl Claims {
     }
 
     /// The devices in the CDI files of claims whose state files cannot be read. Those that are `known` are not read again.
-    fn named_by_cdi(&self, listed: &[(ClaimUid, Arc<Stored>)], known: &Named) -> Named {
-        let unreadable = listed.iter().filter(|(_, stored)| matches!(**stored, Stored::Unreadable(_)));
-        let named = unreadable.map(|(uid, _)| match known.get(uid) {
-            Some(names) => (uid.clone(), names.clone()),
-            None => (uid.clone(), self.cdi.devices_if_readable(uid.as_str())),
-        });
-        named.collect()
+    /// Fails where neither file can be read now: nothing else stops a second claim from getting the same whole GPU or share.
+    fn named_by_cdi<E: From<StoreError> + From<FilesError>>(
+        &self,
+        listed: &[(ClaimUid, Arc<Stored>)],
+        known: &Named,
+    ) -> Result<Named, E> {
+        let mut named = Named::new();
+        for (uid, stored) in listed {
+            if !matches!(**stored, Stored::Unreadable(_) | Stored::Inaccessible(_)) {
+                continue;
+            }
+            let in_cdi = match known.get(uid) {
+                Some(names) => names.clone(),
+                None => self.cdi.devices(uid.as_str())?,
+            };
+            named.insert(uid.clone(), self.context.checkpoint.named_instead(uid, stored, in_cdi)?);
+        }
+        Ok(named)
     }
 
     /// What claims hold whose state files cannot be read, as far as their CDI files show it.

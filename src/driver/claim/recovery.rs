@@ -106,7 +106,7 @@ impl Claims {
                 self.remove_stray_cdi(uid, deadline).await
             }
             Stored::Nothing => Ok(()),
-            Stored::Unreadable(reason) => {
+            Stored::Unreadable(reason) | Stored::Inaccessible(reason) => {
                 self.report_unreadable(uid, &reason);
                 Ok(())
             }

@@ -54,7 +54,7 @@ impl Claims {
         let record = match opened.journal.stored().clone() {
             Stored::Record(record) => Some(Record::clone(&record)),
             Stored::Nothing => self.salvaged(claim, &mut opened.journal, deadline).await?,
-            Stored::Unreadable(reason) => {
+            Stored::Unreadable(reason) | Stored::Inaccessible(reason) => {
                 self.report_unreadable(&claim.uid, &reason);
                 self.salvaged(claim, &mut opened.journal, deadline).await?
             }

@@ -215,7 +215,7 @@ impl Seen<'_> {
     fn records(&self) -> impl Iterator<Item = &Record> {
         self.claims.iter().filter_map(|(_, stored, _)| match &**stored {
             Stored::Record(record) => Some(&**record),
-            Stored::Nothing | Stored::Unreadable(_) => None,
+            Stored::Nothing | Stored::Unreadable(_) | Stored::Inaccessible(_) => None,
         })
     }
 

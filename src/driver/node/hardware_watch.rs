@@ -113,6 +113,21 @@ impl HardwareWatch {
         }
     }
 
+    /// The first look. What fails it, except [`NodesChanged`], does not end the driver: there are no GPUs until a later look succeeds.
+    pub(super) async fn look_first(&mut self) -> anyhow::Result<()> {
+        match self.look(LookReason::Due).await {
+            Err(error) if !error.is::<NodesChanged>() => {
+                warn!(%error, "cannot scan the hardware now");
+                // What was opened is closed again, which is no reload of the NVIDIA driver.
+                self.was_open = false;
+                let reason = format!("the hardware was not scanned yet: {error}");
+                self.state.send_modify(|it| it.hardware = Err(reason));
+                Ok(())
+            }
+            looked => looked,
+        }
+    }
+
     /// Opens the hardware if it is not open, reads what may have changed, and notifies the other parts.
     ///
     /// Fails with [`NodesChanged`] where nothing can be seen before the container is created again.

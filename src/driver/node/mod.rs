@@ -40,7 +40,7 @@ use crate::telemetry::metrics::{Exporter, Metrics, bind_metrics, serve_metrics};
 use crate::usage::{ClaimMetrics, DcgmInstances, Instances, Sampler, Seen};
 use crate::{check, host};
 pub use args::NodeArgs;
-use attempt::{Attempts, LookReason};
+use attempt::Attempts;
 use hardware_watch::HardwareWatch;
 use kernel_view::KernelView;
 use parts::Parts;
@@ -81,7 +81,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add_endless("watchdog", watchdog.run(stop.clone()));
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        looked = watch.look(LookReason::Due) => looked?,
+        looked = watch.look_first() => looked?,
     }
 
     let context = &shared.context;

@@ -91,7 +91,8 @@ impl HardwareWatch {
         Ok(())
     }
 
-    /// What is wanted, and what claims hold. The CDI file stands in for a record that cannot be read.
+    /// What is wanted, and what claims hold. The CDI file stands in for a record that cannot be read. Fails where neither can be read
+    /// now: the devices of that claim must not be withdrawn.
     pub(super) fn policy(&self) -> anyhow::Result<OfferPolicy> {
         let (existing, time_slices) = (self.existing, self.time_slices);
         let unhealthy = self.health.report().unhealthy_adopted();
@@ -117,12 +118,15 @@ impl HardwareWatch {
                         }
                     }
                 }
-                Stored::Unreadable(_) => policy.held.extend(self.cdi.devices_if_readable(uid.as_str())),
+                Stored::Unreadable(_) | Stored::Inaccessible(_) => {
+                    let in_cdi = self.cdi.devices(uid.as_str())?;
+                    policy.held.extend(self.context.checkpoint.named_instead(&uid, &stored, in_cdi)?);
+                }
             }
             unrecorded.remove(uid.as_str());
         }
         for uid in unrecorded {
-            policy.named.extend(self.cdi.devices_if_readable(&uid));
+            policy.named.extend(self.cdi.devices(&uid)?);
         }
         Ok(policy)
     }

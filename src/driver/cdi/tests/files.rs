@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -107,6 +108,9 @@ fn what_is_no_file_of_this_driver_names_no_devices_and_is_not_waited_for() {
     assert!(elsewhere.exists());
     mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0).unwrap();
     assert_eq!(files.devices(UID).unwrap(), [""; 0], "a pipe");
+    files.remove(UID).unwrap();
+    drop(UnixListener::bind(&path).unwrap());
+    assert_eq!(files.devices(UID).unwrap(), [""; 0], "a socket");
     files.remove(UID).unwrap();
     fs::File::create(&path).unwrap().set_len(5 * 1024 * 1024).unwrap();
     assert_eq!(files.devices(UID).unwrap(), [""; 0], "a large file");
