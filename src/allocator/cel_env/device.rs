@@ -142,7 +142,7 @@ impl Indexer for DeviceValue {
     where
         Self: 'v,
     {
-        self.field(index).map(|it| CowVal::Borrowed(it))
+        self.field(index).map(CowVal::Borrowed)
     }
 
     fn steal<'v>(self: Box<Self>, index: &dyn Val) -> Result<Box<dyn Val + 'v>, ExecutionError>
