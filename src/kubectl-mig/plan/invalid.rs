@@ -20,8 +20,8 @@ pub(super) fn invalid(object: &Object, demand: &Demand) -> Option<PlanError> {
         for container in containers.into_iter().flatten() {
             let Some(resources) = &container.resources else { continue };
             for (what, amounts) in [("limits", &resources.limits), ("requests", &resources.requests)] {
-                let amounts = amounts.iter().flatten().filter(|(name, _)| is_extended(name));
-                for (name, amount) in amounts.filter(|(_, it)| !is_count(&it.0)) {
+                let mut amounts = amounts.iter().flatten().filter(|(name, _)| is_extended(name));
+                if let Some((name, amount)) = amounts.find(|(_, it)| !is_count(&it.0)) {
                     return Some(error(
                         format!("{list}[{}].resources.{what}[{name}]", container.name),
                         format!("`{}` is not a whole number of devices, such as 1", amount.0),

@@ -1,7 +1,7 @@
 //! The plan for people.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::Plan;
@@ -66,7 +66,8 @@ pub(super) fn text(plan: &Plan<'_>) -> String {
 
 fn write(plan: &Plan<'_>, text: &mut String) -> std::fmt::Result {
     let (placed, all) = (plan.outcome.placed(), plan.outcome.pods.len());
-    let nodes = plan.outcome.sites.len();
+    // A node of which no GPU is known, because its pool is incomplete, does not count.
+    let nodes = plan.gpus.iter().map(|it| it.node.as_str()).collect::<BTreeSet<_>>().len();
     let (gpus, nodes) = (count(plan.gpus.len(), "GPU"), count(nodes, "node"));
     match all {
         // Of a DaemonSet that no node may run.

@@ -359,6 +359,8 @@ fn gpus_of_an_incomplete_pool_are_left_out_and_the_pool_is_named() {
             (&json!(8), &json!("n2"))
         );
         assert!(both["notes"].as_array().unwrap().contains(&json!(note)), "{both:#}");
+        let (printed, _) = text(&manifests, &["--from", &path]);
+        assert!(printed.starts_with("1 pod fits on 1 GPU (1 node).\n"), "{printed}");
     }
 }
 
