@@ -11,7 +11,7 @@ use super::fleet::KNOWN_DRIVERS;
 use super::profile;
 use super::report::{Free, GpuRow, Holder, Part, Problem, Reason, State, largest};
 use crate::explain::pool_sentence;
-use crate::gpu::{Gpu, GpuDevice, gpus};
+use crate::gpu::{Gpu, GpuDevice, current, gpus};
 
 /// The claims that hold a device: more than one where it was allocated twice.
 type Held = BTreeMap<DeviceId, Vec<ClaimRef>>;
@@ -131,27 +131,22 @@ fn not_published(
     held: &Held,
     incomplete: &BTreeSet<(&str, &str)>,
 ) -> Vec<PoolIssue> {
-    let mut newest: BTreeMap<(&str, &str), i64> = BTreeMap::new();
-    for slice in slices {
-        let pool = &slice.spec.pool;
-        let generation = newest.entry((&slice.spec.driver, &pool.name)).or_insert(pool.generation);
-        *generation = pool.generation.max(*generation);
+    if held.is_empty() {
+        return Vec::new();
     }
-    let current = slices
-        .iter()
-        .filter(|it| newest.get(&(&*it.spec.driver, &*it.spec.pool.name)) == Some(&it.spec.pool.generation));
-    let published: BTreeSet<(&str, &str, &str)> = current
-        .flat_map(|slice| {
-            let devices = slice.spec.devices.iter().flatten();
-            devices.map(|it| (&*slice.spec.driver, &*slice.spec.pool.name, &*it.name))
-        })
-        .collect();
+    let mut pools: BTreeSet<(&str, &str)> = BTreeSet::new();
+    let mut published: BTreeSet<(&str, &str, &str)> = BTreeSet::new();
+    for slice in current(slices) {
+        let (driver, pool) = (slice.spec.driver.as_str(), slice.spec.pool.name.as_str());
+        pools.insert((driver, pool));
+        published.extend(slice.spec.devices.iter().flatten().map(|it| (driver, pool, it.name.as_str())));
+    }
     let of_gpus = |driver: &str, pool: &str| {
         KNOWN_DRIVERS.contains(&driver) || gpus.iter().any(|it| it.driver == driver && it.pool == pool)
     };
     let is_missing = |id: &&DeviceId| {
         let pool = (id.driver.as_str(), id.pool.as_str());
-        newest.contains_key(&pool)
+        pools.contains(&pool)
             && !incomplete.contains(&pool)
             && of_gpus(pool.0, pool.1)
             && !published.contains(&(pool.0, pool.1, id.device.as_str()))
@@ -191,6 +186,7 @@ fn row(
     let order = drawn_order(gpu);
     let holders: Vec<(usize, &ClaimRef)> = order
         .iter()
+        .filter(|index| gpu.devices[**index].holder.is_some())
         .flat_map(|index| {
             let claims = held.get(&id(gpu, &gpu.devices[*index])).into_iter().flatten();
             claims.map(|claim| (*index, claim))

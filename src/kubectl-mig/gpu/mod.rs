@@ -113,37 +113,42 @@ impl Gpu {
     }
 }
 
-/// The GPUs of slices, by driver, pool and PCI address; without an address by the device names, `gpu-2` before `gpu-10`. Slices of older generations of a pool do not count. A set of counters of which no
-/// device consumes any is a GPU without devices, if memory slices are among the counters.
-#[must_use]
-pub fn gpus(slices: &[ResourceSlice], allocated: &Allocated) -> Vec<Gpu> {
+/// The slices of the newest generation of each pool: older ones do not count.
+pub(crate) fn current(slices: &[ResourceSlice]) -> Vec<&ResourceSlice> {
     let mut newest: BTreeMap<(&str, &str), i64> = BTreeMap::new();
     for slice in slices {
         let pool = &slice.spec.pool;
         let generation = newest.entry((&slice.spec.driver, &pool.name)).or_insert(pool.generation);
         *generation = pool.generation.max(*generation);
     }
-    let current = |slice: &&ResourceSlice| {
+    let is_current = |slice: &&ResourceSlice| {
         newest.get(&(slice.spec.driver.as_str(), slice.spec.pool.name.as_str()))
             == Some(&slice.spec.pool.generation)
     };
+    slices.iter().filter(is_current).collect()
+}
+
+/// The GPUs of slices, by driver, pool and PCI address; without an address by the device names, `gpu-2` before `gpu-10`. Slices of older generations of a pool do not count. A set of counters of which no
+/// device consumes any is a GPU without devices, if memory slices are among the counters.
+#[must_use]
+pub fn gpus(slices: &[ResourceSlice], allocated: &Allocated) -> Vec<Gpu> {
+    let current = current(slices);
     let mut all: BTreeMap<(String, String, String), Gpu> = BTreeMap::new();
     let mut by_set: BTreeMap<(String, String, String), usize> = BTreeMap::new();
-    for slice in slices.iter().filter(current) {
+    for slice in current.iter().copied() {
         for set in slice.spec.shared_counters.iter().flatten() {
             let cells = set.counters.keys().filter_map(|name| memory_slice(name)).map(|it| it + 1).max();
             let (driver, pool) = (slice.spec.driver.clone(), slice.spec.pool.name.clone());
             by_set.insert((driver, pool, set.name.clone()), cells.unwrap_or(0));
         }
     }
-    for slice in slices.iter().filter(current) {
+    for slice in current.iter().copied() {
         for device in slice.spec.devices.iter().flatten() {
             add(&mut all, &by_set, slice, device, allocated);
         }
     }
-    let consumed: BTreeSet<(&str, &str, &str)> =
-        slices.iter().filter(current).flat_map(consumed_sets).collect();
-    for slice in slices.iter().filter(current) {
+    let consumed: BTreeSet<(&str, &str, &str)> = current.iter().copied().flat_map(consumed_sets).collect();
+    for slice in current.iter().copied() {
         for set in slice.spec.shared_counters.iter().flatten() {
             let (driver, pool) = (slice.spec.driver.as_str(), slice.spec.pool.name.as_str());
             let key = (driver.to_owned(), pool.to_owned(), set.name.clone());

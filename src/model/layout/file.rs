@@ -327,6 +327,7 @@ mig-configs:
     fn what_is_wrong_is_named_with_its_place() {
         let cases = [
             (error("a: ["), "it is not YAML"),
+            (error("version: v1\n---\nversion: v1\n"), "it is not a layout file: it has several documents"),
             (error("[]"), "the top level: it must be a mapping, not a list"),
             (error("version: v2\nmig-configs: {}"), "version: it must be `v1`, not `\"v2\"`"),
             (error("mig-configs: {}"), "version: it is missing"),
