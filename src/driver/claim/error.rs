@@ -4,11 +4,10 @@ use std::fmt;
 
 use mig_model::claim::ClaimRef;
 
-use super::prepare::mig_devices;
 use super::{AllocationError, HungGpu, PlanError, Unfinished};
 use crate::api::ReadError;
 use crate::cdi::{CapsError, CommonError, FilesError, SpecError};
-use crate::checkpoint::{Progress, Stage, StoreError, Stored};
+use crate::checkpoint::{Progress, RecordedDevice, RecordedKind, Stage, StoreError, Stored};
 use crate::mig::MigError;
 use crate::nvml::QueueClosed;
 
@@ -226,15 +225,21 @@ impl Left {
         match stored {
             Stored::Record(record) if record.boot_id != boot_id => Self::Nothing,
             Stored::Record(record) if record.stage == Stage::Prepared => Self::Prepared,
-            Stored::Record(record) => {
-                let is_created = mig_devices(record).any(|(.., progress)| *progress != Progress::Reserved);
-                if is_created { Self::Remains } else { Self::Nothing }
-            }
+            Stored::Record(record) if record.devices.iter().any(is_created) => Self::Remains,
+            Stored::Record(_) => Self::Nothing,
             // Its pod may be running.
             Stored::Unreadable(_) | Stored::Inaccessible(_) => Self::Prepared,
             Stored::Nothing if is_in_cdi => Self::Prepared,
             Stored::Nothing => Self::Nothing,
         }
+    }
+}
+
+/// True where a MIG instance may have been created for the device.
+fn is_created(device: &RecordedDevice) -> bool {
+    match &device.kind {
+        RecordedKind::Mig { progress, .. } => *progress != Progress::Reserved,
+        RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => false,
     }
 }
 
@@ -246,7 +251,7 @@ mod tests {
     use mig_model::inventory::MigSpec;
 
     use super::*;
-    use crate::checkpoint::{Record, RecordedDevice, RecordedKind, fixture};
+    use crate::checkpoint::{Record, fixture};
 
     fn stored(stage: Stage, progress: Progress) -> Stored {
         let placement = Placement { start: 0, size: 1 };
