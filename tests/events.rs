@@ -215,7 +215,7 @@ async fn a_prepare_that_fails_after_its_call_says_what_there_is_of_the_claim() {
     assert!(refused.await.contains("the driver goes on"));
     let found = events_when(&lab, &stuck.name, EventReason::PrepareFailed, 2).await;
     let text = note(&found[1]);
-    assert!(text.contains("nothing was created") && text.contains("earlier allocation"), "{text}");
+    assert!(text.contains("cannot be destroyed yet") && text.contains("earlier allocation"), "{text}");
     lab.sim.clear_faults().unwrap();
     lab.sim.set_latency("nvmlGpuInstanceDestroy", 0.0).unwrap();
 

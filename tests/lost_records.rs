@@ -161,6 +161,27 @@ async fn a_record_of_an_earlier_boot_does_not_hide_what_the_cdi_file_of_another_
     lab.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_lost_its_record_waits_for_another_claim_that_got_one_of_its_devices() {
+    let mut lab = lab(&["--call-budget", "1"]).await;
+    lab.start();
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim("two", &[("gpu", DRIVER, FIRST_1G), ("gpu", DRIVER, SECOND_1G)]).await;
+    prepare(&kubelet, &claim).await.unwrap();
+    fs::remove_file(record(&lab, &claim)).unwrap();
+    // Another program destroys the second instance.
+    lab.sim.on_gpu(0, |gpu| gpu.instances.retain(|it| it.start == 6)).unwrap();
+    let other = lab.claim_of("other", SECOND_1G).await;
+    prepare(&kubelet, &other).await.unwrap();
+    let refused = prepare(&kubelet, &claim).await.unwrap_err();
+    assert!(refused.contains("still holds") && refused.contains(SECOND_1G), "{refused}");
+    unprepare(&kubelet, &other).await.unwrap();
+    assert_eq!(prepare(&kubelet, &claim).await.unwrap().len(), 2);
+    unprepare(&kubelet, &claim).await.unwrap();
+    assert!(is_clean(&lab), "{:?}", lab.left());
+    lab.stop().await;
+}
+
 /// Puts something in the place of a claim's CDI file that is no file of this driver.
 type Break = fn(&Path);
 

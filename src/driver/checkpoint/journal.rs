@@ -17,6 +17,7 @@ use std::time::Duration;
 use mig_model::claim::ClaimUid;
 
 use rustix::io::Errno;
+use tracing::warn;
 
 use super::error::{StoreError, failed};
 use super::file::{SET_ASIDE, UNFINISHED, aside_of, displace, never_followed, no_file, put};
@@ -169,6 +170,25 @@ impl Journal {
             _ => {}
         }
         Ok(self.aside.as_deref())
+    }
+
+    /// Removes the file, as [`Self::forget`] does. One that cannot be read gets another name where that is possible, which is
+    /// returned; a disk that refuses even that does not keep the claim.
+    pub fn forget_unread(&mut self) -> Result<Option<PathBuf>, StoreError> {
+        let aside = aside_of(&self.path);
+        let kept = match &self.stored {
+            Stored::Unreadable(reason) if reason.starts_with(SET_ASIDE) => Some(aside),
+            Stored::Unreadable(_) => match fs::rename(&self.path, &aside) {
+                Ok(()) => Some(aside),
+                Err(error) => {
+                    warn!(%error, file = %self.path.display(), "cannot keep an unreadable state file aside; removing it");
+                    None
+                }
+            },
+            _ => None,
+        };
+        self.forget()?;
+        Ok(kept)
     }
 
     /// Time since the last line; `None` if it is unknown.

@@ -116,10 +116,15 @@ impl Claims {
     /// shows other devices: a container may use them, and the kubelet's unprepare finds them by that file. A device that
     /// another claim has on record was given back before.
     fn is_in_cdi(&self, claim: &ClaimRef, allocated: &[AllocatedDevice]) -> Result<bool, PrepareError> {
-        let named = || Ok::<_, PrepareError>(self.not_recorded(self.cdi.devices(claim.uid.as_str())?)?);
-        let prepared = blocking(named)?;
         let allocated: Vec<String> = allocated.iter().map(|it| it.device.clone()).collect();
-        let is_same = prepared.iter().collect::<BTreeSet<_>>() == allocated.iter().collect();
+        let named = || {
+            let named = self.cdi.devices(claim.uid.as_str())?;
+            let prepared = self.not_recorded(named.clone())?;
+            Ok::<_, PrepareError>((named, prepared))
+        };
+        let (named, prepared) = blocking(named)?;
+        // Where all of it is allocated still, the other claim only has to end.
+        let is_same = is_same_set(&named, &allocated) || is_same_set(&prepared, &allocated);
         if !prepared.is_empty() && !is_same {
             return Err(Box::new(OtherDevices { claim: claim.clone(), prepared, allocated }).into());
         }
@@ -158,6 +163,10 @@ impl Claims {
             }
         }
     }
+}
+
+fn is_same_set(left: &[String], right: &[String]) -> bool {
+    left.iter().collect::<BTreeSet<_>>() == right.iter().collect()
 }
 
 /// Devices, wherever they are in the order.

@@ -7,7 +7,7 @@ use mig_model::claim::ClaimRef;
 use super::{AllocationError, HungGpu, PlanError, Unfinished};
 use crate::api::ReadError;
 use crate::cdi::{CapsError, CommonError, FilesError, SpecError};
-use crate::checkpoint::StoreError;
+use crate::checkpoint::{Progress, RecordedDevice, RecordedKind, Stage, StoreError, Stored};
 use crate::mig::MigError;
 use crate::nvml::QueueClosed;
 
@@ -208,7 +208,7 @@ pub(super) struct Failed {
 /// What there is of a claim after a prepare that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Left {
-    /// The prepare failed before anything was created for it.
+    /// Nothing was created for it.
     Nothing,
     /// Everything that was created for it is destroyed.
     Undone,
@@ -216,4 +216,69 @@ pub(super) enum Left {
     Remains,
     /// It was prepared before, and keeps what it has.
     Prepared,
+}
+
+impl Left {
+    /// By what is on disk about a claim whose prepare failed before it had a new record. `is_in_cdi`: it has a CDI file. Of an
+    /// earlier boot nothing is left.
+    pub(super) fn of(stored: &Stored, is_in_cdi: bool, boot_id: &str) -> Self {
+        match stored {
+            Stored::Record(record) if record.boot_id != boot_id => Self::Nothing,
+            Stored::Record(record) if record.stage == Stage::Prepared => Self::Prepared,
+            Stored::Record(record) if record.devices.iter().any(is_created) => Self::Remains,
+            Stored::Record(_) => Self::Nothing,
+            // Its pod may be running.
+            Stored::Unreadable(_) | Stored::Inaccessible(_) => Self::Prepared,
+            Stored::Nothing if is_in_cdi => Self::Prepared,
+            Stored::Nothing => Self::Nothing,
+        }
+    }
+}
+
+/// True where a MIG instance may have been created for the device.
+fn is_created(device: &RecordedDevice) -> bool {
+    match &device.kind {
+        RecordedKind::Mig { progress, .. } => *progress != Progress::Reserved,
+        RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mig_model::facts::Placement;
+    use mig_model::inventory::MigSpec;
+
+    use super::*;
+    use crate::checkpoint::{Record, fixture};
+
+    fn stored(stage: Stage, progress: Progress) -> Stored {
+        let placement = Placement { start: 0, size: 1 };
+        let spec = MigSpec { profile: "1g.10gb".to_owned(), profile_id: 19, slices: 1, placement };
+        let device = RecordedDevice {
+            name: "gpu-0-mig-1g-10gb-0".to_owned(),
+            pool: "node".to_owned(),
+            requests: vec!["gpu".to_owned()],
+            parent_uuid: "GPU-0".to_owned(),
+            kind: RecordedKind::Mig { spec, progress },
+            unknown: serde_json::Map::new(),
+        };
+        Stored::Record(Arc::new(Record { stage, devices: vec![device], ..fixture::record("uid-1") }))
+    }
+
+    #[test]
+    fn what_is_left_of_a_claim_whose_prepare_failed_is_what_is_on_disk() {
+        let left = |stored: &Stored, is_in_cdi| Left::of(stored, is_in_cdi, "boot");
+        let prepared = stored(Stage::Prepared, Progress::Presumed);
+        assert_eq!(left(&prepared, true), Left::Prepared);
+        assert_eq!(Left::of(&prepared, true, "later"), Left::Nothing, "instances do not survive a reboot");
+        for stage in [Stage::Preparing, Stage::Unpreparing] {
+            assert_eq!(left(&stored(stage, Progress::Presumed), false), Left::Remains, "{stage:?}");
+            assert_eq!(left(&stored(stage, Progress::Reserved), false), Left::Nothing, "{stage:?}");
+        }
+        assert_eq!(left(&Stored::Nothing, false), Left::Nothing);
+        assert_eq!(left(&Stored::Nothing, true), Left::Prepared, "only the state file was lost");
+        assert_eq!(left(&Stored::Unreadable("no JSON".to_owned()), false), Left::Prepared);
+    }
 }

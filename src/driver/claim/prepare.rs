@@ -17,7 +17,7 @@ use super::work::{BEYOND, NoResult, Ongoing, Unfinished, WorkError, blocking, re
 use super::{AllocatedDevice, Busy, Claims, PlanError, PrepareError, PreparedDevice, allocated_devices};
 use crate::api::EventReason;
 use crate::cdi::{ClaimDevice, claim_spec};
-use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage};
+use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::mig::{self, MigError};
 use crate::pods::PodRef;
@@ -77,10 +77,10 @@ impl Claims {
         deadline: Instant,
         ongoing: &Ongoing,
     ) -> Result<Vec<PreparedDevice>, Failed> {
-        let nothing_begun = |error| Failed { error, left: Left::Nothing };
-        let hardware = self.hardware().map_err(nothing_begun)?;
+        let as_on_disk = |error| Failed { error, left: self.left_of(claim) };
+        let hardware = self.hardware().map_err(as_on_disk)?;
         let Agreed { opened, record, promise } =
-            self.agreed(claim, opened, deadline, ongoing).await.map_err(nothing_begun)?;
+            self.agreed(claim, opened, deadline, ongoing).await.map_err(as_on_disk)?;
         self.note_begun(&claim.uid);
         let before = record.clone();
         let session = ClaimSession::shared(opened, record, promise);
@@ -99,6 +99,18 @@ impl Claims {
                 Err(Failed { error, left })
             }
         }
+    }
+
+    /// What is on disk of a claim whose prepare failed before it had a new record.
+    fn left_of(&self, claim: &ClaimRef) -> Left {
+        blocking(|| {
+            let stored = match self.context.checkpoint.list() {
+                Ok(listed) => listed.into_iter().find(|(uid, _)| *uid == claim.uid).map(|(_, it)| it),
+                Err(error) => Some(Arc::new(Stored::Inaccessible(error.to_string()))),
+            };
+            let is_in_cdi = self.cdi.exists(claim.uid.as_str()).unwrap_or(true);
+            Left::of(stored.as_deref().unwrap_or(&Stored::Nothing), is_in_cdi, &self.context.boot_id)
+        })
     }
 
     /// Reports how a prepare ended whose call had been answered before: the kubelet learns it only when it asks again.

@@ -63,10 +63,10 @@ impl Claims {
             Some(record) => self.unprepare_record(opened, record, deadline, ongoing).await?,
             None => blocking(|| {
                 self.cdi.remove(claim.uid.as_str())?;
-                if let Some(aside) = opened.journal.keep_aside()? {
+                if let Some(aside) = opened.journal.forget_unread()? {
                     warn!(aside = %aside.display(), "state file set aside: what the claim had is unknown");
                 }
-                Ok::<_, UnprepareError>(opened.journal.forget()?)
+                Ok::<_, UnprepareError>(())
             })?,
         }
         self.context.pods.forget(&claim.uid);

@@ -113,18 +113,27 @@ impl HardwareWatch {
         }
     }
 
-    /// The first look. What fails it, except [`NodesChanged`], does not end the driver: there are no GPUs until a later look succeeds.
+    /// The first look. An error that may pass, such as too many open files, is waited for: until then nothing is published, and
+    /// nothing withdrawn. Where it lasts, the driver goes on without GPUs and looks again later. Only [`NodesChanged`] ends it.
     pub(super) async fn look_first(&mut self) -> anyhow::Result<()> {
-        match self.look(LookReason::Due).await {
-            Err(error) if !error.is::<NodesChanged>() => {
-                warn!(%error, "cannot scan the hardware now");
-                // What was opened is closed again, which is no reload of the NVIDIA driver.
-                self.was_open = false;
+        const ATTEMPTS: u32 = 10;
+        const PAUSE: Duration = Duration::from_secs(2);
+        let mut left = ATTEMPTS;
+        loop {
+            let error = match self.look(LookReason::Due).await {
+                Err(error) if !error.is::<NodesChanged>() => error,
+                looked => return looked,
+            };
+            warn!(%error, "cannot scan the hardware now");
+            // What was opened is closed again, which is no reload of the NVIDIA driver.
+            self.was_open = false;
+            left -= 1;
+            if left == 0 {
                 let reason = format!("the hardware was not scanned yet: {error}");
                 self.state.send_modify(|it| it.hardware = Err(reason));
-                Ok(())
+                return Ok(());
             }
-            looked => looked,
+            sleep(PAUSE).await;
         }
     }
 

@@ -175,6 +175,28 @@ fn an_unreadable_file_is_not_forgotten_by_looking_at_it() {
 }
 
 #[test]
+fn an_unreadable_file_of_a_claim_that_is_forgotten_is_kept_aside_where_that_is_possible() {
+    for is_possible in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let path = directory.path().join("uid-2.jsonl");
+        let aside = path.with_extension("unreadable");
+        fs::write(&path, "rubbish").unwrap();
+        if !is_possible {
+            // Neither a link nor a file can get this name.
+            fs::create_dir(&aside).unwrap();
+        }
+        let kept = taken(&checkpoint, "uid-2").forget_unread().unwrap();
+        assert_eq!(kept, is_possible.then(|| aside.clone()));
+        assert!(!path.exists(), "{is_possible}");
+        match is_possible {
+            true => assert_eq!(fs::read_to_string(aside).unwrap(), "rubbish"),
+            false => assert!(aside.is_dir()),
+        }
+    }
+}
+
+#[test]
 fn a_file_does_not_grow_for_ever() {
     let directory = tempfile::tempdir().unwrap();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
