@@ -37,9 +37,9 @@ impl Samples {
     /// Median and spread as two cells of the table; p99 means something only from a hundred samples on.
     pub(crate) fn cells(&self, unit: &str) -> (String, String) {
         let spread = if self.0.len() < 100 {
-            format!("{:.2} .. {:.2} (n={})", self.rank(0), self.max(), self.0.len())
+            format!("{:.2} .. {:.2} (n={})", self.min(), self.max(), self.0.len())
         } else {
-            format!("p99 {:.2}, {:.2} .. {:.2} (n={})", self.p99(), self.rank(0), self.max(), self.0.len())
+            format!("p99 {:.2}, {:.2} .. {:.2} (n={})", self.p99(), self.min(), self.max(), self.0.len())
         };
         (format!("{:.2} {unit}", self.median()), spread)
     }
