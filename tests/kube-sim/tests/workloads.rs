@@ -364,3 +364,18 @@ fn pods_of_a_higher_priority_come_first_and_an_unknown_class_is_refused() {
     let error = add(&store, &pod).unwrap_err();
     assert_eq!(error.message, "pods \"p\" is forbidden: no PriorityClass with name none was found");
 }
+
+#[test]
+fn what_was_created_for_a_workload_that_was_deleted_meanwhile_is_deleted() {
+    let store = cluster(true);
+    let orphan = |name: &str, kind: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "c", "image": "i"}]}, "metadata": {"name": name,
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": kind, "name": "gone", "uid": "gone", "controller": true}]}})
+    };
+    add(&store, &orphan("of-a-set", "ReplicaSet")).unwrap();
+    add(&store, &orphan("of-something-else", "Workflow")).unwrap();
+    settle(&store);
+    let names: Vec<String> =
+        list(&store, &POD).iter().map(|it| it["metadata"]["name"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(names, ["of-something-else"], "owners of kinds that are not played are not judged");
+}

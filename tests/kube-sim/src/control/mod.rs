@@ -8,6 +8,7 @@ mod claims;
 mod events;
 mod extended;
 mod jobs;
+mod orphans;
 mod owned;
 mod quota;
 mod release;
@@ -75,6 +76,7 @@ pub fn reconcile(store: &Store) {
     jobs::reconcile(store);
     sets::reconcile(store);
     workloads::reconcile(store);
+    orphans::reconcile(store);
     quota::reconcile(store);
     claims::reconcile(store);
     release::reconcile(store);
