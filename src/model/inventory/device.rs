@@ -42,7 +42,7 @@ pub struct AllocatableDevice {
     pub parent_uuid: String,
     /// Whole GPU or MIG device.
     pub kind: DeviceKind,
-    /// Attributes: the same keys on every device of this driver, except those of [`STANDARD_DOMAIN`].
+    /// Attributes: the same keys on every device of this driver, except those of `resource.kubernetes.io`.
     pub attributes: BTreeMap<&'static str, Attribute>,
     /// Capacities; the same keys on every device of this driver.
     pub capacities: BTreeMap<&'static str, Capacity>,
