@@ -11,7 +11,7 @@ use k8s_openapi::api::resource::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
-use crate::quantity;
+use crate::quantity::Quantity as Amount;
 
 /// Annotation of claims that the scheduler makes for extended resources.
 pub const CLAIM_ANNOTATION: &str = "resource.kubernetes.io/extended-resource-claim";
@@ -68,8 +68,9 @@ impl<'a> ExtendedResources<'a> {
         node: &Node,
     ) -> Option<(ResourceClaim, Vec<ContainerExtendedResourceRequest>)> {
         let allocatable = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
-        let has_plugin =
-            |name: &str| allocatable.and_then(|all| all.get(name)).is_some_and(|it| whole(it) != 0);
+        let has_plugin = |name: &str| {
+            allocatable.and_then(|all| all.get(name)).is_some_and(|it| Amount::whole(&it.0) != 0)
+        };
         let mut made = Made::default();
         for (resource, class) in self.requested_by(pod) {
             if !has_plugin(&resource) {
@@ -167,12 +168,13 @@ fn wanted(
         request_name: request.to_owned(),
     };
     let position = requests(container).position(|(name, _)| name == resource);
-    let amount =
-        requests(container).find(|(name, _)| *name == resource).map_or(0, |(_, amount)| whole(amount));
+    let amount = requests(container)
+        .find(|(name, _)| *name == resource)
+        .map_or(0, |(_, amount)| Amount::whole(&amount.0));
     let (Some(position), true) = (position, amount > 0) else { return (None, Vec::new()) };
     let (mut sum, mut mappings) = (0, Vec::new());
     for request in reusable.iter().flatten() {
-        sum += count(request);
+        sum = count(request).saturating_add(sum);
         mappings.push(mapping(&request.name));
         if sum >= amount {
             return (None, mappings);
@@ -200,7 +202,7 @@ fn containers(pod: &Pod) -> impl Iterator<Item = (bool, &Container)> {
 
 /// What a container requests, by name of the resource. The API server sets requests to the limits where they are missing, and
 /// a manifest often has limits only.
-fn requests(container: &Container) -> impl Iterator<Item = (&String, &Quantity)> {
+pub fn requests(container: &Container) -> impl Iterator<Item = (&String, &Quantity)> {
     let resources = container.resources.as_ref();
     let limits = resources.and_then(|it| it.limits.as_ref()).into_iter().flatten();
     let requests = resources.and_then(|it| it.requests.as_ref()).into_iter().flatten();
@@ -209,9 +211,4 @@ fn requests(container: &Container) -> impl Iterator<Item = (&String, &Quantity)>
 
 fn count(request: &DeviceRequest) -> i64 {
     request.exactly.as_ref().and_then(|it| it.count).unwrap_or(0)
-}
-
-/// An amount of devices; 0 for what is not a whole number, as the API server refuses that.
-fn whole(amount: &Quantity) -> i64 {
-    quantity::Quantity::parse(&amount.0).ok().and_then(quantity::Quantity::as_integer).unwrap_or(0)
 }

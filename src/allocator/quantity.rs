@@ -65,6 +65,12 @@ impl Quantity {
         Ok(Self { nanos: if negative { -nanos } else { nanos }, form })
     }
 
+    /// An amount of things that are counted; 0 for what is not a whole number, which the API server refuses there.
+    #[must_use]
+    pub fn whole(text: &str) -> i64 {
+        Self::parse(text).ok().and_then(Self::as_integer).unwrap_or(0)
+    }
+
     /// A whole number, written in decimal form.
     #[must_use]
     pub fn from_integer(value: i64) -> Self {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// A text from outside without characters that move the cursor, change colours or reorder text.
+/// A text from outside without characters that move the cursor, change colors or reorder text.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     let is_hidden = |it: char| {
         let reorders = matches!(it, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
@@ -22,6 +22,11 @@ pub(crate) fn printable_lines(text: &str) -> Cow<'_, str> {
     } else {
         printable(text)
     }
+}
+
+/// `1 device`, `2 devices`.
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
 #[cfg(test)]

@@ -5,10 +5,11 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use super::explanation::Verdict;
 use super::quota;
-use super::reason::{Reason, ReasonId, count, some_of};
+use super::reason::{Reason, ReasonId, some_of};
 use super::subject::{Case, is};
 use crate::cluster::Snapshot;
 use crate::manifest::DemandError;
+use crate::text::count;
 
 /// Most users of a claim.
 const MAX_CONSUMERS: usize = 256;

@@ -6,7 +6,8 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use super::assemble::{Answers, MAX_NAMED, Ranked, World};
 use super::claims::consumers;
 use super::fleet::{NodeAnswer, Outcome};
-use super::reason::{Reason, ReasonId, count, some_of};
+use super::reason::{Reason, ReasonId, some_of};
+use crate::text::count;
 
 impl World<'_, '_> {
     /// Nodes that would fit, if the pod could use them.

@@ -217,13 +217,6 @@ impl Holder {
     }
 }
 
-/// `1 device`, `2 devices`.
-#[must_use]
-pub(crate) fn count(number: usize, noun: &str) -> String {
-    let ending = if number == 1 { "" } else { "s" };
-    format!("{number} {noun}{ending}")
-}
-
 /// `a, b, and 3 more`.
 #[must_use]
 pub(crate) fn some_of(names: &[String], most: usize) -> String {

@@ -7,8 +7,9 @@ use super::abort::{abort_reason, scheduler_gate, selector_error};
 use super::detail::Detail;
 use super::fleet::{NodeAnswer, Outcome};
 use super::profile::{Published, Wish, class_of, gibibytes};
-use super::reason::{Holder, Reason, ReasonId, count, some_of};
+use super::reason::{Holder, Reason, ReasonId, some_of};
 use super::tally::Tally;
+use crate::text::count;
 
 /// Most names in a sentence.
 pub(super) const MOST: usize = 4;

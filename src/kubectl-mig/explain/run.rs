@@ -15,6 +15,7 @@ use super::{explain, text};
 use crate::cluster::{self, ClusterError, Connection, Kinds, Snapshot, Unread, error_text, pages};
 use crate::manifest::{self, Demand, DemandError, ManifestError, Object};
 use crate::plan::shipped_classes;
+use crate::text::printable_lines;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +45,7 @@ pub fn run(args: &ExplainArgs) -> u8 {
         Ok(status) => status,
         Err(error) => {
             // A closed standard error cannot be reported.
-            let _ = writeln!(io::stderr(), "kubectl mig explain: {error}");
+            let _ = writeln!(io::stderr(), "kubectl mig explain: {}", printable_lines(&error.to_string()));
             Verdict::Unknown.exit_status()
         }
     }

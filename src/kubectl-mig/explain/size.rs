@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dra_allocator::extended::requests;
 use dra_allocator::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, Node, Pod};
 
@@ -33,14 +34,9 @@ pub(super) fn requested(pod: &Pod) -> BTreeMap<String, Quantity> {
     sum
 }
 
-/// Requests of a container; the API server sets those that are missing to the limits.
-fn of_container(container: &Container) -> BTreeMap<String, Quantity> {
-    let resources = container.resources.as_ref();
-    let limits = resources.and_then(|it| it.limits.as_ref()).into_iter().flatten();
-    let requests = resources.and_then(|it| it.requests.as_ref()).into_iter().flatten();
-    let parsed =
-        limits.chain(requests).filter_map(|(name, it)| Some((name.clone(), Quantity::parse(&it.0).ok()?)));
-    parsed.collect()
+/// What a container requests, as numbers.
+fn of_container(container: &Container) -> impl Iterator<Item = (String, Quantity)> {
+    requests(container).filter_map(|(name, it)| Some((name.clone(), Quantity::parse(&it.0).ok()?)))
 }
 
 /// Requests that are larger than all that a node has. Resources named in `served_by_claims` are left out.

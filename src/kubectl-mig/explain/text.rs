@@ -6,8 +6,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::explanation::{Explanation, GpuMap, RequestExplanation, Verdict};
-use super::reason::{Holder, Reason, count};
-use crate::text::printable;
+use super::reason::{Holder, Reason};
+use crate::text::{count, printable};
 
 /// Columns.
 const WIDTH: usize = 96;
@@ -37,7 +37,10 @@ pub fn text(explanation: &Explanation, now: Option<Timestamp>) -> String {
             let _ = writeln!(
                 out,
                 "  node {}: request {} of claim {} gets {}",
-                placement.node, it.request, it.claim, it.device
+                printable(&placement.node),
+                printable(&it.request),
+                printable(&it.claim),
+                printable(&it.device)
             );
         }
     }

@@ -40,14 +40,13 @@ pub use self::gates::GateFlags;
 use self::map::MappedGpu;
 use self::needed::{Needed, NotNeeded};
 use self::place::{Engine, Outcome, Unplaced};
-use self::report::count;
 pub(crate) use self::stock::shipped_classes;
 use self::stock::{Kind, Stock, named};
 use self::workload::{Workload, Workloads};
 use crate::cluster::{self, ClusterError, Connection, Gates, Kinds, Snapshot};
 use crate::manifest::{self, Catalog, Object};
 use crate::template::{self, Gpus, NodeTemplate, TemplateError};
-use crate::text::printable_lines;
+use crate::text::{count, printable_lines};
 
 /// Name of this project's driver.
 const DRIVER: &str = "mig.dra-driver.dev";

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use super::Plan;
 use super::map::{Instance, MappedGpu};
 use super::needed::NotNeeded;
-use crate::text::printable;
+use crate::text::{count, printable};
 
 /// GPUs that are listed one by one. Of more, equal ones are one line.
 const MAX_LINES: usize = 32;
@@ -202,11 +202,6 @@ fn summary(plan: &Plan<'_>, text: &mut String) -> std::fmt::Result {
         )?;
     }
     Ok(())
-}
-
-/// `1 pod`, `2 pods`.
-pub(super) fn count(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// Columns of equal width.

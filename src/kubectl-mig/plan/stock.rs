@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dra_allocator::extended::requests;
 use dra_allocator::quantity::Quantity;
 use dra_allocator::{Allocated, DeviceId};
 use k8s_openapi::api::core::v1::{Container, Node, Pod};
@@ -157,8 +158,10 @@ impl Site {
     /// Adds a pod that runs here.
     pub(super) fn add(&mut self, pod: &Pod) {
         for container in containers(pod) {
-            self.load.cpu += requested(container, "cpu").map_or(DEFAULT_CPU, |it| milli(&it));
-            self.load.memory += requested(container, "memory").map_or(DEFAULT_MEMORY, |it| whole(&it));
+            let cpu = requested(container, "cpu").map_or(DEFAULT_CPU, milli);
+            self.load.cpu = cpu.saturating_add(self.load.cpu);
+            let memory = requested(container, "memory").map_or(DEFAULT_MEMORY, whole);
+            self.load.memory = memory.saturating_add(self.load.memory);
         }
         for (name, amount) in plugin_resources(pod) {
             *self.plugin_devices.entry(name).or_default() += amount;
@@ -307,23 +310,16 @@ fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
     pod.spec.iter().flat_map(|it| &it.containers)
 }
 
-fn requested(container: &Container, resource: &str) -> Option<Amount> {
-    let resources = container.resources.as_ref()?;
-    let of = |list: &Option<BTreeMap<String, Amount>>| list.as_ref().and_then(|it| it.get(resource)).cloned();
-    of(&resources.requests).or_else(|| of(&resources.limits))
+fn requested<'c>(container: &'c Container, resource: &str) -> Option<&'c Amount> {
+    requests(container).find(|(name, _)| *name == resource).map(|(_, amount)| amount)
 }
 
 /// Extended resources that the containers of a pod request, those of init containers aside.
 pub(super) fn plugin_resources(pod: &Pod) -> BTreeMap<String, i64> {
     let mut all: BTreeMap<String, i64> = BTreeMap::new();
-    for container in containers(pod) {
-        let resources = container.resources.as_ref();
-        let lists = resources.map(|it| [it.requests.as_ref(), it.limits.as_ref()]);
-        let names: BTreeSet<&String> =
-            lists.into_iter().flatten().flatten().flat_map(|it| it.keys()).collect();
-        for name in names.into_iter().filter(|it| is_extended(it)) {
-            *all.entry(name.clone()).or_default() += requested(container, name).map_or(0, |it| whole(&it));
-        }
+    for (name, amount) in containers(pod).flat_map(requests).filter(|(name, _)| is_extended(name)) {
+        let total = all.entry(name.clone()).or_default();
+        *total = Quantity::whole(&amount.0).saturating_add(*total);
     }
     all.retain(|_, amount| 0 < *amount);
     all
@@ -337,7 +333,7 @@ pub(super) fn is_extended(name: &str) -> bool {
 }
 
 fn whole(amount: &Amount) -> i64 {
-    Quantity::parse(&amount.0).ok().and_then(Quantity::as_integer).unwrap_or(0)
+    Quantity::whole(&amount.0)
 }
 
 fn milli(amount: &Amount) -> i64 {

@@ -17,12 +17,12 @@ use mig_models::Model;
 
 use super::map::{MappedGpu, map};
 use super::place::{Engine, Outcome, Unplaced};
-use super::report::count as number_of;
 use super::stock::{Kind, Site, Stock, named};
 use super::workload::Workload;
 use super::{DRIVER, NODE, PlanError, Request, with_any};
 use crate::cluster::Gates;
 use crate::template::{NodeTemplate, TemplateArgs};
+use crate::text::count as number_of;
 use crate::text::printable;
 
 /// What a whole GPU is called among profiles.
