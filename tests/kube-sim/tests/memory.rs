@@ -63,6 +63,16 @@ async fn only_the_newest_events_are_kept() {
     assert!(has(1_499) && has(500) && !has(499));
 }
 
+/// Of 30,000 names with one beginning about 31 would exist already: five characters of 27 are 14 million.
+#[tokio::test]
+async fn a_generated_name_that_exists_is_generated_again() {
+    let server = ApiServer::start(Options::default()).await.unwrap();
+    for _ in 0..30_000 {
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"generateName": "c-"}});
+        server.create(object).unwrap();
+    }
+}
+
 #[tokio::test]
 async fn requests_are_recorded_unless_the_server_runs_without_a_log_of_them() {
     for (without_request_log, expected) in [(false, 1), (true, 0)] {
