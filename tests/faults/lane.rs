@@ -147,6 +147,13 @@ impl<'a> Lane<'a> {
         }
     }
 
+    /// Waits for the calls of the library that are still at work on the lane's GPUs.
+    pub(crate) fn wait_until_idle(&self) {
+        for gpu in self.gpus() {
+            tokio::task::block_in_place(|| self.lab.sim.wait_until_idle(gpu)).unwrap();
+        }
+    }
+
     /// The state in which a step is taken. By force: what an earlier trial has lost must not count twice.
     pub(crate) async fn arrange(&self, step: Step) -> Result<(), String> {
         for gpu in self.gpus() {

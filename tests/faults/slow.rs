@@ -104,9 +104,7 @@ impl Lane<'_> {
     /// The slow call comes to its end: the kubelet asks again, or the claim ends. In both cases nothing is left at the end.
     async fn end_slow(&self, trial: &Trial) -> Result<(), (Flaw, String)> {
         self.end(trial.step, trial.is_retried).await?;
-        for gpu in self.gpus() {
-            tokio::task::block_in_place(|| self.lab.sim.wait_until_idle(gpu)).unwrap();
-        }
+        self.wait_until_idle();
         let found = self.found();
         if is_empty(&found) { Ok(()) } else { Err((Flaw::Leaked, format!("after the claim: {found:?}"))) }
     }
