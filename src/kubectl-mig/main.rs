@@ -15,7 +15,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     // Flags may stand before the subcommand.
     let first = std::env::args().skip(1).find(|it| root.find_subcommand(it).is_some());
     let is_explain = first.as_deref() == Some("explain");
-    // Nobody is left to read it where this fails.
+    // No reader is left where this fails.
     let _ = error.print();
     ExitCode::from(match (error.use_stderr(), is_explain) {
         (false, _) => 0,

@@ -61,7 +61,7 @@ pub enum Stored {
     /// A file that cannot be understood, and why.
     Unreadable(String),
     /// A file that cannot be opened or read now, and why. It may say anything, and the next attempt may succeed. Only a listing
-    /// has this: whoever asks for the journal of such a claim gets the error.
+    /// has this: a request for the journal of the claim returns the error.
     Inaccessible(String),
 }
 

@@ -158,7 +158,7 @@ impl Search<'_, '_> {
         if context.depth == 0 && self.findings.is_seen(node) {
             return;
         }
-        // Any text can have such a word in it; in an object only what requests devices counts.
+        // Any text can contain the word; in an object only what requests devices counts.
         if context.depth > 0 && !context.request && !self.reads_all_strings() {
             return;
         }

@@ -64,7 +64,7 @@ pub struct Explanation {
     pub advice: Vec<String>,
     /// What was taken for granted because the API does not say it.
     pub assumptions: Vec<String>,
-    /// The claims with the allocation that they would get; for whoever places one pod after the other.
+    /// The claims with the allocation that they would get, to place one pod after the other.
     #[serde(skip)]
     pub allocated: Vec<ResourceClaim>,
 }

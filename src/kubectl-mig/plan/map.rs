@@ -1,6 +1,6 @@
 //! The GPUs of a plan: who has which memory slices, and which free ones are stranded.
 //!
-//! A free memory slice is stranded if no device that could be allocated now includes it: nobody can use it until something else
+//! A free memory slice is stranded if no device that could be allocated now includes it: no pod can use it until another device
 //! ends. It is stranded for the mix if no such device is one that the pods of the plan ask for.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +26,7 @@ pub(super) struct MappedGpu {
     pub(super) gpu: Gpu,
     /// Which workload has what, in the order of the devices: profile, first cell, cells. `None` for pods outside the plan.
     pub(super) instances: Vec<Instance>,
-    /// Memory slices that nobody has.
+    /// Memory slices that no claim has.
     pub(super) free: BTreeSet<usize>,
     /// Those of them that no device can use.
     pub(super) stranded: BTreeSet<usize>,

@@ -19,7 +19,7 @@ pub(super) struct Needed {
     pub(super) gpus: usize,
     /// Nodes that have them.
     pub(super) nodes: usize,
-    /// What such a node is, for a person.
+    /// What the node is, as text for people.
     pub(super) like: String,
     /// Whether the nodes come in addition to those that there are.
     pub(super) is_additional: bool,

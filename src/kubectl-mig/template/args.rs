@@ -33,7 +33,7 @@ pub enum MigMode {
     Off,
 }
 
-/// How the driver of such a node is set up. The flags have the names that the driver's have.
+/// How the driver of the node is set up. The flags have the names that the driver's have.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Driver of the nodes")]
 pub struct TemplateArgs {

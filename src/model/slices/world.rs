@@ -15,7 +15,7 @@ use super::render::Owner;
 use super::taint::TaintEffect;
 use crate::layout::Decision;
 
-/// Full comparison even if nothing was heard: a watch may lose a deletion.
+/// Full comparison even if no change was seen: a watch may lose a deletion.
 pub const RESYNC: Duration = Duration::from_secs(300);
 /// How often a gate is asked for again.
 pub const GATE_RETRY: Duration = Duration::from_secs(30);

@@ -78,7 +78,7 @@ impl World {
 
     fn inventory(&self, held: &BTreeSet<String>) -> (Inventory, Vec<Gpu>, OfferPolicy) {
         let mut gpus = self.gpus.clone();
-        gpus[0].state.problem = self.is_unhealthy.then(|| "it is sick".to_owned());
+        gpus[0].state.problem = self.is_unhealthy.then(|| "it is unhealthy".to_owned());
         let policy = OfferPolicy { held: held.clone(), time_slices: self.shares, ..OfferPolicy::default() };
         (inventory_on(&NodeFacts::default(), &gpus, &policy), gpus, policy)
     }
