@@ -26,7 +26,6 @@ use crate::inventory::{AllocatableDevice, GpuInventory, Inventory, fits_into};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::leave_out::leave_out;
-use super::transition::names;
 use super::withdrawn::{Gone, Withdrawn};
 
 /// Remembers what stays, and until when something may have to come back.
@@ -156,7 +155,7 @@ impl RetainedDevices {
                 shown.to_mut().gpus[index] = GpuInventory { devices, ..gpu.clone() };
             }
         }
-        let is_shown = names(&shown);
+        let is_shown = shown.names();
         self.withdrawn.retain(|name| !is_shown.contains(name));
         shown
     }

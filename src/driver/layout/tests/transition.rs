@@ -2,7 +2,7 @@
 //!
 //! Longer than other files: the properties and the facts are played with the same steps in the same world.
 
-use mig_model::slices::{Pool, names};
+use mig_model::slices::Pool;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -134,7 +134,7 @@ fn play_in(mut world: World, model: u8, steps: &[Step], has_gate: bool, is_wild:
             }
             Step::Return => world.is_lost = false,
             Step::Allocate(which, _) if is_wild => {
-                let all: Vec<String> = names(&world.inventory).into_iter().collect();
+                let all: Vec<String> = world.inventory.names().into_iter().collect();
                 world.claim(all[pick(which, all.len())].clone());
             }
             Step::Allocate(which, age) => world.allocate(which, age),
