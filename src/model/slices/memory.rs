@@ -10,7 +10,7 @@ use k8s_openapi::api::resource::v1::ResourceSlice;
 use super::pool::Pool;
 use super::render::names as names_in;
 use super::retained::{Devices, RetainedDevices};
-use super::sharing::{ShareTransition, is_of};
+use super::sharing::ShareTransition;
 use super::transition::{Held, Transition};
 use super::undescribed::UndescribedDevices;
 use super::world::{Published, Question, World};
@@ -103,8 +103,9 @@ impl Memory {
     ) -> Result<BTreeSet<String>, Question> {
         let (inventory, held) = (world.node.inventory, world.node.held);
         // GPUs that are not cut see to what they withdraw, and so do layouts.
-        let is_cut = |name: &&String| !inventory.gpus.iter().any(|it| !it.can_be_cut() && is_of(name, it));
-        let cut = |names: &BTreeSet<String>| names.iter().filter(is_cut).cloned().collect::<BTreeSet<_>>();
+        let cut = |names: &BTreeSet<String>| {
+            names.iter().filter(|it| !inventory.is_uncut(it)).cloned().collect::<BTreeSet<_>>()
+        };
         let withheld = inventory.gpus.iter().flat_map(|it| &it.withheld).map(|it| it.name.to_string());
         let known = cut(&inventory.names().into_iter().chain(withheld).collect());
         let prepared = known.intersection(held).cloned().collect();
@@ -120,6 +121,7 @@ impl Memory {
             withheld: &withheld,
             published: &before,
             prepared: &prepared,
+            is_wiped: published.slices.is_empty(),
         };
         if self.retained.asks(devices, now) {
             let claims = world.claims()?;
@@ -168,6 +170,7 @@ impl Memory {
         }
         let shown = self.retained.show(offered, before, prepared);
         let seen = self.seen(pool.as_ref());
+        let pool = pool.map(|it| it.without(|name| is_apart(name, world.node.inventory)));
         let part = self.transition.count(&shown, pool.as_ref(), &seen, held, now);
         Ok(part.map_or(shown, Cow::Owned))
     }
@@ -194,10 +197,11 @@ impl Memory {
         read_at: Instant,
     ) -> Inventory {
         let seen = self.seen(pool);
+        let pool = pool.cloned().map(|it| it.without(|name| is_apart(name, all)));
         // Where nothing changes, nothing was read.
         let allocated = if self.allocated.is_empty() { prepared } else { &self.allocated };
         self.retained.leave_nothing_out();
-        self.transition.step(all, target, pool, &seen, Held { prepared, allocated, read_at })
+        self.transition.step(all, target, pool.as_ref(), &seen, Held { prepared, allocated, read_at })
     }
 
     /// What schedulers have seen, as far as this process knows.
@@ -207,8 +211,12 @@ impl Memory {
 
     /// The pool that is published, without what only stays in it.
     pub(super) fn pool(&self, published: &Published) -> Option<Pool> {
-        let mut pool = Pool::of(&published.slices)?;
-        pool.devices.retain(|it| !self.undescribed.has(it));
-        Some(pool)
+        Pool::of(&published.slices).map(|it| it.without(|name| self.undescribed.has(name)))
     }
+}
+
+/// Whether a device overlaps none, so that neither counters nor a layout keep it apart: it is of a GPU without MIG, or an instance
+/// that another program made.
+fn is_apart(name: &str, inventory: &Inventory) -> bool {
+    inventory.is_uncut(name) || inventory.device(name).is_some_and(|it| it.consumes.is_empty())
 }

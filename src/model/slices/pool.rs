@@ -33,4 +33,10 @@ impl Pool {
             is_open: slices.iter().all(is_whole),
         })
     }
+
+    /// The same without some of its devices.
+    pub(super) fn without(mut self, is_left_out: impl Fn(&str) -> bool) -> Self {
+        self.devices.retain(|it| !is_left_out(it));
+        self
+    }
 }

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::inventory::{DeviceKind, DeviceName, GpuInventory, Inventory};
+use crate::inventory::{DeviceKind, GpuInventory, Inventory};
 
 use super::withdrawn::Withdrawn;
 use super::world::{Question, RESYNC, World};
@@ -39,12 +39,11 @@ impl ShareTransition {
         now: Instant,
     ) -> Result<(Cow<'i, Inventory>, Duration), Question> {
         let uncut = || inventory.gpus.iter().filter(|it| !it.can_be_cut());
-        let is_uncut = |name: &str| uncut().any(|it| is_of(name, it));
-        let before: BTreeSet<String> = seen.iter().filter(|it| is_uncut(it)).cloned().collect();
+        let before: BTreeSet<String> = seen.iter().filter(|it| inventory.is_uncut(it)).cloned().collect();
         let wanted: BTreeSet<String> = uncut().flat_map(names).collect();
         let settle = world.settings.settle_time;
         self.look(now);
-        self.withdrawn.retain(is_uncut);
+        self.withdrawn.retain(|name| inventory.is_uncut(name));
         if uncut().next().is_none() {
             return Ok((Cow::Borrowed(inventory), RESYNC));
         }
@@ -68,7 +67,7 @@ impl ShareTransition {
         for gpu in settled.gpus.iter_mut().filter(|it| !it.can_be_cut()) {
             let target = gpu.with_held(&held);
             is_held_up |= names(&target) != names(gpu);
-            let before = before.iter().filter(|it| is_of(it, gpu)).cloned().collect();
+            let before = before.iter().filter(|it| gpu.is_of(it)).cloned().collect();
             *gpu = self.step(&target, &before, &held, claims.read_at, settle);
         }
         let due = match self.since() {
@@ -108,7 +107,7 @@ impl ShareTransition {
         self.withdrawn.add_missing(before, &wanted);
         self.withdrawn.settle(settle, read_at);
         self.withdrawn.retain(|name| !wanted.contains(name));
-        let gone = || self.withdrawn.names().filter(|it| is_of(it, target));
+        let gone = || self.withdrawn.names().filter(|it| target.is_of(it));
         let (whole_is_gone, share_is_gone) =
             (gone().any(|it| *it == target.counter_set), gone().any(|it| *it != target.counter_set));
         let mut next = target.clone();
@@ -138,17 +137,12 @@ fn names(gpu: &GpuInventory) -> BTreeSet<String> {
     gpu.devices.iter().map(|it| it.name.to_string()).collect()
 }
 
-/// True for the name of a GPU or of a share of it.
-pub(super) fn is_of(name: &str, gpu: &GpuInventory) -> bool {
-    DeviceName::share_in(name).map_or(name, |(gpu, _)| gpu) == gpu.counter_set
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::inventory::AllocatableDevice;
+    use crate::inventory::{AllocatableDevice, DeviceName};
 
     const SETTLE: Duration = Duration::from_secs(10);
 

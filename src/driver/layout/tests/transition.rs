@@ -153,8 +153,15 @@ fn play_in(mut world: World, model: u8, steps: &[Step], has_gate: bool, is_wild:
     }
 }
 
+/// The variable `PROPTEST_CASES` asks for more cases.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    let cases = std::env::var("PROPTEST_CASES").map_or(CASES, |_| default.cases);
+    ProptestConfig { cases, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..default }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: CASES, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn late_schedulers_never_give_away_what_overlaps(
@@ -190,7 +197,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: CASES, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn no_counter_is_ever_below_what_allocated_devices_consume(
@@ -205,7 +212,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: CASES, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn what_claims_have_of_a_lost_gpu_stays_as_it_is_published(
