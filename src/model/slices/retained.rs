@@ -306,8 +306,13 @@ mod tests {
         [offered, withheld, published, allocated]: [&[&str]; 4],
     ) -> (bool, BTreeSet<String>) {
         let (offered, withheld, published) = (set(offered), set(withheld), set(published));
-        let devices =
-            Devices { offered: &offered, withheld: &withheld, published: &published, prepared: &NOTHING, is_wiped: false };
+        let devices = Devices {
+            offered: &offered,
+            withheld: &withheld,
+            published: &published,
+            prepared: &NOTHING,
+            is_wiped: false,
+        };
         let asks = retained.asks(devices, at);
         if asks {
             retained.found(&set(allocated), devices, at);

@@ -4,10 +4,10 @@
 
 use mig_model::slices::Pool;
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 
 use super::world::{SETTLE, World, pick};
 use super::*;
+use crate::publisher::tests::config;
 
 /// Enough to find each of the faults that are named in the tests below within seconds.
 const CASES: u32 = 1024;
@@ -153,15 +153,8 @@ fn play_in(mut world: World, model: u8, steps: &[Step], has_gate: bool, is_wild:
     }
 }
 
-/// The variable `PROPTEST_CASES` asks for more cases.
-fn config() -> ProptestConfig {
-    let default = ProptestConfig::default();
-    let cases = std::env::var("PROPTEST_CASES").map_or(CASES, |_| default.cases);
-    ProptestConfig { cases, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..default }
-}
-
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(config(CASES))]
 
     #[test]
     fn late_schedulers_never_give_away_what_overlaps(
@@ -197,7 +190,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(config(CASES))]
 
     #[test]
     fn no_counter_is_ever_below_what_allocated_devices_consume(
@@ -212,7 +205,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(config(CASES))]
 
     #[test]
     fn what_claims_have_of_a_lost_gpu_stays_as_it_is_published(

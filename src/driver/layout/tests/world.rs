@@ -93,6 +93,8 @@ pub(super) struct World {
     /// Devices have gone for another reason than a layout where counters are kept. Schedulers that have seen that and others
     /// that have not don't count the same devices for a while, so they may give away what overlaps; it must not be prepared.
     pub(super) may_overlap: bool,
+    /// Claims had devices that overlap when what is published was decided: what is allocated stays.
+    has_overlap: bool,
     /// Whether the driver has not decided anything yet.
     is_new: bool,
     decided: Option<Decided>,
@@ -117,6 +119,7 @@ impl World {
             is_lost: false,
             filter: ProfileFilter::default(),
             may_overlap: false,
+            has_overlap: false,
             rounds: Rounds::with_layouts(default_layouts(&facts)),
             keeps_counters: false,
             is_new: true,
@@ -225,12 +228,14 @@ impl World {
                 pool.devices,
             );
         }
+        // A write that fails leaves slices as they were.
+        self.has_overlap = !self.can_exist(&allocated) || !is_whole && self.has_overlap;
         assert!(
             is_counted
                 || pool.is_counted
                 || !pool.is_open
                 || self.can_exist(&pool.devices)
-                || !self.can_exist(&allocated),
+                || self.has_overlap,
             "published together: {:?}",
             pool.devices
         );
