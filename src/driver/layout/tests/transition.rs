@@ -2,12 +2,12 @@
 //!
 //! Longer than other files: the properties and the facts are played with the same steps in the same world.
 
-use mig_model::slices::{Pool, names};
+use mig_model::slices::Pool;
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 
 use super::world::{SETTLE, World, pick};
 use super::*;
+use crate::publisher::tests::config;
 
 /// Enough to find each of the faults that are named in the tests below within seconds.
 const CASES: u32 = 1024;
@@ -134,7 +134,7 @@ fn play_in(mut world: World, model: u8, steps: &[Step], has_gate: bool, is_wild:
             }
             Step::Return => world.is_lost = false,
             Step::Allocate(which, _) if is_wild => {
-                let all: Vec<String> = names(&world.inventory).into_iter().collect();
+                let all: Vec<String> = world.inventory.names().into_iter().collect();
                 world.claim(all[pick(which, all.len())].clone());
             }
             Step::Allocate(which, age) => world.allocate(which, age),
@@ -154,7 +154,7 @@ fn play_in(mut world: World, model: u8, steps: &[Step], has_gate: bool, is_wild:
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: CASES, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(CASES))]
 
     #[test]
     fn late_schedulers_never_give_away_what_overlaps(
@@ -190,7 +190,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: CASES, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(CASES))]
 
     #[test]
     fn no_counter_is_ever_below_what_allocated_devices_consume(
@@ -205,7 +205,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: CASES, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(CASES))]
 
     #[test]
     fn what_claims_have_of_a_lost_gpu_stays_as_it_is_published(

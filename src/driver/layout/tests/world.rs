@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::resource::v1::{Counter, Device, ResourceSlice};
 use mig_model::claim::ClaimRef;
 use mig_model::inventory::{OfferPolicy, ProfileFilter};
-use mig_model::slices::{CounterSupport, GATE_RETRY, Gate, Gates, Pool, names};
+use mig_model::slices::{CounterSupport, GATE_RETRY, Gate, Gates, Pool};
 
 use super::*;
 use crate::checkpoint::{Record, RecordedKind};
@@ -93,6 +93,8 @@ pub(super) struct World {
     /// Devices have gone for another reason than a layout where counters are kept. Schedulers that have seen that and others
     /// that have not don't count the same devices for a while, so they may give away what overlaps; it must not be prepared.
     pub(super) may_overlap: bool,
+    /// Claims had devices that overlap when what is published was decided: what is allocated stays.
+    has_overlap: bool,
     /// Whether the driver has not decided anything yet.
     is_new: bool,
     decided: Option<Decided>,
@@ -117,6 +119,7 @@ impl World {
             is_lost: false,
             filter: ProfileFilter::default(),
             may_overlap: false,
+            has_overlap: false,
             rounds: Rounds::with_layouts(default_layouts(&facts)),
             keeps_counters: false,
             is_new: true,
@@ -225,12 +228,14 @@ impl World {
                 pool.devices,
             );
         }
+        // A write that fails leaves slices as they were.
+        self.has_overlap = !self.can_exist(&allocated) || !is_whole && self.has_overlap;
         assert!(
             is_counted
                 || pool.is_counted
                 || !pool.is_open
                 || self.can_exist(&pool.devices)
-                || !self.can_exist(&allocated),
+                || self.has_overlap,
             "published together: {:?}",
             pool.devices
         );
@@ -465,7 +470,7 @@ impl World {
         let held = &held - &left_out;
         assert!(held.is_subset(&published), "{held:?} are allocated, not {published:?}");
         if self.keeps_counters && !self.is_lost {
-            let wanted = &names(&self.counted(&held)) - &left_out;
+            let wanted = &self.counted(&held).names() - &left_out;
             assert_eq!(published, wanted, "and the rest is as it is wanted");
         }
         if self.may_overlap || self.is_lost {
@@ -475,7 +480,7 @@ impl World {
         self.rest(true);
         let held = &self.prepared() | &self.allocated();
         let target = apply(&self.offers(&held), &self.rounds.layout.layouts, &held).inventory;
-        assert_eq!(self.published(), names(&target));
+        assert_eq!(self.published(), target.names());
         assert!(self.pool().unwrap().is_open, "free devices can be allocated");
         self.ends();
     }
@@ -489,9 +494,9 @@ impl World {
         let nothing = BTreeSet::new();
         let expected = match (self.is_lost, self.keeps_counters) {
             (true, _) => BTreeSet::new(),
-            (false, true) => names(&self.counted(&nothing)),
+            (false, true) => self.counted(&nothing).names(),
             (false, false) => {
-                names(&apply(&self.offers(&nothing), &self.rounds.layout.layouts, &nothing).inventory)
+                apply(&self.offers(&nothing), &self.rounds.layout.layouts, &nothing).inventory.names()
             }
         };
         assert_eq!(self.published(), expected, "without claims");

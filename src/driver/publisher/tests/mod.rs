@@ -4,6 +4,7 @@
 mod allocated;
 mod claim_lists;
 mod gates;
+mod restarts;
 mod scene;
 mod shares;
 mod step;
@@ -20,6 +21,14 @@ use mig_model::layout::{Decision, Layouts};
 use mig_model::placement::Policy;
 
 use mig_model::slices::*;
+use proptest::test_runner::{Config, RngSeed};
+
+/// How the worlds are played: always the same cases, so many unless the variable `PROPTEST_CASES` asks for more.
+pub(crate) fn config(cases: u32) -> Config {
+    let default = Config::default();
+    let cases = cases.max(std::env::var("PROPTEST_CASES").map_or(0, |_| default.cases));
+    Config { cases, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..default }
+}
 
 /// Seconds.
 pub(crate) const SETTLE: u64 = 10;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use mig_model::inventory::inventory_on;
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 
 use super::*;
 use crate::layout::tests::{facts, gpus};
@@ -173,7 +172,7 @@ impl World {
         self.write(usize::MAX);
         let held = self.with(|_| true);
         let offered = self.inventory(&held).0;
-        assert_eq!(self.published(), names(&offered), "{held:?} are held");
+        assert_eq!(self.published(), offered.names(), "{held:?} are held");
     }
 }
 
@@ -194,7 +193,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4096, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(4096))]
 
     #[test]
     fn late_schedulers_never_give_away_a_whole_gpu_beside_a_share_and_what_they_gave_stays(
