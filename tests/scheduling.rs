@@ -284,7 +284,7 @@ async fn a_pending_pod_gets_its_device_after_what_kubectl_mig_explain_advises() 
         let answer = explain(&snapshot, &subject);
         assert_eq!(
             (answer.verdict, answer.reasons[0].reason),
-            (Verdict::NotNow, ReasonId::AllTaken),
+            (Verdict::NotNow, ReasonId::AllAllocated),
             "{answer:#?}"
         );
         let ends = answer.advice.iter().find_map(|it| it.strip_prefix("kubectl -n default delete pod "));

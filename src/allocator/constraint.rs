@@ -51,6 +51,12 @@ impl<'a> MatchAttribute<'a> {
         true
     }
 
+    /// What the next device has to do with: the first device's value, and how many devices there are.
+    pub(crate) fn state(&self) -> [usize; 2] {
+        let value = self.value.filter(|_| self.devices > 0);
+        [value.map_or(0, |it| std::ptr::from_ref(it).addr()), self.devices]
+    }
+
     /// Takes back one successful [`add`](Self::add).
     pub(crate) fn remove(&mut self, request: &str) {
         if covers(self.constraint, request) {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceAttribute, DeviceConstraint, ResourceClaim};
 use serde::Serialize;
 
@@ -14,7 +13,7 @@ use crate::counters::{Counters, consumes};
 use crate::pool::{Candidate, PoolProblem, PoolReport, View};
 use crate::refusal::{Abort, Refusal, SelectorError};
 use crate::request::{self, Amount, Wanted, Written};
-use crate::search::Search;
+use crate::search::{Search, Solved};
 use crate::select::{Selected, intolerable, selected};
 use crate::shortage::Shortage;
 
@@ -60,6 +59,13 @@ impl RequestReport {
     /// Devices that nothing stands in the way of.
     pub fn usable(&self) -> impl Iterator<Item = &DeviceId> {
         self.devices.iter().filter(|d| d.finding == Finding::Usable).map(|d| &d.id)
+    }
+
+    /// The report of a request that asks for the same in the same claim; `None` where something in it names this one.
+    fn for_equal(&self, other: &Written<'_>) -> Option<Self> {
+        let names_it = |it: &DeviceReport| matches!(it.finding, Finding::SelectorError { .. });
+        let is_plain = self.abort.is_none() && !self.devices.iter().any(names_it);
+        is_plain.then(|| Self { request: other.name(), ..self.clone() })
     }
 }
 
@@ -141,32 +147,35 @@ pub enum Finding {
     },
 }
 
+/// Explains what a search found.
 pub(crate) fn explain(
     cluster: &Cluster<'_>,
-    node: &Node,
+    view: &View<'_>,
     claims: &[ResourceClaim],
     allocated: &Allocated,
+    solved: Solved,
 ) -> Explanation {
-    let view = cluster.pools.view(node);
-    let outcome = Search::new(cluster, &view, claims, allocated).solve(cluster.leaks);
+    let Solved { outcome, leaked } = solved;
     let fits_without_leak = match outcome {
         Ok(_) | Err(Refusal::Aborted(_)) => None,
         Err(_) if !cluster.leaks => None,
-        Err(_) => Some(Search::new(cluster, &view, claims, allocated).solve(false).is_ok()),
+        Err(_) => Some(leaked && Search::new(cluster, view, claims, allocated).solve(false).outcome.is_ok()),
     };
-    let mut counters = Counters::new(&view, allocated);
-    let pools = pools(&view, &mut counters);
-    let mut explainer = Explainer { cluster, view: &view, allocated, counters, evaluator: Evaluator::new() };
+    let mut counters = Counters::new(view, allocated);
+    let pools = pools(view, &mut counters);
+    let mut explainer = Explainer { cluster, view, allocated, counters, evaluator: Evaluator::new() };
     let mut requests = Vec::new();
     for (index, claim) in claims.iter().enumerate() {
-        let mut reports: Vec<RequestReport> = request::requests(claim)
-            .iter()
-            .flat_map(request::written)
-            .map(|written| explainer.request(index, claim, &written))
-            .collect();
+        let written: Vec<Written<'_>> = request::requests(claim).iter().flat_map(request::written).collect();
+        let mut reports: Vec<RequestReport> = Vec::new();
+        for (position, this) in written.iter().enumerate() {
+            let equal = written[..position].iter().position(|it| it.is_equal(this));
+            let known = equal.and_then(|it| reports[it].for_equal(this));
+            reports.push(known.unwrap_or_else(|| explainer.request(index, claim, this)));
+        }
         let devices = claim.spec.devices.as_ref();
         for constraint in devices.and_then(|d| d.constraints.as_deref()).unwrap_or_default() {
-            constrain(&view, constraint, &mut reports);
+            constrain(view, constraint, &mut reports);
         }
         requests.extend(reports);
     }
@@ -255,7 +264,8 @@ impl<'a> Explainer<'_, 'a> {
             devices.requests = Some(vec![request]);
             devices.constraints = None;
         }
-        self.cluster.allocate(self.view.node, std::slice::from_ref(&alone), self.allocated)
+        let claims = std::slice::from_ref(&alone);
+        Search::new(self.cluster, self.view, claims, self.allocated).solve(self.cluster.leaks).outcome
     }
 
     fn finding(

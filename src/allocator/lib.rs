@@ -35,8 +35,8 @@
 //! ```
 //!
 //! Layers, each knows those before it: `quantity`, `features`; `cel_env`; `refusal`, `shortage`; `node`, `pool`; `cluster`;
-//! `counters`, `constraint`; `request`; `choice`, `select`; `result`; `search`; `explain`, `room`. [`extended`] makes claims of extended
-//! resources and knows `quantity` only.
+//! `counters`, `constraint`; `request`; `choice`, `select`; `result`; `dead_ends`, `search`; `explain`, `room`; `attempt`. [`extended`]
+//! makes claims of extended resources and knows `quantity` only.
 
 #![allow(
     clippy::result_large_err,
@@ -44,11 +44,13 @@
 )]
 
 mod allocated;
+mod attempt;
 pub mod cel_env;
 mod choice;
 mod cluster;
 mod constraint;
 mod counters;
+mod dead_ends;
 mod explain;
 pub mod extended;
 mod features;
@@ -67,6 +69,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 
 pub use allocated::{Allocated, ClaimRef, DeviceId};
+pub use attempt::Attempt;
 pub use cel_env::EvaluationError;
 pub use cluster::{Cluster, MAX_DEVICES, MAX_STEPS};
 pub use explain::{DeviceReport, Explanation, Finding, RequestReport};
@@ -89,13 +92,12 @@ impl Cluster<'_> {
         claims: &[ResourceClaim],
         allocated: &Allocated,
     ) -> Result<Vec<AllocationResult>, Refusal> {
-        let view = self.pools.view(node);
-        search::Search::new(self, &view, claims, allocated).solve(self.leaks)
+        self.attempt(node, claims, allocated).into_outcome()
     }
 
     /// Says of every request and every device of the node whether it would do, and if not, why not.
     #[must_use]
     pub fn explain(&self, node: &Node, claims: &[ResourceClaim], allocated: &Allocated) -> Explanation {
-        explain::explain(self, node, claims, allocated)
+        self.attempt(node, claims, allocated).explain()
     }
 }

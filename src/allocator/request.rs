@@ -94,6 +94,13 @@ impl<'a> Written<'a> {
         }
     }
 
+    /// Whether another request asks for the same, whatever the names are.
+    pub(crate) fn is_equal(&self, other: &Self) -> bool {
+        let asked = |it: &Self| (it.class, it.mode, it.count, it.admin, it.alternative.is_some());
+        asked(self) == asked(other)
+            && (self.selectors, self.tolerations) == (other.selectors, other.tolerations)
+    }
+
     /// `None` for a mode that is not known.
     pub(crate) fn amount(&self) -> Option<Amount> {
         match self.mode {

@@ -10,6 +10,7 @@ use crate::choice::{Choice, Request};
 use crate::cluster::{Cluster, MAX_DEVICES};
 use crate::constraint::MatchAttribute;
 use crate::counters::{Counters, consumes};
+use crate::dead_ends::{DeadEnds, State};
 use crate::pool::{Candidate, PoolProblem, View};
 use crate::refusal::{Abort, Refusal};
 use crate::request::{self, Amount, Wanted};
@@ -44,6 +45,14 @@ impl From<Abort> for Stop {
     }
 }
 
+/// What a search found.
+#[derive(Debug)]
+pub(crate) struct Solved {
+    pub(crate) outcome: Result<Vec<AllocationResult>, Refusal>,
+    /// Whether a refused candidate kept its counters. If not, the search is the same where none does.
+    pub(crate) leaked: bool,
+}
+
 /// The state of one attempt on one node.
 pub(crate) struct Search<'p, 'a> {
     cluster: &'p Cluster<'a>,
@@ -59,8 +68,11 @@ pub(crate) struct Search<'p, 'a> {
     given: Vec<BTreeSet<usize>>,
     evaluator: Evaluator,
     steps: usize,
+    dead_ends: DeadEnds,
     /// Whether a candidate that a taint or a constraint refuses keeps its counters, as upstream's do.
     leaks: bool,
+    /// How many have kept them.
+    leaked: usize,
 }
 
 impl<'p, 'a> Search<'p, 'a> {
@@ -82,13 +94,20 @@ impl<'p, 'a> Search<'p, 'a> {
             given: view.candidates.iter().map(|_| BTreeSet::new()).collect(),
             evaluator: Evaluator::new(),
             steps: 0,
+            dead_ends: DeadEnds::default(),
             leaks: true,
+            leaked: 0,
         }
     }
 
-    /// Searches from the start.
-    pub(crate) fn solve(mut self, leaks: bool) -> Result<Vec<AllocationResult>, Refusal> {
+    /// Searches from the start. Says, too, whether a refused candidate kept its counters.
+    pub(crate) fn solve(mut self, leaks: bool) -> Solved {
         self.leaks = leaks;
+        let outcome = self.outcome();
+        Solved { outcome, leaked: self.leaked > 0 }
+    }
+
+    fn outcome(&mut self) -> Result<Vec<AllocationResult>, Refusal> {
         for claim in 0..self.claims.len() {
             self.prepare(claim)?;
         }
@@ -236,16 +255,53 @@ impl<'p, 'a> Search<'p, 'a> {
         done
     }
 
-    /// Tries every candidate as the next device.
+    /// Finds the next device, unless it is known from here that there is none. What was tried then counts again.
     fn any(&mut self, at: At, inside: bool) -> Result<bool, Stop> {
+        let Some(state) = self.state(at, inside) else { return self.try_each(at, inside) };
+        if let Some(steps) = self.dead_ends.steps(&state, self.leaked) {
+            return self.count(steps).map(|()| false);
+        }
+        let (steps, leaked) = (self.steps, self.leaked);
+        let found = self.try_each(at, inside)?;
+        if !found && self.leaked == leaked {
+            self.dead_ends.add(state, self.steps - steps);
+        }
+        Ok(found)
+    }
+
+    /// Where the search stands, if it can come here again.
+    fn state(&self, at: At, inside: bool) -> Option<State> {
+        let chosen: usize = self.chosen.iter().map(Vec::len).sum();
+        if chosen < 2 {
+            return None;
+        }
+        let mut state = vec![at.claim, at.request, at.alternative, at.device, usize::from(inside)];
+        for of_claim in &self.chosen {
+            state.push(of_claim.len());
+            let first = state.len();
+            state.extend(of_claim.iter().map(|choice| choice.candidate));
+            state[first..].sort_unstable();
+        }
+        state.extend(self.constraints.iter().flatten().flat_map(MatchAttribute::state));
+        Some(state)
+    }
+
+    /// Counts candidates that are tried.
+    fn count(&mut self, steps: usize) -> Result<(), Stop> {
+        self.steps = self.steps.saturating_add(steps);
+        if self.steps > self.cluster.max_steps {
+            return Err(Stop::Refused(Refusal::TimedOut));
+        }
+        Ok(())
+    }
+
+    /// Tries every candidate as the next device.
+    fn try_each(&mut self, at: At, inside: bool) -> Result<bool, Stop> {
         for candidate in 0..self.view.candidates.len() {
             if self.is_taken(at, candidate) {
                 continue;
             }
-            self.steps += 1;
-            if self.steps > self.cluster.max_steps {
-                return Err(Stop::Refused(Refusal::TimedOut));
-            }
+            self.count(1)?;
             let known = self.requests[at.claim][at.request].answers[at.alternative][candidate];
             let selected = match known {
                 Some(answer) => answer,
@@ -330,7 +386,9 @@ impl<'p, 'a> Search<'p, 'a> {
 
     /// A candidate that got its counters is refused after all.
     fn refused(&mut self, candidate: usize, counted: bool) {
-        if counted && !self.leaks {
+        if counted && self.leaks {
+            self.leaked += 1;
+        } else if counted {
             self.counters.give_back(candidate);
         }
     }

@@ -38,7 +38,7 @@ pub enum Command {
     Explain(ExplainArgs),
     /// List nodes, GPUs or claims: what is held, what is free, and what is wrong.
     ///
-    /// In the column SLICES letters are what pods hold, `·` is free, `-` is neither held nor can it be allocated, `x` is not
+    /// In the column SLICES letters are what pods hold, `.` is free, `-` is neither held nor can it be allocated, `x` is not
     /// offered. FREE counts each profile by itself. Exit status: 0 something is listed, 1 there is nothing to list or not all that
     /// was named, 2 the cluster or the files cannot be read.
     Get(GetArgs),

@@ -108,7 +108,7 @@ fn get_lists_what_the_api_server_holds() {
     let cluster = Cluster::with_a_node();
     let gpus = listed(&cluster.get(&[]));
     assert_eq!(gpus.lines().count(), 4, "{gpus}");
-    assert!(gpus.contains("A·······") && gpus.contains("········"), "{gpus}");
+    assert!(gpus.contains("A.......") && gpus.contains("........"), "{gpus}");
     assert!(gpus.contains("A 1g.10gb") && gpus.contains("team/pod-train"), "{gpus}");
     assert!(!gpus.contains('\x1b'), "no colors in a pipe: {gpus:?}");
     let nodes = listed(&cluster.get(&["nodes"]));
@@ -319,7 +319,7 @@ fn watch_prints_again_when_a_claim_or_a_slice_changes() {
     cluster.server.compact();
     cluster.server.delete(&kinds::RESOURCE_CLAIM, "team", "web").unwrap();
     // The bar of the second GPU was printed before the claim above; now it is free again.
-    watching.until("········");
+    watching.until("........");
     watching.stop();
 }
 
@@ -359,7 +359,7 @@ fn get_reads_what_kubectl_prints() {
     items.push(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other"}}));
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
     let gpus = listed(&from(&directory, "dump.json", &list.to_string(), &["gpus"]));
-    assert!(gpus.contains("A·······") && gpus.contains("team/pod-train"), "{gpus}");
+    assert!(gpus.contains("A.......") && gpus.contains("team/pod-train"), "{gpus}");
     // Each document as YAML; JSON is YAML, too.
     let yaml: String = items.iter().map(|it| format!("---\n{it}\n")).collect();
     assert_eq!(listed(&from(&directory, "dump.yaml", &yaml, &["gpus"])), gpus);

@@ -14,12 +14,13 @@
 mod cost;
 mod device;
 mod quantity;
+mod reads;
 mod version;
 mod wrong_type;
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cel::common::ast::{ComprehensionExpr, Expr, ListExpr, LiteralValue};
 use cel::parser::Macro;
@@ -28,6 +29,7 @@ use k8s_openapi::api::resource::v1::Device;
 use serde::Serialize;
 
 use device::DeviceValue;
+use reads::Reads;
 
 /// Why an expression could not be compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize)]
@@ -107,23 +109,57 @@ pub fn compile(expression: &str) -> Result<Program, CompileError> {
     Ok(program)
 }
 
+/// Answers of an expression that are remembered by what it reads.
+const MAX_ANSWERS: usize = 1 << 12;
+
 /// Compiled expressions, to be shared by clusters that use the same ones.
 #[derive(Debug, Clone, Default)]
-pub struct Programs(Arc<Mutex<HashMap<String, Compiled>>>);
+pub struct Programs(Arc<Mutex<HashMap<String, Arc<Compiled>>>>);
 
-/// The number of an expression, and what became of it.
-type Compiled = (usize, Arc<Result<Program, CompileError>>);
+/// An expression and what became of it.
+#[derive(Debug)]
+struct Compiled {
+    number: usize,
+    program: Result<Program, CompileError>,
+    reads: Option<Reads>,
+    /// By the values that it reads of a device.
+    answers: Mutex<HashMap<Vec<u8>, Result<bool, EvaluationError>>>,
+}
 
 impl Programs {
-    fn compiled(&self, expression: &str) -> Compiled {
-        // A map of finished entries is whole whenever another thread panicked.
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn compiled(&self, expression: &str) -> Arc<Compiled> {
+        let mut known = lock(&self.0);
         if let Some(compiled) = known.get(expression) {
-            return compiled.clone();
+            return Arc::clone(compiled);
         }
-        let compiled = (known.len(), Arc::new(compile(expression)));
-        known.insert(expression.to_owned(), compiled.clone());
+        let (number, program) = (known.len(), compile(expression));
+        let reads = program.as_ref().ok().and_then(|it| Reads::of(it.expression()));
+        let compiled = Arc::new(Compiled { number, program, reads, answers: Mutex::default() });
+        known.insert(expression.to_owned(), Arc::clone(&compiled));
         compiled
+    }
+}
+
+/// A map of finished entries is whole whenever another thread panicked.
+fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
+    map.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Compiled {
+    /// Whether the expression selects the device. The same is asked for many devices that differ in nothing that it reads.
+    fn answer(&self, evaluator: &Evaluator, driver: &str, device: &Device) -> Result<bool, EvaluationError> {
+        let program = self.program.as_ref().map_err(|error| EvaluationError::Compile(error.clone()))?;
+        let Some(reads) = &self.reads else { return evaluator.selects(program, driver, device) };
+        let values = reads.values(driver, device);
+        if let Some(known) = lock(&self.answers).get(&values) {
+            return known.clone();
+        }
+        let answer = evaluator.selects(program, driver, device);
+        let mut answers = lock(&self.answers);
+        if answers.len() < MAX_ANSWERS {
+            answers.insert(values, answer.clone());
+        }
+        answer
     }
 }
 
@@ -149,17 +185,13 @@ impl Selectors {
         driver: &str,
         device: &Device,
     ) -> Result<bool, EvaluationError> {
-        let (number, program) = self.programs.compiled(expression);
-        let program = match &*program {
-            Ok(program) => program,
-            Err(error) => return Err(EvaluationError::Compile(error.clone())),
-        };
-        let key = (number, std::ptr::from_ref(device).addr());
-        if let Some(known) = self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+        let compiled = self.programs.compiled(expression);
+        let key = (compiled.number, std::ptr::from_ref(device).addr());
+        if let Some(known) = lock(&self.answers).get(&key) {
             return known.clone();
         }
-        let answer = evaluator.selects(program, driver, device);
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).insert(key, answer.clone());
+        let answer = compiled.answer(evaluator, driver, device);
+        lock(&self.answers).insert(key, answer.clone());
         answer
     }
 }

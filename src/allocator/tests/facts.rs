@@ -62,6 +62,11 @@ fn setup(slices: Vec<ResourceSlice>) -> Setup {
     Setup { slices, allocated: Allocated::default() }
 }
 
+/// `count` requests for a 1g each.
+fn small(count: usize) -> Vec<Value> {
+    (0..count).map(|it| profile(&format!("r{it}"), "1g")).collect()
+}
+
 impl Setup {
     fn using(mut self, device: &str) -> Self {
         let id = DeviceId { driver: DRIVER.into(), pool: "p".into(), device: device.into() };
@@ -75,12 +80,16 @@ impl Setup {
     }
 
     fn explain(&self, claims: &[ResourceClaim]) -> Explanation {
+        self.explain_within(claims, 100_000)
+    }
+
+    fn explain_within(&self, claims: &[ResourceClaim], max_steps: usize) -> Explanation {
         let node: Node = serde_json::from_value(json!({"metadata": {"name": "node-0"}})).unwrap();
         let class: DeviceClass =
             serde_json::from_value(json!({"metadata": {"name": "mig"}, "spec": {"selectors": [
             {"cel": {"expression": format!("device.driver == \"{DRIVER}\"")}}]}}))
             .unwrap();
-        Cluster::new(&self.slices, [&class], Features::ALL).with_max_steps(100_000).explain(
+        Cluster::new(&self.slices, [&class], Features::ALL).with_max_steps(max_steps).explain(
             &node,
             claims,
             &self.allocated,
@@ -194,6 +203,112 @@ fn count_takes_so_many_devices_and_all_takes_every_one() {
     let all = requests(&[all]);
     assert_eq!(setup(slices()).devices(std::slice::from_ref(&all)).unwrap().len(), 4);
     assert_eq!(setup(slices()).using("gpu-0-mig-1g-0").allocate(&[all]), Err(Refusal::DoesNotFit));
+}
+
+/// A search of all orders in which requests can take devices tries so many candidates: with each of the devices that are left,
+/// those that are left then.
+fn steps(devices: usize) -> usize {
+    (1..=devices).fold(0, |fewer, left| left * (1 + fewer))
+}
+
+#[test]
+fn a_search_counts_every_order_of_equal_requests_as_upstream_tries_them() {
+    for count in [3, 4, 5, 6] {
+        let pool = setup(pool(1, (0..count).map(|n| mig(0, "1g", n..n + 1)).collect()));
+        let wanted = [requests(&small(count + 1))];
+        let within = |max_steps| pool.explain_within(&wanted, max_steps).outcome;
+        assert_eq!(within(steps(count)), Err(Refusal::DoesNotFit), "{count}");
+        assert_eq!(within(steps(count) - 1), Err(Refusal::TimedOut), "{count}");
+    }
+}
+
+#[test]
+fn equal_requests_in_several_claims_are_searched_in_every_order_too() {
+    let pool = setup(pool(1, (0..5).map(|n| mig(0, "1g", n..n + 1)).collect()));
+    let wanted = [requests(&small(2)), requests(&small(4))];
+    let within = |max_steps| pool.explain_within(&wanted, max_steps).outcome;
+    assert_eq!(within(steps(5)), Err(Refusal::DoesNotFit));
+    assert_eq!(within(steps(5) - 1), Err(Refusal::TimedOut));
+}
+
+#[test]
+fn a_request_that_cannot_be_served_beside_some_devices_may_be_beside_others() {
+    // Three 1g and then the 3g: no three of the first four leave room for it, and the last two are found nevertheless.
+    let mut devices: Vec<Value> = (0..4).map(|n| mig(0, "1g", n..n + 1)).collect();
+    devices.extend([mig(1, "1g", 0..1), mig(1, "1g", 4..5), mig(0, "3g", 0..3)]);
+    let pool = setup(pool(2, devices));
+    let mut wanted = small(3);
+    wanted.push(profile("big", "3g"));
+    assert_eq!(
+        pool.devices(&[requests(&wanted)]).unwrap(),
+        ["r0: gpu-0-mig-1g-3", "r1: gpu-1-mig-1g-0", "r2: gpu-1-mig-1g-4", "big: gpu-0-mig-3g-0"]
+    );
+}
+
+#[test]
+fn equal_requests_under_a_constraint_get_devices_of_one_parent() {
+    let mut devices: Vec<Value> = (0..3).map(|n| mig(0, "1g", n..n + 1)).collect();
+    devices.extend((0..4).map(|n| mig(1, "1g", n..n + 1)));
+    for device in &mut devices {
+        device.as_object_mut().unwrap().remove("consumesCounters");
+    }
+    let pool = setup(pool(2, devices));
+    let of_one_parent = |count| {
+        let constraint = json!({"matchAttribute": format!("{DRIVER}/parentUUID")});
+        [claim(json!({"requests": small(count), "constraints": [constraint]}))]
+    };
+    let devices = pool.devices(&of_one_parent(4)).unwrap();
+    assert!(devices.iter().all(|it| it.contains("gpu-1")), "{devices:?}");
+    assert_eq!(pool.allocate(&of_one_parent(5)), Err(Refusal::DoesNotFit));
+}
+
+#[test]
+fn equal_requests_have_equal_reports_under_their_names() {
+    let pool = setup(pool(1, vec![mig(0, "1g", 0..1), mig(0, "2g", 2..4)])).using("gpu-0-mig-2g-2");
+    let mut wanted = small(2);
+    wanted.push(profile("other", "2g"));
+    let reports = pool.explain(&[requests(&wanted)]).requests;
+    let names: Vec<&str> = reports.iter().map(|it| it.request.as_str()).collect();
+    assert_eq!(names, ["r0", "r1", "other"]);
+    assert_eq!((&reports[0].devices, reports[0].fits_alone), (&reports[1].devices, reports[1].fits_alone));
+    assert!(reports[1].fits_alone && !reports[2].fits_alone);
+}
+
+#[test]
+fn an_error_of_a_selector_names_its_own_request_among_equal_ones() {
+    let mut broken = profile("a", "1g");
+    broken["exactly"]["selectors"][0]["cel"]["expression"] = json!("device.attributes[\"x\"].none == 1");
+    let mut second = broken.clone();
+    second["name"] = json!("b");
+    let explanation = setup(pool(1, vec![mig(0, "1g", 0..1)])).explain(&[requests(&[broken, second])]);
+    for (report, name) in explanation.requests.iter().zip(["a", "b"]) {
+        let Finding::SelectorError { error } = &report.devices[0].finding else { panic!("{report:?}") };
+        assert!(
+            matches!(&error.place, SelectorPlace::Request { request, .. } if request == name),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn a_selector_answers_for_what_it_reads_of_each_device() {
+    let with_parent = |gpu: usize, parent: &str| {
+        let mut device = mig(gpu, "1g", 0..1);
+        device["attributes"]["parentUUID"] = json!({"string": parent});
+        device
+    };
+    let pool = setup(pool(3, vec![with_parent(0, "x"), with_parent(1, "y"), with_parent(2, "x")]));
+    let of = |expression: &str| {
+        let mut wanted = profile("a", "1g");
+        wanted["exactly"]["selectors"] = json!([{"cel": {"expression": expression}}]);
+        pool.devices(&[requests(&[wanted])])
+    };
+    let parent = format!("device.attributes[\"{DRIVER}\"].parentUUID");
+    assert_eq!(of(&format!("{parent} == \"y\"")).unwrap(), ["a: gpu-1-mig-1g-0"]);
+    let any =
+        format!("device.attributes[\"{DRIVER}\"].exists(k, device.attributes[\"{DRIVER}\"][k] == \"y\")");
+    assert_eq!(of(&any).unwrap(), ["a: gpu-1-mig-1g-0"]);
+    assert_eq!(of(&format!("{parent} == \"z\"")), Err(Refusal::DoesNotFit));
 }
 
 #[test]

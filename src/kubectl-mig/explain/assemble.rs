@@ -112,7 +112,7 @@ fn patient(question: &mut Question<'_>, nodes: &[Node], answers: &mut [NodeAnswe
     question.limit(max_steps);
     let Ok(site) = question.site(node) else { return };
     if let Ok(allocations) = question.cluster(&site.slices).allocate(node, &site.claims, &site.allocated) {
-        answer.outcome = Outcome::Fits(super::fleet::with_allocations(&site.claims, allocations));
+        answer.outcome = Outcome::Fits(super::fleet::with_allocations(&site.claims, &allocations));
     }
 }
 

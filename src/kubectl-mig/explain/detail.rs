@@ -13,6 +13,7 @@ use super::fleet::{Question, Site};
 use super::reason::Holder;
 
 use crate::gpu::{Gpu, gpus};
+use crate::text::FREE;
 
 /// Most holders whose end is tried on a node.
 const MAX_RELEASES: usize = 96;
@@ -311,7 +312,7 @@ impl Detail {
         let mut cells = String::new();
         for cell in gpu.held() {
             let Some(device) = cell else {
-                cells.push('.');
+                cells.push(FREE);
                 continue;
             };
             let mark = match marks.get(device.name.as_str()) {

@@ -135,7 +135,7 @@ pub struct DeviceCounts {
     /// Of these: free.
     pub free: usize,
     /// Allocated to claims.
-    pub taken: usize,
+    pub allocated: usize,
     /// Overlapping what is allocated.
     pub blocked: usize,
     /// Unavailable for another reason, such as a taint.

@@ -226,7 +226,8 @@ impl<'a> Question<'a> {
         };
         let cluster = self.cluster(&site.slices);
         answer.counters_in_use = any_counted(&site.slices, &site.allocated);
-        match cluster.allocate(node, &site.claims, &site.allocated) {
+        let attempt = cluster.attempt(node, &site.claims, &site.allocated);
+        match attempt.outcome() {
             Ok(allocations) => {
                 shared.fits.store(true, Ordering::Relaxed);
                 let claims = with_allocations(&site.claims, allocations);
@@ -234,16 +235,16 @@ impl<'a> Question<'a> {
                 answer.outcome = Outcome::Fits(claims);
                 return answer;
             }
-            Err(refusal) => answer.outcome = Outcome::Refused(refusal),
+            Err(refusal) => answer.outcome = Outcome::Refused(refusal.clone()),
         }
         if shared.fits.load(Ordering::Relaxed) {
             return answer;
         }
         if !shared.fits_empty.load(Ordering::Relaxed) {
-            answer.fits_empty = cluster.allocate(node, &site.claims, &Allocated::default()).is_ok();
+            answer.fits_empty = attempt.fits_empty();
             shared.fits_empty.fetch_or(answer.fits_empty, Ordering::Relaxed);
         }
-        let explanation = cluster.explain(node, &site.claims, &site.allocated);
+        let explanation = attempt.explain();
         answer.only_leak = explanation.fits_without_leak == Some(true);
         answer.pools = explanation.pools;
         for report in &explanation.requests {
@@ -277,13 +278,13 @@ fn any_counted(slices: &[ResourceSlice], allocated: &Allocated) -> bool {
 /// Claims as they are once they are allocated.
 pub(super) fn with_allocations(
     claims: &[ResourceClaim],
-    allocations: Vec<AllocationResult>,
+    allocations: &[AllocationResult],
 ) -> Vec<ResourceClaim> {
     let pairs = claims.iter().zip(allocations);
     pairs
         .map(|(claim, allocation)| {
             let mut claim = claim.clone();
-            claim.status.get_or_insert_default().allocation = Some(allocation);
+            claim.status.get_or_insert_default().allocation = Some(allocation.clone());
             claim
         })
         .collect()

@@ -111,13 +111,13 @@ reasons! {
     WholeGpuOnly,
     /// Devices have a taint.
     DeviceTaint,
-    /// Every device that would do is taken, or overlaps what is taken.
-    AllTaken,
+    /// Every device that would do is allocated, or overlaps what is allocated.
+    AllAllocated,
     /// Enough of a GPU is free, but not in one place.
     Fragmented,
-    /// Memory is free, but an engine that the profile needs is taken.
-    EngineTaken,
-    /// The request wants all devices, and some are taken.
+    /// Memory is free, but an engine that the profile needs is allocated.
+    EngineAllocated,
+    /// The request wants all devices, and some are allocated.
     NotAllFree,
     /// No node has so many devices for one request.
     TooFewOnOneNode,

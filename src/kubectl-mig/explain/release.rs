@@ -11,10 +11,18 @@ pub(super) fn best_releases(details: &[Detail]) -> Vec<Holder> {
 
 pub(super) fn add_releases(reason: &mut Reason, releases: &[Holder]) {
     use ReasonId::{
-        AllTaken, EngineTaken, Fragmented, MatchAttribute, NotAllFree, RequestsNotTogether, TooFewOnOneNode,
+        AllAllocated, EngineAllocated, Fragmented, MatchAttribute, NotAllFree, RequestsNotTogether,
+        TooFewOnOneNode,
     };
-    let concerns =
-        [AllTaken, EngineTaken, Fragmented, MatchAttribute, NotAllFree, RequestsNotTogether, TooFewOnOneNode];
+    let concerns = [
+        AllAllocated,
+        EngineAllocated,
+        Fragmented,
+        MatchAttribute,
+        NotAllFree,
+        RequestsNotTogether,
+        TooFewOnOneNode,
+    ];
     if !concerns.contains(&reason.reason) {
         return;
     }

@@ -80,7 +80,7 @@ impl<'a> Asked<'a> {
             return reasons;
         }
         if tally.overdrawn == 0 {
-            reasons.extend(self.taken(findings));
+            reasons.extend(self.allocated(findings));
         }
         reasons.extend(self.unavailable());
         reasons.extend(self.layout(findings));
@@ -183,14 +183,14 @@ impl<'a> Asked<'a> {
     }
 
     /// Devices of the kind exist, and none is free.
-    fn taken(&self, findings: &Findings<'_>) -> Option<Reason> {
+    fn allocated(&self, findings: &Findings<'_>) -> Option<Reason> {
         let counts = self.tally.counts;
         let with: Vec<(&Detail, usize)> =
             findings.details.iter().filter_map(|it| Some((it, self.position(it)?))).collect();
         if let Some(reason) = self.too_few(&with) {
             return Some(reason);
         }
-        if counts.taken + counts.blocked == 0 {
+        if counts.allocated + counts.blocked == 0 {
             return None;
         }
         let mut holders: Vec<Holder> = Vec::new();
@@ -199,7 +199,7 @@ impl<'a> Asked<'a> {
         }
         if self.tally.amount == Some(Amount::All) {
             let sentence = format!(
-                "request {} wants all devices of a node that it selects, and on every node some are taken",
+                "request {} wants all devices of a node that it selects, and on every node some are allocated",
                 self.request
             );
             let reason = Reason::new(ReasonId::NotAllFree, sentence).held_by(holders);
@@ -224,12 +224,12 @@ impl<'a> Asked<'a> {
         }
         if let Some((detail, room)) = rooms.iter().find(|(_, it)| !it.engines.is_empty() && !it.free) {
             let sentence = format!(
-                "GPU {} of node {} has memory for a {noun}, but not what else it needs: {} is taken",
+                "GPU {} of node {} has memory for a {noun}, but not what else it needs: {} is allocated",
                 room.gpu.name(),
                 detail.node,
                 some_of(&room.engines, MOST)
             );
-            let reason = Reason::new(ReasonId::EngineTaken, sentence).held_by(holders);
+            let reason = Reason::new(ReasonId::EngineAllocated, sentence).held_by(holders);
             return Some(match self.wish.profiles.first().and_then(|it| it.split_once('+')) {
                 Some((plain, _)) => {
                     reason.advise(format!("ask for {plain}, if the pod needs no media engines of its own"))
@@ -238,9 +238,10 @@ impl<'a> Asked<'a> {
             });
         }
         let nodes = count(findings.usable.iter().filter(|it| it.offer.devices > 0).count(), "node");
-        let sentence =
-            format!("every {noun} on the {nodes} that the pod can use is taken, or overlaps what is taken");
-        Some(Reason::new(ReasonId::AllTaken, sentence).held_by(holders))
+        let sentence = format!(
+            "every {noun} on the {nodes} that the pod can use is allocated, or overlaps what is allocated"
+        );
+        Some(Reason::new(ReasonId::AllAllocated, sentence).held_by(holders))
     }
 
     /// Several devices are wanted, and fewer fit on one node.

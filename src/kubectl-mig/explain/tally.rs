@@ -48,7 +48,7 @@ impl Tally {
                     continue;
                 }
                 Finding::Usable => counts.free += 1,
-                Finding::Allocated { .. } => counts.taken += 1,
+                Finding::Allocated { .. } => counts.allocated += 1,
                 Finding::Counters { shortages } => {
                     counts.blocked += 1;
                     tally.overdrawn += usize::from(shortages.iter().any(|it| it.available.is_negative()));
@@ -81,7 +81,7 @@ impl Tally {
         sum.total += more.total;
         sum.selected += more.selected;
         sum.free += more.free;
-        sum.taken += more.taken;
+        sum.allocated += more.allocated;
         sum.blocked += more.blocked;
         sum.other += more.other;
         self.of_class += other.of_class;

@@ -2,12 +2,11 @@
 
 use std::fmt::Write as _;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::explanation::{Explanation, GpuMap, RequestExplanation, Verdict};
 use super::reason::{Holder, Reason};
-use crate::text::{count, printable};
+use crate::text::{age, count, printable};
 
 /// Columns.
 const WIDTH: usize = 96;
@@ -82,7 +81,7 @@ fn of(out: &mut String, request: &RequestExplanation, sentence: &str, now: Optio
     );
     let devices = &request.devices;
     if devices.total > 0 {
-        let mut parts = vec![format!("{} free", devices.free), format!("{} taken", devices.taken)];
+        let mut parts = vec![format!("{} free", devices.free), format!("{} allocated", devices.allocated)];
         if devices.blocked > 0 {
             parts.push(format!("{} overlapping these", devices.blocked));
         }
@@ -138,20 +137,9 @@ fn holders(out: &mut String, indent: &str, holders: &[Holder], now: Option<Times
 fn holder(it: &Holder, now: Option<Timestamp>) -> String {
     let mut text = printable(&format!("{} of {}", it.device, it.who())).into_owned();
     if let (Some(since), Some(now)) = (&it.since, now) {
-        let _ = write!(text, ", for {}", age(since, now));
+        let _ = write!(text, ", for {}", age(now.as_second().saturating_sub(since.0.as_second())));
     }
     text
-}
-
-/// `4m`, `3h`, `12d`, as kubectl has it.
-fn age(since: &Time, now: Timestamp) -> String {
-    let seconds = now.as_second().saturating_sub(since.0.as_second()).max(0);
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..7_200 => format!("{}m", seconds / 60),
-        7_200..172_800 => format!("{}h", seconds / 3_600),
-        _ => format!("{}d", seconds / 86_400),
-    }
 }
 
 fn section(out: &mut String, title: &str, lines: &[String], numbered: bool) {

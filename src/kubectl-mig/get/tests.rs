@@ -305,7 +305,7 @@ fn time_shares_of_a_gpu_are_its_parts() {
     assert_eq!((free(&gpu.free), gpu.largest.as_deref()), (vec!["3xshare".to_owned()], Some("share")));
     assert!((fleet.nodes[0].used - 0.25).abs() < 1e-9);
     let table = gpus_table(&fleet, &style());
-    assert!(table.contains("··AA····"), "{table}");
+    assert!(table.contains("..AA...."), "{table}");
 }
 
 /// The same GPUs as NVIDIA's driver describes them.
@@ -457,10 +457,10 @@ fn the_table_of_gpus_shows_the_bar_the_holders_and_what_is_wrong() {
     let fleet = fleet(&snapshot(published("a", "2xH100-80GB"), claims)).unwrap();
     let expected = "\
 NODE  GPU           SLICES    LARGEST  FREE
-a     0000:1a:00.0  AAAA·B··  1g.20gb  2x1g.10gb 1x1g.20gb 1x1g.10gb+me
+a     0000:1a:00.0  AAAA.B..  1g.20gb  2x1g.10gb 1x1g.20gb 1x1g.10gb+me
   A 4g.40gb  90m  team/pod-train
   B 1g.10gb  90m  team/pod-web
-a     0000:1b:00.0  ········  gpu      7x1g.10gb 4x1g.20gb 3x2g.20gb 2x3g.40gb …
+a     0000:1b:00.0  ........  gpu      7x1g.10gb 4x1g.20gb 3x2g.20gb 2x3g.40gb …
 ";
     let table = gpus_table(&fleet, &style());
     assert_eq!(table, expected, "{table}");

@@ -1,4 +1,4 @@
-//! Texts that go to a terminal: names from the API without control characters, cut to a width; ages; colors. Pure.
+//! Texts that go to a terminal: names from the API without control characters, cut to a width; colors. Pure.
 
 pub(super) use crate::text::printable;
 
@@ -71,31 +71,6 @@ pub(super) fn wrap(text: &str, most: usize) -> Vec<String> {
     lines
 }
 
-/// An age as kubectl prints it.
-pub(super) fn age(seconds: i64) -> String {
-    const MINUTE: i64 = 60;
-    const HOUR: i64 = 60 * MINUTE;
-    const DAY: i64 = 24 * HOUR;
-    const YEAR: i64 = 365 * DAY;
-    let two = |large: i64, name: &str, small: i64, small_name: &str| {
-        let rest = seconds % large / small;
-        let first = format!("{}{name}", seconds / large);
-        if rest == 0 { first } else { format!("{first}{rest}{small_name}") }
-    };
-    match seconds {
-        ..0 => "0s".to_owned(),
-        0..120 => format!("{seconds}s"),
-        120..600 => two(MINUTE, "m", 1, "s"),
-        600..10_800 => format!("{}m", seconds / MINUTE),
-        10_800..28_800 => two(HOUR, "h", MINUTE, "m"),
-        28_800..172_800 => format!("{}h", seconds / HOUR),
-        172_800..691_200 => two(DAY, "d", HOUR, "h"),
-        691_200..63_072_000 => format!("{}d", seconds / DAY),
-        63_072_000..252_288_000 => two(YEAR, "y", DAY, "d"),
-        _ => format!("{}y", seconds / YEAR),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,29 +80,6 @@ mod tests {
         assert_eq!(cut("gpu-node-0123456789", 9), "gpu-…6789");
         assert_eq!(cut("short", 5), "short");
         assert_eq!((cut("abc", 1), cut("abc", 0)), ("…".to_owned(), String::new()));
-    }
-
-    #[test]
-    fn ages_are_written_as_kubectl_writes_them() {
-        // k8s.io/apimachinery/pkg/util/duration: HumanDuration.
-        for (seconds, expected) in [
-            (-5, "0s"),
-            (119, "119s"),
-            (120, "2m"),
-            (599, "9m59s"),
-            (600, "10m"),
-            (10_799, "179m"),
-            (10_860, "3h1m"),
-            (28_800, "8h"),
-            (172_799, "47h"),
-            (176_400, "2d1h"),
-            (691_200, "8d"),
-            (63_072_000, "2y"),
-            (63_158_400, "2y1d"),
-            (300_000_000, "9y"),
-        ] {
-            assert_eq!(age(seconds), expected, "{seconds}");
-        }
     }
 
     #[test]

@@ -4,7 +4,8 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::report::{ClaimRow, DeviceRow, Fleet, Free, GpuRow, Holder, NodeRow, Problem, State, total};
 use super::table::{Cell, Row, render};
-use super::text::{Paint, age, cut, printable, width, wrap};
+use super::text::{Paint, cut, printable, width, wrap};
+use crate::text::{FREE, age};
 
 /// Columns that every terminal has.
 const COLUMNS: usize = 80;
@@ -146,7 +147,7 @@ fn letter(holder: usize) -> char {
     ('A'..='Z').chain('a'..='z').nth(holder).unwrap_or('#')
 }
 
-/// A GPU as a row of cells: letters for what is held, `·` free, `-` not free and not held, `x` not offered. A GPU with few parts has
+/// A GPU as a row of cells: letters for what is held, `.` free, `-` not free and not held, `x` not offered. A GPU with few parts has
 /// several cells for each, one with many has several parts in each cell: then `#` is one of which something is held.
 fn bar(gpu: &GpuRow) -> Vec<(String, Paint)> {
     let (least, most) = (*CELLS.start(), *CELLS.end());
@@ -157,7 +158,7 @@ fn bar(gpu: &GpuRow) -> Vec<(String, Paint)> {
             let has = |state: State| parts.iter().any(|it| it.state == state);
             match (has(State::Held), has(State::Free)) {
                 (true, _) => ("#".to_owned(), Paint::Held),
-                (false, true) => ("·".to_owned(), Paint::Good),
+                (false, true) => (FREE.to_string(), Paint::Good),
                 (false, false) => ("-".to_owned(), Paint::Bad),
             }
         };
@@ -169,7 +170,7 @@ fn bar(gpu: &GpuRow) -> Vec<(String, Paint)> {
     let draw = |part: &super::report::Part| {
         let (mark, paint) = match (part.state, part.holder) {
             (State::Held, holder) => (holder.map_or('#', letter), Paint::Held),
-            (State::Free, _) => ('·', Paint::Good),
+            (State::Free, _) => (FREE, Paint::Good),
             (State::Blocked, _) => ('-', Paint::Bad),
             (State::NotOffered, _) => ('x', Paint::Bad),
         };

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use super::Plan;
 use super::map::{Instance, MappedGpu};
 use super::needed::NotNeeded;
-use crate::text::{count, printable};
+use crate::text::{FREE, count, printable};
 
 /// GPUs that are listed one by one. Of more, equal ones are one line.
 const MAX_LINES: usize = 32;
@@ -20,13 +20,13 @@ pub(super) fn letter(workload: Option<usize>) -> char {
     workload.map_or('#', |index| LETTERS.chars().nth(index).unwrap_or('*'))
 }
 
-/// The memory slices of a GPU: a letter for each that is taken, with lines between instances, `.` for a free one, `-` for a
+/// The memory slices of a GPU: a letter for each that is allocated, with lines between instances, `.` for a free one, `-` for a
 /// stranded one. A GPU without memory slices has a letter for each of its devices.
 pub(super) fn cells(gpu: &MappedGpu) -> String {
     if gpu.gpu.memory_slices == 0 {
         let held = gpu.instances.iter().map(|it| letter(it.workload));
         let free = gpu.gpu.devices.len().saturating_sub(gpu.instances.len());
-        return held.chain(std::iter::repeat_n('.', free)).collect();
+        return held.chain(std::iter::repeat_n(FREE, free)).collect();
     }
     let holder =
         |cell: usize| gpu.instances.iter().position(|it| (it.start..it.start + it.cells).contains(&cell));
@@ -38,7 +38,7 @@ pub(super) fn cells(gpu: &MappedGpu) -> String {
         text.push(match holder(cell) {
             Some(index) => letter(gpu.instances[index].workload),
             None if gpu.stranded.contains(&cell) => '-',
-            None => '.',
+            None => FREE,
         });
     }
     text

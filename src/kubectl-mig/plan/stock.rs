@@ -1,4 +1,4 @@
-//! What a plan starts from: nodes, what they publish, and what is taken already.
+//! What a plan starts from: nodes, what they publish, and what is allocated already.
 
 use std::collections::{BTreeMap, BTreeSet};
 

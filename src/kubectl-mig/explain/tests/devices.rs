@@ -28,17 +28,17 @@ fn a_pod_whose_device_is_free_will_get_it() {
 }
 
 #[test]
-fn where_all_are_taken_the_holders_and_whose_end_makes_room_are_named() {
+fn where_all_are_allocated_the_holders_and_whose_end_makes_room_are_named() {
     let mut lab = Lab::with("2xH100-80GB");
     full(&mut lab);
     lab.wants("new", "1g.10gb");
     let it = lab.explain("new");
     assert_eq!(it.verdict, Verdict::NotNow);
-    assert_eq!(it.reasons[0].reason, ReasonId::AllTaken);
+    assert_eq!(it.reasons[0].reason, ReasonId::AllAllocated);
     assert_eq!(it.reasons[0].holders.len(), 14);
     assert!(it.advice[1].starts_with("kubectl -n default delete pod small-"), "{:?}", it.advice);
     let request = &it.requests[0];
-    assert_eq!((request.devices.selected, request.devices.taken, request.devices.free), (14, 14, 0));
+    assert_eq!((request.devices.selected, request.devices.allocated, request.devices.free), (14, 14, 0));
     assert_eq!(request.gpus[0].cells, "ABCDEFG.");
 }
 
@@ -172,7 +172,7 @@ fn thirty_three_devices_are_more_than_a_claim_can_have() {
 }
 
 #[test]
-fn a_request_for_all_devices_waits_for_those_that_are_taken() {
+fn a_request_for_all_devices_waits_for_those_that_are_allocated() {
     let mut lab = Lab::with("2xH100-80GB");
     lab.layout("gpu-1", &[]);
     let mut lab = Lab { snapshot: crate::cluster::Snapshot { slices: Default::default(), ..lab.snapshot } };
@@ -229,17 +229,17 @@ fn each_alternative_has_its_own_reason() {
     assert_eq!(it.verdict, Verdict::NotNow);
     let by_name: Vec<(&str, ReasonId)> =
         it.requests.iter().map(|it| (it.request.as_str(), it.reasons[0].reason)).collect();
-    assert_eq!(by_name, [("mig/first", ReasonId::NoSuchProfile), ("mig/second", ReasonId::AllTaken)]);
+    assert_eq!(by_name, [("mig/first", ReasonId::NoSuchProfile), ("mig/second", ReasonId::AllAllocated)]);
     assert_eq!(
         it.reasons[0].reason,
-        ReasonId::AllTaken,
+        ReasonId::AllAllocated,
         "what can come decides the sentence: {}",
         it.sentence
     );
 }
 
 #[test]
-fn a_media_engine_that_is_taken_is_told_from_memory_that_is_taken() {
+fn a_media_engine_that_is_allocated_is_told_from_memory_that_is_allocated() {
     let mut lab = Lab::with("2xA100-40GB");
     lab.class("1g.5gb+me");
     for gpu in 0..2 {
@@ -248,7 +248,7 @@ fn a_media_engine_that_is_taken_is_told_from_memory_that_is_taken() {
     lab.claim("new", json!([exactly("mig", "mig-1g.5gb.me")]), Value::Null);
     lab.pod("new", json!({}));
     let it = lab.explain("new");
-    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::EngineTaken), "{it:#?}");
+    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::EngineAllocated), "{it:#?}");
     assert!(it.sentence.contains("jpegs"), "{}", it.sentence);
     assert!(it.advice.iter().any(|it| it.starts_with("ask for 1g.5gb")), "{:?}", it.advice);
 }
@@ -328,7 +328,7 @@ fn the_text_says_the_verdict_first_then_why_then_what_to_do() {
         "{text}"
     );
     assert!(
-        text.contains("[ABCDEFG.]") && text.contains("A  1g.10gb of default/small-1-0, for 2h"),
+        text.contains("[ABCDEFG.]") && text.contains("A  1g.10gb of default/small-1-0, for 120m"),
         "{text}"
     );
 }

@@ -457,11 +457,11 @@ fn json_has_stable_names() {
     let json = serde_json::to_value(lab.explain("new")).unwrap();
     assert_eq!(json["schemaVersion"], 1);
     assert_eq!(json["verdict"], "notNow");
-    assert_eq!(json["reasons"][0]["reason"], "allTaken");
+    assert_eq!(json["reasons"][0]["reason"], "allAllocated");
     assert_eq!(json["reasons"][0]["holders"][0]["since"], "2026-11-29T07:00:00Z");
     assert_eq!(
         json["requests"][0]["devices"],
-        json!({"total": 52, "selected": 2, "free": 0, "taken": 2, "blocked": 0, "other": 0})
+        json!({"total": 52, "selected": 2, "free": 0, "allocated": 2, "blocked": 0, "other": 0})
     );
     assert!(json.to_string().contains(DRIVER) || json["requests"][0]["gpus"][0]["cells"] == "AAAAAAAA");
 }
