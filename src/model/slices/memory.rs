@@ -197,11 +197,10 @@ impl Memory {
         read_at: Instant,
     ) -> Inventory {
         let seen = self.seen(pool);
-        let pool = pool.cloned().map(|it| it.without(|name| is_apart(name, all)));
         // Where nothing changes, nothing was read.
         let allocated = if self.allocated.is_empty() { prepared } else { &self.allocated };
         self.retained.leave_nothing_out();
-        self.transition.step(all, target, pool.as_ref(), &seen, Held { prepared, allocated, read_at })
+        self.transition.step(all, target, pool, &seen, Held { prepared, allocated, read_at })
     }
 
     /// What schedulers have seen, as far as this process knows.

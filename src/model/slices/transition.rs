@@ -5,8 +5,8 @@
 //!
 //! - Without counters, a device that goes is withdrawn first, and what would overlap it appears only after that.
 //! - When counters come or go, any device may overlap what was given away on other terms. So the pool keeps what claims hold
-//!   and is closed, which is to say incomplete: schedulers give nothing away from it until all have seen that. A pool of
-//!   the process before that has no such devices needs no closing: what was withdrawn from it is waited for.
+//!   and is closed, which is to say incomplete: schedulers give nothing away from it until all have seen that. Where the
+//!   process before has published no such device, there is nothing to close: what it withdrew is waited for.
 //!
 //! Refuses to guess what a driver before this one did: what it published when this process began is waited for as well.
 
@@ -40,14 +40,6 @@ enum Kind {
     ByLayout,
 }
 
-impl Kind {
-    /// How those of a pool are; `None` where it has none.
-    fn of(pool: &Pool) -> Option<Self> {
-        let kind = if pool.is_counted { Self::ByCounters } else { Self::ByLayout };
-        (!pool.devices.is_empty()).then_some(kind)
-    }
-}
-
 /// What claims have.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Held<'a> {
@@ -79,8 +71,8 @@ impl Transition {
 
     /// What may be published without counters now, on the way to `target`.
     ///
-    /// `all` is the inventory with its counters, `published` what the API server has of devices that may overlap (`None` where there
-    /// is no pool), `before` what schedulers have seen, as far as this process knows.
+    /// `all` is the inventory with its counters, `published` what the API server has (`None` where there is no pool), `before` what
+    /// schedulers have seen, as far as this process knows.
     pub(super) fn step(
         &mut self,
         all: &Inventory,
@@ -100,7 +92,7 @@ impl Transition {
             Some(kind) => kind == Kind::ByCounters,
             None => published.map_or(self.has_past, |it| !it.is_open),
         };
-        if is_other || published.and_then(Kind::of) == Some(Kind::ByCounters) {
+        if is_other || published.is_some_and(|it| it.is_counted) {
             self.other = Some(Gone::NotYet);
         }
         self.last = Some(Kind::ByLayout);
@@ -119,7 +111,8 @@ impl Transition {
         next
     }
 
-    /// What may be published with counters now, on the way to everything in `all`; `None` where that is everything.
+    /// What may be published with counters now, on the way to everything in `all`; `None` where that is everything. `published` is
+    /// what the API server has of devices that may overlap.
     pub(super) fn count(
         &mut self,
         all: &Inventory,
@@ -130,7 +123,7 @@ impl Transition {
     ) -> Option<Inventory> {
         let is_other = match self.last {
             Some(kind) => kind == Kind::ByLayout,
-            None => published.is_some_and(|it| !it.is_open || Kind::of(it) == Some(Kind::ByLayout)),
+            None => published.is_some_and(|it| !it.is_open || !it.is_counted && !it.devices.is_empty()),
         };
         // Where nothing can overlap there are no counters.
         let overlaps = all.gpus.iter().any(|it| !it.counters.is_empty());

@@ -67,6 +67,21 @@ fn a_restart_after_the_only_gpu_with_mig_was_lost_closes_no_pool_when_it_is_back
 }
 
 #[test]
+fn shares_that_a_restart_takes_away_close_no_pool() {
+    let mut scene = Scene::new("1xH100-80GB,1xL4");
+    scene.policy.time_slices = 4;
+    let lost = scene.gpus.remove(0);
+    scene.look();
+    assert_eq!(scene.published().len(), 4);
+    scene.policy.time_slices = 2;
+    scene.gpus.insert(0, lost);
+    restart(&mut scene);
+    assert!(is_open(&scene));
+    scene.elapse(SETTLE);
+    assert_eq!((is_open(&scene), scene.published().len()), (true, 26 + 2));
+}
+
+#[test]
 fn a_restart_where_nothing_but_an_adopted_instance_was_offered_closes_no_pool() {
     let mut scene = Scene::new("1xH100-80GB");
     scene.policy.existing = ExistingInstances::Adopt;
