@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, Events, NodeSlices, OwnNode};
+use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, Events, NodeSlices, NodeSpecs, OwnNode};
 use crate::cdi::{ClaimFiles, CommonSource, Kind, ManagementFile};
 use crate::checkpoint::Checkpoint;
 use crate::claim::{ClaimSettings, Claims};
@@ -30,7 +30,7 @@ use crate::kubelet::{
     DeviceHealth, DraPlugin, PublisherElection, Registration, RegistrationMetrics, RegistrationState, Socket,
     SocketPaths, SoleProcess, serve_plugin, serve_registration,
 };
-use crate::layout::{LayoutFollower, LayoutMemory, StateLabel};
+use crate::layout::{LayoutFollower, LayoutFollowerParts, LayoutMemory, StateLabel};
 use crate::nvml::{CallTimer, NvmlEvent};
 use crate::pods::Pods;
 use crate::probes::{Health, bind_health, health_service, serve_health};
@@ -324,15 +324,19 @@ fn publish(args: &NodeArgs, shared: &Shared, report: watch::Sender<Publication>,
         election: election.clone(),
         report,
     });
-    let follower = LayoutFollower::new(
-        OwnNode::new(client.clone(), name, driver),
-        context.events.clone(),
-        args.layouts.clone(),
-        LayoutMemory::new(args.driver.plugin_directory().join("layout.json")),
+    let (demand, _) = watch::channel(None);
+    let follower = LayoutFollower::new(LayoutFollowerParts {
+        node: OwnNode::new(client.clone(), name, driver),
+        events: context.events.clone(),
+        file: args.layouts.clone(),
+        memory: LayoutMemory::new(args.driver.plugin_directory().join("layout.json")),
+        specs: NodeSpecs::new(client.clone(), name),
+        allocations: Allocations::new(client.clone(), driver, context.pool.clone()),
         decision,
+        demand,
         election,
-        args.state_label == StateLabel::On,
-    );
+        writes_state: args.state_label == StateLabel::On,
+    });
     parts.add_endless("layouts", follower.run(context.node.clone(), shared.publication.clone()));
     parts.add_endless("publisher", publisher.run(context.node.clone()));
 }
