@@ -5,6 +5,8 @@
 //! and [`Invalid`] says why. Deserialization of an object never fails for what is in spec or status: a watch would stop at it.
 
 mod bounds;
+mod conditions;
+mod describe;
 mod possible;
 mod spec;
 mod status;
@@ -19,11 +21,13 @@ pub use bounds::{
     Bounded, MAX_ATTRIBUTES, MAX_COUNT, MAX_DEMANDED, MAX_GPUS, MAX_HELD, MAX_HOLDS, MAX_NAME,
     MAX_PLACEMENTS, MAX_PROFILE_NAME, MAX_PROFILES, MAX_PUBLISHED, MAX_TEXT, OutOfBounds,
 };
+pub use conditions::{Followed, Readiness, conditions};
+pub use describe::{Observed, describe, summary};
 pub use possible::{PossibleDevice, PossibleGpu, possible};
 pub use spec::{Demand, Hold, MigNodeSpec, ProfileCount, STALE_AFTER};
 pub use status::{
     GpuStatus, HeldDevice, MigModeStatus, MigNodeStatus, ProfileStatus, PublishedDevice, PublishingMode,
-    Summary, WHOLE, condition, reason,
+    Summary, UNKNOWN, WHOLE, condition, reason,
 };
 
 /// What the GPUs of a node can be partitioned into, what is allocated, and what is demanded of them.
