@@ -128,7 +128,7 @@ impl From<MigNode> for Wire<MigNodeSpec, MigNodeStatus> {
             api_version: Some(MigNode::API_VERSION.to_owned()),
             kind: Some(MigNode::KIND.to_owned()),
             metadata: object.metadata,
-            spec: Some(object.spec),
+            spec: Some(object.spec).filter(|it| *it != MigNodeSpec::default()),
             status: object.status,
         }
     }
@@ -145,3 +145,6 @@ fn bounded<T: DeserializeOwned + Bounded>(value: Option<Value>) -> (Option<T>, O
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,7 +169,8 @@ impl MigNodes {
         });
         // No other program owns fields of the status.
         let params = PatchParams::apply(MANAGER).force();
-        let written = self.objects.patch_status(&self.name, &params, &Patch::Apply(&object));
+        let patch = Patch::Apply(&object);
+        let written = self.objects.patch_status(&self.name, &params, &patch);
         let stored = named("write the status of mignode", timeout(CALL_TIMEOUT, written).await)?;
         Ok(stored.status)
     }
