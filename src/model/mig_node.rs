@@ -111,8 +111,8 @@ fn none<T>() -> Option<T> {
 
 impl From<Wire<Value, Value>> for MigNode {
     fn from(wire: Wire<Value, Value>) -> Self {
-        let (spec, invalid_spec) = bounded(wire.spec);
-        let (status, invalid_status) = bounded(wire.status);
+        let (spec, invalid_spec) = bounded("spec", wire.spec);
+        let (status, invalid_status) = bounded("status", wire.status);
         Self {
             metadata: wire.metadata,
             spec: spec.unwrap_or_default(),
@@ -135,10 +135,10 @@ impl From<MigNode> for Wire<MigNodeSpec, MigNodeStatus> {
 }
 
 /// Part of an object if it has the right form and breaks no bound, and else why not.
-fn bounded<T: DeserializeOwned + Bounded>(value: Option<Value>) -> (Option<T>, Option<String>) {
+fn bounded<T: DeserializeOwned + Bounded>(field: &str, value: Option<Value>) -> (Option<T>, Option<String>) {
     let Some(value) = value else { return (None, None) };
     match serde_json::from_value::<T>(value) {
-        Err(error) => (None, Some(bounds::shortened(&error.to_string()))),
+        Err(error) => (None, Some(bounds::shortened(&format!("{field}: {error}")))),
         Ok(part) => match part.check() {
             Err(error) => (None, Some(error.to_string())),
             Ok(()) => (Some(part), None),

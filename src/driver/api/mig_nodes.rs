@@ -157,10 +157,7 @@ impl MigNodes {
     }
 
     /// Writes the whole status, and answers with the one that the API server has now.
-    pub async fn write_status(
-        &self,
-        status: &MigNodeStatus,
-    ) -> Result<Option<MigNodeStatus>, MigNodeError> {
+    pub async fn write_status(&self, status: &MigNodeStatus) -> Result<Option<MigNodeStatus>, MigNodeError> {
         let object = json!({
             "apiVersion": <MigNode as k8s_openapi::Resource>::API_VERSION,
             "kind": <MigNode as k8s_openapi::Resource>::KIND,
@@ -210,9 +207,7 @@ fn named<T>(
             (status.message.clone(), kind)
         }
         Ok(Err(error)) => (with_causes(&error), MigNodeErrorKind::Unavailable),
-        Err(_) => {
-            (format!("no answer within {} s", CALL_TIMEOUT.as_secs()), MigNodeErrorKind::Unavailable)
-        }
+        Err(_) => (format!("no answer within {} s", CALL_TIMEOUT.as_secs()), MigNodeErrorKind::Unavailable),
     };
     Err(MigNodeError { operation, message, kind })
 }

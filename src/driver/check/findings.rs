@@ -304,7 +304,8 @@ fn rights(granted: &[(Right, Result<bool, String>)], settings: &Settings) -> Vec
     }
     let has_mig_node = settings.mig_node == MigNodeSwitch::On;
     if !has_mig_node {
-        let text = "--mig-node=off: the status of the node's MigNode is not written, and no demand is followed";
+        let text =
+            "--mig-node=off: the status of the node's MigNode is not written, and no demand is followed";
         all.push(off(Subject::MigNode, text, None));
     }
     let is_used = |right: &Right| match (right.resource, right.verb) {

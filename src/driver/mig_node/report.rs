@@ -44,7 +44,9 @@ impl Known<'_> {
         });
         let unpublished = match publication {
             Publication::Pending { reason } => Some(reason.as_str()),
-            Publication::Complete { .. } | Publication::Layout { .. } | Publication::WithoutCounters { .. } => None,
+            Publication::Complete { .. }
+            | Publication::Layout { .. }
+            | Publication::WithoutCounters { .. } => None,
         };
         let host = node.host.iter().find(|it| it.effect == Effect::NoClaims).map(ToString::to_string);
         let ready = Readiness::of(unpublished, host.as_deref(), &gpus, &missing);
@@ -73,8 +75,7 @@ impl Known<'_> {
 
     /// Why GPUs offer nothing: of those that are described by UUID, of others as text.
     fn problems(&self) -> (BTreeMap<String, String>, Vec<String>) {
-        let is_described =
-            |gpu: &str| self.node.inputs.gpus.iter().any(|it| it.facts.uuid == gpu);
+        let is_described = |gpu: &str| self.node.inputs.gpus.iter().any(|it| it.facts.uuid == gpu);
         let (known, others): (Vec<_>, Vec<_>) =
             self.node.problems.iter().partition(|it| is_described(&it.gpu));
         let known = known.into_iter().map(|it| (it.gpu.clone(), it.reason.clone())).collect();

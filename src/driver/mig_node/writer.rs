@@ -7,7 +7,7 @@ use mig_model::layout::Decision;
 use mig_model::mig_node::{Followed, MigNode, MigNodeStatus};
 use mig_model::slices::{Offered, Publication};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -24,6 +24,8 @@ const BURST: Duration = Duration::from_millis(500);
 const SPACING: Duration = Duration::from_secs(3);
 /// First and longest pause after a failure.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
+/// How long a process waits for its first publication before it reports that there is none.
+const GRACE: Duration = Duration::from_secs(30);
 /// How soon a process that leaves the status to a newer one sees that it is gone.
 const TURN_RETRY: Duration = Duration::from_secs(30);
 
@@ -59,12 +61,16 @@ pub struct StatusWriter {
     retry: Backoff,
     /// The refusal that was logged last.
     refusal: Option<String>,
+    /// Until when a publication that is pending is not reported, because the process has just started.
+    grace: Instant,
 }
 
 /// What to do after a look.
 enum Next {
     /// Wait for a change.
     Wait,
+    /// Wait for a change, at the longest until then.
+    WaitUntil(Instant),
     /// Wait for a change, and write no sooner than this.
     Spaced,
     /// Look again then, whatever changes meanwhile.
@@ -76,7 +82,7 @@ impl StatusWriter {
     #[must_use]
     pub fn new(parts: StatusParts) -> Self {
         let retry = Backoff::new(PAUSES.0, PAUSES.1, &parts.context.name);
-        Self { parts, written: None, retry, refusal: None }
+        Self { parts, written: None, retry, refusal: None, grace: Instant::now() + GRACE }
     }
 
     /// Runs until `stop`.
@@ -97,6 +103,10 @@ impl StatusWriter {
                     continue;
                 }
                 Next::Wait => Instant::now(),
+                Next::WaitUntil(time) => {
+                    let _ = timeout_at(time, self.changed(&mut node)).await;
+                    continue;
+                }
                 Next::Spaced => Instant::now() + SPACING,
             };
             self.changed(&mut node).await;
@@ -136,6 +146,7 @@ impl StatusWriter {
         let own = self.parts.own.borrow().clone();
         let result = match own {
             OwnMigNode::Unknown | OwnMigNode::NoKind => return Next::Wait,
+            _ if self.has_just_started() => return Next::WaitUntil(self.grace),
             OwnMigNode::Present(object) if object.metadata.deletion_timestamp.is_some() => return Next::Wait,
             OwnMigNode::Absent if !self.parts.election.is_ours().await => return Next::After(TURN_RETRY),
             OwnMigNode::Absent => match self.create().await {
@@ -145,7 +156,10 @@ impl StatusWriter {
             },
             OwnMigNode::Present(object) => match self.wanted(&object) {
                 Err(error) => {
-                    info!(error, "the status of the MigNode is not written: records of claims cannot be read");
+                    info!(
+                        error,
+                        "the status of the MigNode is not written: records of claims cannot be read"
+                    );
                     return Next::After(self.retry.failed());
                 }
                 Ok(wanted) if self.is_there(&object, &wanted) => return Next::Wait,
@@ -161,6 +175,11 @@ impl StatusWriter {
             }
             Err(error) => Next::After(self.failed(&error)),
         }
+    }
+
+    /// True while nothing is known of the slices yet, of which the object may say more.
+    fn has_just_started(&self) -> bool {
+        Instant::now() < self.grace && matches!(*self.parts.publication.borrow(), Publication::Pending { .. })
     }
 
     /// Whether the object shows this status already, as far as the API server keeps it.

@@ -34,12 +34,7 @@ impl Readiness {
     /// Of what keeps the slices from being published, what keeps claims from being prepared, the GPUs, and why GPUs are missing
     /// among them.
     #[must_use]
-    pub fn of(
-        unpublished: Option<&str>,
-        host: Option<&str>,
-        gpus: &[GpuStatus],
-        missing: &[String],
-    ) -> Self {
+    pub fn of(unpublished: Option<&str>, host: Option<&str>, gpus: &[GpuStatus], missing: &[String]) -> Self {
         let not_ready = |reason, message: &str| Self { status: false, reason, message: message.to_owned() };
         if let Some(why) = host {
             return not_ready(reason::HOST_NOT_READY, why);
@@ -112,7 +107,10 @@ mod tests {
         assert_eq!(of(&[bad.clone()]), (false, reason::NO_GPU, "gpu-b: XID 48".to_owned()));
         assert!(!of(&[]).0);
         let lost = Readiness::of(None, None, &[gpu("gpu-a", None)], &["GPU 1: lost".to_owned()]);
-        assert_eq!((lost.status, lost.reason, lost.message.as_str()), (true, reason::PARTLY_AVAILABLE, "GPU 1: lost"));
+        assert_eq!(
+            (lost.status, lost.reason, lost.message.as_str()),
+            (true, reason::PARTLY_AVAILABLE, "GPU 1: lost")
+        );
         assert_eq!(Readiness::of(Some("p"), None, &[bad.clone()], &[]).reason, reason::NOT_PUBLISHED);
         assert_eq!(Readiness::of(Some("p"), Some("h"), &[bad], &[]).reason, reason::HOST_NOT_READY);
     }
@@ -134,7 +132,10 @@ mod tests {
         let followed =
             Followed { generation: 3, status: false, reason: reason::STALE, message: "m".repeat(5000) };
         let found = conditions(&ready, Some(&followed), &[], at(1));
-        assert_eq!((found[1].type_.as_str(), found[1].status.as_str()), (condition::DEMAND_FOLLOWED, "False"));
+        assert_eq!(
+            (found[1].type_.as_str(), found[1].status.as_str()),
+            (condition::DEMAND_FOLLOWED, "False")
+        );
         assert_eq!((found[1].observed_generation, found[1].message.len()), (Some(3), MAX_TEXT));
     }
 }

@@ -12,21 +12,14 @@ use super::status::{
 use crate::claim::ClaimRef;
 use crate::facts::{GpuInstance, Placement};
 use crate::inventory::{
-    AllocatableDevice, DeviceKind, DeviceName, Gpu, GpuInventory, Inventory, MigSpec, OfferPolicy,
-    adoptable, fits_into, is_permitted, take,
+    AllocatableDevice, DeviceKind, DeviceName, Gpu, GpuInventory, Inventory, MigSpec, OfferPolicy, adoptable,
+    fits_into, is_permitted, take,
 };
 use crate::slices::device;
 
 /// Attributes in which the devices of a GPU differ; all others are the GPU's.
-const OF_DEVICE: [&str; 7] = [
-    "type",
-    "uuid",
-    "profile",
-    "computeSlices",
-    "memorySlices",
-    "placementStart",
-    "mediaExtensions",
-];
+const OF_DEVICE: [&str; 7] =
+    ["type", "uuid", "profile", "computeSlices", "memorySlices", "placementStart", "mediaExtensions"];
 
 /// What is known of a node's GPUs.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +44,8 @@ pub struct Observed<'a> {
 #[must_use]
 pub fn describe(seen: &Observed<'_>) -> Vec<GpuStatus> {
     let described = seen.inventory.gpus.iter().filter_map(|offered| {
-        let gpu = seen.gpus.iter().find(|it| DeviceName::gpu(it.facts.pci).as_str() == offered.counter_set)?;
+        let gpu =
+            seen.gpus.iter().find(|it| DeviceName::gpu(it.facts.pci).as_str() == offered.counter_set)?;
         Some(describe_gpu(gpu, offered, seen))
     });
     described.take(MAX_GPUS).collect()
@@ -68,7 +62,8 @@ pub fn summary(gpus: &[GpuStatus], is_counted: bool) -> Summary {
         let published = gpu.published.iter();
         // Shares of a GPU without MIG do not overlap.
         let shown: Vec<&str> = if is_counted && published.clone().any(|it| 0 < it.size) {
-            let size = |it: &&PublishedDevice| (it.size, it.profile == WHOLE, compute_slices(gpu, &it.profile));
+            let size =
+                |it: &&PublishedDevice| (it.size, it.profile == WHOLE, compute_slices(gpu, &it.profile));
             published.max_by_key(size).map(|it| it.profile.as_str()).into_iter().collect()
         } else {
             published.map(|it| it.profile.as_str()).collect()
@@ -194,10 +189,15 @@ fn held(gpu: &Gpu, offered: &GpuInventory, seen: &Observed<'_>) -> Vec<HeldDevic
     let names = seen.held.iter().filter(|(name, _)| is_ours(name));
     let by_claims = names.map(|(name, claim)| {
         let known = seen.inventory.find(name);
-        let (profile, placement) =
-            known.as_deref().map_or((UNKNOWN, None), |device| place(gpu, device));
+        let (profile, placement) = known.as_deref().map_or((UNKNOWN, None), |device| place(gpu, device));
         let Placement { start, size } = placement.unwrap_or(NOWHERE);
-        HeldDevice { device: Some(name.clone()), profile: profile.to_owned(), start, size, claim: claim.clone() }
+        HeldDevice {
+            device: Some(name.clone()),
+            profile: profile.to_owned(),
+            start,
+            size,
+            claim: claim.clone(),
+        }
     });
     let free = gpu.state.instances.iter().filter_map(|it| unmanaged(gpu, offered, it, seen));
     by_claims.chain(free).take(MAX_HELD).collect()
@@ -210,7 +210,9 @@ fn unmanaged(
     instance: &GpuInstance,
     seen: &Observed<'_>,
 ) -> Option<HeldDevice> {
-    let name = adoptable(&gpu.facts, instance).ok().map(|it| DeviceName::adopted(gpu.facts.pci, &it.uuid).to_string());
+    let name = adoptable(&gpu.facts, instance)
+        .ok()
+        .map(|it| DeviceName::adopted(gpu.facts.pci, &it.uuid).to_string());
     if name.as_ref().is_some_and(|it| seen.held.contains_key(it)) {
         return None;
     }

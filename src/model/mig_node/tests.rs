@@ -113,7 +113,8 @@ fn published(gpus: &[Gpu], policy: &OfferPolicy) -> (BTreeMap<String, Device>, B
 
 fn possible_of(object: &MigNode) -> (BTreeMap<String, Device>, BTreeMap<String, CounterSet>) {
     let gpus = object.possible_devices();
-    let devices = gpus.iter().flat_map(|it| &it.devices).map(|it| (it.device.name.clone(), it.device.clone()));
+    let devices =
+        gpus.iter().flat_map(|it| &it.devices).map(|it| (it.device.name.clone(), it.device.clone()));
     let sets = gpus.iter().filter_map(|it| it.counters.clone()).map(|it| (it.name.clone(), it));
     (devices.collect(), sets.collect())
 }
@@ -189,7 +190,8 @@ fn claim() -> ClaimRef {
 #[test]
 fn held_and_published_devices_are_told_apart_and_counted() {
     let gpus = gpus("2xH100-80GB", true, &[]);
-    let name = |bus: usize, profile: &str, start| DeviceName::mig(gpus[bus].facts.pci, profile, start).to_string();
+    let name =
+        |bus: usize, profile: &str, start| DeviceName::mig(gpus[bus].facts.pci, profile, start).to_string();
     let layout = [name(0, "1g.10gb", 6), name(0, "3g.40gb", 0), name(1, "1g.10gb", 0), name(1, "1g.10gb", 1)];
     let policy = OfferPolicy { held: BTreeSet::from([layout[1].clone()]), ..OfferPolicy::default() };
     let inventory = inventory_on(&node_facts(), &gpus, &policy);
@@ -262,7 +264,10 @@ fn a_spec_within_the_bounds_is_read_whole_and_written_as_it_was() {
     assert_eq!(object.invalid, Invalid::default());
     let written = serde_json::to_value(&object).unwrap();
     assert_eq!(written["spec"], spec);
-    assert_eq!((&written["apiVersion"], &written["kind"]), (&json!("mig.dra-driver.dev/v1alpha1"), &json!("MigNode")));
+    assert_eq!(
+        (&written["apiVersion"], &written["kind"]),
+        (&json!("mig.dra-driver.dev/v1alpha1"), &json!("MigNode"))
+    );
     assert_eq!(with_spec(&Value::Null), with_spec(&json!({})));
 }
 
@@ -270,9 +275,7 @@ fn a_spec_within_the_bounds_is_read_whole_and_written_as_it_was() {
 fn a_spec_that_breaks_a_bound_is_left_out_with_the_reason() {
     let count = |profile: &str, count: Value| json!({"profile": profile, "count": count});
     let counts = |number: usize| (0..number).map(|it| count(&format!("p{it}"), json!(1))).collect::<Vec<_>>();
-    let hold = |gpu: &str, until: Value| {
-        json!({"gpu": gpu, "profile": "1g.10gb", "until": until, "claim": {"namespace": "t", "name": "c", "uid": "u"}})
-    };
+    let hold = |gpu: &str, until: Value| json!({"gpu": gpu, "profile": "1g.10gb", "until": until, "claim": {"namespace": "t", "name": "c", "uid": "u"}});
     let time = json!("2026-11-29T12:05:00Z");
     for (spec, why) in [
         (json!({"floor": counts(65)}), "spec.floor: has 65 entries; at most 64 are allowed"),
@@ -281,16 +284,25 @@ fn a_spec_that_breaks_a_bound_is_left_out_with_the_reason() {
         (json!({"floor": [count("1g.10gb", json!(513))]}), "it must be 1 to 512"),
         (json!({"floor": [count("1g.10gb", json!(-1))]}), "invalid value: integer `-1`"),
         (json!({"floor": [count("1g.10gb", json!("many"))]}), "invalid type"),
-        (json!({"floor": [count("a", json!(1)), count("a", json!(2))]}), "another entry has the same profile"),
+        (
+            json!({"floor": [count("a", json!(1)), count("a", json!(2))]}),
+            "another entry has the same profile",
+        ),
         (json!({"floor": [count(&"p".repeat(96), json!(1))]}), "has 96 bytes; at most 95 are allowed"),
         (json!({"floor": [count("a\nb", json!(1))]}), "printable"),
         (json!({"floor": [count("", json!(1))]}), "printable"),
         (json!({"holds": [hold("g", Value::Null)]}), "invalid type: null"),
-        (json!({"holds": [hold("g", json!("tomorrow"))]}), "tomorrow"),
-        (json!({"holds": [hold("g", time.clone()), hold("g", time.clone())]}), "another hold has the same GPU"),
-        (json!({"holds": (0..33).map(|it| hold(&it.to_string(), time.clone())).collect::<Vec<_>>()}), "has 33 entries"),
-        (json!({"demand": {"renewTime": "x".repeat(100_000), "profiles": []}}), "…"),
-        (json!([]), "invalid"),
+        (json!({"holds": [hold("g", json!("tomorrow"))]}), "spec: failed to parse"),
+        (
+            json!({"holds": [hold("g", time.clone()), hold("g", time.clone())]}),
+            "another hold has the same GPU",
+        ),
+        (
+            json!({"holds": (0..33).map(|it| hold(&it.to_string(), time.clone())).collect::<Vec<_>>()}),
+            "has 33 entries",
+        ),
+        (json!({"demand": {"renewTime": "x".repeat(100_000), "profiles": []}}), "spec: "),
+        (json!({"floor": [count("p", json!("€".repeat(100_000)))]}), "…"),
         (json!("x"), "invalid type"),
     ] {
         let object = with_spec(&spec);
@@ -308,8 +320,14 @@ fn a_status_that_breaks_a_bound_is_left_out_with_the_reason() {
     let placements = |count: usize| (0..count).map(|_| json!({"start": 0, "size": 1})).collect::<Vec<_>>();
     let gpu = |profiles: Value| json!({"gpus": [{"name": "gpu-0000-1a-00", "profiles": profiles}]});
     for (given, why) in [
-        (json!({"gpus": (0..33).map(|it| json!({"name": format!("g{it}")})).collect::<Vec<_>>()}), "status.gpus: has 33"),
-        (gpu(json!([{"profile": "p", "placements": placements(33)}])), "status.gpus[0].profiles[0].placements: has 33"),
+        (
+            json!({"gpus": (0..33).map(|it| json!({"name": format!("g{it}")})).collect::<Vec<_>>()}),
+            "status.gpus: has 33",
+        ),
+        (
+            gpu(json!([{"profile": "p", "placements": placements(33)}])),
+            "status.gpus[0].profiles[0].placements: has 33",
+        ),
         (gpu(json!([{"profile": "p", "placements": [{"start": -1, "size": 1}]}])), "invalid value"),
         (gpu(json!([{"profile": "p", "attributes": {"a": {"int": "x"}}}])), "invalid type"),
         (json!({"gpus": [{"name": ""}]}), "status.gpus[0].name"),
@@ -326,15 +344,15 @@ fn a_status_that_breaks_a_bound_is_left_out_with_the_reason() {
 fn a_hostile_status_within_the_bounds_has_possible_devices_or_none_and_no_end_of_work() {
     let placements: Vec<Value> = (0..32).map(|it| json!({"start": it, "size": u32::MAX - it})).collect();
     let whole: Vec<Value> = (0..28).map(|it| json!({"start": it, "size": 28 - it})).collect();
-    let profile = |name: String, engines: &str, placements: &[Value]| {
-        json!({"profile": name, "placements": placements, "capacity": {"decoders": engines, "encoders": "-1", "memory": "x"}})
-    };
-    let mut profiles: Vec<Value> = (0..15).map(|it| profile(format!("p{it}"), "99999999999", &placements)).collect();
+    let profile = |name: String, engines: &str, placements: &[Value]| json!({"profile": name, "placements": placements, "capacity": {"decoders": engines, "encoders": "-1", "memory": "x"}});
+    let mut profiles: Vec<Value> =
+        (0..15).map(|it| profile(format!("p{it}"), "99999999999", &placements)).collect();
     profiles.extend((0..16).map(|it| profile(format!("q{it}"), &(1u64 << it).to_string(), &whole)));
     profiles.push(profile(WHOLE.to_owned(), "1", &[]));
     for name in ["gpu-0000-1a-00", "gpu-zzzz-1a-00", "gpu-0000-1a-00-mig", "x", "gpu-00000000-1a-00"] {
         let object: MigNode =
-            serde_json::from_value(json!({"status": {"gpus": [{"name": name, "profiles": profiles}]}})).unwrap();
+            serde_json::from_value(json!({"status": {"gpus": [{"name": name, "profiles": profiles}]}}))
+                .unwrap();
         assert_eq!(object.invalid.status, None);
         let devices: usize = object.possible_devices().iter().map(|it| it.devices.len()).sum();
         assert_eq!(devices, if name == "gpu-0000-1a-00" { 16 * 28 + 1 } else { 0 }, "{name}");
