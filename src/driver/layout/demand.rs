@@ -1,35 +1,38 @@
 //! Follows what the node's MigNode demands, and reports what came of it.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use mig_model::facts::GpuFacts;
+use mig_model::layout;
 use mig_model::layout::{
-    Cause, Demand, DemandMemory, Followed, LayoutInputs, Outcome, Wanted, default_layouts, describe_missing,
-    follow, usable,
+    Cause, Demand, DemandMemory, LayoutInputs, Outcome, Wanted, default_layouts, describe_missing, follow,
+    usable,
 };
-use mig_model::mig_node::{MigNodeSpec, ProfileCount, reason};
+use mig_model::mig_node::{Followed, MigNodeSpec, ProfileCount, reason};
 use tracing::{info, warn};
 
 use super::memory::InForce;
-use crate::api::{Allocations, NodeSpec};
+use crate::api::{Allocations, OwnMigNode};
 use crate::hardware::NodeState;
 
+/// Value of the node's label with which layouts follow demand.
+pub(super) const AUTO: &str = "auto";
 /// How soon a change is tried again for which the claims could not be read.
 const READ_PAUSE: Duration = Duration::from_secs(5);
+/// How often claims are read for a demand that they stand in the way of.
+const READ_PERIOD: Duration = Duration::from_secs(60);
 
-/// What came of the demand, for the status of the MigNode.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DemandReport {
-    /// The generation of the spec that this is about; `None` where there is no MigNode.
-    pub generation: Option<i64>,
-    /// True where what is published is what the spec demands.
-    pub is_followed: bool,
-    /// A reason of the condition `DemandFollowed`, see [`mig_model::mig_node::reason`].
-    pub reason: &'static str,
-    /// The same for people.
-    pub message: String,
+/// What a MigNode demands.
+#[derive(Debug, Default, PartialEq)]
+struct Spec {
+    /// Empty where it breaks a bound, and without a MigNode.
+    spec: MigNodeSpec,
+    /// `None` without a MigNode.
+    generation: Option<i64>,
+    /// Which bound it breaks.
+    invalid: Option<String>,
 }
 
 /// The demand on this node.
@@ -37,22 +40,33 @@ pub struct DemandReport {
 pub(super) struct DemandFollower {
     allocations: Allocations,
     /// What the MigNode says; `None` before it was read.
-    spec: Option<NodeSpec>,
+    spec: Option<Spec>,
     /// What came of it, once it was followed.
     result: Option<(Outcome, String)>,
     /// When to look again.
     wake: Option<Timestamp>,
+    /// What claims had when they were read last.
+    allocated: Option<(Instant, BTreeSet<String>)>,
     /// Whether a failed read of the claims was logged.
     has_failed: bool,
 }
 
 impl DemandFollower {
     pub(super) fn new(allocations: Allocations) -> Self {
-        Self { allocations, spec: None, result: None, wake: None, has_failed: false }
+        Self { allocations, spec: None, result: None, wake: None, allocated: None, has_failed: false }
     }
 
-    /// Takes over what the MigNode says, and answers whether that is new.
-    pub(super) fn take(&mut self, spec: NodeSpec) -> bool {
+    /// Takes over what the MigNode says, and answers whether that is new. What it said before holds while it cannot be read.
+    pub(super) fn take(&mut self, mig_node: &OwnMigNode) -> bool {
+        let spec = match mig_node {
+            OwnMigNode::Unknown => return false,
+            OwnMigNode::NoKind | OwnMigNode::Absent => Spec::default(),
+            OwnMigNode::Present(node) => Spec {
+                spec: node.spec.clone(),
+                generation: node.metadata.generation,
+                invalid: node.invalid.spec.clone(),
+            },
+        };
         let is_new = self.spec.as_ref() != Some(&spec);
         self.spec = Some(spec);
         is_new
@@ -88,53 +102,69 @@ impl DemandFollower {
             let message = describe(inputs, &followed.outcome);
             (followed, message)
         };
-        let (mut followed, mut message) = step(&state.held);
+        let mut result = step(&state.held);
         // What is allocated and not prepared yet decides on what has room. Before the first demand no claim is in the way: the
         // layouts only follow the GPUs.
-        if followed.layouts != layouts && (demand.is_some() || memory.changed.is_some()) {
-            match self.allocations.read().await {
-                Ok(allocated) => {
-                    self.has_failed = false;
-                    (followed, message) = step(&(&state.held | &allocated));
-                }
-                Err(error) => {
-                    if !std::mem::replace(&mut self.has_failed, true) {
-                        warn!(%error, "the claims could not be read, so layouts do not follow the demand yet; trying again");
+        if result.0.layouts != layouts && (demand.is_some() || memory.changed.is_some()) {
+            // No event says when such a claim is released.
+            self.wake = later(READ_PERIOD);
+            if let Some(known) = self.allocated.iter().find(|it| it.0.elapsed() < READ_PERIOD) {
+                result = step(&(&state.held | &known.1));
+            }
+            if result.0.layouts != layouts {
+                match self.read_claims().await {
+                    Some(allocated) => result = step(&(&state.held | allocated)),
+                    None => {
+                        self.wake = later(READ_PAUSE);
+                        return InForce { layouts, demand: Some(memory) };
                     }
-                    self.wake = SignedDuration::try_from(READ_PAUSE)
-                        .ok()
-                        .and_then(|it| Timestamp::now().checked_add(it).ok());
-                    return InForce { layouts, demand: Some(memory) };
                 }
             }
         }
-        let Followed { layouts: next, outcome, memory, wake } = followed;
+        let (followed, message) = result;
+        let layout::Followed { layouts: next, outcome, memory, wake } = followed;
         if next != layouts {
             info!(?outcome, "layouts change for the demand on this node");
         }
         self.result = Some((outcome, message));
-        self.wake = wake;
+        self.wake = self.wake.into_iter().chain(wake).min();
         InForce { layouts: next, demand: Some(memory) }
     }
 
-    /// What came of the demand; nothing before that is known.
+    /// The devices that claims have now, prepared or not; nothing where they cannot be read.
+    async fn read_claims(&mut self) -> Option<&BTreeSet<String>> {
+        let read_at = Instant::now();
+        match self.allocations.read().await {
+            Ok(allocated) => {
+                self.has_failed = false;
+                Some(&self.allocated.insert((read_at, allocated)).1)
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.has_failed, true) {
+                    warn!(%error, "the claims could not be read, so layouts do not follow the demand yet; trying again");
+                }
+                None
+            }
+        }
+    }
+
+    /// What came of the demand; nothing before that is known, and without a MigNode.
     pub(super) fn report(
         &self,
         label: Option<&str>,
         is_counted: bool,
         is_settling: bool,
-    ) -> Option<DemandReport> {
+    ) -> Option<Followed> {
         let spec = self.spec.as_ref()?;
-        let report = |is_followed, reason, message: String| {
-            Some(DemandReport { generation: spec.generation, is_followed, reason, message })
-        };
+        let generation = spec.generation?;
+        let report = |status, reason, message: String| Some(Followed { generation, status, reason, message });
         let is_empty =
             demand_of(&spec.spec).is_none() && spec.spec.holds.is_empty() && spec.invalid.is_none();
         if is_empty && (is_counted || label.is_some_and(|it| it != AUTO)) {
             return report(true, reason::NO_DEMAND, "nothing is demanded".to_owned());
         }
         if is_counted {
-            let message = "shared counters keep devices apart, so every placement of every profile is published at all times";
+            let message = "no layout is used: shared counters keep devices apart, or --mode=partitionable insists on them";
             return report(false, reason::PARTITIONABLE, message.to_owned());
         }
         if let Some(label) = label.filter(|it| *it != AUTO) {
@@ -167,9 +197,6 @@ impl DemandFollower {
     }
 }
 
-/// Value of the node's label with which layouts follow demand.
-pub(super) const AUTO: &str = "auto";
-
 /// What a spec demands, if anything.
 fn demand_of(spec: &MigNodeSpec) -> Option<Demand> {
     let counts = |list: &[ProfileCount]| list.iter().map(|it| (it.profile.clone(), it.count)).collect();
@@ -196,6 +223,11 @@ fn describe(inputs: LayoutInputs<'_>, outcome: &Outcome) -> String {
                            or remove renewTime from a demand of your own"
             .to_owned(),
     }
+}
+
+/// So much later than now.
+fn later(wait: Duration) -> Option<Timestamp> {
+    Timestamp::now().checked_add(SignedDuration::try_from(wait).ok()?).ok()
 }
 
 fn seconds(time: Timestamp) -> String {

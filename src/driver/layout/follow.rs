@@ -10,16 +10,17 @@ use futures::{Stream, StreamExt};
 use mig_model::facts::GpuFacts;
 use mig_model::inventory::Inventory;
 use mig_model::layout::{Decision, Layouts, Refusal, choose, default_layouts};
+use mig_model::mig_node::Followed;
 use mig_model::slices::Publication;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::demand::{AUTO, DemandFollower, DemandReport};
+use super::demand::{AUTO, DemandFollower};
 use super::memory::{InForce, LayoutMemory};
 use super::report::{Gpus, LayoutReporter};
 use super::source::LayoutSource;
-use crate::api::{Allocations, CONFIG_LABEL, Events, LayoutLabels, NodeSpecs, OwnNode};
+use crate::api::{Allocations, CONFIG_LABEL, Events, LayoutLabels, OwnMigNode, OwnNode};
 use crate::hardware::{Hardware, NodeState};
 use crate::kubelet::PublisherElection;
 
@@ -38,14 +39,14 @@ pub struct LayoutFollowerParts {
     pub file: Option<PathBuf>,
     /// What was in force before this process.
     pub memory: LayoutMemory,
-    /// What is demanded of the node.
-    pub specs: NodeSpecs,
+    /// The node's MigNode, which says what is demanded.
+    pub mig_node: watch::Receiver<OwnMigNode>,
     /// Which devices claims have been given.
     pub allocations: Allocations,
     /// What is in force.
     pub decision: watch::Sender<Decision>,
     /// What came of the demand.
-    pub demand: watch::Sender<Option<DemandReport>>,
+    pub followed: watch::Sender<Option<Followed>>,
     /// Whether this process reports, or a newer one.
     pub election: PublisherElection,
     /// Whether the state label is this driver's to write; another program may own it.
@@ -97,13 +98,14 @@ impl LayoutFollower {
         mut publication: watch::Receiver<Publication>,
     ) {
         let mut labels = pin!(self.parts.node.labels());
-        let mut specs = pin!(self.parts.specs.specs());
+        let mut mig_node = self.parts.mig_node.clone();
         let mut clock = interval(PERIOD);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut known: Option<Arc<Hardware>> = None;
         let mut is_new = true;
         loop {
             let state = hardware.borrow_and_update().clone();
+            is_new |= self.demand.take(&mig_node.borrow_and_update());
             let gpus = Gpus::of(&state.hardware);
             let now = state.hardware.as_ref().ok();
             is_new |= now.map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr);
@@ -123,7 +125,7 @@ impl LayoutFollower {
             }
             tokio::select! {
                 next = next_of(&mut labels) => is_new |= self.take(next),
-                next = next_of(&mut specs) => is_new |= self.demand.take(next),
+                () = next_change(&mut mig_node) => {}
                 changed = hardware.changed() => if changed.is_err() { return },
                 changed = publication.changed() => if changed.is_err() { return },
                 _ = clock.tick() => is_new |= self.file.as_mut().is_some_and(LayoutSource::refresh),
@@ -224,7 +226,7 @@ impl LayoutFollower {
             _ => true,
         };
         let report = self.demand.report(self.label(), is_counted(publication), is_settling);
-        self.parts.demand.send_if_modified(|it| {
+        self.parts.followed.send_if_modified(|it| {
             let is_new = *it != report;
             *it = report;
             is_new
@@ -238,6 +240,13 @@ fn is_counted(publication: &Publication) -> bool {
         publication,
         Publication::Complete { is_counted: true, .. } | Publication::WithoutCounters { .. }
     )
+}
+
+/// The next change of the MigNode; none where it is not watched.
+async fn next_change(mig_node: &mut watch::Receiver<OwnMigNode>) {
+    if mig_node.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// The next labels; the watch behind them reconnects for ever.

@@ -12,7 +12,6 @@ mod state_label;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use demand::DemandReport;
 pub use follow::{LayoutFollower, LayoutFollowerParts};
 pub use memory::{InForce, LayoutMemory};
 pub use state_label::StateLabel;

@@ -8,6 +8,7 @@ use mig_model::slices::Publication;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::demand::AUTO;
 use crate::api::{EventReason, Events, FORBIDDEN_PAUSE, LayoutLabels, OwnNode, STATE_LABEL};
 use crate::backoff::Backoff;
 use crate::hardware::Hardware;
@@ -99,6 +100,10 @@ impl LayoutReporter {
         let (stage, waiting) = match (publication, gpus) {
             (Publication::Pending { .. }, _) => return,
             (_, Gpus::None(reason)) => (Stage::Pending, std::slice::from_ref(reason)),
+            // Every placement is published, so whatever is demanded can be allocated.
+            (Publication::Complete { is_counted: true, .. }, _) if labels.config.as_deref() == Some(AUTO) => {
+                (Stage::Success, &[][..])
+            }
             (Publication::Complete { is_counted: true, .. }, _) => (Stage::Unused, &[COUNTED.to_owned()][..]),
             (Publication::WithoutCounters { .. }, _) => (Stage::Unused, &[INSISTING.to_owned()][..]),
             _ if decision.revision == 0 => return,
