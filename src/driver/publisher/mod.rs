@@ -1,7 +1,7 @@
 //! The loop that keeps the API server's ResourceSlices as `mig_model::slices::next` decides.
 //!
 //! `publish` reads what that asks for, writes what it answers and reports; `probe` asks what the API server does with counters and
-//! taints, `pauses` says how long to wait after failures and other writers, `triggers` what the node's state wakes the loop for.
+//! taints, `pauses` says how long to wait for bursts, failures and other writers, `triggers` what the node's state wakes the loop for.
 
 mod metrics;
 mod pauses;

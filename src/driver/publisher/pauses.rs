@@ -1,20 +1,17 @@
-//! When the publisher tries again what failed, and what it reports of it.
+//! How long the publisher waits: for a burst of changes to end, after rounds that failed, and for other writers.
 
 use std::time::Duration;
 
-use mig_model::slices::Publication;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::warn;
 
-use super::Publisher;
-use super::publish::DEBOUNCE;
-use crate::api::{EventReason, Events, SliceError, SliceErrorKind};
+use crate::api::{EventReason, Events};
 use crate::backoff::Backoff;
 
+/// How long changes made by others are collected before they are looked at.
+pub(super) const DEBOUNCE: Duration = Duration::from_millis(500);
 /// Longest pause after failures; the first is that of changes by others.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Conflicts in a row that may be races with another writer; more are reported.
-const MOST_RACES: u32 = 4;
 /// Longest pause before what another writer does is corrected again.
 const LONGEST_CORRECTION: Duration = Duration::from_secs(10);
 /// After this time without a correction, the next one is the first.
@@ -67,24 +64,4 @@ impl Overwritten {
 /// Pauses after rounds that failed, on this node.
 pub(super) fn retry(node: &str) -> Backoff {
     Backoff::new(DEBOUNCE, LONGEST_PAUSE, node)
-}
-
-impl Publisher {
-    /// Reports why a round failed, once for each reason, and says how long to wait before the next.
-    pub(super) fn failed(&mut self, error: &SliceError) -> Duration {
-        let pause = self.retry.failed();
-        if error.kind == SliceErrorKind::Conflict && self.retry.failures() <= MOST_RACES {
-            debug!(%error, "slices changed underneath, reading again");
-            return pause;
-        }
-        let pending = Publication::Pending { reason: error.to_string() };
-        if *self.parts.report.borrow() != pending {
-            warn!(%error, "cannot publish resourceslices, trying again");
-            if matches!(error.kind, SliceErrorKind::NameTaken | SliceErrorKind::Refused) {
-                self.parts.context.events.emit(EventReason::PublishRefused, error.to_string());
-            }
-        }
-        self.parts.report.send_replace(pending);
-        pause
-    }
 }

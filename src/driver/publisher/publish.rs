@@ -20,15 +20,15 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::pauses::{Overwritten, retry};
-use crate::api::{Allocations, NodeSlices, SliceError, SliceErrorKind};
+use crate::api::{Allocations, EventReason, NodeSlices, SliceError, SliceErrorKind};
 use crate::backoff::Backoff;
 use crate::context::NodeContext;
 use crate::hardware::NodeState;
 use crate::kubelet::PublisherElection;
 use crate::telemetry::metrics::SliceWrite;
 
-/// How long changes made by others are collected before they are looked at.
-pub(super) const DEBOUNCE: Duration = Duration::from_millis(500);
+/// Conflicts in a row that may be races with another writer; more are reported.
+const MOST_RACES: u32 = 4;
 /// How soon a process that left the slices to a newer one sees that it is gone.
 const TURN_RETRY: Duration = Duration::from_secs(5);
 
@@ -64,7 +64,7 @@ pub struct Publisher {
     /// What schedulers may still act on.
     pub(super) memory: Memory,
     /// Pauses after failures.
-    pub(super) retry: Backoff,
+    retry: Backoff,
     /// What others did to the slices.
     pub(super) overwritten: Overwritten,
     is_watching: bool,
@@ -243,6 +243,24 @@ impl Publisher {
             }
             changed
         });
+    }
+
+    /// Reports why a round failed, once for each reason, and says how long to wait before the next.
+    fn failed(&mut self, error: &SliceError) -> Duration {
+        let pause = self.retry.failed();
+        if error.kind == SliceErrorKind::Conflict && self.retry.failures() <= MOST_RACES {
+            debug!(%error, "slices changed underneath, reading again");
+            return pause;
+        }
+        let pending = Publication::Pending { reason: error.to_string() };
+        if *self.parts.report.borrow() != pending {
+            warn!(%error, "cannot publish resourceslices, trying again");
+            if matches!(error.kind, SliceErrorKind::NameTaken | SliceErrorKind::Refused) {
+                self.parts.context.events.emit(EventReason::PublishRefused, error.to_string());
+            }
+        }
+        self.parts.report.send_replace(pending);
+        pause
     }
 
     async fn write(

@@ -7,7 +7,8 @@ use tokio::sync::watch;
 use tokio::time::{sleep_until, timeout};
 
 use super::Publisher;
-use super::publish::{DEBOUNCE, view};
+use super::pauses::DEBOUNCE;
+use super::publish::view;
 use crate::hardware::NodeState;
 
 /// How long a burst of changes may put the next look off.

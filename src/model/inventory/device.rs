@@ -1,6 +1,6 @@
 //! Devices as plain data: what a node offers, and what has to be done to prepare each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -113,6 +113,12 @@ impl Inventory {
     /// All devices that are offered.
     pub fn devices(&self) -> impl Iterator<Item = &AllocatableDevice> {
         self.gpus.iter().flat_map(|it| &it.devices)
+    }
+
+    /// Names of all devices that are offered.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<String> {
+        self.devices().map(|it| it.name.to_string()).collect()
     }
 }
 

@@ -28,6 +28,12 @@ impl GpuInventory {
         self.all().any(|it| it.mig().is_some())
     }
 
+    /// True for the name of this GPU, or of a share of it.
+    #[must_use]
+    pub fn is_of(&self, name: &str) -> bool {
+        DeviceName::share_in(name).map_or(name, |(gpu, _)| gpu) == self.counter_set
+    }
+
     /// Of a GPU without MIG what may be offered beside the devices in `held`, which stay or come back: no share beside the
     /// whole GPU, no whole GPU beside a share, and no more shares than are offered now.
     #[must_use]
@@ -71,6 +77,12 @@ impl GpuInventory {
 }
 
 impl Inventory {
+    /// True for the name of a GPU without MIG, or of a share of it.
+    #[must_use]
+    pub fn is_uncut(&self, name: &str) -> bool {
+        self.gpus.iter().any(|it| !it.can_be_cut() && it.is_of(name))
+    }
+
     /// The device with this name, offered at the moment or not; also a share of a GPU that is not shared any more, or by
     /// fewer, because a claim may have been given it before.
     #[must_use]

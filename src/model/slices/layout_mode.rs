@@ -7,13 +7,12 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::inventory::Inventory;
+use crate::layout::{Decision, GpuLayout, Layouts, apply};
 
 use super::memory::Memory;
-use super::next::{Question, claims};
-use super::transition::{Pool, names};
-use super::world::{GATE_RETRY, Mode, NodeView, Published, RESYNC, World};
-use super::{CounterSupport, Publication};
-use crate::layout::{Decision, GpuLayout, Layouts, apply};
+use super::pool::Pool;
+use super::publication::Publication;
+use super::world::{CounterSupport, GATE_RETRY, Mode, NodeView, Published, Question, RESYNC, World};
 
 /// Why nothing is published while the node's label is not known: free space must not be cut twice.
 pub(super) const NO_LABELS: &str = "the node's labels are not read yet; the driver's service account must be allowed to list and watch nodes";
@@ -57,7 +56,7 @@ pub(super) fn makes_room(memory: &Memory, world: &World<'_>, seen: &NodeView<'_>
     let now = &world.node;
     let decision = layouts(world, now.inventory);
     let held = now.held | &(&memory.allocated - seen.held);
-    names(&apply(now.inventory, &decision.layouts, &held).inventory) != memory.decided().cloned().collect()
+    apply(now.inventory, &decision.layouts, &held).inventory.names() != memory.decided().cloned().collect()
 }
 
 /// What the layouts allow at the moment; nothing where they are not known.
@@ -107,15 +106,15 @@ fn read_claims(
     now: Instant,
 ) -> Result<(Instant, bool), Question> {
     let held = world.node.held;
-    let wanted = names(&apply(inventory, layouts, held).inventory);
+    let wanted = apply(inventory, layouts, held).inventory.names();
     let is_there = published.is_some_and(|it| it.is_open && !it.is_counted && it.devices == wanted);
     // What was read for another reason is used.
     if is_there && memory.transition.next().is_none() && world.claims.is_none() {
         memory.allocated.clear();
         return Ok((now, false));
     }
-    let claims = claims(world)?;
+    let claims = world.claims()?;
     memory.allocated.clone_from(&claims.allocated);
-    let possible = names(&apply(inventory, layouts, &(held | &memory.allocated)).inventory);
+    let possible = apply(inventory, layouts, &(held | &memory.allocated)).inventory.names();
     Ok((claims.read_at, possible != wanted))
 }

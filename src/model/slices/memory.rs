@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use crate::inventory::Inventory;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
-use super::next::{Question, Round, claims};
+use super::pool::Pool;
 use super::render::names as names_in;
-use super::sharing::{ShareTransition, is_of};
-use super::transition::{Held, Pool, Transition, names};
+use super::retained::{Devices, RetainedDevices};
+use super::sharing::ShareTransition;
+use super::transition::{Held, Transition};
 use super::undescribed::UndescribedDevices;
-use super::world::{Published, World};
-use super::{Devices, RetainedDevices};
+use super::world::{Published, Question, World};
 
 /// What was published and decided so far.
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ pub struct Memory {
     /// The way from one set of devices to another one without counters, and from and to counters.
     pub(super) transition: Transition,
     /// Whole and time-shared GPUs that are not offered any more.
-    pub(super) sharing: ShareTransition,
+    sharing: ShareTransition,
     /// Devices that stay because they are allocated.
     retained: RetainedDevices,
     /// Devices that stay as they are published: claims have them, and the node cannot describe them any more.
@@ -105,11 +105,6 @@ impl Memory {
         self.decided.iter().flatten()
     }
 
-    /// The described devices that were published last, or were to be published and may be in part.
-    pub(super) fn attempted(&self) -> impl Iterator<Item = &String> {
-        self.published.iter().flatten().chain(self.decided())
-    }
-
     /// Whether schedulers give anything away of what is published.
     pub(super) fn is_open(&self) -> bool {
         self.transition.is_open()
@@ -124,13 +119,14 @@ impl Memory {
     ) -> Result<BTreeSet<String>, Question> {
         let (inventory, held) = (world.node.inventory, world.node.held);
         // GPUs that are not cut see to what they withdraw, and so do layouts.
-        let is_cut = |name: &&String| !inventory.gpus.iter().any(|it| !it.can_be_cut() && is_of(name, it));
-        let cut = |names: &BTreeSet<String>| names.iter().filter(is_cut).cloned().collect::<BTreeSet<_>>();
+        let cut = |names: &BTreeSet<String>| {
+            names.iter().filter(|it| !inventory.is_uncut(it)).cloned().collect::<BTreeSet<_>>()
+        };
         let withheld = inventory.gpus.iter().flat_map(|it| &it.withheld).map(|it| it.name.to_string());
-        let known = cut(&names(inventory).into_iter().chain(withheld).collect());
+        let known = cut(&inventory.names().into_iter().chain(withheld).collect());
         let prepared = known.intersection(held).cloned().collect();
         let offered =
-            if world.is_counted() { cut(&names(&world.offered(inventory, held))) } else { known.clone() };
+            if world.is_counted() { cut(&world.offered(inventory, held).names()) } else { known.clone() };
         let withheld = known.difference(&offered).cloned().collect();
         // Also what was deleted since: it may be allocated all the same.
         let seen: BTreeSet<String> = published.slices.iter().flat_map(names_in).map(str::to_owned).collect();
@@ -141,9 +137,10 @@ impl Memory {
             withheld: &withheld,
             published: &before,
             prepared: &prepared,
+            is_wiped: published.slices.is_empty(),
         };
         if self.retained.asks(devices, now) {
-            let claims = claims(world)?;
+            let claims = world.claims()?;
             self.retained.found(&claims.allocated, devices, claims.read_at);
         }
         let stays = |it: &&String| held.contains(*it) || self.retained.taken().contains(*it);
@@ -152,26 +149,44 @@ impl Memory {
         Ok(before)
     }
 
-    /// What of the offer may be published now where counters keep devices apart.
+    /// The inventory with as much of the GPUs without MIG as may be published now, and when to look at them again.
+    pub(super) fn settle_shares<'i>(
+        &mut self,
+        world: &World<'_>,
+        inventory: &'i Inventory,
+        published: &Published,
+        now: Instant,
+    ) -> Result<(Cow<'i, Inventory>, Duration), Question> {
+        // Also what was deleted since, or not written in the end: it may be allocated all the same.
+        let attempted = self.published.iter().flatten().chain(self.decided()).map(String::as_str);
+        let seen = published.slices.iter().flat_map(names_in).chain(attempted);
+        let seen = seen.map(str::to_owned).collect();
+        self.sharing.settle(world, inventory, &seen, now)
+    }
+
+    /// What of the offer may be published now where counters keep devices apart. `before` is what schedulers could see, of GPUs
+    /// that can be cut.
     pub(super) fn show_counted<'i>(
         &mut self,
+        world: &World<'_>,
         offered: &'i Inventory,
-        round: Round<'_>,
+        before: &BTreeSet<String>,
         held: &BTreeSet<String>,
+        now: Instant,
     ) -> Result<Cow<'i, Inventory>, Question> {
-        let Round { world, published, before, now, .. } = round;
-        let (pool, prepared) = (self.pool(published), world.node.held);
+        let (pool, prepared) = (self.pool(world.published()?), world.node.held);
         // The layout may just have withdrawn something.
         if self.transition.is_by_layout() {
             self.retained.expect_more();
         }
         // One of two that overlap is left out only by what claims have now: the other one may be free already.
         if self.retained.is_crowded(offered, before, prepared) {
-            let claims = claims(world)?;
+            let claims = world.claims()?;
             self.retained.confirm(&claims.allocated, claims.read_at);
         }
         let shown = self.retained.show(offered, before, prepared);
         let seen = self.seen(pool.as_ref());
+        let pool = pool.map(|it| it.without(|name| is_apart(name, world.node.inventory)));
         let part = self.transition.count(&shown, pool.as_ref(), &seen, held, now);
         Ok(part.map_or(shown, Cow::Owned))
     }
@@ -198,10 +213,11 @@ impl Memory {
         read_at: Instant,
     ) -> Inventory {
         let seen = self.seen(pool);
+        let pool = pool.cloned().map(|it| it.without(|name| is_apart(name, all)));
         // Where nothing changes, nothing was read.
         let allocated = if self.allocated.is_empty() { prepared } else { &self.allocated };
         self.retained.leave_nothing_out();
-        self.transition.step(all, target, pool, &seen, Held { prepared, allocated, read_at })
+        self.transition.step(all, target, pool.as_ref(), &seen, Held { prepared, allocated, read_at })
     }
 
     /// What schedulers have seen, as far as this process knows.
@@ -211,8 +227,12 @@ impl Memory {
 
     /// The pool that is published, without what only stays in it.
     pub(super) fn pool(&self, published: &Published) -> Option<Pool> {
-        let mut pool = Pool::of(&published.slices)?;
-        pool.devices.retain(|it| !self.undescribed.has(it));
-        Some(pool)
+        Pool::of(&published.slices).map(|it| it.without(|name| self.undescribed.has(name)))
     }
+}
+
+/// Whether a device overlaps none, so that neither counters nor a layout keep it apart: it is of a GPU without MIG, or an instance
+/// that another program made.
+fn is_apart(name: &str, inventory: &Inventory) -> bool {
+    inventory.is_uncut(name) || inventory.device(name).is_some_and(|it| it.consumes.is_empty())
 }

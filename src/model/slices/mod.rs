@@ -3,6 +3,19 @@
 //! [`next`] decides what to publish, of what it sees ([`World`]) and remembers ([`Memory`]). [`render`] makes slices of an
 //! inventory, [`diff`] the fewest writes that lead from the published slices to others. A slice is only ever written as a whole;
 //! nothing is published that the API server would strip of its counters.
+//!
+//! Each file uses only those of lines below its own:
+//!
+//! ```text
+//! next  triggers                            the step, and what makes another one necessary
+//! layout_mode                               what layouts allow
+//! memory                                    all that is remembered: the four below
+//! sharing  transition  retained  undescribed
+//! publication  taint                        how the slices stand; taints
+//! world                                     what is seen, and what has to be read first
+//! pool  render  diff  leave_out             slices
+//! withdrawn  packing  quantity              what schedulers may still act on, which devices share a slice, amounts
+//! ```
 
 mod diff;
 mod layout_mode;
@@ -10,6 +23,7 @@ mod leave_out;
 mod memory;
 mod next;
 mod packing;
+mod pool;
 mod publication;
 mod quantity;
 mod render;
@@ -24,17 +38,15 @@ mod world;
 
 pub use diff::{Change, diff, is_same, lost_counters};
 pub use memory::{Memory, Offered};
-pub use next::{Plan, Question, next};
+pub use next::{Plan, next};
+pub use pool::Pool;
 pub use publication::Publication;
 pub use quantity::count;
 pub(crate) use quantity::whole_number;
 pub use render::{Owner, keep_order, pool_name, render, slice_name};
 pub(crate) use render::{counter_set, device};
-pub use taint::{TaintEffect, lost_taints, new_taint};
-pub use transition::{Pool, names};
+pub use taint::{lost_taints, new_taint};
 pub use world::{
-    Claims, CounterSupport, GATE_RETRY, Gate, Gates, Inputs, Mode, NodeView, Published, RESYNC, Settings,
-    World,
+    Claims, CounterSupport, GATE_RETRY, Gate, Gates, Inputs, Mode, NodeView, Published, Question, RESYNC,
+    Settings, TaintEffect, World,
 };
-
-use retained::{Devices, RetainedDevices};

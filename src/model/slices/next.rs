@@ -15,30 +15,17 @@ use crate::inventory::{GpuInventory, Inventory};
 use crate::placement::Ranking;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
+use super::layout_mode;
 use super::memory::Memory;
 use super::publication::Publication;
 use super::render::{keep_order, names as names_in, render};
 use super::taint::taint;
 use super::undescribed::publish_undescribed;
-use super::world::{Claims, GATE_RETRY, Mode, Published, RESYNC, World};
-use super::{CounterSupport, layout_mode, sharing};
+use super::world::{CounterSupport, GATE_RETRY, Mode, Published, Question, RESYNC, World};
 
 /// Why nothing can be allocated for a while.
 const CLOSED: &str = "kube-apiserver keeps shared counters now; every placement is published once no scheduler can act on what \
                       was published without them, see --settle-time";
-
-/// What has to be read before it can be decided what to publish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Question {
-    /// The slices of this node and driver.
-    Slices,
-    /// Which devices claims have.
-    Claims,
-    /// What the API server does with counters.
-    Counters,
-    /// What it does with taints.
-    Taints,
-}
 
 /// What to do.
 #[derive(Debug)]
@@ -66,7 +53,7 @@ pub fn next(world: &World<'_>, memory: &Memory, now: Instant) -> Result<Plan, Qu
         Err(reason) if !node.held.is_empty() => return keep(reason, RESYNC, memory.clone()),
         _ => {}
     }
-    let published = world.published.ok_or(Question::Slices)?;
+    let published = world.published()?;
     let can_be_cut = node.inventory.gpus.iter().any(GpuInventory::can_be_cut);
     let has_gate = world.settings.mode != Mode::Layout && can_be_cut;
     if has_gate && !world.gates.counters.is_fresh(now) {
@@ -75,7 +62,7 @@ pub fn next(world: &World<'_>, memory: &Memory, now: Instant) -> Result<Plan, Qu
     let mut memory = memory.clone();
     let before = memory.retain_allocated(world, published, now)?;
     let inventory = node.inventory_with(memory.retained());
-    let (inventory, soon) = sharing::settle(&mut memory, world, &inventory, published, now)?;
+    let (inventory, soon) = memory.settle_shares(world, &inventory, published, now)?;
     if world.is_counted() {
         return counted(Round { world, published, before: &before, now, soon }, memory, &inventory, has_gate);
     }
@@ -95,12 +82,12 @@ pub fn next(world: &World<'_>, memory: &Memory, now: Instant) -> Result<Plan, Qu
 
 /// What one round works with.
 #[derive(Clone, Copy)]
-pub(super) struct Round<'a> {
-    pub(super) world: &'a World<'a>,
-    pub(super) published: &'a Published,
+struct Round<'a> {
+    world: &'a World<'a>,
+    published: &'a Published,
     /// What schedulers could see when this round began, of GPUs that can be cut.
-    pub(super) before: &'a BTreeSet<String>,
-    pub(super) now: Instant,
+    before: &'a BTreeSet<String>,
+    now: Instant,
     /// When shared GPUs have to be looked at again.
     soon: Duration,
 }
@@ -112,7 +99,7 @@ fn counted(
     inventory: &Inventory,
     has_gate: bool,
 ) -> Result<Plan, Question> {
-    let Round { world, published, now, soon, .. } = round;
+    let Round { world, published, before, now, soon } = round;
     let held = world.node.held | memory.retained();
     let offered = world.offered(inventory, &held);
     let ranking = Ranking::of(&offered, &held, world.settings.placement);
@@ -127,7 +114,7 @@ fn counted(
     {
         return Err(Question::Counters);
     }
-    let shown = memory.show_counted(&offered, round, &held)?;
+    let shown = memory.show_counted(world, &offered, before, &held, now)?;
     let slices = if *shown == *offered { slices } else { render(&shown, &ranking, &published.owner) };
     let slices = finish(round, &mut memory, slices, &ranking)?;
     let status = if memory.is_open() {
@@ -165,9 +152,4 @@ fn close(slices: &mut [ResourceSlice]) {
     for slice in slices {
         slice.spec.pool.resource_slice_count += 1;
     }
-}
-
-/// The claims, where they were read.
-pub(super) fn claims<'a>(world: &World<'a>) -> Result<&'a Claims, Question> {
-    world.claims.ok_or(Question::Claims)
 }

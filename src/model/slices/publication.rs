@@ -1,6 +1,6 @@
 //! How the slices stand. Pure.
 
-use super::CounterSupport;
+use super::world::CounterSupport;
 
 /// What is published, for readiness and people.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -26,7 +26,6 @@ use crate::inventory::{AllocatableDevice, GpuInventory, Inventory, fits_into};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::leave_out::leave_out;
-use super::transition::names;
 use super::withdrawn::{Gone, Withdrawn};
 
 /// Remembers what stays, and until when something may have to come back.
@@ -41,7 +40,10 @@ pub(super) struct RetainedDevices {
     left_out: BTreeSet<String>,
     /// Devices that are not published any more, until a read shows whether they were allocated at the last moment.
     withdrawn: Withdrawn,
-    /// When this process began, where one before it may have withdrawn whatever is not published.
+    /// When this process first looked, if it found slices: a process before it may just have withdrawn what is not in them.
+    start: Option<Instant>,
+    has_looked: bool,
+    /// The same from when the node has devices, and until what is not published is known to be free or allocated.
     began: Option<Instant>,
     /// When the read that found them began.
     read_at: Option<Instant>,
@@ -49,7 +51,7 @@ pub(super) struct RetainedDevices {
     has_past: bool,
 }
 
-/// Names of devices.
+/// Names of devices, and where those that are published come from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Devices<'a> {
     /// What is offered whatever the API server says.
@@ -60,6 +62,8 @@ pub(super) struct Devices<'a> {
     pub(super) published: &'a BTreeSet<String>,
     /// What is prepared.
     pub(super) prepared: &'a BTreeSet<String>,
+    /// Whether there are no slices, not even empty ones.
+    pub(super) is_wiped: bool,
 }
 
 impl RetainedDevices {
@@ -73,6 +77,8 @@ impl RetainedDevices {
             allocated: BTreeSet::new(),
             left_out: BTreeSet::new(),
             withdrawn: Withdrawn::default(),
+            start: None,
+            has_looked: false,
             began: None,
             read_at: None,
             gone: None,
@@ -83,14 +89,17 @@ impl RetainedDevices {
     /// Whether the claims have to be read, and passed to [`RetainedDevices::found`], before anything is published: where something goes
     /// of which that is not known, and when it is time to look again.
     pub(super) fn asks(&mut self, devices: Devices<'_>, now: Instant) -> bool {
+        if !std::mem::replace(&mut self.has_looked, true) {
+            self.start = Some(now).filter(|_| !devices.is_wiped);
+        }
         // Before NVML works there is nothing that could come back.
         let has_any = !devices.offered.is_empty() || !devices.withheld.is_empty();
         let is_first = has_any && self.has_past;
-        let is_wiped = devices.published.is_empty();
+        let is_empty = devices.published.is_empty();
         if is_first {
             self.gone = Some(Gone::Since(now));
-            let is_subset = devices.offered.is_subset(devices.published);
-            self.began = Some(now).filter(|_| !is_wiped && !is_subset);
+            let is_all = devices.withheld.is_empty() && devices.offered.is_subset(devices.published);
+            self.began = self.start.filter(|_| !is_all);
         }
         // Where all is offered, nothing can come back.
         if devices.withheld.is_empty() && self.gone.is_some_and(|it| it.has_settled(self.settle, now)) {
@@ -98,7 +107,7 @@ impl RetainedDevices {
         }
         // What comes back makes free devices go, of which some may be allocated.
         let held = devices.prepared.union(&self.allocated);
-        let returns = !is_wiped && {
+        let returns = !is_empty && {
             let is_missing = |it: &&String| !devices.published.contains(*it) && !self.left_out.contains(*it);
             let mut missing = held.filter(is_missing);
             missing.any(|it| devices.offered.contains(it))
@@ -106,7 +115,7 @@ impl RetainedDevices {
         let goes = devices.published.difference(devices.offered).any(|it| !self.taken.contains(it));
         let asks = goes
             || returns
-            || is_first && (is_wiped || !devices.withheld.is_empty())
+            || is_first && (is_empty || !devices.withheld.is_empty())
             || self.next().is_some_and(|it| it <= now);
         if is_first && !asks {
             self.has_past = false;
@@ -156,7 +165,7 @@ impl RetainedDevices {
                 shown.to_mut().gpus[index] = GpuInventory { devices, ..gpu.clone() };
             }
         }
-        let is_shown = names(&shown);
+        let is_shown = shown.names();
         self.withdrawn.retain(|name| !is_shown.contains(name));
         shown
     }
@@ -298,7 +307,7 @@ mod tests {
     ) -> (bool, BTreeSet<String>) {
         let (offered, withheld, published) = (set(offered), set(withheld), set(published));
         let devices =
-            Devices { offered: &offered, withheld: &withheld, published: &published, prepared: &NOTHING };
+            Devices { offered: &offered, withheld: &withheld, published: &published, prepared: &NOTHING, is_wiped: false };
         let asks = retained.asks(devices, at);
         if asks {
             retained.found(&set(allocated), devices, at);

@@ -9,15 +9,12 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::inventory::{DeviceKind, DeviceName, GpuInventory, Inventory};
+use crate::inventory::{DeviceKind, GpuInventory, Inventory};
 
-use super::memory::Memory;
-use super::next::{Question, claims};
-use super::render::names as names_in;
 use super::withdrawn::Withdrawn;
-use super::world::{Published, RESYNC, World};
+use super::world::{Question, RESYNC, World};
 
-/// Whole GPUs and shares that were withdrawn lately, so far as this process knows. Pure.
+/// Whole GPUs and shares that were withdrawn lately, so far as this process knows.
 #[derive(Debug, Clone)]
 pub(super) struct ShareTransition {
     withdrawn: Withdrawn,
@@ -30,6 +27,56 @@ impl ShareTransition {
     /// Starts without knowledge of what was before; `has_past` is whether a driver was on this node before this process.
     pub(super) fn new(has_past: bool) -> Self {
         Self { withdrawn: Withdrawn::default(), start: None, has_past }
+    }
+
+    /// The inventory with as much of the GPUs without MIG as may be published now, and when to look again. `seen` is what
+    /// schedulers could see.
+    pub(super) fn settle<'i>(
+        &mut self,
+        world: &World<'_>,
+        inventory: &'i Inventory,
+        seen: &BTreeSet<String>,
+        now: Instant,
+    ) -> Result<(Cow<'i, Inventory>, Duration), Question> {
+        let uncut = || inventory.gpus.iter().filter(|it| !it.can_be_cut());
+        let before: BTreeSet<String> = seen.iter().filter(|it| inventory.is_uncut(it)).cloned().collect();
+        let wanted: BTreeSet<String> = uncut().flat_map(names).collect();
+        let settle = world.settings.settle_time;
+        self.look(now);
+        self.withdrawn.retain(|name| inventory.is_uncut(name));
+        if uncut().next().is_none() {
+            return Ok((Cow::Borrowed(inventory), RESYNC));
+        }
+        if before == wanted && self.withdrawn.is_empty() && world.claims.is_none() {
+            let has_settled = self.has_settled(now, settle);
+            // Of a GPU that offers nothing, the process before may have withdrawn what was allocated at the last moment.
+            let may_come_back = self.start.is_some() && uncut().any(|it| it.devices.is_empty());
+            if has_settled && !may_come_back {
+                self.start = None;
+            }
+            if !has_settled || !may_come_back {
+                let pause = self.start.filter(|_| may_come_back);
+                let pause = pause.map_or(RESYNC, |it| (it + settle).saturating_duration_since(now));
+                return Ok((Cow::Borrowed(inventory), pause));
+            }
+        }
+        let claims = world.claims()?;
+        let held = world.node.held | &claims.allocated;
+        let mut settled = inventory.clone();
+        let mut is_held_up = false;
+        for gpu in settled.gpus.iter_mut().filter(|it| !it.can_be_cut()) {
+            let target = gpu.with_held(&held);
+            is_held_up |= names(&target) != names(gpu);
+            let before = before.iter().filter(|it| gpu.is_of(it)).cloned().collect();
+            *gpu = self.step(&target, &before, &held, claims.read_at, settle);
+        }
+        let due = match self.since() {
+            Some(since) => (since + settle).saturating_duration_since(now),
+            None if self.withdrawn.is_empty() => RESYNC,
+            None => settle,
+        };
+        // No event says when claims that are not prepared are released.
+        Ok((Cow::Owned(settled), if is_held_up { settle.min(due) } else { due }))
     }
 
     /// Takes note of the first look. Until a settle time after it nothing may come that was not published then, unless this
@@ -60,7 +107,7 @@ impl ShareTransition {
         self.withdrawn.add_missing(before, &wanted);
         self.withdrawn.settle(settle, read_at);
         self.withdrawn.retain(|name| !wanted.contains(name));
-        let gone = || self.withdrawn.names().filter(|it| is_of(it, target));
+        let gone = || self.withdrawn.names().filter(|it| target.is_of(it));
         let (whole_is_gone, share_is_gone) =
             (gone().any(|it| *it == target.counter_set), gone().any(|it| *it != target.counter_set));
         let mut next = target.clone();
@@ -86,68 +133,8 @@ impl ShareTransition {
     }
 }
 
-/// The inventory with as much of the GPUs without MIG as may be published now, and when to look again.
-pub(super) fn settle<'i>(
-    memory: &mut Memory,
-    world: &World<'_>,
-    inventory: &'i Inventory,
-    published: &Published,
-    now: Instant,
-) -> Result<(Cow<'i, Inventory>, Duration), Question> {
-    let uncut = || inventory.gpus.iter().filter(|it| !it.can_be_cut());
-    let is_uncut = |name: &str| uncut().any(|it| is_of(name, it));
-    let seen = published.slices.iter().flat_map(names_in).map(str::to_owned);
-    let seen: BTreeSet<String> = seen.filter(|it| is_uncut(it)).collect();
-    // Also what was deleted since, or not written in the end: it may be allocated all the same.
-    let known = memory.attempted().filter(|it| is_uncut(it)).cloned().collect();
-    let before = &seen | &known;
-    let wanted: BTreeSet<String> = uncut().flat_map(names).collect();
-    let settle = world.settings.settle_time;
-    let transition = &mut memory.sharing;
-    transition.look(now);
-    transition.withdrawn.retain(is_uncut);
-    if uncut().next().is_none() {
-        return Ok((Cow::Borrowed(inventory), RESYNC));
-    }
-    if before == wanted && transition.withdrawn.is_empty() && world.claims.is_none() {
-        let has_settled = transition.has_settled(now, settle);
-        // Of a GPU that offers nothing, the process before may have withdrawn what was allocated at the last moment.
-        let may_come_back = transition.start.is_some() && uncut().any(|it| it.devices.is_empty());
-        if has_settled && !may_come_back {
-            transition.start = None;
-        }
-        if !has_settled || !may_come_back {
-            let pause = transition.start.filter(|_| may_come_back);
-            let pause = pause.map_or(RESYNC, |it| (it + settle).saturating_duration_since(now));
-            return Ok((Cow::Borrowed(inventory), pause));
-        }
-    }
-    let claims = claims(world)?;
-    let held = world.node.held | &claims.allocated;
-    let mut settled = inventory.clone();
-    let mut is_held_up = false;
-    for gpu in settled.gpus.iter_mut().filter(|it| !it.can_be_cut()) {
-        let target = gpu.with_held(&held);
-        is_held_up |= names(&target) != names(gpu);
-        let before = before.iter().filter(|it| is_of(it, gpu)).cloned().collect();
-        *gpu = transition.step(&target, &before, &held, claims.read_at, settle);
-    }
-    let due = match transition.since() {
-        Some(since) => (since + settle).saturating_duration_since(now),
-        None if transition.withdrawn.is_empty() => RESYNC,
-        None => settle,
-    };
-    // No event says when claims that are not prepared are released.
-    Ok((Cow::Owned(settled), if is_held_up { settle.min(due) } else { due }))
-}
-
 fn names(gpu: &GpuInventory) -> BTreeSet<String> {
     gpu.devices.iter().map(|it| it.name.to_string()).collect()
-}
-
-/// True for the name of a GPU or of a share of it.
-pub(super) fn is_of(name: &str, gpu: &GpuInventory) -> bool {
-    DeviceName::share_in(name).map_or(name, |(gpu, _)| gpu) == gpu.counter_set
 }
 
 #[cfg(test)]
@@ -155,7 +142,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::inventory::AllocatableDevice;
+    use crate::inventory::{AllocatableDevice, DeviceName};
 
     const SETTLE: Duration = Duration::from_secs(10);
 

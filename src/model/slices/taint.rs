@@ -10,22 +10,9 @@
 use std::time::Instant;
 
 use crate::health::{Condition, Report};
-use clap::ValueEnum;
 use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceSlice};
 
-use super::next::Question;
-use super::world::{Published, World};
-
-/// What the taint of an unhealthy GPU does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum TaintEffect {
-    /// Its devices are not allocated any more.
-    #[value(name = "NoSchedule")]
-    NoSchedule,
-    /// And the pods that have some are ended, except those whose claims tolerate it.
-    #[value(name = "NoExecute")]
-    NoExecute,
-}
+use super::world::{Published, Question, TaintEffect, World};
 
 /// Taints the devices of unhealthy GPUs, if the API server keeps taints. It is asked only if there is one to be made.
 pub(super) fn taint(

@@ -5,7 +5,8 @@
 //!
 //! - Without counters, a device that goes is withdrawn first, and what would overlap it appears only after that.
 //! - When counters come or go, any device may overlap what was given away on other terms. So the pool keeps what claims hold
-//!   and is closed, which is to say incomplete: schedulers give nothing away from it until all have seen that.
+//!   and is closed, which is to say incomplete: schedulers give nothing away from it until all have seen that. A pool of
+//!   the process before that has no such devices needs no closing: what was withdrawn from it is waited for.
 //!
 //! Refuses to guess what a driver before this one did: what it published when this process began is waited for as well.
 
@@ -13,9 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::inventory::{AllocatableDevice, GpuInventory, Inventory, fits_into};
-use k8s_openapi::api::resource::v1::ResourceSlice;
 
-use super::render::names as names_in;
+use super::pool::Pool;
 use super::withdrawn::{Gone, Withdrawn};
 
 /// Remembers what schedulers may still act on.
@@ -40,15 +40,12 @@ enum Kind {
     ByLayout,
 }
 
-/// What the API server has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pool {
-    /// Names of the devices.
-    pub devices: BTreeSet<String>,
-    /// Whether counters keep them apart.
-    pub is_counted: bool,
-    /// Whether schedulers give anything away from it; not where slices are missing.
-    pub is_open: bool,
+impl Kind {
+    /// How those of a pool are; `None` where it has none.
+    fn of(pool: &Pool) -> Option<Self> {
+        let kind = if pool.is_counted { Self::ByCounters } else { Self::ByLayout };
+        (!pool.devices.is_empty()).then_some(kind)
+    }
 }
 
 /// What claims have.
@@ -72,24 +69,6 @@ impl Held<'_> {
     }
 }
 
-impl Pool {
-    /// The pool that these slices are; `None` where there are none.
-    #[must_use]
-    pub fn of(slices: &[ResourceSlice]) -> Option<Self> {
-        let first = slices.first()?;
-        let devices = || slices.iter().flat_map(|it| it.spec.devices.iter().flatten());
-        let count = i64::try_from(slices.len()).unwrap_or(i64::MAX);
-        let is_whole = |it: &ResourceSlice| {
-            it.spec.pool == first.spec.pool && it.spec.pool.resource_slice_count == count
-        };
-        Some(Self {
-            devices: slices.iter().flat_map(names_in).map(str::to_owned).collect(),
-            is_counted: devices().any(|it| it.consumes_counters.is_some()),
-            is_open: slices.iter().all(is_whole),
-        })
-    }
-}
-
 impl Transition {
     /// Starts without knowledge of what was before. `settle` is how long a scheduler may act on what it saw, `has_past` whether
     /// a driver was on this node before this process.
@@ -100,8 +79,8 @@ impl Transition {
 
     /// What may be published without counters now, on the way to `target`.
     ///
-    /// `all` is the inventory with its counters, `published` what the API server has (`None` where there is no pool), `before` what
-    /// schedulers have seen, as far as this process knows.
+    /// `all` is the inventory with its counters, `published` what the API server has of devices that may overlap (`None` where there
+    /// is no pool), `before` what schedulers have seen, as far as this process knows.
     pub(super) fn step(
         &mut self,
         all: &Inventory,
@@ -111,7 +90,7 @@ impl Transition {
         held: Held<'_>,
     ) -> Inventory {
         let read_at = held.read_at;
-        let wanted = names(target);
+        let wanted = target.names();
         let is_first = self.last.is_none();
         if is_first && (published.is_some() || self.has_past) {
             self.start = Some(read_at);
@@ -121,7 +100,7 @@ impl Transition {
             Some(kind) => kind == Kind::ByCounters,
             None => published.map_or(self.has_past, |it| !it.is_open),
         };
-        if is_other || published.is_some_and(|it| it.is_counted) {
+        if is_other || published.and_then(Kind::of) == Some(Kind::ByCounters) {
             self.other = Some(Gone::NotYet);
         }
         self.last = Some(Kind::ByLayout);
@@ -134,7 +113,7 @@ impl Transition {
             GpuInventory { devices, ..gpu.clone() }
         });
         let next = Inventory { gpus: gpus.collect() };
-        let now = names(&next);
+        let now = next.names();
         self.withdrawn.add_missing(before, &now);
         self.withdrawn.retain(|name| !now.contains(name));
         next
@@ -151,7 +130,7 @@ impl Transition {
     ) -> Option<Inventory> {
         let is_other = match self.last {
             Some(kind) => kind == Kind::ByLayout,
-            None => published.is_some_and(|it| !it.is_counted || !it.is_open),
+            None => published.is_some_and(|it| !it.is_open || Kind::of(it) == Some(Kind::ByLayout)),
         };
         // Where nothing can overlap there are no counters.
         let overlaps = all.gpus.iter().any(|it| !it.counters.is_empty());
@@ -251,12 +230,6 @@ impl Transition {
     }
 }
 
-/// Names of all devices that are offered.
-#[must_use]
-pub fn names(inventory: &Inventory) -> BTreeSet<String> {
-    inventory.devices().map(|it| it.name.to_string()).collect()
-}
-
 fn consume(room: &mut BTreeMap<String, u32>, device: &AllocatableDevice) {
     for (counter, amount) in &device.consumes {
         if let Some(left) = room.get_mut(counter) {
@@ -306,30 +279,30 @@ mod tests {
         let all = gpu(engines, &[NEW, STAYS, GOES]);
         let next = transition.step(&all, &gpu(engines, wanted), Some(&pool), before, held);
         transition.written(now);
-        names(&next)
+        next.names()
     }
 
     #[test]
     fn a_published_device_stays_where_what_goes_leaves_no_room_for_a_new_one_beside_it() {
         let (mut transition, start) = (Transition::new(SETTLE, false), Instant::now());
-        let before = names(&gpu(2, &[STAYS, GOES]));
+        let before = gpu(2, &[STAYS, GOES]).names();
         assert_eq!(step(&mut transition, 2, &[STAYS, GOES], &before, start), before);
         let next = step(&mut transition, 2, &[NEW, STAYS], &before, start + SETTLE);
-        assert_eq!(next, names(&gpu(2, &[STAYS])));
+        assert_eq!(next, gpu(2, &[STAYS]).names());
     }
 
     #[test]
     fn a_device_that_has_to_go_although_it_is_wanted_is_waited_for_as_any_other() {
         let (mut transition, start) = (Transition::new(SETTLE, false), Instant::now());
-        let before = names(&gpu(2, &[STAYS, GOES]));
+        let before = gpu(2, &[STAYS, GOES]).names();
         let next = step(&mut transition, 2, &[STAYS], &before, start);
-        assert_eq!(next, names(&gpu(2, &[STAYS])));
+        assert_eq!(next, gpu(2, &[STAYS]).names());
         // An unmanaged instance takes one engine.
         let next = step(&mut transition, 1, &[STAYS], &next, start + SETTLE / 2);
         assert_eq!(next, BTreeSet::new());
         let next = step(&mut transition, 1, &[NEW], &next, start + SETTLE);
         assert_eq!(next, BTreeSet::new(), "a scheduler may just have allocated it");
         let next = step(&mut transition, 1, &[NEW], &next, start + 2 * SETTLE);
-        assert_eq!(next, names(&gpu(1, &[NEW])));
+        assert_eq!(next, gpu(1, &[NEW]).names());
     }
 }

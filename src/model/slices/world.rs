@@ -1,4 +1,4 @@
-//! What the publishing step sees. Data only.
+//! What the publishing step sees, and what it asks for where it has to see more.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -12,7 +12,6 @@ use clap::ValueEnum;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::render::Owner;
-use super::taint::TaintEffect;
 use crate::layout::Decision;
 
 /// Full comparison even if nothing was heard: a watch may lose a deletion.
@@ -31,6 +30,17 @@ pub enum Mode {
     Partitionable,
     /// Devices that don't overlap, chosen by a layout.
     Layout,
+}
+
+/// What the taint of an unhealthy GPU does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TaintEffect {
+    /// Its devices are not allocated any more.
+    #[value(name = "NoSchedule")]
+    NoSchedule,
+    /// And the pods that have some are ended, except those whose claims tolerate it.
+    #[value(name = "NoExecute")]
+    NoExecute,
 }
 
 /// What does not change while the driver runs.
@@ -156,6 +166,19 @@ pub struct Claims {
     pub allocated: BTreeSet<String>,
 }
 
+/// What has to be read before it can be decided what to publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// The slices of this node and driver.
+    Slices,
+    /// Which devices claims have.
+    Claims,
+    /// What the API server does with counters.
+    Counters,
+    /// What it does with taints.
+    Taints,
+}
+
 /// All that decides on what is published.
 #[derive(Debug, Clone, Copy)]
 pub struct World<'a> {
@@ -173,7 +196,17 @@ pub struct World<'a> {
     pub claims: Option<&'a Claims>,
 }
 
-impl World<'_> {
+impl<'a> World<'a> {
+    /// The slices, where they were read.
+    pub(super) fn published(&self) -> Result<&'a Published, Question> {
+        self.published.ok_or(Question::Slices)
+    }
+
+    /// The claims, where they were read.
+    pub(super) fn claims(&self) -> Result<&'a Claims, Question> {
+        self.claims.ok_or(Question::Claims)
+    }
+
     /// Whether counters keep devices apart.
     pub(super) fn is_counted(&self) -> bool {
         let support = self.gates.counters.answer;

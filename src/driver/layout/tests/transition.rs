@@ -2,7 +2,7 @@
 //!
 //! Longer than other files: the properties and the facts are played with the same steps in the same world.
 
-use mig_model::slices::{Pool, names};
+use mig_model::slices::Pool;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -134,7 +134,7 @@ fn play_in(mut world: World, model: u8, steps: &[Step], has_gate: bool, is_wild:
             }
             Step::Return => world.is_lost = false,
             Step::Allocate(which, _) if is_wild => {
-                let all: Vec<String> = names(&world.inventory).into_iter().collect();
+                let all: Vec<String> = world.inventory.names().into_iter().collect();
                 world.claim(all[pick(which, all.len())].clone());
             }
             Step::Allocate(which, age) => world.allocate(which, age),
@@ -153,8 +153,15 @@ fn play_in(mut world: World, model: u8, steps: &[Step], has_gate: bool, is_wild:
     }
 }
 
+/// The variable `PROPTEST_CASES` asks for more cases.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    let cases = std::env::var("PROPTEST_CASES").map_or(CASES, |_| default.cases);
+    ProptestConfig { cases, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..default }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: CASES, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn late_schedulers_never_give_away_what_overlaps(
@@ -190,7 +197,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: CASES, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn no_counter_is_ever_below_what_allocated_devices_consume(
@@ -205,7 +212,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: CASES, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn what_claims_have_of_a_lost_gpu_stays_as_it_is_published(

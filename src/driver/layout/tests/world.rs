@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::resource::v1::{Counter, Device, ResourceSlice};
 use mig_model::claim::ClaimRef;
 use mig_model::inventory::{OfferPolicy, ProfileFilter};
-use mig_model::slices::{CounterSupport, GATE_RETRY, Gate, Gates, Pool, names};
+use mig_model::slices::{CounterSupport, GATE_RETRY, Gate, Gates, Pool};
 
 use super::*;
 use crate::checkpoint::{Record, RecordedKind};
@@ -465,7 +465,7 @@ impl World {
         let held = &held - &left_out;
         assert!(held.is_subset(&published), "{held:?} are allocated, not {published:?}");
         if self.keeps_counters && !self.is_lost {
-            let wanted = &names(&self.counted(&held)) - &left_out;
+            let wanted = &self.counted(&held).names() - &left_out;
             assert_eq!(published, wanted, "and the rest is as it is wanted");
         }
         if self.may_overlap || self.is_lost {
@@ -475,7 +475,7 @@ impl World {
         self.rest(true);
         let held = &self.prepared() | &self.allocated();
         let target = apply(&self.offers(&held), &self.rounds.layout.layouts, &held).inventory;
-        assert_eq!(self.published(), names(&target));
+        assert_eq!(self.published(), target.names());
         assert!(self.pool().unwrap().is_open, "free devices can be allocated");
         self.ends();
     }
@@ -489,9 +489,9 @@ impl World {
         let nothing = BTreeSet::new();
         let expected = match (self.is_lost, self.keeps_counters) {
             (true, _) => BTreeSet::new(),
-            (false, true) => names(&self.counted(&nothing)),
+            (false, true) => self.counted(&nothing).names(),
             (false, false) => {
-                names(&apply(&self.offers(&nothing), &self.rounds.layout.layouts, &nothing).inventory)
+                apply(&self.offers(&nothing), &self.rounds.layout.layouts, &nothing).inventory.names()
             }
         };
         assert_eq!(self.published(), expected, "without claims");

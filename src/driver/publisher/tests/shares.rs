@@ -173,7 +173,7 @@ impl World {
         self.write(usize::MAX);
         let held = self.with(|_| true);
         let offered = self.inventory(&held).0;
-        assert_eq!(self.published(), names(&offered), "{held:?} are held");
+        assert_eq!(self.published(), offered.names(), "{held:?} are held");
     }
 }
 
