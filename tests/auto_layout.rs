@@ -52,7 +52,7 @@ fn renewed(profiles: &[(&str, u32)], seconds: i64) -> Value {
 async fn followed_when(lab: &Lab, status: &str, reason: &str) -> String {
     let api: Api<MigNode> = Api::all(lab.client.clone());
     eventually(&format!("DemandFollowed is {status}, {reason}"), async || {
-        let object = api.get(&lab.node_name).await.unwrap();
+        let object = api.get_opt(&lab.node_name).await.unwrap()?;
         let conditions = object.status.map(|it| it.conditions).unwrap_or_default();
         let found = conditions.into_iter().find(|it| it.type_ == condition::DEMAND_FOLLOWED)?;
         let is_new = found.observed_generation == object.metadata.generation;
@@ -146,5 +146,52 @@ async fn where_counters_are_kept_no_layout_is_needed_and_auto_is_a_success() {
     followed_when(&lab, "False", reason::PARTITIONABLE).await;
     assert_eq!(device_names(&lab.slices().await).len(), 26);
     assert!(node_events(&lab, "LayoutHasNoEffect").await.is_empty());
+    lab.stop().await;
+}
+
+/// A hold of the only GPU for so many seconds.
+fn hold(profile: &str, seconds: i64) -> Value {
+    let claim =
+        json!({"namespace": "default", "name": "large", "uid": "11111111-2222-3333-4444-555555555555"});
+    let hold =
+        json!({"gpu": "gpu-0000-1a-00", "profile": profile, "until": seconds_ago(-seconds), "claim": claim});
+    json!({"holds": [hold]})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_is_held_back_offers_one_profile_until_its_time_also_where_counters_are_kept() {
+    let mut lab = lab(true, "1xH100-80GB").await;
+    lab.start();
+    lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26).await;
+    let kubelet = lab.kubelet().await;
+    let claim = lab.claim_of("small", "gpu-0000-1a-00-mig-1g-10gb-6").await;
+    prepare(&kubelet, &claim).await.unwrap();
+    demand(&lab, hold("3g.40gb", 15)).await;
+    let expected =
+        ["gpu-0000-1a-00-mig-1g-10gb-6", "gpu-0000-1a-00-mig-3g-40gb-0", "gpu-0000-1a-00-mig-3g-40gb-4"];
+    lab.slices_when(|it| {
+        let mut names = device_names(it);
+        names.sort_unstable();
+        is_complete(it) && names == expected
+    })
+    .await;
+    lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_lays_a_gpu_out_for_its_profile_and_what_is_wrong_with_it_is_said() {
+    let mut lab = lab(false, "1xH100-80GB").await;
+    lab.start();
+    published_when(&lab, &DEFAULT).await;
+    demand(&lab, hold("3g.40gb", 3600)).await;
+    published_when(&lab, &["1a:3g-40gb-0", "1a:3g-40gb-4"]).await;
+    let message = followed_when(&lab, "True", reason::NO_DEMAND).await;
+    assert!(message.contains("gpu-0000-1a-00 is held back for 15 minutes at most"), "{message}");
+    demand(&lab, json!({})).await;
+    published_when(&lab, &DEFAULT).await;
+    demand(&lab, hold("3g.20gb", 3600)).await;
+    let message = followed_when(&lab, "True", reason::NO_DEMAND).await;
+    assert!(message.contains("gpu-0000-1a-00 offers no 3g.20gb"), "{message}");
     lab.stop().await;
 }

@@ -7,8 +7,8 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use mig_model::facts::GpuFacts;
 use mig_model::layout;
 use mig_model::layout::{
-    Cause, Demand, DemandMemory, LayoutInputs, Outcome, Wanted, default_layouts, describe_missing, follow,
-    usable,
+    Cause, Demand, DemandMemory, HeldBack, HoldMemory, HoldStep, LayoutInputs, Outcome, Wanted,
+    default_layouts, describe_missing, follow, usable,
 };
 use mig_model::mig_node::{Followed, MigNodeSpec, ProfileCount, reason};
 use tracing::{info, warn};
@@ -43,17 +43,33 @@ pub(super) struct DemandFollower {
     spec: Option<Spec>,
     /// What came of it, once it was followed.
     result: Option<(Outcome, String)>,
+    /// The holds of the spec.
+    holds: HoldMemory,
+    /// What a person should know of them.
+    notes: Vec<String>,
     /// When to look again.
     wake: Option<Timestamp>,
-    /// What claims had when they were read last.
+    /// What claims had when they were read last, without what they have released on the node since.
     allocated: Option<(Instant, BTreeSet<String>)>,
+    /// What claims held on the node then.
+    held: BTreeSet<String>,
     /// Whether a failed read of the claims was logged.
     has_failed: bool,
 }
 
 impl DemandFollower {
     pub(super) fn new(allocations: Allocations) -> Self {
-        Self { allocations, spec: None, result: None, wake: None, allocated: None, has_failed: false }
+        Self {
+            allocations,
+            spec: None,
+            result: None,
+            holds: HoldMemory::default(),
+            notes: Vec::new(),
+            wake: None,
+            allocated: None,
+            held: BTreeSet::new(),
+            has_failed: false,
+        }
     }
 
     /// Takes over what the MigNode says, and answers whether that is new. What it said before holds while it cannot be read.
@@ -77,27 +93,51 @@ impl DemandFollower {
         self.wake.is_some_and(|it| it <= Timestamp::now())
     }
 
-    /// The layouts to put into force, and what to remember of demands. `before` is what was in force, by demand or not.
-    /// Nothing changes while the MigNode is not read yet, nor where counters keep devices apart.
+    /// Leaves the spec aside: the label chooses the layout.
+    pub(super) fn rest(&mut self) {
+        (self.holds, self.notes, self.result, self.wake) = (HoldMemory::default(), Vec::new(), None, None);
+    }
+
+    /// The layouts to put into force, what to remember of demands, and which GPUs are held back. `before` is what was in force, by
+    /// demand or not. Layouts stay while the MigNode is not read yet, and where counters keep devices apart.
     pub(super) async fn layouts(
         &mut self,
         before: Option<&InForce>,
         state: &NodeState,
         gpus: &[GpuFacts],
         is_counted: bool,
-    ) -> InForce {
+    ) -> (InForce, HeldBack) {
         let base = default_layouts(gpus);
-        let (layouts, memory) = match before {
+        let (layouts, mut memory) = match before {
             Some(InForce { layouts, demand: Some(memory) }) => (usable(layouts, &base, gpus), memory.clone()),
             _ => (base.clone(), DemandMemory::default()),
         };
         (self.result, self.wake) = (None, None);
-        let Some(spec) = self.spec.as_ref().filter(|_| !is_counted) else {
-            return InForce { layouts, demand: Some(memory) };
+        let Some(spec) = &self.spec else {
+            return (InForce { layouts, demand: Some(memory) }, HeldBack::new());
         };
+        let now = Timestamp::now();
+        let not_before = memory.not_before(now).filter(|_| !is_counted);
+        let HoldStep { in_force: held_back, has_begun, notes, wake } =
+            self.holds.follow(&spec.spec.holds, &state.inventory, not_before, now);
+        for note in notes.iter().filter(|it| !self.notes.contains(it)) {
+            info!("{note}");
+        }
+        (self.notes, self.wake) = (notes, wake);
+        if is_counted {
+            return (InForce { layouts, demand: Some(memory) }, held_back);
+        }
+        if has_begun {
+            memory.changed = Some(now);
+        }
+        let was_held = std::mem::replace(&mut self.held, state.held.clone());
+        if let Some((_, allocated)) = &mut self.allocated {
+            allocated.retain(|it| state.held.contains(it) || !was_held.contains(it));
+        }
         let demand = demand_of(&spec.spec);
         let step = |held: &BTreeSet<String>| {
-            let inputs = LayoutInputs { inventory: &state.inventory, held, base: &base };
+            let inputs =
+                LayoutInputs { inventory: &state.inventory, held, base: &base, held_back: &held_back };
             let followed = follow(inputs, &layouts, demand.as_ref(), &memory, Timestamp::now());
             let message = describe(inputs, &followed.outcome);
             (followed, message)
@@ -107,7 +147,7 @@ impl DemandFollower {
         // layouts only follow the GPUs.
         if result.0.layouts != layouts && (demand.is_some() || memory.changed.is_some()) {
             // No event says when such a claim is released.
-            self.wake = later(READ_PERIOD);
+            self.wake = self.wake.into_iter().chain(later(READ_PERIOD)).min();
             if let Some(known) = self.allocated.iter().find(|it| it.0.elapsed() < READ_PERIOD) {
                 result = step(&(&state.held | &known.1));
             }
@@ -115,8 +155,8 @@ impl DemandFollower {
                 match self.read_claims().await {
                     Some(allocated) => result = step(&(&state.held | allocated)),
                     None => {
-                        self.wake = later(READ_PAUSE);
-                        return InForce { layouts, demand: Some(memory) };
+                        self.wake = self.wake.into_iter().chain(later(READ_PAUSE)).min();
+                        return (InForce { layouts, demand: Some(memory) }, held_back);
                     }
                 }
             }
@@ -128,7 +168,7 @@ impl DemandFollower {
         }
         self.result = Some((outcome, message));
         self.wake = self.wake.into_iter().chain(wake).min();
-        InForce { layouts: next, demand: Some(memory) }
+        (InForce { layouts: next, demand: Some(memory) }, held_back)
     }
 
     /// The devices that claims have now, prepared or not; nothing where they cannot be read.
@@ -157,21 +197,28 @@ impl DemandFollower {
     ) -> Option<Followed> {
         let spec = self.spec.as_ref()?;
         let generation = spec.generation?;
-        let report = |status, reason, message: String| Some(Followed { generation, status, reason, message });
-        let is_empty =
-            demand_of(&spec.spec).is_none() && spec.spec.holds.is_empty() && spec.invalid.is_none();
-        if is_empty && (is_counted || label.is_some_and(|it| it != AUTO)) {
-            return report(true, reason::NO_DEMAND, "nothing is demanded".to_owned());
-        }
-        if is_counted {
-            let message = "no layout is used: shared counters keep devices apart, or --mode=partitionable insists on them";
-            return report(false, reason::PARTITIONABLE, message.to_owned());
-        }
-        if let Some(label) = label.filter(|it| *it != AUTO) {
+        let report = |status, reason, message: String| {
+            let message = [message].iter().chain(&self.notes).cloned().collect::<Vec<_>>().join("; ");
+            Some(Followed { generation, status, reason, message })
+        };
+        let is_other = |it: &&str| *it != AUTO;
+        let demands = demand_of(&spec.spec).is_some() || spec.invalid.is_some();
+        let nothing = || report(true, reason::NO_DEMAND, "nothing is demanded".to_owned());
+        if let Some(label) = label.filter(is_other) {
+            if !demands && spec.spec.holds.is_empty() {
+                return nothing();
+            }
             let message = format!(
-                "the label nvidia.com/mig.config=`{label}` chooses the layout; set it to `{AUTO}` to follow the demand"
+                "the label nvidia.com/mig.config=`{label}` chooses the layout; set it to `{AUTO}` to follow the spec"
             );
             return report(false, reason::LABEL_SET, message);
+        }
+        if is_counted {
+            if !demands {
+                return nothing();
+            }
+            let message = "no layout is used: shared counters keep devices apart, or --mode=partitionable insists on them";
+            return report(false, reason::PARTITIONABLE, message.to_owned());
         }
         if let Some(invalid) = &spec.invalid {
             return report(false, reason::INVALID_SPEC, format!("{invalid}; correct the spec"));

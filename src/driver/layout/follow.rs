@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use mig_model::facts::GpuFacts;
 use mig_model::inventory::Inventory;
-use mig_model::layout::{Decision, Layouts, Refusal, choose, default_layouts};
+use mig_model::layout::{Decision, HeldBack, Layouts, Refusal, choose, default_layouts, with_holds};
 use mig_model::mig_node::Followed;
 use mig_model::slices::Publication;
 use tokio::sync::watch;
@@ -178,8 +178,14 @@ impl LayoutFollower {
         let label = self.label().map(str::to_owned);
         self.seen = Some((Arc::clone(&state.inventory), state.held.clone(), is_counted));
         let before = self.parts.decision.borrow().clone();
+        let mut held_back = HeldBack::new();
         let (in_force, refusal) = match label.as_deref().filter(|it| *it != AUTO) {
-            None => (self.demand.layouts(self.in_force.as_ref(), state, gpus, is_counted).await, None),
+            None => {
+                let before = self.in_force.as_ref();
+                let (in_force, holds) = self.demand.layouts(before, state, gpus, is_counted).await;
+                held_back = holds;
+                (in_force, None)
+            }
             Some(label) => match self.chosen(label, gpus) {
                 Ok(layouts) => (InForce { layouts, demand: None }, None),
                 // What was in force stays so.
@@ -193,8 +199,8 @@ impl LayoutFollower {
             self.parts.memory.write(&in_force);
             self.written = Some(in_force.clone());
         }
-        let mut next =
-            Decision { revision: before.revision, label, layouts: in_force.layouts.clone(), refusal };
+        let layouts = with_holds(&in_force.layouts, &held_back, gpus);
+        let mut next = Decision { revision: before.revision, label, layouts, refusal, held_back };
         self.in_force = Some(in_force);
         if next == before {
             return;
@@ -209,6 +215,7 @@ impl LayoutFollower {
 
     /// The layouts that a label names.
     fn chosen(&mut self, label: &str, gpus: &[GpuFacts]) -> Result<Layouts, Refusal> {
+        self.demand.rest();
         match &mut self.file {
             None => choose(Some(label), None, gpus),
             Some(source) => match source.content() {

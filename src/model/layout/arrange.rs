@@ -15,6 +15,7 @@ use crate::mig_node::WHOLE;
 use super::apply::apply;
 use super::choice::{GpuLayout, Layouts, show_counts, some};
 use super::fit::{Candidate, dropped, fit, fit_keeping};
+use super::holds::HeldBack;
 
 /// Most ways that are tried to place everything; after that, the largest devices are placed first and nothing is tried again.
 const MOST_STEPS: usize = 2_000;
@@ -41,6 +42,8 @@ pub struct LayoutInputs<'a> {
     pub held: &'a BTreeSet<String>,
     /// The layouts that GPUs have without a demand.
     pub base: &'a Layouts,
+    /// GPUs that are held back for a claim: they serve no demand.
+    pub held_back: &'a HeldBack,
 }
 
 /// Devices that cannot be published.
@@ -322,7 +325,8 @@ impl<'a> GpuPlanner<'a> {
                 add(&mut held, profile, 1);
             }
         }
-        let is_open = gpu.problem.is_none() && holds.iter().all(|it| it.mig().is_some());
+        let is_offered = gpu.problem.is_none() && !inputs.held_back.contains_key(&gpu.counter_set);
+        let is_open = is_offered && holds.iter().all(|it| it.mig().is_some());
         let mut free = Vec::new();
         for device in gpu.devices.iter().filter(|it| is_open && !is_held(it)) {
             if let DeviceKind::Mig(spec) = &device.kind {
@@ -332,7 +336,7 @@ impl<'a> GpuPlanner<'a> {
         let is_published =
             |it: &AllocatableDevice| published.devices.iter().any(|other| other.name == it.name);
         let whole = gpu.devices.iter().find(|it| it.kind == DeviceKind::Gpu);
-        let whole = whole.filter(|_| gpu.problem.is_none() && holds.is_empty());
+        let whole = whole.filter(|_| is_offered && holds.is_empty());
         let base = match inputs.base.get(&gpu.counter_set) {
             Some(GpuLayout::Cut(counts) | GpuLayout::Free { counts, .. }) => counts.clone(),
             Some(GpuLayout::Whole) | None => Counts::new(),

@@ -106,8 +106,7 @@ pub fn follow(
     let Arrangement { layouts: next, missing } =
         arrange(inputs, if goes_back { inputs.base } else { layouts }, wanted);
 
-    let free_at = memory.changed.map(|it| after(it, PAUSE)).filter(|it| now < *it);
-    let waits_until = free_at.filter(|_| next != *layouts);
+    let waits_until = memory.not_before(now).filter(|_| next != *layouts);
     let (layouts, outcome) = if let Some(time) = waits_until {
         (layouts.clone(), Outcome::Waiting(time))
     } else {
@@ -131,6 +130,12 @@ impl DemandMemory {
     fn up_to(&self, now: Timestamp) -> Self {
         let earlier = |time: Option<Timestamp>| time.map(|it| it.min(now));
         Self { changed: earlier(self.changed), demanded: earlier(self.demanded), seen: self.seen }
+    }
+
+    /// When layouts may change again; `None` where they may now.
+    #[must_use]
+    pub fn not_before(&self, now: Timestamp) -> Option<Timestamp> {
+        self.changed.map(|it| after(it.min(now), PAUSE)).filter(|it| now < *it)
     }
 
     /// Until when the layouts of the last demand stay.

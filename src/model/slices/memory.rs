@@ -184,7 +184,7 @@ impl Memory {
             let claims = world.claims()?;
             self.retained.confirm(&claims.allocated, claims.read_at);
         }
-        let shown = self.retained.show(offered, before, prepared);
+        let shown = self.retained.show(offered, before, prepared, &world.layout.held_back);
         let seen = self.seen(pool.as_ref());
         let pool = pool.map(|it| it.without(|name| is_apart(name, world.node.inventory)));
         let part = self.transition.count(&shown, pool.as_ref(), &seen, held, now);

@@ -53,7 +53,12 @@ impl Node {
     /// Follows, and answers with what came of it and when to look again.
     fn follow(&mut self, demand: Option<&Demand>, now: Timestamp) -> (Outcome, Option<Timestamp>) {
         let inventory = self.inventory();
-        let inputs = LayoutInputs { inventory: &inventory, held: &self.held, base: &self.base };
+        let inputs = LayoutInputs {
+            inventory: &inventory,
+            held: &self.held,
+            base: &self.base,
+            held_back: &HeldBack::new(),
+        };
         let Followed { layouts, outcome, memory, wake } =
             follow(inputs, &self.layouts, demand, &self.memory, now);
         (self.layouts, self.memory) = (layouts, memory);
@@ -63,7 +68,12 @@ impl Node {
     /// Puts into force what is wanted, and answers with what is missing, in words.
     fn arrange(&mut self, free: &str, floor: &str) -> String {
         let inventory = self.inventory();
-        let inputs = LayoutInputs { inventory: &inventory, held: &self.held, base: &self.base };
+        let inputs = LayoutInputs {
+            inventory: &inventory,
+            held: &self.held,
+            base: &self.base,
+            held_back: &HeldBack::new(),
+        };
         let Arrangement { layouts, missing } = arrange(inputs, &self.layouts, &wanted(free, floor));
         self.layouts = layouts;
         describe_missing(inputs, &missing)

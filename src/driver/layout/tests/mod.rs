@@ -16,6 +16,7 @@ use mig_model::layout::*;
 
 mod demand;
 mod files;
+mod holds;
 mod search;
 mod transition;
 mod world;
