@@ -198,8 +198,6 @@ fn named<T>(
             let kind = match status.code {
                 404 => MigNodeErrorKind::Absent,
                 409 if status.is_already_exists() => MigNodeErrorKind::Exists,
-                // A refusal by a policy has this reason, too; by RBAC no field is judged.
-                403 if status.message.contains("ValidatingAdmissionPolicy") => MigNodeErrorKind::Refused,
                 403 => MigNodeErrorKind::Forbidden,
                 400 | 422 => MigNodeErrorKind::Refused,
                 _ => MigNodeErrorKind::Unavailable,
