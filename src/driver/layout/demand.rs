@@ -113,23 +113,10 @@ impl DemandFollower {
             _ => (base.clone(), DemandMemory::default()),
         };
         (self.result, self.wake) = (None, None);
-        let Some(spec) = &self.spec else {
-            return (InForce { layouts, demand: Some(memory) }, HeldBack::new());
-        };
-        let now = Timestamp::now();
-        let not_before = memory.not_before(now).filter(|_| !is_counted);
-        let HoldStep { in_force: held_back, has_begun, notes, wake } =
-            self.holds.follow(&spec.spec.holds, &state.inventory, not_before, now);
-        for note in notes.iter().filter(|it| !self.notes.contains(it)) {
-            info!("{note}");
-        }
-        (self.notes, self.wake) = (notes, wake);
-        if is_counted {
+        let held_back = self.held_back(state, &mut memory, is_counted);
+        let Some(spec) = self.spec.as_ref().filter(|_| !is_counted) else {
             return (InForce { layouts, demand: Some(memory) }, held_back);
-        }
-        if has_begun {
-            memory.changed = Some(now);
-        }
+        };
         let was_held = std::mem::replace(&mut self.held, state.held.clone());
         if let Some((_, allocated)) = &mut self.allocated {
             allocated.retain(|it| state.held.contains(it) || !was_held.contains(it));
@@ -169,6 +156,23 @@ impl DemandFollower {
         self.result = Some((outcome, message));
         self.wake = self.wake.into_iter().chain(wake).min();
         (InForce { layouts: next, demand: Some(memory) }, held_back)
+    }
+
+    /// The GPUs that are held back now. Where layouts are used, the begin of a hold is a change like others.
+    fn held_back(&mut self, state: &NodeState, memory: &mut DemandMemory, is_counted: bool) -> HeldBack {
+        let Some(spec) = &self.spec else { return HeldBack::new() };
+        let now = Timestamp::now();
+        let not_before = memory.not_before(now).filter(|_| !is_counted);
+        let HoldStep { in_force, has_begun, notes, wake } =
+            self.holds.follow(&spec.spec.holds, &state.inventory, not_before, now);
+        for note in notes.iter().filter(|it| !self.notes.contains(it)) {
+            info!("{note}");
+        }
+        (self.notes, self.wake) = (notes, wake);
+        if has_begun && !is_counted {
+            memory.changed = Some(now);
+        }
+        in_force
     }
 
     /// The devices that claims have now, prepared or not; nothing where they cannot be read.
