@@ -73,7 +73,7 @@ async fn lab_without_file(plane: ControlPlane, gpus: &str) -> Lab {
     Lab::new(plane, gpus).await.with_args(&["--settle-time", "1", "--rescan-interval", "1"])
 }
 
-async fn label(lab: &Lab, layout: Option<&str>) {
+pub(crate) async fn label(lab: &Lab, layout: Option<&str>) {
     let patch = Patch::Merge(json!({"metadata": {"labels": {CONFIG: layout}}}));
     Api::<Node>::all(lab.client.clone())
         .patch(&lab.node_name, &PatchParams::default(), &patch)
@@ -86,7 +86,7 @@ async fn state(lab: &Lab) -> Option<String> {
     node.metadata.labels.unwrap_or_default().remove(STATE)
 }
 
-async fn state_when(lab: &Lab, wanted: &str) {
+pub(crate) async fn state_when(lab: &Lab, wanted: &str) {
     eventually(&format!("the state is {wanted}"), async || {
         (state(lab).await.as_deref() == Some(wanted)).then_some(())
     })
@@ -109,7 +109,7 @@ fn short(name: &str) -> String {
     name.trim_start_matches("gpu-0000-").replace("-00-mig-", ":")
 }
 
-async fn published_when(lab: &Lab, wanted: &[&str]) {
+pub(crate) async fn published_when(lab: &Lab, wanted: &[&str]) {
     let wanted: BTreeSet<String> = wanted.iter().map(|it| (*it).to_owned()).collect();
     eventually(&format!("{wanted:?} are published"), async || {
         let slices = lab.slices().await;
@@ -121,7 +121,7 @@ async fn published_when(lab: &Lab, wanted: &[&str]) {
     assert!(slices.iter().all(|it| it.spec.shared_counters.is_none()));
 }
 
-async fn delete_claim(lab: &Lab, claim: &Claim) {
+pub(crate) async fn delete_claim(lab: &Lab, claim: &Claim) {
     let api: Api<ResourceClaim> = Api::namespaced(lab.client.clone(), "default");
     api.delete(&claim.name, &DeleteParams::default()).await.unwrap();
 }

@@ -6,6 +6,7 @@
 mod access;
 mod addresses;
 mod advertise;
+mod auto_layout;
 mod check;
 mod common;
 mod convert;
@@ -28,6 +29,7 @@ mod load;
 mod lost_records;
 mod manifests;
 mod metrics;
+mod mig_node;
 mod observability;
 mod placement;
 mod plan;

@@ -15,3 +15,5 @@ mod rights;
 mod rollout;
 mod schema;
 mod workflows;
+
+pub(crate) use policy::apply;

@@ -1,108 +1,93 @@
-//! Follows the node's label and the layout file, and reports on the node how the layout stands.
+//! Follows the node's label, the layout file and what is demanded of the node.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use mig_model::layout::{Decision, Refusal, choose, default_layouts};
+use mig_model::facts::GpuFacts;
+use mig_model::inventory::Inventory;
+use mig_model::layout::{Decision, HeldBack, Layouts, Refusal, choose, default_layouts, with_holds};
+use mig_model::mig_node::Followed;
 use mig_model::slices::Publication;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::memory::LayoutMemory;
+use super::demand::{AUTO, DemandFollower};
+use super::memory::{InForce, LayoutMemory};
+use super::report::{Gpus, LayoutReporter};
 use super::source::LayoutSource;
-use crate::api::{CONFIG_LABEL, EventReason, Events, FORBIDDEN_PAUSE, LayoutLabels, OwnNode, STATE_LABEL};
-use crate::backoff::Backoff;
+use crate::api::{Allocations, CONFIG_LABEL, Events, LayoutLabels, OwnMigNode, OwnNode};
 use crate::hardware::{Hardware, NodeState};
 use crate::kubelet::PublisherElection;
 
 /// How often the file is looked at. The kubelet needs about a minute to bring a changed ConfigMap, so this adds nothing that is
-/// noticed. Also the first pause after a label could not be written.
+/// noticed.
 const PERIOD: Duration = Duration::from_secs(2);
-/// The longest of these pauses.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Why layouts have no effect where the API server keeps counters.
-const COUNTED: &str = "kube-apiserver keeps shared counters, so every placement of every profile is published at all times; \
-                       remove the label nvidia.com/mig.config, or start the driver with --mode=layout";
-/// Why they have none where counters are insisted on.
-const INSISTING: &str = "--mode=partitionable publishes whole GPUs where kube-apiserver drops shared counters; start the driver \
-                         with --mode=auto or --mode=layout";
+/// What a follower is made of.
+#[derive(Debug)]
+pub struct LayoutFollowerParts {
+    /// The node, whose labels are followed.
+    pub node: OwnNode,
+    /// Where what comes of a layout is reported.
+    pub events: Events,
+    /// The layout file, if there is one.
+    pub file: Option<PathBuf>,
+    /// What was in force before this process.
+    pub memory: LayoutMemory,
+    /// The node's MigNode, which says what is demanded.
+    pub mig_node: watch::Receiver<OwnMigNode>,
+    /// Which devices claims have been given.
+    pub allocations: Allocations,
+    /// What is in force.
+    pub decision: watch::Sender<Decision>,
+    /// What came of the demand.
+    pub followed: watch::Sender<Option<Followed>>,
+    /// Whether this process reports, or a newer one.
+    pub election: PublisherElection,
+    /// Whether the state label is this driver's to write; another program may own it.
+    pub writes_state: bool,
+}
 
-/// Turns labels and files into decisions.
+/// Turns labels, files and demands into decisions.
 #[derive(Debug)]
 pub struct LayoutFollower {
-    node: OwnNode,
-    events: Events,
+    parts: LayoutFollowerParts,
     file: Option<LayoutSource>,
-    memory: LayoutMemory,
-    decision: watch::Sender<Decision>,
-    election: PublisherElection,
     labels: Option<LayoutLabels>,
-    /// Whether the state label is this driver's to write.
-    writes_state: bool,
-    /// Whether the state label on the node is ours.
-    wrote_state: bool,
-    /// The other writer of the state label of which an event was written.
-    other_writer: Option<String>,
-    /// What was reported last.
-    reported: Option<Report>,
-    /// Whether the API server kept counters, when that was seen last.
-    was_counted: Option<bool>,
-    /// Pauses after a label could not be written, and until when the last one lasts.
-    retry: (Backoff, Option<Instant>),
-}
-
-/// How a decision fares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// Devices are not published by layout.
-    Unused,
-    Pending,
-    Success,
-    Failed,
-}
-
-/// What the last event was about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Report {
-    revision: u64,
-    stage: Stage,
-    has_reasons: bool,
+    demand: DemandFollower,
+    /// What is in force; before the first decision, what was.
+    in_force: Option<InForce>,
+    /// What the file says that was in force.
+    written: Option<InForce>,
+    /// The node when the demand was followed last: its offers, what claims hold, and whether devices were published on other terms.
+    seen: Option<(Arc<Inventory>, BTreeSet<String>, bool)>,
+    reporter: LayoutReporter,
 }
 
 impl LayoutFollower {
-    /// Follows the labels of `node` and, where there is one, `file`; what comes of it is reported while `election` is ours: as events,
-    /// and in the state label unless `writes_state` leaves that to another program.
+    /// Follows the labels of the node, what is demanded of it and, where there is one, a file; what comes of it is reported while the
+    /// election is ours.
     #[must_use]
-    pub fn new(
-        node: OwnNode,
-        events: Events,
-        file: Option<PathBuf>,
-        memory: LayoutMemory,
-        decision: watch::Sender<Decision>,
-        election: PublisherElection,
-        writes_state: bool,
-    ) -> Self {
-        let file = file.map(LayoutSource::new);
-        let retry = (Backoff::new(PERIOD, LONGEST_PAUSE, node.name()), None);
+    pub fn new(parts: LayoutFollowerParts) -> Self {
+        let file = parts.file.clone().map(LayoutSource::new);
+        let LayoutFollowerParts { node, events, election, .. } = &parts;
+        let reporter =
+            LayoutReporter::new(node.clone(), events.clone(), election.clone(), parts.writes_state);
+        let in_force = parts.memory.read();
         Self {
-            node,
-            events,
             file,
-            memory,
-            decision,
-            election,
             labels: None,
-            writes_state,
-            wrote_state: false,
-            other_writer: None,
-            reported: None,
-            was_counted: None,
-            retry,
+            demand: DemandFollower::new(parts.allocations.clone()),
+            written: in_force.clone(),
+            in_force,
+            seen: None,
+            reporter,
+            parts,
         }
     }
 
@@ -112,25 +97,35 @@ impl LayoutFollower {
         mut hardware: watch::Receiver<NodeState>,
         mut publication: watch::Receiver<Publication>,
     ) {
-        let mut labels = pin!(self.node.labels());
+        let mut labels = pin!(self.parts.node.labels());
+        let mut mig_node = self.parts.mig_node.clone();
         let mut clock = interval(PERIOD);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut known: Option<Arc<Hardware>> = None;
         let mut is_new = true;
         loop {
-            let now = hardware.borrow_and_update().hardware.clone();
-            let gpus = Gpus::of(&now);
-            let now = now.ok();
-            is_new |= now.as_ref().map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr);
-            known = now;
-            if is_new && self.labels.is_some() {
-                self.decide(known.as_deref());
+            let state = hardware.borrow_and_update().clone();
+            is_new |= self.demand.take(&mig_node.borrow_and_update());
+            let gpus = Gpus::of(&state.hardware);
+            let now = state.hardware.as_ref().ok();
+            is_new |= now.map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr);
+            known = now.cloned();
+            let published = publication.borrow_and_update().clone();
+            let is_counted = is_counted(&published);
+            if self.labels.is_some()
+                && (is_new || self.follows_demand() && self.is_demand_news(&state, is_counted))
+            {
+                self.decide(&state, is_counted).await;
                 is_new = false;
             }
-            let published = publication.borrow_and_update().clone();
-            self.update_status(&gpus, &published).await;
+            self.report_demand(&published);
+            if let Some(labels) = &mut self.labels {
+                let decision = self.parts.decision.borrow().clone();
+                self.reporter.update(labels, &decision, &gpus, &published).await;
+            }
             tokio::select! {
                 next = next_of(&mut labels) => is_new |= self.take(next),
+                () = next_change(&mut mig_node) => {}
                 changed = hardware.changed() => if changed.is_err() { return },
                 changed = publication.changed() => if changed.is_err() { return },
                 _ = clock.tick() => is_new |= self.file.as_mut().is_some_and(LayoutSource::refresh),
@@ -158,30 +153,55 @@ impl LayoutFollower {
         is_new
     }
 
-    fn decide(&mut self, hardware: Option<&Hardware>) {
-        let Some(labels) = &self.labels else { return };
-        let label = labels.config.clone();
+    /// Whether the label leaves the layout to what is demanded.
+    fn follows_demand(&self) -> bool {
+        self.label().is_none_or(|it| it == AUTO)
+    }
+
+    fn label(&self) -> Option<&str> {
+        self.labels.as_ref().and_then(|it| it.config.as_deref())
+    }
+
+    /// Whether the demand may lead to other layouts than before.
+    fn is_demand_news(&self, state: &NodeState, is_counted: bool) -> bool {
+        let is_same = |(inventory, held, was_counted): &(Arc<Inventory>, BTreeSet<String>, bool)| {
+            *was_counted == is_counted
+                && *held == state.held
+                && (Arc::ptr_eq(inventory, &state.inventory) || *inventory == state.inventory)
+        };
+        self.demand.is_due() || !self.seen.as_ref().is_some_and(is_same)
+    }
+
+    async fn decide(&mut self, state: &NodeState, is_counted: bool) {
+        let hardware = state.hardware.as_ref().ok();
         let Some(gpus) = hardware.map(|it| &it.facts.gpus).filter(|it| !it.is_empty()) else { return };
-        let chosen = match (&label, &mut self.file) {
-            (Some(_), Some(source)) => match source.content() {
-                Ok(file) => choose(label.as_deref(), Some(file), gpus),
-                Err(error) => Err(Refusal::Impossible(error.clone())),
-            },
-            _ => choose(label.as_deref(), None, gpus),
-        };
-        let before = self.decision.borrow().clone();
-        let (layouts, refusal) = match chosen {
-            Ok(layouts) => {
-                if layouts != before.layouts && self.memory.read().as_ref() != Some(&layouts) {
-                    self.memory.write(&layouts);
-                }
-                (layouts, None)
+        let label = self.label().map(str::to_owned);
+        self.seen = Some((Arc::clone(&state.inventory), state.held.clone(), is_counted));
+        let before = self.parts.decision.borrow().clone();
+        let mut held_back = HeldBack::new();
+        let (in_force, refusal) = match label.as_deref().filter(|it| *it != AUTO) {
+            None => {
+                let before = self.in_force.as_ref();
+                let (in_force, holds) = self.demand.layouts(before, state, gpus, is_counted).await;
+                held_back = holds;
+                (in_force, None)
             }
-            // The layouts before stay in force.
-            Err(refusal) if !before.layouts.is_empty() => (before.layouts.clone(), Some(refusal)),
-            Err(refusal) => (self.memory.read().unwrap_or_else(|| default_layouts(gpus)), Some(refusal)),
+            Some(label) => match self.chosen(label, gpus) {
+                Ok(layouts) => (InForce { layouts, demand: None }, None),
+                // What was in force stays so.
+                Err(refusal) => {
+                    let default = || InForce { layouts: default_layouts(gpus), demand: None };
+                    (self.in_force.clone().unwrap_or_else(default), Some(refusal))
+                }
+            },
         };
-        let mut next = Decision { revision: before.revision, label, layouts, refusal };
+        if refusal.is_none() && self.written.as_ref().is_none_or(|it| it.differs_from(&in_force)) {
+            self.parts.memory.write(&in_force);
+            self.written = Some(in_force.clone());
+        }
+        let layouts = with_holds(&in_force.layouts, &held_back, gpus);
+        let mut next = Decision { revision: before.revision, label, layouts, refusal, held_back };
+        self.in_force = Some(in_force);
         if next == before {
             return;
         }
@@ -190,186 +210,49 @@ impl LayoutFollower {
             Some(refusal) => warn!(label = next.label, %refusal, "layout refused"),
             None => info!(label = next.label, layouts = ?next.layouts, "layout"),
         }
-        self.decision.send_replace(next);
+        self.parts.decision.send_replace(next);
     }
 
-    /// Brings the state label and the events up to date.
-    async fn update_status(&mut self, gpus: &Gpus, publication: &Publication) {
-        let decision = self.decision.borrow().clone();
-        let Some(labels) = self.labels.clone() else { return };
-        if self.election.is_ours().await {
-            self.notice_other_writer(&labels);
+    /// The layouts that a label names.
+    fn chosen(&mut self, label: &str, gpus: &[GpuFacts]) -> Result<Layouts, Refusal> {
+        self.demand.rest();
+        match &mut self.file {
+            None => choose(Some(label), None, gpus),
+            Some(source) => match source.content() {
+                Ok(file) => choose(Some(label), Some(file), gpus),
+                Err(error) => Err(Refusal::Impossible(error.clone())),
+            },
         }
-        let (stage, waiting) = match (publication, gpus) {
-            (Publication::Pending { .. }, _) => return,
-            (_, Gpus::None(reason)) => (Stage::Pending, std::slice::from_ref(reason)),
-            (Publication::Complete { is_counted: true, .. }, _) => (Stage::Unused, &[COUNTED.to_owned()][..]),
-            (Publication::WithoutCounters { .. }, _) => (Stage::Unused, &[INSISTING.to_owned()][..]),
-            _ if decision.revision == 0 => return,
-            _ if decision.refusal.is_some() => (Stage::Failed, &[][..]),
-            // Whole GPUs, which no layout changes; unless one that can be cut has just come.
-            (Publication::Complete { .. }, Gpus::Whole) => (Stage::Success, &[][..]),
-            (Publication::Complete { .. }, Gpus::Cuttable) => (Stage::Pending, &[][..]),
-            (Publication::Layout { revision, waiting, settling, .. }, _) => {
-                let is_settled = *revision == decision.revision && !settling;
-                match (is_settled, waiting.is_empty()) {
-                    (true, true) => (Stage::Success, &[][..]),
-                    (true, false) => (Stage::Pending, &waiting[..]),
-                    // What is waited for then is not known before.
-                    (false, _) => (Stage::Pending, &[][..]),
-                }
-            }
+    }
+
+    /// Reports what came of the demand.
+    fn report_demand(&self, publication: &Publication) {
+        let revision = self.parts.decision.borrow().revision;
+        let is_settling = match publication {
+            Publication::Layout { revision: published, settling, .. } => *published != revision || *settling,
+            _ => true,
         };
-        if !self.election.is_ours().await {
-            return;
-        }
-        self.report_counters(publication);
-        self.label(&labels, stage).await;
-        self.report(labels.config.as_deref(), stage, &decision, waiting);
-    }
-
-    async fn label(&mut self, labels: &LayoutLabels, stage: Stage) {
-        let state = match stage {
-            _ if labels.config.is_none() => None,
-            Stage::Pending => Some("pending"),
-            Stage::Success => Some("success"),
-            // A program that waits for the state has to learn that nothing will come.
-            Stage::Failed | Stage::Unused => Some("failed"),
-        };
-        // A state that another program wrote is not ours to remove.
-        if labels.state.as_deref() == state || state.is_none() && !self.wrote_state {
-            return;
-        }
-        let (retry, not_before) = &mut self.retry;
-        if !self.writes_state || not_before.is_some_and(|it| Instant::now() < it) {
-            return;
-        }
-        match self.node.set_state(state).await {
-            Ok(()) => {
-                retry.succeeded();
-                self.wrote_state = state.is_some();
-                if let Some(labels) = &mut self.labels {
-                    labels.state = state.map(str::to_owned);
-                    labels.state_manager = state.map(|_| self.node.manager().to_owned());
-                }
-            }
-            Err(error) if error.is_forbidden => {
-                *not_before = Some(Instant::now() + FORBIDDEN_PAUSE);
-                warn!(
-                    %error,
-                    "this account may not label its Node: the label {STATE_LABEL} is not written; grant patch on nodes (chart \
-                     value rbac.layoutLabels), or leave the label alone with --state-label off"
-                );
-            }
-            Err(error) => {
-                if retry.failures() == 0 {
-                    warn!(%error, "the label {STATE_LABEL} could not be written, trying again");
-                }
-                *not_before = Some(Instant::now() + retry.failed());
-            }
-        }
-    }
-
-    /// Reports once that another program writes the state label: a MIG manager destroys instances that this driver offers.
-    fn notice_other_writer(&mut self, labels: &LayoutLabels) {
-        let other =
-            labels.state_manager.as_deref().filter(|it| self.writes_state && *it != self.node.manager());
-        if other == self.other_writer.as_deref() {
-            return;
-        }
-        self.other_writer = other.map(str::to_owned);
-        let (Some(manager), Some(state)) = (other, &labels.state) else { return };
-        let node = self.node.name();
-        let note = format!(
-            "label {STATE_LABEL} was set to `{state}` by `{manager}`, not by this driver. A MIG manager on this node destroys and \
-             creates the MIG instances that this driver offers: stop it here (kubectl label node {node} \
-             nvidia.com/gpu.deploy.mig-manager=false --overwrite). If it only switches MIG mode, leave the label to it: \
-             --state-label off, chart value stateLabel. If no program writes the label any more, remove it: kubectl label node \
-             {node} {STATE_LABEL}-"
-        );
-        warn!(state, manager, "another program writes the label {STATE_LABEL}");
-        self.events.emit(EventReason::MigManagerDetected, note);
-    }
-
-    /// Says so where the API server began or ceased to keep counters.
-    fn report_counters(&mut self, publication: &Publication) {
-        let is_counted = match publication {
-            Publication::Complete { is_counted: true, .. } => true,
-            Publication::Layout { .. } => false,
-            _ => return,
-        };
-        match (self.was_counted.replace(is_counted), is_counted) {
-            (Some(true), false) => {
-                let note = "kube-apiserver does not keep the pool's shared counters (Kubernetes 1.35 or later with the feature gate \
-                            DRAPartitionableDevices does): devices that don't overlap are published, by layout";
-                self.events.emit(EventReason::CountersDropped, note.to_owned());
-            }
-            (Some(false), true) => {
-                let note = "kube-apiserver keeps shared counters: every placement is published, layouts play no part";
-                self.events.emit(EventReason::CountersKept, note.to_owned());
-            }
-            _ => {}
-        }
-    }
-
-    fn report(&mut self, label: Option<&str>, stage: Stage, decision: &Decision, waiting: &[String]) {
-        let report = Report { revision: decision.revision, stage, has_reasons: !waiting.is_empty() };
-        let before = self.reported.replace(report.clone());
-        if before.as_ref() == Some(&report) {
-            return;
-        }
-        let Some(label) = label else { return };
-        match (stage, &decision.refusal) {
-            (Stage::Unused, _) => {
-                let note = format!("layout `{label}` has no effect on this node: {}", waiting.join("; "));
-                self.events.emit(EventReason::LayoutHasNoEffect, note);
-            }
-            (Stage::Failed, Some(Refusal::NoEffect(refusal))) => {
-                let note = format!(
-                    "layout `{label}` has no effect on this node, the one before stays in force: {refusal}"
-                );
-                self.events.emit(EventReason::LayoutHasNoEffect, note);
-            }
-            (Stage::Failed, Some(Refusal::Impossible(refusal))) => {
-                let note = format!("layout `{label}` refused, the one before stays in force: {refusal}");
-                self.events.emit(EventReason::LayoutRefused, note);
-            }
-            (Stage::Pending, _) if !waiting.is_empty() => {
-                let note = format!("layout `{label}` is in force as far as possible; {}", waiting.join("; "));
-                self.events.emit(EventReason::LayoutPending, note);
-            }
-            (Stage::Success, _) => {
-                self.events.emit(EventReason::LayoutApplied, format!("layout `{label}` is in force"));
-            }
-            _ => {}
-        }
+        let report = self.demand.report(self.label(), is_counted(publication), is_settling);
+        self.parts.followed.send_if_modified(|it| {
+            let is_new = *it != report;
+            *it = report;
+            is_new
+        });
     }
 }
 
-/// What a layout could be about.
-enum Gpus {
-    /// Nothing, and why.
-    None(String),
-    /// GPUs of which none can be cut.
-    Whole,
-    /// GPUs of which one at least can be cut.
-    Cuttable,
+/// Whether devices are published on other terms than layouts.
+fn is_counted(publication: &Publication) -> bool {
+    matches!(
+        publication,
+        Publication::Complete { is_counted: true, .. } | Publication::WithoutCounters { .. }
+    )
 }
 
-impl Gpus {
-    fn of(hardware: &Result<Arc<Hardware>, String>) -> Self {
-        let (gpus, reason) = match hardware {
-            Ok(hardware) => {
-                let first = hardware.facts.skipped.first();
-                (&hardware.facts.gpus[..], first.map_or("NVML lists no GPU", |it| &it.reason))
-            }
-            Err(reason) => (&[][..], reason.as_str()),
-        };
-        match gpus {
-            [] => Self::None(format!("no GPU of this node can be offered now: {reason}")),
-            gpus if gpus.iter().any(|it| it.cuttable().is_some()) => Self::Cuttable,
-            _ => Self::Whole,
-        }
+/// The next change of the MigNode; none where it is not watched.
+async fn next_change(mig_node: &mut watch::Receiver<OwnMigNode>) {
+    if mig_node.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

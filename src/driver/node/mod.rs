@@ -14,12 +14,15 @@ use std::sync::Arc;
 use anyhow::bail;
 use kube::Client;
 use mig_model::layout::Decision;
-use mig_model::slices::{Publication, Settings, pool_name};
+use mig_model::mig_node::Followed;
+use mig_model::slices::{Offered, Publication, Settings, pool_name};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, Events, NodeSlices, OwnNode};
+use crate::api::{
+    self, Allocations, ClaimReader, ClaimStatuses, Events, MigNodes, NodeSlices, OwnMigNode, OwnNode,
+};
 use crate::cdi::{ClaimFiles, CommonSource, Kind, ManagementFile};
 use crate::checkpoint::Checkpoint;
 use crate::claim::{ClaimSettings, Claims};
@@ -30,7 +33,8 @@ use crate::kubelet::{
     DeviceHealth, DraPlugin, PublisherElection, Registration, RegistrationMetrics, RegistrationState, Socket,
     SocketPaths, SoleProcess, serve_plugin, serve_registration,
 };
-use crate::layout::{LayoutFollower, LayoutMemory, StateLabel};
+use crate::layout::{LayoutFollower, LayoutFollowerParts, LayoutMemory, StateLabel};
+use crate::mig_node::{MigNodeSwitch, StatusParts, StatusWriter, watch_own};
 use crate::nvml::{CallTimer, NvmlEvent};
 use crate::pods::Pods;
 use crate::probes::{Health, bind_health, health_service, serve_health};
@@ -93,7 +97,8 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         store: shared.store.clone(),
     };
     serve_kubelet(&args, &shared, senders.changed, senders.registration, &stop, &mut parts)?;
-    publish(&args, &shared, senders.publication, &mut parts);
+    let mig_node = (senders.own_mig_node, senders.followed);
+    publish(&args, &shared, senders.publication, mig_node, &stop, &mut parts);
     let (client, reports) = (shared.client.clone(), shared.store.reports());
     let statuses =
         ClaimStatuses::new(client, context.checkpoint.clone(), reports, &context.name, &context.driver);
@@ -120,6 +125,10 @@ struct Shared {
     publication: watch::Receiver<Publication>,
     registration: watch::Receiver<RegistrationState>,
     hung_calls: watch::Receiver<HungCalls>,
+    /// What the API server has of this node's MigNode.
+    own_mig_node: watch::Receiver<OwnMigNode>,
+    /// What became of its spec.
+    followed: watch::Receiver<Option<Followed>>,
     /// Whether a driver was on this node before this process: each has left its directory, whatever the GPUs and the mode.
     has_past: bool,
 }
@@ -133,6 +142,8 @@ struct Senders {
     publication: watch::Sender<Publication>,
     registration: watch::Sender<RegistrationState>,
     hung: watch::Sender<HungCalls>,
+    own_mig_node: watch::Sender<OwnMigNode>,
+    followed: watch::Sender<Option<Followed>>,
 }
 
 impl Shared {
@@ -156,6 +167,8 @@ impl Shared {
         let (publication_sender, publication) = watch::channel(pending);
         let (registration_sender, registration) = watch::channel(RegistrationState::Waiting);
         let (hung, hung_calls) = watch::channel(HungCalls::new());
+        let (own_sender, own_mig_node) = watch::channel(OwnMigNode::default());
+        let (followed_sender, followed) = watch::channel(None);
         let common = CommonSource::new(args.host.driver_root(&args.hardware), args.host.common_edits.clone());
         let (proc_root, cdi_root) = (args.hardware.proc_root.clone(), args.host.cdi_root.clone());
         let readiness = Arc::new(HostReadiness::new(common, proc_root, cdi_root, directory));
@@ -184,13 +197,22 @@ impl Shared {
             publication,
             registration,
             hung_calls,
+            own_mig_node,
+            followed,
             has_past,
         };
-        let (publication, registration) = (publication_sender, registration_sender);
-        Ok((
-            shared,
-            Senders { state, nvml_events, nvml_event_receiver, changed, publication, registration, hung },
-        ))
+        let senders = Senders {
+            state,
+            nvml_events,
+            nvml_event_receiver,
+            changed,
+            publication: publication_sender,
+            registration: registration_sender,
+            hung,
+            own_mig_node: own_sender,
+            followed: followed_sender,
+        };
+        Ok((shared, senders))
     }
 
     fn health(&self) -> Health {
@@ -302,11 +324,19 @@ fn socket_paths(args: &NodeArgs) -> SocketPaths {
     SocketPaths::new(&directory, &args.host.registry_dir, driver, args.pod_uid.as_deref())
 }
 
-/// The layout in force, and the slices.
-fn publish(args: &NodeArgs, shared: &Shared, report: watch::Sender<Publication>, parts: &mut Parts) {
+/// The layout in force, the slices, and the node's MigNode.
+fn publish(
+    args: &NodeArgs,
+    shared: &Shared,
+    report: watch::Sender<Publication>,
+    (own, followed): (watch::Sender<OwnMigNode>, watch::Sender<Option<Followed>>),
+    stop: &CancellationToken,
+    parts: &mut Parts,
+) {
     let (context, client) = (&shared.context, &shared.client);
     let (name, driver) = (&context.name, &context.driver);
     let (decision, layouts) = watch::channel(Decision::default());
+    let (offered_sender, offered) = watch::channel(Offered::default());
     let election = PublisherElection::new(&socket_paths(args));
     let publisher = Publisher::new(PublisherParts {
         context: context.clone(),
@@ -320,21 +350,57 @@ fn publish(args: &NodeArgs, shared: &Shared, report: watch::Sender<Publication>,
             taint_effect: args.taint_effect,
         },
         has_past: shared.has_past,
-        layouts,
+        layouts: layouts.clone(),
         election: election.clone(),
         report,
+        offered: offered_sender,
     });
-    let follower = LayoutFollower::new(
-        OwnNode::new(client.clone(), name, driver),
-        context.events.clone(),
-        args.layouts.clone(),
-        LayoutMemory::new(args.driver.plugin_directory().join("layout.json")),
+    mig_node(args, shared, own, (offered, layouts), election.clone(), stop, parts);
+    let follower = LayoutFollower::new(LayoutFollowerParts {
+        node: OwnNode::new(client.clone(), name, driver),
+        events: context.events.clone(),
+        file: args.layouts.clone(),
+        memory: LayoutMemory::new(args.driver.plugin_directory().join("layout.json")),
+        mig_node: shared.own_mig_node.clone(),
+        allocations: Allocations::new(client.clone(), driver, context.pool.clone()),
         decision,
+        followed,
         election,
-        args.state_label == StateLabel::On,
-    );
+        writes_state: args.state_label == StateLabel::On,
+    });
     parts.add_endless("layouts", follower.run(context.node.clone(), shared.publication.clone()));
     parts.add_endless("publisher", publisher.run(context.node.clone()));
+}
+
+/// The node's MigNode: a watch of it, and its status.
+fn mig_node(
+    args: &NodeArgs,
+    shared: &Shared,
+    own: watch::Sender<OwnMigNode>,
+    (offered, layouts): (watch::Receiver<Offered>, watch::Receiver<Decision>),
+    election: PublisherElection,
+    stop: &CancellationToken,
+    parts: &mut Parts,
+) {
+    if args.mig_node == MigNodeSwitch::Off {
+        // Nothing is demanded then.
+        own.send_replace(OwnMigNode::NoKind);
+        return;
+    }
+    let objects = MigNodes::new(shared.client.clone(), &shared.context.name);
+    let writer = StatusWriter::new(StatusParts {
+        context: shared.context.clone(),
+        objects: objects.clone(),
+        own: shared.own_mig_node.clone(),
+        publication: shared.publication.clone(),
+        offered,
+        layouts,
+        followed: shared.followed.clone(),
+        changes: shared.changes.clone(),
+        election,
+    });
+    parts.add_endless("watch of the MigNode", watch_own(objects, own, stop.clone()));
+    parts.add_endless("status of the MigNode", writer.run(stop.clone()));
 }
 
 /// Logs what is missing on the host while the rest starts; nothing waits for it.
@@ -346,6 +412,7 @@ fn check_at_start(
     let settings = check::Settings {
         mode: args.mode,
         state_label: args.state_label,
+        mig_node: args.mig_node,
         disabled_hooks: args.host.disable_hooks.clone(),
     };
     let place = check::Place { driver: args.driver, hardware: args.hardware, host: args.host };

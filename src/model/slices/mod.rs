@@ -37,12 +37,14 @@ mod withdrawn;
 mod world;
 
 pub use diff::{Change, diff, is_same, lost_counters};
-pub use memory::Memory;
+pub use memory::{Memory, Offered};
 pub use next::{Plan, next};
 pub use pool::Pool;
 pub use publication::Publication;
 pub use quantity::count;
+pub(crate) use quantity::whole_number;
 pub use render::{Owner, keep_order, pool_name, render, slice_name};
+pub(crate) use render::{counter_set, device};
 pub use taint::{lost_taints, new_taint};
 pub use world::{
     Claims, CounterSupport, GATE_RETRY, Gate, Gates, Inputs, Mode, NodeView, Published, Question, RESYNC,

@@ -23,6 +23,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::inventory::{AllocatableDevice, GpuInventory, Inventory, fits_into};
+use crate::layout::HeldBack;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::leave_out::leave_out;
@@ -144,18 +145,22 @@ impl RetainedDevices {
     }
 
     /// What of the offer may be published now where counters keep devices apart. `before` is what is published, `prepared`
-    /// what is prepared on the node.
+    /// what is prepared on the node, `held_back` GPUs on which a claim has its turn.
     pub(super) fn show<'i>(
         &mut self,
         offered: &'i Inventory,
         before: &BTreeSet<String>,
         prepared: &BTreeSet<String>,
+        held_back: &HeldBack,
     ) -> Cow<'i, Inventory> {
         let mut shown = Cow::Borrowed(offered);
         self.left_out.clear();
         for (index, gpu) in offered.gpus.iter().enumerate().filter(|(_, it)| !it.counters.is_empty()) {
             let crowded_out = self.crowded_out(gpu, before, prepared);
-            let devices = self.shown_of(gpu, before, prepared, &crowded_out);
+            let mut devices = self.shown_of(gpu, before, prepared, &crowded_out);
+            if held_back.contains_key(&gpu.counter_set) {
+                self.pause(gpu, prepared, &mut devices);
+            }
             self.left_out.extend(crowded_out);
             if devices.len() < gpu.devices.len() {
                 let shown_names = devices.iter().map(|it| it.name.to_string()).collect();
@@ -192,6 +197,16 @@ impl RetainedDevices {
             (false, false) => is_settled(it) && (!returns || is_quiet),
         };
         gpu.devices.iter().filter(may_show).cloned().collect()
+    }
+
+    /// Of a GPU that is held back for a claim, nothing free is offered before it is known what schedulers have given away at the last
+    /// moment: it may overlap what the claim waits for.
+    fn pause(&self, gpu: &GpuInventory, prepared: &BTreeSet<String>, devices: &mut Vec<AllocatableDevice>) {
+        let is_unsettled = |it: &AllocatableDevice| self.withdrawn.has(it.name.as_str());
+        if gpu.devices.iter().chain(&gpu.withheld).any(is_unsettled) {
+            let is_held = |it: &str| prepared.contains(it) || self.allocated.contains(it);
+            devices.retain(|it| is_held(it.name.as_str()) || it.consumes.is_empty());
+        }
     }
 
     /// Whether allocated devices seem to overlap. The last read of the claims may be old, so they have to be read again, and

@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::render::Owner;
-use crate::layout::Decision;
+use crate::layout::{Decision, hold_back};
 
 /// Full comparison even if no change was seen: a watch may lose a deletion.
 pub const RESYNC: Duration = Duration::from_secs(300);
@@ -213,16 +213,20 @@ impl<'a> World<'a> {
         self.settings.mode != Mode::Layout && support.is_none_or(|it| it == CounterSupport::Pool)
     }
 
-    /// The part of the inventory whose profiles are published, and what claims hold.
+    /// The part of the inventory whose profiles are published and not held back, and what claims hold.
     pub(super) fn offered<'i>(
         &self,
         inventory: &'i Inventory,
         held: &BTreeSet<String>,
     ) -> Cow<'i, Inventory> {
-        if self.settings.profiles.is_everything() {
+        let offered = if self.settings.profiles.is_everything() {
             Cow::Borrowed(inventory)
         } else {
             Cow::Owned(inventory.with_profiles(&self.settings.profiles, held))
+        };
+        match self.layout.held_back.is_empty() {
+            true => offered,
+            false => Cow::Owned(hold_back(&offered, &self.layout.held_back, held)),
         }
     }
 }

@@ -14,7 +14,9 @@ use nvml_sim::Model;
 
 use mig_model::layout::*;
 
+mod demand;
 mod files;
+mod holds;
 mod search;
 mod transition;
 mod world;

@@ -40,6 +40,9 @@ enum Step {
     Loss,
     /// It answers again.
     Return,
+    /// The GPU is held back for a claim.
+    Hold(u8),
+    EndHold,
 }
 
 /// With counters, errors of the GPU and flags come together: both make devices go that no layout has withdrawn.
@@ -73,6 +76,18 @@ fn step_beside_unmanaged() -> impl Strategy<Value = Step> {
         6 => step(true, true),
         3 => any::<(u8, u8)>().prop_map(allocate),
         2 => any::<(bool, u8)>().prop_map(unmanaged),
+        2 => Just(Step::Decide),
+    ]
+}
+
+/// The same with a GPU that is held back now and then.
+fn step_with_holds() -> impl Strategy<Value = Step> {
+    let allocate = |(which, age): (u8, u8)| Step::Allocate(which, age);
+    prop_oneof![
+        6 => step(true, false),
+        3 => any::<(u8, u8)>().prop_map(allocate),
+        2 => any::<u8>().prop_map(Step::Hold),
+        1 => Just(Step::EndHold),
         2 => Just(Step::Decide),
     ]
 }
@@ -133,6 +148,8 @@ fn play_in(mut world: World, model: u8, steps: &[Step], has_gate: bool, is_wild:
                 (world.is_lost, world.may_overlap) = (true, true);
             }
             Step::Return => world.is_lost = false,
+            Step::Hold(which) => world.hold_any(which),
+            Step::EndHold => world.end_hold(),
             Step::Allocate(which, _) if is_wild => {
                 let all: Vec<String> = world.inventory.names().into_iter().collect();
                 world.claim(all[pick(which, all.len())].clone());
@@ -214,6 +231,57 @@ proptest! {
     ) {
         play(model, &steps, true, false);
     }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn a_gpu_that_is_held_back_is_given_away_once_and_in_the_end_all_is_offered(
+        model in any::<u8>(),
+        steps in prop::collection::vec(step_with_holds(), 1..60),
+    ) {
+        play(model, &steps, true, false);
+    }
+
+    #[test]
+    fn one_scheduler_finds_enough_counters_whatever_is_held_back(
+        model in any::<u8>(),
+        steps in prop::collection::vec(step_with_holds(), 1..60),
+    ) {
+        let models = mig_models();
+        let mut world = World::new(models[pick(model, models.len())]);
+        (world.has_one_scheduler, world.keeps_counters) = (true, true);
+        play_in(world, model, &steps, true, false);
+    }
+}
+
+#[test]
+fn a_gpu_that_is_held_back_offers_nothing_until_the_last_moment_of_the_rest_is_known() {
+    let mut world = world("all-1g.10gb");
+    world.keeps_counters = true;
+    for _ in 0..2 {
+        world.now += SETTLE;
+        sync(&mut world);
+    }
+    assert_eq!(world.published().len(), 26);
+    world.hold("7g.80gb");
+    sync(&mut world);
+    assert_eq!(world.published(), BTreeSet::new());
+    // A scheduler that is late.
+    world.claim(mig("1g-10gb-3"));
+    world.now += SETTLE;
+    sync(&mut world);
+    sync(&mut world);
+    let both = [mig("1g-10gb-3"), mig("7g-80gb-0")].into();
+    assert_eq!(world.published(), both, "it is known, and its counters keep the large one away");
+    world.end(0, 0);
+    sync(&mut world);
+    world.end_hold();
+    world.now += SETTLE;
+    sync(&mut world);
+    sync(&mut world);
+    assert_eq!(world.published().len(), 26);
 }
 
 fn mig(name: &str) -> String {

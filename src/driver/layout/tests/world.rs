@@ -180,7 +180,18 @@ impl World {
     /// What is published with counters.
     fn counted(&self, held: &BTreeSet<String>) -> Arc<Inventory> {
         let all = self.offers(held);
-        if self.filter.is_everything() { all } else { Arc::new(all.with_profiles(&self.filter, held)) }
+        let all =
+            if self.filter.is_everything() { all } else { Arc::new(all.with_profiles(&self.filter, held)) };
+        let Some((gpu, profile)) = self.rounds.layout.held_back.first_key_value() else { return all };
+        let mut offered = Inventory::clone(&all);
+        let of_gpu = offered.gpus.iter_mut().filter(|it| it.counter_set == *gpu);
+        of_gpu.for_each(|it| {
+            it.devices.retain(|it| {
+                let own = it.mig().map_or("full", |it| &it.profile);
+                own == profile || held.contains(it.name.as_str())
+            });
+        });
+        Arc::new(offered)
     }
 
     fn node(&self) -> (Node, Vec<Gpu>, OfferPolicy) {
@@ -426,6 +437,26 @@ impl World {
         self.rounds.layout.layouts.values_mut().for_each(|it| *it = layout.clone());
     }
 
+    /// The GPU is held back for one of its profiles.
+    pub(super) fn hold_any(&mut self, which: u8) {
+        let profiles = &self.facts[0].mig.as_ref().unwrap().profiles;
+        let profile = profiles.get(pick(which, profiles.len() + 1)).map_or("full", |it| &it.name).to_owned();
+        self.hold(&profile);
+    }
+
+    /// The GPU is held back for this profile.
+    pub(super) fn hold(&mut self, profile: &str) {
+        let gpu = self.inventory.gpus[0].counter_set.clone();
+        self.end_hold();
+        self.rounds.layout.held_back.insert(gpu, profile.to_owned());
+    }
+
+    /// The hold is over. A scheduler that has not seen the devices that come back does not count them.
+    pub(super) fn end_hold(&mut self) {
+        self.may_overlap |= !self.rounds.layout.held_back.is_empty();
+        self.rounds.layout.held_back.clear();
+    }
+
     /// Goes on by what wakes the driver, until nothing but the next comparison is left.
     pub(super) fn rest(&mut self, looks_anyway: bool) {
         self.write();
@@ -492,6 +523,8 @@ impl World {
         self.claims.clear();
         self.rest(is_unnoticed);
         let nothing = BTreeSet::new();
+        self.rounds.layout.held_back.clear();
+        self.rest(true);
         let expected = match (self.is_lost, self.keeps_counters) {
             (true, _) => BTreeSet::new(),
             (false, true) => self.counted(&nothing).names(),

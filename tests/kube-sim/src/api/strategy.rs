@@ -34,6 +34,11 @@ pub(super) fn before_create(kind: &Kind, object: &mut Value, gates: Gates) {
         | "ResourceQuota"
         | "Service"
         | "PersistentVolumeClaim" => object["status"] = json!({}),
+        "MigNode" => remove(object, "status"),
+        "CustomResourceDefinition" => {
+            let condition = |it: &str| json!({"type": it, "status": "True", "reason": "", "message": ""});
+            object["status"] = json!({"conditions": [condition("NamesAccepted"), condition("Established")]});
+        }
         "Pod" => object["status"] = json!({"phase": "Pending", "qosClass": "BestEffort"}),
         "Namespace" => object["status"] = json!({"phase": "Active"}),
         _ => {}
@@ -49,8 +54,9 @@ pub(super) fn before_update(kind: &Kind, old: &Value, new: &mut Value, part: Par
             Part::Status => {
                 let status = new.get("status").cloned();
                 *new = old.clone();
-                if let (Some(status), Value::Object(new)) = (status, &mut *new) {
-                    new.insert("status".into(), status);
+                match (status, &mut *new) {
+                    (Some(status), Value::Object(new)) => drop(new.insert("status".into(), status)),
+                    _ => remove(new, "status"),
                 }
             }
         }

@@ -1,0 +1,143 @@
+//! Holds: GPUs of which free devices are not offered for a while, so that a claim gets its turn. Pure.
+//!
+//! As long as a hold is in force, a free device of its GPU is offered only if it has the profile of the hold. What claims hold
+//! stays. A hold ends when its writer removes it, and at its time in any case.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use super::choice::{GpuLayout, Layouts};
+use super::mix;
+use crate::facts::GpuFacts;
+use crate::inventory::{AllocatableDevice, DeviceKind, DeviceName, GpuInventory, Inventory};
+use crate::mig_node::{Hold, WHOLE};
+
+/// How long a hold lasts at most after it was seen first.
+pub const LONGEST_HOLD: Duration = Duration::from_secs(900);
+
+/// The profiles for which GPUs are held back, by the names of the GPUs (`gpu-<pci>`).
+pub type HeldBack = BTreeMap<String, String>;
+
+/// What is remembered of holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HoldMemory {
+    /// Those that are there, and when each was seen first.
+    seen: Vec<(Hold, Timestamp)>,
+    /// Those in force.
+    in_force: HeldBack,
+}
+
+/// Which holds are in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HoldStep {
+    /// The GPUs and profiles.
+    pub in_force: HeldBack,
+    /// Whether one has begun.
+    pub has_begun: bool,
+    /// What a person should know of some of them.
+    pub notes: Vec<String>,
+    /// When to look again at the latest.
+    pub wake: Option<Timestamp>,
+}
+
+impl HoldMemory {
+    /// Which of these holds are in force. One that is not yet begins at `not_before` at the earliest.
+    pub fn follow(
+        &mut self,
+        holds: &[Hold],
+        inventory: &Inventory,
+        not_before: Option<Timestamp>,
+        now: Timestamp,
+    ) -> HoldStep {
+        let first = |hold: &Hold| {
+            let known = self.seen.iter().find(|it| it.0 == *hold);
+            known.map_or(now, |it| it.1.min(now))
+        };
+        let seen: Vec<(Hold, Timestamp)> = holds.iter().map(|it| (it.clone(), first(it))).collect();
+        let mut step = HoldStep::default();
+        for (hold, first) in &seen {
+            let latest = after(*first, LONGEST_HOLD);
+            let until = hold.until.0.min(latest);
+            let gpu = inventory.gpus.iter().find(|it| it.counter_set == hold.gpu);
+            if until <= now || step.in_force.contains_key(&hold.gpu) {
+                continue;
+            }
+            if !gpu.is_some_and(|it| offers(it, &hold.profile)) {
+                step.notes.push(format!("{} offers no {}, so it is not held back", hold.gpu, hold.profile));
+                continue;
+            }
+            if latest < hold.until.0 {
+                step.notes.push(format!(
+                    "{} is held back for 15 minutes at most, until {}",
+                    hold.gpu,
+                    latest.strftime("%Y-%m-%dT%H:%M:%SZ")
+                ));
+            }
+            let is_in_force = self.in_force.get(&hold.gpu) == Some(&hold.profile);
+            let begins_at = not_before.filter(|it| !is_in_force && now < *it);
+            step.wake = step.wake.into_iter().chain([begins_at.unwrap_or(until).min(until)]).min();
+            if begins_at.is_none() {
+                step.has_begun |= !is_in_force;
+                step.in_force.insert(hold.gpu.clone(), hold.profile.clone());
+            }
+        }
+        self.seen = seen;
+        self.in_force.clone_from(&step.in_force);
+        step
+    }
+}
+
+/// The layouts in which GPUs that are held back have the profile they are held back for, as often as it fits.
+#[must_use]
+pub fn with_holds(layouts: &Layouts, held_back: &HeldBack, gpus: &[GpuFacts]) -> Layouts {
+    let mut layouts = layouts.clone();
+    for (name, profile) in held_back {
+        let gpu = gpus.iter().find(|it| DeviceName::gpu(it.pci).as_str() == name);
+        let profiles = gpu.and_then(GpuFacts::cuttable).map_or(&[][..], |it| &it.profiles);
+        let layout = match profiles.iter().find(|it| it.name == *profile) {
+            Some(found) => {
+                let most = u32::try_from(found.placements.len()).unwrap_or(u32::MAX);
+                GpuLayout::Cut(mix::possible(profiles, &[(profile.clone(), most)].into()))
+            }
+            None if profile == WHOLE => GpuLayout::Whole,
+            None => continue,
+        };
+        layouts.insert(name.clone(), layout);
+    }
+    layouts
+}
+
+/// Whether a device is offered beside a hold for this profile.
+fn is_for(profile: &str, device: &AllocatableDevice) -> bool {
+    device.mig().map_or(WHOLE, |it| &it.profile) == profile
+}
+
+fn offers(gpu: &GpuInventory, profile: &str) -> bool {
+    gpu.devices.iter().any(|it| is_for(profile, it))
+}
+
+/// The inventory without the free devices that are not offered because of holds; `held` names devices that claims hold.
+#[must_use]
+pub(crate) fn hold_back(inventory: &Inventory, held_back: &HeldBack, held: &BTreeSet<String>) -> Inventory {
+    let mut reduced = inventory.clone();
+    for gpu in &mut reduced.gpus {
+        let Some(profile) = held_back.get(&gpu.counter_set) else { continue };
+        let stays = |it: &AllocatableDevice| {
+            // Unmanaged instances are in the way of nothing that is offered.
+            is_for(profile, it)
+                || held.contains(it.name.as_str())
+                || matches!(it.kind, DeviceKind::Adopted(_))
+        };
+        let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut gpu.devices).into_iter().partition(stays);
+        gpu.devices = stay;
+        gpu.withheld.extend(go);
+    }
+    reduced
+}
+
+fn after(time: Timestamp, wait: Duration) -> Timestamp {
+    let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX);
+    time.checked_add(wait).unwrap_or(Timestamp::MAX)
+}
