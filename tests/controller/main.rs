@@ -1,1 +1,6 @@
-//! The controller on a simulated API server.
+//! The controller, as it is composed in production, on a simulated API server with its scheduler.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
+
+mod cluster;
+mod election;
+mod reasons;

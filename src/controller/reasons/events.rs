@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, Error};
+use mig_model::hash::fnv1a;
 use tokio::time::timeout;
 
 use super::waiting::Waiting;
@@ -77,10 +78,17 @@ impl Events {
         }
     }
 
-    /// Writes an event of a pod.
-    pub async fn write(&self, pod: &Waiting<'_>, note: &str, now: Timestamp) -> Written {
+    /// Writes an event of a pod, whose last event was written at `last`. Tried again after an answer that was lost, it has the same name,
+    /// and so is not written twice.
+    pub async fn write(
+        &self,
+        pod: &Waiting<'_>,
+        note: &str,
+        last: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Written {
         let api = self.api.clone().constrain(pod.namespace());
-        let event = self.event(pod, note, now);
+        let event = self.event(pod, note, last, now);
         match timeout(CALL_TIMEOUT, api.create(&PostParams::default(), &event)).await {
             Ok(Ok(_)) => Written::Done,
             // An earlier attempt was stored although its answer was lost.
@@ -93,9 +101,10 @@ impl Events {
         }
     }
 
-    fn event(&self, pod: &Waiting<'_>, note: &str, now: Timestamp) -> Event {
-        /// Room for a dot and the time within the 253 bytes of a name.
+    fn event(&self, pod: &Waiting<'_>, note: &str, last: Option<Timestamp>, now: Timestamp) -> Event {
+        /// Room for a dot and the hash within the 253 bytes of a name.
         const LONGEST_NAME: usize = 230;
+        let occasion = format!("{} {}", pod.uid(), last.map_or(0, Timestamp::as_microsecond));
         let own = |text: &str| Some(text.to_owned());
         let name: String = pod.name().chars().take(LONGEST_NAME).collect();
         Event {
@@ -103,7 +112,11 @@ impl Events {
             event_time: Some(MicroTime(now)),
             metadata: ObjectMeta {
                 namespace: own(pod.namespace()),
-                name: Some(format!("{}.{:x}", name.trim_end_matches(['.', '-']), now.as_nanosecond())),
+                name: Some(format!(
+                    "{}.{:016x}",
+                    name.trim_end_matches(['.', '-']),
+                    fnv1a(occasion.as_bytes())
+                )),
                 ..ObjectMeta::default()
             },
             note: own(note),

@@ -92,10 +92,10 @@ impl Memory {
             .max(last.map_or(Duration::ZERO, |it| left(it, self.limits.each)))
     }
 
-    /// Whether the pod has had an event.
+    /// When the last event of the pod was written.
     #[must_use]
-    pub fn has_event(&self, pod: &Waiting<'_>) -> bool {
-        self.pods.get(pod.uid()).is_some_and(|it| it.written.is_some())
+    pub fn last_event(&self, pod: &Waiting<'_>) -> Option<Timestamp> {
+        self.pods.get(pod.uid())?.written.map(|(time, _)| time)
     }
 
     /// An explanation of a pod of this shape that still holds.
@@ -231,7 +231,7 @@ mod tests {
         memory.wrote(&of(&goes), "note", at(2_000));
         memory.found(7, None, at(2_000));
         memory.keep_only(&[of(&stays)], at(2_030));
-        assert!(memory.has_event(&of(&stays)) && !memory.has_event(&of(&goes)));
+        assert!(memory.last_event(&of(&stays)).is_some() && memory.last_event(&of(&goes)).is_none());
         assert_eq!(memory.finding(7), Some(None));
         memory.keep_only(&[of(&stays)], at(2_031));
         assert_eq!(memory.finding(7), None);

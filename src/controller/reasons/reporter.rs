@@ -75,7 +75,7 @@ impl Reporter {
         };
         memory.keep_only(&pods, now);
         let mut due: Vec<&Waiting<'_>> = pods.iter().filter(|it| memory.due_in(it, now).is_zero()).collect();
-        due.sort_by_key(|it| (memory.has_event(it), it.since));
+        due.sort_by_key(|it| (memory.last_event(it).is_some(), it.since));
         let started = Instant::now();
         let mut is_left = false;
         for pod in due {
@@ -118,7 +118,7 @@ impl Reporter {
         if !memory.may_write(now) {
             return Told::Later;
         }
-        let written = self.events.write(pod, &note, now).await;
+        let written = self.events.write(pod, &note, memory.last_event(pod), now).await;
         self.metrics.event_written(written == Written::Done);
         let (namespace, name) = (pod.namespace(), pod.name());
         match written {
