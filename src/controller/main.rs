@@ -29,10 +29,16 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
-    mig_telemetry::init_logging(&args.log_level, args.log_format)?;
+    mig_telemetry::init_logging(&filter(&args.log_level), args.log_format)?;
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         info!(version = env!("CARGO_PKG_VERSION"), "starting");
         mig_controller::run(args, mig_controller::stop_on_signal()?).await
     })
+}
+
+/// The level, without what kube logs of each attempt of a watch that fails: the loop reports a failure once. A filter that names it
+/// has it.
+fn filter(level: &str) -> String {
+    if level.contains("kube_runtime") { level.to_owned() } else { format!("{level},kube_runtime=error") }
 }

@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
 mod cluster;
+mod docs;
 mod election;
 mod reasons;
