@@ -24,6 +24,7 @@
 pub mod args;
 pub mod client;
 pub mod control;
+pub mod demand;
 pub mod election;
 pub mod metrics;
 pub mod probes;

@@ -6,7 +6,7 @@
 //!                                                                  layout (which devices, without counters) -> slices
 //! ```
 //!
-//! [`claim`] names claims, [`health`] is the health of GPUs, [`call`] an NVML call that failed.
+//! [`mig_node`] is the object that shows a node to a controller. [`claim`] names claims, [`health`] is the health of GPUs, [`call`] an NVML call that failed.
 
 pub mod call;
 pub mod claim;
@@ -15,6 +15,7 @@ pub mod hash;
 pub mod health;
 pub mod inventory;
 pub mod layout;
+pub mod mig_node;
 pub mod occupancy;
 pub mod placement;
 pub mod slices;

@@ -27,7 +27,9 @@ pub use memory::Memory;
 pub use next::{Plan, Question, next};
 pub use publication::Publication;
 pub use quantity::count;
+pub(crate) use quantity::whole_number;
 pub use render::{Owner, keep_order, pool_name, render, slice_name};
+pub(crate) use render::{counter_set, device};
 pub use taint::{TaintEffect, lost_taints, new_taint};
 pub use transition::{Pool, names};
 pub use world::{

@@ -25,6 +25,12 @@ pub(super) fn mebibytes(number: u64) -> Quantity {
     Quantity(format!("{number}{}", SUFFIXES[suffix]))
 }
 
+/// A whole number of things; 0 where the text is something else.
+pub(crate) fn whole_number(quantity: &Quantity) -> u32 {
+    let thousandths = thousandths(quantity).filter(|it| it % 1000 == 0);
+    thousandths.and_then(|it| u32::try_from(it / 1000).ok()).unwrap_or(0)
+}
+
 /// The value in thousandths, or `None` where the text is not a quantity that this driver could have written.
 pub(super) fn thousandths(quantity: &Quantity) -> Option<i128> {
     let text = quantity.0.as_str();

@@ -91,7 +91,8 @@ pub(super) fn names(slice: &ResourceSlice) -> impl Iterator<Item = &str> {
     slice.spec.devices.iter().flatten().map(|it| it.name.as_str())
 }
 
-fn device(device: &AllocatableDevice, counter_set: &str) -> Device {
+/// A device as it stands in a slice.
+pub(crate) fn device(device: &AllocatableDevice, counter_set: &str) -> Device {
     let consumption = DeviceCounterConsumption {
         counter_set: counter_set.to_owned(),
         counters: device.consumes.iter().map(|(name, amount)| (name.clone(), counter(*amount))).collect(),
@@ -127,7 +128,8 @@ fn capacity(value: Capacity) -> DeviceCapacity {
     DeviceCapacity { value, ..Default::default() }
 }
 
-fn counter_set(gpu: &GpuInventory) -> CounterSet {
+/// The counters of a GPU as they stand in a slice.
+pub(crate) fn counter_set(gpu: &GpuInventory) -> CounterSet {
     let counters = gpu.counters.iter().map(|(name, amount)| (name.clone(), counter(*amount))).collect();
     CounterSet { name: gpu.counter_set.clone(), counters }
 }
