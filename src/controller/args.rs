@@ -24,6 +24,19 @@ pub struct Args {
     /// Write no events that say why pods wait.
     #[arg(long, env)]
     pub no_events: bool,
+    /// Decide what nodes publish whose label nvidia.com/mig.config is `auto`, for the pods that wait. Needs the definition of MigNodes.
+    #[arg(long, env)]
+    pub demand: bool,
+    /// With --demand: nodes without the label nvidia.com/mig.config take part, too.
+    #[arg(long, env)]
+    pub default_auto: bool,
+    /// With --demand: a claim for at least half of a GPU that has waited for so long gets one held back: what becomes free there is not
+    /// offered to others [default: no GPU is held back].
+    #[arg(long, env, value_name = "SECONDS", value_parser = seconds)]
+    pub hold_after: Option<Duration>,
+    /// How long a GPU is held back at most.
+    #[arg(long, env, value_name = "SECONDS", default_value = "1800", value_parser = seconds)]
+    pub hold_for: Duration,
     /// Name of this replica in the Lease, in events and in the log; a part is added that differs for each process.
     #[arg(long, env, value_name = "NAME", default_value = "mig-controller")]
     pub pod_name: String,

@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 
 use crate::client::CALL_TIMEOUT;
 use crate::election::Leadership;
+use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::probes::Status;
 use crate::reasons::Reporter;
@@ -31,6 +32,8 @@ pub struct Control {
     leadership: Leadership,
     /// `None` where events are off.
     reporter: Option<Reporter>,
+    /// `None` where layouts do not follow demand.
+    layouts: Option<Layouts>,
     metrics: Metrics,
     status: watch::Sender<Status>,
     /// When the next round is due; `None`: when something changes.
@@ -53,16 +56,18 @@ impl Control {
         client: Client,
         leadership: Leadership,
         reporter: Option<Reporter>,
+        layouts: Option<Layouts>,
         metrics: Metrics,
     ) -> (Self, watch::Receiver<Status>) {
         let (status, receiver) = watch::channel(Status::new());
-        let changes = changes(&client);
+        let changes = changes(&client, layouts.is_some());
         let control = Self {
             client,
             world: World::default(),
             changes,
             leadership,
             reporter,
+            layouts,
             metrics,
             status,
             due: None,
@@ -114,6 +119,9 @@ impl Control {
             if let Some(reporter) = &mut self.reporter {
                 reporter.forget();
             }
+            if let Some(layouts) = &mut self.layouts {
+                layouts.forget();
+            }
         }
     }
 
@@ -159,9 +167,14 @@ impl Control {
         let started = Instant::now();
         self.metrics.holds(&self.world);
         let (mut waiting, mut next) = (0, None);
+        // Before the reasons, which take longer.
+        if let Some(layouts) = &mut self.layouts {
+            next = layouts.round(&self.world, &self.leadership).await;
+        }
         if let Some(reporter) = &mut self.reporter {
             let round = reporter.round(&self.world, &self.leadership).await;
-            (waiting, next) = (round.waiting, round.next);
+            waiting = round.waiting;
+            next = [next, round.next].into_iter().flatten().min();
         }
         self.ended = Instant::now();
         self.metrics.round(self.ended - started, waiting);

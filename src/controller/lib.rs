@@ -1,4 +1,5 @@
-//! The controller of a cluster: it watches pods that wait for devices, and reports why they wait.
+//! The controller of a cluster: it watches pods that wait for devices, reports why they wait, and decides what nodes should publish
+//! for them.
 //!
 //! ```text
 //! API server -> watches -> world -> decisions (pure) -> writes -> API server
@@ -15,8 +16,9 @@
 //! ```text
 //! client                       the client of the API server
 //! election world               who acts; the objects of the cluster
+//! demand                       what nodes should publish: pure
 //! metrics watches probes       what is counted; what feeds the world; whether this process is well
-//! reasons                      why pods wait, as events
+//! reasons layouts              why pods wait, as events; what nodes should publish, as specs of MigNodes
 //! control                      the loop
 //! args                         the command line
 //! ```
@@ -26,6 +28,7 @@ pub mod client;
 pub mod control;
 pub mod demand;
 pub mod election;
+pub mod layouts;
 pub mod metrics;
 pub mod probes;
 pub mod reasons;
@@ -46,6 +49,7 @@ use tracing::{info, warn};
 use args::Args;
 use control::Control;
 use election::{Campaign, Candidate, Timings};
+use layouts::Layouts;
 use metrics::Metrics;
 use reasons::{Events, Limits, Reporter};
 
@@ -71,7 +75,17 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         let events = Events::new(client.clone(), &identity);
         Reporter::new(events, &args.driver_name, Limits::with_patience(args.patience), metrics.clone())
     });
-    let (control, status) = Control::new(client, leadership.clone(), reporter, metrics.clone());
+    let layouts = args.demand.then(|| {
+        let options = demand::Options {
+            driver: args.driver_name.clone(),
+            patience: args.patience,
+            hold_after: args.hold_after,
+            hold_for: args.hold_for,
+            ..demand::Options::default()
+        };
+        Layouts::new(client.clone(), options, args.default_auto, metrics.clone())
+    });
+    let (control, status) = Control::new(client, leadership.clone(), reporter, layouts, metrics.clone());
 
     let idle = CancellationToken::new();
     let mut parts: JoinSet<(&'static str, io::Result<()>)> = JoinSet::new();

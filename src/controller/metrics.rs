@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::demand::Reason;
 use crate::election::Leadership;
 use crate::world::{Kind, World};
 
@@ -70,6 +71,42 @@ struct VerdictLabels {
     verdict: VerdictLabel,
 }
 
+label_values! {
+    /// Why the spec of a MigNode was written.
+    WriteReason {
+        /// The node is to publish other devices.
+        Change = "change",
+        /// Less is needed.
+        Reduce = "reduce",
+        /// It is still needed.
+        Renew = "renew",
+        /// Nothing is needed any more.
+        Remove = "remove",
+        /// Only holds differ.
+        Holds = "holds",
+    }
+}
+
+impl WriteReason {
+    /// The label of a reason.
+    #[must_use]
+    pub fn of(reason: Reason) -> Self {
+        match reason {
+            Reason::Change => Self::Change,
+            Reason::Reduce => Self::Reduce,
+            Reason::Renew => Self::Renew,
+            Reason::Remove => Self::Remove,
+            Reason::Holds => Self::Holds,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WriteLabels {
+    reason: WriteReason,
+    outcome: Outcome,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabels {
     resource: Kind,
@@ -85,6 +122,7 @@ struct Families {
     explanations: Family<VerdictLabels, Counter>,
     explaining: Histogram,
     events: Family<EventLabels, Counter>,
+    writes: Family<WriteLabels, Counter>,
     watch_errors: Family<KindLabels, Counter>,
     objects: Family<KindLabels, Gauge<i64, AtomicI64>>,
     waiting: Gauge<i64, AtomicI64>,
@@ -97,6 +135,7 @@ impl Default for Metrics {
             explanations: Family::default(),
             explaining: Histogram::new(DURATIONS),
             events: Family::default(),
+            writes: Family::default(),
             watch_errors: Family::default(),
             objects: Family::default(),
             waiting: Gauge::default(),
@@ -104,6 +143,11 @@ impl Default for Metrics {
         // What can be known beforehand starts at zero, so that the first failure is an increase.
         for &outcome in Outcome::ALL {
             drop(families.events.get_or_create(&EventLabels { outcome }));
+        }
+        for &reason in WriteReason::ALL {
+            for &outcome in Outcome::ALL {
+                drop(families.writes.get_or_create(&WriteLabels { reason, outcome }));
+            }
         }
         for &verdict in VerdictLabel::ALL {
             drop(families.explanations.get_or_create(&VerdictLabels { verdict }));
@@ -138,6 +182,11 @@ impl Metrics {
     pub fn event_written(&self, is_success: bool) {
         let outcome = if is_success { Outcome::Success } else { Outcome::Failure };
         self.0.events.get_or_create(&EventLabels { outcome }).inc();
+    }
+
+    /// The spec of a MigNode was written, or was not.
+    pub fn wrote_spec(&self, reason: WriteReason, outcome: Outcome) {
+        self.0.writes.get_or_create(&WriteLabels { reason, outcome }).inc();
     }
 
     /// A watch has failed.
@@ -181,6 +230,11 @@ impl Metrics {
             it.explaining.clone(),
         );
         registry.register("events", "Events of pods, by whether they were written", it.events.clone());
+        registry.register(
+            "spec_writes",
+            "Specs of MigNodes, by why and whether they were written",
+            it.writes.clone(),
+        );
         registry.register(
             "watch_errors",
             "Watches that failed; they are opened again",

@@ -1,14 +1,16 @@
 //! The watches that feed the [`World`](crate::world::World).
 
 use std::fmt::Debug;
+use std::future::ready;
 
-use futures::stream::{BoxStream, SelectAll};
+use futures::stream::{self, BoxStream, SelectAll};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Node, Pod, ResourceQuota};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client, Resource};
+use mig_model::mig_node::MigNode;
 use serde::de::DeserializeOwned;
 
 use crate::client::with_causes;
@@ -37,10 +39,15 @@ pub type Changes = SelectAll<BoxStream<'static, Result<Change, WatchError>>>;
 
 /// Opens the watches. They are polled, and so read, one event at a time; none ends.
 #[must_use]
-pub fn changes(client: &Client) -> Changes {
+pub fn changes(client: &Client, with_mig_nodes: bool) -> Changes {
     let all = Config::default().timeout(WATCH_SECONDS);
     let pods = all.clone().fields(WAITING_PODS);
     let slices = all.clone().page_size(SLICES_A_PAGE);
+    let mig_nodes = match with_mig_nodes {
+        true => watch::<MigNode>(client, Kind::MigNodes, all.clone(), Change::MigNodes),
+        // It never ends, as the others.
+        false => stream::once(ready(Ok(Change::NoMigNodes))).chain(stream::pending()).boxed(),
+    };
     let streams: [BoxStream<'static, _>; Kind::ALL.len()] = [
         watch::<Pod>(client, Kind::Pods, pods, Change::Pods),
         watch::<Node>(client, Kind::Nodes, all.clone(), Change::Nodes),
@@ -49,6 +56,7 @@ pub fn changes(client: &Client) -> Changes {
         watch::<DeviceClass>(client, Kind::Classes, all.clone(), Change::Classes),
         watch::<ResourceSlice>(client, Kind::Slices, slices, Change::Slices),
         watch::<ResourceQuota>(client, Kind::Quotas, all, Change::Quotas),
+        mig_nodes,
     ];
     streams.into_iter().collect()
 }
@@ -71,5 +79,14 @@ fn reported<K>(
     kind: Kind,
     change: fn(Event<K>) -> Change,
 ) -> impl Stream<Item = Result<Change, WatchError>> {
-    events.map(move |it| it.map(change).map_err(|error| WatchError { kind, why: with_causes(&error) }))
+    events.map(move |it| match it {
+        Ok(event) => Ok(change(event)),
+        Err(error) if kind == Kind::MigNodes && is_not_served(&error) => Ok(Change::NoMigNodes),
+        Err(error) => Err(WatchError { kind, why: with_causes(&error) }),
+    })
+}
+
+/// Whether the API server does not know the kind: its definition is not installed, and may be later.
+fn is_not_served(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.is_not_found())
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::chart::objects;
-use super::rights::{asked, granted};
+use super::rights::{Used, asked, granted};
 use crate::common::{eventually, repository};
 
 const NAMESPACE: &str = "dra-driver-mig";
@@ -77,17 +77,19 @@ async fn the_shipped_rights_are_what_the_controller_uses_and_nothing_more() {
     let stop = CancellationToken::new();
     let before = server.requests().len();
     let running = tokio::spawn(mig_controller::run(Args::try_parse_from(line).unwrap(), stop.clone()));
-    eventually("the pod gets its event", async || server.list(&kinds::NEW_EVENT).first().map(drop)).await;
-    stop.cancel();
-    running.await.unwrap().unwrap();
-
-    let used: BTreeSet<_> = server.requests().split_off(before).iter().filter_map(asked).collect();
     // Leases are in one namespace; all else is granted in every namespace.
-    let as_granted = |(namespace, group, resource, verb): (Option<String>, String, String, String)| {
+    let as_granted = |(namespace, group, resource, verb): Used| {
         (namespace.filter(|_| resource == "leases"), group, resource, verb)
     };
-    let used: BTreeSet<_> = used.into_iter().map(as_granted).collect();
-    assert_eq!(used, granted(&[of_kind("ClusterRole"), of_kind("Role")].concat()));
+    let used = || -> BTreeSet<Used> {
+        server.requests().split_off(before).iter().filter_map(asked).map(as_granted).collect()
+    };
+    let granted = granted(&[of_kind("ClusterRole"), of_kind("Role")].concat());
+    eventually("each right is used", async || granted.is_subset(&used()).then_some(())).await;
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    assert_eq!(used(), granted);
+    assert_eq!(server.list(&kinds::NEW_EVENT).len(), 1);
 }
 
 #[test]

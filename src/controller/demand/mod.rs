@@ -159,6 +159,14 @@ fn after(time: Timestamp, pause: Duration) -> Timestamp {
 }
 
 impl Memory {
+    /// The API server has refused the write for a node: it was not changed, and what was known before holds.
+    pub fn not_written(&mut self, node: &str, before: &Self) {
+        match before.nodes.get(node) {
+            Some(known) => self.nodes.insert(node.to_owned(), known.clone()),
+            None => self.nodes.remove(node),
+        };
+    }
+
     /// Learns from what is written when nodes were changed, and forgets what is over.
     fn read(&mut self, world: &World, options: &Options, now: Timestamp) {
         let mut nodes = std::mem::take(&mut self.nodes);
@@ -179,7 +187,11 @@ impl Memory {
                 (Some(known), None) => known,
                 (None, None) => continue,
             };
-            if ours.is_some() && state.is_refused && state.progress == Progress::Done && node.avoided.is_none() {
+            if ours.is_some()
+                && state.is_refused
+                && state.progress == Progress::Done
+                && node.avoided.is_none()
+            {
                 node.avoided = Some(after(now, options.follow_within));
             }
             node.avoided = node.avoided.filter(|it| now < *it);

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodResourceClaim, PodSpec};
+use k8s_openapi::api::core::v1::{Pod, PodResourceClaim, PodSpec};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimSpec};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::world::{World, extended_resources};
+use crate::world::{World, extended_resources, unschedulable};
 
 /// Begins the names of the classes of profiles: what is misspelt still counts as one of ours.
 const CLASS_PREFIX: &str = "mig-";
@@ -107,14 +107,6 @@ pub fn waiting<'a>(world: &'a World, driver: &str) -> Vec<Waiting<'a>> {
 /// How long a pod has waited. A clock that is behind makes that nothing.
 pub(super) fn waited(since: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(since)).unwrap_or_default()
-}
-
-/// The condition that the scheduler sets on a pod for which it finds no place.
-fn unschedulable(pod: &Pod) -> Option<&PodCondition> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    conditions.iter().find(|it| {
-        it.type_ == "PodScheduled" && it.status == "False" && it.reason.as_deref() == Some("Unschedulable")
-    })
 }
 
 /// An entry of `spec.resourceClaims`.

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, ResourceQuota};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher::Event;
+use mig_model::mig_node::MigNode;
 use mig_telemetry::label_values;
 
 label_values! {
@@ -26,6 +27,8 @@ label_values! {
         Slices = "resourceslices",
         /// ResourceQuotas.
         Quotas = "resourcequotas",
+        /// MigNodes.
+        MigNodes = "mignodes",
     }
 }
 
@@ -46,6 +49,10 @@ pub enum Change {
     Slices(Event<ResourceSlice>),
     /// Of quotas.
     Quotas(Event<ResourceQuota>),
+    /// Of MigNodes.
+    MigNodes(Event<MigNode>),
+    /// The definition of MigNodes is not installed, or they are not asked for.
+    NoMigNodes,
 }
 
 impl Change {
@@ -60,6 +67,7 @@ impl Change {
             Self::Classes(_) => Kind::Classes,
             Self::Slices(_) => Kind::Slices,
             Self::Quotas(_) => Kind::Quotas,
+            Self::MigNodes(_) | Self::NoMigNodes => Kind::MigNodes,
         }
     }
 }
@@ -84,6 +92,12 @@ impl Listing {
     /// Whether a whole list was read once.
     pub(super) fn is_complete(&self) -> bool {
         self.is_complete
+    }
+
+    /// There is nothing to read. True where that was not known.
+    pub(super) fn complete(&mut self) -> bool {
+        self.unlisted.clear();
+        !std::mem::replace(&mut self.is_complete, true)
     }
 
     /// Takes over an event; `put` and `remove` answer whether they have changed something.

@@ -15,17 +15,19 @@ mod trim;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kubectl_mig::cluster::Snapshot;
+use mig_model::mig_node::MigNode;
 
 use change::Listing;
 pub use change::{Change, Kind};
 use sorted::{find, put, remove};
-pub use trim::asks_for_devices;
 pub(crate) use trim::extended_resources;
+pub use trim::{asks_for_devices, unschedulable};
 
 /// The objects of the cluster.
 #[derive(Debug, Default)]
 pub struct World {
     snapshot: Snapshot,
+    mig_nodes: Vec<MigNode>,
     listings: [Listing; Kind::ALL.len()],
 }
 
@@ -34,6 +36,12 @@ impl World {
     #[must_use]
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// The MigNodes, sorted by name; none where their definition is not installed.
+    #[must_use]
+    pub fn mig_nodes(&self) -> &[MigNode] {
+        &self.mig_nodes
     }
 
     /// The version of the API server is known.
@@ -60,6 +68,7 @@ impl World {
             Kind::Classes => it.classes.len(),
             Kind::Slices => it.slices.len(),
             Kind::Quotas => it.quotas.len(),
+            Kind::MigNodes => self.mig_nodes.len(),
         }
     }
 
@@ -77,7 +86,7 @@ impl World {
 
     /// Takes over what a watch has reported. True where that changes something that decisions go by.
     pub fn apply(&mut self, change: Change) -> bool {
-        let World { snapshot, listings } = self;
+        let World { snapshot, mig_nodes, listings } = self;
         let listing = &mut listings[change.kind() as usize];
         match change {
             Change::Pods(event) => {
@@ -106,6 +115,14 @@ impl World {
             }
             Change::Quotas(event) => {
                 listing.take(event, &mut snapshot.quotas, |all, it| put(all, trim::quota(it)), remove)
+            }
+            Change::MigNodes(event) => {
+                listing.take(event, mig_nodes, |all, it| put(all, trim::mig_node(it)), remove)
+            }
+            Change::NoMigNodes => {
+                let is_changed = !mig_nodes.is_empty();
+                mig_nodes.clear();
+                listing.complete() || is_changed
             }
             Change::Slices(event) => listing.take(
                 event,

@@ -1,10 +1,12 @@
 //! What of an object is kept: what decisions go by. The rest would take memory, and its changes would wake the controller.
 
 use k8s_openapi::api::core::v1::{
-    Container, Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus, ResourceQuota,
+    Container, Node, NodeCondition, NodeSpec, NodeStatus, Pod, PodCondition, PodSpec, PodStatus,
+    ResourceQuota,
 };
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimSpec, ResourceClaimTemplate};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use mig_model::mig_node::MigNode;
 
 /// Annotations of Kubernetes that say where a claim comes from.
 const CLAIM_ANNOTATIONS: &str = "resource.kubernetes.io/";
@@ -37,6 +39,15 @@ pub(crate) fn extended_resources(spec: &PodSpec) -> impl Iterator<Item = &str> {
         .flat_map(|it| it.limits.iter().flatten().chain(it.requests.iter().flatten()));
     // Kubernetes' own resources have no domain, but for `kubernetes.io/…`.
     amounts.map(|(name, _)| name.as_str()).filter(|it| it.contains('/') && !it.starts_with("kubernetes.io/"))
+}
+
+/// The condition that the scheduler sets on a pod for which it finds no place.
+#[must_use]
+pub fn unschedulable(pod: &Pod) -> Option<&PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|it| {
+        it.type_ == "PodScheduled" && it.status == "False" && it.reason.as_deref() == Some("Unschedulable")
+    })
 }
 
 /// A pod, or the metadata of one that asks for no device.
@@ -88,8 +99,16 @@ fn container(it: Container) -> Container {
 pub(super) fn node(mut node: Node) -> Node {
     let spec = node.spec.unwrap_or_default();
     let spec = NodeSpec { taints: spec.taints, unschedulable: spec.unschedulable, ..NodeSpec::default() };
-    let allocatable = node.status.and_then(|it| it.allocatable);
-    let status = NodeStatus { allocatable, ..NodeStatus::default() };
+    let status = node.status.unwrap_or_default();
+    let mut conditions = status.conditions.unwrap_or_default();
+    conditions.retain(|it| it.type_ == "Ready");
+    let ready =
+        |it: NodeCondition| NodeCondition { status: it.status, type_: it.type_, ..NodeCondition::default() };
+    let status = NodeStatus {
+        allocatable: status.allocatable,
+        conditions: Some(conditions.into_iter().map(ready).collect()),
+        ..NodeStatus::default()
+    };
     Node { metadata: identity(&mut node.metadata), spec: Some(spec), status: Some(status) }
 }
 
@@ -126,6 +145,12 @@ fn without_config(mut spec: ResourceClaimSpec) -> ResourceClaimSpec {
 pub(super) fn class(mut class: DeviceClass) -> DeviceClass {
     class.spec.config = None;
     DeviceClass { metadata: identity(&mut class.metadata), spec: class.spec }
+}
+
+pub(super) fn mig_node(mut node: MigNode) -> MigNode {
+    let (resource_version, generation) = (node.metadata.resource_version.take(), node.metadata.generation);
+    node.metadata = ObjectMeta { resource_version, generation, ..identity(&mut node.metadata) };
+    node
 }
 
 pub(super) fn quota(mut quota: ResourceQuota) -> ResourceQuota {
