@@ -173,7 +173,7 @@ async fn on_a_node_that_has_everything_nothing_is_missing() {
     let list = text(&output.stdout);
     assert!(!list.contains("\nMISSING"), "{list}");
     for line in
-        ["ok       NVIDIA driver", "2, 1 of them with MIG", "DRAPartitionableDevices on", "all 14 rights"]
+        ["ok       NVIDIA driver", "2, 1 of them with MIG", "DRAPartitionableDevices on", "all 18 rights"]
     {
         assert!(list.contains(line), "{line}: {list}");
     }

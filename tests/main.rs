@@ -28,6 +28,7 @@ mod load;
 mod lost_records;
 mod manifests;
 mod metrics;
+mod mig_node;
 mod observability;
 mod placement;
 mod plan;

@@ -8,6 +8,7 @@ use k8s_openapi::api::{
     admissionregistration::v1 as admission, apps::v1 as apps, batch::v1 as batch, core::v1 as core,
     networking::v1 as networking, rbac::v1 as rbac, resource::v1 as resource, scheduling::v1 as scheduling,
 };
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as extensions;
 use kube_sim::{ApiServer, Options, kinds, manifest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -65,6 +66,9 @@ fn typed(value: &Value) -> Result<Value, serde_json::Error> {
         ("v1", "ResourceQuota") => kept::<core::ResourceQuota>(value),
         ("v1", "Service") => kept::<core::Service>(value),
         ("v1", "ServiceAccount") => kept::<core::ServiceAccount>(value),
+        ("apiextensions.k8s.io/v1", "CustomResourceDefinition") => {
+            kept::<extensions::CustomResourceDefinition>(value)
+        }
         ("apps/v1", "DaemonSet") => kept::<apps::DaemonSet>(value),
         ("apps/v1", "Deployment") => kept::<apps::Deployment>(value),
         ("apps/v1", "StatefulSet") => kept::<apps::StatefulSet>(value),

@@ -7,7 +7,7 @@ use clap::Parser;
 use dra_driver_mig::args::{Cli, Command};
 use dra_driver_mig::node;
 use dra_driver_mig::node::NodeArgs;
-use kube_sim::{ApiServer, ControlPlane, Kubelet, KubeletOptions};
+use kube_sim::{ApiServer, ControlPlane, Kubelet, KubeletOptions, manifest};
 use nvml_sim::SimNode;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -41,6 +41,9 @@ impl Cluster {
         let hardware = SimNode::create(&root.join("node"), &args.gpus.0).context("the simulated node")?;
         enable_mig(&hardware, args)?;
         let server = ApiServer::start(args.options()).await.context("the API server")?;
+        for definition in manifest::parse(include_str!("../../deploy/manifests/crd.yaml"))? {
+            server.create(definition).context("the kind MigNode")?;
+        }
         let kubeconfig = root.join("kubeconfig");
         server.write_kubeconfig(&kubeconfig)?;
         let registry_dir = root.join("registry");

@@ -26,7 +26,7 @@
 //! context                                what every part of the node needs
 //! health usage claim                     conditions of GPUs; use of instances; claims from call to answer
 //! kubelet                                gRPC towards the kubelet
-//! layout publisher                       which layout is in force, and the slices in the API server
+//! layout publisher mig_node              which layout is in force, the slices in the API server, and the node's MigNode
 //! probes check inspect management        ready or not, and why; what a person asks for
 //! node                                   wires everything
 //! args                                   the command line
@@ -67,6 +67,7 @@ pub mod kubelet;
 pub mod layout;
 pub mod management;
 pub mod mig;
+pub mod mig_node;
 pub mod node;
 pub mod nvml;
 pub mod pods;

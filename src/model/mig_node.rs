@@ -5,6 +5,8 @@
 //! and [`Invalid`] says why. Deserialization of an object never fails for what is in spec or status: a watch would stop at it.
 
 mod bounds;
+mod conditions;
+mod describe;
 mod possible;
 mod spec;
 mod status;
@@ -19,11 +21,13 @@ pub use bounds::{
     Bounded, MAX_ATTRIBUTES, MAX_COUNT, MAX_DEMANDED, MAX_GPUS, MAX_HELD, MAX_HOLDS, MAX_NAME,
     MAX_PLACEMENTS, MAX_PROFILE_NAME, MAX_PROFILES, MAX_PUBLISHED, MAX_TEXT, OutOfBounds,
 };
+pub use conditions::{Followed, Readiness, conditions};
+pub use describe::{Observed, describe, summary};
 pub use possible::{PossibleDevice, PossibleGpu, possible};
 pub use spec::{Demand, Hold, MigNodeSpec, ProfileCount, STALE_AFTER};
 pub use status::{
     GpuStatus, HeldDevice, MigModeStatus, MigNodeStatus, ProfileStatus, PublishedDevice, PublishingMode,
-    Summary, WHOLE, condition, reason,
+    Summary, UNKNOWN, WHOLE, condition, reason,
 };
 
 /// What the GPUs of a node can be partitioned into, what is allocated, and what is demanded of them.
@@ -107,8 +111,8 @@ fn none<T>() -> Option<T> {
 
 impl From<Wire<Value, Value>> for MigNode {
     fn from(wire: Wire<Value, Value>) -> Self {
-        let (spec, invalid_spec) = bounded(wire.spec);
-        let (status, invalid_status) = bounded(wire.status);
+        let (spec, invalid_spec) = bounded("spec", wire.spec);
+        let (status, invalid_status) = bounded("status", wire.status);
         Self {
             metadata: wire.metadata,
             spec: spec.unwrap_or_default(),
@@ -124,20 +128,23 @@ impl From<MigNode> for Wire<MigNodeSpec, MigNodeStatus> {
             api_version: Some(MigNode::API_VERSION.to_owned()),
             kind: Some(MigNode::KIND.to_owned()),
             metadata: object.metadata,
-            spec: Some(object.spec),
+            spec: Some(object.spec).filter(|it| *it != MigNodeSpec::default()),
             status: object.status,
         }
     }
 }
 
 /// Part of an object if it has the right form and breaks no bound, and else why not.
-fn bounded<T: DeserializeOwned + Bounded>(value: Option<Value>) -> (Option<T>, Option<String>) {
+fn bounded<T: DeserializeOwned + Bounded>(field: &str, value: Option<Value>) -> (Option<T>, Option<String>) {
     let Some(value) = value else { return (None, None) };
     match serde_json::from_value::<T>(value) {
-        Err(error) => (None, Some(bounds::shortened(&error.to_string()))),
+        Err(error) => (None, Some(bounds::shortened(&format!("{field}: {error}")))),
         Ok(part) => match part.check() {
             Err(error) => (None, Some(error.to_string())),
             Ok(()) => (Some(part), None),
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

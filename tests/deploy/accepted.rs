@@ -16,9 +16,10 @@ use serde_json::{Value, json};
 use super::policy::{apply, refused};
 
 /// Kinds without a namespace.
-const CLUSTER_WIDE: [&str; 7] = [
+const CLUSTER_WIDE: [&str; 8] = [
     "ClusterRole",
     "ClusterRoleBinding",
+    "CustomResourceDefinition",
     "DeviceClass",
     "Namespace",
     "PriorityClass",

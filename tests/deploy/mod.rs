@@ -16,3 +16,5 @@ mod rights;
 mod rollout;
 mod schema;
 mod workflows;
+
+pub(crate) use policy::apply;

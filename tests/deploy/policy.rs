@@ -14,6 +14,7 @@ use kube::api::{
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use kube_sim::manifest;
+use mig_model::mig_node::MigNode;
 use serde_json::{Value, json};
 
 use super::chart::shipped;
@@ -209,6 +210,11 @@ impl Installed {
     }
 }
 
+/// A MigNode of this name, whose spec is empty unless one is given.
+fn mig_node(name: &str, spec: &Value) -> MigNode {
+    serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap()
+}
+
 fn event(name: &str, controller: &str, node: &str) -> Event {
     let event = json!({
         "metadata": {"name": name, "namespace": "default"},
@@ -382,6 +388,47 @@ async fn a_pod_of_the_driver_writes_one_label_of_its_own_node_only() {
     for value in [json!("pending"), json!("success"), json!(null)] {
         patch(&here, json!({"metadata": {"labels": {STATE_LABEL: value}}})).await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_the_driver_writes_the_status_of_its_own_mignode_only() {
+    let Some(Installed { lab, here, there, unbound }) = Installed::new().await else {
+        return eprintln!("skipped: no KUBEBUILDER_ASSETS");
+    };
+    let objects = |client: &Client| Api::<MigNode>::all(client.clone());
+    let params = PostParams::default();
+    let own = mig_node(&lab.node_name, &json!({}));
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    let is_refused = async || objects(&there).create(&dry, &own).await.is_err().then_some(());
+    eventually("the policy is in force", is_refused).await;
+    for client in [&there, &unbound] {
+        let message = refused(objects(client).create(&params, &own).await);
+        assert!(message.contains(&format!("may not write mignode {}", lab.node_name)), "{message}");
+    }
+    let demanding = mig_node(&lab.node_name, &json!({"floor": [{"profile": "1g.10gb", "count": 1}]}));
+    let message = refused(objects(&here).create(&params, &demanding).await);
+    assert!(message.contains("not the spec"), "{message}");
+
+    objects(&here).create(&params, &own).await.unwrap();
+    let status = async |client: &Client, name: &str| {
+        let status = json!({"apiVersion": "mig.dra-driver.dev/v1alpha1", "kind": "MigNode", "status": {"mode": "layout"}});
+        objects(client).patch_status(name, &PatchParams::apply("test"), &Patch::Apply(&status)).await
+    };
+    status(&here, &lab.node_name).await.unwrap();
+    let message = refused(status(&there, &lab.node_name).await);
+    assert!(message.contains("a pod on node other-node may not write mignode"), "{message}");
+    objects(&lab.client).create(&params, &mig_node("other-node", &json!({}))).await.unwrap();
+    refused(status(&here, "other-node").await);
+
+    // With the status come metadata; and the object itself RBAC keeps.
+    let labelled = json!({"apiVersion": "mig.dra-driver.dev/v1alpha1", "kind": "MigNode", "metadata": {"labels": {"a": "b"}}});
+    let patch = Patch::Apply(&labelled);
+    let answer = objects(&here).patch_status(&lab.node_name, &PatchParams::apply("test"), &patch).await;
+    assert!(answer.is_err() || answer.unwrap().metadata.labels.is_none());
+    let floor = Patch::Merge(json!({"spec": {"floor": [{"profile": "1g.10gb", "count": 1}]}}));
+    refused(objects(&here).patch(&lab.node_name, &PatchParams::default(), &floor).await);
+    refused(objects(&here).delete(&lab.node_name, &DeleteParams::default()).await);
+    refused(objects(&here).get(&lab.node_name).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

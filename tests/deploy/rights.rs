@@ -8,7 +8,7 @@ use kube_sim::kubelet::Claim;
 use kube_sim::{ApiServer, Part, RequestInfo, kinds};
 use serde_json::{Value, json};
 
-use super::chart::{objects, objects_of};
+use super::chart::{objects, objects_of, shipped as shipped_objects};
 use crate::common::{ControlPlane, DRIVER, Lab, eventually};
 
 const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
@@ -120,6 +120,7 @@ async fn the_shipped_rights_are_what_the_driver_uses_and_nothing_more() {
     let mut lab = Lab::new(ControlPlane::Simulated(Arc::clone(&server)), "2xH100-80GB").await;
     lab = lab.with_args(&["--rescan-interval", "1"]);
     server.create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}})).unwrap();
+    server.create(objects_of("CustomResourceDefinition").remove(0)).unwrap();
     let before = server.requests().len();
     let seen = |right: &str| {
         let requests = server.requests().split_off(before);
@@ -135,6 +136,8 @@ async fn the_shipped_rights_are_what_the_driver_uses_and_nothing_more() {
     };
     complete().await;
     happens("watch resourceslices").await;
+    happens("patch mignodes/status").await;
+    happens("watch mignodes").await;
     for slice in slices(&server) {
         server.delete(&kinds::RESOURCE_SLICE, "", slice["metadata"]["name"].as_str().unwrap()).unwrap();
     }
@@ -207,6 +210,23 @@ fn the_check_asks_for_the_rights_that_are_shipped() {
         RIGHTS.iter().map(|it| (None, own(it.group), own(it.resource), own(it.verb))).collect();
     checked.extend(granted_ahead().into_keys());
     assert_eq!(checked, shipped());
+}
+
+#[test]
+fn rights_on_mignodes_come_only_with_the_kind() {
+    let change = json!({"migNode": {"enabled": false}});
+    let Some(without) = objects(&change) else { return };
+    let is_about_it = |it: &&Value| it.to_string().contains("mignodes");
+    assert_eq!(without.iter().filter(is_about_it).collect::<Vec<_>>(), Vec::<&Value>::new());
+    let daemon = without.iter().find(|it| it["kind"] == "DaemonSet").unwrap();
+    let environment = daemon["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
+    assert!(
+        environment.contains(&json!({"name": "MIG_NODE", "value": "off"})),
+        "the driver does not look for it"
+    );
+    let kinds: BTreeSet<String> =
+        shipped_objects().iter().filter(is_about_it).map(|it| it["kind"].to_string()).collect();
+    assert_eq!(kinds.len(), 4, "{kinds:?}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::api::resource::v1::DeviceClass;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -115,6 +116,7 @@ fn every_object_of_the_chart_is_one_of_the_kubernetes_api() {
             let kept = match object["kind"].as_str().unwrap() {
                 "ClusterRole" => kept::<ClusterRole>(&object),
                 "ClusterRoleBinding" => kept::<ClusterRoleBinding>(&object),
+                "CustomResourceDefinition" => kept::<CustomResourceDefinition>(&object),
                 "DaemonSet" => kept::<DaemonSet>(&object),
                 "Deployment" => kept::<Deployment>(&object),
                 "DeviceClass" => kept::<DeviceClass>(&object),

@@ -1,5 +1,5 @@
 //! Use of the API server: reads single claims, writes the status of claims' devices, the ResourceSlices and labels of this
-//! node, and events. [`RIGHTS`] lists all permissions that it needs.
+//! node, its MigNode, and events. [`RIGHTS`] lists all permissions that it needs.
 //!
 //! Every call ends: kube's defaults (no read timeout, fifteen retries) could outlast the kubelet's patience.
 
@@ -10,6 +10,7 @@ mod counted;
 mod device_status;
 mod event_reason;
 mod events;
+mod mig_nodes;
 mod node;
 mod rights;
 mod slices;
@@ -28,6 +29,7 @@ pub use counted::counted;
 pub use device_status::{Ailment, Ailments, DATA_VERSION, ailments, device_statuses};
 pub use event_reason::{EventReason, Subject};
 pub use events::Events;
+pub use mig_nodes::{MigNodeError, MigNodeErrorKind, MigNodes, OwnMigNode};
 pub use node::{CONFIG_LABEL, FORBIDDEN_PAUSE, LabelError, LayoutLabels, OwnNode, STATE_LABEL};
 pub use rights::{RIGHTS, Right, is_allowed};
 pub use slices::{NodeSlices, SliceError, SliceErrorKind};

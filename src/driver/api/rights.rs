@@ -27,6 +27,9 @@ impl Right {
         match (self.resource, self.verb) {
             ("nodes", "list" | "watch") => Some("the node label nvidia.com/mig.config is ignored"),
             ("nodes", "patch") => Some("the node label nvidia.com/mig.config.state is not written"),
+            ("mignodes" | "mignodes/status", _) => {
+                Some("the status of the node's MigNode is not written, and no demand is followed")
+            }
             ("resourceclaims/status", _) => Some("status.devices of ResourceClaims is not written"),
             _ => None,
         }
@@ -39,7 +42,7 @@ const fn right(group: &'static str, resource: &'static str, verb: &'static str) 
 
 /// Every right that the driver makes use of. A test holds it against the requests that the driver makes and against the
 /// rules that are shipped.
-pub const RIGHTS: [Right; 14] = [
+pub const RIGHTS: [Right; 18] = [
     right("resource.k8s.io", "resourceclaims", "get"),
     // Before devices go: which ones are allocated, prepared or not.
     right("resource.k8s.io", "resourceclaims", "list"),
@@ -58,6 +61,11 @@ pub const RIGHTS: [Right; 14] = [
     // Events of a claim are kept in its namespace; those of a Node, which has none, in `default`.
     right("events.k8s.io", "events", "create"),
     right("events.k8s.io", "events", "patch"),
+    // What the GPUs can be partitioned into and what is allocated, for controllers and people, and what they demand.
+    right("mig.dra-driver.dev", "mignodes", "list"),
+    right("mig.dra-driver.dev", "mignodes", "watch"),
+    right("mig.dra-driver.dev", "mignodes", "create"),
+    right("mig.dra-driver.dev", "mignodes/status", "patch"),
 ];
 
 /// Asks the API server whether this account has a right. Every account may ask that about itself. An error is the reason why

@@ -8,6 +8,7 @@ use mig_model::slices::Mode;
 use crate::hardware::{HardwareArgs, HostArgs};
 use crate::kubelet::DriverArgs;
 use crate::layout::StateLabel;
+use crate::mig_node::MigNodeSwitch;
 use crate::telemetry::OutputFormat;
 
 /// Arguments of `check`.
@@ -22,6 +23,9 @@ pub struct CheckArgs {
     /// Whether `node` writes the node label nvidia.com/mig.config.state.
     #[arg(long, env, value_enum, value_name = "STATE", default_value = "on")]
     pub state_label: StateLabel,
+    /// Whether `node` keeps the status of its MigNode.
+    #[arg(long, env, value_enum, value_name = "STATE", default_value = "on")]
+    pub mig_node: MigNodeSwitch,
     /// Output format.
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
     pub output: OutputFormat,

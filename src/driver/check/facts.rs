@@ -11,6 +11,7 @@ use super::runtime::CdiSetting;
 use crate::api::Right;
 use crate::cdi::DisabledHooks;
 use crate::layout::StateLabel;
+use crate::mig_node::MigNodeSwitch;
 use crate::readiness::HostCondition;
 
 /// What the operator has turned off or chosen, as far as the check depends on it.
@@ -20,6 +21,8 @@ pub struct Settings {
     pub mode: Mode,
     /// Whether the node label that answers is written.
     pub state_label: StateLabel,
+    /// Whether the node's MigNode is watched and written.
+    pub mig_node: MigNodeSwitch,
     /// Hooks that CDI specs leave out.
     pub disabled_hooks: DisabledHooks,
 }

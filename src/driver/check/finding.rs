@@ -69,13 +69,15 @@ pub enum Subject {
     Permissions,
     /// The node label that answers how a layout stands.
     StateLabel,
+    /// The MigNode of this node.
+    MigNode,
     /// The feature gate DRAPartitionableDevices.
     FeatureGate,
 }
 
 impl Subject {
     /// All of them, in the order in which a node is set up.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NvidiaDriver,
         Self::Gpus,
         Self::CdiHook,
@@ -91,6 +93,7 @@ impl Subject {
         Self::Node,
         Self::Permissions,
         Self::StateLabel,
+        Self::MigNode,
         Self::FeatureGate,
     ];
 
@@ -113,6 +116,7 @@ impl Subject {
             Self::Node => "Node object",
             Self::Permissions => "permissions",
             Self::StateLabel => "state label",
+            Self::MigNode => "MigNode",
             Self::FeatureGate => "feature gate",
         }
     }

@@ -13,6 +13,7 @@ use super::runtime::CdiSetting;
 use crate::api::Right;
 use crate::cdi::DisabledHooks;
 use crate::layout::StateLabel;
+use crate::mig_node::MigNodeSwitch;
 use crate::nvml::RESET_ADVICE;
 use crate::readiness::{Effect, HostCondition, HostSubject};
 
@@ -301,7 +302,17 @@ fn rights(granted: &[(Right, Result<bool, String>)], settings: &Settings) -> Vec
         let text = "--state-label=off leaves the node label nvidia.com/mig.config.state to another program";
         all.push(off(Subject::StateLabel, text, None));
     }
-    let is_used = |right: &Right| has_label || (right.resource, right.verb) != ("nodes", "patch");
+    let has_mig_node = settings.mig_node == MigNodeSwitch::On;
+    if !has_mig_node {
+        let text =
+            "--mig-node=off: the status of the node's MigNode is not written, and no demand is followed";
+        all.push(off(Subject::MigNode, text, None));
+    }
+    let is_used = |right: &Right| match (right.resource, right.verb) {
+        ("nodes", "patch") => has_label,
+        ("mignodes" | "mignodes/status", _) => has_mig_node,
+        _ => true,
+    };
     let used: Vec<&(Right, Result<bool, String>)> = granted.iter().filter(|(it, _)| is_used(it)).collect();
     let refused = || used.iter().filter(|(_, it)| *it == Ok(false)).map(|(it, _)| it);
     let needed: Vec<String> = refused().filter(|it| it.lost_without().is_none()).map(named).collect();
@@ -313,7 +324,8 @@ fn rights(granted: &[(Right, Result<bool, String>)], settings: &Settings) -> Vec
     // The driver works without these: who leaves them out of the rules does so on purpose.
     let optional = refused().filter_map(|it| Some((named(it), it.lost_without()?)));
     all.extend(optional.map(|(right, lost)| {
-        let remedy = "to turn it on, grant the right: chart values rbac.layoutLabels, rbac.deviceStatus and stateLabel";
+        let remedy = "to turn it on, grant the right: chart values rbac.layoutLabels, rbac.deviceStatus, \
+                      stateLabel and migNode.enabled";
         off(SUBJECT, format!("{lost}: this account may not {right}"), Some(remedy))
     }));
     if let Some(reason) = used.iter().find_map(|(_, it)| it.as_ref().err()) {

@@ -54,6 +54,7 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let settings = Settings {
         mode: args.mode,
         state_label: args.state_label,
+        mig_node: args.mig_node,
         disabled_hooks: args.place.host.disable_hooks.clone(),
     };
     let cluster = match api::client(args.kubeconfig.as_deref()).await {

@@ -35,7 +35,12 @@ fn all_rights(answer: &Result<bool, String>) -> Vec<(Right, Result<bool, String>
 }
 
 fn settings() -> Settings {
-    Settings { mode: Mode::Auto, state_label: StateLabel::On, disabled_hooks: DisabledHooks::default() }
+    Settings {
+        mode: Mode::Auto,
+        state_label: StateLabel::On,
+        mig_node: MigNodeSwitch::On,
+        disabled_hooks: DisabledHooks::default(),
+    }
 }
 
 fn facts(host: HostFacts, cluster: ClusterFacts) -> Facts {
@@ -192,7 +197,12 @@ fn what_is_turned_off_by_a_flag_is_off_and_not_missing() {
     assert_eq!(verdict(&found, Subject::StateLabel), None);
 
     let hooks = "update-ldcache".parse().unwrap();
-    let wanted = Settings { mode: Mode::Layout, state_label: StateLabel::Off, disabled_hooks: hooks };
+    let wanted = Settings {
+        mode: Mode::Layout,
+        state_label: StateLabel::Off,
+        mig_node: MigNodeSwitch::On,
+        disabled_hooks: hooks,
+    };
     let found = all(wanted, CounterSupport::Pool);
     assert_eq!(verdict(&found, Subject::StateLabel), Some(Verdict::Off));
     assert_eq!(verdict(&found, Subject::Permissions), Some(Verdict::Good), "the right is not used");

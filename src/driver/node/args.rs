@@ -14,6 +14,7 @@ use crate::hardware::{HardwareArgs, HostArgs};
 use crate::kubelet::{DriverArgs, is_pod_uid};
 use crate::layout::StateLabel;
 use crate::mig::ModePolicy;
+use crate::mig_node::MigNodeSwitch;
 use crate::telemetry::metrics::MetricsAddress;
 use crate::telemetry::{LogFormat, log_level, seconds};
 use crate::usage::UsagePolicy;
@@ -60,6 +61,10 @@ pub struct NodeArgs {
     /// label to another program, such as a MIG manager that only switches MIG mode.
     #[arg(long, env, value_enum, value_name = "STATE", default_value = "on")]
     pub state_label: StateLabel,
+    /// Whether this driver keeps the status of its MigNode, and follows the spec, if kube-apiserver has the kind
+    /// mignodes.mig.dra-driver.dev. Without the kind it looks for it every 5 minutes.
+    #[arg(long, env, value_enum, value_name = "STATE", default_value = "on")]
+    pub mig_node: MigNodeSwitch,
     /// How long a device that leaves a layout is withdrawn before one that overlaps it is published; a node rejects the pods of a scheduler that
     /// needs longer to notice.
     #[arg(long, env, value_name = "SECONDS", default_value = "10", value_parser = seconds)]

@@ -14,12 +14,15 @@ use std::sync::Arc;
 use anyhow::bail;
 use kube::Client;
 use mig_model::layout::Decision;
-use mig_model::slices::{Publication, Settings, pool_name};
+use mig_model::mig_node::Followed;
+use mig_model::slices::{Offered, Publication, Settings, pool_name};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::api::{self, Allocations, ClaimReader, ClaimStatuses, Events, NodeSlices, OwnNode};
+use crate::api::{
+    self, Allocations, ClaimReader, ClaimStatuses, Events, MigNodes, NodeSlices, OwnMigNode, OwnNode,
+};
 use crate::cdi::{ClaimFiles, CommonSource, Kind, ManagementFile};
 use crate::checkpoint::Checkpoint;
 use crate::claim::{ClaimSettings, Claims};
@@ -31,6 +34,7 @@ use crate::kubelet::{
     SocketPaths, SoleProcess, serve_plugin, serve_registration,
 };
 use crate::layout::{LayoutFollower, LayoutMemory, StateLabel};
+use crate::mig_node::{MigNodeSwitch, StatusParts, StatusWriter, watch_own};
 use crate::nvml::{CallTimer, NvmlEvent};
 use crate::pods::Pods;
 use crate::probes::{Health, bind_health, health_service, serve_health};
@@ -93,7 +97,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         store: shared.store.clone(),
     };
     serve_kubelet(&args, &shared, senders.changed, senders.registration, &stop, &mut parts)?;
-    publish(&args, &shared, senders.publication, &mut parts);
+    publish(&args, &shared, senders.publication, senders.own_mig_node, &stop, &mut parts);
     let (client, reports) = (shared.client.clone(), shared.store.reports());
     let statuses =
         ClaimStatuses::new(client, context.checkpoint.clone(), reports, &context.name, &context.driver);
@@ -120,6 +124,10 @@ struct Shared {
     publication: watch::Receiver<Publication>,
     registration: watch::Receiver<RegistrationState>,
     hung_calls: watch::Receiver<HungCalls>,
+    /// What the API server has of this node's MigNode.
+    own_mig_node: watch::Receiver<OwnMigNode>,
+    /// What became of its spec.
+    followed: watch::Receiver<Option<Followed>>,
     /// Whether a driver was on this node before this process: each has left its directory, whatever the GPUs and the mode.
     has_past: bool,
 }
@@ -133,6 +141,9 @@ struct Senders {
     publication: watch::Sender<Publication>,
     registration: watch::Sender<RegistrationState>,
     hung: watch::Sender<HungCalls>,
+    own_mig_node: watch::Sender<OwnMigNode>,
+    #[expect(dead_code, reason = "the part that follows the spec is not there yet")]
+    followed: watch::Sender<Option<Followed>>,
 }
 
 impl Shared {
@@ -156,6 +167,8 @@ impl Shared {
         let (publication_sender, publication) = watch::channel(pending);
         let (registration_sender, registration) = watch::channel(RegistrationState::Waiting);
         let (hung, hung_calls) = watch::channel(HungCalls::new());
+        let (own_sender, own_mig_node) = watch::channel(OwnMigNode::default());
+        let (followed_sender, followed) = watch::channel(None);
         let common = CommonSource::new(args.host.driver_root(&args.hardware), args.host.common_edits.clone());
         let (proc_root, cdi_root) = (args.hardware.proc_root.clone(), args.host.cdi_root.clone());
         let readiness = Arc::new(HostReadiness::new(common, proc_root, cdi_root, directory));
@@ -184,13 +197,22 @@ impl Shared {
             publication,
             registration,
             hung_calls,
+            own_mig_node,
+            followed,
             has_past,
         };
-        let (publication, registration) = (publication_sender, registration_sender);
-        Ok((
-            shared,
-            Senders { state, nvml_events, nvml_event_receiver, changed, publication, registration, hung },
-        ))
+        let senders = Senders {
+            state,
+            nvml_events,
+            nvml_event_receiver,
+            changed,
+            publication: publication_sender,
+            registration: registration_sender,
+            hung,
+            own_mig_node: own_sender,
+            followed: followed_sender,
+        };
+        Ok((shared, senders))
     }
 
     fn health(&self) -> Health {
@@ -302,11 +324,19 @@ fn socket_paths(args: &NodeArgs) -> SocketPaths {
     SocketPaths::new(&directory, &args.host.registry_dir, driver, args.pod_uid.as_deref())
 }
 
-/// The layout in force, and the slices.
-fn publish(args: &NodeArgs, shared: &Shared, report: watch::Sender<Publication>, parts: &mut Parts) {
+/// The layout in force, the slices, and the node's MigNode.
+fn publish(
+    args: &NodeArgs,
+    shared: &Shared,
+    report: watch::Sender<Publication>,
+    own: watch::Sender<OwnMigNode>,
+    stop: &CancellationToken,
+    parts: &mut Parts,
+) {
     let (context, client) = (&shared.context, &shared.client);
     let (name, driver) = (&context.name, &context.driver);
     let (decision, layouts) = watch::channel(Decision::default());
+    let (offered_sender, offered) = watch::channel(Offered::default());
     let election = PublisherElection::new(&socket_paths(args));
     let publisher = Publisher::new(PublisherParts {
         context: context.clone(),
@@ -320,10 +350,12 @@ fn publish(args: &NodeArgs, shared: &Shared, report: watch::Sender<Publication>,
             taint_effect: args.taint_effect,
         },
         has_past: shared.has_past,
-        layouts,
+        layouts: layouts.clone(),
         election: election.clone(),
         report,
+        offered: offered_sender,
     });
+    mig_node(args, shared, own, offered, layouts, election.clone(), stop, parts);
     let follower = LayoutFollower::new(
         OwnNode::new(client.clone(), name, driver),
         context.events.clone(),
@@ -337,6 +369,36 @@ fn publish(args: &NodeArgs, shared: &Shared, report: watch::Sender<Publication>,
     parts.add_endless("publisher", publisher.run(context.node.clone()));
 }
 
+/// The node's MigNode: a watch of it, and its status.
+fn mig_node(
+    args: &NodeArgs,
+    shared: &Shared,
+    own: watch::Sender<OwnMigNode>,
+    offered: watch::Receiver<Offered>,
+    layouts: watch::Receiver<Decision>,
+    election: PublisherElection,
+    stop: &CancellationToken,
+    parts: &mut Parts,
+) {
+    if args.mig_node == MigNodeSwitch::Off {
+        return;
+    }
+    let objects = MigNodes::new(shared.client.clone(), &shared.context.name);
+    let writer = StatusWriter::new(StatusParts {
+        context: shared.context.clone(),
+        objects: objects.clone(),
+        own: shared.own_mig_node.clone(),
+        publication: shared.publication.clone(),
+        offered,
+        layouts,
+        followed: shared.followed.clone(),
+        changes: shared.changes.clone(),
+        election,
+    });
+    parts.add_endless("watch of the MigNode", watch_own(objects, own, stop.clone()));
+    parts.add_endless("status of the MigNode", writer.run(stop.clone()));
+}
+
 /// Logs what is missing on the host while the rest starts; nothing waits for it.
 fn check_at_start(
     args: NodeArgs,
@@ -346,6 +408,7 @@ fn check_at_start(
     let settings = check::Settings {
         mode: args.mode,
         state_label: args.state_label,
+        mig_node: args.mig_node,
         disabled_hooks: args.host.disable_hooks.clone(),
     };
     let place = check::Place { driver: args.driver, hardware: args.hardware, host: args.host };

@@ -12,7 +12,7 @@ use k8s_openapi::api::resource::v1::ResourceSlice;
 use mig_model::inventory::Inventory;
 use mig_model::layout::Decision;
 use mig_model::slices::{
-    Change, Claims, CounterSupport, Gates, Inputs, Memory, Mode, NodeView, Owner, Plan, Publication,
+    Change, Claims, CounterSupport, Gates, Inputs, Memory, Mode, NodeView, Offered, Owner, Plan, Publication,
     Published, Question, Settings, World, diff, lost_counters, lost_taints, next,
 };
 use tokio::sync::watch;
@@ -51,6 +51,8 @@ pub struct PublisherParts {
     pub election: PublisherElection,
     /// Where to report.
     pub report: watch::Sender<Publication>,
+    /// Where to report what is in the slices.
+    pub offered: watch::Sender<Offered>,
 }
 
 /// Keeps the slices of one node and driver.
@@ -191,6 +193,12 @@ impl Publisher {
             _ => None,
         };
         self.report(status);
+        let offered = self.memory.offered();
+        self.parts.offered.send_if_modified(|it| {
+            let changed = *it != offered;
+            *it = offered;
+            changed
+        });
         Ok(due.map_or(wake, |it| it.min(wake)))
     }
 

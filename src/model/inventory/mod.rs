@@ -98,6 +98,12 @@ fn offers(node: &NodeFacts, gpu: &Gpu, policy: &OfferPolicy) -> GpuInventory {
     GpuInventory { counter_set, counters, devices, withheld, problem: gpu.state.problem.clone() }
 }
 
+/// True for what the GPU can be allocated as in its MIG mode, and with what the host permits; whatever is on it now.
+#[must_use]
+pub fn is_permitted(gpu: &Gpu, kind: &DeviceKind, policy: &OfferPolicy) -> bool {
+    mode_allows(gpu, kind) && access_allows(gpu, kind, policy.mig_access_of(gpu))
+}
+
 /// Names of the devices that can be made beside the GPU's unmanaged instances, which leave `left` of `totals`: alone, and in any
 /// combination that the totals admit.
 fn with_room(

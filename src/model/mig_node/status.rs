@@ -16,6 +16,8 @@ use crate::facts::Placement;
 
 /// What a whole GPU is called among profiles, as in the attribute `profile`.
 pub const WHOLE: &str = "full";
+/// The profile of an instance that NVML does not describe.
+pub const UNKNOWN: &str = "unknown";
 
 /// Types of conditions.
 pub mod condition {
@@ -29,8 +31,10 @@ pub mod condition {
 pub mod reason {
     /// Of `Ready`: all GPUs offer what they can.
     pub const AVAILABLE: &str = "Available";
-    /// Of `Ready`: some GPUs offer nothing, or less.
-    pub const GPU_PROBLEM: &str = "GpuProblem";
+    /// Of `Ready`, which is true all the same: some GPUs offer nothing, or less.
+    pub const PARTLY_AVAILABLE: &str = "PartlyAvailable";
+    /// Of `Ready`: no GPU offers anything.
+    pub const NO_GPU: &str = "NoGpuAvailable";
     /// Of `Ready`: claims cannot be prepared on this host.
     pub const HOST_NOT_READY: &str = "HostNotReady";
     /// Of `Ready`: the slices are not published as they should be.

@@ -34,7 +34,23 @@ pub struct Memory {
     decided: Vec<Vec<String>>,
 }
 
+/// What is in the slices, by name, as far as the node can describe it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Offered {
+    /// The devices that schedulers can allocate, and those that they have allocated.
+    pub devices: BTreeSet<String>,
+    /// What is known to be allocated, prepared or not; nothing where that did not matter.
+    pub allocated: BTreeSet<String>,
+}
+
 impl Memory {
+    /// What was written last, or is being written.
+    #[must_use]
+    pub fn offered(&self) -> Offered {
+        let devices = if self.is_open() { self.decided().cloned().collect() } else { BTreeSet::new() };
+        Offered { devices, allocated: &self.allocated | self.retained() }
+    }
+
     /// Starts without knowledge of what was before. `settle` is how long a scheduler may act on what it saw, `has_past` whether
     /// a driver was on this node before this process: it may have withdrawn something a moment ago.
     #[must_use]

@@ -23,7 +23,7 @@ mod withdrawn;
 mod world;
 
 pub use diff::{Change, diff, is_same, lost_counters};
-pub use memory::Memory;
+pub use memory::{Memory, Offered};
 pub use next::{Plan, Question, next};
 pub use publication::Publication;
 pub use quantity::count;

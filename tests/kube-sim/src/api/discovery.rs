@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::kinds::{self, Kind};
+use super::kinds::KindRef;
 use super::version::Version;
 
 /// An answer that does not depend on the stored objects.
@@ -15,21 +15,21 @@ pub enum Answer {
     Text(&'static str),
 }
 
-/// The groups that are served, with their version.
-fn groups() -> Vec<(&'static str, &'static str)> {
-    let mut groups: Vec<(&str, &str)> = kinds::ALL.iter().map(|k| (k.group, k.version)).collect();
+/// The groups of these kinds, with their version.
+fn groups(served: &[KindRef]) -> Vec<(&'static str, &'static str)> {
+    let mut groups: Vec<(&str, &str)> = served.iter().map(|k| (k.group, k.version)).collect();
     groups.sort_unstable();
     groups.dedup();
     groups
 }
 
-fn in_group(group: &str, version: &str) -> Vec<&'static Kind> {
-    kinds::ALL.iter().copied().filter(|k| k.group == group && k.version == version).collect()
+fn in_group(served: &[KindRef], group: &str, version: &str) -> Vec<KindRef> {
+    served.iter().copied().filter(|k| k.group == group && k.version == version).collect()
 }
 
-/// The answer to a discovery path; `None` where the path is about objects.
+/// The answer to a discovery path where these kinds are served; `None` where the path is about objects.
 #[must_use]
-pub fn answer(path: &str, version: Version) -> Option<Answer> {
+pub fn answer(path: &str, version: Version, served: &[KindRef]) -> Option<Answer> {
     let release = version.release();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let value = match parts.as_slice() {
@@ -39,17 +39,17 @@ pub fn answer(path: &str, version: Version) -> Option<Answer> {
             "buildDate": "", "goVersion": "", "compiler": "", "platform": "linux/amd64"})
         }
         ["api"] => json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
-        ["apis"] => group_list(),
-        ["api", version] => resource_list("", version)?,
-        ["apis", group] => group_entry(groups().into_iter().find(|(g, _)| g == group)?),
-        ["apis", group, version] => resource_list(group, version)?,
+        ["apis"] => group_list(served),
+        ["api", version] => resource_list(served, "", version)?,
+        ["apis", group] => group_entry(groups(served).into_iter().find(|(g, _)| g == group)?),
+        ["apis", group, version] => resource_list(served, group, version)?,
         ["openapi", "v2"] => {
             json!({"swagger": "2.0", "info": {"title": "kube-sim", "version": release}, "paths": {},
             "definitions": {}})
         }
-        ["openapi", "v3"] => openapi_index(),
-        ["openapi", "v3", "api", version] => openapi_group("", version, release)?,
-        ["openapi", "v3", "apis", group, version] => openapi_group(group, version, release)?,
+        ["openapi", "v3"] => openapi_index(served),
+        ["openapi", "v3", "api", version] => openapi_group(served, "", version, release)?,
+        ["openapi", "v3", "apis", group, version] => openapi_group(served, group, version, release)?,
         _ => return None,
     };
     Some(Answer::Json(value))
@@ -60,13 +60,14 @@ fn group_entry((group, version): (&str, &str)) -> Value {
     json!({"kind": "APIGroup", "apiVersion": "v1", "name": group, "versions": [version], "preferredVersion": version})
 }
 
-fn group_list() -> Value {
-    let groups: Vec<Value> = groups().into_iter().filter(|(g, _)| !g.is_empty()).map(group_entry).collect();
+fn group_list(served: &[KindRef]) -> Value {
+    let groups: Vec<Value> =
+        groups(served).into_iter().filter(|(g, _)| !g.is_empty()).map(group_entry).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
-fn resource_list(group: &str, version: &str) -> Option<Value> {
-    let kinds = in_group(group, version);
+fn resource_list(served: &[KindRef], group: &str, version: &str) -> Option<Value> {
+    let kinds = in_group(served, group, version);
     let group_version = kinds.first()?.api_version();
     let mut resources = Vec::new();
     for kind in kinds {
@@ -91,9 +92,9 @@ fn resource_list(group: &str, version: &str) -> Option<Value> {
     )
 }
 
-fn openapi_index() -> Value {
+fn openapi_index(served: &[KindRef]) -> Value {
     let mut paths = Map::new();
-    for (group, version) in groups() {
+    for (group, version) in groups(served) {
         let path =
             if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
         paths.insert(path.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash=0")}));
@@ -102,8 +103,8 @@ fn openapi_index() -> Value {
 }
 
 /// One document per group: no schemas, only the paths with the parameters that tell `kubectl` that the server validates.
-fn openapi_group(group: &str, version: &str, release: &str) -> Option<Value> {
-    let kinds = in_group(group, version);
+fn openapi_group(served: &[KindRef], group: &str, version: &str, release: &str) -> Option<Value> {
+    let kinds = in_group(served, group, version);
     let root = kinds.first()?.root();
     let mut paths = Map::new();
     for kind in kinds {
@@ -123,12 +124,13 @@ fn openapi_group(group: &str, version: &str, release: &str) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::kinds;
     use super::*;
 
     #[test]
     fn every_kind_is_discovered_under_its_group() {
         for kind in kinds::ALL {
-            let Some(Answer::Json(list)) = answer(&kind.root(), Version::default()) else {
+            let Some(Answer::Json(list)) = answer(&kind.root(), Version::default(), kinds::ALL) else {
                 panic!("{} is not discovered", kind.root())
             };
             let resources = list["resources"].as_array().unwrap();
@@ -142,7 +144,7 @@ mod tests {
 
     #[test]
     fn paths_about_objects_are_left_to_the_store() {
-        assert_eq!(answer("/api/v1/nodes", Version::default()), None);
-        assert_eq!(answer("/apis/none.example.com", Version::default()), None);
+        assert_eq!(answer("/api/v1/nodes", Version::default(), kinds::ALL), None);
+        assert_eq!(answer("/apis/none.example.com", Version::default(), kinds::ALL), None);
     }
 }

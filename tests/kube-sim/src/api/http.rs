@@ -72,7 +72,7 @@ pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) 
 async fn serve(shared: &Arc<Shared>, request: Request) -> Response {
     let path = request.uri().path().to_owned();
     if request.method() == Method::GET
-        && let Some(answer) = discovery::answer(&path, shared.store.version())
+        && let Some(answer) = discovery::answer(&path, shared.store.version(), &shared.store.served())
     {
         return match answer {
             discovery::Answer::Json(value) => json_reply(StatusCode::OK, &value),
@@ -83,6 +83,10 @@ async fn serve(shared: &Arc<Shared>, request: Request) -> Response {
         return self_review(request).await;
     }
     let Some(target) = target(&path) else { return failure(&ApiError::no_such_path()) };
+    if !shared.store.serves(target.kind) {
+        // As the real server puts it, which finds no handler for the path.
+        return reply(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", Body::from("404 page not found\n"));
+    }
     let (parts, body) = request.into_parts();
     let text = |name| parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
     let accept = text(header::ACCEPT);
@@ -297,6 +301,9 @@ impl Call {
         match self.content_type.as_str() {
             "application/json-patch+json" => Ok(Patch::Json(self.json_body()?)),
             "application/merge-patch+json" => Ok(Patch::Merge(self.json_body()?)),
+            "application/strategic-merge-patch+json" if self.target.kind.definition().is_some() => {
+                Err(ApiError::unsupported_media_type(&self.content_type))
+            }
             "application/strategic-merge-patch+json" => Ok(Patch::Strategic(self.json_body()?)),
             "application/apply-patch+yaml" => {
                 if self.param("fieldManager").is_empty() {

@@ -65,6 +65,12 @@ impl Kind {
         if self.group.is_empty() { self.plural.into() } else { format!("{}.{}", self.plural, self.group) }
     }
 
+    /// Name of the CustomResourceDefinition without which the kind is not served; `None` for kinds of Kubernetes itself.
+    #[must_use]
+    pub fn definition(&self) -> Option<String> {
+        (self.group == MIG_NODE.group).then(|| self.qualified_plural())
+    }
+
     /// Path of the group version: `/api/v1` or `/apis/<group>/<version>`.
     #[must_use]
     pub fn root(&self) -> String {
@@ -117,6 +123,9 @@ kinds! {
     RESOURCE_CLAIM_TEMPLATE: "resource.k8s.io" "v1" "ResourceClaimTemplate" "resourceclaimtemplates"
         "resourceclaimtemplate" [] true [];
     DEVICE_CLASS: "resource.k8s.io" "v1" "DeviceClass" "deviceclasses" "deviceclass" [] false [];
+    CUSTOM_RESOURCE_DEFINITION: "apiextensions.k8s.io" "v1" "CustomResourceDefinition" "customresourcedefinitions"
+        "customresourcedefinition" ["crd", "crds"] false ["status"];
+    MIG_NODE: "mig.dra-driver.dev" "v1alpha1" "MigNode" "mignodes" "mignode" [] false ["status"];
 }
 
 /// The kind served under a group, version and plural name.

@@ -1,8 +1,10 @@
 //! The API server: a store of JSON objects behind plain HTTP, for the kinds that DRA touches.
 //!
-//! It refuses to be a general API server: no authentication, no admission but what a test sets, no custom resources.
+//! It refuses to be a general API server: no authentication, no admission but what a test sets, and of custom
+//! resources only those of this project, where their definition is there.
 
 pub mod clock;
+mod custom;
 pub mod discovery;
 pub mod error;
 pub mod faults;

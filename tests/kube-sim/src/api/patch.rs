@@ -31,6 +31,8 @@ fn list_keys(kind: &Kind, parent: &str, field: &str) -> Option<&'static [&'stati
     match (kind.kind, parent, field) {
         (_, _, "ownerReferences") => Some(&["uid"]),
         (_, "status", "conditions" | "addresses") => Some(&["type"]),
+        ("MigNode", "demand", "profiles") | ("MigNode", "spec", "floor") => Some(&["profile"]),
+        ("MigNode", "spec", "holds") => Some(&["gpu"]),
         ("ResourceClaim", "status", "reservedFor") => Some(&["uid"]),
         ("ResourceClaim", "status", "devices") => Some(&["driver", "pool", "device", "shareID"]),
         (

@@ -6,6 +6,7 @@ use k8s_openapi::api::{
     apps::v1 as apps, batch::v1 as batch, coordination::v1 as coordination, core::v1 as core,
     events::v1 as events, resource::v1 as resource, scheduling::v1 as scheduling,
 };
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as extensions;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
@@ -105,6 +106,7 @@ fn typed(kind: &Kind, value: &Value) -> Result<Value, serde_json::Error> {
         ("", "ResourceQuota") => round_trip::<core::ResourceQuota>(value),
         ("coordination.k8s.io", _) => round_trip::<coordination::Lease>(value),
         ("events.k8s.io", _) => round_trip::<events::Event>(value),
+        ("apiextensions.k8s.io", _) => round_trip::<extensions::CustomResourceDefinition>(value),
         ("scheduling.k8s.io", _) => round_trip::<scheduling::PriorityClass>(value),
         ("apps", "Deployment") => round_trip::<apps::Deployment>(value),
         ("apps", "StatefulSet") => round_trip::<apps::StatefulSet>(value),
@@ -174,18 +176,16 @@ fn unknown(given: &Value, kept: &Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Reads an object of a kind the way the API server decodes a request body.
-///
-/// # Errors
-/// 400 when the body is of another kind, has a field of the wrong type or a bad quantity, or, with `strict`, a field that
-/// the kind does not have.
-pub fn decode(kind: &'static Kind, mut value: Value, strict: bool) -> Result<Value, ApiError> {
-    let refuse = |why: String| {
-        let name = kind.kind;
-        let version = kind.version;
-        ApiError::bad_request(format!("{name} in version \"{version}\" cannot be handled as a {name}: {why}"))
-    };
-    let Value::Object(object) = &mut value else {
+/// 400: the body cannot be read as an object of the kind.
+pub(super) fn refusal(kind: &Kind, why: &str) -> ApiError {
+    let (name, version) = (kind.kind, kind.version);
+    ApiError::bad_request(format!("{name} in version \"{version}\" cannot be handled as a {name}: {why}"))
+}
+
+/// Completes kind and version of a body, which must be of this kind.
+pub(super) fn of_kind(kind: &'static Kind, value: &mut Value) -> Result<(), ApiError> {
+    let refuse = |why: String| refusal(kind, &why);
+    let Value::Object(object) = value else {
         return Err(refuse("the body is not a JSON object".into()));
     };
     let stated =
@@ -201,6 +201,23 @@ pub fn decode(kind: &'static Kind, mut value: Value, strict: bool) -> Result<Val
     }
     object.insert("apiVersion".into(), api_version.into());
     object.insert("kind".into(), name.into());
+    Ok(())
+}
+
+/// 400 for fields that the kind does not have.
+pub(super) fn unknown_fields(kind: &Kind, mut found: Vec<String>) -> ApiError {
+    let list: Vec<String> = found.iter().map(|path| format!("unknown field \"{path}\"")).collect();
+    refusal(kind, &format!("strict decoding error: {}", list.join(", "))).at(found.swap_remove(0))
+}
+
+/// Reads an object of a kind the way the API server decodes a request body.
+///
+/// # Errors
+/// 400 when the body is of another kind, has a field of the wrong type or a bad quantity, or, with `strict`, a field that
+/// the kind does not have.
+pub fn decode(kind: &'static Kind, mut value: Value, strict: bool) -> Result<Value, ApiError> {
+    let refuse = |why: String| refusal(kind, &why);
+    of_kind(kind, &mut value)?;
     let paths: Vec<Vec<&str>> = quantity_paths(kind).iter().map(|p| p.split('.').collect()).collect();
     let bad_quantity = |(path, why): BadQuantity| refuse(format!("{path}: {why}")).at(path);
     for path in &paths {
@@ -217,9 +234,7 @@ pub fn decode(kind: &'static Kind, mut value: Value, strict: bool) -> Result<Val
         let mut found = Vec::new();
         unknown(&value, &kept, "", &mut found);
         if !found.is_empty() {
-            let list: Vec<String> = found.iter().map(|path| format!("unknown field \"{path}\"")).collect();
-            let error = refuse(format!("strict decoding error: {}", list.join(", ")));
-            return Err(error.at(found.swap_remove(0)));
+            return Err(unknown_fields(kind, found));
         }
     }
     Ok(kept)

@@ -15,7 +15,7 @@ use super::patch::{self, Patch};
 use super::quota::Usage;
 use super::selector::Selectors;
 use super::version::Version;
-use super::{clock, schema, strategy};
+use super::{clock, custom, schema, strategy};
 
 pub use super::history::{Change, HISTORY_BYTES};
 pub use super::strategy::Part;
@@ -183,6 +183,18 @@ impl Store {
     #[must_use]
     pub fn version(&self) -> Version {
         self.lock().gates.version
+    }
+
+    /// Whether a kind is served: one of Kubernetes itself, or one whose definition is there.
+    #[must_use]
+    pub fn serves(&self, kind: KindRef) -> bool {
+        kind.definition().is_none() || self.lock().definition(kind).is_some()
+    }
+
+    /// The kinds that are served.
+    #[must_use]
+    pub fn served(&self) -> Vec<KindRef> {
+        kinds::ALL.iter().copied().filter(|it| self.serves(it)).collect()
     }
 
     /// The current resource version.
@@ -377,7 +389,7 @@ impl Store {
         applied: BTreeMap<String, Value>,
     ) -> Result<Arc<Value>, ApiError> {
         let kind = key.kind;
-        let mut new = schema::decode(kind, object, options.strict)?;
+        let mut new = inner.decode(kind, object, options.strict)?;
         let stored = &old.value["metadata"];
         let given = &new["metadata"];
         let stale = |field: &str| given[field].as_str().is_some_and(|v| !v.is_empty() && stored[field] != v);
@@ -412,6 +424,7 @@ impl Store {
         }
         strategy::before_update(kind, &old.value, &mut new, part, inner.gates);
         strategy::validated(kind, &new, Some(&old.value), part, inner.gates.version)?;
+        inner.validate_custom(kind, &new)?;
         strategy::finish(kind, &mut new);
         inner.admission.judge(kind, "UPDATE", &new, &old.value)?;
         if new == *old.value {
@@ -549,6 +562,11 @@ impl Store {
                 self.collect(inner, &dependent);
             }
         }
+        if key.kind == &kinds::CUSTOM_RESOURCE_DEFINITION {
+            let of_the_kind = |it: &&Key| it.kind.definition().as_ref() == Some(&key.name);
+            let objects: Vec<Key> = inner.objects.keys().filter(of_the_kind).cloned().collect();
+            objects.iter().for_each(|it| self.collect(inner, it));
+        }
         if key.kind == &kinds::NAMESPACE {
             let inside: Vec<Key> =
                 inner.objects.keys().filter(|k| k.namespace == key.name).cloned().collect();
@@ -598,6 +616,26 @@ fn refuse_conflicts(
 }
 
 impl Inner {
+    /// The definition of a custom kind.
+    fn definition(&self, kind: KindRef) -> Option<&Value> {
+        let key = Key::new(&kinds::CUSTOM_RESOURCE_DEFINITION, "", &kind.definition()?);
+        self.objects.get(&key).map(|it| &*it.value)
+    }
+
+    /// Reads an object by the types of Kubernetes, or by the schema in the definition of its kind.
+    fn decode(&self, kind: KindRef, object: Value, strict: bool) -> Result<Value, ApiError> {
+        match self.definition(kind) {
+            Some(definition) => custom::decode(kind, definition, object, strict),
+            None if kind.definition().is_some() => Err(ApiError::no_such_path()),
+            None => schema::decode(kind, object, strict),
+        }
+    }
+
+    /// Judges an object by the schema in the definition of its kind.
+    fn validate_custom(&self, kind: KindRef, object: &Value) -> Result<(), ApiError> {
+        self.definition(kind).map_or(Ok(()), |it| custom::validate(kind, it, object))
+    }
+
     /// A new object, complete except for its resource version.
     fn new_object(
         &self,
@@ -606,7 +644,7 @@ impl Inner {
         object: Value,
         options: &WriteOptions,
     ) -> Result<Value, ApiError> {
-        let mut value = schema::decode(kind, object, options.strict)?;
+        let mut value = self.decode(kind, object, options.strict)?;
         let meta = &mut value["metadata"];
         let given = |meta: &Value, field: &str| meta[field].as_str().unwrap_or("").to_owned();
         if given(meta, "name").is_empty() {
@@ -641,11 +679,13 @@ impl Inner {
                 meta.remove(field);
             }
         }
-        if ["Pod", "Deployment", "ReplicaSet", "ResourceSlice", "DeviceClass"].contains(&kind.kind) {
+        if ["Pod", "Deployment", "ReplicaSet", "ResourceSlice", "DeviceClass", "MigNode"].contains(&kind.kind)
+        {
             meta["generation"] = json!(1);
         }
         strategy::before_create(kind, &mut value, self.gates);
         strategy::validated(kind, &value, None, Part::Main, self.gates.version)?;
+        self.validate_custom(kind, &value)?;
         strategy::finish(kind, &mut value);
         if kind == &kinds::POD {
             self.prioritise(&mut value)?;

@@ -34,6 +34,11 @@ pub(super) fn before_create(kind: &Kind, object: &mut Value, gates: Gates) {
         | "ResourceQuota"
         | "Service"
         | "PersistentVolumeClaim" => object["status"] = json!({}),
+        "MigNode" => remove(object, "status"),
+        "CustomResourceDefinition" => {
+            let condition = |it: &str| json!({"type": it, "status": "True", "reason": "", "message": ""});
+            object["status"] = json!({"conditions": [condition("NamesAccepted"), condition("Established")]});
+        }
         "Pod" => object["status"] = json!({"phase": "Pending", "qosClass": "BestEffort"}),
         "Namespace" => object["status"] = json!({"phase": "Active"}),
         _ => {}

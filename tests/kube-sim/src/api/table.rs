@@ -70,9 +70,15 @@ pub fn claim_state(claim: &Value) -> String {
     states.join(",")
 }
 
+/// The status of a condition; null where there is none.
+fn condition_status(object: &Value, condition: &str) -> Value {
+    let conditions = object["status"]["conditions"].as_array();
+    let found = conditions.and_then(|list| list.iter().find(|c| c["type"] == condition));
+    found.map_or(Value::Null, |it| it["status"].clone())
+}
+
 fn node_status(node: &Value) -> Value {
-    let ready = node["status"]["conditions"].as_array().and_then(|l| l.iter().find(|c| c["type"] == "Ready"));
-    match ready.and_then(|c| c["status"].as_str()) {
+    match condition_status(node, "Ready").as_str() {
         Some("True") => "Ready".into(),
         Some(_) => "NotReady".into(),
         None => "Unknown".into(),
@@ -100,6 +106,13 @@ fn columns(kind: &Kind) -> Vec<Column> {
         "ResourceClaim" => vec![("State", |o| claim_state(o).into())],
         "Pod" => vec![("Ready", ready_containers), ("Status", pod_status), ("Restarts", |_| json!(0))],
         "Node" => vec![("Status", node_status), ("Roles", |_| "<none>".into())],
+        "MigNode" => vec![
+            ("Mode", |o| o["status"]["mode"].clone()),
+            ("GPUs", |o| o["status"]["summary"]["gpus"].clone()),
+            ("Free", |o| o["status"]["summary"]["free"].clone()),
+            ("Held", |o| o["status"]["summary"]["held"].clone()),
+            ("Ready", |o| condition_status(o, "Ready")),
+        ],
         "Namespace" => vec![("Status", |o| o["status"]["phase"].clone())],
         "Deployment" => vec![
             ("Ready", |o| {

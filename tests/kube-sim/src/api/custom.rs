@@ -1,0 +1,290 @@
+//! Custom resources, by the schema in their CustomResourceDefinition: unknown fields are dropped or refused, and what is left is
+//! judged. As much of structural schemas as this project uses, with validation rules in CEL, whose cost nobody counts here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cel::objects::Key;
+use cel::{Context, Value as CelValue};
+use dra_allocator::cel_env::environment;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::error::{ApiError, FieldError};
+use super::kinds::Kind;
+use super::schema::{of_kind, refusal, unknown_fields};
+
+/// The schema of the one version that a definition has.
+fn schema_of(definition: &Value) -> &Value {
+    &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+}
+
+/// Reads an object as a request body.
+pub(super) fn decode(
+    kind: &'static Kind,
+    definition: &Value,
+    mut value: Value,
+    strict: bool,
+) -> Result<Value, ApiError> {
+    of_kind(kind, &mut value)?;
+    let metadata = value.get("metadata").cloned().unwrap_or_else(|| json!({}));
+    let metadata = ObjectMeta::deserialize(&metadata).and_then(serde_json::to_value);
+    let metadata =
+        metadata.map_err(|error| refusal(kind, &format!("metadata: {error}")).at("metadata".into()))?;
+    let mut unknown = Vec::new();
+    prune(&mut value, schema_of(definition), "", &mut unknown);
+    if strict && !unknown.is_empty() {
+        return Err(unknown_fields(kind, unknown));
+    }
+    value["metadata"] = metadata;
+    Ok(value)
+}
+
+/// Drops what the schema does not have, and nulls, which stand for no value.
+fn prune(value: &mut Value, schema: &Value, path: &str, unknown: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, it| !it.is_null());
+            let is_whole = path == "metadata" || schema["x-kubernetes-preserve-unknown-fields"] == true;
+            let known = schema["properties"].as_object();
+            let mut gone = Vec::new();
+            for (key, it) in map.iter_mut() {
+                let path = below(path, key);
+                match known.and_then(|known| known.get(key)).or(schema.get("additionalProperties")) {
+                    Some(schema) => prune(it, schema, &path, unknown),
+                    None if is_whole => {}
+                    None => gone.push((key.clone(), path)),
+                }
+            }
+            for (key, path) in gone {
+                map.remove(&key);
+                unknown.push(path);
+            }
+        }
+        Value::Array(list) => {
+            for (index, it) in list.iter_mut().enumerate() {
+                prune(it, &schema["items"], &format!("{path}[{index}]"), unknown);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn below(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+/// Everything wrong with an object, as 422.
+pub(super) fn validate(kind: &Kind, definition: &Value, object: &Value) -> Result<(), ApiError> {
+    let mut errors = Vec::new();
+    judge(object, schema_of(definition), "", &mut errors);
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(kind, name, errors)) }
+}
+
+fn judge(value: &Value, schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let invalid = |why: &str| FieldError::invalid(path, value, why);
+    if let Some(wanted) = schema["type"].as_str().filter(|it| !is_type(value, it)) {
+        return errors.push(invalid(&format!("{path} in body must be of type {wanted}")));
+    }
+    if let Some(allowed) = schema["enum"].as_array().filter(|it| !it.contains(value)) {
+        let allowed: Vec<&str> = allowed.iter().filter_map(Value::as_str).collect();
+        errors.push(FieldError::not_supported(path, value.as_str().unwrap_or_default(), &allowed));
+    }
+    match value {
+        Value::Number(number) => {
+            let number = number.as_i64().unwrap_or(i64::MAX);
+            if schema["minimum"].as_i64().is_some_and(|it| number < it)
+                || schema["maximum"].as_i64().is_some_and(|it| it < number)
+            {
+                errors.push(invalid("is out of range"));
+            }
+        }
+        Value::String(text) => judge_text(text, schema, path, errors),
+        Value::Array(list) => judge_list(list, schema, path, errors),
+        Value::Object(map) => judge_object(map, schema, path, errors),
+        Value::Null | Value::Bool(_) => {}
+    }
+    for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+        if let Err(why) = holds(rule, value) {
+            errors.push(FieldError::invalid(path, &json!(value_type(value)), &why));
+        }
+    }
+}
+
+fn is_type(value: &Value, wanted: &str) -> bool {
+    match wanted {
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        wanted => value_type(value) == wanted,
+    }
+}
+
+fn value_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+/// A bound of a schema; `None` where there is none.
+fn bound(schema: &Value, name: &str) -> Option<usize> {
+    schema[name].as_u64().and_then(|it| usize::try_from(it).ok())
+}
+
+fn judge_text(text: &str, schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    let invalid = |why: &str| FieldError::invalid(path, &json!(text), why);
+    let length = text.chars().count();
+    if let Some(most) = bound(schema, "maxLength").filter(|it| *it < length) {
+        errors.push(FieldError::too_long(path, most));
+    }
+    if bound(schema, "minLength").is_some_and(|it| length < it) {
+        errors.push(invalid("is too short"));
+    }
+    if let Some(pattern) = schema["pattern"].as_str() {
+        let variables = [("self", CelValue::from(text)), ("pattern", CelValue::from(pattern))];
+        if evaluate("self.matches(pattern)", variables) != Ok(CelValue::Bool(true)) {
+            errors.push(invalid(&format!("{path} in body should match '{pattern}'")));
+        }
+    }
+    if schema["format"] == "date-time" && text.parse::<Timestamp>().is_err() {
+        errors.push(invalid(&format!("{path} in body must be of type date-time")));
+    }
+}
+
+fn judge_list(list: &[Value], schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    if let Some(most) = bound(schema, "maxItems").filter(|it| *it < list.len()) {
+        return errors.push(FieldError::too_many(path, list.len(), most));
+    }
+    let keys: Vec<&str> = schema["x-kubernetes-list-map-keys"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    for (index, it) in list.iter().enumerate() {
+        let path = format!("{path}[{index}]");
+        judge(it, &schema["items"], &path, errors);
+        let is_same = |other: &Value| !keys.is_empty() && keys.iter().all(|key| other[key] == it[key]);
+        if list[..index].iter().any(is_same) {
+            let key: Map<String, Value> =
+                keys.iter().map(|key| ((*key).to_owned(), it[key].clone())).collect();
+            errors.push(FieldError::duplicate(path, &Value::from(key).to_string()));
+        }
+    }
+}
+
+fn judge_object(map: &Map<String, Value>, schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        if !map.contains_key(name) {
+            errors.push(FieldError::required(below(path, name), ""));
+        }
+    }
+    if let Some(most) = bound(schema, "maxProperties").filter(|it| *it < map.len()) {
+        errors.push(FieldError::too_many(path, map.len(), most));
+    }
+    if bound(schema, "minProperties").is_some_and(|it| map.len() < it) {
+        errors.push(FieldError::invalid(path, &json!(map), "has too few properties"));
+    }
+    for (key, it) in map {
+        let known = schema["properties"].get(key).or(schema.get("additionalProperties"));
+        if let Some(schema) = known {
+            judge(it, schema, &below(path, key), errors);
+        }
+    }
+}
+
+/// Whether a validation rule holds; else its message, or why it cannot be evaluated.
+fn holds(rule: &Value, value: &Value) -> Result<(), String> {
+    let text = rule["rule"].as_str().unwrap_or_default();
+    match evaluate(text, [("self", to_cel(value))])? {
+        CelValue::Bool(true) => Ok(()),
+        _ => Err(rule["message"].as_str().map_or_else(|| format!("failed rule: {text}"), str::to_owned)),
+    }
+}
+
+fn evaluate<const N: usize>(text: &str, variables: [(&str, CelValue); N]) -> Result<CelValue, String> {
+    let program = environment().compile(text).map_err(|error| format!("{text}: {error}"))?;
+    let mut context = Context::with_env(Arc::new(environment()));
+    for (name, value) in variables {
+        context.add_variable_from_value(name, value);
+    }
+    program.execute(&context).map_err(|error| format!("{text}: {error}"))
+}
+
+/// The value as CEL has it by the schema: whole numbers are signed.
+fn to_cel(value: &Value) -> CelValue {
+    match value {
+        Value::Null => CelValue::Null,
+        Value::Bool(it) => CelValue::Bool(*it),
+        Value::Number(it) => {
+            it.as_i64().map_or_else(|| CelValue::Float(it.as_f64().unwrap_or_default()), CelValue::Int)
+        }
+        Value::String(it) => CelValue::from(it.as_str()),
+        Value::Array(it) => CelValue::List(Arc::new(it.iter().map(to_cel).collect())),
+        Value::Object(it) => {
+            let map: HashMap<Key, CelValue> =
+                it.iter().map(|(key, it)| (key.clone().into(), to_cel(it))).collect();
+            CelValue::from(map)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kinds::MIG_NODE;
+    use super::*;
+
+    fn definition() -> Value {
+        let text = include_str!("../../../../deploy/manifests/crd.yaml");
+        crate::manifest::parse(text).unwrap().remove(0)
+    }
+
+    fn fields(object: &Value) -> Vec<String> {
+        match validate(&MIG_NODE, &definition(), object) {
+            Ok(()) => Vec::new(),
+            Err(error) => error.causes.into_iter().map(|it| it.field).collect(),
+        }
+    }
+
+    #[test]
+    fn an_unknown_field_is_dropped_or_with_strict_refused() {
+        let object = json!({"metadata": {"name": "n"}, "spec": {"floor": [], "colour": "red"}});
+        let kept = decode(&MIG_NODE, &definition(), object.clone(), false).unwrap();
+        assert_eq!(kept["spec"], json!({"floor": []}));
+        let error = decode(&MIG_NODE, &definition(), object, true).unwrap_err();
+        assert_eq!((error.code, error.field.as_deref()), (400, Some("spec.colour")));
+    }
+
+    #[test]
+    fn every_kind_of_rule_is_judged() {
+        let count = |count: Value| json!({"profile": "1g.10gb", "count": count});
+        let spec = |spec: Value| fields(&json!({"metadata": {"name": "n"}, "spec": spec}));
+        assert_eq!(spec(json!({"floor": [count(json!(1))]})), [""; 0]);
+        assert_eq!(spec(json!({"floor": [count(json!(0))]})), ["spec.floor[0].count"]);
+        assert_eq!(spec(json!({"floor": [count(json!("1"))]})), ["spec.floor[0].count"]);
+        assert_eq!(spec(json!({"floor": [count(json!(1)), count(json!(2))]})), ["spec.floor[1]"]);
+        assert_eq!(
+            spec(json!({"floor": [{"profile": "a b"}]})),
+            ["spec.floor[0].count", "spec.floor[0].profile"]
+        );
+        assert_eq!(spec(json!({"demand": {"renewTime": "now", "profiles": []}})), ["spec.demand.renewTime"]);
+        let status = |gpu: Value| fields(&json!({"metadata": {"name": "n"}, "status": {"gpus": [gpu]}}));
+        let held = |device: &str| json!({"device": device, "profile": "full", "start": 0, "size": 0});
+        let gpu = |device: &str| json!({"name": "gpu-0000-1a-00", "held": [held(device)]});
+        assert_eq!(status(gpu("gpu-0000-1a-00-mig-1g-10gb-0")), [""; 0]);
+        assert_eq!(status(gpu("gpu-0000-1b-00")), ["status.gpus[0]"]);
+        let placed = |start: u32| {
+            let profile = json!({"profile": "p", "placements": [{"start": start, "size": 4}]});
+            json!({"name": "gpu-0000-1a-00", "profiles": [profile]})
+        };
+        assert_eq!(status(placed(24)), [""; 0]);
+        assert_eq!(status(placed(25)), ["status.gpus[0].profiles[0].placements[0]"]);
+    }
+}
