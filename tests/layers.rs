@@ -96,7 +96,7 @@ const WITH_CIRCLES: [&str; 2] = ["src/model/slices/", "src/driver/publisher/"];
 
 #[test]
 fn files_of_a_crate_do_not_use_each_other_in_a_circle() {
-    for of in ["src/model", "src/allocator", "src/driver"] {
+    for of in ["src/model", "src/allocator", "src/controller", "src/driver", "src/telemetry"] {
         let found = circles::circles(&repository().join(of)).into_iter().map(|it| format!("{of}/{it}"));
         let found = found.filter(|it| !WITH_CIRCLES.iter().any(|folder| it.starts_with(folder)));
         assert_eq!(found.collect::<Vec<_>>(), [""; 0], "{of}");
@@ -121,6 +121,8 @@ fn a_crate_depends_on_nothing_that_its_layer_must_not_know() {
         ("mig-models", &["mig-model", "k8s-openapi", "tokio", "nvml-wrapper"]),
         ("dra-allocator", &["tokio", "kube", "kube-client", "tonic", "nvml-wrapper"]),
         ("kubectl-mig", &["nvml-wrapper", "tonic", "dra-driver-mig"]),
+        ("mig-telemetry", &["kube", "kube-client", "nvml-wrapper", "mig-model"]),
+        ("mig-controller", &["nvml-wrapper", "tonic", "dra-driver-mig", "kube-sim"]),
         ("dra-driver-mig", &["cel", "kubectl-mig", "mig-models", "nvml-sim", "kube-sim"]),
     ] {
         let found = dependencies(of);

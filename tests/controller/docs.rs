@@ -18,7 +18,7 @@ fn rows<'a>(page: &'a str, section: &str) -> Vec<Vec<&'a str>> {
     let body = page.split(&format!("\n## {section}\n")).nth(1).unwrap();
     let body = body.split("\n## ").next().unwrap();
     let lines = body.lines().filter(|it| it.starts_with("| `"));
-    lines.map(|it| it.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
+    lines.map(|it| it.split('|').skip(1).map(str::trim).collect()).collect()
 }
 
 #[test]

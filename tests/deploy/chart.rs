@@ -267,6 +267,7 @@ fn mistakes() -> Vec<Value> {
         json!({"controller": {"patience": "5s"}}),
         json!({"controller": {"runAsUser": 0}}),
         json!({"controller": {"enable": true}}),
+        json!({"controller": {"demand": {"holdAfter": "5m"}}}),
         json!({"updateStrategy": {"type": "Recreate"}}),
         // The API server refuses both, and neither.
         json!({"updateStrategy": {"rollingUpdate": {"maxUnavailable": 1}}}),
@@ -296,7 +297,7 @@ pub(crate) fn variations() -> Vec<Value> {
         json!({"updateStrategy": {"type": "OnDelete"}}),
         json!({"readerRole": {"create": true, "aggregateToView": true}}),
         json!({"affinity": null}),
-        json!({"controller": {"enabled": true}}),
+        json!({"controller": {"enabled": true, "demand": {"enabled": true, "defaultAuto": true, "holdAfter": 300}}}),
         json!({"controller": {"enabled": true, "replicas": 1, "events": false, "runAsUser": null, "tolerations": [{"operator": "Exists"}],
             "priorityClassName": "system-cluster-critical", "nodeSelector": {"node-role.kubernetes.io/control-plane": ""},
             "extraArgs": ["--lease-duration=30"]},
