@@ -9,8 +9,8 @@ use kube::{Client, Config};
 /// How long the API server may send nothing; a watch sends something, or ends, within 295 s.
 const READ_TIMEOUT: Duration = Duration::from_secs(330);
 
-/// Longest wait for one answer.
-pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for one answer: what is left of a Lease when its holder stops acting.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]

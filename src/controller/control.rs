@@ -40,12 +40,13 @@ pub struct Control {
     due: Option<Instant>,
     /// When the last one ended.
     ended: Instant,
-    led: bool,
+    /// The term that is known; what is remembered is of it.
+    term: Option<u64>,
 }
 
 impl std::fmt::Debug for Control {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Control").field("due", &self.due).field("led", &self.led).finish_non_exhaustive()
+        f.debug_struct("Control").field("due", &self.due).field("term", &self.term).finish_non_exhaustive()
     }
 }
 
@@ -72,7 +73,7 @@ impl Control {
             status,
             due: None,
             ended: Instant::now(),
-            led: false,
+            term: None,
         };
         (control, receiver)
     }
@@ -106,22 +107,22 @@ impl Control {
 
     /// Leadership was gained, renewed or lost.
     async fn lead(&mut self) {
-        let leads = self.leadership.holds();
-        if std::mem::replace(&mut self.led, leads) == leads {
+        let term = self.leadership.term().map(|it| it.number());
+        if std::mem::replace(&mut self.term, term) == term {
             return;
         }
-        if leads {
+        if let Some(reporter) = &mut self.reporter {
+            reporter.forget();
+        }
+        if let Some(layouts) = &mut self.layouts {
+            layouts.forget();
+        }
+        if term.is_some() {
             self.world.set_version(version(&self.client).await);
             self.due = Some(Instant::now());
         } else {
             self.due = None;
             self.metrics.follows();
-            if let Some(reporter) = &mut self.reporter {
-                reporter.forget();
-            }
-            if let Some(layouts) = &mut self.layouts {
-                layouts.forget();
-            }
         }
     }
 
@@ -141,7 +142,7 @@ impl Control {
                     }
                     was_failing
                 });
-                if is_changed && self.led {
+                if is_changed && self.term.is_some() {
                     let soon = self.ended + PAUSE;
                     self.due = Some(self.due.map_or(soon, |it| it.min(soon)));
                 }
@@ -161,18 +162,18 @@ impl Control {
 
     async fn round(&mut self) {
         self.due = None;
-        if !self.leadership.holds() || !self.world.unread().is_empty() {
-            return;
-        }
+        // Another term than the one that is known is about to be reported.
+        let term = self.leadership.term().filter(|it| Some(it.number()) == self.term);
+        let Some(term) = term.filter(|_| self.world.unread().is_empty()) else { return };
         let started = Instant::now();
         self.metrics.holds(&self.world);
         let (mut waiting, mut next) = (0, None);
         // Before the reasons, which take longer.
         if let Some(layouts) = &mut self.layouts {
-            next = layouts.round(&self.world, &self.leadership).await;
+            next = layouts.round(&self.world, &term).await;
         }
         if let Some(reporter) = &mut self.reporter {
-            let round = reporter.round(&self.world, &self.leadership).await;
+            let round = reporter.round(&self.world, &term).await;
             waiting = round.waiting;
             next = [next, round.next].into_iter().flatten().min();
         }

@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use crate::client::{CALL_TIMEOUT, with_causes};
 use crate::demand::{self, Kinds, Memory, NodeState, Options, PendingPod, Reason, Write, decide};
-use crate::election::Leadership;
+use crate::election::Term;
 use crate::metrics::{Metrics, Outcome, WriteReason};
 use crate::world::{World, unschedulable};
 
@@ -61,7 +61,7 @@ impl Layouts {
     }
 
     /// Decides and writes. Answers when to decide again if nothing changes.
-    pub async fn round(&mut self, world: &World, leadership: &Leadership) -> Option<Duration> {
+    pub async fn round(&mut self, world: &World, term: &Term) -> Option<Duration> {
         if world.mig_nodes().is_empty() {
             return None;
         }
@@ -73,7 +73,7 @@ impl Layouts {
         let before = std::mem::replace(&mut self.memory, outcome.memory);
         let mut is_left = false;
         for write in &outcome.decisions.writes {
-            if !leadership.holds() {
+            if !term.holds() {
                 break;
             }
             let (reason, node) = (WriteReason::of(write.reason), write.node.as_str());

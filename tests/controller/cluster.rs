@@ -140,15 +140,20 @@ impl Controller {
 
     /// A metric's value, if it is shown.
     pub(crate) fn metric(&self, sample: &str) -> Option<f64> {
-        let text = get(self.metrics, "/metrics")?;
-        let line = text.lines().find(|it| it.strip_prefix(sample).is_some_and(|it| it.starts_with(' ')))?;
-        line.rsplit(' ').next()?.parse().ok()
+        metric(self.metrics, sample)
     }
 
     /// How many rounds there were.
     pub(crate) fn rounds(&self) -> f64 {
         self.metric("dra_mig_controller_round_duration_seconds_count").unwrap_or_default()
     }
+}
+
+/// The value of a metric that is served at an address.
+pub(crate) fn metric(address: SocketAddr, sample: &str) -> Option<f64> {
+    let text = get(address, "/metrics")?;
+    let line = text.lines().find(|it| it.strip_prefix(sample).is_some_and(|it| it.starts_with(' ')))?;
+    line.rsplit(' ').next()?.parse().ok()
 }
 
 /// What a server answers to a GET: status line, headers and body.
@@ -161,7 +166,7 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Option<String> {
     Some(text)
 }
 
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -183,9 +188,14 @@ struct Slices {
     args: SlicesArgs,
 }
 
-/// What a node with these GPUs publishes.
+/// What a node with these GPUs publishes, with counters.
 fn slices_of(node: &str, gpus: &str) -> Vec<Value> {
-    let line = ["slices", "--gpus", gpus, "--node", node];
+    slices_with(&["--gpus", gpus, "--node", node])
+}
+
+/// What `kubectl mig slices` prints.
+pub(crate) fn slices_with(flags: &[&str]) -> Vec<Value> {
+    let line = ["slices"].iter().chain(flags);
     let args = Slices::try_parse_from(line).unwrap().args;
     slices(&args).unwrap().iter().map(|it| serde_json::to_value(it).unwrap()).collect()
 }

@@ -5,3 +5,4 @@ mod cluster;
 mod docs;
 mod election;
 mod reasons;
+mod scale;

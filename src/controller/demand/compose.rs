@@ -32,8 +32,7 @@ pub(super) fn outcome(round: &Round<'_>, holds: Vec<Vec<Hold>>, mut memory: Memo
     writes.sort_by(|a, b| (a.reason, &a.node).cmp(&(b.reason, &b.node)));
     remember_offers(round, &mut memory);
     let wake = wake(round, &writes, &holds, &memory);
-    let prospects =
-        round.pods.iter().filter_map(|pod| Some((pod.of.uid.clone(), prospect(round, pod, &holds)?)));
+    let prospects = round.pods.iter().filter_map(|pod| Some((pod.of.uid.clone(), prospect(round, pod, &holds)?)));
     Outcome { decisions: Decisions { writes, pods: prospects.collect() }, memory, wake }
 }
 
@@ -153,11 +152,7 @@ fn wake(round: &Round<'_>, writes: &[Write], holds: &[Vec<Hold>], memory: &Memor
         times.push(after(since, options.patience));
         times.extend(options.hold_after.map(|it| after(since, it)));
         let offered = memory.offered.get(&pod.of.uid);
-        times.extend(
-            offered
-                .into_iter()
-                .flat_map(|it| [options.offer_for, options.offer_for * 5].map(|pause| after(*it, pause))),
-        );
+        times.extend(offered.into_iter().flat_map(|it| [options.offer_for, options.offer_for * 5].map(|pause| after(*it, pause))));
     }
     times.into_iter().filter(|it| round.now < *it).min()
 }

@@ -182,8 +182,7 @@ impl<'w> GpuLedger<'w> {
     /// The placement of a profile that is likely to be free first: the fewest claims stand in its way.
     pub(super) fn soonest(&self, profile: &str) -> Option<usize> {
         let all = self.kind.devices.iter().enumerate().filter(|(_, it)| it.profile == profile);
-        let possible =
-            all.filter_map(|(position, it)| Some((self.in_the_way(position)?, it.start, position)));
+        let possible = all.filter_map(|(position, it)| Some((self.in_the_way(position)?, it.start, position)));
         possible.min_by_key(|(held, start, _)| (held.count_ones(), *start)).map(|it| it.2)
     }
 
@@ -279,8 +278,7 @@ impl<'w> NodeLedger<'w> {
     fn expect(&mut self, demand: &BTreeMap<String, u32>) {
         for (profile, count) in demand {
             let is = |kind: &Kind, it: usize| kind.devices[it].profile == *profile;
-            let free =
-                self.gpus.iter().map(|gpu| members(gpu.published).filter(|it| is(gpu.kind, *it)).count());
+            let free = self.gpus.iter().map(|gpu| members(gpu.published).filter(|it| is(gpu.kind, *it)).count());
             let missing = (*count as usize).saturating_sub(free.sum());
             for _ in 0..missing {
                 let Some(score) = self.best_of_profile(profile) else { break };

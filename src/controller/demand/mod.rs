@@ -187,11 +187,7 @@ impl Memory {
                 (Some(known), None) => known,
                 (None, None) => continue,
             };
-            if ours.is_some()
-                && state.is_refused
-                && state.progress == Progress::Done
-                && node.avoided.is_none()
-            {
+            if ours.is_some() && state.is_refused && state.progress == Progress::Done && node.avoided.is_none() {
                 node.avoided = Some(after(now, options.follow_within));
             }
             node.avoided = node.avoided.filter(|it| now < *it);

@@ -247,7 +247,6 @@ impl Memory {
     /// Whether a pod was offered a device for so long that it must wait for something else. It gets another chance later.
     fn is_elsewhere(&self, uid: &str, options: &Options, now: Timestamp) -> bool {
         let since = self.offered.get(uid);
-        since
-            .is_some_and(|it| after(*it, options.offer_for) <= now && now < after(*it, options.offer_for * 5))
+        since.is_some_and(|it| after(*it, options.offer_for) <= now && now < after(*it, options.offer_for * 5))
     }
 }

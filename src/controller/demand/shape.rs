@@ -124,7 +124,8 @@ impl<'w> Shapes<'w> {
     /// Whether a request may get a device of ours. One whose class does not exist is kept, as nothing serves it.
     fn is_ours(&mut self, request: &DeviceRequest) -> bool {
         classes(request).into_iter().any(|class| {
-            let Some(class) = self.world.classes.iter().find(|it| it.metadata.name.as_deref() == Some(class))
+            let Some(class) =
+                self.world.classes.iter().find(|it| it.metadata.name.as_deref() == Some(class))
             else {
                 return true;
             };
@@ -133,10 +134,9 @@ impl<'w> Shapes<'w> {
                 return *known;
             }
             let claim = claim_of_class(name);
-            let is_ours = self
-                .kinds
-                .iter()
-                .any(|gpu| (0..gpu.kind.devices.len()).any(|it| self.serves(gpu, it, &claim) != Ok(None)));
+            let is_ours = self.kinds.iter().any(|gpu| {
+                (0..gpu.kind.devices.len()).any(|it| self.serves(gpu, it, &claim) != Ok(None))
+            });
             self.ours.insert(name, is_ours);
             is_ours
         })
@@ -206,13 +206,7 @@ impl<'w> Shapes<'w> {
     }
 
     /// The devices of a node that serve all the claims: of what is published, or of what is possible.
-    pub(super) fn many(
-        &self,
-        shape: &Shape,
-        node: &NodeLedger<'w>,
-        of: Pool,
-        claim: &str,
-    ) -> Option<Vec<Pick>> {
+    pub(super) fn many(&self, shape: &Shape, node: &NodeLedger<'w>, of: Pool, claim: &str) -> Option<Vec<Pick>> {
         let pool = offer(self.driver, node, |it| of.set(&node.gpus[it]) & !node.gpus[it].barred(claim));
         let cluster = Cluster::new(&pool.slices, &self.world.classes, Features::ALL)
             .with_programs(&self.programs)
@@ -231,17 +225,10 @@ impl<'w> Shapes<'w> {
         } else {
             String::new()
         };
-        let gpus = node
-            .gpus
-            .iter()
-            .map(|gpu| (std::ptr::from_ref(gpu.kind), of.set(gpu) & !gpu.barred(claim), gpu.left.clone()));
-        NodeKey {
-            shape: Arc::as_ptr(shape),
-            which,
-            of,
-            pattern: pattern(&node.state.gpus),
-            gpus: gpus.collect(),
-        }
+        let gpus = node.gpus.iter().map(|gpu| {
+            (std::ptr::from_ref(gpu.kind), of.set(gpu) & !gpu.barred(claim), gpu.left.clone())
+        });
+        NodeKey { shape: Arc::as_ptr(shape), which, of, pattern: pattern(&node.state.gpus), gpus: gpus.collect() }
     }
 }
 

@@ -24,16 +24,13 @@ pub(super) fn holds(round: &mut Round<'_>) -> Vec<Vec<Hold>> {
         return round.nodes.iter().map(|_| Vec::new()).collect();
     };
     let waiting: BTreeSet<&str> = round.pods.iter().map(|it| it.claim.uid.as_str()).collect();
-    let is_kept =
-        |it: &&Hold| waiting.contains(it.claim.uid.as_str()) && round.now < after(it.until, hold_after);
+    let is_kept = |it: &&Hold| waiting.contains(it.claim.uid.as_str()) && round.now < after(it.until, hold_after);
     let kept = |state: &NodeState| state.holds.iter().filter(is_kept).cloned().collect::<Vec<_>>();
     let mut holds: Vec<Vec<Hold>> = round.world.nodes.iter().map(kept).collect();
     let world = round.world;
     let mut used = Used::default();
     let mut seen: BTreeSet<String> = BTreeSet::new();
-    for (node, hold) in
-        world.nodes.iter().zip(&holds).flat_map(|(node, all)| all.iter().map(move |it| (node, it)))
-    {
+    for (node, hold) in world.nodes.iter().zip(&holds).flat_map(|(node, all)| all.iter().map(move |it| (node, it))) {
         seen.insert(hold.claim.uid.clone());
         let pod = round.pods.iter().find(|it| it.claim.uid == hold.claim.uid);
         if let Some(pod) = pod.filter(|_| round.now < hold.until) {

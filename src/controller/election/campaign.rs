@@ -17,13 +17,49 @@ use crate::client::with_causes;
 
 /// Whether this process leads, for those who act.
 #[derive(Debug, Clone)]
-pub struct Leadership(watch::Receiver<Option<Instant>>);
+pub struct Leadership(watch::Receiver<Lead>);
+
+/// How often this process has begun to lead, and until when it leads.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lead {
+    term: u64,
+    until: Option<Instant>,
+}
+
+/// A time in which this process leads without interruption. What was remembered in another one is out of date.
+#[derive(Debug, Clone)]
+pub struct Term {
+    leadership: Leadership,
+    number: u64,
+}
+
+impl Term {
+    /// Which one.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Whether it lasts.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.leadership.term().is_some_and(|it| it.number == self.number)
+    }
+}
 
 impl Leadership {
     /// Whether this process leads now.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.0.borrow().is_some_and(|until| Instant::now() < until)
+        self.term().is_some()
+    }
+
+    /// The term of this moment, if this process leads.
+    #[must_use]
+    pub fn term(&self) -> Option<Term> {
+        let Lead { term, until } = *self.0.borrow();
+        let leads = until.is_some_and(|until| Instant::now() < until);
+        leads.then(|| Term { leadership: self.clone(), number: term })
     }
 
     /// Waits until something about it changes: it is gained, renewed, or given up. Forever once the campaign has ended.
@@ -39,7 +75,7 @@ impl Leadership {
 pub struct Campaign {
     api: Api<Lease>,
     candidate: Candidate,
-    leads: watch::Sender<Option<Instant>>,
+    leads: watch::Sender<Lead>,
     /// Pause between attempts, another one for each candidate.
     pause: Duration,
     /// Whether the last attempt has failed.
@@ -50,7 +86,7 @@ impl Campaign {
     /// A campaign, and what it comes to. Needs the verbs `get`, `create` and `update` for Leases of the namespace.
     #[must_use]
     pub fn new(client: Client, namespace: &str, candidate: Candidate) -> (Self, Leadership) {
-        let (leads, leadership) = watch::channel(None);
+        let (leads, leadership) = watch::channel(Lead::default());
         // Up to a fifth more, so that candidates do not ask at one moment.
         let percent = u32::try_from(fnv1a(candidate.identity().as_bytes()) % 20).unwrap_or_default();
         let retry = candidate.timings().retry;
@@ -123,7 +159,11 @@ impl Campaign {
     /// Says who leads, and logs it where that has changed.
     fn report(&self, led: bool) {
         let leads = self.candidate.leads(Instant::now());
-        self.leads.send_replace(self.candidate.leads_until().filter(|_| leads));
+        let until = self.candidate.leads_until().filter(|_| leads);
+        self.leads.send_modify(|it| {
+            it.term += u64::from(!led && leads);
+            it.until = until;
+        });
         match (led, leads) {
             (false, true) => info!("leading: this replica acts"),
             (true, false) => warn!("no longer leading: the Lease was not renewed in time, or was taken"),
@@ -132,7 +172,7 @@ impl Campaign {
     }
 
     async fn release(&mut self) {
-        self.leads.send_replace(None);
+        self.leads.send_modify(|it| it.until = None);
         let Some(lease) = self.candidate.release(Timestamp::now()) else { return };
         let (name, params) = (self.candidate.lease_name(), PostParams::default());
         let limit = self.candidate.timings().renew_deadline / 2;

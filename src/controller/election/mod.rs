@@ -15,5 +15,5 @@ mod candidate;
 #[cfg(test)]
 mod tests;
 
-pub use campaign::{Campaign, Leadership};
+pub use campaign::{Campaign, Leadership, Term};
 pub use candidate::{Candidate, Step, Timings};

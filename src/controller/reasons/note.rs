@@ -1,5 +1,7 @@
 //! An explanation as the note of an event. Pure.
 
+use std::collections::BTreeSet;
+
 use kubectl_mig::explain::{Explanation, ReasonId, Verdict};
 
 use super::waiting::Waiting;
@@ -20,8 +22,11 @@ pub struct Finding {
 impl Finding {
     /// The finding of an explanation of this pod. `None` where its devices are free, or where something else than devices keeps it
     /// waiting: then there is nothing to report about devices.
+    ///
+    /// A user who may read events of the pod's namespace may not know what is in others: advice that names an object there is left
+    /// out, and a sentence does not name it. `namespaces` are those of the cluster.
     #[must_use]
-    pub fn of(explanation: &Explanation, of: &Waiting<'_>) -> Option<Self> {
+    pub fn of(explanation: &Explanation, of: &Waiting<'_>, namespaces: &BTreeSet<&str>) -> Option<Self> {
         if !matches!(explanation.verdict, Verdict::NotNow | Verdict::Never) {
             return None;
         }
@@ -48,13 +53,14 @@ impl Finding {
             Some(rest) => format!("The pod{rest}"),
             None => explanation.sentence.clone(),
         };
+        let (sentence, _) = without_others(&sentence, of.namespace(), namespaces);
+        let own = |it: &String| match without_others(it, of.namespace(), namespaces) {
+            (text, false) => Some(text),
+            (_, true) => None,
+        };
+        let advice = explanation.advice.iter().filter_map(own).collect();
         let claims = of.claims.iter().map(|(entry, name)| ((*entry).to_owned(), (*name).to_owned()));
-        Some(Self {
-            sentence,
-            advice: explanation.advice.clone(),
-            pod: of.name().to_owned(),
-            claims: claims.collect(),
-        })
+        Some(Self { sentence, advice, pod: of.name().to_owned(), claims: claims.collect() })
     }
 
     /// The note for a pod of this shape: the verdict, as much of what to do as there is room for, and how to see all of it.
@@ -81,6 +87,29 @@ impl Finding {
         }
         note + &more
     }
+}
+
+/// A text without names of objects in other namespaces, which have the form `namespace/name` or come after `-n namespace`, and whether it
+/// had any.
+fn without_others(text: &str, own: &str, namespaces: &BTreeSet<&str>) -> (String, bool) {
+    let is_other = |it: &str| it != own && namespaces.contains(it);
+    let (mut out, mut has_others, mut is_namespace_next) = (String::with_capacity(text.len()), false, false);
+    // Words with the separator after each.
+    for piece in text.split_inclusive(|it: char| !is_of_name(it) && it != '/') {
+        let word = piece.trim_end_matches(|it: char| !is_of_name(it) && it != '/');
+        let name = word.trim_end_matches('.');
+        let names_other = name.split_once('/').is_some_and(|(namespace, _)| is_other(namespace))
+            || (is_namespace_next && is_other(name));
+        is_namespace_next = word == "-n" || (is_namespace_next && word.is_empty());
+        if names_other {
+            has_others = true;
+            out.push_str("(of another namespace)");
+            out.push_str(&piece[name.len()..]);
+        } else {
+            out.push_str(piece);
+        }
+    }
+    (out, has_others)
 }
 
 /// A text with other names. A name is replaced where it stands alone, not as a part of a longer one.
@@ -141,6 +170,8 @@ mod tests {
 
     use super::*;
 
+    const NAMESPACES: [&str; 3] = ["team", "other", "pod"];
+
     fn pod(name: &str) -> Pod {
         let mut pod = Pod::default();
         (pod.metadata.name, pod.metadata.namespace) = (Some(name.to_owned()), Some("team".to_owned()));
@@ -173,7 +204,7 @@ mod tests {
     fn the_note_is_the_verdict_and_what_to_do() {
         let pod = pod("a");
         let explanation = explanation(Verdict::NotNow, ReasonId::AllTaken, &["wait", "end pod x."]);
-        let finding = Finding::of(&explanation, &of(&pod, "a-gpu-x")).unwrap();
+        let finding = Finding::of(&explanation, &of(&pod, "a-gpu-x"), &NAMESPACES.into()).unwrap();
         assert_eq!(
             finding.note(&of(&pod, "a-gpu-x")),
             "The pod gets no devices now: every 1g.10gb is taken. What to do: 1. wait. 2. end pod x. All of it: kubectl mig \
@@ -186,8 +217,30 @@ mod tests {
         let (a, b) = (pod("a"), pod("b.c"));
         let advice = "see claim a-gpu-x, kubectl describe pod a; a-gpu-xy and ab stay, as does a.";
         let explanation = explanation(Verdict::NotNow, ReasonId::AllTaken, &[advice]);
-        let note = Finding::of(&explanation, &of(&a, "a-gpu-x")).unwrap().note(&of(&b, "b-gpu-y"));
+        let note = Finding::of(&explanation, &of(&a, "a-gpu-x"), &NAMESPACES.into())
+            .unwrap()
+            .note(&of(&b, "b-gpu-y"));
         let expected = "see claim b-gpu-y, kubectl describe pod b.c; a-gpu-xy and ab stay, as does b.c.";
+        assert!(note.contains(expected), "{note}");
+    }
+
+    #[test]
+    fn objects_of_other_namespaces_are_not_named() {
+        let pod = pod("a");
+        let advice = [
+            "kubectl -n other delete pod secret-1  # makes room",
+            "end the pods that use it: team/own and other/secret-2.",
+            "end team/own.",
+            "kubectl -n team describe pod a",
+        ];
+        let mut explanation = explanation(Verdict::NotNow, ReasonId::PoolOverdrawn, &advice);
+        explanation.sentence =
+            "pod/a gets no devices now: it is allocated to claim other/secret-3, claim team/c.".to_owned();
+        let note =
+            Finding::of(&explanation, &of(&pod, "x"), &NAMESPACES.into()).unwrap().note(&of(&pod, "x"));
+        assert!(!note.contains("secret"), "{note}");
+        let expected = "it is allocated to claim (of another namespace), claim team/c. What to do: 1. end team/own. 2. kubectl -n team \
+                        describe pod a.";
         assert!(note.contains(expected), "{note}");
     }
 
@@ -197,10 +250,12 @@ mod tests {
         let long = "é".repeat(200);
         let advice = [long.as_str(), &long, &long];
         let mut explanation = explanation(Verdict::Never, ReasonId::AllTaken, &advice);
-        let note = Finding::of(&explanation, &of(&pod, "x")).unwrap().note(&of(&pod, "x"));
+        let note =
+            Finding::of(&explanation, &of(&pod, "x"), &NAMESPACES.into()).unwrap().note(&of(&pod, "x"));
         assert!(note.len() <= LONGEST && note.contains(&format!("2. {long}. All of it")), "{note}");
         explanation.sentence = long.repeat(10);
-        let note = Finding::of(&explanation, &of(&pod, "x")).unwrap().note(&of(&pod, "x"));
+        let note =
+            Finding::of(&explanation, &of(&pod, "x"), &NAMESPACES.into()).unwrap().note(&of(&pod, "x"));
         assert!(note.len() <= LONGEST && note.contains("… All of it"), "{note}");
     }
 
@@ -213,7 +268,10 @@ mod tests {
             (Verdict::NotNow, ReasonId::NotDevices),
             (Verdict::Never, ReasonId::PodBeingDeleted),
         ] {
-            assert_eq!(Finding::of(&explanation(verdict, reason, &[]), &of(&pod, "x")), None);
+            assert_eq!(
+                Finding::of(&explanation(verdict, reason, &[]), &of(&pod, "x"), &NAMESPACES.into()),
+                None
+            );
         }
     }
 
@@ -221,7 +279,8 @@ mod tests {
     fn characters_that_a_terminal_acts_on_are_not_in_a_note() {
         let pod = pod("a");
         let explanation = explanation(Verdict::Never, ReasonId::AllTaken, &["a\u{1b}[31mb\nc"]);
-        let note = Finding::of(&explanation, &of(&pod, "x")).unwrap().note(&of(&pod, "x"));
+        let note =
+            Finding::of(&explanation, &of(&pod, "x"), &NAMESPACES.into()).unwrap().note(&of(&pod, "x"));
         assert!(note.contains("a [31mb c"), "{note}");
     }
 }

@@ -11,7 +11,7 @@ use super::events::{Events, Written};
 use super::memory::{Limits, Memory};
 use super::note::Finding;
 use super::waiting::{Waiting, waiting};
-use crate::election::Leadership;
+use crate::election::Term;
 use crate::metrics::{Metrics, VerdictLabel};
 use crate::world::World;
 
@@ -59,7 +59,7 @@ impl Reporter {
     }
 
     /// Looks at each pod that is due, those without an event first.
-    pub async fn round(&mut self, world: &World, leadership: &Leadership) -> Round {
+    pub async fn round(&mut self, world: &World, term: &Term) -> Round {
         let pods = waiting(world, &self.driver);
         let now = Timestamp::now();
         let mut memory = match self.memory.take() {
@@ -79,7 +79,7 @@ impl Reporter {
         let started = Instant::now();
         let mut is_left = false;
         for pod in due {
-            if !leadership.holds() {
+            if !term.holds() {
                 break;
             }
             if let Told::Later = self.tell(world, pod, &mut memory, started).await {
@@ -144,6 +144,8 @@ impl Reporter {
         let subject = Subject::Pod { namespace: pod.namespace().to_owned(), name: pod.name().to_owned() };
         let explanation = explain(world.snapshot(), &subject);
         self.metrics.explained(VerdictLabel::of(explanation.verdict), started.elapsed());
-        Finding::of(&explanation, pod)
+        let claims = &world.snapshot().claims;
+        let namespaces = claims.iter().filter_map(|it| it.metadata.namespace.as_deref()).collect();
+        Finding::of(&explanation, pod, &namespaces)
     }
 }
