@@ -175,7 +175,7 @@ async fn without_the_kind_it_is_looked_for_once_and_the_driver_works_as_before()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_account_without_the_rights_is_told_so_once_and_the_driver_works_as_before() {
+async fn an_account_without_the_rights_asks_once_and_the_driver_works_as_before() {
     let mut lab = lab("1xH100-80GB").await;
     install(&lab).await;
     let server = simulated(&lab);

@@ -217,3 +217,42 @@ async fn the_driver_does_its_whole_work_within_the_policy() {
         lab.stop().await;
     }
 }
+
+#[test]
+fn of_mignodes_a_pod_writes_the_status_of_its_own_node_only() {
+    let is_it = |it: &Value| {
+        it["kind"] == "ValidatingAdmissionPolicy" && it["metadata"]["name"] == "dra-driver-mig-mignodes"
+    };
+    let policy = shipped().into_iter().find(is_it).unwrap();
+    let object =
+        |name: &str| json!({"metadata": {"name": name}, "spec": {"floor": []}, "status": {"mode": "layout"}});
+    let ask = |operation: &str, node: &str, object: &Value, old_object: &Value| {
+        let extra = json!({"authentication.kubernetes.io/node-name": [node]});
+        let username = "system:serviceaccount:dra-driver-mig:dra-driver-mig";
+        let (object, old_object) = (object.clone(), old_object.clone());
+        admit(&policy, &Request { operation, username, extra, object, old_object })
+    };
+    for writer in nodes() {
+        for owner in nodes() {
+            let bare = json!({"metadata": {"name": owner}});
+            let created = ask("CREATE", &writer, &bare, &Value::Null);
+            let updated = ask("UPDATE", &writer, &object(&owner), &object(&owner));
+            assert_eq!(created.is_ok(), writer == owner, "{writer} creates that of {owner}: {created:?}");
+            assert_eq!(updated.is_ok(), writer == owner, "{writer} writes that of {owner}: {updated:?}");
+        }
+    }
+    ask("CREATE", "", &json!({"metadata": {"name": ""}}), &Value::Null).unwrap_err();
+    let message = ask("CREATE", "a", &object("a"), &Value::Null).unwrap_err();
+    assert!(message.contains("not the spec"), "{message}");
+    for (field, value) in [("/spec", json!({"floor": [1]})), ("/spec", Value::Null)] {
+        let mut changed = object("a");
+        *changed.pointer_mut(field).unwrap() = value;
+        assert!(ask("UPDATE", "a", &changed, &object("a")).unwrap_err().contains("not the spec"));
+    }
+    for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        let mut changed = object("a");
+        changed["metadata"][field] = json!([]);
+        let message = ask("UPDATE", "a", &changed, &object("a")).unwrap_err();
+        assert!(message.contains("nothing of a mignode but the status"), "{message}");
+    }
+}

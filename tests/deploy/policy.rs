@@ -127,6 +127,10 @@ async fn work(lab: &mut Lab) {
     lab.start();
     let kubelet = lab.kubelet().await;
     let published = lab.slices_when(is_complete).await;
+    eventually("the MigNode has a status", async || {
+        Api::<MigNode>::all(lab.client.clone()).get_opt(&lab.node_name).await.unwrap()?.status
+    })
+    .await;
     let claim = lab.claim_of("one", "gpu-0000-1a-00-mig-1g-10gb-6").await;
     let asked = std::slice::from_ref(&claim);
     let devices = async || {

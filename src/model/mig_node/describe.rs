@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::resource::v1::{DeviceAttribute, DeviceCapacity};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::bounds::{MAX_GPUS, MAX_HELD, MAX_PUBLISHED, shortened};
+use super::bounds::{MAX_GPUS, MAX_HELD, MAX_PUBLISHED, MAX_TEXT, shortened};
 use super::status::{
     GpuStatus, HeldDevice, MigModeStatus, ProfileStatus, PublishedDevice, Summary, UNKNOWN, WHOLE,
 };
@@ -73,7 +73,7 @@ pub fn summary(gpus: &[GpuStatus], is_counted: bool) -> Summary {
     }
     Summary {
         gpus: u32::try_from(gpus.len()).unwrap_or(u32::MAX),
-        product: products.into_iter().collect::<Vec<_>>().join(","),
+        product: products.into_iter().collect::<Vec<_>>().join(",").chars().take(MAX_TEXT).collect(),
         free: counts(&free),
         held: counts(&held),
     }
@@ -82,7 +82,7 @@ pub fn summary(gpus: &[GpuStatus], is_counted: bool) -> Summary {
 /// `2x1g.10gb,1xfull`, or `-`.
 fn counts(profiles: &BTreeMap<&str, u32>) -> String {
     let counts: Vec<String> = profiles.iter().map(|(profile, count)| format!("{count}x{profile}")).collect();
-    if counts.is_empty() { "-".to_owned() } else { counts.join(",") }
+    if counts.is_empty() { "-".to_owned() } else { counts.join(",").chars().take(MAX_TEXT).collect() }
 }
 
 fn compute_slices(gpu: &GpuStatus, profile: &str) -> i64 {

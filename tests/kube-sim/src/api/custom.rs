@@ -95,9 +95,9 @@ fn judge(value: &Value, schema: &Value, path: &str, errors: &mut Vec<FieldError>
     }
     match value {
         Value::Number(number) => {
-            let number = number.as_i64().unwrap_or(i64::MAX);
-            if schema["minimum"].as_i64().is_some_and(|it| number < it)
-                || schema["maximum"].as_i64().is_some_and(|it| it < number)
+            let number = number.as_f64().unwrap_or(f64::MAX);
+            if schema["minimum"].as_f64().is_some_and(|it| number < it)
+                || schema["maximum"].as_f64().is_some_and(|it| it < number)
             {
                 errors.push(invalid("is out of range"));
             }
@@ -238,12 +238,14 @@ fn to_cel(value: &Value) -> CelValue {
 
 #[cfg(test)]
 mod tests {
-    use super::super::kinds::MIG_NODE;
+    use super::super::kinds::{CUSTOM_RESOURCE_DEFINITION, MIG_NODE};
     use super::*;
 
+    /// The definition as the server stores it.
     fn definition() -> Value {
         let text = include_str!("../../../../deploy/manifests/crd.yaml");
-        crate::manifest::parse(text).unwrap().remove(0)
+        let definition = crate::manifest::parse(text).unwrap().remove(0);
+        super::super::schema::decode(&CUSTOM_RESOURCE_DEFINITION, definition, true).unwrap()
     }
 
     fn fields(object: &Value) -> Vec<String> {
@@ -268,6 +270,7 @@ mod tests {
         let spec = |spec: Value| fields(&json!({"metadata": {"name": "n"}, "spec": spec}));
         assert_eq!(spec(json!({"floor": [count(json!(1))]})), [""; 0]);
         assert_eq!(spec(json!({"floor": [count(json!(0))]})), ["spec.floor[0].count"]);
+        assert_eq!(spec(json!({"floor": [count(json!(513))]})), ["spec.floor[0].count"]);
         assert_eq!(spec(json!({"floor": [count(json!("1"))]})), ["spec.floor[0].count"]);
         assert_eq!(spec(json!({"floor": [count(json!(1)), count(json!(2))]})), ["spec.floor[1]"]);
         assert_eq!(

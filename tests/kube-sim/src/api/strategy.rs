@@ -54,8 +54,9 @@ pub(super) fn before_update(kind: &Kind, old: &Value, new: &mut Value, part: Par
             Part::Status => {
                 let status = new.get("status").cloned();
                 *new = old.clone();
-                if let (Some(status), Value::Object(new)) = (status, &mut *new) {
-                    new.insert("status".into(), status);
+                match (status, &mut *new) {
+                    (Some(status), Value::Object(new)) => drop(new.insert("status".into(), status)),
+                    _ => remove(new, "status"),
                 }
             }
         }
