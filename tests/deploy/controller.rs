@@ -131,6 +131,11 @@ async fn with_demand_a_node_is_asked_for_what_a_pod_waits_for_and_the_rights_are
     })
     .await;
     lab.stop().await;
+    // As a driver that follows demand says it: it has seen this spec.
+    let generation =
+        server.get(&kinds::MIG_NODE, "", &lab.node_name).unwrap()["metadata"]["generation"].clone();
+    let seen = json!({"status": {"observedGeneration": generation}});
+    server.patch(&kinds::MIG_NODE, "", &lab.node_name, Part::Status, seen).unwrap();
     // No node publishes the whole GPU as one instance: one GPU is cut into parts by default.
     server.create(namespace()).unwrap();
     create_waiting_pod_for(
