@@ -38,7 +38,6 @@ pub struct WatchError {
 pub type Changes = SelectAll<BoxStream<'static, Result<Change, WatchError>>>;
 
 /// Opens the watches. They are polled, and so read, one event at a time; none ends.
-#[must_use]
 pub fn changes(client: &Client, with_mig_nodes: bool) -> Changes {
     let all = Config::default().timeout(WATCH_SECONDS);
     let pods = all.clone().fields(WAITING_PODS);

@@ -72,7 +72,6 @@ fn fill(server: &ApiServer, nodes: usize, pods: usize, shapes: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes"]
-#[expect(clippy::print_stderr, reason = "it measures")]
 async fn a_thousand_nodes_and_five_thousand_pods() {
     let partitionable = std::env::var("LAYOUT").is_ok_and(|it| it.is_empty());
     let options =

@@ -66,6 +66,8 @@ fn create_waiting_pod_for(server: &ApiServer, name: &str, selector: &str) {
 
 /// Starts the controller on a server.
 async fn start(server: &ApiServer, extra: &[&str]) -> (CancellationToken, JoinHandle<anyhow::Result<()>>) {
+    // As main does; here another provider is linked as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let directory = tempfile::tempdir().unwrap();
     let kubeconfig = directory.path().join("kubeconfig");
     server.write_kubeconfig(&kubeconfig).unwrap();
