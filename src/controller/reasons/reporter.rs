@@ -1,5 +1,6 @@
 //! One round of reports.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
@@ -78,13 +79,28 @@ impl Reporter {
         due.sort_by_key(|it| (memory.last_event(it).is_some(), it.since));
         let started = Instant::now();
         let mut is_left = false;
-        for pod in due {
-            if !term.holds() {
-                break;
-            }
-            if let Told::Later = self.tell(world, pod, &mut memory, started).await {
-                is_left = true;
-                break;
+        // All pods of a shape one after the other, while its explanation holds.
+        'shapes: for (shape, pods) in by_shape(due) {
+            let finding = match memory.finding(shape) {
+                Some(finding) => finding,
+                None if memory.explaining() < started.elapsed() => {
+                    is_left = true;
+                    continue;
+                }
+                None => {
+                    let finding = block_in_place(|| self.explain(world, pods[0]));
+                    memory.found(shape, finding.clone(), Timestamp::now());
+                    finding
+                }
+            };
+            for pod in pods {
+                if !term.holds() {
+                    break 'shapes;
+                }
+                if let Told::Later = self.tell(pod, finding.as_ref(), &mut memory).await {
+                    is_left = true;
+                    break 'shapes;
+                }
             }
         }
         let now = Timestamp::now();
@@ -95,18 +111,9 @@ impl Reporter {
         Round { waiting: pods.len(), next }
     }
 
-    /// Explains a pod, unless that was done for one of its shape, and writes its event.
-    async fn tell(&self, world: &World, pod: &Waiting<'_>, memory: &mut Memory, started: Instant) -> Told {
-        let (shape, now) = (pod.shape(), Timestamp::now());
-        let finding = match memory.finding(shape) {
-            Some(finding) => finding,
-            None if memory.explaining() < started.elapsed() => return Told::Later,
-            None => {
-                let finding = block_in_place(|| self.explain(world, pod));
-                memory.found(shape, finding.clone(), now);
-                finding
-            }
-        };
+    /// Writes the event of a pod, unless it has the same one.
+    async fn tell(&self, pod: &Waiting<'_>, finding: Option<&Finding>, memory: &mut Memory) -> Told {
+        let now = Timestamp::now();
         let Some(note) = finding.map(|it| it.note(pod)) else {
             memory.checked(pod, now);
             return Told::Done;
@@ -148,4 +155,19 @@ impl Reporter {
         let namespaces = claims.iter().filter_map(|it| it.metadata.namespace.as_deref()).collect();
         Finding::of(&explanation, pod, &namespaces)
     }
+}
+
+/// Pods of each shape, in the order of the first of each.
+fn by_shape<'p, 'w>(pods: Vec<&'p Waiting<'w>>) -> Vec<(u64, Vec<&'p Waiting<'w>>)> {
+    let mut places: HashMap<u64, usize> = HashMap::new();
+    let mut groups: Vec<(u64, Vec<&Waiting<'_>>)> = Vec::new();
+    for pod in pods {
+        let shape = pod.shape();
+        let place = *places.entry(shape).or_insert(groups.len());
+        match groups.get_mut(place) {
+            Some((_, group)) => group.push(pod),
+            None => groups.push((shape, vec![pod])),
+        }
+    }
+    groups
 }
