@@ -355,7 +355,7 @@ fn publish(
         report,
         offered: offered_sender,
     });
-    mig_node(args, shared, own, offered, layouts, election.clone(), stop, parts);
+    mig_node(args, shared, own, (offered, layouts), election.clone(), stop, parts);
     let follower = LayoutFollower::new(
         OwnNode::new(client.clone(), name, driver),
         context.events.clone(),
@@ -374,8 +374,7 @@ fn mig_node(
     args: &NodeArgs,
     shared: &Shared,
     own: watch::Sender<OwnMigNode>,
-    offered: watch::Receiver<Offered>,
-    layouts: watch::Receiver<Decision>,
+    (offered, layouts): (watch::Receiver<Offered>, watch::Receiver<Decision>),
     election: PublisherElection,
     stop: &CancellationToken,
     parts: &mut Parts,

@@ -102,16 +102,19 @@ mod tests {
             (status, reason, message)
         };
         let (good, bad) = (gpu("gpu-a", None), gpu("gpu-b", Some("XID 48")));
-        assert_eq!(of(&[good.clone()]), (true, reason::AVAILABLE, String::new()));
+        assert_eq!(of(std::slice::from_ref(&good)), (true, reason::AVAILABLE, String::new()));
         assert_eq!(of(&[good, bad.clone()]), (true, reason::PARTLY_AVAILABLE, "gpu-b: XID 48".to_owned()));
-        assert_eq!(of(&[bad.clone()]), (false, reason::NO_GPU, "gpu-b: XID 48".to_owned()));
+        assert_eq!(of(std::slice::from_ref(&bad)), (false, reason::NO_GPU, "gpu-b: XID 48".to_owned()));
         assert!(!of(&[]).0);
         let lost = Readiness::of(None, None, &[gpu("gpu-a", None)], &["GPU 1: lost".to_owned()]);
         assert_eq!(
             (lost.status, lost.reason, lost.message.as_str()),
             (true, reason::PARTLY_AVAILABLE, "GPU 1: lost")
         );
-        assert_eq!(Readiness::of(Some("p"), None, &[bad.clone()], &[]).reason, reason::NOT_PUBLISHED);
+        assert_eq!(
+            Readiness::of(Some("p"), None, std::slice::from_ref(&bad), &[]).reason,
+            reason::NOT_PUBLISHED
+        );
         assert_eq!(Readiness::of(Some("p"), Some("h"), &[bad], &[]).reason, reason::HOST_NOT_READY);
     }
 

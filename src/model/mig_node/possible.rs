@@ -100,7 +100,7 @@ fn gpu(status: &GpuStatus) -> Option<Gpu> {
     let mode = MigMode { current: whole.is_empty(), pending: whole.is_empty() };
     let unmanaged = status.held.iter().filter(|it| is_unmanaged(it));
     let instances = (0..).zip(unmanaged).map(|(id, it)| instance(id, it, &profiles)).collect();
-    let mig = (!profiles.is_empty()).then(|| MigFacts { resetless: !whole.is_empty(), profiles, mode });
+    let mig = (!profiles.is_empty()).then_some(MigFacts { resetless: !whole.is_empty(), profiles, mode });
     let facts = GpuFacts {
         index: status.index,
         uuid: status.uuid.clone(),

@@ -129,7 +129,7 @@ fn the_possible_devices_of_a_status_are_those_that_counters_would_publish_on_eve
             let policy = OfferPolicy::default();
             let expected = published(&gpus, &policy);
             assert_eq!(possible_of(&read(&gpus, &policy)), expected, "{name}, MIG mode {is_mig_on}");
-            assert_eq!(expected.0.is_empty(), false, "{name}");
+            assert!(!expected.0.is_empty(), "{name}");
             compared += expected.0.len();
         }
     }
