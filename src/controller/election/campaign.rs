@@ -128,7 +128,7 @@ impl Campaign {
             let name = self.candidate.lease_name();
             warn!(
                 error,
-                "cannot read or write Lease {name}; trying again every {:?}: `kubectl auth can-i update leases/{name}` as the service account of this pod shows whether it may",
+                "cannot read or write Lease {name}; trying again every {:?}. If it is forbidden, apply the Role mig-controller of this version again (chart, or deploy/manifests/optional/controller.yaml)",
                 self.pause
             );
         }
