@@ -1,27 +1,29 @@
 #!/usr/bin/env bash
-# Builds the container image without a registry and without a container engine: only the driver's binary and the files of glibc
-# that it needs. No shell, no package manager. The same inputs give the same bytes.
+# Builds the container image without a registry and without a container engine: only the binaries of driver and controller and the
+# files of glibc that they need. No shell, no package manager. The same inputs give the same bytes.
 #
-#   deploy/image.sh [--binary FILE] [--tag NAME] [--out FILE]     the image, as `docker load`, `ctr images import`, `podman load`
-#                                                                 and `skopeo copy oci-archive:FILE` accept it
-#   deploy/image.sh --rootfs DIR [--binary FILE]                  its files only; deploy/Dockerfile uses this
-#   deploy/image.sh --check [--binary FILE]                       its files, and the driver started in a chroot of them
+#   deploy/image.sh [BINARIES] [--tag NAME] [--out FILE]     the image, as `docker load`, `ctr images import`, `podman load`
+#                                                            and `skopeo copy oci-archive:FILE` accept it
+#   deploy/image.sh --rootfs DIR [BINARIES]                  its files only; deploy/Dockerfile uses this
+#   deploy/image.sh --check [BINARIES]                       its files, and the programs started in a chroot of them
 #
-# Without --binary the release binary is built: with `cargo auditable` where it is installed, so that the list of all crates is
+# BINARIES: --binary FILE, the driver, and --controller FILE, without which the image has no controller. Without --binary the release
+# binaries of both are built: with `cargo auditable` where it is installed, so that the list of all crates is
 # inside the binary (`rust-audit-info`, `trivy`, `grype` and `syft` read it as the image's SBOM), otherwise without, with a warning.
 # Needs bash, GNU tar and coreutils, ldd.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-binary='' tag=dra-driver-mig:latest out=target/image.tar rootfs='' mode=image
+binary='' controller='' tag=dra-driver-mig:latest out=target/image.tar rootfs='' mode=image
 while [ $# -gt 0 ]; do
   case $1 in
   --binary) binary=$2; shift 2 ;;
+  --controller) controller=$2; shift 2 ;;
   --tag) tag=$2; shift 2 ;;
   --out) out=$2; shift 2 ;;
   --rootfs) mode=rootfs rootfs=$2; shift 2 ;;
   --check) mode=check; shift ;;
-  *) sed -n 2,12p "$0"; exit 2 ;;
+  *) sed -n 2,13p "$0"; exit 2 ;;
   esac
 done
 
@@ -34,13 +36,14 @@ if [ -z "$binary" ]; then
   # Keep paths of this machine out of the binary: with them, the same commit would give other bytes elsewhere.
   export RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$PWD=. --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
   if cargo auditable --version >/dev/null 2>&1; then
-    cargo auditable build --release --locked --bin dra-driver-mig
+    cargo auditable build --release --locked --bin dra-driver-mig --bin mig-controller
   else
     echo 'image.sh: no cargo-auditable (cargo install --locked cargo-auditable): the binary has no list of its crates, and the' \
       'image no SBOM' >&2
-    cargo build --release --locked --bin dra-driver-mig
+    cargo build --release --locked --bin dra-driver-mig --bin mig-controller
   fi
   binary=${CARGO_TARGET_DIR:-target}/release/dra-driver-mig
+  controller=${CARGO_TARGET_DIR:-target}/release/mig-controller
 fi
 
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
@@ -52,8 +55,9 @@ put() { install -D -m "$3" "$1" "$2$1"; }
 fill() {
   local root=$1 library loader libc
   install -D -m 755 "$binary" "$root/usr/bin/dra-driver-mig"
+  [ -z "$controller" ] || install -D -m 755 "$controller" "$root/usr/bin/mig-controller"
   # `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)` and `/lib64/ld-linux-x86-64.so.2 (0x…)`.
-  for library in $(ldd "$binary" | sed -n 's/^\t\(.* => \)\{0,1\}\(\/[^ ]*\) (.*/\2/p'); do put "$library" "$root" 755; done
+  for library in $(ldd "$binary" ${controller:+"$controller"} | sed -n 's/^\t\(.* => \)\{0,1\}\(\/[^ ]*\) (.*/\2/p'); do put "$library" "$root" 755; done
   loader=$(ldd "$binary" | sed -n 's/^\t\(\/[^ ]*ld-linux[^ ]*\) (.*/\1/p')
   libc=$(ldd "$binary" | sed -n 's/^\tlibc\.so\.6 => \([^ ]*\) (.*/\1/p')
   [ -n "$loader" ] && [ -n "$libc" ] || { echo "image.sh: $binary is not linked to glibc, which opening NVML needs" >&2; exit 1; }
@@ -78,6 +82,7 @@ check)
   # As root, or in a user namespace where those are allowed.
   if [ "$(id -u)" = 0 ]; then inside() { chroot "$work/root" "$@"; }; else inside() { unshare --map-root-user chroot "$work/root" "$@"; }; fi
   inside /usr/bin/dra-driver-mig --version
+  [ -z "$controller" ] || inside /usr/bin/mig-controller --version
   # It fails, because nothing that it looks for exists here; the check is that it says so.
   inside /usr/bin/dra-driver-mig check >"$work/list" || [ $? = 1 ]
   grep -q '^MISSING  NVIDIA driver' "$work/list"

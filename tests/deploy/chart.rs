@@ -17,7 +17,8 @@ use super::helm;
 const BY_HAND: [&str; 2] = ["kustomization.yaml", "namespace.yaml"];
 /// Of APIs that not every cluster has, or rights that not every administrator gives, so they are not in the kustomization; each with the
 /// value that renders it.
-const OPTIONAL: [(&str, &str); 3] = [
+const OPTIONAL: [(&str, &str); 4] = [
+    ("controller.yaml", "controller.enabled"),
     ("podmonitor.yaml", "podMonitor.enabled"),
     ("readerrole.yaml", "readerRole.create"),
     ("securitycontextconstraints.yaml", "openshift.securityContextConstraints.enabled"),
@@ -25,7 +26,10 @@ const OPTIONAL: [(&str, &str); 3] = [
 
 /// The values that render all of them.
 fn with_optional() -> Value {
-    json!({"podMonitor": {"enabled": true}, "openshift": {"securityContextConstraints": {"enabled": true}}, "readerRole": {"create": true}})
+    json!({
+        "podMonitor": {"enabled": true}, "openshift": {"securityContextConstraints": {"enabled": true}},
+        "readerRole": {"create": true}, "controller": {"enabled": true},
+    })
 }
 
 fn root() -> PathBuf {
@@ -259,6 +263,11 @@ fn mistakes() -> Vec<Value> {
         json!({"readerRole": {"create": "yes"}}),
         json!({"readerRole": {"enabled": true}}),
         json!({"gpuOperator": {"clientLabel": "true"}}),
+        json!({"controller": {"replicas": 0}}),
+        json!({"controller": {"patience": "5s"}}),
+        json!({"controller": {"runAsUser": 0}}),
+        json!({"controller": {"enable": true}}),
+        json!({"controller": {"demand": {"holdAfter": "5m"}}}),
         json!({"updateStrategy": {"type": "Recreate"}}),
         // The API server refuses both, and neither.
         json!({"updateStrategy": {"rollingUpdate": {"maxUnavailable": 1}}}),
@@ -288,6 +297,11 @@ pub(crate) fn variations() -> Vec<Value> {
         json!({"updateStrategy": {"type": "OnDelete"}}),
         json!({"readerRole": {"create": true, "aggregateToView": true}}),
         json!({"affinity": null}),
+        json!({"controller": {"enabled": true, "demand": {"enabled": true, "defaultAuto": true, "holdAfter": 300}}}),
+        json!({"controller": {"enabled": true, "replicas": 1, "events": false, "runAsUser": null, "tolerations": [{"operator": "Exists"}],
+            "priorityClassName": "system-cluster-critical", "nodeSelector": {"node-role.kubernetes.io/control-plane": ""},
+            "extraArgs": ["--lease-duration=30"]},
+            "podMonitor": {"enabled": true}, "metrics": {"enabled": false}, "networkPolicy": {"enabled": false}}),
         json!({"networkPolicy": {"from": [{"namespaceSelector": {}}], "apiServerPorts": [16443]}}),
         json!({"priorityClass": {"create": false, "name": ""}, "networkPolicy": {"enabled": false}}),
         json!({"image": {"repository": "registry.example.com/dra-driver-mig", "tag": "1.2.3"},

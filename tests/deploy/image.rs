@@ -44,6 +44,21 @@ fn the_image_is_the_same_every_time_and_has_no_shell() {
 }
 
 #[test]
+fn the_controller_is_in_the_image_beside_the_driver() {
+    if !has_tools() {
+        return eprintln!("skipped: bash, ldd, GNU tar and coreutils are needed");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let rootfs = directory.path().join("rootfs");
+    // Any program: what it does is not asked here.
+    let program = env!("CARGO_BIN_EXE_dra-driver-mig");
+    succeeded(&image(&["--rootfs", rootfs.to_str().unwrap(), "--controller", program]));
+    assert_eq!(std::fs::read_dir(rootfs.join("usr/bin")).unwrap().count(), 2);
+    let mode = std::fs::metadata(rootfs.join("usr/bin/mig-controller")).unwrap().permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o755, "any user may run it");
+}
+
+#[test]
 fn the_driver_runs_with_nothing_but_the_images_files() {
     let is_root = rustix::process::geteuid().is_root();
     if !has_tools() || !is_root {

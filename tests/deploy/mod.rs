@@ -5,6 +5,7 @@ mod accepted;
 mod admission;
 mod chart;
 mod classes;
+mod controller;
 mod gpu_access;
 mod helm;
 mod image;

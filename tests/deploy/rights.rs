@@ -14,7 +14,7 @@ use crate::common::{ControlPlane, DRIVER, Lab, eventually};
 const FIRST_1G: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
 
 /// (namespace or nothing, group, resource, verb)
-type Used = (Option<String>, String, String, String);
+pub(super) type Used = (Option<String>, String, String, String);
 
 /// What is granted although the driver does not ask for it, and why.
 fn granted_ahead() -> BTreeMap<Used, &'static str> {
@@ -36,7 +36,7 @@ fn granted_by_others() -> BTreeMap<Used, &'static str> {
 }
 
 /// What rules grant, with the namespace in which they hold.
-fn granted(roles: &[Value]) -> BTreeSet<Used> {
+pub(super) fn granted(roles: &[Value]) -> BTreeSet<Used> {
     let mut rights = BTreeSet::new();
     for role in roles {
         let namespace = role["metadata"]["namespace"].as_str().map(str::to_owned);
@@ -63,7 +63,7 @@ fn shipped() -> BTreeSet<Used> {
 }
 
 /// What a request asks RBAC for (k8s.io/apiserver/pkg/endpoints/request/requestinfo.go).
-fn asked(request: &RequestInfo) -> Option<Used> {
+pub(super) fn asked(request: &RequestInfo) -> Option<Used> {
     let parts: Vec<&str> = request.path.trim_matches('/').split('/').collect();
     let (group, rest) = match parts.as_slice() {
         ["api", "v1", rest @ ..] => ("", rest),

@@ -5,9 +5,10 @@ use std::fmt::Debug;
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
-use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::api::resource::v1::DeviceClass;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
@@ -119,9 +120,11 @@ fn every_object_of_the_chart_is_one_of_the_kubernetes_api() {
                 "ClusterRoleBinding" => kept::<ClusterRoleBinding>(&object),
                 "CustomResourceDefinition" => kept::<CustomResourceDefinition>(&object),
                 "DaemonSet" => kept::<DaemonSet>(&object),
+                "Deployment" => kept::<Deployment>(&object),
                 "DeviceClass" => kept::<DeviceClass>(&object),
                 "Namespace" => kept::<Namespace>(&object),
                 "NetworkPolicy" => kept::<NetworkPolicy>(&object),
+                "PodDisruptionBudget" => kept::<PodDisruptionBudget>(&object),
                 "PodMonitor" => pod_monitor(&object),
                 "PriorityClass" => kept::<PriorityClass>(&object),
                 "Role" => kept::<Role>(&object),

@@ -9,8 +9,6 @@ use mig_model::health::IgnoredXids;
 use mig_model::inventory::{ExistingInstances, MOST_SHARES, ProfileFilter};
 use mig_model::placement::Policy;
 use mig_model::slices::{Mode, TaintEffect};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use crate::hardware::{HardwareArgs, HostArgs};
 use crate::kubelet::{DriverArgs, is_pod_uid};
@@ -18,7 +16,7 @@ use crate::layout::StateLabel;
 use crate::mig::ModePolicy;
 use crate::mig_node::MigNodeSwitch;
 use crate::telemetry::metrics::MetricsAddress;
-use crate::telemetry::{LogFormat, seconds};
+use crate::telemetry::{LogFormat, log_level, seconds};
 use crate::usage::UsagePolicy;
 
 /// Arguments of `node`.
@@ -129,18 +127,6 @@ fn pod_uid(text: &str) -> Result<String, String> {
     if is_pod_uid(text) { Ok(text.to_owned()) } else { Err("a pod's UID, as in metadata.uid".to_owned()) }
 }
 
-/// A level, or a list of `target=level`. EnvFilter alone would take a misspelt level for the name of a target.
-fn log_level(text: &str) -> Result<String, String> {
-    let is_known = |part: &str| {
-        let level = part.rsplit_once('=').map_or(part, |(_, level)| level).trim();
-        !level.is_empty() && level.parse::<LevelFilter>().is_ok()
-    };
-    if text.split(',').all(is_known) && EnvFilter::try_new(text).is_ok() {
-        return Ok(text.to_owned());
-    }
-    Err("a level (error, warn, info, debug, trace or off), or a list such as `info,dra_driver_mig::claim=debug`".to_owned())
-}
-
 fn time_slices(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(count) if (1..=MOST_SHARES).contains(&count) => Ok(count),
@@ -157,16 +143,6 @@ mod tests {
         assert_eq!((time_slices("1"), time_slices("48")), (Ok(1), Ok(48)));
         for text in ["0", "49", "-1", "two", ""] {
             assert!(time_slices(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_misspelt_log_level_is_refused() {
-        for text in ["info", "warn", "off", "info,dra_driver_mig::claim=debug", "dra_driver_mig=trace"] {
-            assert_eq!(log_level(text).as_deref(), Ok(text));
-        }
-        for text in ["", "nonsense", "info,verbose", "dra_driver_mig=loud", "info,,"] {
-            assert!(log_level(text).is_err(), "{text}");
         }
     }
 }

@@ -265,7 +265,7 @@ fn hardware_watch(
 /// What `/metrics` shows: each module collects the numbers of its own state.
 fn exporter(args: &NodeArgs, shared: &Shared, opening: CallTimer) -> Exporter {
     let (node, with_pods) = (&shared.context.node, args.metrics_pod_labels);
-    let mut exporter = Exporter::new(&shared.context.metrics);
+    let mut exporter = shared.context.metrics.exporter();
     exporter.show(HealthMetrics { node: node.clone(), opening });
     exporter.show(HardwareMetrics(node.clone()));
     exporter.show(PublicationMetrics { node: node.clone(), publication: shared.publication.clone() });

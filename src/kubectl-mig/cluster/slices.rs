@@ -116,6 +116,11 @@ impl Slices {
         self.len() == 0
     }
 
+    /// Names of all slices, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(String::as_str)
+    }
+
     /// Names of nodes that slices name, sorted.
     #[must_use]
     pub fn nodes(&self) -> Vec<&str> {

@@ -21,33 +21,21 @@
 //! Names begin with `dra_mig_` (the registry adds it) and end with their unit; counters get `_total` by themselves.
 
 mod families;
-mod gauges;
 mod labels;
-mod plain;
 mod reason;
-mod serve;
 mod timer;
 
 use std::sync::Arc;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::text;
-use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
-
-pub(crate) use gauges::{Gauge, count, flag, gauge, write, write_one};
-pub(crate) use labels::label_values;
 pub use labels::{EventGap, GpuEventKind, Method, Outcome, Recovery, SliceWrite, Step};
+pub use mig_telemetry::{Exporter, MetricsAddress, MetricsError, bind_metrics, serve_metrics};
+pub(crate) use mig_telemetry::{Gauge, count, flag, gauge, label_values, write, write_one};
 pub use reason::Reason;
-pub use serve::{MetricsAddress, MetricsError, bind_metrics, serve_metrics};
 pub use timer::{CallClock, StepClock};
 
 use mig_model::call::CallError;
 
 use families::{ApiLabels, Families, GapLabels, GpuEventLabels, NvmlLabels, RecoveryLabels, SliceLabels};
-
-/// What our names begin with.
-const PREFIX: &str = "dra_mig";
 
 /// The way to count. Clones count into the same numbers.
 #[derive(Debug, Clone, Default)]
@@ -112,47 +100,15 @@ impl Metrics {
         self.0.gpu_events.get_or_create(&labels).inc();
     }
 
+    /// Shows what is counted here.
+    #[must_use]
+    pub fn exporter(&self) -> Exporter {
+        Exporter::new("build", "The driver", env!("CARGO_PKG_VERSION"), |registry| self.0.register(registry))
+    }
+
     /// Counts a gap in the monitoring of GPUs.
     pub fn event_gap(&self, cause: EventGap) {
         self.0.event_gaps.get_or_create(&GapLabels { cause }).inc();
-    }
-}
-
-/// All that `/metrics` shows.
-#[derive(Debug)]
-pub struct Exporter {
-    registry: Registry,
-}
-
-impl Exporter {
-    /// Shows what is counted through `metrics`.
-    #[must_use]
-    pub fn new(metrics: &Metrics) -> Self {
-        let mut registry = Registry::default();
-        let ours = registry.sub_registry_with_prefix(PREFIX);
-        ours.register("build", "The driver", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
-        metrics.0.register(ours);
-        Self { registry }
-    }
-
-    /// Shows these, too, with `dra_mig_` before their names.
-    pub fn show(&mut self, numbers: impl Collector) {
-        self.registry.sub_registry_with_prefix(PREFIX).register_collector(Box::new(numbers));
-    }
-
-    /// Shows these, too, under the names that they have.
-    pub fn show_as_named(&mut self, numbers: impl Collector) {
-        self.registry.register_collector(Box::new(numbers));
-    }
-
-    /// The numbers of this moment, as OpenMetrics text, which is about so many bytes long.
-    #[must_use]
-    pub fn text(&self, bytes: usize) -> String {
-        // A little more is no reason to double it.
-        let mut text = String::with_capacity(bytes + bytes / 8);
-        // Writing to a String does not fail, and what is half written would be refused for its missing end.
-        let _ = text::encode(&mut text, &self.registry);
-        text
     }
 }
 
@@ -161,7 +117,7 @@ mod tests {
     use super::*;
 
     fn text(metrics: &Metrics) -> String {
-        Exporter::new(metrics).text(0)
+        metrics.exporter().text(0)
     }
 
     #[test]
@@ -201,5 +157,24 @@ mod tests {
         assert!(text.contains("# TYPE dra_mig_calls counter\n") && text.contains("# HELP dra_mig_calls "));
         assert!(text.contains("dra_mig_build_info{version=\""), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn every_sample_of_the_driver_belongs_to_the_family_before_it() {
+        let text = mig_telemetry::plain(&text(&Metrics::default()));
+        let mut family = ("", "");
+        for line in text.lines() {
+            if let Some(declared) = line.strip_prefix("# TYPE ") {
+                family = declared.split_once(' ').unwrap();
+            } else if !line.starts_with('#') {
+                let name = line.split(['{', ' ']).next().unwrap();
+                let own = match family.1 {
+                    "histogram" => ["_bucket", "_sum", "_count"].iter().find_map(|it| name.strip_suffix(it)),
+                    "counter" | "gauge" => Some(name),
+                    kind => panic!("0.0.4 has no {kind}"),
+                };
+                assert_eq!(own, Some(family.0), "{line}");
+            }
+        }
     }
 }

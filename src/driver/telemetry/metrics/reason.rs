@@ -1,6 +1,8 @@
 //! Why a call ended as it did, as one of a few words: the closed set behind the label `reason`. Pure.
 
-use super::labels::{Outcome, label_values};
+use mig_telemetry::label_values;
+
+use super::labels::Outcome;
 
 label_values! {
     /// Why a call of the kubelet ended as it did.

@@ -117,6 +117,7 @@ kinds! {
     DAEMON_SET: "apps" "v1" "DaemonSet" "daemonsets" "daemonset" ["ds"] true ["status"];
     JOB: "batch" "v1" "Job" "jobs" "job" [] true ["status"];
     CRON_JOB: "batch" "v1" "CronJob" "cronjobs" "cronjob" ["cj"] true ["status"];
+    LEASE: "coordination.k8s.io" "v1" "Lease" "leases" "lease" [] true [];
     RESOURCE_SLICE: "resource.k8s.io" "v1" "ResourceSlice" "resourceslices" "resourceslice" [] false [];
     RESOURCE_CLAIM: "resource.k8s.io" "v1" "ResourceClaim" "resourceclaims" "resourceclaim" [] true ["status"];
     RESOURCE_CLAIM_TEMPLATE: "resource.k8s.io" "v1" "ResourceClaimTemplate" "resourceclaimtemplates"

@@ -3,8 +3,8 @@
 
 use dra_allocator::quantity::Quantity;
 use k8s_openapi::api::{
-    apps::v1 as apps, batch::v1 as batch, core::v1 as core, events::v1 as events, resource::v1 as resource,
-    scheduling::v1 as scheduling,
+    apps::v1 as apps, batch::v1 as batch, coordination::v1 as coordination, core::v1 as core,
+    events::v1 as events, resource::v1 as resource, scheduling::v1 as scheduling,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as extensions;
 use serde::{Serialize, de::DeserializeOwned};
@@ -104,6 +104,7 @@ fn typed(kind: &Kind, value: &Value) -> Result<Value, serde_json::Error> {
         ("", "Secret") => round_trip::<core::Secret>(value),
         ("", "PersistentVolumeClaim") => round_trip::<core::PersistentVolumeClaim>(value),
         ("", "ResourceQuota") => round_trip::<core::ResourceQuota>(value),
+        ("coordination.k8s.io", _) => round_trip::<coordination::Lease>(value),
         ("events.k8s.io", _) => round_trip::<events::Event>(value),
         ("apiextensions.k8s.io", _) => round_trip::<extensions::CustomResourceDefinition>(value),
         ("scheduling.k8s.io", _) => round_trip::<scheduling::PriorityClass>(value),

@@ -18,9 +18,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::super::bind;
-use super::Exporter;
-use super::plain::{OPEN_METRICS, PLAIN, plain, takes_open_metrics};
+use crate::Exporter;
+use crate::bind;
+use crate::plain::{OPEN_METRICS, PLAIN, plain, takes_open_metrics};
 
 /// How long a text is the numbers of this moment.
 const MOMENT: Duration = Duration::from_millis(250);
@@ -129,17 +129,19 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::metrics::counter::Counter;
+
     use super::*;
-    use crate::telemetry::metrics::{Metrics, SliceWrite};
 
     #[test]
     fn readers_of_one_moment_get_one_text_and_later_ones_another() {
-        let metrics = Metrics::default();
-        let (page, now) = (Page::new(Exporter::new(&metrics)), Instant::now());
+        let counter: Counter = Counter::default();
+        let exporter = Exporter::new("build", "It", "1", |it| it.register("calls", "Calls", counter.clone()));
+        let (page, now) = (Page::new(exporter), Instant::now());
         for format in [Format::OpenMetrics, Format::Plain] {
             let now = now + if matches!(format, Format::Plain) { MOMENT * 2 } else { Duration::ZERO };
             let first = page.at(now, format);
-            metrics.slice_written(SliceWrite::Create);
+            counter.inc();
             assert_eq!(page.at(now + MOMENT / 2, format), first);
             assert_ne!(page.at(now + MOMENT, format), first);
         }

@@ -8,19 +8,23 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
 /// What a gauge is called, what it says and in which unit, which becomes the end of its name.
-pub(crate) struct Gauge {
-    pub(crate) name: &'static str,
-    pub(crate) help: &'static str,
-    pub(crate) unit: Option<Unit>,
+#[derive(Debug)]
+pub struct Gauge {
+    /// Its name, without prefix and unit.
+    pub name: &'static str,
+    /// What it says.
+    pub help: &'static str,
+    /// Its unit.
+    pub unit: Option<Unit>,
 }
 
 /// A gauge without a unit.
-pub(crate) const fn gauge(name: &'static str, help: &'static str) -> Gauge {
+pub const fn gauge(name: &'static str, help: &'static str) -> Gauge {
     Gauge { name, help, unit: None }
 }
 
 /// Writes a gauge with a number for each set of labels.
-pub(crate) fn write<L: EncodeLabelSet>(
+pub fn write<L: EncodeLabelSet>(
     encoder: &mut DescriptorEncoder<'_>,
     gauge: &Gauge,
     values: impl IntoIterator<Item = (L, f64)>,
@@ -34,7 +38,7 @@ pub(crate) fn write<L: EncodeLabelSet>(
 }
 
 /// Writes a gauge that is one number, or none.
-pub(crate) fn write_one(
+pub fn write_one(
     encoder: &mut DescriptorEncoder<'_>,
     gauge: &Gauge,
     value: impl Into<Option<f64>>,
@@ -45,11 +49,11 @@ pub(crate) fn write_one(
 
 /// A count as a number of a gauge.
 #[expect(clippy::cast_precision_loss, reason = "there are far fewer than 2^52 of anything")]
-pub(crate) fn count(number: usize) -> f64 {
+pub fn count(number: usize) -> f64 {
     number as f64
 }
 
 /// 1 for yes.
-pub(crate) fn flag(is_so: bool) -> f64 {
+pub fn flag(is_so: bool) -> f64 {
     f64::from(u8::from(is_so))
 }

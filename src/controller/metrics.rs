@@ -1,0 +1,256 @@
+//! What is counted, and what is shown at `/metrics`. docs/controller.md has a row for each.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use kubectl_mig::explain::Verdict;
+use mig_telemetry::{Exporter, flag, gauge, label_values, write_one};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::demand::Reason;
+use crate::election::Leadership;
+use crate::world::{Kind, World};
+
+/// Upper bounds of durations, in seconds.
+const DURATIONS: [f64; 11] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+label_values! {
+    /// How something ended.
+    Outcome {
+        /// As it should.
+        Success = "success",
+        /// With an error.
+        Failure = "failure",
+    }
+}
+
+label_values! {
+    /// What an explanation says.
+    VerdictLabel {
+        /// The pod has its devices.
+        Served = "served",
+        /// It will get them.
+        Fits = "fits",
+        /// Not now.
+        NotNow = "not_now",
+        /// Not as things are.
+        Never = "never",
+        /// What is known is not enough.
+        Unknown = "unknown",
+    }
+}
+
+impl VerdictLabel {
+    /// The label of a verdict.
+    #[must_use]
+    pub fn of(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Served => Self::Served,
+            Verdict::Fits => Self::Fits,
+            Verdict::NotNow => Self::NotNow,
+            Verdict::Never => Self::Never,
+            Verdict::Unknown => Self::Unknown,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EventLabels {
+    outcome: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VerdictLabels {
+    verdict: VerdictLabel,
+}
+
+label_values! {
+    /// Why the spec of a MigNode was written.
+    WriteReason {
+        /// The node is to publish other devices.
+        Change = "change",
+        /// Less is needed.
+        Reduce = "reduce",
+        /// It is still needed.
+        Renew = "renew",
+        /// Nothing is needed any more.
+        Remove = "remove",
+        /// Only holds differ.
+        Holds = "holds",
+    }
+}
+
+impl WriteReason {
+    /// The label of a reason.
+    #[must_use]
+    pub fn of(reason: Reason) -> Self {
+        match reason {
+            Reason::Change => Self::Change,
+            Reason::Reduce => Self::Reduce,
+            Reason::Renew => Self::Renew,
+            Reason::Remove => Self::Remove,
+            Reason::Holds => Self::Holds,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WriteLabels {
+    reason: WriteReason,
+    outcome: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    resource: Kind,
+}
+
+/// The way to count. Clones count into the same numbers.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Families>);
+
+#[derive(Debug)]
+struct Families {
+    rounds: Histogram,
+    explanations: Family<VerdictLabels, Counter>,
+    explaining: Histogram,
+    events: Family<EventLabels, Counter>,
+    writes: Family<WriteLabels, Counter>,
+    watch_errors: Family<KindLabels, Counter>,
+    objects: Family<KindLabels, Gauge<i64, AtomicI64>>,
+    waiting: Gauge<i64, AtomicI64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let families = Families {
+            rounds: Histogram::new(DURATIONS),
+            explanations: Family::default(),
+            explaining: Histogram::new(DURATIONS),
+            events: Family::default(),
+            writes: Family::default(),
+            watch_errors: Family::default(),
+            objects: Family::default(),
+            waiting: Gauge::default(),
+        };
+        // What can be known beforehand starts at zero, so that the first failure is an increase.
+        for &outcome in Outcome::ALL {
+            drop(families.events.get_or_create(&EventLabels { outcome }));
+        }
+        for &reason in WriteReason::ALL {
+            for &outcome in Outcome::ALL {
+                drop(families.writes.get_or_create(&WriteLabels { reason, outcome }));
+            }
+        }
+        for &verdict in VerdictLabel::ALL {
+            drop(families.explanations.get_or_create(&VerdictLabels { verdict }));
+        }
+        for &resource in Kind::ALL {
+            drop(families.watch_errors.get_or_create(&KindLabels { resource }));
+            drop(families.objects.get_or_create(&KindLabels { resource }));
+        }
+        Self(Arc::new(families))
+    }
+}
+
+impl Metrics {
+    /// A round has ended, with so many pods waiting.
+    pub fn round(&self, took: Duration, waiting: usize) {
+        self.0.rounds.observe(took.as_secs_f64());
+        self.0.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
+
+    /// This replica does not lead: it knows of no waiting pods, so that they are not counted twice.
+    pub fn follows(&self) {
+        self.0.waiting.set(0);
+    }
+
+    /// A pod was explained.
+    pub fn explained(&self, verdict: VerdictLabel, took: Duration) {
+        self.0.explanations.get_or_create(&VerdictLabels { verdict }).inc();
+        self.0.explaining.observe(took.as_secs_f64());
+    }
+
+    /// An event was written, or was not.
+    pub fn event_written(&self, is_success: bool) {
+        let outcome = if is_success { Outcome::Success } else { Outcome::Failure };
+        self.0.events.get_or_create(&EventLabels { outcome }).inc();
+    }
+
+    /// The spec of a MigNode was written, or was not.
+    pub fn wrote_spec(&self, reason: WriteReason, outcome: Outcome) {
+        self.0.writes.get_or_create(&WriteLabels { reason, outcome }).inc();
+    }
+
+    /// A watch has failed.
+    pub fn watch_failed(&self, resource: Kind) {
+        self.0.watch_errors.get_or_create(&KindLabels { resource }).inc();
+    }
+
+    /// What is in memory.
+    pub fn holds(&self, world: &World) {
+        for &resource in Kind::ALL {
+            let count = i64::try_from(world.count(resource)).unwrap_or(i64::MAX);
+            self.0.objects.get_or_create(&KindLabels { resource }).set(count);
+        }
+    }
+
+    /// All that is shown.
+    #[must_use]
+    pub fn exporter(&self, leadership: Leadership) -> Exporter {
+        let version = env!("CARGO_PKG_VERSION");
+        let mut exporter =
+            Exporter::new("controller_build", "The controller", version, |it| self.register(it));
+        exporter.show(LeaderMetric(leadership));
+        exporter
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let it = &self.0;
+        let registry = registry.sub_registry_with_prefix("controller");
+        registry.register_with_unit(
+            "round_duration",
+            "Time of a round: what was decided and written in it",
+            Unit::Seconds,
+            it.rounds.clone(),
+        );
+        registry.register("waiting_pods", "Pods that wait for devices of our classes", it.waiting.clone());
+        registry.register("explanations", "Pods that were explained, by verdict", it.explanations.clone());
+        registry.register_with_unit(
+            "explanation_duration",
+            "Time of one explanation",
+            Unit::Seconds,
+            it.explaining.clone(),
+        );
+        registry.register("events", "Events of pods, by whether they were written", it.events.clone());
+        registry.register(
+            "spec_writes",
+            "Specs of MigNodes, by why and whether they were written",
+            it.writes.clone(),
+        );
+        registry.register(
+            "watch_errors",
+            "Watches that failed; they are opened again",
+            it.watch_errors.clone(),
+        );
+        registry.register("objects", "Objects in memory", it.objects.clone());
+    }
+}
+
+/// Whether this replica acts.
+#[derive(Debug)]
+struct LeaderMetric(Leadership);
+
+impl Collector for LeaderMetric {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let leads = flag(self.0.holds());
+        write_one(&mut encoder, &gauge("controller_leader", "1 where this replica acts"), leads)
+    }
+}

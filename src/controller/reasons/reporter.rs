@@ -1,0 +1,173 @@
+//! One round of reports.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::jiff::Timestamp;
+use kubectl_mig::explain::{Subject, explain};
+use tokio::task::block_in_place;
+use tracing::{debug, warn};
+
+use super::events::{Events, Written};
+use super::memory::{Limits, Memory};
+use super::note::Finding;
+use super::waiting::{Waiting, waiting};
+use crate::election::Term;
+use crate::metrics::{Metrics, VerdictLabel};
+use crate::world::World;
+
+/// Pause before what is left over goes on.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What a round has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Round {
+    /// Pods that wait for devices of our classes.
+    pub waiting: usize,
+    /// When the next round is due if nothing changes; `None`: when something changes.
+    pub next: Option<Duration>,
+}
+
+/// Reports why pods wait.
+#[derive(Debug)]
+pub struct Reporter {
+    events: Events,
+    driver: String,
+    limits: Limits,
+    metrics: Metrics,
+    /// `None` until the events that exist were read.
+    memory: Option<Memory>,
+}
+
+/// What has become of one pod.
+enum Told {
+    /// Nothing is left to do for it now.
+    Done,
+    /// The rest has to wait for the next round.
+    Later,
+}
+
+impl Reporter {
+    /// A reporter for pods that wait for devices of this driver.
+    #[must_use]
+    pub fn new(events: Events, driver: &str, limits: Limits, metrics: Metrics) -> Self {
+        Self { events, driver: driver.to_owned(), limits, metrics, memory: None }
+    }
+
+    /// Another replica leads: what is remembered is out of date when this one leads again.
+    pub fn forget(&mut self) {
+        self.memory = None;
+    }
+
+    /// Looks at each pod that is due, those without an event first.
+    pub async fn round(&mut self, world: &World, term: &Term) -> Round {
+        let pods = waiting(world, &self.driver);
+        let now = Timestamp::now();
+        let mut memory = match self.memory.take() {
+            Some(memory) => memory,
+            None if pods.is_empty() => return Round { waiting: 0, next: None },
+            None => match self.events.read().await {
+                Ok(events) => Memory::of(self.limits, events),
+                Err(error) => {
+                    warn!(error, "cannot read the events that exist; no reasons are reported until then");
+                    return Round { waiting: pods.len(), next: Some(PAUSE * 10) };
+                }
+            },
+        };
+        memory.keep_only(&pods, now);
+        let mut due: Vec<&Waiting<'_>> = pods.iter().filter(|it| memory.due_in(it, now).is_zero()).collect();
+        due.sort_by_key(|it| (memory.last_event(it).is_some(), it.since));
+        let started = Instant::now();
+        let mut is_left = false;
+        // All pods of a shape one after the other, while its explanation holds.
+        'shapes: for (shape, pods) in by_shape(due) {
+            let finding = match memory.finding(shape) {
+                Some(finding) => finding,
+                None if memory.explaining() < started.elapsed() => {
+                    is_left = true;
+                    continue;
+                }
+                None => {
+                    let finding = block_in_place(|| self.explain(world, pods[0]));
+                    memory.found(shape, finding.clone(), Timestamp::now());
+                    finding
+                }
+            };
+            for pod in pods {
+                if !term.holds() {
+                    break 'shapes;
+                }
+                if let Told::Later = self.tell(pod, finding.as_ref(), &mut memory).await {
+                    is_left = true;
+                    break 'shapes;
+                }
+            }
+        }
+        let now = Timestamp::now();
+        let next = pods.iter().map(|it| memory.due_in(it, now)).min();
+        // As long again as the explanations took: they are for people, and leave half a processor to the rest.
+        let next = if is_left { Some(PAUSE.max(started.elapsed())) } else { next };
+        self.memory = Some(memory);
+        Round { waiting: pods.len(), next }
+    }
+
+    /// Writes the event of a pod, unless it has the same one.
+    async fn tell(&self, pod: &Waiting<'_>, finding: Option<&Finding>, memory: &mut Memory) -> Told {
+        let now = Timestamp::now();
+        let Some(note) = finding.map(|it| it.note(pod)) else {
+            memory.checked(pod, now);
+            return Told::Done;
+        };
+        if memory.is_known(pod, &note, now) {
+            memory.checked(pod, now);
+            return Told::Done;
+        }
+        if !memory.may_write(now) {
+            return Told::Later;
+        }
+        let written = self.events.write(pod, &note, memory.last_event(pod), now).await;
+        self.metrics.event_written(written == Written::Done);
+        let (namespace, name) = (pod.namespace(), pod.name());
+        match written {
+            Written::Done => {
+                debug!(namespace, name, note, "reported");
+                memory.wrote(pod, &note, now);
+                Told::Done
+            }
+            Written::Refused(error) => {
+                warn!(namespace, name, error, "the API server refuses an event");
+                memory.checked(pod, now);
+                Told::Done
+            }
+            Written::Unavailable(error) => {
+                warn!(namespace, name, error, "cannot write an event; trying again");
+                Told::Later
+            }
+        }
+    }
+
+    fn explain(&self, world: &World, pod: &Waiting<'_>) -> Option<Finding> {
+        let started = Instant::now();
+        let subject = Subject::Pod { namespace: pod.namespace().to_owned(), name: pod.name().to_owned() };
+        let explanation = explain(world.snapshot(), &subject);
+        self.metrics.explained(VerdictLabel::of(explanation.verdict), started.elapsed());
+        let claims = &world.snapshot().claims;
+        let namespaces = claims.iter().filter_map(|it| it.metadata.namespace.as_deref()).collect();
+        Finding::of(&explanation, pod, &namespaces)
+    }
+}
+
+/// Pods of each shape, in the order of the first of each.
+fn by_shape<'p, 'w>(pods: Vec<&'p Waiting<'w>>) -> Vec<(u64, Vec<&'p Waiting<'w>>)> {
+    let mut places: HashMap<u64, usize> = HashMap::new();
+    let mut groups: Vec<(u64, Vec<&Waiting<'_>>)> = Vec::new();
+    for pod in pods {
+        let shape = pod.shape();
+        let place = *places.entry(shape).or_insert(groups.len());
+        match groups.get_mut(place) {
+            Some((_, group)) => group.push(pod),
+            None => groups.push((shape, vec![pod])),
+        }
+    }
+    groups
+}

@@ -1,0 +1,91 @@
+//! The watches that feed the [`World`](crate::world::World).
+
+use std::fmt::Debug;
+use std::future::ready;
+
+use futures::stream::{self, BoxStream, SelectAll};
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::{Node, Pod, ResourceQuota};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::{Api, Client, Resource};
+use mig_model::mig_node::MigNode;
+use serde::de::DeserializeOwned;
+
+use crate::client::with_causes;
+use crate::world::{Change, Kind};
+
+/// Seconds after which a watch is opened again; a connection that died silently is noticed then.
+const WATCH_SECONDS: u32 = 120;
+
+/// Slices in one answer: each has up to 100 kB.
+const SLICES_A_PAGE: u32 = 50;
+
+/// Pods without a node that have not ended: those with a node have their devices, and claims say which.
+const WAITING_PODS: &str = "spec.nodeName=,status.phase!=Succeeded,status.phase!=Failed";
+
+/// A watch failed; it is opened again after a pause.
+#[derive(Debug)]
+pub struct WatchError {
+    /// Of what.
+    pub kind: Kind,
+    /// Why.
+    pub why: String,
+}
+
+/// What all watches report, as it comes.
+pub type Changes = SelectAll<BoxStream<'static, Result<Change, WatchError>>>;
+
+/// Opens the watches. They are polled, and so read, one event at a time; none ends.
+pub fn changes(client: &Client, with_mig_nodes: bool) -> Changes {
+    let all = Config::default().timeout(WATCH_SECONDS);
+    let pods = all.clone().fields(WAITING_PODS);
+    let slices = all.clone().page_size(SLICES_A_PAGE);
+    let mig_nodes = match with_mig_nodes {
+        true => watch::<MigNode>(client, Kind::MigNodes, all.clone(), Change::MigNodes),
+        // It never ends, as the others.
+        false => stream::once(ready(Ok(Change::NoMigNodes))).chain(stream::pending()).boxed(),
+    };
+    let streams: [BoxStream<'static, _>; Kind::ALL.len()] = [
+        watch::<Pod>(client, Kind::Pods, pods, Change::Pods),
+        watch::<Node>(client, Kind::Nodes, all.clone(), Change::Nodes),
+        watch::<ResourceClaim>(client, Kind::Claims, all.clone(), Change::Claims),
+        watch::<ResourceClaimTemplate>(client, Kind::Templates, all.clone(), Change::Templates),
+        watch::<DeviceClass>(client, Kind::Classes, all.clone(), Change::Classes),
+        watch::<ResourceSlice>(client, Kind::Slices, slices, Change::Slices),
+        watch::<ResourceQuota>(client, Kind::Quotas, all, Change::Quotas),
+        mig_nodes,
+    ];
+    streams.into_iter().collect()
+}
+
+fn watch<K>(
+    client: &Client,
+    kind: Kind,
+    config: Config,
+    change: fn(Event<K>) -> Change,
+) -> BoxStream<'static, Result<Change, WatchError>>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let events = watcher(Api::<K>::all(client.clone()), config).default_backoff();
+    reported(events, kind, change).boxed()
+}
+
+fn reported<K>(
+    events: impl Stream<Item = watcher::Result<Event<K>>>,
+    kind: Kind,
+    change: fn(Event<K>) -> Change,
+) -> impl Stream<Item = Result<Change, WatchError>> {
+    events.map(move |it| match it {
+        Ok(event) => Ok(change(event)),
+        Err(error) if kind == Kind::MigNodes && is_not_served(&error) => Ok(Change::NoMigNodes),
+        Err(error) => Err(WatchError { kind, why: with_causes(&error) }),
+    })
+}
+
+/// Whether the API server does not know the kind: its definition is not installed, and may be later.
+fn is_not_served(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.is_not_found())
+}

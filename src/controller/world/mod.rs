@@ -1,0 +1,143 @@
+//! What the cluster holds, as far as decisions need it, in memory. Pure: watches feed it.
+//!
+//! ```text
+//! trim    what of an object is kept
+//! sorted  objects of a kind, in the order in which the API server lists them
+//! change  what a watch has reported
+//! ```
+
+mod change;
+mod sorted;
+#[cfg(test)]
+mod tests;
+mod trim;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use kubectl_mig::cluster::Snapshot;
+use mig_model::mig_node::MigNode;
+
+use change::Listing;
+pub use change::{Change, Kind};
+use sorted::{find, put, remove};
+pub(crate) use trim::extended_resources;
+pub use trim::{asks_for_devices, unschedulable};
+
+/// The objects of the cluster.
+#[derive(Debug, Default)]
+pub struct World {
+    snapshot: Snapshot,
+    mig_nodes: Vec<MigNode>,
+    listings: [Listing; Kind::ALL.len()],
+}
+
+impl World {
+    /// All objects.
+    #[must_use]
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// The MigNodes, sorted by name; none where their definition is not installed.
+    #[must_use]
+    pub fn mig_nodes(&self) -> &[MigNode] {
+        &self.mig_nodes
+    }
+
+    /// The version of the API server is known.
+    pub fn set_version(&mut self, version: Option<(u32, u32)>) {
+        self.snapshot.version = version.or(self.snapshot.version);
+    }
+
+    /// The kinds of which no complete list was read yet.
+    #[must_use]
+    pub fn unread(&self) -> Vec<Kind> {
+        let is_unread = |it: &Kind| !self.listings[*it as usize].is_complete();
+        Kind::ALL.iter().copied().filter(is_unread).collect()
+    }
+
+    /// Number of objects of a kind.
+    #[must_use]
+    pub fn count(&self, kind: Kind) -> usize {
+        let it = &self.snapshot;
+        match kind {
+            Kind::Pods => it.pods.len(),
+            Kind::Nodes => it.nodes.len(),
+            Kind::Claims => it.claims.len(),
+            Kind::Templates => it.templates.len(),
+            Kind::Classes => it.classes.len(),
+            Kind::Slices => it.slices.len(),
+            Kind::Quotas => it.quotas.len(),
+            Kind::MigNodes => self.mig_nodes.len(),
+        }
+    }
+
+    /// A claim.
+    #[must_use]
+    pub fn claim(&self, namespace: &str, name: &str) -> Option<&ResourceClaim> {
+        find(&self.snapshot.claims, namespace, name)
+    }
+
+    /// A pod that waits for a node.
+    #[must_use]
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Pod> {
+        find(&self.snapshot.pods, namespace, name)
+    }
+
+    /// Takes over what a watch has reported. True where that changes something that decisions go by.
+    pub fn apply(&mut self, change: Change) -> bool {
+        let World { snapshot, mig_nodes, listings } = self;
+        let listing = &mut listings[change.kind() as usize];
+        match change {
+            Change::Pods(event) => {
+                listing.take(
+                    event,
+                    &mut snapshot.pods,
+                    |all, it| match trim::pod(it) {
+                        Ok(pod) => put(all, pod),
+                        // One that asks for no device any more does not exist: requests do not change.
+                        Err(metadata) => remove(all, &metadata),
+                    },
+                    remove,
+                )
+            }
+            Change::Nodes(event) => {
+                listing.take(event, &mut snapshot.nodes, |all, it| put(all, trim::node(it)), remove)
+            }
+            Change::Claims(event) => {
+                listing.take(event, &mut snapshot.claims, |all, it| put(all, trim::claim(it)), remove)
+            }
+            Change::Templates(event) => {
+                listing.take(event, &mut snapshot.templates, |all, it| put(all, trim::template(it)), remove)
+            }
+            Change::Classes(event) => {
+                listing.take(event, &mut snapshot.classes, |all, it| put(all, trim::class(it)), remove)
+            }
+            Change::Quotas(event) => {
+                listing.take(event, &mut snapshot.quotas, |all, it| put(all, trim::quota(it)), remove)
+            }
+            Change::MigNodes(event) => {
+                listing.take(event, mig_nodes, |all, it| put(all, trim::mig_node(it)), remove)
+            }
+            Change::NoMigNodes => {
+                let is_changed = !mig_nodes.is_empty();
+                mig_nodes.clear();
+                listing.complete() || is_changed
+            }
+            Change::Slices(event) => listing.take(
+                event,
+                &mut snapshot.slices,
+                |all, it| {
+                    all.remove(it.metadata.name.as_deref().unwrap_or_default());
+                    all.push(&it);
+                    true
+                },
+                |all, metadata| {
+                    let before = all.len();
+                    all.remove(metadata.name.as_deref().unwrap_or_default());
+                    all.len() != before
+                },
+            ),
+        }
+    }
+}
