@@ -210,7 +210,7 @@ pub(super) fn show_counts(counts: &BTreeMap<String, u32>) -> String {
 }
 
 /// A list for a message: the first ones say enough.
-fn some(names: &[&str]) -> String {
+pub(super) fn some(names: &[&str]) -> String {
     const MOST: usize = 16;
     let mut text = names.iter().take(MOST).copied().collect::<Vec<_>>().join(", ");
     if names.is_empty() {

@@ -21,7 +21,8 @@ pub struct Candidate {
     pub cost: BTreeMap<String, u32>,
 }
 
-/// How good a choice is; the larger, the better. Every part is a sum over the chosen candidates.
+/// How good a choice is; the larger, the better: instances that are needed, memory that counts, and placements that stay free.
+/// Every part is a sum over the chosen candidates.
 type Score = (u32, u32, Reverse<usize>, u32);
 
 /// Chooses placements for `wanted` (profile and count) so that they fit into `room` together, and returns their
@@ -35,19 +36,29 @@ pub fn fit(
     room: &BTreeMap<String, u32>,
     wanted: &BTreeMap<String, u32>,
 ) -> Vec<usize> {
-    let mut search = Search::new(candidates, room, wanted);
-    let (mut left, mut missing) = (search.room.clone(), search.wanted.clone());
-    let mut chosen = Vec::new();
-    for step in 0..search.options.len() {
-        if search.best(step, &left, &missing).1 {
-            let option = search.options[step].clone();
-            left = left.without(&option.cost);
-            missing[option.profile] -= 1;
-            chosen.push(option.candidate);
+    let memory = |it: usize| candidates[it].placement.size;
+    Search::new(candidates, room, wanted, &BTreeMap::new(), &memory).chosen()
+}
+
+/// Chooses placements for as many of `needed` as there is room for, and, of the ways to do that, one beside which the most memory
+/// of the candidates at the positions `kept` stays as it is. Returns the positions of both, ascending. Kept candidates must fit
+/// into `room` together; one of a needed profile serves the need.
+#[must_use]
+pub fn fit_keeping(
+    candidates: &[Candidate],
+    room: &BTreeMap<String, u32>,
+    needed: &BTreeMap<String, u32>,
+    kept: &[usize],
+) -> Vec<usize> {
+    let (mut wanted, mut optional) = (needed.clone(), BTreeMap::new());
+    for candidate in kept.iter().map(|it| &candidates[*it]) {
+        for counts in [&mut wanted, &mut optional] {
+            let count = counts.entry(candidate.profile.clone()).or_insert(0_u32);
+            *count = count.saturating_add(1);
         }
     }
-    chosen.sort_unstable();
-    chosen
+    let memory = |it: usize| if kept.contains(&it) { candidates[it].placement.size } else { 0 };
+    Search::new(candidates, room, &wanted, &optional, &memory).chosen()
 }
 
 /// What of `wanted` a choice leaves out: profile and count.
@@ -79,6 +90,8 @@ struct Search {
     options: Vec<Choice>,
     room: Amounts,
     wanted: Vec<u32>,
+    /// How many of the wanted ones are not needed.
+    optional: Vec<u32>,
     /// Which counters options from a step on still take.
     counters: Vec<Vec<usize>>,
     /// Which profiles options from a step on still have.
@@ -87,7 +100,14 @@ struct Search {
 }
 
 impl Search {
-    fn new(candidates: &[Candidate], room: &BTreeMap<String, u32>, wanted: &BTreeMap<String, u32>) -> Self {
+    /// `optional` says how many of `wanted` are not needed, `memory` how much memory counts for a candidate.
+    fn new(
+        candidates: &[Candidate],
+        room: &BTreeMap<String, u32>,
+        wanted: &BTreeMap<String, u32>,
+        optional: &BTreeMap<String, u32>,
+        memory: &dyn Fn(usize) -> u32,
+    ) -> Self {
         let names = CounterNames::of(room.keys());
         let profiles: Vec<&String> = wanted.keys().collect();
         let mut options: Vec<Choice> = Vec::new();
@@ -99,7 +119,7 @@ impl Search {
             let cost = names.amounts(&candidate.cost);
             let placement = candidate.placement;
             let blocked = candidates.iter().filter(|it| it.placement.overlaps(placement)).count();
-            let score = (1, placement.size, Reverse(blocked), placement.start);
+            let score = (1, memory(index), Reverse(blocked), placement.start);
             options.push(Choice { candidate: index, profile, cost, score });
         }
         options.sort_by_key(|it| (candidates[it.candidate].placement, it.candidate));
@@ -119,8 +139,25 @@ impl Search {
             options,
             room: names.amounts(room),
             wanted: wanted.values().copied().collect(),
+            optional: wanted.keys().map(|it| optional.get(it).copied().unwrap_or(0)).collect(),
             known: HashMap::new(),
         }
+    }
+
+    /// The positions of the best choice, ascending.
+    fn chosen(mut self) -> Vec<usize> {
+        let (mut left, mut missing) = (self.room.clone(), self.wanted.clone());
+        let mut chosen = Vec::new();
+        for step in 0..self.options.len() {
+            if self.best(step, &left, &missing).1 {
+                let option = self.options[step].clone();
+                left = left.without(&option.cost);
+                missing[option.profile] -= 1;
+                chosen.push(option.candidate);
+            }
+        }
+        chosen.sort_unstable();
+        chosen
     }
 
     /// The best score that options from `step` on can add, and whether the option at `step` is part of it.
@@ -139,8 +176,11 @@ impl Search {
         let mut found = (without, false);
         if fits {
             let (left, mut missing) = (left.without(&option.cost), missing.to_vec());
+            // As long as more is missing than is optional, one that is needed is missing.
+            let is_needed = self.optional[option.profile] < missing[option.profile];
             missing[option.profile] -= 1;
-            let with = sum(option.score, self.best(step + 1, &left, &missing).0);
+            let score = (u32::from(is_needed), option.score.1, option.score.2, option.score.3);
+            let with = sum(score, self.best(step + 1, &left, &missing).0);
             if without < with {
                 found = (with, true);
             }

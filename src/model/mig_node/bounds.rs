@@ -59,7 +59,9 @@ pub(super) fn text(field: &str, text: &str, most: usize) -> Result<(), OutOfBoun
 pub(super) fn name(field: &str, name: &str, most: usize) -> Result<(), OutOfBounds> {
     text(field, name, most)?;
     let is_printable = !name.is_empty() && name.chars().all(|it| it.is_ascii_graphic());
-    ensure(is_printable, field, || "must be printable ASCII characters without spaces, at least one".to_owned())
+    ensure(is_printable, field, || {
+        "must be printable ASCII characters without spaces, at least one".to_owned()
+    })
 }
 
 pub(super) fn ensure(
@@ -73,6 +75,7 @@ pub(super) fn ensure(
 /// A message about input, which may quote it, in one line of bounded length.
 pub(super) fn shortened(message: &str) -> String {
     const LONGEST: usize = 256;
-    let line: String = message.chars().map(|it| if it.is_control() { ' ' } else { it }).take(LONGEST).collect();
+    let line: String =
+        message.chars().map(|it| if it.is_control() { ' ' } else { it }).take(LONGEST).collect();
     if line.chars().count() < LONGEST { line } else { format!("{line}…") }
 }

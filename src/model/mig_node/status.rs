@@ -49,6 +49,10 @@ pub mod reason {
     pub const LABEL_SET: &str = "LabelSet";
     /// Of `DemandFollowed`: counters keep devices apart, so every placement is published anyway.
     pub const PARTITIONABLE: &str = "Partitionable";
+    /// Of `DemandFollowed`: layouts changed a moment ago; they change at most once in 30 s.
+    pub const CHANGED_RECENTLY: &str = "ChangedRecently";
+    /// Of `DemandFollowed`: withdrawn devices settle before others take their place.
+    pub const SETTLING: &str = "Settling";
     /// Of `DemandFollowed`: the spec breaks a bound.
     pub const INVALID_SPEC: &str = "InvalidSpec";
 }

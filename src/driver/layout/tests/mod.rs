@@ -14,6 +14,7 @@ use nvml_sim::Model;
 
 use mig_model::layout::*;
 
+mod demand;
 mod files;
 mod search;
 mod transition;

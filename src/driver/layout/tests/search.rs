@@ -7,7 +7,11 @@ use proptest::test_runner::RngSeed;
 use super::*;
 
 /// The most instances, and with these the most memory slices, that are possible of `wanted` beside `fixed`.
-fn brute_force(profiles: &[Profile], fixed: &[(&Profile, Placement)], wanted: &Counts) -> (u32, u32) {
+pub(super) fn brute_force(
+    profiles: &[Profile],
+    fixed: &[(&Profile, Placement)],
+    wanted: &Counts,
+) -> (u32, u32) {
     fn extend<'a>(
         profiles: &[Profile],
         places: &[(&'a Profile, Placement)],
