@@ -10,3 +10,4 @@
 //! It keeps no state outside the API server. Of several replicas one acts: the holder of the Lease.
 
 pub mod args;
+pub mod demand;

@@ -1,0 +1,124 @@
+//! From the objects of the API server to what decisions are made from.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Node;
+use mig_model::inventory::DeviceName;
+use mig_model::mig_node::{
+    GpuStatus, HeldDevice, MigNode, MigNodeStatus, ProfileCount, PublishingMode, condition, possible, reason,
+};
+
+use super::kind::{IDENTITY, Kind, Kinds, Possible};
+use super::world::{ClaimKey, Demand, GpuState, Hold, NodeState, Placed, Profiles, Progress};
+
+/// The label by which a person chooses a layout.
+const LABEL: &str = "nvidia.com/mig.config";
+/// Its value where demand decides.
+const AUTO: &str = "auto";
+
+impl NodeState {
+    /// A node. Without the label for layouts it follows demand where `default_auto` says so. A spec or a status that is out of
+    /// bounds is not used, and such a node does not follow.
+    #[must_use]
+    pub fn of(mig: &MigNode, node: Arc<Node>, default_auto: bool, kinds: &mut Kinds) -> Self {
+        let (spec, status) = (&mig.spec, mig.status.as_ref());
+        let label = node.metadata.labels.as_ref().and_then(|it| it.get(LABEL));
+        let is_auto = label.map_or(default_auto, |it| it == AUTO);
+        let mode = status.and_then(|it| it.mode);
+        let demand = spec.demand.as_ref().map(|it| Demand {
+            renewed: it.renew_time.as_ref().map(|it| it.0),
+            profiles: counts(&it.profiles),
+        });
+        let gpus: Vec<GpuState> = status
+            .map(|it| it.gpus.iter().filter_map(|gpu| gpu_state(gpu, kinds)).collect())
+            .unwrap_or_default();
+        let holds = spec.holds.iter().map(|it| Hold {
+            gpu: it.gpu.clone(),
+            profile: it.profile.clone(),
+            claim: ClaimKey {
+                namespace: it.claim.namespace.clone(),
+                name: it.claim.name.clone(),
+                uid: it.claim.uid.as_str().to_owned(),
+            },
+            until: it.until.0,
+        });
+        let followed = followed(status);
+        let observed = status.and_then(|it| it.observed_generation);
+        let is_observed = observed.is_some() && observed == mig.metadata.generation;
+        let is_there = demand.as_ref().is_none_or(|it| is_published(&it.profiles, &gpus));
+        let is_final = is_there || followed.is_some_and(|it| it.1);
+        Self {
+            resource_version: mig.metadata.resource_version.clone(),
+            follows: is_auto && mig.invalid.spec.is_none() && mode == Some(PublishingMode::Layout),
+            counts: mode == Some(PublishingMode::Partitionable),
+            progress: if is_observed && is_final { Progress::Done } else { Progress::Pending },
+            is_refused: !is_there && followed.is_some_and(|it| it.1 && it.0),
+            floor: counts(&spec.floor),
+            holds: holds.collect(),
+            demand,
+            gpus,
+            node,
+        }
+    }
+}
+
+/// Whether the driver says that it did not follow because of what the GPUs have room for, and whether it has an answer at all.
+fn followed(status: Option<&MigNodeStatus>) -> Option<(bool, bool)> {
+    let condition = status?.conditions.iter().find(|it| it.type_ == condition::DEMAND_FOLLOWED)?;
+    let is_about_room = [reason::HELD_DEVICES, reason::DOES_NOT_FIT].contains(&condition.reason.as_str());
+    let others = [reason::STALE, reason::LABEL_SET, reason::PARTITIONABLE, reason::INVALID_SPEC];
+    let is_final =
+        condition.status == "False" && (is_about_room || others.contains(&condition.reason.as_str()));
+    Some((is_about_room, is_final))
+}
+
+fn counts(list: &[ProfileCount]) -> Profiles {
+    list.iter().map(|it| (it.profile.clone(), it.count)).collect()
+}
+
+/// Whether so many devices are published and free.
+fn is_published(profiles: &Profiles, gpus: &[GpuState]) -> bool {
+    let published = |profile: &String| {
+        gpus.iter().flat_map(|it| &it.published).filter(|it| it.profile == *profile).count()
+    };
+    profiles.iter().all(|(profile, count)| *count as usize <= published(profile))
+}
+
+fn gpu_state(gpu: &GpuStatus, kinds: &mut Kinds) -> Option<GpuState> {
+    let shared = |key: &&String| !IDENTITY.contains(&key.as_str());
+    let attributes: BTreeMap<_, _> = gpu.attributes.iter().filter(|it| shared(&it.0)).collect();
+    // What exists beside our own devices limits what is possible; with a problem it is only what is held.
+    let limits =
+        |it: &&HeldDevice| gpu.problem.is_some() || it.device.as_deref().is_none_or(DeviceName::is_adopted);
+    let limits: Vec<_> = gpu.held.iter().filter(limits).map(|it| (&it.device, it.start, it.size)).collect();
+    let key = serde_json::to_string(&(&attributes, &gpu.profiles, &limits, gpu.problem.is_some())).ok()?;
+    let kind = kinds.of(key, || {
+        let found = possible(gpu);
+        let counters = found.as_ref().and_then(|it| it.counters.clone()).map(|it| it.counters);
+        let devices = found.into_iter().flat_map(|it| it.devices).map(|it| Possible {
+            profile: it.profile,
+            start: it.placement.start,
+            size: it.placement.size,
+            device: it.device,
+        });
+        Kind::new(devices.collect(), &counters.unwrap_or_default())
+    });
+    let held =
+        gpu.held.iter().map(|it| Placed { profile: it.profile.clone(), start: it.start, size: it.size });
+    let published =
+        gpu.published.iter().map(|it| Placed { profile: it.profile.clone(), start: it.start, size: it.size });
+    Some(GpuState {
+        name: gpu.name.clone(),
+        kind,
+        identity: gpu
+            .attributes
+            .iter()
+            .filter(|it| !shared(&it.0))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect(),
+        held: held.collect(),
+        published: published.collect(),
+        has_problem: gpu.problem.is_some(),
+    })
+}

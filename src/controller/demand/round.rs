@@ -1,0 +1,268 @@
+//! One round: pods are given devices in thought.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::rc::Rc;
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::eligible::Eligibility;
+use super::kind::Kind;
+use super::ledger::{NodeLedger, Score, Source};
+use super::shape::{Choice, Need, NodeKey, Pick, Pool, Shape, Shapes, is_waiting};
+use super::world::{ClaimKey, NodeState, Options, PendingPod, Progress, World};
+use super::{Memory, after};
+
+/// Questions to the allocator about pods with several devices in one round.
+const MAX_QUESTIONS: usize = 300;
+/// Nodes that would do, of which the best is taken, for a pod with several devices.
+const MAX_FITS: usize = 8;
+
+/// A pod and what becomes of it.
+#[derive(Debug)]
+pub(super) struct Pod<'w> {
+    pub(super) of: &'w PendingPod,
+    /// The claim that a hold is for: the first without devices.
+    pub(super) claim: ClaimKey,
+    /// What it asks for, and where it can be placed; `None` where too many others were looked at.
+    pub(super) asks: Option<(Rc<Shape>, usize)>,
+    /// What serves it: source and node.
+    pub(super) served: Option<(Source, usize)>,
+    /// Whether it was offered a device for long.
+    pub(super) is_elsewhere: bool,
+}
+
+/// One round.
+pub(super) struct Round<'w> {
+    pub(super) world: &'w World,
+    pub(super) options: &'w Options,
+    pub(super) now: Timestamp,
+    pub(super) nodes: Vec<NodeLedger<'w>>,
+    pub(super) pods: Vec<Pod<'w>>,
+    pub(super) eligibility: Eligibility,
+    shapes: Shapes<'w>,
+    finders: HashMap<(*const Shape, usize, Source), Finder>,
+    /// Nodes of which something was taken, in this order.
+    touched: Vec<usize>,
+    /// What the allocator answered for pods with several devices.
+    answers: HashMap<NodeKey, Option<Vec<Pick>>>,
+    questions: usize,
+}
+
+/// Nodes that serve a shape from one source, the best first. Entries that are out of date are skipped.
+#[derive(Debug, Default)]
+struct Finder {
+    heap: BinaryHeap<Reverse<(Score, usize, u32)>>,
+    /// How much of [`Round::touched`] it knows.
+    seen: usize,
+}
+
+impl<'w> Round<'w> {
+    /// A round. `written` has the nodes of which the world does not show yet what was written.
+    pub(super) fn new(
+        world: &'w World,
+        written: &'w [Option<NodeState>],
+        options: &'w Options,
+        memory: &Memory,
+        now: Timestamp,
+    ) -> Self {
+        let node = |(seen, written): (&'w NodeState, &'w Option<NodeState>)| {
+            let state = written.as_ref().unwrap_or(seen);
+            let changed = memory.nodes.get(state.name()).map(|it| it.changed);
+            let follows_until = changed.map(|it| after(it, options.follow_within));
+            let may_change = state.follows
+                && !state.counts
+                && !state.is_a_persons()
+                && state.progress == Progress::Done
+                && memory.changeable_from(state.name(), options).is_none_or(|it| it <= now);
+            let is_counted_on = follows_until.is_some_and(|it| now < it);
+            let is_unseen = written.is_some();
+            NodeLedger { is_unseen, ..NodeLedger::new(state, is_counted_on, may_change, now) }
+        };
+        let mut round = Self {
+            world,
+            options,
+            now,
+            nodes: world.nodes.iter().zip(written).map(node).collect(),
+            pods: Vec::new(),
+            eligibility: Eligibility::default(),
+            shapes: Shapes::new(world, &options.driver, &memory.compiled.programs),
+            finders: HashMap::new(),
+            touched: Vec::new(),
+            answers: HashMap::new(),
+            questions: 0,
+        };
+        let mut order: Vec<&'w PendingPod> = world.pods.iter().collect();
+        order.sort_by_key(|it| (Reverse(it.priority), it.created, &it.uid));
+        for pod in order {
+            let Some(claim) = pod.claims.iter().find(|it| is_waiting(it)) else { continue };
+            let shape = round.shapes.of(pod);
+            let asks = shape.and_then(|it| Some((it, round.eligibility.group(pod, &world.nodes)?)));
+            let is_elsewhere = memory.is_elsewhere(&pod.uid, options, now);
+            let claim = ClaimKey::of(claim);
+            round.pods.push(Pod { of: pod, claim, asks, served: None, is_elsewhere });
+        }
+        round
+    }
+
+    /// How many kinds of pods it looked at.
+    pub(super) fn kinds_of_pods(&self) -> usize {
+        self.shapes.count()
+    }
+
+    /// Serves pods by what is published, then by what is coming, then by changes.
+    pub(super) fn serve(&mut self) {
+        // A claim that several pods use is served once.
+        let mut claims: BTreeSet<ClaimKey> = BTreeSet::new();
+        for source in [Source::Published, Source::Coming, Source::Change] {
+            for index in 0..self.pods.len() {
+                let pod = &self.pods[index];
+                let is_patient = |since: Timestamp| after(since, self.options.patience) <= self.now;
+                let counts = source != Source::Change || pod.of.unschedulable.is_some_and(is_patient);
+                if pod.served.is_some() || pod.is_elsewhere || !counts || claims.contains(&pod.claim) {
+                    continue;
+                }
+                if let Some(node) = self.serve_one(index, source) {
+                    self.pods[index].served = Some((source, node));
+                    claims.insert(self.pods[index].claim.clone());
+                }
+            }
+        }
+    }
+
+    fn serve_one(&mut self, index: usize, source: Source) -> Option<usize> {
+        let (shape, group) = self.pods[index].asks.clone()?;
+        let claim = self.pods[index].claim.uid.clone();
+        let is_own = |it: &NodeLedger<'_>| {
+            it.state.holds.iter().any(|hold| hold.claim.uid == claim && self.now < hold.until)
+        };
+        let own = (0..self.nodes.len()).find(|it| is_own(&self.nodes[*it])).filter(|_| !claim.is_empty());
+        let (node, picks) = match &shape.need {
+            Need::Nothing => return None,
+            Need::One(choices) => {
+                let at_own = own.and_then(|node| {
+                    self.is_possible(node, group, source).then_some(())?;
+                    Some((node, self.best(node, choices, source, &claim)?))
+                });
+                let (node, score) =
+                    at_own.or_else(|| self.find(Rc::as_ptr(&shape), choices, group, source))?;
+                (node, vec![(score.gpu as usize, score.device as usize)])
+            }
+            Need::Many => self.find_many(&shape, group, source, &claim)?,
+        };
+        for (gpu, device) in picks {
+            self.nodes[node].give(gpu, device, source);
+        }
+        self.touched.push(node);
+        Some(node)
+    }
+
+    fn is_possible(&self, node: usize, group: usize, source: Source) -> bool {
+        let may = source != Source::Change || self.nodes[node].may_change;
+        may && self.eligibility.takes(group, node)
+    }
+
+    fn best(
+        &self,
+        node: usize,
+        choices: &HashMap<*const Kind, Vec<Choice>>,
+        source: Source,
+        claim: &str,
+    ) -> Option<Score> {
+        let of = |kind: &Kind| choices.get(&std::ptr::from_ref(kind)).map_or(&[][..], Vec::as_slice);
+        self.nodes[node].best(of, source, claim)
+    }
+
+    /// The best node and device of a source.
+    fn find(
+        &mut self,
+        shape: *const Shape,
+        choices: &HashMap<*const Kind, Vec<Choice>>,
+        group: usize,
+        source: Source,
+    ) -> Option<(usize, Score)> {
+        let known = self.finders.remove(&(shape, group, source));
+        let is_new = known.is_none();
+        let mut finder = known.unwrap_or_default();
+        let news: BTreeSet<usize> = if is_new {
+            (0..self.nodes.len()).collect()
+        } else {
+            self.touched[finder.seen..].iter().copied().collect()
+        };
+        finder.seen = self.touched.len();
+        for node in news {
+            if self.is_possible(node, group, source)
+                && let Some(score) = self.best(node, choices, source, "")
+            {
+                finder.heap.push(Reverse((score, node, self.nodes[node].version)));
+            }
+        }
+        let found = loop {
+            let Some(Reverse((score, node, version))) = finder.heap.peek().copied() else { break None };
+            if version == self.nodes[node].version {
+                break Some((node, score));
+            }
+            finder.heap.pop();
+        };
+        self.finders.insert((shape, group, source), finder);
+        found
+    }
+
+    /// The best of some nodes for a pod with several devices.
+    fn find_many(
+        &mut self,
+        shape: &Rc<Shape>,
+        group: usize,
+        source: Source,
+        claim: &str,
+    ) -> Option<(usize, Vec<Pick>)> {
+        let pool = match source {
+            Source::Published => Pool::Published,
+            Source::Coming => Pool::Coming,
+            Source::Change => Pool::Possible,
+        };
+        let mut fits = Vec::new();
+        for node in 0..self.nodes.len() {
+            let ledger = &self.nodes[node];
+            let has_coming = || ledger.gpus.iter().any(|it| it.coming != 0);
+            if !self.is_possible(node, group, source)
+                || source == Source::Coming && !has_coming()
+                || source == Source::Change && ledger.state.counts
+            {
+                continue;
+            }
+            let key = Shapes::key(shape, ledger, pool, claim);
+            if !self.answers.contains_key(&key) {
+                if MAX_QUESTIONS <= self.questions {
+                    continue;
+                }
+                self.questions += 1;
+                let answer = self.shapes.many(shape, ledger, pool, claim);
+                self.answers.insert(key.clone(), answer);
+            }
+            if let Some(Some(picks)) = self.answers.get(&key) {
+                fits.push((node, picks.clone()));
+            }
+            if MAX_FITS <= fits.len() || source != Source::Change && !fits.is_empty() {
+                break;
+            }
+        }
+        let cost = |(node, picks): &(usize, Vec<Pick>)| {
+            let withdrawn = |(gpu, device): &Pick| {
+                let ledger = &self.nodes[*node].gpus[*gpu];
+                (ledger.published & ledger.kind.conflicts[*device] & !(1 << device)).count_ones()
+            };
+            (!self.nodes[*node].changes, picks.iter().map(withdrawn).sum::<u32>())
+        };
+        fits.into_iter().min_by_key(cost)
+    }
+}
+
+impl Memory {
+    /// Whether a pod was offered a device for so long that it must wait for something else. It gets another chance later.
+    fn is_elsewhere(&self, uid: &str, options: &Options, now: Timestamp) -> bool {
+        let since = self.offered.get(uid);
+        since
+            .is_some_and(|it| after(*it, options.offer_for) <= now && now < after(*it, options.offer_for * 5))
+    }
+}

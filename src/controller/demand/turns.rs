@@ -1,0 +1,166 @@
+//! Holds: claims that have waited for long get their turn on a GPU, so that small ones do not take whatever becomes free.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::after;
+use super::round::Round;
+use super::shape::Need;
+use super::world::{Hold, NodeState, Options};
+
+/// Holds that one round adds.
+const MAX_NEW: usize = 64;
+
+/// GPUs held back, by namespace and by pool of nodes.
+#[derive(Debug, Default)]
+struct Used<'w> {
+    namespaces: BTreeMap<&'w str, usize>,
+    pools: BTreeMap<&'w str, usize>,
+}
+
+/// The holds that each node should have, by position. A hold that is over stays for `hold_after`, so that its claim waits that long
+/// for the next one, whoever decides then.
+pub(super) fn holds(round: &mut Round<'_>) -> Vec<Vec<Hold>> {
+    let Some(hold_after) = round.options.hold_after else {
+        return round.nodes.iter().map(|_| Vec::new()).collect();
+    };
+    let waiting: BTreeSet<&str> = round.pods.iter().map(|it| it.claim.uid.as_str()).collect();
+    let is_kept =
+        |it: &&Hold| waiting.contains(it.claim.uid.as_str()) && round.now < after(it.until, hold_after);
+    let kept = |state: &NodeState| state.holds.iter().filter(is_kept).cloned().collect::<Vec<_>>();
+    let states: Vec<&NodeState> = round.nodes.iter().map(|it| it.state).collect();
+    let mut holds: Vec<Vec<Hold>> = states.iter().map(|it| kept(it)).collect();
+    let mut used = Used::default();
+    let mut seen: BTreeSet<String> = BTreeSet::new();
+    let all = states.iter().zip(&holds).flat_map(|(node, all)| all.iter().map(move |it| (*node, it)));
+    for (node, hold) in all {
+        seen.insert(hold.claim.uid.clone());
+        let pod = round.pods.iter().find(|it| it.claim.uid == hold.claim.uid);
+        if let Some(pod) = pod.filter(|_| round.now < hold.until) {
+            *used.namespaces.entry(&pod.of.namespace).or_default() += 1;
+            *used.pools.entry(pool(node, round.options)).or_default() += 1;
+        }
+    }
+    let limits = Limits::of(round);
+    let mut failed = BTreeSet::new();
+    let mut added = 0;
+    for index in 0..round.pods.len() {
+        if added == MAX_NEW {
+            break;
+        }
+        let pod = &round.pods[index];
+        let waits = pod.of.unschedulable.is_some_and(|it| after(it, hold_after) <= round.now);
+        let Some((shape, group)) = pod.asks.clone() else { continue };
+        let namespace = pod.of.namespace.as_str();
+        if !waits
+            || pod.served.is_some()
+            || pod.is_elsewhere
+            || pod.claim.uid.is_empty()
+            || seen.contains(&pod.claim.uid)
+            || limits.namespace <= used.namespaces.get(namespace).copied().unwrap_or(0)
+        {
+            continue;
+        }
+        let key = (std::rc::Rc::as_ptr(&shape), group);
+        if failed.contains(&key) {
+            continue;
+        }
+        let Need::One(_) = &shape.need else { continue };
+        let Some(place) = best(round, &shape.need, group, &used, &limits) else {
+            failed.insert(key);
+            continue;
+        };
+        let claim = round.pods[index].claim.clone();
+        let namespace = round.pods[index].of.namespace.as_str();
+        *used.namespaces.entry(namespace).or_default() += 1;
+        *used.pools.entry(pool(states[place.node], round.options)).or_default() += 1;
+        let gpu = &mut round.nodes[place.node].gpus[place.gpu];
+        gpu.reserve(&claim.uid, place.device);
+        seen.insert(claim.uid.clone());
+        let name = gpu.state.name.clone();
+        // One entry for each GPU: what is over makes room.
+        holds[place.node].retain(|it| it.gpu != name);
+        holds[place.node].push(Hold {
+            gpu: name,
+            profile: gpu.kind.devices[place.device].profile.clone(),
+            claim,
+            until: after(round.now, round.options.hold_for),
+        });
+        added += 1;
+    }
+    holds
+}
+
+/// Most GPUs that are held back.
+struct Limits<'w> {
+    namespace: usize,
+    pools: BTreeMap<&'w str, usize>,
+}
+
+impl<'w> Limits<'w> {
+    fn of(round: &Round<'w>) -> Self {
+        let mut gpus: BTreeMap<&str, usize> = BTreeMap::new();
+        for node in &round.world.nodes {
+            *gpus.entry(pool(node, round.options)).or_default() += node.gpus.len();
+        }
+        let all = gpus.values().sum();
+        let pools = gpus.iter().map(|(name, count)| (*name, part(*count, round.options.hold_pool)));
+        Self { namespace: part(all, round.options.hold_namespace), pools: pools.collect() }
+    }
+}
+
+/// A part of a number of GPUs; one at least.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "the numbers are small and not negative"
+)]
+fn part(count: usize, part: f64) -> usize {
+    ((count as f64 * part.clamp(0.0, 1.0)) as usize).max(1)
+}
+
+/// The pool that a node is in.
+fn pool<'w>(node: &'w NodeState, options: &Options) -> &'w str {
+    let labels = node.node.metadata.labels.as_ref();
+    labels.and_then(|it| it.get(&options.pool_label)).map_or("", String::as_str)
+}
+
+/// Where a hold is.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    node: usize,
+    gpu: usize,
+    device: usize,
+}
+
+/// Where a claim is likely to be served first: the fewest claims stand in the way, then the least memory.
+fn best(round: &Round<'_>, need: &Need, group: usize, used: &Used<'_>, limits: &Limits<'_>) -> Option<Place> {
+    let Need::One(choices) = need else { return None };
+    let mut best = None;
+    for (node, ledger) in round.nodes.iter().enumerate().filter(|it| !it.1.is_unseen) {
+        let state = ledger.state;
+        let pool = pool(state, round.options);
+        let is_full = limits.pools.get(pool) <= used.pools.get(pool).or(Some(&0));
+        let acts = state.counts || state.follows && !state.is_a_persons();
+        if is_full || !acts || !round.eligibility.takes(group, node) {
+            continue;
+        }
+        for (position, gpu) in ledger.gpus.iter().enumerate().filter(|(_, it)| !it.is_reserved()) {
+            for choice in choices.get(&std::ptr::from_ref(gpu.kind)).into_iter().flatten() {
+                let device = usize::from(choice.device);
+                let size = gpu.kind.devices[device].size;
+                let is_large = round.options.hold_from * f64::from(gpu.kind.largest) <= f64::from(size);
+                if !is_large || size <= gpu.kind.smallest {
+                    continue;
+                }
+                let Some(held) = gpu.in_the_way(device) else { continue };
+                let memory: u32 = super::kind::members(held).map(|it| gpu.kind.devices[it].size).sum();
+                let key = (choice.alternative, held.count_ones(), memory, size, node, position, device);
+                if best.is_none_or(|it| key < it) {
+                    best = Some(key);
+                }
+            }
+        }
+    }
+    best.map(|(.., node, gpu, device)| Place { node, gpu, device })
+}

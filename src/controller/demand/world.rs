@@ -1,0 +1,190 @@
+//! What a decision is made from, in a form that a thousand nodes fit into.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, PodSpec};
+use k8s_openapi::api::resource::v1::{DeviceAttribute, DeviceClass, ResourceClaim};
+use k8s_openapi::jiff::Timestamp;
+
+use super::kind::Kind;
+
+/// A cluster as it was seen.
+#[derive(Debug, Clone, Default)]
+pub struct World {
+    /// Nodes that have a `MigNode`.
+    pub nodes: Vec<NodeState>,
+    /// Pods without a node that have claims.
+    pub pods: Vec<PendingPod>,
+    /// All device classes.
+    pub classes: Vec<DeviceClass>,
+}
+
+/// A node: its Node, and spec and status of its `MigNode`.
+#[derive(Debug, Clone)]
+pub struct NodeState {
+    /// Labels, taints, cordon and conditions; all else may be left out.
+    pub node: Arc<Node>,
+    /// Of the `MigNode`, so that a write can depend on it.
+    pub resource_version: Option<String>,
+    /// Whether demand may change what the node publishes.
+    pub follows: bool,
+    /// Whether the node publishes devices that overlap, kept apart by counters.
+    pub counts: bool,
+    /// GPUs.
+    pub gpus: Vec<GpuState>,
+    /// `spec.demand`.
+    pub demand: Option<Demand>,
+    /// `spec.floor`.
+    pub floor: Profiles,
+    /// `spec.holds`.
+    pub holds: Vec<Hold>,
+    /// How far the node is with `spec.demand`.
+    pub progress: Progress,
+    /// Whether the driver reports that it could not follow the demand.
+    pub is_refused: bool,
+}
+
+/// Profiles and counts.
+pub type Profiles = BTreeMap<String, u32>;
+
+/// `spec.demand`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Demand {
+    /// `None` where a person wrote it.
+    pub renewed: Option<Timestamp>,
+    /// What should be published and free.
+    pub profiles: Profiles,
+}
+
+/// An entry of `spec.holds`: free devices of a GPU that stand in the way of a profile are not offered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// The GPU.
+    pub gpu: String,
+    /// The profile that the claim needs.
+    pub profile: String,
+    /// The claim.
+    pub claim: ClaimKey,
+    /// When it ends.
+    pub until: Timestamp,
+}
+
+/// A claim.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClaimKey {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+}
+
+/// How far a node is with the demand of its spec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// The driver has not seen this spec yet, or is about to follow it.
+    Pending,
+    /// What is published is what came of it.
+    Done,
+}
+
+/// A GPU.
+#[derive(Debug, Clone)]
+pub struct GpuState {
+    /// Name of the whole GPU as a device.
+    pub name: String,
+    /// What it can be partitioned into.
+    pub kind: Arc<Kind>,
+    /// Its values of the attributes in [`IDENTITY`](super::kind::IDENTITY).
+    pub identity: BTreeMap<String, DeviceAttribute>,
+    /// Devices that are allocated or prepared, and unmanaged instances.
+    pub held: Vec<Placed>,
+    /// Free devices that are offered.
+    pub published: Vec<Placed>,
+    /// Whether something is wrong with it, so that nothing can be expected of it.
+    pub has_problem: bool,
+}
+
+/// A device of a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Placed {
+    /// Profile.
+    pub profile: String,
+    /// First memory slice.
+    pub start: u32,
+    /// Memory slices.
+    pub size: u32,
+}
+
+/// A pod that waits for a node.
+#[derive(Debug, Clone)]
+pub struct PendingPod {
+    /// UID.
+    pub uid: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Priority.
+    pub priority: i32,
+    /// When it was created.
+    pub created: Timestamp,
+    /// Since when the scheduler finds it unschedulable, if it does.
+    pub unschedulable: Option<Timestamp>,
+    /// Node selectors, affinity and tolerations; all else may be left out.
+    pub spec: Arc<PodSpec>,
+    /// All claims of the pod, allocated ones included; pods of one kind may share them only where they share the object.
+    pub claims: Vec<Arc<ResourceClaim>>,
+}
+
+/// How decisions are made.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Name of the driver.
+    pub driver: String,
+    /// A pod counts once it has been unschedulable for so long.
+    pub patience: Duration,
+    /// Between two changes of one node.
+    pub change_interval: Duration,
+    /// A demand that is still needed is written again after so long.
+    pub renew_after: Duration,
+    /// A node that has not followed a demand for so long is not counted on.
+    pub follow_within: Duration,
+    /// A pod that has been offered a device for so long waits for something else.
+    pub offer_for: Duration,
+    /// A claim that has waited for so long gets a GPU held back; `None` turns holds off.
+    pub hold_after: Option<Duration>,
+    /// A hold ends after so long. The claim gets another one `hold_after` later.
+    pub hold_for: Duration,
+    /// Memory slices of a request in parts of its GPU from which on it can get a hold.
+    pub hold_from: f64,
+    /// GPUs held back for one namespace, in parts of all GPUs; one at least.
+    pub hold_namespace: f64,
+    /// GPUs held back in one pool of nodes, in parts of its GPUs; one at least.
+    pub hold_pool: f64,
+    /// The label whose values are the pools of nodes; nodes without it are one pool.
+    pub pool_label: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            driver: "mig.dra-driver.dev".to_owned(),
+            patience: seconds(5),
+            change_interval: seconds(30),
+            renew_after: seconds(30),
+            follow_within: seconds(60),
+            offer_for: seconds(60),
+            hold_after: None,
+            hold_for: seconds(1800),
+            hold_from: 0.5,
+            hold_namespace: 0.25,
+            hold_pool: 0.25,
+            pool_label: "node.kubernetes.io/instance-type".to_owned(),
+        }
+    }
+}
