@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 
+use super::decisions::{Decisions, Outcome, Prospect, Reason, Write};
 use super::ledger::{NodeLedger, Source};
+use super::memory::{Memory, NodeMemory, UNSEEN, Unseen};
 use super::round::{Pod, Round};
 use super::shape::Need;
-use super::world::{Demand, Hold, NodeState, Profiles, Progress};
-use super::{Decisions, Memory, NodeMemory, Outcome, Prospect, Reason, UNSEEN, Unseen, Write, after};
+use super::world::{Demand, Hold, NodeState, Profiles, Progress, after};
 
 /// Puts a round together.
 pub(super) fn outcome(round: &Round<'_>, holds: Vec<Vec<Hold>>, mut memory: Memory) -> Outcome {

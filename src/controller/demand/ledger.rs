@@ -6,9 +6,8 @@ use k8s_openapi::api::resource::v1::Counter;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::jiff::Timestamp;
 
-use super::kind::{Kind, Set, members};
-use super::shape::Choice;
-use super::world::{ClaimKey, GpuState, NodeState, Placed, Profiles, Progress};
+use super::kind::{Choice, Kind, Set, members};
+use super::world::{GpuState, NodeState, Placed, Profiles, Progress};
 
 /// How a device is had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -369,15 +368,5 @@ impl<'w> NodeLedger<'w> {
         }
         self.changes |= source == Source::Change;
         self.version += 1;
-    }
-}
-
-impl ClaimKey {
-    /// The key of a claim.
-    #[must_use]
-    pub fn of(claim: &k8s_openapi::api::resource::v1::ResourceClaim) -> Self {
-        let text = |it: &Option<String>| it.clone().unwrap_or_default();
-        let meta = &claim.metadata;
-        Self { namespace: text(&meta.namespace), name: text(&meta.name), uid: text(&meta.uid) }
     }
 }

@@ -7,11 +7,11 @@ use std::rc::Rc;
 use k8s_openapi::jiff::Timestamp;
 
 use super::eligible::Eligibility;
-use super::kind::Kind;
+use super::kind::{Choice, Kind};
 use super::ledger::{NodeLedger, Score, Source};
-use super::shape::{Choice, Need, NodeKey, Pick, Pool, Shape, Shapes, is_waiting};
-use super::world::{ClaimKey, NodeState, Options, PendingPod, Progress, World};
-use super::{Memory, after};
+use super::memory::Memory;
+use super::shape::{Need, NodeKey, Pick, Pool, Shape, Shapes, is_waiting};
+use super::world::{ClaimKey, NodeState, Options, PendingPod, Progress, World, after};
 
 /// Questions to the allocator about pods with several devices in one round.
 const MAX_QUESTIONS: usize = 300;
@@ -255,14 +255,5 @@ impl<'w> Round<'w> {
             (!self.nodes[*node].changes, picks.iter().map(withdrawn).sum::<u32>())
         };
         fits.into_iter().min_by_key(cost)
-    }
-}
-
-impl Memory {
-    /// Whether a pod was offered a device for so long that it must wait for something else. It gets another chance later.
-    fn is_elsewhere(&self, uid: &str, options: &Options, now: Timestamp) -> bool {
-        let since = self.offered.get(uid);
-        since
-            .is_some_and(|it| after(*it, options.offer_for) <= now && now < after(*it, options.offer_for * 5))
     }
 }

@@ -12,7 +12,7 @@ use k8s_openapi::api::resource::v1::{
     ResourceSliceSpec,
 };
 
-use super::kind::{IDENTITY, Kind, Set, members};
+use super::kind::{Choice, IDENTITY, Kind, Set, members};
 use super::ledger::{GpuLedger, NodeLedger};
 use super::world::{GpuState, PendingPod, World};
 
@@ -21,15 +21,6 @@ const MAX_STEPS: usize = 20_000;
 
 /// Different shapes that one round looks at.
 const MAX_SHAPES: usize = 512;
-
-/// A device that serves a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Choice {
-    /// Alternative of `firstAvailable`.
-    pub(super) alternative: u8,
-    /// Position among the possible devices of the GPU.
-    pub(super) device: u8,
-}
 
 /// What a pod needs of our driver.
 #[derive(Debug)]

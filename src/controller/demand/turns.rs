@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::after;
 use super::round::Round;
 use super::shape::Need;
-use super::world::{Hold, NodeState, Options};
+use super::world::{Hold, NodeState, Options, after};
 
 /// Holds that one round adds.
 const MAX_NEW: usize = 64;
