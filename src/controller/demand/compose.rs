@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 
+use super::decisions::{Decisions, Outcome, Prospect, Reason, Write};
 use super::ledger::{NodeLedger, Source};
+use super::memory::{Memory, NodeMemory, UNSEEN, Unseen};
 use super::round::{Pod, Round};
 use super::shape::Need;
-use super::world::{Demand, Hold, Profiles, Progress};
-use super::{Decisions, Memory, NodeMemory, Outcome, Prospect, Reason, Write, after};
+use super::world::{Demand, Hold, NodeState, Profiles, Progress, after};
 
 /// Puts a round together.
 pub(super) fn outcome(round: &Round<'_>, holds: Vec<Vec<Hold>>, mut memory: Memory) -> Outcome {
@@ -19,26 +20,23 @@ pub(super) fn outcome(round: &Round<'_>, holds: Vec<Vec<Hold>>, mut memory: Memo
             let serves = round.pods.iter().filter(|it| it.served == Some((Source::Change, index)));
             write.serves = serves.map(|it| it.of.uid.clone()).collect();
         }
-        if let Some(demand) = write.demand.as_ref().filter(|it| it.renewed.is_some()) {
-            let known = memory.nodes.remove(&write.node);
-            let changed = known.as_ref().filter(|_| write.reason != Reason::Change).map(|it| it.changed);
-            let changed = changed.unwrap_or(round.now);
-            let avoided = known.and_then(|it| it.avoided);
-            let written = Some(demand.profiles.clone());
-            memory.nodes.insert(write.node.clone(), NodeMemory { changed, written, avoided });
-        }
+        memory.wrote(&write, node.state, round.now);
         writes.push(write);
     }
     writes.sort_by(|a, b| (a.reason, &a.node).cmp(&(b.reason, &b.node)));
     remember_offers(round, &mut memory);
     let wake = wake(round, &writes, &holds, &memory);
-    let prospects = round.pods.iter().filter_map(|pod| Some((pod.of.uid.clone(), prospect(round, pod, &holds)?)));
+    let prospects =
+        round.pods.iter().filter_map(|pod| Some((pod.of.uid.clone(), prospect(round, pod, &holds)?)));
     Outcome { decisions: Decisions { writes, pods: prospects.collect() }, memory, wake }
 }
 
 /// What is to be written of one node, if anything.
 fn write(round: &Round<'_>, node: &NodeLedger<'_>, holds: &[Hold], memory: &Memory) -> Option<Write> {
     let state = node.state;
+    if node.is_unseen {
+        return None;
+    }
     let write = |demand: Option<Profiles>, reason: Reason| Write {
         node: state.name().to_owned(),
         resource_version: state.resource_version.clone(),
@@ -74,6 +72,32 @@ fn write(round: &Round<'_>, node: &NodeLedger<'_>, holds: &[Hold], memory: &Memo
         (true, true) => Some(write(Some(needed), Reason::Holds)),
         (true, false) if is_due && !needed.is_empty() => Some(write(Some(needed), Reason::Renew)),
         (true, false) => None,
+    }
+}
+
+impl Memory {
+    /// Takes note of a write.
+    fn wrote(&mut self, write: &Write, state: &NodeState, now: Timestamp) {
+        let known = self.nodes.remove(&write.node);
+        let before = known.as_ref().map(|it| it.changed);
+        let is_ours = |it: &Demand| it.renewed.is_some();
+        let changed = match write.reason {
+            Reason::Change => now,
+            // Where nothing was demanded, nothing was changed lately.
+            _ => before.unwrap_or(Timestamp::UNIX_EPOCH),
+        };
+        let node = NodeMemory {
+            changed,
+            written: write.demand.as_ref().filter(|it| is_ours(it)).map(|it| it.profiles.clone()),
+            avoided: known.and_then(|it| it.avoided),
+            unseen: Some(Unseen {
+                at: now,
+                before: (before, state.demand.clone(), state.holds.clone()),
+                demand: write.demand.clone(),
+                holds: write.holds.clone(),
+            }),
+        };
+        self.nodes.insert(write.node.clone(), node);
     }
 }
 
@@ -135,6 +159,7 @@ fn wake(round: &Round<'_>, writes: &[Write], holds: &[Vec<Hold>], memory: &Memor
         };
         times.extend(demand.and_then(|it| it.renewed).map(|it| after(it, options.renew_after)));
         let known = memory.nodes.get(name);
+        times.extend(known.and_then(|it| it.unseen.as_ref()).map(|it| after(it.at, UNSEEN)));
         if let Some(known) = known.filter(|_| waits || demand.is_some()) {
             times.push(after(known.changed, options.change_interval));
             times.extend(known.avoided);
@@ -152,7 +177,11 @@ fn wake(round: &Round<'_>, writes: &[Write], holds: &[Vec<Hold>], memory: &Memor
         times.push(after(since, options.patience));
         times.extend(options.hold_after.map(|it| after(since, it)));
         let offered = memory.offered.get(&pod.of.uid);
-        times.extend(offered.into_iter().flat_map(|it| [options.offer_for, options.offer_for * 5].map(|pause| after(*it, pause))));
+        times.extend(
+            offered
+                .into_iter()
+                .flat_map(|it| [options.offer_for, options.offer_for * 5].map(|pause| after(*it, pause))),
+        );
     }
     times.into_iter().filter(|it| round.now < *it).min()
 }

@@ -30,8 +30,9 @@ impl NodeState {
             renewed: it.renew_time.as_ref().map(|it| it.0),
             profiles: counts(&it.profiles),
         });
-        let gpus: Vec<GpuState> =
-            status.map(|it| it.gpus.iter().filter_map(|gpu| gpu_state(gpu, kinds)).collect()).unwrap_or_default();
+        let gpus: Vec<GpuState> = status
+            .map(|it| it.gpus.iter().filter_map(|gpu| gpu_state(gpu, kinds)).collect())
+            .unwrap_or_default();
         let holds = spec.holds.iter().map(|it| Hold {
             gpu: it.gpu.clone(),
             profile: it.profile.clone(),
@@ -67,8 +68,8 @@ fn followed(status: Option<&MigNodeStatus>) -> Option<(bool, bool)> {
     let condition = status?.conditions.iter().find(|it| it.type_ == condition::DEMAND_FOLLOWED)?;
     let is_about_room = [reason::HELD_DEVICES, reason::DOES_NOT_FIT].contains(&condition.reason.as_str());
     let others = [reason::STALE, reason::LABEL_SET, reason::PARTITIONABLE, reason::INVALID_SPEC];
-    let is_final = condition.status == "False"
-        && (is_about_room || others.contains(&condition.reason.as_str()));
+    let is_final =
+        condition.status == "False" && (is_about_room || others.contains(&condition.reason.as_str()));
     Some((is_about_room, is_final))
 }
 
@@ -88,9 +89,8 @@ fn gpu_state(gpu: &GpuStatus, kinds: &mut Kinds) -> Option<GpuState> {
     let shared = |key: &&String| !IDENTITY.contains(&key.as_str());
     let attributes: BTreeMap<_, _> = gpu.attributes.iter().filter(|it| shared(&it.0)).collect();
     // What exists beside our own devices limits what is possible; with a problem it is only what is held.
-    let limits = |it: &&HeldDevice| {
-        gpu.problem.is_some() || it.device.as_deref().is_none_or(DeviceName::is_adopted)
-    };
+    let limits =
+        |it: &&HeldDevice| gpu.problem.is_some() || it.device.as_deref().is_none_or(DeviceName::is_adopted);
     let limits: Vec<_> = gpu.held.iter().filter(limits).map(|it| (&it.device, it.start, it.size)).collect();
     let key = serde_json::to_string(&(&attributes, &gpu.profiles, &limits, gpu.problem.is_some())).ok()?;
     let kind = kinds.of(key, || {
@@ -104,13 +104,19 @@ fn gpu_state(gpu: &GpuStatus, kinds: &mut Kinds) -> Option<GpuState> {
         });
         Kind::new(devices.collect(), &counters.unwrap_or_default())
     });
-    let held = gpu.held.iter().map(|it| Placed { profile: it.profile.clone(), start: it.start, size: it.size });
+    let held =
+        gpu.held.iter().map(|it| Placed { profile: it.profile.clone(), start: it.start, size: it.size });
     let published =
         gpu.published.iter().map(|it| Placed { profile: it.profile.clone(), start: it.start, size: it.size });
     Some(GpuState {
         name: gpu.name.clone(),
         kind,
-        identity: gpu.attributes.iter().filter(|it| !shared(&it.0)).map(|(k, v)| (k.clone(), v.clone())).collect(),
+        identity: gpu
+            .attributes
+            .iter()
+            .filter(|it| !shared(&it.0))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect(),
         held: held.collect(),
         published: published.collect(),
         has_problem: gpu.problem.is_some(),

@@ -122,7 +122,8 @@ mod tests {
         let cordoned = node(json!({"spec": {"unschedulable": true}}));
         assert!(!is_open(&cordoned, &plain));
         assert!(is_open(&cordoned, &pod(json!({"tolerations": [{"operator": "Exists"}]}))));
-        let tainted = node(json!({"spec": {"taints": [{"key": "gpu", "value": "a", "effect": "NoSchedule"}]}}));
+        let tainted =
+            node(json!({"spec": {"taints": [{"key": "gpu", "value": "a", "effect": "NoSchedule"}]}}));
         assert!(!is_open(&tainted, &plain));
         assert!(is_open(&tainted, &pod(json!({"tolerations": [{"key": "gpu", "value": "a"}]}))));
         assert!(!is_open(&tainted, &pod(json!({"tolerations": [{"key": "gpu", "value": "b"}]}))));

@@ -35,6 +35,15 @@ pub struct Possible {
     pub device: Device,
 }
 
+/// A device that serves a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Choice {
+    /// Alternative of `firstAvailable`.
+    pub(super) alternative: u8,
+    /// Position among the possible devices of the GPU.
+    pub(super) device: u8,
+}
+
 /// What a GPU can be partitioned into.
 #[derive(Debug)]
 pub struct Kind {

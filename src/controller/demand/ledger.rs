@@ -6,9 +6,8 @@ use k8s_openapi::api::resource::v1::Counter;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::jiff::Timestamp;
 
-use super::kind::{Kind, Set, members};
-use super::shape::Choice;
-use super::world::{ClaimKey, GpuState, NodeState, Placed, Profiles, Progress};
+use super::kind::{Choice, Kind, Set, members};
+use super::world::{GpuState, NodeState, Placed, Profiles, Progress};
 
 /// How a device is had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +25,7 @@ pub(super) enum Source {
 pub(super) struct Score {
     /// Alternative of the request.
     alternative: u8,
+    size: u32,
     /// Whether a GPU that is whole or free would be cut.
     cuts: bool,
     /// Free devices that are offered no more.
@@ -34,7 +34,6 @@ pub(super) struct Score {
     fresh: bool,
     /// What is still possible on the GPU: full GPUs first.
     open: u32,
-    size: u32,
     blocks: u32,
     /// Higher starts first.
     end: u32,
@@ -182,7 +181,8 @@ impl<'w> GpuLedger<'w> {
     /// The placement of a profile that is likely to be free first: the fewest claims stand in its way.
     pub(super) fn soonest(&self, profile: &str) -> Option<usize> {
         let all = self.kind.devices.iter().enumerate().filter(|(_, it)| it.profile == profile);
-        let possible = all.filter_map(|(position, it)| Some((self.in_the_way(position)?, it.start, position)));
+        let possible =
+            all.filter_map(|(position, it)| Some((self.in_the_way(position)?, it.start, position)));
         possible.min_by_key(|(held, start, _)| (held.count_ones(), *start)).map(|it| it.2)
     }
 
@@ -194,11 +194,11 @@ impl<'w> GpuLedger<'w> {
         let number = |it: usize| u32::try_from(it).unwrap_or(u32::MAX);
         Score {
             alternative: choice.alternative,
+            size: of.size,
             cuts: !self.is_used && of.size < self.kind.largest,
             withdrawn: if changes { withdrawn.count_ones() } else { 0 },
             fresh: changes && fresh,
             open: self.open.count_ones(),
-            size: of.size,
             blocks: self.kind.blocks[device],
             end: u32::MAX - of.start,
             gpu: number(gpu),
@@ -211,6 +211,8 @@ impl<'w> GpuLedger<'w> {
 #[derive(Debug)]
 pub(super) struct NodeLedger<'w> {
     pub(super) state: &'w NodeState,
+    /// Whether the state is what was written, and not yet what the world shows.
+    pub(super) is_unseen: bool,
     pub(super) gpus: Vec<GpuLedger<'w>>,
     /// Whether it may be changed now.
     pub(super) may_change: bool,
@@ -227,6 +229,7 @@ impl<'w> NodeLedger<'w> {
     pub(super) fn new(state: &'w NodeState, is_counted_on: bool, may_change: bool, now: Timestamp) -> Self {
         let mut node = Self {
             state,
+            is_unseen: false,
             gpus: state.gpus.iter().map(GpuLedger::new).collect(),
             may_change,
             changes: false,
@@ -276,9 +279,17 @@ impl<'w> NodeLedger<'w> {
 
     /// Takes note of what a demand lets the node publish.
     fn expect(&mut self, demand: &BTreeMap<String, u32>) {
-        for (profile, count) in demand {
+        // The largest first: what is small finds its place beside them.
+        let size = |profile: &str| {
+            let all = self.gpus.iter().flat_map(|it| &it.kind.devices);
+            all.filter(|it| it.profile == profile).map(|it| it.size).max()
+        };
+        let mut order: Vec<(&String, &u32)> = demand.iter().collect();
+        order.sort_by_key(|it| std::cmp::Reverse(size(it.0)));
+        for (profile, count) in order {
             let is = |kind: &Kind, it: usize| kind.devices[it].profile == *profile;
-            let free = self.gpus.iter().map(|gpu| members(gpu.published).filter(|it| is(gpu.kind, *it)).count());
+            let free =
+                self.gpus.iter().map(|gpu| members(gpu.published).filter(|it| is(gpu.kind, *it)).count());
             let missing = (*count as usize).saturating_sub(free.sum());
             for _ in 0..missing {
                 let Some(score) = self.best_of_profile(profile) else { break };
@@ -357,15 +368,5 @@ impl<'w> NodeLedger<'w> {
         }
         self.changes |= source == Source::Change;
         self.version += 1;
-    }
-}
-
-impl ClaimKey {
-    /// The key of a claim.
-    #[must_use]
-    pub fn of(claim: &k8s_openapi::api::resource::v1::ResourceClaim) -> Self {
-        let text = |it: &Option<String>| it.clone().unwrap_or_default();
-        let meta = &claim.metadata;
-        Self { namespace: text(&meta.namespace), name: text(&meta.name), uid: text(&meta.uid) }
     }
 }

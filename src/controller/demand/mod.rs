@@ -22,201 +22,34 @@
 
 mod compose;
 mod convert;
+mod decisions;
 mod eligible;
 pub mod kind;
 mod ledger;
+mod memory;
 mod round;
 mod shape;
 mod turns;
 pub mod world;
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use k8s_openapi::jiff::Timestamp;
 
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
-
+pub use decisions::{Decisions, Outcome, Prospect, Reason, Write};
 pub use kind::{Kind, Kinds, Possible};
+pub use memory::Memory;
 pub use world::{
     ClaimKey, Demand, GpuState, Hold, NodeState, Options, PendingPod, Placed, Profiles, Progress, World,
 };
-
-/// What is remembered between decisions. An empty one is safe, only slower.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Memory {
-    nodes: BTreeMap<String, NodeMemory>,
-    /// Since when a pod has been offered a device, by UID.
-    offered: BTreeMap<String, Timestamp>,
-}
-
-/// What is remembered of a node.
-#[derive(Debug, Clone, PartialEq)]
-struct NodeMemory {
-    /// When its last change was decided, or the latest that it can have been.
-    changed: Timestamp,
-    /// What was written last.
-    written: Option<Profiles>,
-    /// Until when it is not changed, because it did not follow.
-    avoided: Option<Timestamp>,
-}
-
-/// What is to be done.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Decisions {
-    /// Objects to write.
-    pub writes: Vec<Write>,
-    /// What becomes of each pod that needs devices of the driver, by UID.
-    pub pods: BTreeMap<String, Prospect>,
-}
-
-/// The controller's part of the spec of one `MigNode`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Write {
-    /// The node.
-    pub node: String,
-    /// The version that this was decided on. A write must fail where the object has another one.
-    pub resource_version: Option<String>,
-    /// `spec.demand`; as it was where a person wrote it.
-    pub demand: Option<Demand>,
-    /// `spec.holds`.
-    pub holds: Vec<Hold>,
-    /// Why.
-    pub reason: Reason,
-    /// UIDs of the pods that the change serves.
-    pub serves: Vec<String>,
-}
-
-/// Why something is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
-    /// The node is to publish other devices.
-    Change,
-    /// Less is needed.
-    Reduce,
-    /// It is still needed.
-    Renew,
-    /// Nothing is needed any more.
-    Remove,
-    /// Only holds differ.
-    Holds,
-}
-
-/// What becomes of a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Prospect {
-    /// A node publishes what it needs.
-    Published {
-        /// The node.
-        node: String,
-    },
-    /// A node will publish what it needs.
-    Coming {
-        /// The node.
-        node: String,
-    },
-    /// A GPU is held back for it.
-    Held {
-        /// The node.
-        node: String,
-        /// The GPU.
-        gpu: String,
-    },
-    /// It was offered a device for long and did not use it.
-    WaitsForSomethingElse,
-    /// Nothing serves it now.
-    Waits,
-    /// No GPU can be partitioned into what it asks for.
-    Impossible,
-    /// Too many different pods wait before it.
-    NotLookedAt,
-}
-
-/// What came of [`decide`].
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Outcome {
-    /// What is to be done.
-    pub decisions: Decisions,
-    /// What to remember.
-    pub memory: Memory,
-    /// When to decide again although nothing happens.
-    pub wake: Option<Timestamp>,
-}
 
 /// Decides what nodes should publish and which GPUs are held back.
 #[must_use]
 pub fn decide(world: &World, options: &Options, memory: &Memory, now: Timestamp) -> Outcome {
     let mut memory = memory.clone();
     memory.read(world, options, now);
-    let mut round = round::Round::new(world, options, &memory, now);
+    let written: Vec<Option<NodeState>> = world.nodes.iter().map(|it| memory.as_written(it)).collect();
+    let mut round = round::Round::new(world, &written, options, &memory, now);
     round.serve();
     let holds = turns::holds(&mut round);
+    memory.compiled.used += round.kinds_of_pods();
     compose::outcome(&round, holds, memory)
-}
-
-/// A time as much later.
-fn after(time: Timestamp, pause: Duration) -> Timestamp {
-    let pause = SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX);
-    time.checked_add(pause).unwrap_or(Timestamp::MAX)
-}
-
-impl Memory {
-    /// The API server has refused the write for a node: it was not changed, and what was known before holds.
-    pub fn not_written(&mut self, node: &str, before: &Self) {
-        match before.nodes.get(node) {
-            Some(known) => self.nodes.insert(node.to_owned(), known.clone()),
-            None => self.nodes.remove(node),
-        };
-    }
-
-    /// Learns from what is written when nodes were changed, and forgets what is over.
-    fn read(&mut self, world: &World, options: &Options, now: Timestamp) {
-        let mut nodes = std::mem::take(&mut self.nodes);
-        for state in &world.nodes {
-            let name = state.name();
-            let known = nodes.remove(name);
-            let ours = state.demand.as_ref().and_then(|it| Some((&it.profiles, it.renewed?)));
-            let mut node = match (known, ours) {
-                // As written, or not there yet.
-                (Some(known), Some((profiles, _))) if known.written.as_ref() == Some(profiles) => known,
-                // Of another controller, or of this one before it started.
-                (known, Some((profiles, renewed))) => {
-                    let renewed = renewed.min(now);
-                    let changed = known.as_ref().map_or(renewed, |it| it.changed.max(renewed));
-                    let avoided = known.and_then(|it| it.avoided);
-                    NodeMemory { changed, written: Some(profiles.clone()), avoided }
-                }
-                (Some(known), None) => known,
-                (None, None) => continue,
-            };
-            if ours.is_some() && state.is_refused && state.progress == Progress::Done && node.avoided.is_none() {
-                node.avoided = Some(after(now, options.follow_within));
-            }
-            node.avoided = node.avoided.filter(|it| now < *it);
-            let is_over = ours.is_none() && after(node.changed, options.follow_within) <= now;
-            if !is_over || node.avoided.is_some() {
-                self.nodes.insert(name.to_owned(), node);
-            }
-        }
-        let pods: std::collections::BTreeSet<&str> = world.pods.iter().map(|it| it.uid.as_str()).collect();
-        self.offered.retain(|uid, _| pods.contains(uid.as_str()));
-    }
-
-    /// Until when a node may not be changed.
-    fn changeable_from(&self, node: &str, options: &Options) -> Option<Timestamp> {
-        let node = self.nodes.get(node)?;
-        let changed = after(node.changed, options.change_interval);
-        Some(node.avoided.map_or(changed, |it| it.max(changed)))
-    }
-}
-
-impl NodeState {
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        self.node.metadata.name.as_deref().unwrap_or_default()
-    }
-
-    /// Whether a person demands something of it.
-    fn is_a_persons(&self) -> bool {
-        self.demand.as_ref().is_some_and(|it| it.renewed.is_none())
-    }
 }

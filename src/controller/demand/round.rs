@@ -2,16 +2,16 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
-use std::sync::Arc;
+use std::rc::Rc;
 
 use k8s_openapi::jiff::Timestamp;
 
 use super::eligible::Eligibility;
-use super::kind::Kind;
+use super::kind::{Choice, Kind};
 use super::ledger::{NodeLedger, Score, Source};
-use super::shape::{Choice, Need, NodeKey, Pick, Pool, Shape, Shapes, is_waiting};
-use super::world::{ClaimKey, Options, PendingPod, Progress, World};
-use super::{Memory, after};
+use super::memory::Memory;
+use super::shape::{Need, NodeKey, Pick, Pool, Shape, Shapes, is_waiting};
+use super::world::{ClaimKey, NodeState, Options, PendingPod, Progress, World, after};
 
 /// Questions to the allocator about pods with several devices in one round.
 const MAX_QUESTIONS: usize = 300;
@@ -25,7 +25,7 @@ pub(super) struct Pod<'w> {
     /// The claim that a hold is for: the first without devices.
     pub(super) claim: ClaimKey,
     /// What it asks for, and where it can be placed; `None` where too many others were looked at.
-    pub(super) asks: Option<(Arc<Shape>, usize)>,
+    pub(super) asks: Option<(Rc<Shape>, usize)>,
     /// What serves it: source and node.
     pub(super) served: Option<(Source, usize)>,
     /// Whether it was offered a device for long.
@@ -58,8 +58,16 @@ struct Finder {
 }
 
 impl<'w> Round<'w> {
-    pub(super) fn new(world: &'w World, options: &'w Options, memory: &Memory, now: Timestamp) -> Self {
-        let node = |state: &'w super::NodeState| {
+    /// A round. `written` has the nodes of which the world does not show yet what was written.
+    pub(super) fn new(
+        world: &'w World,
+        written: &'w [Option<NodeState>],
+        options: &'w Options,
+        memory: &Memory,
+        now: Timestamp,
+    ) -> Self {
+        let node = |(seen, written): (&'w NodeState, &'w Option<NodeState>)| {
+            let state = written.as_ref().unwrap_or(seen);
             let changed = memory.nodes.get(state.name()).map(|it| it.changed);
             let follows_until = changed.map(|it| after(it, options.follow_within));
             let may_change = state.follows
@@ -67,16 +75,18 @@ impl<'w> Round<'w> {
                 && !state.is_a_persons()
                 && state.progress == Progress::Done
                 && memory.changeable_from(state.name(), options).is_none_or(|it| it <= now);
-            NodeLedger::new(state, follows_until.is_some_and(|it| now < it), may_change, now)
+            let is_counted_on = follows_until.is_some_and(|it| now < it);
+            let is_unseen = written.is_some();
+            NodeLedger { is_unseen, ..NodeLedger::new(state, is_counted_on, may_change, now) }
         };
         let mut round = Self {
             world,
             options,
             now,
-            nodes: world.nodes.iter().map(node).collect(),
+            nodes: world.nodes.iter().zip(written).map(node).collect(),
             pods: Vec::new(),
             eligibility: Eligibility::default(),
-            shapes: Shapes::new(world, &options.driver),
+            shapes: Shapes::new(world, &options.driver, &memory.compiled.programs),
             finders: HashMap::new(),
             touched: Vec::new(),
             answers: HashMap::new(),
@@ -93,6 +103,11 @@ impl<'w> Round<'w> {
             round.pods.push(Pod { of: pod, claim, asks, served: None, is_elsewhere });
         }
         round
+    }
+
+    /// How many kinds of pods it looked at.
+    pub(super) fn kinds_of_pods(&self) -> usize {
+        self.shapes.count()
     }
 
     /// Serves pods by what is published, then by what is coming, then by changes.
@@ -130,7 +145,7 @@ impl<'w> Round<'w> {
                     Some((node, self.best(node, choices, source, &claim)?))
                 });
                 let (node, score) =
-                    at_own.or_else(|| self.find(Arc::as_ptr(&shape), choices, group, source))?;
+                    at_own.or_else(|| self.find(Rc::as_ptr(&shape), choices, group, source))?;
                 (node, vec![(score.gpu as usize, score.device as usize)])
             }
             Need::Many => self.find_many(&shape, group, source, &claim)?,
@@ -196,7 +211,7 @@ impl<'w> Round<'w> {
     /// The best of some nodes for a pod with several devices.
     fn find_many(
         &mut self,
-        shape: &Arc<Shape>,
+        shape: &Rc<Shape>,
         group: usize,
         source: Source,
         claim: &str,
@@ -240,13 +255,5 @@ impl<'w> Round<'w> {
             (!self.nodes[*node].changes, picks.iter().map(withdrawn).sum::<u32>())
         };
         fits.into_iter().min_by_key(cost)
-    }
-}
-
-impl Memory {
-    /// Whether a pod was offered a device for so long that it must wait for something else. It gets another chance later.
-    fn is_elsewhere(&self, uid: &str, options: &Options, now: Timestamp) -> bool {
-        let since = self.offered.get(uid);
-        since.is_some_and(|it| after(*it, options.offer_for) <= now && now < after(*it, options.offer_for * 5))
     }
 }

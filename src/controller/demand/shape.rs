@@ -1,6 +1,7 @@
 //! Pods that ask for the same, and what serves them. The allocator of the scheduler says which devices do.
 
 use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use dra_allocator::cel_env::Programs;
@@ -11,7 +12,7 @@ use k8s_openapi::api::resource::v1::{
     ResourceSliceSpec,
 };
 
-use super::kind::{IDENTITY, Kind, Set, members};
+use super::kind::{Choice, IDENTITY, Kind, Set, members};
 use super::ledger::{GpuLedger, NodeLedger};
 use super::world::{GpuState, PendingPod, World};
 
@@ -20,15 +21,6 @@ const MAX_STEPS: usize = 20_000;
 
 /// Different shapes that one round looks at.
 const MAX_SHAPES: usize = 512;
-
-/// A device that serves a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Choice {
-    /// Alternative of `firstAvailable`.
-    pub(super) alternative: u8,
-    /// Position among the possible devices of the GPU.
-    pub(super) device: u8,
-}
 
 /// What a pod needs of our driver.
 #[derive(Debug)]
@@ -60,29 +52,27 @@ pub(super) struct Shapes<'w> {
     kinds: Vec<&'w GpuState>,
     /// Whether a class may have devices of ours, by name.
     ours: HashMap<&'w str, bool>,
-    known: HashMap<String, Arc<Shape>>,
+    known: HashMap<String, Rc<Shape>>,
 }
 
 /// A device of a node: GPU and possible device, by position.
 pub(super) type Pick = (usize, usize);
 
 impl<'w> Shapes<'w> {
-    pub(super) fn new(world: &'w World, driver: &'w str) -> Self {
+    pub(super) fn new(world: &'w World, driver: &'w str, programs: &Programs) -> Self {
         let mut seen = BTreeSet::new();
         let gpus = world.nodes.iter().flat_map(|it| &it.gpus);
         let kinds = gpus.filter(|it| seen.insert(Arc::as_ptr(&it.kind))).collect();
-        Self {
-            world,
-            driver,
-            programs: Programs::default(),
-            kinds,
-            ours: HashMap::new(),
-            known: HashMap::new(),
-        }
+        Self { world, driver, programs: programs.clone(), kinds, ours: HashMap::new(), known: HashMap::new() }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.known.len()
     }
 
     /// The shape of a pod; `None` where too many others were looked at already.
-    pub(super) fn of(&mut self, pod: &'w PendingPod) -> Option<Arc<Shape>> {
+    pub(super) fn of(&mut self, pod: &'w PendingPod) -> Option<Rc<Shape>> {
         let waiting: Vec<&'w ResourceClaim> =
             pod.claims.iter().filter(|it| is_waiting(it)).map(|it| &**it).collect();
         let key = waiting.iter().map(|it| serde_json::to_string(&it.spec).unwrap_or_default());
@@ -93,7 +83,7 @@ impl<'w> Shapes<'w> {
         if MAX_SHAPES <= self.known.len() {
             return None;
         }
-        let shape = Arc::new(self.read(&waiting));
+        let shape = Rc::new(self.read(&waiting));
         self.known.insert(key, shape.clone());
         Some(shape)
     }
@@ -124,8 +114,7 @@ impl<'w> Shapes<'w> {
     /// Whether a request may get a device of ours. One whose class does not exist is kept, as nothing serves it.
     fn is_ours(&mut self, request: &DeviceRequest) -> bool {
         classes(request).into_iter().any(|class| {
-            let Some(class) =
-                self.world.classes.iter().find(|it| it.metadata.name.as_deref() == Some(class))
+            let Some(class) = self.world.classes.iter().find(|it| it.metadata.name.as_deref() == Some(class))
             else {
                 return true;
             };
@@ -134,9 +123,10 @@ impl<'w> Shapes<'w> {
                 return *known;
             }
             let claim = claim_of_class(name);
-            let is_ours = self.kinds.iter().any(|gpu| {
-                (0..gpu.kind.devices.len()).any(|it| self.serves(gpu, it, &claim) != Ok(None))
-            });
+            let is_ours = self
+                .kinds
+                .iter()
+                .any(|gpu| (0..gpu.kind.devices.len()).any(|it| self.serves(gpu, it, &claim) != Ok(None)));
             self.ours.insert(name, is_ours);
             is_ours
         })
@@ -206,7 +196,13 @@ impl<'w> Shapes<'w> {
     }
 
     /// The devices of a node that serve all the claims: of what is published, or of what is possible.
-    pub(super) fn many(&self, shape: &Shape, node: &NodeLedger<'w>, of: Pool, claim: &str) -> Option<Vec<Pick>> {
+    pub(super) fn many(
+        &self,
+        shape: &Shape,
+        node: &NodeLedger<'w>,
+        of: Pool,
+        claim: &str,
+    ) -> Option<Vec<Pick>> {
         let pool = offer(self.driver, node, |it| of.set(&node.gpus[it]) & !node.gpus[it].barred(claim));
         let cluster = Cluster::new(&pool.slices, &self.world.classes, Features::ALL)
             .with_programs(&self.programs)
@@ -219,16 +215,23 @@ impl<'w> Shapes<'w> {
     }
 
     /// What a node is to a shape, for remembering that it was asked: equal keys have equal answers.
-    pub(super) fn key(shape: &Arc<Shape>, node: &NodeLedger<'w>, of: Pool, claim: &str) -> NodeKey {
+    pub(super) fn key(shape: &Rc<Shape>, node: &NodeLedger<'w>, of: Pool, claim: &str) -> NodeKey {
         let which = if shape.is_particular {
             node.state.node.metadata.name.clone().unwrap_or_default()
         } else {
             String::new()
         };
-        let gpus = node.gpus.iter().map(|gpu| {
-            (std::ptr::from_ref(gpu.kind), of.set(gpu) & !gpu.barred(claim), gpu.left.clone())
-        });
-        NodeKey { shape: Arc::as_ptr(shape), which, of, pattern: pattern(&node.state.gpus), gpus: gpus.collect() }
+        let gpus = node
+            .gpus
+            .iter()
+            .map(|gpu| (std::ptr::from_ref(gpu.kind), of.set(gpu) & !gpu.barred(claim), gpu.left.clone()));
+        NodeKey {
+            shape: Rc::as_ptr(shape),
+            which,
+            of,
+            pattern: pattern(&node.state.gpus),
+            gpus: gpus.collect(),
+        }
     }
 }
 
@@ -413,9 +416,9 @@ fn is_single(claim: &ResourceClaim) -> bool {
     let is_one = |mode: Option<&str>, count: Option<i64>| {
         mode.is_none_or(|it| it == "ExactCount") && count.unwrap_or(1) == 1
     };
-    let listed = request.first_available.iter().flatten();
+    let mut listed = request.first_available.iter().flatten();
     !is_admin(request)
-        && listed.map(|it| is_one(it.allocation_mode.as_deref(), it.count)).all(|it| it)
+        && listed.all(|it| is_one(it.allocation_mode.as_deref(), it.count))
         && request.exactly.iter().all(|it| is_one(it.allocation_mode.as_deref(), it.count))
 }
 

@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::after;
 use super::round::Round;
 use super::shape::Need;
-use super::world::{Hold, NodeState, Options};
+use super::world::{Hold, NodeState, Options, after};
 
 /// Holds that one round adds.
 const MAX_NEW: usize = 64;
@@ -24,13 +23,15 @@ pub(super) fn holds(round: &mut Round<'_>) -> Vec<Vec<Hold>> {
         return round.nodes.iter().map(|_| Vec::new()).collect();
     };
     let waiting: BTreeSet<&str> = round.pods.iter().map(|it| it.claim.uid.as_str()).collect();
-    let is_kept = |it: &&Hold| waiting.contains(it.claim.uid.as_str()) && round.now < after(it.until, hold_after);
+    let is_kept =
+        |it: &&Hold| waiting.contains(it.claim.uid.as_str()) && round.now < after(it.until, hold_after);
     let kept = |state: &NodeState| state.holds.iter().filter(is_kept).cloned().collect::<Vec<_>>();
-    let mut holds: Vec<Vec<Hold>> = round.world.nodes.iter().map(kept).collect();
-    let world = round.world;
+    let states: Vec<&NodeState> = round.nodes.iter().map(|it| it.state).collect();
+    let mut holds: Vec<Vec<Hold>> = states.iter().map(|it| kept(it)).collect();
     let mut used = Used::default();
     let mut seen: BTreeSet<String> = BTreeSet::new();
-    for (node, hold) in world.nodes.iter().zip(&holds).flat_map(|(node, all)| all.iter().map(move |it| (node, it))) {
+    let all = states.iter().zip(&holds).flat_map(|(node, all)| all.iter().map(move |it| (*node, it)));
+    for (node, hold) in all {
         seen.insert(hold.claim.uid.clone());
         let pod = round.pods.iter().find(|it| it.claim.uid == hold.claim.uid);
         if let Some(pod) = pod.filter(|_| round.now < hold.until) {
@@ -58,7 +59,7 @@ pub(super) fn holds(round: &mut Round<'_>) -> Vec<Vec<Hold>> {
         {
             continue;
         }
-        let key = (std::sync::Arc::as_ptr(&shape), group);
+        let key = (std::rc::Rc::as_ptr(&shape), group);
         if failed.contains(&key) {
             continue;
         }
@@ -70,7 +71,7 @@ pub(super) fn holds(round: &mut Round<'_>) -> Vec<Vec<Hold>> {
         let claim = round.pods[index].claim.clone();
         let namespace = round.pods[index].of.namespace.as_str();
         *used.namespaces.entry(namespace).or_default() += 1;
-        *used.pools.entry(pool(&world.nodes[place.node], round.options)).or_default() += 1;
+        *used.pools.entry(pool(states[place.node], round.options)).or_default() += 1;
         let gpu = &mut round.nodes[place.node].gpus[place.gpu];
         gpu.reserve(&claim.uid, place.device);
         seen.insert(claim.uid.clone());
@@ -135,7 +136,7 @@ struct Place {
 fn best(round: &Round<'_>, need: &Need, group: usize, used: &Used<'_>, limits: &Limits<'_>) -> Option<Place> {
     let Need::One(choices) = need else { return None };
     let mut best = None;
-    for (node, ledger) in round.nodes.iter().enumerate() {
+    for (node, ledger) in round.nodes.iter().enumerate().filter(|it| !it.1.is_unseen) {
         let state = ledger.state;
         let pool = pool(state, round.options);
         let is_full = limits.pools.get(pool) <= used.pools.get(pool).or(Some(&0));

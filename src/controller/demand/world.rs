@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, PodSpec};
 use k8s_openapi::api::resource::v1::{DeviceAttribute, DeviceClass, ResourceClaim};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::kind::Kind;
 
@@ -186,5 +186,34 @@ impl Default for Options {
             hold_pool: 0.25,
             pool_label: "node.kubernetes.io/instance-type".to_owned(),
         }
+    }
+}
+
+impl NodeState {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.node.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// Whether a person demands something of it.
+    pub(super) fn is_a_persons(&self) -> bool {
+        self.demand.as_ref().is_some_and(|it| it.renewed.is_none())
+    }
+}
+
+/// A time as much later.
+pub(super) fn after(time: Timestamp, pause: Duration) -> Timestamp {
+    let pause = SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX);
+    time.checked_add(pause).unwrap_or(Timestamp::MAX)
+}
+
+impl ClaimKey {
+    /// The key of a claim.
+    #[must_use]
+    pub fn of(claim: &ResourceClaim) -> Self {
+        let text = |it: &Option<String>| it.clone().unwrap_or_default();
+        let meta = &claim.metadata;
+        Self { namespace: text(&meta.namespace), name: text(&meta.name), uid: text(&meta.uid) }
     }
 }

@@ -1,0 +1,48 @@
+//! What came of arrivals.
+
+use crate::arrivals::{Arrival, RUN};
+
+/// Of the arrivals, this part is not counted: the GPUs were empty before.
+const WARM_UP: usize = 20;
+
+/// What came of arrivals.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Outcome {
+    /// Memory of the pods that started, in parts of what was asked for.
+    pub(crate) served: f64,
+    /// Waiting times by profile, ascending, in mean run times. A pod that still waits counts with what it has waited.
+    pub(crate) waits: Vec<Vec<f64>>,
+    pub(crate) layout_changes: usize,
+    pub(crate) slice_writes: usize,
+}
+
+impl Outcome {
+    /// From when each pod started, if it did before the last one arrived.
+    pub(crate) fn of(arrivals: &[Arrival], starts: &[Option<f64>], sizes: &[u32]) -> Self {
+        let end = arrivals.last().map_or(0.0, |it| it.at);
+        let mut outcome = Self { waits: vec![Vec::new(); sizes.len()], ..Self::default() };
+        let (mut asked, mut given) = (0.0, 0.0);
+        for (arrival, start) in arrivals.iter().zip(starts).skip(arrivals.len() / WARM_UP) {
+            let start = start.filter(|it| *it <= end);
+            asked += f64::from(sizes[arrival.profile]);
+            given += start.map_or(0.0, |_| f64::from(sizes[arrival.profile]));
+            outcome.waits[arrival.profile].push((start.unwrap_or(end) - arrival.at) / RUN);
+        }
+        outcome.waits.iter_mut().for_each(|it| it.sort_by(f64::total_cmp));
+        outcome.served = given / asked;
+        outcome
+    }
+
+    /// A part of the waiting times of a profile is not above this; 1 is the longest.
+    pub(crate) fn wait(&self, profile: usize, part: f64) -> f64 {
+        let waits = &self.waits[profile];
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "an index of a list"
+        )]
+        let index = (part * waits.len().saturating_sub(1) as f64).round() as usize;
+        waits.get(index).copied().unwrap_or(0.0)
+    }
+}
