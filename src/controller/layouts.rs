@@ -70,11 +70,12 @@ impl Layouts {
             let input = input(world, self.default_auto, &mut self.kinds);
             decide(&input, &self.options, &self.memory, now)
         });
-        let before = std::mem::replace(&mut self.memory, outcome.memory);
+        self.memory = outcome.memory;
         let mut is_left = false;
         for write in &outcome.decisions.writes {
-            if !term.holds() {
-                break;
+            if is_left || !term.holds() {
+                self.memory.failed(&write.node);
+                continue;
             }
             let (reason, node) = (WriteReason::of(write.reason), write.node.as_str());
             let result = timeout(CALL_TIMEOUT, self.write(write)).await;
@@ -89,7 +90,7 @@ impl Layouts {
                 // Something has changed since: the watch reports it, and it is decided again.
                 Ok(Err(Error::Api(status))) if status.is_conflict() || status.is_not_found() => {
                     debug!(node, "the MigNode has changed since it was read");
-                    self.memory.not_written(node, &before);
+                    self.memory.failed(node);
                 }
                 Ok(Err(Error::Api(status))) if (400..500).contains(&status.code) && status.code != 429 => {
                     warn!(node, error = status.message, "the API server refuses the spec of a MigNode");
@@ -97,12 +98,10 @@ impl Layouts {
                 Ok(Err(error)) => {
                     warn!(node, error = with_causes(&error), "cannot write a MigNode; it is decided again");
                     is_left = true;
-                    break;
                 }
                 Err(_) => {
                     warn!(node, "cannot write a MigNode: no answer within {} s", CALL_TIMEOUT.as_secs());
                     is_left = true;
-                    break;
                 }
             }
         }

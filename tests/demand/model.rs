@@ -8,7 +8,7 @@ use kubectl_mig::template::{NodeTemplate, TemplateArgs};
 use mig_controller::demand::{GpuState, Kind, Placed, Possible};
 use mig_model::facts::GpuFacts;
 use mig_model::inventory::Inventory;
-use mig_model::layout::{GpuLayout, Layouts, apply, default_layouts};
+use mig_model::layout::{GpuLayout, HeldBack, LayoutInputs, Layouts, apply, default_layouts};
 
 pub(crate) type Set = u128;
 
@@ -117,6 +117,12 @@ impl Model {
             members(*set).map(|it| devices[it].name.to_string()).collect::<Vec<_>>()
         };
         held.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// What layouts are arranged from. What holds leave of a GPU is for [`crate::node::Sim`] to say.
+    pub(crate) fn inputs<'a>(&'a self, held: &'a BTreeSet<String>) -> LayoutInputs<'a> {
+        static NOTHING: HeldBack = HeldBack::new();
+        LayoutInputs { inventory: &self.inventory, held, base: &self.base, held_back: &NOTHING }
     }
 
     /// What layouts publish beside what is held: free devices, by GPU.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use mig_controller::demand::{Demand, Hold, NodeState, Profiles, Progress, Write};
-use mig_model::layout::{self, DemandMemory, LayoutInputs, Layouts, Wanted, follow};
+use mig_model::layout::{self, DemandMemory, Layouts, Wanted, follow};
 
 use crate::model::{Model, Offers, Set, members};
 
@@ -185,7 +185,7 @@ impl SimNode {
 
     fn follow(&mut self, now: Timestamp) {
         let held = self.model.held_names(&self.held);
-        let inputs = LayoutInputs { inventory: &self.model.inventory, held: &held, base: &self.model.base };
+        let inputs = self.model.inputs(&held);
         let demand = (self.demand.is_some() || !self.floor.is_empty()).then(|| layout::Demand {
             renewed: self.demand.as_ref().and_then(|it| it.renewed),
             wanted: Wanted {

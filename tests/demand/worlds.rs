@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use mig_controller::demand::{Memory, NodeState, Options, PendingPod, Reason, World, Write, decide};
-use mig_model::layout::{LayoutInputs, Wanted, arrange};
+use mig_model::layout::{Wanted, arrange};
 use proptest::prelude::*;
 
 use crate::model::{Model, Set, members};
@@ -222,7 +222,7 @@ impl Cluster {
         if fresh {
             let sim = &self.nodes[node];
             let held = sim.model.held_names(&sim.held);
-            let inputs = LayoutInputs { inventory: &sim.model.inventory, held: &held, base: &sim.model.base };
+            let inputs = sim.model.inputs(&held);
             let free = write.demand.clone().unwrap().profiles;
             let wanted = Wanted { free, floor: sim.floor.clone() };
             let missing = arrange(inputs, &sim.layouts, &wanted).missing;

@@ -107,7 +107,7 @@ impl Memory {
         self.offered.retain(|uid, _| pods.contains(uid.as_str()));
     }
 
-    /// To be called where a write failed, so that it is not counted on.
+    /// To be called where a write was not made, so that it is not counted on.
     pub fn failed(&mut self, node: &str) {
         let Some(known) = self.nodes.get_mut(node) else { return };
         let Some(Unseen { before: (changed, demand, _), .. }) = known.unseen.take() else { return };

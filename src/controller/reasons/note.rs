@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn the_note_is_the_verdict_and_what_to_do() {
         let pod = pod("a");
-        let explanation = explanation(Verdict::NotNow, ReasonId::AllTaken, &["wait", "end pod x."]);
+        let explanation = explanation(Verdict::NotNow, ReasonId::AllAllocated, &["wait", "end pod x."]);
         let finding = Finding::of(&explanation, &of(&pod, "a-gpu-x"), &NAMESPACES.into()).unwrap();
         assert_eq!(
             finding.note(&of(&pod, "a-gpu-x")),
@@ -216,7 +216,7 @@ mod tests {
     fn another_pod_of_the_shape_has_its_own_names_in_its_note() {
         let (a, b) = (pod("a"), pod("b.c"));
         let advice = "see claim a-gpu-x, kubectl describe pod a; a-gpu-xy and ab stay, as does a.";
-        let explanation = explanation(Verdict::NotNow, ReasonId::AllTaken, &[advice]);
+        let explanation = explanation(Verdict::NotNow, ReasonId::AllAllocated, &[advice]);
         let note = Finding::of(&explanation, &of(&a, "a-gpu-x"), &NAMESPACES.into())
             .unwrap()
             .note(&of(&b, "b-gpu-y"));
@@ -249,7 +249,7 @@ mod tests {
         let pod = pod("a");
         let long = "é".repeat(200);
         let advice = [long.as_str(), &long, &long];
-        let mut explanation = explanation(Verdict::Never, ReasonId::AllTaken, &advice);
+        let mut explanation = explanation(Verdict::Never, ReasonId::AllAllocated, &advice);
         let note =
             Finding::of(&explanation, &of(&pod, "x"), &NAMESPACES.into()).unwrap().note(&of(&pod, "x"));
         assert!(note.len() <= LONGEST && note.contains(&format!("2. {long}. All of it")), "{note}");
@@ -263,8 +263,8 @@ mod tests {
     fn what_has_nothing_to_do_with_devices_is_not_reported() {
         let pod = pod("a");
         for (verdict, reason) in [
-            (Verdict::Fits, ReasonId::AllTaken),
-            (Verdict::Unknown, ReasonId::AllTaken),
+            (Verdict::Fits, ReasonId::AllAllocated),
+            (Verdict::Unknown, ReasonId::AllAllocated),
             (Verdict::NotNow, ReasonId::NotDevices),
             (Verdict::Never, ReasonId::PodBeingDeleted),
         ] {
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn characters_that_a_terminal_acts_on_are_not_in_a_note() {
         let pod = pod("a");
-        let explanation = explanation(Verdict::Never, ReasonId::AllTaken, &["a\u{1b}[31mb\nc"]);
+        let explanation = explanation(Verdict::Never, ReasonId::AllAllocated, &["a\u{1b}[31mb\nc"]);
         let note =
             Finding::of(&explanation, &of(&pod, "x"), &NAMESPACES.into()).unwrap().note(&of(&pod, "x"));
         assert!(note.contains("a [31mb c"), "{note}");

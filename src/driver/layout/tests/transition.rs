@@ -234,7 +234,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(config(CASES))]
 
     #[test]
     fn a_gpu_that_is_held_back_is_given_away_once_and_in_the_end_all_is_offered(
