@@ -84,6 +84,8 @@ struct Cluster {
     /// When the hold of a claim on a GPU of a node ends.
     holds: BTreeMap<(usize, String, String), Timestamp>,
     count: usize,
+    /// When a write for each node was lost.
+    lost: Vec<Option<f64>>,
 }
 
 impl Cluster {
@@ -115,6 +117,7 @@ impl Cluster {
             changes: nodes.iter().map(|_| Vec::new()).collect(),
             holds: BTreeMap::new(),
             count: 0,
+            lost: vec![None; nodes.len()],
             nodes,
         };
         cluster.drive();
@@ -189,6 +192,7 @@ impl Cluster {
                 self.check_change(&view, node, &write, !stale);
             }
             if lost {
+                self.lost[node] = Some(self.now);
                 continue;
             }
             if !self.nodes[node].write(&write) {
@@ -208,16 +212,20 @@ impl Cluster {
         for uid in &write.serves {
             let Some((_, profile)) = self.pending.get(uid).filter(|_| fresh) else { continue };
             let wanted = PROFILES[*profile];
-            let published: usize = view
-                .nodes
-                .iter()
-                .flat_map(|it| &it.gpus)
+            // Nodes that are about to withdraw devices, or hold them back, do not count.
+            let is_stable = |it: &(usize, &NodeState)| {
+                it.1.demand.is_none()
+                    && it.1.holds.is_empty()
+                    && self.lost[it.0].is_none_or(|at| at + 10.0 < self.now)
+            };
+            let nodes = view.nodes.iter().enumerate().filter(is_stable);
+            let published: usize = nodes
+                .flat_map(|it| &it.1.gpus)
                 .flat_map(|it| &it.published)
                 .filter(|it| it.profile == wanted)
                 .count();
             let asking = self.pending.values().filter(|it| it.1 == *profile).count();
-            let held_back: usize = view.nodes.iter().map(|it| it.holds.len()).sum();
-            assert!(published < asking + held_back, "{uid} is served by what is published: {write:?}");
+            assert!(published < asking, "{uid} is served by what is published: {write:?}");
         }
         if fresh {
             let sim = &self.nodes[node];

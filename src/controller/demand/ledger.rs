@@ -272,7 +272,8 @@ impl<'w> NodeLedger<'w> {
             for _ in 0..missing {
                 let Some(score) = self.best_of_profile(profile) else { break };
                 let gpu = &mut self.gpus[score.gpu as usize];
-                gpu.take(score.device as usize);
+                // No change takes its place; what is published there now can still be allocated.
+                gpu.open &= !(gpu.kind.conflicts[score.device as usize] & !gpu.published);
             }
         }
     }
