@@ -19,9 +19,9 @@ use crate::hardware::NodeState;
 
 /// Value of the node's label with which layouts follow demand.
 pub(super) const AUTO: &str = "auto";
-/// How soon a change is tried again for which the claims could not be read.
+/// The shortest time between two reads of the claims, also after one that failed.
 const READ_PAUSE: Duration = Duration::from_secs(5);
-/// How often claims are read for a demand that they stand in the way of.
+/// The longest such time, for a demand that claims stand in the way of: it doubles while nothing changes on the node.
 const READ_PERIOD: Duration = Duration::from_secs(60);
 
 /// What a MigNode demands.
@@ -33,6 +33,16 @@ struct Spec {
     generation: Option<i64>,
     /// Which bound it breaks.
     invalid: Option<String>,
+}
+
+/// What claims had when they were read.
+#[derive(Debug)]
+struct Allocated {
+    at: Instant,
+    /// What was prepared on the node when that was looked at last.
+    held: BTreeSet<String>,
+    /// What was allocated.
+    names: BTreeSet<String>,
 }
 
 /// The demand on this node.
@@ -49,10 +59,10 @@ pub(super) struct DemandFollower {
     notes: Vec<String>,
     /// When to look again.
     wake: Option<Timestamp>,
-    /// What claims had when they were read last, without what they have released on the node since.
-    allocated: Option<(Instant, BTreeSet<String>)>,
-    /// What claims held on the node then.
-    held: BTreeSet<String>,
+    /// What claims had when they were read last, if the spec is the same since.
+    allocated: Option<Allocated>,
+    /// How soon they are read again.
+    pause: Duration,
     /// Whether a failed read of the claims was logged.
     has_failed: bool,
 }
@@ -67,7 +77,7 @@ impl DemandFollower {
             notes: Vec::new(),
             wake: None,
             allocated: None,
-            held: BTreeSet::new(),
+            pause: READ_PAUSE,
             has_failed: false,
         }
     }
@@ -85,6 +95,9 @@ impl DemandFollower {
         };
         let is_new = self.spec.as_ref() != Some(&spec);
         self.spec = Some(spec);
+        if is_new {
+            (self.allocated, self.pause) = (None, READ_PAUSE);
+        }
         is_new
     }
 
@@ -117,9 +130,10 @@ impl DemandFollower {
         let Some(spec) = self.spec.as_ref().filter(|_| !is_counted) else {
             return (InForce { layouts, demand: Some(memory) }, held_back);
         };
-        let was_held = std::mem::replace(&mut self.held, state.held.clone());
-        if let Some((_, allocated)) = &mut self.allocated {
-            allocated.retain(|it| state.held.contains(it) || !was_held.contains(it));
+        if let Some(known) = self.allocated.as_mut().filter(|it| it.held != state.held) {
+            // A claim that is released on the node is deallocated a moment later.
+            known.held.clone_from(&state.held);
+            self.pause = READ_PAUSE;
         }
         let demand = demand_of(&spec.spec);
         let step = |held: &BTreeSet<String>| {
@@ -134,12 +148,11 @@ impl DemandFollower {
         // layouts only follow the GPUs.
         if result.0.layouts != layouts && (demand.is_some() || memory.changed.is_some()) {
             // No event says when such a claim is released.
-            self.wake = self.wake.into_iter().chain(later(READ_PERIOD)).min();
-            if let Some(known) = self.allocated.iter().find(|it| it.0.elapsed() < READ_PERIOD) {
-                result = step(&(&state.held | &known.1));
+            if let Some(known) = self.allocated.as_ref().filter(|it| it.at.elapsed() < self.pause) {
+                result = step(&(&state.held | &known.names));
             }
             if result.0.layouts != layouts {
-                match self.read_claims().await {
+                match self.read_claims(&state.held).await {
                     Some(allocated) => result = step(&(&state.held | allocated)),
                     None => {
                         self.wake = self.wake.into_iter().chain(later(READ_PAUSE)).min();
@@ -147,6 +160,7 @@ impl DemandFollower {
                     }
                 }
             }
+            self.wake = self.wake.into_iter().chain(later(self.pause)).min();
         }
         let (followed, message) = result;
         let layout::Followed { layouts: next, outcome, memory, wake } = followed;
@@ -176,12 +190,13 @@ impl DemandFollower {
     }
 
     /// The devices that claims have now, prepared or not; nothing where they cannot be read.
-    async fn read_claims(&mut self) -> Option<&BTreeSet<String>> {
-        let read_at = Instant::now();
+    async fn read_claims(&mut self, held: &BTreeSet<String>) -> Option<&BTreeSet<String>> {
+        let at = Instant::now();
         match self.allocations.read().await {
-            Ok(allocated) => {
+            Ok(names) => {
                 self.has_failed = false;
-                Some(&self.allocated.insert((read_at, allocated)).1)
+                self.pause = (self.pause * 2).min(READ_PERIOD);
+                Some(&self.allocated.insert(Allocated { at, held: held.clone(), names }).names)
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.has_failed, true) {
