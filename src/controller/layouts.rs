@@ -116,9 +116,10 @@ impl Layouts {
     }
 }
 
-/// What is applied: the fields that are left out are those of others, such as the floor.
+/// What is applied: the fields that are left out are those of others, such as the floor, and the demand of a person.
 fn object(write: &Write) -> Value {
-    let demand = write.demand.as_ref().map(|it| Demand {
+    let ours = write.demand.as_ref().filter(|it| it.renewed.is_some());
+    let demand = ours.map(|it| Demand {
         renew_time: it.renewed.map(Time),
         profiles: it
             .profiles
@@ -213,7 +214,7 @@ mod tests {
             profiles: BTreeMap::from([("1g.10gb".to_owned(), 4)]),
         };
         assert_eq!(
-            object(&write(Some(demand))),
+            object(&write(Some(demand.clone()))),
             json!({
                 "apiVersion": "mig.dra-driver.dev/v1alpha1", "kind": "MigNode",
                 "metadata": {"name": "n", "resourceVersion": "7"},
@@ -221,5 +222,7 @@ mod tests {
             })
         );
         assert_eq!(object(&write(None))["spec"], json!({}), "which removes what was applied before");
+        let of_a_person = demand::Demand { renewed: None, ..demand };
+        assert_eq!(object(&write(Some(of_a_person)))["spec"], json!({}));
     }
 }
