@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::common::repository;
 use k8s_openapi::api::{
     admissionregistration::v1 as admission, apps::v1 as apps, batch::v1 as batch, core::v1 as core,
-    networking::v1 as networking, rbac::v1 as rbac, resource::v1 as resource, scheduling::v1 as scheduling,
+    networking::v1 as networking, policy::v1 as policy, rbac::v1 as rbac, resource::v1 as resource, scheduling::v1 as scheduling,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as extensions;
 use kube_sim::{ApiServer, Options, kinds, manifest};
@@ -75,6 +75,7 @@ fn typed(value: &Value) -> Result<Value, serde_json::Error> {
         ("batch/v1", "Job") => kept::<batch::Job>(value),
         ("batch/v1", "CronJob") => kept::<batch::CronJob>(value),
         ("networking.k8s.io/v1", "NetworkPolicy") => kept::<networking::NetworkPolicy>(value),
+        ("policy/v1", "PodDisruptionBudget") => kept::<policy::PodDisruptionBudget>(value),
         ("scheduling.k8s.io/v1", "PriorityClass") => kept::<scheduling::PriorityClass>(value),
         ("rbac.authorization.k8s.io/v1", "Role") => kept::<rbac::Role>(value),
         ("rbac.authorization.k8s.io/v1", "RoleBinding") => kept::<rbac::RoleBinding>(value),

@@ -34,8 +34,8 @@ pub struct Args {
     /// offered to others [default: no GPU is held back].
     #[arg(long, env, value_name = "SECONDS", value_parser = seconds)]
     pub hold_after: Option<Duration>,
-    /// How long a GPU is held back at most.
-    #[arg(long, env, value_name = "SECONDS", default_value = "1800", value_parser = seconds)]
+    /// How long a GPU is held back at most; no more than 900, because drivers end a hold after 15 minutes.
+    #[arg(long, env, value_name = "SECONDS", default_value = "900", value_parser = hold_seconds)]
     pub hold_for: Duration,
     /// Name of this replica in the Lease, in events and in the log; a part is added that differs for each process.
     #[arg(long, env, value_name = "NAME", default_value = "mig-controller")]
@@ -61,4 +61,14 @@ pub struct Args {
     /// Log format.
     #[arg(long, env, value_enum, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// Seconds for which a GPU may be held back.
+fn hold_seconds(text: &str) -> Result<Duration, String> {
+    let duration = seconds(text)?;
+    let longest = mig_model::layout::LONGEST_HOLD;
+    if longest < duration {
+        return Err(format!("at most {}: drivers end a hold then", longest.as_secs()));
+    }
+    Ok(duration)
 }

@@ -168,8 +168,9 @@ impl Control {
         let started = Instant::now();
         self.metrics.holds(&self.world);
         let (mut waiting, mut next) = (0, None);
-        // Before the reasons, which take longer.
-        if let Some(layouts) = &mut self.layouts {
+        // What cannot be watched may have changed: nodes keep what they publish. Before the reasons, which take longer.
+        let is_current = self.status.borrow().failing.is_empty();
+        if let Some(layouts) = self.layouts.as_mut().filter(|_| is_current) {
             next = layouts.round(&self.world, &term).await;
         }
         if let Some(reporter) = &mut self.reporter {

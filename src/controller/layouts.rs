@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::Resource as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -19,14 +19,13 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::client::{CALL_TIMEOUT, with_causes};
-use crate::demand::{self, Kinds, Memory, NodeState, Options, PendingPod, Reason, Write, decide};
+use crate::demand::{self, Kinds, MANAGER, Memory, NodeState, Options, PendingPod, Reason, Write, decide};
 use crate::election::Term;
 use crate::metrics::{Metrics, Outcome, WriteReason};
 use crate::world::{World, unschedulable};
 
-/// Field manager of the controller's part of a spec.
-const MANAGER: &str = "mig-controller";
-
+/// The longest time that a round writes; what is left is decided again.
+const WRITING: Duration = Duration::from_secs(10);
 /// Pause before a write that failed is decided again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -71,8 +70,10 @@ impl Layouts {
             decide(&input, &self.options, &self.memory, now)
         });
         self.memory = outcome.memory;
-        let mut is_left = false;
+        let (mut is_left, begun) = (false, Instant::now());
         for write in &outcome.decisions.writes {
+            // A slow API server must not keep the loop from what else has changed.
+            is_left |= WRITING < begun.elapsed();
             if is_left || !term.holds() {
                 self.memory.failed(&write.node);
                 continue;
@@ -141,8 +142,11 @@ fn object(write: &Write) -> Value {
             until: Time(it.until),
         })
     };
-    let spec =
-        MigNodeSpec { demand, floor: Vec::new(), holds: write.holds.iter().filter_map(hold).collect() };
+    let spec = MigNodeSpec {
+        demand,
+        floor: Vec::new(),
+        holds: write.holds.iter().filter(|it| it.is_ours).filter_map(hold).collect(),
+    };
     json!({
         "apiVersion": MigNode::API_VERSION, "kind": MigNode::KIND,
         "metadata": {"name": write.node, "resourceVersion": write.resource_version},

@@ -31,6 +31,7 @@ fn node(name: &str, gpus: &[Gpu<'_>]) -> NodeState {
     NodeState {
         node: Arc::new(node),
         resource_version: Some("1".to_owned()),
+        takes_part: true,
         follows: true,
         counts: false,
         gpus: gpus.iter().enumerate().map(|(it, gpu)| model.state(it, set(gpu.0), set(gpu.1))).collect(),
@@ -417,6 +418,7 @@ fn a_claim_that_has_waited_for_long_gets_the_gpu_where_the_fewest_claims_stand_i
             profile: "7g.80gb".to_owned(),
             claim,
             until: at(660.0),
+            is_ours: true,
         };
         assert_eq!((write.reason, &write.holds), (Reason::Holds, &vec![hold]));
     }
@@ -443,12 +445,28 @@ fn a_hold_ends_and_its_claim_waits_for_the_next_one() {
 }
 
 #[test]
+fn a_hold_of_another_writer_stays_and_one_on_a_node_that_does_not_take_part_goes() {
+    let claim = ClaimKey { namespace: "d".to_owned(), name: "c".to_owned(), uid: "c".to_owned() };
+    for (is_ours, takes_part, options) in
+        [(false, true, turns()), (true, true, Options::default()), (true, false, turns())]
+    {
+        let mut state = node("a", &[(NONE, SEVEN)]);
+        let gpu = state.gpus[0].name.clone();
+        let (profile, claim) = ("full".to_owned(), claim.clone());
+        state.holds = vec![Hold { gpu, profile, claim, until: at(500.0), is_ours }];
+        state.takes_part = takes_part;
+        let outcome = decide(&world(vec![state], Vec::new()), &options, &Memory::default(), at(50.0));
+        assert_eq!(outcome.decisions.writes.len(), usize::from(!takes_part), "{is_ours} {takes_part}");
+    }
+}
+
+#[test]
 fn what_is_held_back_is_given_to_its_claim_only() {
     let mut state = node("a", &[(NONE, SEVEN)]);
     let claim =
         ClaimKey { namespace: "default".to_owned(), name: "claim-p".to_owned(), uid: "claim-p".to_owned() };
     let gpu = state.gpus[0].name.clone();
-    state.holds = vec![Hold { gpu, profile: "full".to_owned(), claim, until: at(500.0) }];
+    state.holds = vec![Hold { gpu, profile: "full".to_owned(), claim, until: at(500.0), is_ours: true }];
     // In the scheduler's order, the small pod comes first.
     let pods = vec![for_profile("a", at(0.0), "1g.10gb"), for_profile("p", at(1.0), "full")];
     let outcome = decide(&world(vec![state], pods), &turns(), &Memory::default(), at(50.0));

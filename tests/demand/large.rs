@@ -51,6 +51,7 @@ fn node(model: &Model, number: usize, chance: &mut Chance) -> NodeState {
         gpus: (0..GPUS).map(gpu).collect(),
         node: Arc::new(object),
         resource_version: Some("1".to_owned()),
+        takes_part: true,
         follows: true,
         counts: false,
         demand: None,

@@ -95,6 +95,7 @@ impl SimNode {
         NodeState {
             node: self.node.clone(),
             resource_version: Some(self.version.to_string()),
+            takes_part: true,
             follows: self.keeps == Keeps::Demand,
             counts: self.keeps == Keeps::Counters,
             gpus: gpus.collect(),

@@ -10,7 +10,7 @@ use mig_model::mig_node::{
 };
 
 use super::kind::{IDENTITY, Kind, Kinds, Possible};
-use super::world::{ClaimKey, Demand, GpuState, Hold, NodeState, Placed, Profiles, Progress};
+use super::world::{ClaimKey, Demand, GpuState, Hold, MANAGER, NodeState, Placed, Profiles, Progress};
 
 /// The label by which a person chooses a layout.
 const LABEL: &str = "nvidia.com/mig.config";
@@ -42,6 +42,7 @@ impl NodeState {
                 uid: it.claim.uid.as_str().to_owned(),
             },
             until: it.until.0,
+            is_ours: is_ours(mig, &it.gpu),
         });
         let followed = followed(status);
         let observed = status.and_then(|it| it.observed_generation);
@@ -50,6 +51,7 @@ impl NodeState {
         let is_final = is_there || followed.is_some_and(|it| it.1);
         Self {
             resource_version: mig.metadata.resource_version.clone(),
+            takes_part: is_auto,
             follows: is_auto && mig.invalid.spec.is_none() && mode == Some(PublishingMode::Layout),
             counts: mode == Some(PublishingMode::Partitionable),
             progress: if is_observed && is_final { Progress::Done } else { Progress::Pending },
@@ -61,6 +63,17 @@ impl NodeState {
             node,
         }
     }
+}
+
+/// Whether the controller applied the hold of this GPU. Where nothing says who applied what, it counts as the controller's.
+fn is_ours(mig: &MigNode, gpu: &str) -> bool {
+    let Some(fields) = mig.metadata.managed_fields.as_ref().filter(|it| !it.is_empty()) else { return true };
+    let key = format!("k:{}", serde_json::json!({"gpu": gpu}));
+    fields
+        .iter()
+        .filter(|it| it.manager.as_deref() == Some(MANAGER))
+        .filter_map(|it| it.fields_v1.as_ref())
+        .any(|it| !it.0["f:spec"]["f:holds"][&key].is_null())
 }
 
 /// Whether the driver says that it did not follow because of what the GPUs have room for, and whether it has an answer at all.

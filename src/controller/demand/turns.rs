@@ -17,15 +17,21 @@ struct Used<'w> {
 }
 
 /// The holds that each node should have, by position. A hold that is over stays for `hold_after`, so that its claim waits that long
-/// for the next one, whoever decides then.
+/// for the next one, whoever decides then. Those of others stay as they are.
 pub(super) fn holds(round: &mut Round<'_>) -> Vec<Vec<Hold>> {
     let Some(hold_after) = round.options.hold_after else {
-        return round.nodes.iter().map(|_| Vec::new()).collect();
+        // What was held back before this was turned off ends by itself.
+        return round.nodes.iter().map(|it| it.state.holds.clone()).collect();
     };
-    let waiting: BTreeSet<&str> = round.pods.iter().map(|it| it.claim.uid.as_str()).collect();
-    let is_kept =
-        |it: &&Hold| waiting.contains(it.claim.uid.as_str()) && round.now < after(it.until, hold_after);
-    let kept = |state: &NodeState| state.holds.iter().filter(is_kept).cloned().collect::<Vec<_>>();
+    // A pod that does not take what it is offered lacks something else.
+    let takes = round.pods.iter().filter(|it| !it.is_elsewhere);
+    let waiting: BTreeSet<&str> = takes.map(|it| it.claim.uid.as_str()).collect();
+    let is_kept = |state: &NodeState, it: &Hold| {
+        let is_needed = waiting.contains(it.claim.uid.as_str()) && round.now < after(it.until, hold_after);
+        !it.is_ours || state.takes_part && is_needed
+    };
+    let kept =
+        |state: &NodeState| state.holds.iter().filter(|it| is_kept(state, it)).cloned().collect::<Vec<_>>();
     let states: Vec<&NodeState> = round.nodes.iter().map(|it| it.state).collect();
     let mut holds: Vec<Vec<Hold>> = states.iter().map(|it| kept(it)).collect();
     let mut used = Used::default();
@@ -83,6 +89,7 @@ pub(super) fn holds(round: &mut Round<'_>) -> Vec<Vec<Hold>> {
             profile: gpu.kind.devices[place.device].profile.clone(),
             claim,
             until: after(round.now, round.options.hold_for),
+            is_ours: true,
         });
         added += 1;
     }
@@ -140,7 +147,7 @@ fn best(round: &Round<'_>, need: &Need, group: usize, used: &Used<'_>, limits: &
         let state = ledger.state;
         let pool = pool(state, round.options);
         let is_full = limits.pools.get(pool) <= used.pools.get(pool).or(Some(&0));
-        let acts = state.counts || state.follows && !state.is_a_persons();
+        let acts = state.takes_part && (state.counts || state.follows && !state.is_a_persons());
         if is_full || !acts || !round.eligibility.takes(group, node) {
             continue;
         }

@@ -28,6 +28,8 @@ pub struct NodeState {
     pub node: Arc<Node>,
     /// Of the `MigNode`, so that a write can depend on it.
     pub resource_version: Option<String>,
+    /// Whether the controller may decide on this node: its label is `auto`, or absent where that means the same.
+    pub takes_part: bool,
     /// Whether demand may change what the node publishes.
     pub follows: bool,
     /// Whether the node publishes devices that overlap, kept apart by counters.
@@ -58,6 +60,9 @@ pub struct Demand {
     pub profiles: Profiles,
 }
 
+/// Field manager of what the controller writes.
+pub const MANAGER: &str = "mig-controller";
+
 /// An entry of `spec.holds`: free devices of a GPU that stand in the way of a profile are not offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hold {
@@ -69,6 +74,8 @@ pub struct Hold {
     pub claim: ClaimKey,
     /// When it ends.
     pub until: Timestamp,
+    /// False where another manager of fields wrote it: the controller can neither change nor remove it.
+    pub is_ours: bool,
 }
 
 /// A claim.

@@ -10,7 +10,7 @@ use mig_model::layout::{
     Cause, Demand, DemandMemory, HeldBack, HoldMemory, HoldStep, LayoutInputs, Outcome, Wanted,
     default_layouts, describe_missing, follow, usable,
 };
-use mig_model::mig_node::{Followed, MigNodeSpec, ProfileCount, reason};
+use mig_model::mig_node::{Followed, Hold, MigNodeSpec, ProfileCount, reason};
 use tracing::{info, warn};
 
 use super::memory::InForce;
@@ -43,6 +43,11 @@ struct Allocated {
     held: BTreeSet<String>,
     /// What was allocated.
     names: BTreeSet<String>,
+}
+
+/// What a spec asks for, whenever it was renewed.
+fn wishes(spec: &MigNodeSpec) -> (Option<&[ProfileCount]>, &[ProfileCount], &[Hold]) {
+    (spec.demand.as_ref().map(|it| it.profiles.as_slice()), &spec.floor, &spec.holds)
 }
 
 /// The demand on this node.
@@ -94,8 +99,10 @@ impl DemandFollower {
             },
         };
         let is_new = self.spec.as_ref() != Some(&spec);
+        // A renewal asks for nothing else.
+        let is_the_same = self.spec.as_ref().is_some_and(|it| wishes(&it.spec) == wishes(&spec.spec));
         self.spec = Some(spec);
-        if is_new {
+        if !is_the_same {
             (self.allocated, self.pause) = (None, READ_PAUSE);
         }
         is_new

@@ -48,6 +48,11 @@ fn list_keys(kind: &Kind, parent: &str, field: &str) -> Option<&'static [&'stati
     }
 }
 
+/// Whether an object is replaced as a whole (`x-kubernetes-map-type: atomic`).
+fn is_atomic(kind: &Kind, parent: &str, field: &str) -> bool {
+    (kind.kind, parent, field) == ("MigNode", "spec", "demand")
+}
+
 fn same_entry(keys: &[&str], a: &Value, b: &Value) -> bool {
     keys.iter().all(|key| a.get(key) == b.get(key))
 }
@@ -159,7 +164,9 @@ pub fn apply(kind: &Kind, current: &mut Value, previous: &Value, wanted: &Value,
                     apply_entries(kind, keys, key, value, before, &[]);
                     value.as_array().is_some_and(Vec::is_empty)
                 }
-                (Some(value @ Value::Object(_)), before @ Value::Object(_)) => {
+                (Some(value @ Value::Object(_)), before @ Value::Object(_))
+                    if !is_atomic(kind, parent, key) =>
+                {
                     apply(kind, value, before, &Value::Object(Map::new()), key);
                     value.as_object().is_some_and(Map::is_empty)
                 }
@@ -176,6 +183,7 @@ pub fn apply(kind: &Kind, current: &mut Value, previous: &Value, wanted: &Value,
             (Some(keys), Value::Array(entries)) => {
                 apply_entries(kind, keys, key, value, &previous[key], entries)
             }
+            _ if is_atomic(kind, parent, key) => value.clone_from(want),
             _ => apply(kind, value, &previous[key], want, key),
         }
     }
