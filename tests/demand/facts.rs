@@ -15,14 +15,14 @@ use crate::model::{Model, Set, members};
 use crate::pods::{at, claim, classes, for_profile, pod, profile, selector};
 
 /// Nodes in layout mode, by GPU what is held and what is published (profile and start).
-type Gpu<'a> = (&'a [(&'a str, u32)], &'a [(&'a str, u32)]);
+pub(crate) type Gpu<'a> = (&'a [(&'a str, u32)], &'a [(&'a str, u32)]);
 
 fn device(model: &Model, profile: &str, start: u32) -> usize {
     let found = model.devices.iter().position(|it| it.profile == profile && it.start == start);
     found.unwrap_or_else(|| panic!("{profile} at {start}"))
 }
 
-fn node(name: &str, gpus: &[Gpu<'_>]) -> NodeState {
+pub(crate) fn node(name: &str, gpus: &[Gpu<'_>]) -> NodeState {
     let model = Model::new("H100-80GB", gpus.len());
     let set =
         |list: &[(&str, u32)]| list.iter().fold(0 as Set, |set, (p, s)| set | 1 << device(&model, p, *s));
@@ -43,7 +43,7 @@ fn node(name: &str, gpus: &[Gpu<'_>]) -> NodeState {
 }
 
 /// The GPU in seven parts, or whole, free or held.
-const SEVEN: &[(&str, u32)] = &[
+pub(crate) const SEVEN: &[(&str, u32)] = &[
     ("1g.10gb", 0),
     ("1g.10gb", 1),
     ("1g.10gb", 2),
@@ -52,10 +52,10 @@ const SEVEN: &[(&str, u32)] = &[
     ("1g.10gb", 5),
     ("1g.10gb", 6),
 ];
-const WHOLE: &[(&str, u32)] = &[("full", 0)];
-const NONE: &[(&str, u32)] = &[];
+pub(crate) const WHOLE: &[(&str, u32)] = &[("full", 0)];
+pub(crate) const NONE: &[(&str, u32)] = &[];
 
-fn world(nodes: Vec<NodeState>, pods: Vec<PendingPod>) -> World {
+pub(crate) fn world(nodes: Vec<NodeState>, pods: Vec<PendingPod>) -> World {
     World { nodes, pods, classes: classes() }
 }
 

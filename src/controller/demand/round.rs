@@ -41,7 +41,10 @@ pub(super) struct Round<'w> {
     pub(super) pods: Vec<Pod<'w>>,
     pub(super) eligibility: Eligibility,
     shapes: Shapes<'w>,
+    /// The first node with a hold that is in force, by UID of its claim.
+    own: HashMap<&'w str, usize>,
     finders: HashMap<(*const Shape, usize, Source), Finder>,
+    candidates: HashMap<(*const Shape, usize, Source), Candidates>,
     /// Nodes of which something was taken, in this order.
     touched: Vec<usize>,
     /// What the allocator answered for pods with several devices.
@@ -53,6 +56,23 @@ pub(super) struct Round<'w> {
 #[derive(Debug, Default)]
 struct Finder {
     heap: BinaryHeap<Reverse<(Score, usize, u32)>>,
+    /// How much of [`Round::touched`] it knows.
+    seen: usize,
+}
+
+/// Whether a node serves a pod with several devices.
+enum Answer {
+    Fits(Vec<Pick>),
+    Fails,
+    Unasked,
+}
+
+/// Nodes that may serve a shape with several devices from one source: one that does not is left out until something of it is taken.
+#[derive(Debug, Default)]
+struct Candidates {
+    nodes: BTreeSet<usize>,
+    /// Nodes that the allocator was not asked about, as the questions were used up.
+    unasked: BTreeSet<usize>,
     /// How much of [`Round::touched`] it knows.
     seen: usize,
 }
@@ -87,11 +107,18 @@ impl<'w> Round<'w> {
             pods: Vec::new(),
             eligibility: Eligibility::default(),
             shapes: Shapes::new(world, &options.driver, &memory.compiled.programs),
+            own: HashMap::new(),
             finders: HashMap::new(),
+            candidates: HashMap::new(),
             touched: Vec::new(),
             answers: HashMap::new(),
             questions: 0,
         };
+        for (index, node) in round.nodes.iter().enumerate() {
+            for hold in node.state.holds.iter().filter(|it| now < it.until && !it.claim.uid.is_empty()) {
+                round.own.entry(&hold.claim.uid).or_insert(index);
+            }
+        }
         let mut order: Vec<&'w PendingPod> = world.pods.iter().collect();
         order.sort_by_key(|it| (Reverse(it.priority), it.created, &it.uid));
         for pod in order {
@@ -133,10 +160,7 @@ impl<'w> Round<'w> {
     fn serve_one(&mut self, index: usize, source: Source) -> Option<usize> {
         let (shape, group) = self.pods[index].asks.clone()?;
         let claim = self.pods[index].claim.uid.clone();
-        let is_own = |it: &NodeLedger<'_>| {
-            it.state.holds.iter().any(|hold| hold.claim.uid == claim && self.now < hold.until)
-        };
-        let own = (0..self.nodes.len()).find(|it| is_own(&self.nodes[*it])).filter(|_| !claim.is_empty());
+        let own = self.own.get(claim.as_str()).copied();
         let (node, picks) = match &shape.need {
             Need::Nothing => return None,
             Need::One(choices) => {
@@ -148,7 +172,7 @@ impl<'w> Round<'w> {
                     at_own.or_else(|| self.find(Rc::as_ptr(&shape), choices, group, source))?;
                 (node, vec![(score.gpu as usize, score.device as usize)])
             }
-            Need::Many => self.find_many(&shape, group, source, &claim)?,
+            Need::Many => self.find_many(&shape, group, source, &claim, own)?,
         };
         for (gpu, device) in picks {
             self.nodes[node].give(gpu, device, source);
@@ -208,45 +232,41 @@ impl<'w> Round<'w> {
         found
     }
 
-    /// The best of some nodes for a pod with several devices.
+    /// The best of some nodes for a pod with several devices. `own` is the node with a hold for its claim.
     fn find_many(
         &mut self,
         shape: &Rc<Shape>,
         group: usize,
         source: Source,
         claim: &str,
+        own: Option<usize>,
     ) -> Option<(usize, Vec<Pick>)> {
-        let pool = match source {
-            Source::Published => Pool::Published,
-            Source::Coming => Pool::Coming,
-            Source::Change => Pool::Possible,
-        };
+        let known = self.candidates.remove(&(Rc::as_ptr(shape), group, source));
+        let all = || Candidates { nodes: (0..self.nodes.len()).collect(), ..Candidates::default() };
+        let mut candidates = known.unwrap_or_else(all);
+        candidates.nodes.extend(&self.touched[candidates.seen..]);
+        candidates.seen = self.touched.len();
+        // What the hold keeps from others is there for its claim.
+        candidates.nodes.extend(own);
         let mut fits = Vec::new();
-        for node in 0..self.nodes.len() {
-            let ledger = &self.nodes[node];
-            let has_coming = || ledger.gpus.iter().any(|it| it.coming != 0);
-            if !self.is_possible(node, group, source)
-                || source == Source::Coming && !has_coming()
-                || source == Source::Change && ledger.state.counts
-            {
-                continue;
-            }
-            let key = Shapes::key(shape, ledger, pool, claim);
-            if !self.answers.contains_key(&key) {
-                if MAX_QUESTIONS <= self.questions {
-                    continue;
+        let mut failed = Vec::new();
+        for &node in &candidates.nodes {
+            match self.ask(node, shape, group, source, claim) {
+                Answer::Fits(picks) => fits.push((node, picks)),
+                Answer::Fails => failed.push(node),
+                Answer::Unasked => {
+                    failed.push(node);
+                    candidates.unasked.insert(node);
                 }
-                self.questions += 1;
-                let answer = self.shapes.many(shape, ledger, pool, claim);
-                self.answers.insert(key.clone(), answer);
-            }
-            if let Some(Some(picks)) = self.answers.get(&key) {
-                fits.push((node, picks.clone()));
             }
             if MAX_FITS <= fits.len() || source != Source::Change && !fits.is_empty() {
                 break;
             }
         }
+        for node in &failed {
+            candidates.nodes.remove(node);
+        }
+        self.candidates.insert((Rc::as_ptr(shape), group, source), candidates);
         let cost = |(node, picks): &(usize, Vec<Pick>)| {
             let withdrawn = |(gpu, device): &Pick| {
                 let ledger = &self.nodes[*node].gpus[*gpu];
@@ -255,5 +275,34 @@ impl<'w> Round<'w> {
             (!self.nodes[*node].changes, picks.iter().map(withdrawn).sum::<u32>())
         };
         fits.into_iter().min_by_key(cost)
+    }
+
+    /// Whether a node serves a pod with several devices.
+    fn ask(&mut self, node: usize, shape: &Rc<Shape>, group: usize, source: Source, claim: &str) -> Answer {
+        let pool = match source {
+            Source::Published => Pool::Published,
+            Source::Coming => Pool::Coming,
+            Source::Change => Pool::Possible,
+        };
+        let ledger = &self.nodes[node];
+        let has_coming = || ledger.gpus.iter().any(|it| it.coming != 0);
+        if !self.is_possible(node, group, source)
+            || source == Source::Coming && !has_coming()
+            || source == Source::Change && ledger.state.counts
+        {
+            return Answer::Fails;
+        }
+        let key = Shapes::key(shape, ledger, pool, claim);
+        let answer = match self.answers.get(&key) {
+            Some(answer) => answer.clone(),
+            None if MAX_QUESTIONS <= self.questions => return Answer::Unasked,
+            None => {
+                self.questions += 1;
+                let answer = self.shapes.many(shape, ledger, pool, claim);
+                self.answers.insert(key, answer.clone());
+                answer
+            }
+        };
+        answer.map_or(Answer::Fails, Answer::Fits)
     }
 }
