@@ -341,6 +341,36 @@ fn a_pod_with_several_devices_is_served_by_one_node() {
 }
 
 #[test]
+fn kinds_of_pods_of_one_namespace_do_not_shut_out_another() {
+    // Each with another shape, or with another group of nodes, or with questions to the allocator.
+    let shape = |it: usize| {
+        let mut request = profile("full", 1);
+        request["name"] = json!(format!("r{it}"));
+        pod(&format!("p{it}"), at(0.0), claim(&format!("c{it}"), json!([request])))
+    };
+    let group = |it: usize| {
+        let spec = json!({"containers": [], "nodeSelector": {"no": it.to_string()}});
+        PendingPod { spec: Arc::new(serde_json::from_value(spec).unwrap()), ..shape(0) }
+    };
+    let many = |it: usize| {
+        let mut request = profile("full", 3);
+        request["name"] = json!(format!("r{it}"));
+        pod(&format!("p{it}"), at(0.0), claim(&format!("c{it}"), json!([request])))
+    };
+    let kinds: [&dyn Fn(usize) -> PendingPod; 3] = [&shape, &group, &many];
+    for kind in kinds {
+        let mut pods: Vec<PendingPod> = (0..600).map(kind).collect();
+        let two = claim("two", json!([profile("1g.10gb", 2)]));
+        let other = pod("other", at(1.0), two);
+        let spec = json!({"containers": [], "tolerations": [{"key": "other"}]});
+        let spec = Arc::new(serde_json::from_value(spec).unwrap());
+        pods.push(PendingPod { namespace: "other".to_owned(), spec, ..other });
+        let outcome = now(&world(vec![node("a", &[(NONE, SEVEN)])], pods), 60.0);
+        assert_eq!(outcome.decisions.pods["other"], Prospect::Published { node: "a".to_owned() });
+    }
+}
+
+#[test]
 fn requests_for_devices_of_other_drivers_are_left_to_them() {
     let both = json!([profile("2g.20gb", 1), {"name": "nic", "exactly": {"deviceClassName": "nic"}}]);
     let other = json!([{"name": "nic", "exactly": {"deviceClassName": "nic"}}]);

@@ -11,6 +11,7 @@ use super::kind::{Choice, Kind};
 use super::ledger::{NodeLedger, Score, Source};
 use super::memory::Memory;
 use super::shape::{Need, NodeKey, Pick, Pool, Shape, Shapes, is_waiting};
+use super::share::Share;
 use super::world::{ClaimKey, NodeState, Options, PendingPod, Progress, World, after};
 
 /// Questions to the allocator about pods with several devices in one round.
@@ -24,7 +25,7 @@ pub(super) struct Pod<'w> {
     pub(super) of: &'w PendingPod,
     /// The claim that a hold is for: the first without devices.
     pub(super) claim: ClaimKey,
-    /// What it asks for, and where it can be placed; `None` where too many others were looked at.
+    /// What it asks for, and where it can be placed; `None` where too many others, or too many of its namespace, were looked at.
     pub(super) asks: Option<(Rc<Shape>, usize)>,
     /// What serves it: source and node.
     pub(super) served: Option<(Source, usize)>,
@@ -39,7 +40,7 @@ pub(super) struct Round<'w> {
     pub(super) now: Timestamp,
     pub(super) nodes: Vec<NodeLedger<'w>>,
     pub(super) pods: Vec<Pod<'w>>,
-    pub(super) eligibility: Eligibility,
+    pub(super) eligibility: Eligibility<'w>,
     shapes: Shapes<'w>,
     /// The first node with a hold that is in force, by UID of its claim.
     own: HashMap<&'w str, usize>,
@@ -49,7 +50,7 @@ pub(super) struct Round<'w> {
     touched: Vec<usize>,
     /// What the allocator answered for pods with several devices.
     answers: HashMap<NodeKey, Option<Vec<Pick>>>,
-    questions: usize,
+    questions: Share<'w>,
 }
 
 /// Nodes that serve a shape from one source, the best first. Entries that are out of date are skipped.
@@ -71,7 +72,7 @@ enum Answer {
 #[derive(Debug, Default)]
 struct Candidates {
     nodes: BTreeSet<usize>,
-    /// Nodes that the allocator was not asked about, as the questions were used up.
+    /// Nodes that the allocator was not asked about, as the questions of the namespace were used up.
     unasked: BTreeSet<usize>,
     /// How much of [`Round::touched`] it knows.
     seen: usize,
@@ -105,14 +106,14 @@ impl<'w> Round<'w> {
             now,
             nodes: world.nodes.iter().zip(written).map(node).collect(),
             pods: Vec::new(),
-            eligibility: Eligibility::default(),
+            eligibility: Eligibility::new(),
             shapes: Shapes::new(world, &options.driver, &memory.compiled.programs),
             own: HashMap::new(),
             finders: HashMap::new(),
             candidates: HashMap::new(),
             touched: Vec::new(),
             answers: HashMap::new(),
-            questions: 0,
+            questions: Share::new(MAX_QUESTIONS),
         };
         for (index, node) in round.nodes.iter().enumerate() {
             for hold in node.state.holds.iter().filter(|it| now < it.until && !it.claim.uid.is_empty()) {
@@ -172,7 +173,7 @@ impl<'w> Round<'w> {
                     at_own.or_else(|| self.find(Rc::as_ptr(&shape), choices, group, source))?;
                 (node, vec![(score.gpu as usize, score.device as usize)])
             }
-            Need::Many => self.find_many(&shape, group, source, &claim, own)?,
+            Need::Many => self.find_many(&shape, (group, source), self.pods[index].of, &claim, own)?,
         };
         for (gpu, device) in picks {
             self.nodes[node].give(gpu, device, source);
@@ -236,8 +237,8 @@ impl<'w> Round<'w> {
     fn find_many(
         &mut self,
         shape: &Rc<Shape>,
-        group: usize,
-        source: Source,
+        (group, source): (usize, Source),
+        of: &'w PendingPod,
         claim: &str,
         own: Option<usize>,
     ) -> Option<(usize, Vec<Pick>)> {
@@ -248,10 +249,13 @@ impl<'w> Round<'w> {
         candidates.seen = self.touched.len();
         // What the hold keeps from others is there for its claim.
         candidates.nodes.extend(own);
+        if self.questions.is_left(&of.namespace) {
+            candidates.nodes.append(&mut candidates.unasked);
+        }
         let mut fits = Vec::new();
         let mut failed = Vec::new();
         for &node in &candidates.nodes {
-            match self.ask(node, shape, group, source, claim) {
+            match self.ask(node, shape, (group, source), &of.namespace, claim) {
                 Answer::Fits(picks) => fits.push((node, picks)),
                 Answer::Fails => failed.push(node),
                 Answer::Unasked => {
@@ -278,7 +282,14 @@ impl<'w> Round<'w> {
     }
 
     /// Whether a node serves a pod with several devices.
-    fn ask(&mut self, node: usize, shape: &Rc<Shape>, group: usize, source: Source, claim: &str) -> Answer {
+    fn ask(
+        &mut self,
+        node: usize,
+        shape: &Rc<Shape>,
+        (group, source): (usize, Source),
+        namespace: &'w str,
+        claim: &str,
+    ) -> Answer {
         let pool = match source {
             Source::Published => Pool::Published,
             Source::Coming => Pool::Coming,
@@ -295,9 +306,8 @@ impl<'w> Round<'w> {
         let key = Shapes::key(shape, ledger, pool, claim);
         let answer = match self.answers.get(&key) {
             Some(answer) => answer.clone(),
-            None if MAX_QUESTIONS <= self.questions => return Answer::Unasked,
+            None if !self.questions.take(namespace) => return Answer::Unasked,
             None => {
-                self.questions += 1;
                 let answer = self.shapes.many(shape, ledger, pool, claim);
                 self.answers.insert(key, answer.clone());
                 answer
