@@ -131,3 +131,16 @@ async fn a_watch_that_is_forbidden_is_named_by_readyz_and_by_a_metric() {
     eventually("ready", || get(controller.http, "/readyz")?.contains("200 OK").then_some(())).await;
     controller.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reasons_are_reported_although_the_events_that_exist_cannot_be_read() {
+    let cluster = full().await;
+    let is_list = |it: &kube_sim::RequestInfo| it.method == "GET" && it.path.ends_with("/events");
+    cluster.server.inject(usize::MAX, is_list, Fault::Status(500));
+    cluster.add_pod("waits", "mig-1g.10gb");
+    let controller = cluster.controller("a", &[]);
+    // Each round tries again.
+    further_rounds(&cluster, &controller).await;
+    cluster.note("waits").await;
+    controller.stop().await;
+}

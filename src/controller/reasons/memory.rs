@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use mig_model::hash::fnv1a;
 
+use super::events::Seen;
 use super::note::Finding;
 use super::waiting::{Waiting, waited};
 
@@ -61,13 +62,14 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Nothing but these events, by the UIDs of their pods.
-    pub fn of(limits: Limits, events: impl IntoIterator<Item = (String, Timestamp, String)>) -> Self {
+    /// Nothing but these events.
+    #[must_use]
+    pub fn of(limits: Limits, events: Vec<Seen>) -> Self {
         let mut pods: HashMap<String, Remembered> = HashMap::new();
-        for (uid, time, note) in events {
+        for Seen { uid, time, note } in events {
             let remembered = pods.entry(uid).or_default();
             if remembered.written.is_none_or(|(known, _)| known <= time) {
-                remembered.written = Some((time, fnv1a(note.as_bytes())));
+                remembered.written = Some((time, note));
             }
         }
         let budget = Budget { left: limits.writes.0, since: None };
@@ -185,9 +187,12 @@ mod tests {
     }
 
     fn memory(events: &[(&str, i64, &str)]) -> Memory {
-        let events =
-            events.iter().map(|(uid, time, note)| ((*uid).to_owned(), at(*time), (*note).to_owned()));
-        Memory::of(Limits::with_patience(Duration::from_secs(5)), events)
+        let seen = |(uid, time, note): &(&str, i64, &str)| Seen {
+            uid: (*uid).to_owned(),
+            time: at(*time),
+            note: fnv1a(note.as_bytes()),
+        };
+        Memory::of(Limits::with_patience(Duration::from_secs(5)), events.iter().map(seen).collect())
     }
 
     #[test]
