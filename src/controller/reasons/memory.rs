@@ -62,11 +62,12 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Nothing but these events.
+    /// Nothing but these events. A time in the future, which anybody who creates events can write, counts as now.
     #[must_use]
-    pub fn of(limits: Limits, events: Vec<Seen>) -> Self {
+    pub fn of(limits: Limits, events: Vec<Seen>, now: Timestamp) -> Self {
         let mut pods: HashMap<String, Remembered> = HashMap::new();
         for Seen { uid, time, note } in events {
+            let time = time.min(now);
             let remembered = pods.entry(uid).or_default();
             if remembered.written.is_none_or(|(known, _)| known <= time) {
                 remembered.written = Some((time, note));
@@ -192,7 +193,11 @@ mod tests {
             time: at(*time),
             note: fnv1a(note.as_bytes()),
         };
-        Memory::of(Limits::with_patience(Duration::from_secs(5)), events.iter().map(seen).collect())
+        Memory::of(
+            Limits::with_patience(Duration::from_secs(5)),
+            events.iter().map(seen).collect(),
+            at(2_000),
+        )
     }
 
     #[test]
@@ -226,6 +231,14 @@ mod tests {
         assert_eq!(memory.due_in(&of(&told), at(2_100)).as_secs(), 200);
         assert!(memory.is_known(&of(&told), "b", at(2_300)) && !memory.is_known(&of(&told), "a", at(2_300)));
         assert_eq!(memory.due_in(&of(&new), at(2_100)), Duration::ZERO);
+    }
+
+    #[test]
+    fn an_event_of_the_future_counts_as_one_of_now() {
+        let pod = pod("u");
+        let memory = memory(&[("u", 1_000_000, "a")]);
+        assert_eq!([2_000, 2_300].map(|now| memory.due_in(&of(&pod), at(now)).as_secs()), [300, 0]);
+        assert!(!memory.is_known(&of(&pod), "a", at(3_800)));
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Reporter {
                     warn!(error, "cannot read all events that exist; some pods may get a second event");
                 }
                 self.failures = 0;
-                Memory::of(self.limits, events)
+                Memory::of(self.limits, events, now)
             }
         };
         memory.keep_only(&pods, now);
