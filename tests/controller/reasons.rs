@@ -144,3 +144,24 @@ async fn reasons_are_reported_although_the_events_that_exist_cannot_be_read() {
     cluster.note("waits").await;
     controller.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_in_which_no_event_can_be_written_keeps_no_other_pod_from_its_event() {
+    let cluster = full().await;
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "broken"}});
+    cluster.server.create(namespace).unwrap();
+    let is_broken =
+        |it: &kube_sim::RequestInfo| it.method == "POST" && it.path.ends_with("/namespaces/broken/events");
+    cluster.server.inject(usize::MAX, is_broken, Fault::Status(500));
+    for name in ["broken-a", "broken-b"] {
+        cluster.add_pod_in("broken", name, "mig-1g.10gb");
+    }
+    let controller = cluster.controller("a", &[]);
+    let sample = r#"dra_mig_controller_events_total{outcome="failure"}"#;
+    eventually("failures", || controller.metric(sample).filter(|it| 2.0 <= *it)).await;
+    cluster.add_pod("waits", "mig-1g.10gb");
+    cluster.note("waits").await;
+    cluster.server.clear_faults();
+    cluster.note("broken-a").await;
+    controller.stop().await;
+}

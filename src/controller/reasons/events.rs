@@ -37,6 +37,8 @@ pub enum Written {
     Done,
     /// The API server refuses it, and would refuse it again.
     Refused(String),
+    /// The API server answers with an error about this event, which may end.
+    Failed(String),
     /// The API server cannot be reached, or is too busy.
     Unavailable(String),
 }
@@ -125,9 +127,11 @@ impl Events {
             Ok(Ok(_)) => Written::Done,
             // An earlier attempt was stored although its answer was lost.
             Ok(Err(Error::Api(status))) if status.is_already_exists() => Written::Done,
-            Ok(Err(Error::Api(status))) if (400..500).contains(&status.code) && status.code != 429 => {
-                Written::Refused(status.message.clone())
-            }
+            Ok(Err(Error::Api(status))) if !matches!(status.code, 408 | 429 | 504) => match status.code {
+                400..500 => Written::Refused(status.message.clone()),
+                // An admission webhook of one namespace that fails is a 500, too.
+                _ => Written::Failed(status.message.clone()),
+            },
             Ok(Err(error)) => Written::Unavailable(with_causes(&error)),
             Err(_) => Written::Unavailable(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
         }

@@ -151,8 +151,14 @@ impl Reporter {
                 memory.checked(pod, now);
                 Told::Done
             }
+            Written::Failed(error) => {
+                warn!(namespace, name, error, "cannot write an event; trying again later");
+                memory.failed(pod, now);
+                Told::Done
+            }
             Written::Unavailable(error) => {
                 warn!(namespace, name, error, "cannot write an event; trying again");
+                memory.failed(pod, now);
                 Told::Later
             }
         }
