@@ -37,7 +37,7 @@ async fn each_waiting_pod_gets_one_event_and_equal_pods_share_an_explanation() {
     for name in ["waits-a", "waits-b", "waits-c"] {
         let note = cluster.note(name).await;
         let expected =
-            "The pod gets no devices now: every 1g.10gb on the 1 node that the pod can use is taken";
+            "The pod gets no devices now: every 1g.10gb on the 1 node that the pod can use is allocated";
         assert!(note.starts_with(expected), "{note}");
         assert!(note.ends_with(&format!("kubectl mig explain pod/{name} -n team")), "{note}");
         assert!(note.contains("holder"), "{note}");
