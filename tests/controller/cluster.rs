@@ -57,16 +57,21 @@ impl Cluster {
 
     /// A pod with one claim of a class, from a template of that name, which is created where it is missing.
     pub(crate) fn add_pod(&self, name: &str, class: &str) {
+        self.add_pod_in("team", name, class);
+    }
+
+    /// The same in another namespace.
+    pub(crate) fn add_pod_in(&self, namespace: &str, name: &str, class: &str) {
         let devices = json!({"requests": [{"name": "gpu", "exactly": {"deviceClassName": class}}]});
         let template = json!({
             "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaimTemplate",
-            "metadata": {"name": class, "namespace": "team"}, "spec": {"spec": {"devices": devices}},
+            "metadata": {"name": class, "namespace": namespace}, "spec": {"spec": {"devices": devices}},
         });
         // The first pod creates it.
         drop(self.server.create(template));
         let container = json!({"name": "main", "image": "i", "resources": {"claims": [{"name": "gpu"}]}});
         let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "team"},
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace},
             "spec": {
                 "containers": [container], "terminationGracePeriodSeconds": 0,
                 "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": class}],

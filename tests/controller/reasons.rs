@@ -37,7 +37,7 @@ async fn each_waiting_pod_gets_one_event_and_equal_pods_share_an_explanation() {
     for name in ["waits-a", "waits-b", "waits-c"] {
         let note = cluster.note(name).await;
         let expected =
-            "The pod gets no devices now: every 1g.10gb on the 1 node that the pod can use is taken";
+            "The pod gets no devices now: every 1g.10gb on the 1 node that the pod can use is allocated";
         assert!(note.starts_with(expected), "{note}");
         assert!(note.ends_with(&format!("kubectl mig explain pod/{name} -n team")), "{note}");
         assert!(note.contains("holder"), "{note}");
@@ -129,5 +129,39 @@ async fn a_watch_that_is_forbidden_is_named_by_readyz_and_by_a_metric() {
     assert!(controller.metric(sample).is_some_and(|it| 0.0 < it));
     cluster.server.clear_faults();
     eventually("ready", || get(controller.http, "/readyz")?.contains("200 OK").then_some(())).await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reasons_are_reported_although_the_events_that_exist_cannot_be_read() {
+    let cluster = full().await;
+    let is_list = |it: &kube_sim::RequestInfo| it.method == "GET" && it.path.ends_with("/events");
+    cluster.server.inject(usize::MAX, is_list, Fault::Status(500));
+    cluster.add_pod("waits", "mig-1g.10gb");
+    let controller = cluster.controller("a", &[]);
+    // Each round tries again.
+    further_rounds(&cluster, &controller).await;
+    cluster.note("waits").await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_in_which_no_event_can_be_written_keeps_no_other_pod_from_its_event() {
+    let cluster = full().await;
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "broken"}});
+    cluster.server.create(namespace).unwrap();
+    let is_broken =
+        |it: &kube_sim::RequestInfo| it.method == "POST" && it.path.ends_with("/namespaces/broken/events");
+    cluster.server.inject(usize::MAX, is_broken, Fault::Status(500));
+    for name in ["broken-a", "broken-b"] {
+        cluster.add_pod_in("broken", name, "mig-1g.10gb");
+    }
+    let controller = cluster.controller("a", &[]);
+    let sample = r#"dra_mig_controller_events_total{outcome="failure"}"#;
+    eventually("failures", || controller.metric(sample).filter(|it| 2.0 <= *it)).await;
+    cluster.add_pod("waits", "mig-1g.10gb");
+    cluster.note("waits").await;
+    cluster.server.clear_faults();
+    cluster.note("broken-a").await;
     controller.stop().await;
 }

@@ -15,14 +15,14 @@ use crate::model::{Model, Set, members};
 use crate::pods::{at, claim, classes, for_profile, pod, profile, selector};
 
 /// Nodes in layout mode, by GPU what is held and what is published (profile and start).
-type Gpu<'a> = (&'a [(&'a str, u32)], &'a [(&'a str, u32)]);
+pub(crate) type Gpu<'a> = (&'a [(&'a str, u32)], &'a [(&'a str, u32)]);
 
 fn device(model: &Model, profile: &str, start: u32) -> usize {
     let found = model.devices.iter().position(|it| it.profile == profile && it.start == start);
     found.unwrap_or_else(|| panic!("{profile} at {start}"))
 }
 
-fn node(name: &str, gpus: &[Gpu<'_>]) -> NodeState {
+pub(crate) fn node(name: &str, gpus: &[Gpu<'_>]) -> NodeState {
     let model = Model::new("H100-80GB", gpus.len());
     let set =
         |list: &[(&str, u32)]| list.iter().fold(0 as Set, |set, (p, s)| set | 1 << device(&model, p, *s));
@@ -44,7 +44,7 @@ fn node(name: &str, gpus: &[Gpu<'_>]) -> NodeState {
 }
 
 /// The GPU in seven parts, or whole, free or held.
-const SEVEN: &[(&str, u32)] = &[
+pub(crate) const SEVEN: &[(&str, u32)] = &[
     ("1g.10gb", 0),
     ("1g.10gb", 1),
     ("1g.10gb", 2),
@@ -53,10 +53,10 @@ const SEVEN: &[(&str, u32)] = &[
     ("1g.10gb", 5),
     ("1g.10gb", 6),
 ];
-const WHOLE: &[(&str, u32)] = &[("full", 0)];
-const NONE: &[(&str, u32)] = &[];
+pub(crate) const WHOLE: &[(&str, u32)] = &[("full", 0)];
+pub(crate) const NONE: &[(&str, u32)] = &[];
 
-fn world(nodes: Vec<NodeState>, pods: Vec<PendingPod>) -> World {
+pub(crate) fn world(nodes: Vec<NodeState>, pods: Vec<PendingPod>) -> World {
     World { nodes, pods, classes: classes() }
 }
 
@@ -339,6 +339,36 @@ fn a_pod_with_several_devices_is_served_by_one_node() {
     let outcome = now(&world(nodes, vec![pod("p", at(0.0), two)]), 60.0);
     let write = one(&outcome.decisions);
     assert_eq!((write.node.as_str(), demanded(write)), ("b", profiles(&[("full", 2)])));
+}
+
+#[test]
+fn kinds_of_pods_of_one_namespace_do_not_shut_out_another() {
+    // Each with another shape, or with another group of nodes, or with questions to the allocator.
+    let shape = |it: usize| {
+        let mut request = profile("full", 1);
+        request["name"] = json!(format!("r{it}"));
+        pod(&format!("p{it}"), at(0.0), claim(&format!("c{it}"), json!([request])))
+    };
+    let group = |it: usize| {
+        let spec = json!({"containers": [], "nodeSelector": {"no": it.to_string()}});
+        PendingPod { spec: Arc::new(serde_json::from_value(spec).unwrap()), ..shape(0) }
+    };
+    let many = |it: usize| {
+        let mut request = profile("full", 3);
+        request["name"] = json!(format!("r{it}"));
+        pod(&format!("p{it}"), at(0.0), claim(&format!("c{it}"), json!([request])))
+    };
+    let kinds: [&dyn Fn(usize) -> PendingPod; 3] = [&shape, &group, &many];
+    for kind in kinds {
+        let mut pods: Vec<PendingPod> = (0..600).map(kind).collect();
+        let two = claim("two", json!([profile("1g.10gb", 2)]));
+        let other = pod("other", at(1.0), two);
+        let spec = json!({"containers": [], "tolerations": [{"key": "other"}]});
+        let spec = Arc::new(serde_json::from_value(spec).unwrap());
+        pods.push(PendingPod { namespace: "other".to_owned(), spec, ..other });
+        let outcome = now(&world(vec![node("a", &[(NONE, SEVEN)])], pods), 60.0);
+        assert_eq!(outcome.decisions.pods["other"], Prospect::Published { node: "a".to_owned() });
+    }
 }
 
 #[test]

@@ -8,21 +8,28 @@ use dra_allocator::{requirement_holds, selects_node};
 use k8s_openapi::api::core::v1::{Node, PodSpec, Taint, Toleration};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
+use super::share::Share;
 use super::world::{NodeState, PendingPod};
 
 /// Groups of pods that one round looks at.
 const MAX_GROUPS: usize = 512;
 
 /// Which nodes pods with the same selectors can be placed on.
-#[derive(Debug, Default)]
-pub(super) struct Eligibility {
+#[derive(Debug)]
+pub(super) struct Eligibility<'w> {
     known: HashMap<String, usize>,
     nodes: Vec<Vec<bool>>,
+    share: Share<'w>,
 }
 
-impl Eligibility {
-    /// The number of the group that a pod is in; `None` where there are too many others.
-    pub(super) fn group(&mut self, pod: &PendingPod, nodes: &[NodeState]) -> Option<usize> {
+impl<'w> Eligibility<'w> {
+    /// Without any group.
+    pub(super) fn new() -> Self {
+        Self { known: HashMap::new(), nodes: Vec::new(), share: Share::new(MAX_GROUPS) }
+    }
+
+    /// The number of the group that a pod is in; `None` where there are too many others, or too many of its namespace.
+    pub(super) fn group(&mut self, pod: &'w PendingPod, nodes: &[NodeState]) -> Option<usize> {
         let selector = |it: &Arc<ResourceClaim>| {
             it.status.as_ref()?.allocation.as_ref().map(|it| it.node_selector.clone())
         };
@@ -35,7 +42,7 @@ impl Eligibility {
         if let Some(group) = self.known.get(&key) {
             return Some(*group);
         }
-        if MAX_GROUPS <= self.nodes.len() {
+        if !self.share.take(&pod.namespace) {
             return None;
         }
         let takes = |node: &NodeState| {

@@ -29,6 +29,7 @@ mod ledger;
 mod memory;
 mod round;
 mod shape;
+mod share;
 mod turns;
 pub mod world;
 

@@ -11,6 +11,7 @@ use super::kind::{Choice, Kind};
 use super::ledger::{NodeLedger, Score, Source};
 use super::memory::Memory;
 use super::shape::{Need, NodeKey, Pick, Pool, Shape, Shapes, is_waiting};
+use super::share::Share;
 use super::world::{ClaimKey, NodeState, Options, PendingPod, Progress, World, after};
 
 /// Questions to the allocator about pods with several devices in one round.
@@ -24,7 +25,7 @@ pub(super) struct Pod<'w> {
     pub(super) of: &'w PendingPod,
     /// The claim that a hold is for: the first without devices.
     pub(super) claim: ClaimKey,
-    /// What it asks for, and where it can be placed; `None` where too many others were looked at.
+    /// What it asks for, and where it can be placed; `None` where too many others, or too many of its namespace, were looked at.
     pub(super) asks: Option<(Rc<Shape>, usize)>,
     /// What serves it: source and node.
     pub(super) served: Option<(Source, usize)>,
@@ -39,20 +40,40 @@ pub(super) struct Round<'w> {
     pub(super) now: Timestamp,
     pub(super) nodes: Vec<NodeLedger<'w>>,
     pub(super) pods: Vec<Pod<'w>>,
-    pub(super) eligibility: Eligibility,
+    pub(super) eligibility: Eligibility<'w>,
     shapes: Shapes<'w>,
+    /// The first node with a hold that is in force, by UID of its claim.
+    own: HashMap<&'w str, usize>,
     finders: HashMap<(*const Shape, usize, Source), Finder>,
+    candidates: HashMap<(*const Shape, usize, Source), Candidates>,
     /// Nodes of which something was taken, in this order.
     touched: Vec<usize>,
     /// What the allocator answered for pods with several devices.
     answers: HashMap<NodeKey, Option<Vec<Pick>>>,
-    questions: usize,
+    questions: Share<'w>,
 }
 
 /// Nodes that serve a shape from one source, the best first. Entries that are out of date are skipped.
 #[derive(Debug, Default)]
 struct Finder {
     heap: BinaryHeap<Reverse<(Score, usize, u32)>>,
+    /// How much of [`Round::touched`] it knows.
+    seen: usize,
+}
+
+/// Whether a node serves a pod with several devices.
+enum Answer {
+    Fits(Vec<Pick>),
+    Fails,
+    Unasked,
+}
+
+/// Nodes that may serve a shape with several devices from one source: one that does not is left out until something of it is taken.
+#[derive(Debug, Default)]
+struct Candidates {
+    nodes: BTreeSet<usize>,
+    /// Nodes that the allocator was not asked about, as the questions of the namespace were used up.
+    unasked: BTreeSet<usize>,
     /// How much of [`Round::touched`] it knows.
     seen: usize,
 }
@@ -85,13 +106,20 @@ impl<'w> Round<'w> {
             now,
             nodes: world.nodes.iter().zip(written).map(node).collect(),
             pods: Vec::new(),
-            eligibility: Eligibility::default(),
+            eligibility: Eligibility::new(),
             shapes: Shapes::new(world, &options.driver, &memory.compiled.programs),
+            own: HashMap::new(),
             finders: HashMap::new(),
+            candidates: HashMap::new(),
             touched: Vec::new(),
             answers: HashMap::new(),
-            questions: 0,
+            questions: Share::new(MAX_QUESTIONS),
         };
+        for (index, node) in round.nodes.iter().enumerate() {
+            for hold in node.state.holds.iter().filter(|it| now < it.until && !it.claim.uid.is_empty()) {
+                round.own.entry(&hold.claim.uid).or_insert(index);
+            }
+        }
         let mut order: Vec<&'w PendingPod> = world.pods.iter().collect();
         order.sort_by_key(|it| (Reverse(it.priority), it.created, &it.uid));
         for pod in order {
@@ -133,10 +161,7 @@ impl<'w> Round<'w> {
     fn serve_one(&mut self, index: usize, source: Source) -> Option<usize> {
         let (shape, group) = self.pods[index].asks.clone()?;
         let claim = self.pods[index].claim.uid.clone();
-        let is_own = |it: &NodeLedger<'_>| {
-            it.state.holds.iter().any(|hold| hold.claim.uid == claim && self.now < hold.until)
-        };
-        let own = (0..self.nodes.len()).find(|it| is_own(&self.nodes[*it])).filter(|_| !claim.is_empty());
+        let own = self.own.get(claim.as_str()).copied();
         let (node, picks) = match &shape.need {
             Need::Nothing => return None,
             Need::One(choices) => {
@@ -148,7 +173,7 @@ impl<'w> Round<'w> {
                     at_own.or_else(|| self.find(Rc::as_ptr(&shape), choices, group, source))?;
                 (node, vec![(score.gpu as usize, score.device as usize)])
             }
-            Need::Many => self.find_many(&shape, group, source, &claim)?,
+            Need::Many => self.find_many(&shape, (group, source), self.pods[index].of, &claim, own)?,
         };
         for (gpu, device) in picks {
             self.nodes[node].give(gpu, device, source);
@@ -208,45 +233,44 @@ impl<'w> Round<'w> {
         found
     }
 
-    /// The best of some nodes for a pod with several devices.
+    /// The best of some nodes for a pod with several devices. `own` is the node with a hold for its claim.
     fn find_many(
         &mut self,
         shape: &Rc<Shape>,
-        group: usize,
-        source: Source,
+        (group, source): (usize, Source),
+        of: &'w PendingPod,
         claim: &str,
+        own: Option<usize>,
     ) -> Option<(usize, Vec<Pick>)> {
-        let pool = match source {
-            Source::Published => Pool::Published,
-            Source::Coming => Pool::Coming,
-            Source::Change => Pool::Possible,
-        };
+        let known = self.candidates.remove(&(Rc::as_ptr(shape), group, source));
+        let all = || Candidates { nodes: (0..self.nodes.len()).collect(), ..Candidates::default() };
+        let mut candidates = known.unwrap_or_else(all);
+        candidates.nodes.extend(&self.touched[candidates.seen..]);
+        candidates.seen = self.touched.len();
+        // What the hold keeps from others is there for its claim.
+        candidates.nodes.extend(own);
+        if self.questions.is_left(&of.namespace) {
+            candidates.nodes.append(&mut candidates.unasked);
+        }
         let mut fits = Vec::new();
-        for node in 0..self.nodes.len() {
-            let ledger = &self.nodes[node];
-            let has_coming = || ledger.gpus.iter().any(|it| it.coming != 0);
-            if !self.is_possible(node, group, source)
-                || source == Source::Coming && !has_coming()
-                || source == Source::Change && ledger.state.counts
-            {
-                continue;
-            }
-            let key = Shapes::key(shape, ledger, pool, claim);
-            if !self.answers.contains_key(&key) {
-                if MAX_QUESTIONS <= self.questions {
-                    continue;
+        let mut failed = Vec::new();
+        for &node in &candidates.nodes {
+            match self.ask(node, shape, (group, source), &of.namespace, claim) {
+                Answer::Fits(picks) => fits.push((node, picks)),
+                Answer::Fails => failed.push(node),
+                Answer::Unasked => {
+                    failed.push(node);
+                    candidates.unasked.insert(node);
                 }
-                self.questions += 1;
-                let answer = self.shapes.many(shape, ledger, pool, claim);
-                self.answers.insert(key.clone(), answer);
-            }
-            if let Some(Some(picks)) = self.answers.get(&key) {
-                fits.push((node, picks.clone()));
             }
             if MAX_FITS <= fits.len() || source != Source::Change && !fits.is_empty() {
                 break;
             }
         }
+        for node in &failed {
+            candidates.nodes.remove(node);
+        }
+        self.candidates.insert((Rc::as_ptr(shape), group, source), candidates);
         let cost = |(node, picks): &(usize, Vec<Pick>)| {
             let withdrawn = |(gpu, device): &Pick| {
                 let ledger = &self.nodes[*node].gpus[*gpu];
@@ -255,5 +279,40 @@ impl<'w> Round<'w> {
             (!self.nodes[*node].changes, picks.iter().map(withdrawn).sum::<u32>())
         };
         fits.into_iter().min_by_key(cost)
+    }
+
+    /// Whether a node serves a pod with several devices.
+    fn ask(
+        &mut self,
+        node: usize,
+        shape: &Rc<Shape>,
+        (group, source): (usize, Source),
+        namespace: &'w str,
+        claim: &str,
+    ) -> Answer {
+        let pool = match source {
+            Source::Published => Pool::Published,
+            Source::Coming => Pool::Coming,
+            Source::Change => Pool::Possible,
+        };
+        let ledger = &self.nodes[node];
+        let has_coming = || ledger.gpus.iter().any(|it| it.coming != 0);
+        if !self.is_possible(node, group, source)
+            || source == Source::Coming && !has_coming()
+            || source == Source::Change && ledger.state.counts
+        {
+            return Answer::Fails;
+        }
+        let key = Shapes::key(shape, ledger, pool, claim);
+        let answer = match self.answers.get(&key) {
+            Some(answer) => answer.clone(),
+            None if !self.questions.take(namespace) => return Answer::Unasked,
+            None => {
+                let answer = self.shapes.many(shape, ledger, pool, claim);
+                self.answers.insert(key, answer.clone());
+                answer
+            }
+        };
+        answer.map_or(Answer::Fails, Answer::Fits)
     }
 }

@@ -14,6 +14,7 @@ use k8s_openapi::api::resource::v1::{
 
 use super::kind::{Choice, IDENTITY, Kind, Set, members};
 use super::ledger::{GpuLedger, NodeLedger};
+use super::share::Share;
 use super::world::{GpuState, PendingPod, World};
 
 /// Steps of one search of the allocator for a pod with several devices.
@@ -53,6 +54,7 @@ pub(super) struct Shapes<'w> {
     /// Whether a class may have devices of ours, by name.
     ours: HashMap<&'w str, bool>,
     known: HashMap<String, Rc<Shape>>,
+    share: Share<'w>,
 }
 
 /// A device of a node: GPU and possible device, by position.
@@ -63,7 +65,15 @@ impl<'w> Shapes<'w> {
         let mut seen = BTreeSet::new();
         let gpus = world.nodes.iter().flat_map(|it| &it.gpus);
         let kinds = gpus.filter(|it| seen.insert(Arc::as_ptr(&it.kind))).collect();
-        Self { world, driver, programs: programs.clone(), kinds, ours: HashMap::new(), known: HashMap::new() }
+        Self {
+            world,
+            driver,
+            programs: programs.clone(),
+            kinds,
+            ours: HashMap::new(),
+            known: HashMap::new(),
+            share: Share::new(MAX_SHAPES),
+        }
     }
 
     /// How many there are.
@@ -71,7 +81,7 @@ impl<'w> Shapes<'w> {
         self.known.len()
     }
 
-    /// The shape of a pod; `None` where too many others were looked at already.
+    /// The shape of a pod; `None` where too many others, or too many of its namespace, were looked at already.
     pub(super) fn of(&mut self, pod: &'w PendingPod) -> Option<Rc<Shape>> {
         let waiting: Vec<&'w ResourceClaim> =
             pod.claims.iter().filter(|it| is_waiting(it)).map(|it| &**it).collect();
@@ -80,7 +90,7 @@ impl<'w> Shapes<'w> {
         if let Some(shape) = self.known.get(&key) {
             return Some(shape.clone());
         }
-        if MAX_SHAPES <= self.known.len() {
+        if !self.share.take(&pod.namespace) {
             return None;
         }
         let shape = Rc::new(self.read(&waiting));

@@ -1,5 +1,7 @@
 //! Reads and writes the events.
 
+use std::collections::HashMap;
+
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -8,6 +10,7 @@ use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, Error};
 use mig_model::hash::fnv1a;
 use tokio::time::timeout;
+use tracing::warn;
 
 use super::waiting::Waiting;
 use crate::client::{CALL_TIMEOUT, with_causes};
@@ -21,6 +24,9 @@ const CONTROLLER: &str = "mig.dra-driver.dev/mig-controller";
 /// Events in one answer.
 const PAGE: u32 = 500;
 
+/// Answers that a new leader reads.
+const MAX_PAGES: u32 = 40;
+
 /// Longest name of an instance that reports.
 const LONGEST_INSTANCE: usize = 128;
 
@@ -31,8 +37,35 @@ pub enum Written {
     Done,
     /// The API server refuses it, and would refuse it again.
     Refused(String),
+    /// The API server answers with an error about this event, which may end.
+    Failed(String),
     /// The API server cannot be reached, or is too busy.
     Unavailable(String),
+}
+
+/// An event that exists about a pod that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// UID of the pod.
+    pub uid: String,
+    /// When it was written.
+    pub time: Timestamp,
+    /// A hash of its note.
+    pub note: u64,
+}
+
+impl Seen {
+    /// What is kept of an event, if this controller reports it in the namespace of one of these pods (namespaces by UID).
+    fn of(event: &Event, pods: &HashMap<&str, &str>) -> Option<Self> {
+        let uid = event.regarding.as_ref()?.uid.as_deref()?;
+        let namespace = *pods.get(uid)?;
+        let is_ours = event.reporting_controller.as_deref() == Some(CONTROLLER)
+            && event.metadata.namespace.as_deref() == Some(namespace);
+        let created = || event.metadata.creation_timestamp.as_ref().map(|it| it.0);
+        let time = event.event_time.as_ref().map(|it| it.0).or_else(created)?;
+        let note = fnv1a(event.note.as_deref().unwrap_or_default().as_bytes());
+        is_ours.then(|| Self { uid: uid.to_owned(), time, note })
+    }
 }
 
 /// Reads and writes events of pods. Needs the verbs `create` and `list` for `events.k8s.io`.
@@ -53,29 +86,30 @@ impl Events {
         }
     }
 
-    /// The events that this controller, in whichever replica, has written and that are still there: UID of the pod, time, note.
-    ///
-    /// # Errors
-    /// Why they cannot be read.
-    pub async fn read(&self) -> Result<Vec<(String, Timestamp, String)>, String> {
+    /// The events about these pods that this controller, in whichever replica, has written and that are still there, and why the others
+    /// could not be read, if so. Whoever may create events can write such ones: they are not trusted beyond the namespace of the pod,
+    /// and a bounded number is read.
+    pub async fn read(&self, pods: &[Waiting<'_>]) -> (Vec<Seen>, Option<String>) {
+        let pods: HashMap<&str, &str> = pods.iter().map(|it| (it.uid(), it.namespace())).collect();
         let mut params = ListParams::default().fields(&format!("reason={REASON}")).limit(PAGE);
         let mut all = Vec::new();
-        loop {
+        for _ in 0..MAX_PAGES {
             let page = match timeout(CALL_TIMEOUT, self.api.list(&params)).await {
-                Ok(page) => page.map_err(|error| with_causes(&error))?,
-                Err(_) => return Err(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
+                Ok(Ok(page)) => page,
+                Ok(Err(error)) => return (all, Some(with_causes(&error))),
+                Err(_) => return (all, Some(format!("no answer within {} s", CALL_TIMEOUT.as_secs()))),
             };
-            let ours =
-                page.items.into_iter().filter(|it| it.reporting_controller.as_deref() == Some(CONTROLLER));
-            all.extend(ours.filter_map(|it| {
-                let time = it.event_time.map(|it| it.0).or(it.metadata.creation_timestamp.map(|it| it.0))?;
-                Some((it.regarding?.uid?, time, it.note.unwrap_or_default()))
-            }));
+            all.extend(page.items.iter().filter_map(|it| Seen::of(it, &pods)));
             match page.metadata.continue_ {
                 Some(next) if !next.is_empty() => params.continue_token = Some(next),
-                _ => return Ok(all),
+                _ => return (all, None),
             }
         }
+        warn!(
+            events = MAX_PAGES * PAGE,
+            "there are more events than are read; some pods may get a second event"
+        );
+        (all, None)
     }
 
     /// Writes an event of a pod, whose last event was written at `last`. Tried again after an answer that was lost, it has the same name,
@@ -93,9 +127,11 @@ impl Events {
             Ok(Ok(_)) => Written::Done,
             // An earlier attempt was stored although its answer was lost.
             Ok(Err(Error::Api(status))) if status.is_already_exists() => Written::Done,
-            Ok(Err(Error::Api(status))) if (400..500).contains(&status.code) && status.code != 429 => {
-                Written::Refused(status.message.clone())
-            }
+            Ok(Err(Error::Api(status))) if !matches!(status.code, 408 | 429 | 504) => match status.code {
+                400..500 => Written::Refused(status.message.clone()),
+                // An admission webhook of one namespace that fails is a 500, too.
+                _ => Written::Failed(status.message.clone()),
+            },
             Ok(Err(error)) => Written::Unavailable(with_causes(&error)),
             Err(_) => Written::Unavailable(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
         }
@@ -134,5 +170,29 @@ impl Events {
             type_: own("Warning"),
             ..Event::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn events_of_other_namespaces_pods_and_reporters_are_not_kept() {
+        let pods = HashMap::from([("u", "team")]);
+        let event = |namespace: &str, uid: &str, controller: &str| -> Event {
+            serde_json::from_value(json!({
+                "metadata": {"namespace": namespace, "name": "e"}, "reportingController": controller, "note": "n",
+                "regarding": {"uid": uid}, "eventTime": "2026-11-29T12:00:00.000000Z",
+            }))
+            .unwrap()
+        };
+        let seen = Seen::of(&event("team", "u", CONTROLLER), &pods).unwrap();
+        assert_eq!((seen.uid.as_str(), seen.note), ("u", fnv1a(b"n")));
+        assert_eq!(Seen::of(&event("other", "u", CONTROLLER), &pods), None);
+        assert_eq!(Seen::of(&event("team", "v", CONTROLLER), &pods), None);
+        assert_eq!(Seen::of(&event("team", "u", "else"), &pods), None);
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use mig_model::hash::fnv1a;
 
+use super::events::Seen;
 use super::note::Finding;
 use super::waiting::{Waiting, waited};
 
@@ -48,6 +49,8 @@ pub struct Remembered {
     pub written: Option<(Timestamp, u64)>,
     /// When the pod was explained last without an event.
     pub checked: Option<Timestamp>,
+    /// When an event could not be written last, and how often in a row.
+    pub failed: Option<(Timestamp, u32)>,
 }
 
 /// What is remembered. A new leader reads it from the events that exist.
@@ -61,13 +64,15 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Nothing but these events, by the UIDs of their pods.
-    pub fn of(limits: Limits, events: impl IntoIterator<Item = (String, Timestamp, String)>) -> Self {
+    /// Nothing but these events. A time in the future, which anybody who creates events can write, counts as now.
+    #[must_use]
+    pub fn of(limits: Limits, events: Vec<Seen>, now: Timestamp) -> Self {
         let mut pods: HashMap<String, Remembered> = HashMap::new();
-        for (uid, time, note) in events {
+        for Seen { uid, time, note } in events {
+            let time = time.min(now);
             let remembered = pods.entry(uid).or_default();
             if remembered.written.is_none_or(|(known, _)| known <= time) {
-                remembered.written = Some((time, fnv1a(note.as_bytes())));
+                remembered.written = Some((time, note));
             }
         }
         let budget = Budget { left: limits.writes.0, since: None };
@@ -88,8 +93,11 @@ impl Memory {
         let remembered = self.pods.get(pod.uid()).copied().unwrap_or_default();
         let left = |since: Timestamp, wait: Duration| wait.saturating_sub(waited(since, now));
         let last = remembered.written.map(|(time, _)| time).max(remembered.checked);
+        let each = self.limits.each;
+        let retry = |count: u32| Duration::from_secs(1 << count.min(16)).min(each);
         left(pod.since, self.limits.patience)
-            .max(last.map_or(Duration::ZERO, |it| left(it, self.limits.each)))
+            .max(last.map_or(Duration::ZERO, |it| left(it, each)))
+            .max(remembered.failed.map_or(Duration::ZERO, |(time, count)| left(time, retry(count))))
     }
 
     /// When the last event of the pod was written.
@@ -126,7 +134,14 @@ impl Memory {
     /// The pod has got an event.
     pub fn wrote(&mut self, pod: &Waiting<'_>, note: &str, now: Timestamp) {
         let written = Some((now, fnv1a(note.as_bytes())));
-        self.pods.insert(pod.uid().to_owned(), Remembered { written, checked: None });
+        self.pods.insert(pod.uid().to_owned(), Remembered { written, ..Remembered::default() });
+    }
+
+    /// An event of the pod could not be written: it is tried again after a second, and then after twice as long each time, so that
+    /// other pods come first.
+    pub fn failed(&mut self, pod: &Waiting<'_>, now: Timestamp) {
+        let failed = &mut self.pods.entry(pod.uid().to_owned()).or_default().failed;
+        *failed = Some((now, failed.map_or(0, |(_, count)| count.saturating_add(1))));
     }
 
     /// Takes the right to write one event, if there is one.
@@ -185,9 +200,16 @@ mod tests {
     }
 
     fn memory(events: &[(&str, i64, &str)]) -> Memory {
-        let events =
-            events.iter().map(|(uid, time, note)| ((*uid).to_owned(), at(*time), (*note).to_owned()));
-        Memory::of(Limits::with_patience(Duration::from_secs(5)), events)
+        let seen = |(uid, time, note): &(&str, i64, &str)| Seen {
+            uid: (*uid).to_owned(),
+            time: at(*time),
+            note: fnv1a(note.as_bytes()),
+        };
+        Memory::of(
+            Limits::with_patience(Duration::from_secs(5)),
+            events.iter().map(seen).collect(),
+            at(2_000),
+        )
     }
 
     #[test]
@@ -221,6 +243,31 @@ mod tests {
         assert_eq!(memory.due_in(&of(&told), at(2_100)).as_secs(), 200);
         assert!(memory.is_known(&of(&told), "b", at(2_300)) && !memory.is_known(&of(&told), "a", at(2_300)));
         assert_eq!(memory.due_in(&of(&new), at(2_100)), Duration::ZERO);
+    }
+
+    #[test]
+    fn an_event_of_the_future_counts_as_one_of_now() {
+        let pod = pod("u");
+        let memory = memory(&[("u", 1_000_000, "a")]);
+        assert_eq!([2_000, 2_300].map(|now| memory.due_in(&of(&pod), at(now)).as_secs()), [300, 0]);
+        assert!(!memory.is_known(&of(&pod), "a", at(3_800)));
+    }
+
+    #[test]
+    fn a_pod_whose_event_cannot_be_written_waits_longer_each_time_until_it_has_one() {
+        let pod = pod("u");
+        let mut memory = memory(&[]);
+        let mut failed = |now: i64| {
+            memory.failed(&of(&pod), at(now));
+            memory.due_in(&of(&pod), at(now)).as_secs()
+        };
+        assert_eq!([2_000, 2_001, 2_003].map(&mut failed), [1, 2, 4]);
+        for count in 0..100 {
+            failed(3_000 + count);
+        }
+        assert_eq!(failed(3_100), 300);
+        memory.wrote(&of(&pod), "note", at(4_000));
+        assert_eq!(memory.due_in(&of(&pod), at(4_300)), Duration::ZERO);
     }
 
     #[test]

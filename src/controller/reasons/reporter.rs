@@ -19,6 +19,9 @@ use crate::world::World;
 /// Pause before what is left over goes on.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Failures to read the events that exist, after which those that were read are enough.
+const MAX_FAILURES: u32 = 3;
+
 /// What a round has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Round {
@@ -35,8 +38,10 @@ pub struct Reporter {
     driver: String,
     limits: Limits,
     metrics: Metrics,
-    /// `None` until the events that exist were read.
+    /// `None` until the events that exist were read, or could not be read several times.
     memory: Option<Memory>,
+    /// How often they could not be read.
+    failures: u32,
 }
 
 /// What has become of one pod.
@@ -51,12 +56,13 @@ impl Reporter {
     /// A reporter for pods that wait for devices of this driver.
     #[must_use]
     pub fn new(events: Events, driver: &str, limits: Limits, metrics: Metrics) -> Self {
-        Self { events, driver: driver.to_owned(), limits, metrics, memory: None }
+        Self { events, driver: driver.to_owned(), limits, metrics, memory: None, failures: 0 }
     }
 
     /// Another replica leads: what is remembered is out of date when this one leads again.
     pub fn forget(&mut self) {
         self.memory = None;
+        self.failures = 0;
     }
 
     /// Looks at each pod that is due, those without an event first.
@@ -66,13 +72,19 @@ impl Reporter {
         let mut memory = match self.memory.take() {
             Some(memory) => memory,
             None if pods.is_empty() => return Round { waiting: 0, next: None },
-            None => match self.events.read().await {
-                Ok(events) => Memory::of(self.limits, events),
-                Err(error) => {
-                    warn!(error, "cannot read the events that exist; no reasons are reported until then");
-                    return Round { waiting: pods.len(), next: Some(PAUSE * 10) };
+            None => {
+                let (events, error) = self.events.read(&pods).await;
+                if let Some(error) = error {
+                    self.failures += 1;
+                    if self.failures < MAX_FAILURES {
+                        warn!(error, "cannot read the events that exist; no reasons are reported until then");
+                        return Round { waiting: pods.len(), next: Some(PAUSE * 10) };
+                    }
+                    warn!(error, "cannot read all events that exist; some pods may get a second event");
                 }
-            },
+                self.failures = 0;
+                Memory::of(self.limits, events, now)
+            }
         };
         memory.keep_only(&pods, now);
         let mut due: Vec<&Waiting<'_>> = pods.iter().filter(|it| memory.due_in(it, now).is_zero()).collect();
@@ -139,8 +151,14 @@ impl Reporter {
                 memory.checked(pod, now);
                 Told::Done
             }
+            Written::Failed(error) => {
+                warn!(namespace, name, error, "cannot write an event; trying again later");
+                memory.failed(pod, now);
+                Told::Done
+            }
             Written::Unavailable(error) => {
                 warn!(namespace, name, error, "cannot write an event; trying again");
+                memory.failed(pod, now);
                 Told::Later
             }
         }
