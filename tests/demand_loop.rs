@@ -1,4 +1,4 @@
-//! Driver and controller together: nodes follow pods that wait, without anybody labelling them anew.
+//! Driver and controller together: nodes follow pods that wait, and nobody changes a label.
 
 use std::net::SocketAddr;
 use std::process::Child;
@@ -67,7 +67,7 @@ impl Controller {
             format!("--http-address={}", free_address()),
             format!("--metrics-address={metrics}"),
             format!("--patience={PATIENCE}"),
-            "--lease-duration=1".to_owned(),
+            "--lease-duration=5".to_owned(),
             "--demand".to_owned(),
         ];
         let stop = CancellationToken::new();
@@ -139,6 +139,16 @@ async fn delete(server: &ApiServer, name: &str) {
     eventually(&format!("{name} is gone"), async || pod(server, name).is_none().then_some(())).await;
 }
 
+/// How many devices are allocated, as the nodes say.
+fn held(server: &ApiServer, nodes: &[GpuNode]) -> usize {
+    let of_node = |node: &GpuNode| {
+        let object = server.get(&kinds::MIG_NODE, "", &node.lab.node_name).ok()?;
+        let gpus = object["status"]["gpus"].as_array()?.clone();
+        Some(gpus.iter().filter_map(|it| Some(it["held"].as_array()?.len())).sum::<usize>())
+    };
+    nodes.iter().filter_map(of_node).sum()
+}
+
 /// What is demanded of each node: profile and count; `None` where nothing is.
 fn demands(server: &ApiServer, nodes: &[GpuNode]) -> Vec<Option<Vec<(String, u64)>>> {
     let demand = |node: &GpuNode| {
@@ -182,6 +192,10 @@ async fn a_mixed_queue_gets_its_devices_from_nodes_that_follow_it() {
     for (name, _) in served {
         running(server, name).await;
     }
+    eventually("the nodes say what is allocated", async || {
+        (held(server, &nodes) == served.len()).then_some(())
+    })
+    .await;
     // What it does not serve. The first one goes on waiting, for a device of another driver.
     create_pod(server, "needs-nic", &["mig-1g.20gb", "nic"]);
     let waiting = [("seven", "mig-7g.80gb"), ("one-4", "mig-1g.10gb"), ("one-5", "mig-1g.10gb")];
@@ -218,14 +232,10 @@ async fn a_mixed_queue_gets_its_devices_from_nodes_that_follow_it() {
     })
     .await;
 
-    // The next ones change a node again.
+    // The next pod changes a node again.
     delete(server, "seven").await;
-    for name in ["three-2", "three-3"] {
-        create_pod(server, name, &["mig-3g.40gb"]);
-    }
-    for name in ["three-2", "three-3"] {
-        running(server, name).await;
-    }
+    create_pod(server, "three-2", &["mig-3g.40gb"]);
+    running(server, "three-2").await;
     assert_eq!(second.writes("change").await, 1.0);
     second.stop().await;
     for node in &nodes {
