@@ -12,6 +12,7 @@ mod common;
 mod convert;
 mod counters;
 mod crash;
+mod demand_loop;
 mod deploy;
 mod disk;
 mod docs;
