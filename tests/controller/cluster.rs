@@ -29,6 +29,8 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// With these nodes, each with GPUs as `kubectl mig slices --gpus` takes them, and the device classes that are shipped.
     pub(crate) async fn new(nodes: &[(&str, &str)]) -> Self {
+        // As in `main`; in a build of the whole workspace rustls has two providers to choose from.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let options = Options { partitionable_devices: true, ..Options::default() };
         let server = ApiServer::start(options).await.unwrap();
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
