@@ -1,4 +1,4 @@
-//! What nodes should publish: decisions of [`demand`](crate::demand) about what is in memory, and their writes.
+//! What nodes should publish: decisions of [`demand`] about what is in memory, and their writes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -78,7 +78,7 @@ pub enum Prospect {
     NotLookedAt,
 }
 
-/// What came of [`decide`].
+/// What came of [`decide`](super::decide).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outcome {
     /// What is to be done.

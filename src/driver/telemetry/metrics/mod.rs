@@ -6,7 +6,7 @@
 //!   part of the driver which counts has in its `…Parts`. Times are taken by clocks that also count when they are
 //!   dropped, so that failures, refusals and callers who gave up are in the numbers.
 //! * What *is* (instances, free placements, claims, what was published) is computed from the driver's state whenever
-//!   Prometheus scrapes, by a [`Collector`]. No value is kept in sync by hand.
+//!   Prometheus scrapes, by a [`Collector`](prometheus_client::collector::Collector). No value is kept in sync by hand.
 //!
 //! # To add a number
 //!
@@ -14,7 +14,7 @@
 //!    whose values are known gets a set of `label_values!`, so that the number of series is bounded), a line in `register`
 //!    with name and help, and here a method of [`Metrics`] that counts. A closed set of labels is put at zero in
 //!    `at_zero`: a rate needs a number to begin at.
-//! 2. Something of the state: in the `metrics.rs` of the module that owns the state, a [`Collector`] that the composition root
+//! 2. Something of the state: in the `metrics.rs` of the module that owns the state, a [`Collector`](prometheus_client::collector::Collector) that the composition root
 //!    gives to [`Exporter::show`].
 //! 3. A row in the tables of docs/metrics.md; a test compares them with the metrics that a node serves.
 //!
