@@ -6,6 +6,8 @@
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
+#[path = "../../demand/chance.rs"]
+mod chance;
 mod node;
 mod optimum;
 mod oracle;

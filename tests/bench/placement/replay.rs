@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, BinaryHeap};
 
 use mig_model::placement::{Policy, Ranking};
 
+use crate::chance::Chance;
 use crate::node::{Lists, Node, give, has_room, take};
 use crate::oracle::Oracle;
 
@@ -51,7 +52,7 @@ impl Workload {
             mix.iter().map(|(it, share)| f64::from(node.profiles[*it].size) * share / total).sum();
         #[expect(clippy::cast_precision_loss, reason = "a node has few GPUs")]
         let rate = load * slices * node.gpus as f64 / mean;
-        let (mut chance, mut at) = (Chance(seed), 0.0);
+        let (mut chance, mut at) = (Chance::new(seed), 0.0);
         let requests = (0..count).map(|_| {
             at += chance.exponential() / rate;
             let mut left = chance.fraction() * total;
@@ -77,7 +78,7 @@ impl Workload {
         let mut outcome =
             Outcome { asked: vec![0; node.profiles.len()], given: vec![0; node.profiles.len()], writes: 0 };
         // Where requests go must not depend on how many numbers another client has drawn.
-        let mut chance = Chance(4711);
+        let mut chance = Chance::new(4711);
         for (number, request) in self.requests.iter().enumerate() {
             state.release(node, request.at);
             if let Server::Driver(policy, lag) = &server
@@ -89,11 +90,11 @@ impl Workload {
                 Server::Repacking(oracle) => state.repack(node, oracle, request),
                 Server::Random => {
                     let mut all: Vec<usize> = (0..node.devices.len()).collect();
-                    chance.shuffle(&mut all);
+                    shuffle(&mut chance, &mut all);
                     state.first_fit(node, &[all], request)
                 }
                 Server::Fixed(_) | Server::Driver(..) => {
-                    chance.shuffle(&mut lists);
+                    shuffle(&mut chance, &mut lists);
                     state.first_fit(node, &lists, request)
                 }
             };
@@ -198,34 +199,8 @@ fn order(time: f64) -> u64 {
     (time * 1e9) as u64
 }
 
-/// SplitMix64: seeded, and the same everywhere.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// At least 0 and below 1.
-    fn fraction(&mut self) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
-        let bits = (self.next() >> 11) as f64;
-        bits / (1_u64 << 53) as f64
-    }
-
-    /// Mean 1.
-    fn exponential(&mut self) -> f64 {
-        -(1.0 - self.fraction()).ln()
-    }
-
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for index in (1..items.len()).rev() {
-            let other = usize::try_from(self.next() % (index as u64 + 1)).unwrap_or(0);
-            items.swap(index, other);
-        }
+fn shuffle<T>(chance: &mut Chance, items: &mut [T]) {
+    for index in (1..items.len()).rev() {
+        items.swap(index, chance.below(index + 1));
     }
 }
