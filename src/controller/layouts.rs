@@ -13,12 +13,13 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Error};
 use mig_model::claim::ClaimRef;
 use mig_model::mig_node::{Demand, Hold, MigNode, MigNodeSpec, ProfileCount};
+use mig_telemetry::with_causes;
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use crate::client::{CALL_TIMEOUT, with_causes};
+use crate::client::CALL_TIMEOUT;
 use crate::demand::{self, Kinds, MANAGER, Memory, NodeState, Options, PendingPod, Reason, Write, decide};
 use crate::election::Term;
 use crate::metrics::{Metrics, Outcome, WriteReason};

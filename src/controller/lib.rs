@@ -40,7 +40,6 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use k8s_openapi::jiff::Timestamp;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -61,7 +60,7 @@ const DRAIN: Duration = Duration::from_secs(20);
 /// # Errors
 /// What keeps it from starting, or which part has ended and why.
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
-    let health = probes::bind_health(args.http_address).await?;
+    let health = mig_telemetry::bind_health(args.http_address, "/livez and /readyz").await?;
     let metrics_listener = mig_telemetry::bind_metrics(args.metrics_address).await?;
     let client = client::client(args.kubeconfig.as_deref()).await?;
     let identity = format!("{}_{:x}", args.pod_name, Timestamp::now().as_nanosecond());
@@ -132,24 +131,4 @@ async fn watch(
     }
     info!("stopped");
     failure.map_or(Ok(()), Err)
-}
-
-/// A token that is cancelled by the first SIGTERM or SIGINT; the second one ends the process at once.
-///
-/// # Errors
-/// Where the process cannot receive signals.
-pub fn stop_on_signal() -> io::Result<CancellationToken> {
-    let stop = CancellationToken::new();
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let token = stop.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-            if token.is_cancelled() {
-                std::process::exit(1);
-            }
-            token.cancel();
-        }
-    });
-    Ok(stop)
 }

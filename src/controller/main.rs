@@ -33,7 +33,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         info!(version = env!("CARGO_PKG_VERSION"), "starting");
-        mig_controller::run(args, mig_controller::stop_on_signal()?).await
+        mig_controller::run(args, mig_telemetry::stop_on_signal()?).await
     })
 }
 

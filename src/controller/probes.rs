@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
@@ -14,7 +13,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
 
 use crate::election::Leadership;
 use crate::world::Kind;
@@ -70,25 +68,6 @@ impl Default for Status {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// The address cannot be served.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot serve health on {address}: {source}; choose another --http-address")]
-pub struct HealthError {
-    address: SocketAddr,
-    source: io::Error,
-}
-
-/// Takes the address.
-///
-/// # Errors
-/// [`HealthError`].
-pub async fn bind_health(address: SocketAddr) -> Result<TcpListener, HealthError> {
-    let failed = |source| HealthError { address, source };
-    let listener = mig_telemetry::bind(address).await.map_err(failed)?;
-    info!(address = %listener.local_addr().map_err(failed)?, "serving /livez and /readyz");
-    Ok(listener)
 }
 
 /// Serves until `stop`. A replica that stands by is as ready as the one that leads.

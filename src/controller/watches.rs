@@ -13,8 +13,8 @@ use kube::{Api, Client, Resource};
 use mig_model::mig_node::MigNode;
 use serde::de::DeserializeOwned;
 
-use crate::client::with_causes;
 use crate::world::{Change, Kind};
+use mig_telemetry::with_causes;
 
 /// Seconds after which a watch is opened again; a connection that died silently is noticed then.
 const WATCH_SECONDS: u32 = 120;

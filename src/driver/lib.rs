@@ -78,14 +78,11 @@ pub mod telemetry;
 pub mod threads;
 pub mod usage;
 
-use std::io;
 use std::time::Duration;
 
 use args::{Cli, Command};
-use telemetry::LogFormat;
+use telemetry::{LogFormat, stop_on_signal};
 use tokio::runtime;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 /// Runs a subcommand to its end.
@@ -124,21 +121,4 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     // A call into a driver that hangs must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
-}
-
-/// A token that is cancelled by the first SIGTERM or SIGINT; the second one ends the process at once.
-fn stop_on_signal() -> io::Result<CancellationToken> {
-    let stop = CancellationToken::new();
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let token = stop.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-            if token.is_cancelled() {
-                std::process::exit(1);
-            }
-            token.cancel();
-        }
-    });
-    Ok(stop)
 }

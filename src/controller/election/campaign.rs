@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{Candidate, Step};
-use crate::client::with_causes;
+use mig_telemetry::with_causes;
 
 /// Whether this process leads, for those who act.
 #[derive(Debug, Clone)]

@@ -13,7 +13,8 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::waiting::Waiting;
-use crate::client::{CALL_TIMEOUT, with_causes};
+use crate::client::CALL_TIMEOUT;
+use mig_telemetry::with_causes;
 
 /// Reason of the events.
 pub const REASON: &str = "MigDevicesUnavailable";
@@ -87,7 +88,7 @@ impl Events {
     }
 
     /// The events about these pods that this controller, in whichever replica, has written and that are still there, and why the others
-    /// could not be read, if so. Whoever may create events can write such ones: they are not trusted beyond the namespace of the pod,
+    /// could not be read, if so. Users who may create events can write them, too: they are not trusted beyond the namespace of the pod,
     /// and a bounded number is read.
     pub async fn read(&self, pods: &[Waiting<'_>]) -> (Vec<Seen>, Option<String>) {
         let pods: HashMap<&str, &str> = pods.iter().map(|it| (it.uid(), it.namespace())).collect();

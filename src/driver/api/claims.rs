@@ -11,8 +11,9 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
 
-use super::{CALL_TIMEOUT, with_causes};
+use super::CALL_TIMEOUT;
 use crate::backoff::Backoff;
+use crate::telemetry::with_causes;
 
 /// Claims that are read at once. Each has a connection to the API server, which stays open for a while after a burst of
 /// pods; more of them than this cost memory and gain no time.

@@ -20,9 +20,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
+use super::CALL_TIMEOUT;
 use super::event_reason::EventReason;
-use super::{CALL_TIMEOUT, with_causes};
 use crate::pods::PodRef;
+use crate::telemetry::with_causes;
 
 /// Events that wait to be written; more are left out.
 const MOST_WAITING: usize = 64;

@@ -17,8 +17,9 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use super::CALL_TIMEOUT;
 use super::node::FORBIDDEN_PAUSE;
-use super::{CALL_TIMEOUT, with_causes};
+use crate::telemetry::with_causes;
 
 /// How soon a kind that the API server does not have is looked for again.
 const ABSENT_PAUSE: Duration = Duration::from_secs(300);

@@ -70,18 +70,3 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
     config.default_retry = false;
     Ok(Client::try_from(config)?)
 }
-
-/// An error with its causes: kube's own text often ends before the reason ("client error (Connect)").
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
-}

@@ -15,7 +15,8 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use super::{CALL_TIMEOUT, with_causes};
+use super::CALL_TIMEOUT;
+use crate::telemetry::with_causes;
 
 /// The label by which people name a layout, as they do with the GPU Operator's MIG manager.
 pub const CONFIG_LABEL: &str = "nvidia.com/mig.config";

@@ -7,7 +7,8 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::time::timeout;
 
-use super::{CALL_TIMEOUT, with_causes};
+use super::CALL_TIMEOUT;
+use crate::telemetry::with_causes;
 
 /// A verb on a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -11,7 +11,8 @@ use mig_model::slices::Change;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{CALL_TIMEOUT, with_causes};
+use super::CALL_TIMEOUT;
+use crate::telemetry::with_causes;
 
 /// Reads and writes the slices of one node and driver.
 #[derive(Debug, Clone)]

@@ -11,9 +11,10 @@ use mig_model::hash::fnv1a;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use super::CALL_TIMEOUT;
 use super::device_status::{Ailments, device_statuses, name_of, now};
-use super::{CALL_TIMEOUT, with_causes};
 use crate::checkpoint::Record;
+use crate::telemetry::with_causes;
 
 /// Writes the entries of this driver with its own field manager.
 #[derive(Debug)]

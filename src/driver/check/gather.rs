@@ -13,13 +13,14 @@ use super::facts::{ClusterFacts, DirectoryFacts, HostFacts};
 use super::finding::Subject;
 use super::runtime::{CONTAINERD, CRIO, NVIDIA_RUNTIME, cdi_setting, nvidia_mode};
 use crate::access::DeviceAccess;
-use crate::api::{CALL_TIMEOUT, NodeSlices, RIGHTS, Right, is_allowed, with_causes};
+use crate::api::{CALL_TIMEOUT, NodeSlices, RIGHTS, Right, is_allowed};
 use crate::cdi::{CommonSource, Root};
 use crate::files::read_bounded;
 use crate::hardware::{HardwareArgs, HostArgs};
 use crate::kubelet::DriverArgs;
 use crate::publisher::counter_support;
 use crate::readiness::{HostReadiness, not_makeable, unwritable};
+use crate::telemetry::with_causes;
 
 /// Configuration files of container runtimes have some KiB.
 const MAX_CONFIG: u64 = 1024 * 1024;

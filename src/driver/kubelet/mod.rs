@@ -36,7 +36,7 @@ pub use registration::{Registration, RegistrationState, SUPPORTED_VERSIONS};
 pub use socket::{Socket, SocketError, SocketGone, SocketPaths, SocketWatch, is_pod_uid};
 pub use sole::{SoleError, SoleProcess};
 
-use crate::api::with_causes;
+use crate::telemetry::with_causes;
 use pb::dra_v1::dra_plugin_server::DraPluginServer as V1Server;
 use pb::dra_v1beta1::dra_plugin_server::DraPluginServer as V1Beta1Server;
 use pb::health_v1::dra_resource_health_server::DraResourceHealthServer as HealthV1Server;

@@ -37,9 +37,10 @@ use crate::layout::{LayoutFollower, LayoutFollowerParts, LayoutMemory, StateLabe
 use crate::mig_node::{MigNodeSwitch, StatusParts, StatusWriter, watch_own};
 use crate::nvml::{CallTimer, NvmlEvent};
 use crate::pods::Pods;
-use crate::probes::{Health, bind_health, health_service, serve_health};
+use crate::probes::{Health, health_service, serve_health};
 use crate::publisher::{PublicationMetrics, Publisher, PublisherParts};
 use crate::readiness::HostReadiness;
+use crate::telemetry::bind_health;
 use crate::telemetry::metrics::{Exporter, Metrics, bind_metrics, serve_metrics};
 use crate::usage::{ClaimMetrics, DcgmInstances, Instances, Sampler, Seen};
 use crate::{check, host};
@@ -63,7 +64,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         None => Some(SoleProcess::claim(&args.driver.plugin_directory())?),
         Some(_) => None,
     };
-    let health_listener = bind_health(args.http_address).await?;
+    let health_listener = bind_health(args.http_address, "/healthz and /readyz").await?;
     let metrics_listener = bind_metrics(args.metrics_address).await?;
     let (shared, senders) = Shared::new(&args).await?;
     let mut watch = hardware_watch(&args, &shared, senders.state, senders.nvml_events);

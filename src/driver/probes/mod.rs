@@ -6,4 +6,4 @@ mod serve;
 
 pub use grpc::health_service;
 pub use health::Health;
-pub use serve::{HealthError, bind_health, serve_health};
+pub use serve::serve_health;

@@ -1,7 +1,6 @@
 //! Serves `/healthz`, `/readyz` and the gRPC health service on one port, so that every kind of probe works.
 
 use std::io;
-use std::net::SocketAddr;
 
 use axum::Router;
 use axum::extract::State;
@@ -10,27 +9,8 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tracing::info;
 
 use super::{Health, health_service};
-use crate::telemetry::bind;
-
-/// The address cannot be served.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot serve health on {address}: {source}; choose another --http-address")]
-pub struct HealthError {
-    address: SocketAddr,
-    source: io::Error,
-}
-
-/// Takes the address. Done before anything else is touched, so that a driver that was started twice by mistake ends
-/// without taking the sockets of the one that runs.
-pub async fn bind_health(address: SocketAddr) -> Result<TcpListener, HealthError> {
-    let failed = |source| HealthError { address, source };
-    let listener = bind(address).await.map_err(failed)?;
-    info!(address = %listener.local_addr().map_err(failed)?, "serving /healthz and /readyz");
-    Ok(listener)
-}
 
 /// Serves `/healthz`, `/readyz`, and the same over gRPC, until `stop`.
 ///

@@ -4,4 +4,6 @@ mod args;
 pub mod metrics;
 
 pub use args::OutputFormat;
-pub use mig_telemetry::{LogFormat, bind, init_logging, log_level, seconds};
+pub use mig_telemetry::{
+    HealthError, LogFormat, bind_health, init_logging, log_level, seconds, stop_on_signal, with_causes,
+};
