@@ -17,7 +17,7 @@ struct Used<'w> {
 }
 
 /// The holds that each node should have, by position. A hold that is over stays for `hold_after`, so that its claim waits that long
-/// for the next one, whoever decides then. Those of others stay as they are.
+/// for the next one, whichever replica decides then. Those of others stay as they are.
 pub(super) fn holds(round: &mut Round<'_>) -> Vec<Vec<Hold>> {
     let Some(hold_after) = round.options.hold_after else {
         // What was held back before this was turned off ends by itself.

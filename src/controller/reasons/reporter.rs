@@ -45,7 +45,7 @@ pub struct Reporter {
 }
 
 /// What has become of one pod.
-enum Told {
+enum Progress {
     /// Nothing is left to do for it now.
     Done,
     /// The rest has to wait for the next round.
@@ -109,7 +109,7 @@ impl Reporter {
                 if !term.holds() {
                     break 'shapes;
                 }
-                if let Told::Later = self.tell(pod, finding.as_ref(), &mut memory).await {
+                if let Progress::Later = self.report(pod, finding.as_ref(), &mut memory).await {
                     is_left = true;
                     break 'shapes;
                 }
@@ -124,18 +124,18 @@ impl Reporter {
     }
 
     /// Writes the event of a pod, unless it has the same one.
-    async fn tell(&self, pod: &Waiting<'_>, finding: Option<&Finding>, memory: &mut Memory) -> Told {
+    async fn report(&self, pod: &Waiting<'_>, finding: Option<&Finding>, memory: &mut Memory) -> Progress {
         let now = Timestamp::now();
         let Some(note) = finding.map(|it| it.note(pod)) else {
             memory.checked(pod, now);
-            return Told::Done;
+            return Progress::Done;
         };
         if memory.is_known(pod, &note, now) {
             memory.checked(pod, now);
-            return Told::Done;
+            return Progress::Done;
         }
         if !memory.may_write(now) {
-            return Told::Later;
+            return Progress::Later;
         }
         let written = self.events.write(pod, &note, memory.last_event(pod), now).await;
         self.metrics.event_written(written == Written::Done);
@@ -144,22 +144,22 @@ impl Reporter {
             Written::Done => {
                 debug!(namespace, name, note, "reported");
                 memory.wrote(pod, &note, now);
-                Told::Done
+                Progress::Done
             }
             Written::Refused(error) => {
                 warn!(namespace, name, error, "the API server refuses an event");
                 memory.checked(pod, now);
-                Told::Done
+                Progress::Done
             }
             Written::Failed(error) => {
                 warn!(namespace, name, error, "cannot write an event; trying again later");
                 memory.failed(pod, now);
-                Told::Done
+                Progress::Done
             }
             Written::Unavailable(error) => {
                 warn!(namespace, name, error, "cannot write an event; trying again");
                 memory.failed(pod, now);
-                Told::Later
+                Progress::Later
             }
         }
     }
