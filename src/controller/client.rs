@@ -9,6 +9,9 @@ use kube::{Client, Config};
 /// How long the API server may send nothing; a watch sends something, or ends, within 295 s.
 const READ_TIMEOUT: Duration = Duration::from_secs(330);
 
+/// Field manager of what the controller writes.
+pub const MANAGER: &str = "mig-controller";
+
 /// Longest wait for one answer: what is left of a Lease when its holder stops acting.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -19,8 +19,8 @@ use tokio::task::block_in_place;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use crate::client::CALL_TIMEOUT;
-use crate::demand::{self, Kinds, MANAGER, Memory, NodeState, Options, PendingPod, Reason, Write, decide};
+use crate::client::{CALL_TIMEOUT, MANAGER};
+use crate::demand::{self, Kinds, Memory, NodeState, Options, PendingPod, Reason, Write, decide};
 use crate::election::Term;
 use crate::metrics::{Metrics, Outcome, WriteReason};
 use crate::world::{World, unschedulable};
@@ -199,7 +199,10 @@ fn pending(world: &World, pod: &Pod) -> Option<PendingPod> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use kube::runtime::watcher::Event;
+
     use super::*;
+    use crate::world::Change;
 
     fn write(demand: Option<demand::Demand>) -> Write {
         Write {
@@ -229,5 +232,28 @@ mod tests {
         assert_eq!(object(&write(None))["spec"], json!({}), "which removes what was applied before");
         let of_a_person = demand::Demand { renewed: None, ..demand };
         assert_eq!(object(&write(Some(of_a_person)))["spec"], json!({}));
+    }
+
+    #[test]
+    fn a_hold_is_ours_where_our_manager_has_applied_it_or_nothing_says_who_has() {
+        let fields = json!({"f:spec": {"f:holds": {r#"k:{"gpu":"gpu-0000-1a-00"}"#: {"f:until": {}}}}});
+        let managed = |manager: &str| json!([{"manager": manager, "operation": "Apply", "fieldsV1": fields}]);
+        for (managed, is_ours) in [(managed(MANAGER), true), (managed("kubectl"), false), (Value::Null, true)]
+        {
+            let mut world = World::default();
+            let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}});
+            world.apply(Change::Nodes(Event::Apply(serde_json::from_value(node).unwrap())));
+            let mig_node = json!({
+                "apiVersion": MigNode::API_VERSION, "kind": MigNode::KIND,
+                "metadata": {"name": "n", "managedFields": managed},
+                "spec": {"holds": [{
+                    "gpu": "gpu-0000-1a-00", "profile": "full", "until": "2026-11-29T12:00:00Z",
+                    "claim": {"namespace": "d", "name": "c", "uid": "00000000-0000-4000-8000-000000000001"},
+                }]},
+            });
+            world.apply(Change::MigNodes(Event::Apply(serde_json::from_value(mig_node).unwrap())));
+            let input = input(&world, true, &mut Kinds::default());
+            assert_eq!(input.nodes[0].holds[0].is_ours, is_ours, "{managed}");
+        }
     }
 }

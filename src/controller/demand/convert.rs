@@ -9,8 +9,10 @@ use mig_model::mig_node::{
     GpuStatus, HeldDevice, MigNode, MigNodeStatus, ProfileCount, PublishingMode, condition, possible, reason,
 };
 
+use crate::client::MANAGER;
+
 use super::kind::{IDENTITY, Kind, Kinds, Possible};
-use super::world::{ClaimKey, Demand, GpuState, Hold, MANAGER, NodeState, Placed, Profiles, Progress};
+use super::world::{ClaimKey, Demand, GpuState, Hold, NodeState, Placed, Profiles, Progress};
 
 /// The label by which a person chooses a layout.
 const LABEL: &str = "nvidia.com/mig.config";
@@ -67,7 +69,7 @@ impl NodeState {
 
 /// Whether the controller applied the hold of this GPU. Where nothing says who applied what, it counts as the controller's.
 fn is_ours(mig: &MigNode, gpu: &str) -> bool {
-    let Some(fields) = mig.metadata.managed_fields.as_ref().filter(|it| !it.is_empty()) else { return true };
+    let Some(fields) = &mig.metadata.managed_fields else { return true };
     let key = format!("k:{}", serde_json::json!({"gpu": gpu}));
     fields
         .iter()

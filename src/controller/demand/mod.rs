@@ -39,8 +39,7 @@ pub use decisions::{Decisions, Outcome, Prospect, Reason, Write};
 pub use kind::{Kind, Kinds, Possible};
 pub use memory::Memory;
 pub use world::{
-    ClaimKey, Demand, GpuState, Hold, MANAGER, NodeState, Options, PendingPod, Placed, Profiles, Progress,
-    World,
+    ClaimKey, Demand, GpuState, Hold, NodeState, Options, PendingPod, Placed, Profiles, Progress, World,
 };
 
 /// Decides what nodes should publish and which GPUs are held back.

@@ -60,9 +60,6 @@ pub struct Demand {
     pub profiles: Profiles,
 }
 
-/// Field manager of what the controller writes.
-pub const MANAGER: &str = "mig-controller";
-
 /// An entry of `spec.holds`: free devices of a GPU that stand in the way of a profile are not offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hold {

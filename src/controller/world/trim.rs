@@ -8,6 +8,8 @@ use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimSp
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mig_model::mig_node::MigNode;
 
+use crate::client::MANAGER;
+
 /// Annotations of Kubernetes that say where a claim comes from.
 const CLAIM_ANNOTATIONS: &str = "resource.kubernetes.io/";
 
@@ -147,9 +149,15 @@ pub(super) fn class(mut class: DeviceClass) -> DeviceClass {
     DeviceClass { metadata: identity(&mut class.metadata), spec: class.spec }
 }
 
+/// Of the fields that others manage only that there are some is kept.
 pub(super) fn mig_node(mut node: MigNode) -> MigNode {
     let (resource_version, generation) = (node.metadata.resource_version.take(), node.metadata.generation);
-    node.metadata = ObjectMeta { resource_version, generation, ..identity(&mut node.metadata) };
+    let mut managed_fields = node.metadata.managed_fields.take();
+    if let Some(all) = &mut managed_fields {
+        all.retain(|it| it.manager.as_deref() == Some(MANAGER));
+    }
+    node.metadata =
+        ObjectMeta { resource_version, generation, managed_fields, ..identity(&mut node.metadata) };
     node
 }
 
