@@ -6,10 +6,8 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::{Arg, ArgAction, Args, Command, CommandFactory, ValueEnum};
+use clap::{Arg, ArgAction, Args, Command, ValueEnum};
 use clap_complete::Shell;
-
-use crate::args::Cli;
 
 /// What kubectl runs for completions.
 const KUBECTL_SCRIPT: &str = "#!/bin/sh\n# Completions of `kubectl mig`: put this into a directory of the PATH as kubectl_complete-mig, \
@@ -50,9 +48,9 @@ pub struct ManArgs {
     pub directory: Option<PathBuf>,
 }
 
-/// Prints a completion script, or candidates. Answers the exit status.
+/// Prints a completion script of a command, or candidates. Answers the exit status.
 #[must_use]
-pub fn run(args: &CompletionArgs) -> u8 {
+pub fn run(args: &CompletionArgs, mut command: Command) -> u8 {
     let shell = match args.shell {
         CompletionOf::Bash => Shell::Bash,
         CompletionOf::Zsh => Shell::Zsh,
@@ -60,28 +58,28 @@ pub fn run(args: &CompletionArgs) -> u8 {
         CompletionOf::Powershell => Shell::PowerShell,
         CompletionOf::Kubectl => {
             return match &args.words {
-                Some(words) => print(candidates(words).as_bytes()),
+                Some(words) => print(candidates(command, words).as_bytes()),
                 None => print(KUBECTL_SCRIPT.as_bytes()),
             };
         }
     };
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "kubectl-mig", &mut script);
+    clap_complete::generate(shell, &mut command, "kubectl-mig", &mut script);
     // The subcommands have the name with a space, `kubectl mig`, which the script for bash does not recognize.
     print(String::from_utf8_lossy(&script).replace("kubectl__subcmd__mig", "kubectl__mig").as_bytes())
 }
 
-/// Prints the manual page, or writes all of them. Answers the exit status.
+/// Prints the manual page of a command, or writes all of them. Answers the exit status.
 #[must_use]
-pub fn man(args: &ManArgs) -> u8 {
+pub fn man(args: &ManArgs, command: Command) -> u8 {
     let written = match &args.directory {
         None => {
             let mut page = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut page).map(|()| page)
+            clap_mangen::Man::new(command).render(&mut page).map(|()| page)
         }
         Some(directory) => {
             // `kubectl mig` has a space, and pages of one name have none.
-            let command = Cli::command().bin_name("kubectl-mig");
+            let command = command.bin_name("kubectl-mig");
             let written = std::fs::create_dir_all(directory)
                 .and_then(|()| clap_mangen::generate_to(command, directory));
             written.map(|()| Vec::new())
@@ -111,8 +109,7 @@ fn print(text: &[u8]) -> u8 {
 }
 
 /// What kubectl reads: the candidates for the last of the words, and a directive.
-fn candidates(words: &[String]) -> String {
-    let mut root = Cli::command();
+fn candidates(mut root: Command, words: &[String]) -> String {
     root.build();
     let (last, before) = words.split_last().map_or(("", &[][..]), |(last, before)| (last.as_str(), before));
     let mut command = &root;

@@ -36,6 +36,8 @@ use std::process::ExitCode;
 
 #[cfg(feature = "cli")]
 use args::{Cli, Command};
+#[cfg(feature = "cli")]
+use clap::CommandFactory;
 
 /// Runs a subcommand to its end and returns its exit status.
 #[cfg(feature = "cli")]
@@ -50,11 +52,11 @@ pub fn run(cli: &Cli) -> ExitCode {
         }
     };
     match &command {
-        Command::Completion(args) => completion::run(args).into(),
+        Command::Completion(args) => completion::run(args, Cli::command()).into(),
         Command::Convert(args) => convert::run(args).into(),
         Command::Explain(args) => explain::run(args).into(),
         Command::Get(args) => get::run(args).into(),
-        Command::Man(args) => completion::man(args).into(),
+        Command::Man(args) => completion::man(args, Cli::command()).into(),
         Command::Plan(args) => plan::run(args),
         Command::Slices(args) => slices::run(args),
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 
-use super::read::{NOT_SERVED, UNREACHABLE, with_causes};
+use super::answer::{NOT_SERVED, UNREACHABLE, with_causes};
 use super::{ClusterArgs, Unread};
 use crate::yaml::yaml_problem;
 

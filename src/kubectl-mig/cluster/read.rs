@@ -7,6 +7,7 @@ use kube::api::ListParams;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
+use super::answer::text;
 use super::{ClusterError, Connection, Slices, Snapshot, Unread};
 use crate::gpu;
 
@@ -124,52 +125,4 @@ async fn version(client: &Client) -> Option<(u32, u32)> {
     let info = client.apiserver_version().await.ok()?;
     let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().ok();
     Some((number(&info.major)?, number(&info.minor)?))
-}
-
-/// Begins the text of an error where no server answers.
-pub(super) const UNREACHABLE: &str = "no answer from the API server: ";
-
-/// The text of an error where the API server does not know the kind. It is the one that the server sends.
-pub(super) const NOT_SERVED: &str = "the server could not find the requested resource";
-
-/// The API server's own message where there is one, else the error with its causes.
-pub(crate) fn text(error: &kube::Error) -> String {
-    if let kube::Error::Api(status) = error {
-        if status.code == 404 {
-            return NOT_SERVED.to_owned();
-        }
-        let message = status.message.trim_end();
-        let is_said = message.to_lowercase().contains(&status.reason.to_lowercase());
-        return if is_said { message.to_owned() } else { format!("{message} ({})", status.reason) };
-    }
-    let text = with_causes(error);
-    // As hyper says it.
-    if text.contains("client error (Connect)") { format!("{UNREACHABLE}{}", root_cause(error)) } else { text }
-}
-
-/// An error with its causes.
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(it) = cause {
-        let it_text = it.to_string();
-        // Some errors print their causes themselves.
-        if !text.contains(&it_text) {
-            text = format!("{text}: {it_text}");
-        }
-        cause = it.source();
-    }
-    text
-}
-
-/// The last cause, without the number of the operating system.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut last = error;
-    while let Some(cause) = last.source() {
-        last = cause;
-    }
-    let text = last.to_string();
-    let text = text.split(" (os error ").next().unwrap_or_default();
-    let mut letters = text.chars();
-    letters.next().map(|it| it.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }

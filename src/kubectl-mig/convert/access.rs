@@ -1,6 +1,6 @@
 //! Nodes that can be edited without a change elsewhere.
 
-use super::object::{Findings, Place};
+use super::findings::{Findings, Place};
 use super::tree::{Content, Node};
 
 /// Advice where the same can be written in a simpler way.

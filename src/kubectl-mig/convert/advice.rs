@@ -1,7 +1,7 @@
 //! What the user has to know about claims in the kinds of operators.
 
-use super::kinds::Advice;
-use super::object::{Findings, Place};
+use super::findings::{Findings, Place};
+use super::traits::Advice;
 use super::tree::Node;
 
 /// Reports the advice for a pod spec that uses `uses` devices. `parents` lead from the object to it.

@@ -1,6 +1,6 @@
 //! Variables that choose devices, which claims do instead.
 
-use super::object::{Findings, Place};
+use super::findings::{Findings, Place};
 use super::requests::Container;
 use super::resource::WHOLE_GPU;
 use super::tree::Node;

@@ -2,6 +2,9 @@
 
 use std::io;
 
+/// Most bytes of a file; an object has at most 1.5 MiB in etcd.
+pub(super) const MAX_BYTES: usize = 16 << 20;
+
 /// Why a file could not be converted at all.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {

@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::error::ConvertError;
-use super::{MAX_BYTES, kustomize};
+use super::error::{ConvertError, MAX_BYTES};
+use super::kustomize;
 
 /// Most files of one call.
 const MAX_FILES: u64 = 10_000;

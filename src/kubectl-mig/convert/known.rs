@@ -1,6 +1,6 @@
 //! The kinds with pod specs that are built in.
 
-use super::kinds::{Advice, Requires, Traits};
+use super::traits::{Advice, Requires, Traits};
 
 const PLAIN: Traits = Traits { requires: Requires::Image, containers: &[], advice: Advice::Nothing };
 const SELECTOR: Traits = Traits { requires: Requires::SelectorAndImage, ..PLAIN };

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
-use super::object::{Findings, Place};
+use super::findings::{Findings, Place};
 use super::search::{Subject, search};
 use super::tree::{self, Node};
 

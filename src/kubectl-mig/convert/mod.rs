@@ -16,6 +16,7 @@ mod change;
 mod classes;
 mod environment;
 mod error;
+mod findings;
 mod inputs;
 mod kinds;
 mod known;
@@ -35,6 +36,7 @@ mod set;
 mod template;
 #[cfg(test)]
 mod tests;
+mod traits;
 mod tree;
 mod yaml;
 
@@ -49,27 +51,8 @@ pub use self::kinds::PodTemplate;
 use self::kustomize::{File, Layout};
 use self::outputs::Destination;
 pub use self::remark::{Remark, Severity};
+pub use self::set::Converted;
 use self::set::{Outcome, Source};
-
-/// Most bytes of a file; an object has at most 1.5 MiB in etcd.
-const MAX_BYTES: usize = 16 << 20;
-
-/// A converted file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Converted {
-    /// The new text.
-    pub text: String,
-    /// What was left unchanged, and what is good to know, in the order of lines.
-    pub remarks: Vec<Remark>,
-}
-
-impl Converted {
-    /// True where something was left or needs a review.
-    #[must_use]
-    pub fn left_something(&self) -> bool {
-        self.remarks.iter().any(|it| it.severity != Severity::Note)
-    }
-}
 
 /// Converts files for the command line. Answers the exit status: 0 if all is converted, 1 if something was left unchanged or needs a review, 2
 /// if a file cannot be used; then nothing is written.

@@ -1,7 +1,7 @@
 //! Where a pod may run: node selectors, affinities, tolerations and runtime classes are reported, not changed. Where they choose
 //! nodes on which a request is a part or a share of a GPU, the pod is refused.
 
-use super::object::{Findings, Place};
+use super::findings::{Findings, Place};
 use super::resource::DOMAIN;
 use super::tree::Node;
 

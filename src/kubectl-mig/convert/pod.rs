@@ -11,26 +11,12 @@ use std::collections::BTreeSet;
 use super::access::WRITE_OUT;
 use super::change::{Change, Changes};
 use super::environment;
-use super::object::{Findings, Place};
+use super::findings::{Findings, Place};
 use super::placement::{self, Uses};
-use super::requests::{self, Container};
+use super::requests::{self, Container, Pod};
 use super::resource::WHOLE_GPU;
 use super::template::{Shape, Templates};
 use super::tree::{Content, Node};
-
-/// A pod spec and what has to be known about the object around it.
-pub(super) struct Pod<'n, 't> {
-    pub(super) spec: &'n Node<'t>,
-    /// The metadata beside the spec.
-    pub(super) metadata: Option<&'n Node<'t>>,
-    pub(super) namespace: Option<&'n str>,
-    /// Fields of the spec that are containers.
-    pub(super) containers: &'static [&'static str],
-    /// A field that the object lacks, so that it is a patch.
-    pub(super) missing: Option<&'static str>,
-    /// Whether a container without an image is part of a patch.
-    pub(super) image: bool,
-}
 
 /// Converts a pod spec. Answers how many devices its containers have at one time.
 pub(super) fn convert(

@@ -2,7 +2,7 @@
 
 use super::access::{WRITE_OUT, get};
 use super::change::Change;
-use super::object::{Findings, Place};
+use super::findings::{Findings, Place};
 use super::resource::{ANY_MIG, is_device};
 use super::tree::Node;
 

@@ -4,11 +4,24 @@ use std::collections::BTreeMap;
 
 use super::access::{WRITE_OUT, get};
 use super::change::{Change, Changes};
-use super::object::{Findings, Place};
-use super::pod::Pod;
+use super::findings::{Findings, Place};
 use super::resource::{ANY_MIG, DOMAIN, WHOLE_GPU, is_device, qualified_gpu};
 use super::template::{MAX_DEVICES, Shape, Templates};
 use super::tree::{Content, Node};
+
+/// A pod spec and what has to be known about the object around it.
+pub(super) struct Pod<'n, 't> {
+    pub(super) spec: &'n Node<'t>,
+    /// The metadata beside the spec.
+    pub(super) metadata: Option<&'n Node<'t>>,
+    pub(super) namespace: Option<&'n str>,
+    /// Fields of the spec that are containers.
+    pub(super) containers: &'static [&'static str],
+    /// A field that the object lacks, so that it is a patch.
+    pub(super) missing: Option<&'static str>,
+    /// Whether a container without an image is part of a patch.
+    pub(super) image: bool,
+}
 
 /// A container of a pod.
 pub(super) struct Container<'n, 't, 'a> {

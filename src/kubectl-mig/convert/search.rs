@@ -1,6 +1,6 @@
 //! Devices of a device plugin in places that are not converted: unknown fields, strings that contain manifests, and patches.
 
-use super::object::{Findings, Place};
+use super::findings::{Findings, Place};
 use super::resource::{devices_in, is_device, unprefixed};
 use super::tree::{self, Content, Node};
 

@@ -1,14 +1,32 @@
 //! Converts files that belong together.
 
-use super::error::ConvertError;
+use super::change;
+use super::error::{ConvertError, MAX_BYTES};
+use super::findings::{Findings, Place};
 use super::kinds::Knowledge;
 use super::kustomize::{self, Layout, Role};
-use super::object::{self, Findings, Place};
+use super::object;
 use super::remark::{Remark, Severity};
 use super::search::Subject;
 use super::template::Templates;
 use super::tree::{self, Document, Node};
-use super::{Converted, MAX_BYTES, change};
+
+/// A converted file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Converted {
+    /// The new text.
+    pub text: String,
+    /// What was left unchanged, and what is good to know, in the order of lines.
+    pub remarks: Vec<Remark>,
+}
+
+impl Converted {
+    /// True where something was left or needs a review.
+    #[must_use]
+    pub fn left_something(&self) -> bool {
+        self.remarks.iter().any(|it| it.severity != Severity::Note)
+    }
+}
 
 /// A text to convert.
 #[derive(Debug, Clone, Copy)]

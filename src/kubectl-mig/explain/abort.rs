@@ -2,9 +2,9 @@
 
 use dra_allocator::{Abort, EvaluationError, SelectorError, SelectorPlace};
 
+use super::findings::Findings;
 use super::profile::class_of;
 use super::reason::{Reason, ReasonId, some_of};
-use super::request::Findings;
 use crate::shell::word;
 
 /// Why a pod is refused on all nodes.

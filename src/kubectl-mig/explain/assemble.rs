@@ -3,23 +3,26 @@
 use std::collections::BTreeMap;
 
 use dra_allocator::{Abort, Features, MAX_STEPS, Refusal};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use super::abort::{abort_reason, scheduler_gate};
+use super::case::Case;
 use super::combined::{failing, request, together};
 use super::detail::{Detail, Holders, look};
 use super::explanation::{
     Explanation, NodeCounts, PlacedDevice, Placement, RequestExplanation, SCHEMA_VERSION, Verdict,
 };
+use super::findings::Findings;
 use super::fleet::{NodeAnswer, Outcome, Question};
 use super::pools::unreadable;
 use super::profile::Published;
 use super::reason::{Reason, ReasonId};
 use super::release::{add_releases, best_releases};
-use super::request::{Asked, Findings};
-use super::subject::{Case, Subject, scheduler_message};
+use super::request::Asked;
+use super::subject::{Subject, scheduler_message};
 use super::tally::Tally;
+use super::world::{Answers, Ranked, World};
 use crate::cluster::{Rule, Snapshot};
 use crate::manifest::Catalog;
 
@@ -29,8 +32,6 @@ const MAX_DETAILS: usize = 4;
 const DETAIL_STEPS: usize = 100_000;
 /// Fewest candidates that are tried on a node, however many nodes there are.
 const FEWEST_STEPS: usize = 20_000;
-/// Nodes and reports that are named.
-pub(super) const MAX_NAMED: usize = 5;
 
 /// What the scheduler's message has when something else than devices is missing.
 const OTHER_REASONS: &[&str] = &[
@@ -115,25 +116,6 @@ fn patient(question: &mut Question<'_>, nodes: &[Node], answers: &mut [NodeAnswe
         answer.outcome = Outcome::Fits(super::fleet::with_allocations(&site.claims, &allocations));
     }
 }
-
-/// What the nodes answer.
-#[derive(Default)]
-pub(super) struct Answers {
-    pub(super) usable: Vec<NodeAnswer>,
-    pub(super) hidden: Vec<NodeAnswer>,
-    pub(super) counts: NodeCounts,
-}
-
-/// What the answer is about.
-pub(super) struct World<'w, 'a> {
-    pub(super) snapshot: &'a Snapshot,
-    pub(super) pod: Option<&'w Pod>,
-    pub(super) question: &'w Question<'a>,
-    pub(super) nodes: &'w [Node],
-}
-
-/// A reason with its rank: the lowest decides the sentence.
-pub(super) type Ranked = Vec<(u8, Reason)>;
 
 impl World<'_, '_> {
     fn answer(&self, mut case: Case<'_>, answers: &Answers) -> Explanation {

@@ -3,10 +3,10 @@
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
+use super::case::{Case, is};
 use super::explanation::Verdict;
 use super::quota;
 use super::reason::{Reason, ReasonId, some_of};
-use super::subject::{Case, is};
 use crate::cluster::Snapshot;
 use crate::manifest::DemandError;
 use crate::text::count;

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::assemble::{MAX_NAMED, Ranked};
 use super::detail::Detail;
 use super::explanation::{GpuMap, RequestExplanation};
+use super::findings::Findings;
 use super::fleet::NodeAnswer;
 use super::reason::{Holder, Reason, ReasonId};
-use super::request::{Asked, Findings};
+use super::request::Asked;
 use super::tally::Tally;
+use super::world::{MAX_NAMED, Ranked};
 
 /// Maps of a request.
 const MAX_MAPS: usize = 4;

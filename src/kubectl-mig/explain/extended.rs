@@ -4,10 +4,11 @@ use dra_allocator::extended::{CLAIM_ANNOTATION, IMPLICIT_PREFIX};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
 
+use super::case::{Case, is};
 use super::explanation::Verdict;
 use super::reason::{Reason, ReasonId, some_of};
 use super::size::requested;
-use super::subject::{Case, is, scheduler_message};
+use super::subject::scheduler_message;
 use crate::cluster::Snapshot;
 use crate::manifest::Catalog;
 

@@ -1,9 +1,10 @@
 //! Nodes that publish by layout, and what their layouts leave out.
 
+use super::findings::Findings;
 use super::fleet::NodeAnswer;
 use super::profile::{Published, Size, label};
 use super::reason::{Reason, ReasonId, some_of};
-use super::request::{Asked, Findings, MOST};
+use super::request::{Asked, MOST};
 use crate::shell::word;
 
 impl Asked<'_> {

@@ -6,9 +6,10 @@
 //! ```text
 //! reason, explanation             what there is to say
 //! size, quota, events, profile    one kind of object each
-//! subject, claims, extended       what the pod and its claims say themselves
+//! case, claims, extended, subject what the pod and its claims say themselves
 //! fleet, tally                    every node, in parallel: does it fit, and what is in the way
 //! detail, release                 a few nodes: holders, maps, whose end makes room
+//! world, findings                 what the reasons are found in
 //! abort, layout, request          the reasons of one request
 //! nodes, pools, combined          the reasons of nodes, of pools, and of all requests together
 //! assemble                        the verdict
@@ -18,12 +19,14 @@
 mod abort;
 pub mod args;
 mod assemble;
+mod case;
 mod claims;
 mod combined;
 mod detail;
 mod events;
 mod explanation;
 mod extended;
+mod findings;
 mod fleet;
 mod layout;
 mod nodes;
@@ -38,6 +41,7 @@ mod size;
 mod subject;
 mod tally;
 pub mod text;
+mod world;
 
 pub use self::assemble::explain;
 pub use self::events::reported_reasons;

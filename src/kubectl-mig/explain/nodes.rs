@@ -3,10 +3,10 @@
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
-use super::assemble::{Answers, MAX_NAMED, Ranked, World};
 use super::claims::consumers;
 use super::fleet::{NodeAnswer, Outcome};
 use super::reason::{Reason, ReasonId, some_of};
+use super::world::{Answers, MAX_NAMED, Ranked, World};
 use crate::text::count;
 
 impl World<'_, '_> {

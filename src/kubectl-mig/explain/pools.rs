@@ -2,10 +2,10 @@
 
 use dra_allocator::{PoolProblem, PoolReport, Refusal, Shortage};
 
-use super::assemble::{MAX_NAMED, Ranked, World};
 use super::events::reports;
 use super::fleet::{NodeAnswer, Outcome};
 use super::reason::{Reason, ReasonId, some_of};
+use super::world::{MAX_NAMED, Ranked, World};
 
 impl World<'_, '_> {
     /// Broken pools of nodes that the pod can use.

@@ -5,26 +5,15 @@ use k8s_openapi::api::resource::v1::{DeviceClass, DeviceSelector, ResourceClaim}
 
 use super::abort::{abort_reason, scheduler_gate, selector_error};
 use super::detail::Detail;
-use super::fleet::{NodeAnswer, Outcome};
-use super::profile::{Published, Wish, class_of, gibibytes};
+use super::findings::Findings;
+use super::fleet::Outcome;
+use super::profile::{Wish, class_of, gibibytes};
 use super::reason::{Holder, Reason, ReasonId, some_of};
 use super::tally::Tally;
 use crate::text::count;
 
 /// Most names in a sentence.
 pub(super) const MOST: usize = 4;
-
-/// What is known about all nodes when the reasons are put into words.
-pub(super) struct Findings<'a> {
-    pub(super) classes: &'a [DeviceClass],
-    /// Nodes that the pod can use.
-    pub(super) usable: &'a [NodeAnswer],
-    /// The others.
-    pub(super) hidden: &'a [NodeAnswer],
-    /// Everything that any node publishes.
-    pub(super) published: &'a Published,
-    pub(super) details: &'a [Detail],
-}
 
 /// A request, with what the nodes answer to it.
 pub(super) struct Asked<'a> {

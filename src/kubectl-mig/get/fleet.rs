@@ -8,12 +8,9 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::claims;
-use super::gpus::{Claims, of_node};
+use super::gpus::{Claims, KNOWN_DRIVERS, of_node};
 use super::report::{Fleet, GpuRow, Layout, NodeRow, Problem, Reason, State, largest, total};
 use crate::cluster::{SliceError, Slices, Snapshot};
-
-/// Drivers of GPUs, known as such also where they publish no device.
-pub(super) const KNOWN_DRIVERS: [&str; 2] = ["mig.dra-driver.dev", "gpu.nvidia.com"];
 
 /// The labels with which a layout is chosen and reported.
 const CONFIG_LABEL: &str = "nvidia.com/mig.config";

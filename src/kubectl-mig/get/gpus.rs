@@ -7,11 +7,13 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 
 use super::claims;
-use super::fleet::KNOWN_DRIVERS;
 use super::profile;
 use super::report::{Free, GpuRow, Holder, Part, Problem, Reason, State, largest};
 use crate::explain::pool_sentence;
 use crate::gpu::{Gpu, GpuDevice, current, gpus};
+
+/// Drivers of GPUs, known as such also where they publish no device.
+pub(super) const KNOWN_DRIVERS: [&str; 2] = ["mig.dra-driver.dev", "gpu.nvidia.com"];
 
 /// The claims that hold a device: more than one where it was allocated twice.
 type Held = BTreeMap<DeviceId, Vec<ClaimRef>>;

@@ -6,62 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::object::{Object, Place};
+use super::error::{MAX_BYTES, ManifestError, Place};
+use super::object::Object;
 use crate::yaml::{json_problem, yaml_problem};
-
-/// Most bytes of a file. A dump of a large cluster's ResourceSlices has 250 MB.
-const MAX_BYTES: u64 = 512 << 20;
 
 /// Most directories below each other.
 const MAX_DEPTH: usize = 16;
-
-/// What to do with a template.
-const TEMPLATE: &str = "; if the file is a template, render it first (`helm template`, `kubectl kustomize`)";
-
-/// Why manifests cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ManifestError {
-    /// A file cannot be read.
-    #[error("cannot read `{path}`: {source}")]
-    Io {
-        /// The file or directory.
-        path: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// More than any manifest has.
-    #[error("`{path}` has more than {} MiB; split it", MAX_BYTES >> 20)]
-    TooLarge {
-        /// The file.
-        path: String,
-    },
-    /// Not YAML or JSON.
-    #[error("{path}: {message}{}", if *is_template { TEMPLATE } else { "" })]
-    Malformed {
-        /// The file.
-        path: String,
-        /// What the parser says, with line and column.
-        message: String,
-        /// Whether it looks like a template of Helm.
-        is_template: bool,
-    },
-    /// Not a Kubernetes object, or one with fields of the wrong type.
-    #[error("{place}: {message}")]
-    Object {
-        /// Where.
-        place: Place,
-        /// What is wrong.
-        message: String,
-    },
-    /// A directory without manifests, or directories too deep.
-    #[error("`{path}`: {message}")]
-    Directory {
-        /// The directory.
-        path: String,
-        /// What is wrong.
-        message: &'static str,
-    },
-}
 
 /// The objects of files, in their order; `-` is standard input. Of a directory all `.yaml`, `.yml` and `.json` files count,
 /// sorted by name, and with `recursive` those of directories below it. A list is taken apart.

@@ -1,7 +1,5 @@
 //! Objects of the kinds that matter here.
 
-use std::fmt;
-
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{Event, Node, Pod, ReplicationController, ResourceQuota};
@@ -10,25 +8,7 @@ use k8s_openapi::api::scheduling::v1::PriorityClass;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::ManifestError;
-
-/// Where an object stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The file.
-    pub file: String,
-    /// The document in it, from 1.
-    pub document: usize,
-    /// The item of a list, from 1.
-    pub item: Option<usize>,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}`, document {}", self.file, self.document)?;
-        self.item.map_or(Ok(()), |item| write!(f, ", item {item}"))
-    }
-}
+use super::error::{ManifestError, Place};
 
 /// An object of a manifest.
 #[derive(Debug, Clone)]

@@ -1,8 +1,8 @@
 //! What pods cost: the price of a GPU is divided among those that have something of it, by their memory slices, so that what
 //! is free or stranded on a GPU in use is paid for by its users.
 
+use super::engine::Outcome;
 use super::map::MappedGpu;
-use super::place::Outcome;
 
 /// Prices for an hour.
 #[derive(Debug, Clone, PartialEq)]

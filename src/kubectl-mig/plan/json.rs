@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::Plan;
 use super::map::{Instance, MappedGpu};
 use super::needed::NotNeeded;
 use super::report::cells;
+use super::summary::Plan;
 
 /// Rises when a field goes or changes its meaning.
 const SCHEMA_VERSION: u32 = 1;
@@ -55,7 +55,7 @@ fn workload(plan: &Plan<'_>, index: usize) -> Value {
 }
 
 fn placements(plan: &Plan<'_>) -> Vec<Value> {
-    let one = |planned: &super::place::Planned| {
+    let one = |planned: &super::engine::Planned| {
         let node = planned.place.as_ref().map(|(site, _)| plan.outcome.sites[*site].name.as_str());
         let claims = planned.place.iter().flat_map(|(_, claims)| claims);
         let claims: Vec<Value> = claims

@@ -11,7 +11,7 @@ use k8s_openapi::api::resource::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::place::{Engine, Outcome};
+use super::engine::{Engine, Outcome};
 use super::stock::Site;
 use super::workload::Workload;
 use crate::gpu::{Gpu, GpuDevice};

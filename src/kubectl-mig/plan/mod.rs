@@ -10,6 +10,7 @@
 
 mod args;
 mod cost;
+mod engine;
 mod error;
 mod gates;
 mod invalid;
@@ -20,6 +21,7 @@ mod place;
 mod report;
 mod stock;
 mod suggest;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod why;
@@ -35,13 +37,15 @@ use mig_models::Model;
 
 pub use self::args::{PlanArgs, PlanFormat, Scoring, Suggest};
 use self::cost::Cost;
+use self::engine::{Engine, Outcome};
 pub use self::error::PlanError;
 pub use self::gates::GateFlags;
 use self::map::MappedGpu;
 use self::needed::{Needed, NotNeeded};
-use self::place::{Engine, Outcome, Unplaced};
+use self::place::Unplaced;
 pub(crate) use self::stock::shipped_classes;
 use self::stock::{Kind, Stock, named};
+use self::summary::Plan;
 use self::workload::{Workload, Workloads};
 use crate::cluster::{self, ClusterError, Connection, Gates, Kinds, Snapshot};
 use crate::manifest::{self, Catalog, Object};
@@ -52,41 +56,6 @@ use crate::text::{count, printable_lines};
 const DRIVER: &str = "mig.dra-driver.dev";
 /// Name of the node in the slices of nodes that do not exist.
 const NODE: &str = "node";
-
-/// A plan.
-#[derive(Debug)]
-struct Plan<'a> {
-    workloads: &'a [Workload],
-    outcome: Outcome,
-    gpus: Vec<MappedGpu>,
-    needed: Option<Result<Needed, NotNeeded>>,
-    cost: Option<Cost>,
-    notes: Vec<String>,
-}
-
-impl Plan<'_> {
-    /// Pods of a workload that have no place.
-    fn missing(&self, workload: usize) -> usize {
-        self.outcome.pods.iter().filter(|it| it.workload == workload && it.place.is_none()).count()
-    }
-
-    /// Profiles of the devices of a workload's pods, with their numbers.
-    fn profiles_of(&self, workload: usize) -> BTreeMap<&str, usize> {
-        let mut profiles = BTreeMap::new();
-        let instances = self.gpus.iter().flat_map(|it| &it.instances);
-        for instance in instances.filter(|it| it.workload == Some(workload)) {
-            *profiles.entry(instance.profile.as_str()).or_default() += 1;
-        }
-        profiles
-    }
-
-    fn devices_of(&self, workload: usize) -> String {
-        let profiles = self.profiles_of(workload);
-        let parts: Vec<String> =
-            profiles.iter().map(|(profile, count)| format!("{count} x {profile}")).collect();
-        if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
-    }
-}
 
 /// Prints the plan. Exit status: 0 all fits, 1 something does not, 2 for what cannot be used.
 #[must_use]
@@ -267,7 +236,7 @@ impl Source {
         if stock.sites.is_empty() {
             return Err(no_devices("the cluster", &snapshot));
         }
-        let gates = flags.change(Gates::of(&snapshot, stock.has_counters, stock.has_taints));
+        let gates = flags.change(snapshot.gates(stock.has_counters, stock.has_taints));
         let unread = snapshot
             .unread
             .iter()

@@ -5,7 +5,8 @@
 
 use k8s_openapi::api::core::v1::Node;
 
-use super::place::{Engine, Outcome, Unplaced};
+use super::engine::{Engine, Outcome};
+use super::place::Unplaced;
 use super::stock::{Site, Stock};
 use super::workload::Workload;
 

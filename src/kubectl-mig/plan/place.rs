@@ -4,70 +4,19 @@
 //! first by name, where the scheduler draws lots. The scheduler scores nodes by more than CPU and memory, and looks at a part of
 //! them only in clusters of more than a hundred; neither changes which devices a node allocates.
 
-use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use dra_allocator::{Allocated, ClaimRef, Cluster, Refusal};
-use k8s_openapi::api::core::v1::{Node, NodeSelector, Pod};
+use dra_allocator::{ClaimRef, Refusal};
+use k8s_openapi::api::core::v1::{NodeSelector, Pod};
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceRequestAllocationResult, ResourceClaim};
 
 use super::args::Scoring;
-use super::stock::{FURTHER, Kind, Site, Stock};
+use super::engine::{Allocation, Attempt, Engine, Outcome, Planned, is_allocated, lacking, usable_on};
+use super::stock::{Site, Stock};
 use super::why;
 use super::workload::Workload;
-use crate::cluster::{Gates, cordon_toleration, rules};
-use crate::manifest::Catalog;
-
-/// What is the same for every attempt.
-#[derive(Debug)]
-pub(super) struct Engine<'a> {
-    pub(super) kinds: &'a [Kind],
-    /// One for each kind.
-    pub(super) clusters: Vec<Cluster<'a>>,
-    pub(super) catalog: &'a Catalog<'a>,
-    pub(super) gates: Gates,
-    pub(super) scoring: Scoring,
-    known: RefCell<HashMap<Question, Attempt>>,
-    states: Cell<usize>,
-}
-
-/// Kind and state of a node, and the workload.
-type Question = (usize, usize, usize);
-
-/// A claim with what it gets from this pod on: nothing where another pod of the plan has it already.
-pub(super) type Allocation = (ClaimRef, Vec<DeviceRequestAllocationResult>);
-
-/// A pod with its place, or without.
-#[derive(Debug)]
-pub(super) struct Planned {
-    /// Index of its workload.
-    pub(super) workload: usize,
-    pub(super) pod: ClaimRef,
-    /// Index of the node and what is allocated there.
-    pub(super) place: Option<(usize, Vec<Allocation>)>,
-}
-
-/// Where everything went.
-#[derive(Debug)]
-pub(super) struct Outcome {
-    pub(super) pods: Vec<Planned>,
-    pub(super) sites: Vec<Site>,
-    pub(super) books: Vec<Allocated>,
-    /// By workload, why the first of its pods that does not fit does not.
-    pub(super) reasons: HashMap<usize, String>,
-}
-
-impl Outcome {
-    pub(super) fn placed(&self) -> usize {
-        self.pods.iter().filter(|it| it.place.is_some()).count()
-    }
-
-    /// Whether each pod has a place.
-    pub(super) fn fits(&self) -> bool {
-        self.pods.iter().all(|it| it.place.is_some())
-    }
-}
+use crate::cluster::{cordon_toleration, rules};
 
 /// What happens to a pod without a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,44 +29,8 @@ pub(super) enum Unplaced {
     Stop,
 }
 
-/// One pod on one node.
-#[derive(Debug, Clone)]
-enum Attempt {
-    /// What its claims get, and the state of the node with it.
-    Placed(Rc<Vec<AllocationResult>>, Option<usize>),
-    /// This node cannot have it.
-    Refused,
-    /// No node can have it.
-    Aborted,
-}
-
 /// A claim that several pods may use, with the allocation that it has.
 type Shared = HashMap<(String, String), AllocationResult>;
-
-impl<'a> Engine<'a> {
-    pub(super) fn new(
-        kinds: &'a [Kind],
-        clusters: Vec<Cluster<'a>>,
-        catalog: &'a Catalog<'a>,
-        gates: Gates,
-        scoring: Scoring,
-    ) -> Self {
-        Self {
-            kinds,
-            clusters,
-            catalog,
-            gates,
-            scoring,
-            known: RefCell::default(),
-            states: Cell::new(FURTHER),
-        }
-    }
-
-    /// A state that no node had before.
-    fn new_state(&self) -> usize {
-        self.states.replace(self.states.get() + 1)
-    }
-}
 
 impl Engine<'_> {
     /// Places the pods of all workloads.
@@ -141,10 +54,6 @@ impl Engine<'_> {
             }
         }
         run.outcome
-    }
-
-    pub(super) fn node_of<'s>(&'s self, site: &Site) -> &'s Node {
-        &self.kinds[site.kind].node
     }
 }
 
@@ -311,27 +220,6 @@ impl Run<'_, '_> {
     }
 }
 
-impl Engine<'_> {
-    /// The claim for a pod's extended resources, where the scheduler makes one.
-    pub(super) fn extended_claim(&self, pod: &Pod, node: &Node) -> Option<ResourceClaim> {
-        if self.gates.extended_resource { self.catalog.extended_claim(pod, node) } else { None }
-    }
-}
-
-/// An extended resource that neither a device plugin of the node nor a DeviceClass serves.
-pub(super) fn lacking(engine: &Engine<'_>, workload: &Workload, site: &Site) -> Option<String> {
-    let by_class = |name: &str| {
-        let has_plugin = 0 < site.plugin_capacity(name);
-        engine.gates.extended_resource && !has_plugin && engine.catalog.extended().class_of(name).is_some()
-    };
-    let is_short = |(name, amount): &(&String, &i64)| !by_class(name) && site.plugin_room(name) < **amount;
-    workload.resources.iter().find(is_short).map(|(name, _)| name.clone())
-}
-
-pub(super) fn is_allocated(claim: &ResourceClaim) -> bool {
-    claim.status.as_ref().is_some_and(|status| status.allocation.is_some())
-}
-
 fn key(claim: &ResourceClaim) -> (String, String) {
     let ClaimRef { namespace, name } = ClaimRef::of(claim);
     (namespace, name)
@@ -339,15 +227,6 @@ fn key(claim: &ResourceClaim) -> (String, String) {
 
 pub(super) fn results_of(allocation: &AllocationResult) -> Vec<DeviceRequestAllocationResult> {
     allocation.devices.as_ref().and_then(|it| it.results.clone()).unwrap_or_default()
-}
-
-/// Whether an allocated claim can be used on a node.
-pub(super) fn usable_on(claim: &ResourceClaim, site: &Site, node: &Node) -> bool {
-    let allocation = claim.status.as_ref().and_then(|it| it.allocation.as_ref());
-    let Some(selector) = allocation.and_then(|it| it.node_selector.as_ref()) else { return true };
-    let mut named = site.node.clone().unwrap_or_else(|| node.clone());
-    named.metadata.name = Some(site.name.clone());
-    dra_allocator::selects_node(selector, &named)
 }
 
 /// An allocation on a node of the plan. Nodes that do not exist share the slices of their kind, which name another node.

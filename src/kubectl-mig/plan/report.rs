@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use super::Plan;
 use super::map::{Instance, MappedGpu};
 use super::needed::NotNeeded;
+use super::summary::Plan;
 use crate::text::{FREE, count, printable};
 
 /// GPUs that are listed one by one. Of more, equal ones are one line.

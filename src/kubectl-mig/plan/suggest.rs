@@ -15,8 +15,9 @@ use mig_model::inventory::DeviceName;
 use mig_model::layout::{self, GpuLayout, Layouts};
 use mig_models::Model;
 
+use super::engine::{Engine, Outcome};
 use super::map::{MappedGpu, map};
-use super::place::{Engine, Outcome, Unplaced};
+use super::place::Unplaced;
 use super::stock::{Kind, Site, Stock, named};
 use super::workload::Workload;
 use super::{DRIVER, NODE, PlanError, Request, with_any};

@@ -8,7 +8,7 @@ use dra_allocator::{
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
-use super::place::{Engine, Outcome, is_allocated, lacking, usable_on};
+use super::engine::{Engine, Outcome, is_allocated, lacking, usable_on};
 use super::stock::{Kind, Site};
 use super::workload::Workload;
 use crate::cluster::rules;

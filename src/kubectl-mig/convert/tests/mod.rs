@@ -5,6 +5,7 @@ mod kinds;
 mod left;
 mod shares;
 
+use super::error::MAX_BYTES;
 use super::*;
 
 /// The result, which must have nothing left.
