@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 
-use crate::{Evidence, ModelData, Places, Row};
+use crate::table::{Evidence, ModelData, Places, Row};
 
 /// What is in the file, with sources and names looked up.
 pub(crate) struct Tables {

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use kube_sim::api::error::ApiError;
-use kube_sim::api::store::{DeleteOptions, Gates, Store, WriteOptions};
+use kube_sim::api::gates::Gates;
+use kube_sim::api::store::{DeleteOptions, Store, WriteOptions};
 use kube_sim::control::reconcile;
 use kube_sim::kinds::{self, EVENT, JOB, KindRef, NODE, POD, RESOURCE_CLAIM, RESOURCE_QUOTA};
 use kube_sim::manifest;

@@ -8,6 +8,7 @@ mod custom;
 pub mod discovery;
 pub mod error;
 pub mod faults;
+pub mod gates;
 mod history;
 mod http;
 pub mod kinds;

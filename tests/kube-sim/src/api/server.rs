@@ -12,11 +12,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::error::ApiError;
 use super::faults::{Fault, Faults, RequestInfo};
+use super::gates::Gates;
 use super::http::{Shared, handle};
 use super::kinds::{self, KindRef};
 use super::patch::Patch;
 use super::selector::Selectors;
-use super::store::{DeleteOptions, Gates, Part, Store, WriteOptions};
+use super::store::{DeleteOptions, Part, Store, WriteOptions};
 use super::version::Version;
 
 /// How to start the server.

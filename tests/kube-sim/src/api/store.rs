@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::error::{ApiError, FieldError};
+use super::gates::Gates;
 use super::history::History;
 use super::kinds::{self, Kind, KindRef};
 use super::patch::{self, Patch};
@@ -25,22 +26,6 @@ const EVENTS: usize = 1000;
 
 /// How often a name is generated that turns out to exist (`maxNameGenerationCreateAttempts` of the API server).
 const NAME_ATTEMPTS: usize = 8;
-
-/// Feature gates of the server.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Gates {
-    /// The version of the server, which is no gate but changes what they let through.
-    pub version: Version,
-    /// `DRAPartitionableDevices`: off in 1.35, on from 1.36. Off, shared counters are silently dropped.
-    pub partitionable_devices: bool,
-    /// `DRADeviceTaints`: off in 1.35. Off, device taints are silently dropped.
-    pub device_taints: bool,
-    /// `DRAExtendedResource`: off in 1.35. Off, `extendedResourceName` of device classes is silently dropped, and the scheduler
-    /// makes no claims for extended resources.
-    pub extended_resource: bool,
-    /// `DRAResourceClaimDeviceStatus` is off, which it is not by default: `status.devices` of claims is silently dropped.
-    pub without_device_status: bool,
-}
 
 /// What judges writes before they are made: the kind, `CREATE`, `UPDATE` or `DELETE`, and the object after and before.
 type Judge = Box<dyn Fn(KindRef, &str, &Value, &Value) -> Result<(), String> + Send>;

@@ -3,10 +3,11 @@
 
 use serde_json::{Map, Value, json};
 
+use super::clock;
 use super::error::{ApiError, FieldError};
+use super::gates::Gates;
 use super::kinds::Kind;
 use super::version::Version;
-use super::{clock, store::Gates};
 use crate::validate;
 
 /// Which half of an object a request writes.

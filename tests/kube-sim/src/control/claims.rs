@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{claim_name, events, finished, place};
+use super::events;
+use super::objects::{claim_name, finished, place};
 use crate::api::kinds::{POD, RESOURCE_CLAIM, RESOURCE_CLAIM_TEMPLATE};
 use crate::api::patch::Patch;
 use crate::api::store::{Part, Store, WriteOptions};

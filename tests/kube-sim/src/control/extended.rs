@@ -7,7 +7,8 @@ use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{owned, place};
+use super::objects::place;
+use super::owned;
 use crate::api::error::ApiError;
 use crate::api::kinds::{POD, RESOURCE_CLAIM};
 use crate::api::patch::Patch;

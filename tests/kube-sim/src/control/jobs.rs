@@ -3,8 +3,9 @@
 
 use serde_json::{Value, json};
 
+use super::events;
+use super::objects::{place, text};
 use super::owned::{create_pod, delete_pod, is_active, is_leaving, owned, owner, runs, status};
-use super::{events, place, text};
 use crate::api::clock;
 use crate::api::kinds::{CRON_JOB, JOB, POD};
 use crate::api::store::{Store, WriteOptions};

@@ -8,6 +8,7 @@ mod claims;
 mod events;
 mod extended;
 mod jobs;
+mod objects;
 mod orphans;
 mod owned;
 mod quota;
@@ -19,15 +20,14 @@ mod workloads;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::Value;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::api::kinds::KindRef;
-use crate::api::selector::Selectors;
 use crate::api::server::ApiServer;
 use crate::api::store::Store;
 
 pub use events::record as record_event;
+pub(crate) use objects::finished;
+pub use objects::{claim_name, extended_claim_name};
 
 /// The running control plane; it stops when this is dropped.
 #[derive(Debug)]
@@ -81,40 +81,4 @@ pub fn reconcile(store: &Store) {
     claims::reconcile(store);
     release::reconcile(store);
     scheduler::reconcile(store);
-}
-
-fn all(store: &Store, kind: KindRef) -> Vec<Arc<Value>> {
-    store.list(kind, None, &Selectors::default()).0
-}
-
-fn text<'a>(value: &'a Value, field: &str) -> &'a str {
-    value[field].as_str().unwrap_or("")
-}
-
-/// Namespace and name.
-fn place(object: &Value) -> (&str, &str) {
-    (text(&object["metadata"], "namespace"), text(&object["metadata"], "name"))
-}
-
-/// Whether a pod's containers will never run again.
-pub(crate) fn finished(pod: &Value) -> bool {
-    matches!(text(&pod["status"], "phase"), "Succeeded" | "Failed")
-}
-
-/// The claim that the scheduler made for a pod's extended resources.
-#[must_use]
-pub fn extended_claim_name(pod: &Value) -> Option<&str> {
-    pod["status"]["extendedResourceClaimStatus"]["resourceClaimName"].as_str()
-}
-
-/// The claim that an entry of `spec.resourceClaims` stands for: named directly, or generated and noted in the status.
-/// `None` while the generated one does not exist yet.
-#[must_use]
-pub fn claim_name(pod: &Value, entry: &Value) -> Option<String> {
-    if let Some(name) = entry["resourceClaimName"].as_str() {
-        return Some(name.to_owned());
-    }
-    let statuses = pod["status"]["resourceClaimStatuses"].as_array()?;
-    let status = statuses.iter().find(|s| s["name"] == entry["name"])?;
-    status["resourceClaimName"].as_str().map(str::to_owned)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{all, place, text};
+use super::objects::{all, place, text};
 use crate::api::kinds::{CRON_JOB, DAEMON_SET, DEPLOYMENT, JOB, POD, REPLICA_SET, STATEFUL_SET};
 use crate::api::store::{DeleteOptions, Store};
 

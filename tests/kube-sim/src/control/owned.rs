@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{all, events, finished, place, text};
+use super::events;
+use super::objects::{all, finished, place, text};
 use crate::api::kinds::{KindRef, POD};
 use crate::api::patch::Patch;
 use crate::api::store::{DeleteOptions, Part, Store, WriteOptions};

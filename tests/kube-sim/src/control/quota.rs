@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{all, place};
+use super::objects::{all, place};
 use crate::api::kinds::RESOURCE_QUOTA;
 use crate::api::patch::Patch;
 use crate::api::quota::is_enforced;

@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
+use super::objects::{all, finished, place, text};
 use super::scheduler::PROTECTION;
-use super::{all, finished, place, text};
 use crate::api::kinds::{POD, RESOURCE_CLAIM};
 use crate::api::patch::Patch;
 use crate::api::store::{DeleteOptions, Part, Store, WriteOptions};

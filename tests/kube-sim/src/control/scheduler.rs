@@ -12,9 +12,10 @@ use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClai
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::events;
 use super::extended::{special_claim, store_claim};
+use super::objects::{all, claim_name, finished, place, text};
 use super::sets::pinned_node;
-use super::{all, claim_name, events, finished, place, text};
 use crate::api::clock;
 use crate::api::kinds::{DEVICE_CLASS, KindRef, NODE, POD, RESOURCE_CLAIM, RESOURCE_SLICE};
 use crate::api::patch::Patch;

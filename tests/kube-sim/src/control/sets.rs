@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::objects::{all, finished, place, text};
 use super::owned::{create_pod, delete_pod, is_active, is_leaving, owned, runs, status, template_hash};
-use super::{all, finished, place, text};
 use crate::api::kinds::{DAEMON_SET, NODE, POD, STATEFUL_SET};
 use crate::api::store::Store;
 

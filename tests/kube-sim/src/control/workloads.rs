@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::objects::place;
 use super::owned::{create_pod, delete_pod, is_active, owned, owner, runs, status, template_hash};
-use super::place;
 use crate::api::kinds::{DEPLOYMENT, POD, REPLICA_SET};
 use crate::api::patch::Patch;
 use crate::api::store::{Part, Store, WriteOptions};

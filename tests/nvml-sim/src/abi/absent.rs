@@ -15,7 +15,7 @@ macro_rules! absent {
             #[unsafe(no_mangle)]
             #[allow(non_snake_case, reason = "the names are NVML's")]
             extern "C" fn $name() -> Code {
-                super::call(stringify!($name), super::types::Subject::default(), |_| Err(Code::NOT_SUPPORTED))
+                super::call::call(stringify!($name), super::types::Subject::default(), |_| Err(Code::NOT_SUPPORTED))
             }
         )*
         /// The names of these functions.

@@ -1,8 +1,9 @@
 //! Finding GPUs and asking what they are: handles, names, numbers, memory, processes, utilisation.
 
-use super::nvml;
+use super::call::nvml;
 use super::types::{
-    AddressingMode, Chars, Device, FieldValue, Handle, Kind, Out, Pci, PciExt, Text, UuidV1, name, version,
+    AddressingMode, Chars, Device, FieldValue, Handle, Kind, Out, Pci, PciExt, Text, UuidV1, name,
+    pci_numbers, version,
 };
 use super::usage::mig_profile;
 use crate::code::{Answer, Code};
@@ -44,15 +45,6 @@ fn by_pci(machine: &Machine, bus_id: &str, device: Out<Handle>) -> Answer<()> {
     let wanted = pci_numbers(bus_id).ok_or(Code::INVALID_ARGUMENT)?;
     let found = machine.gpus.iter().position(|gpu| pci_numbers(&gpu.pci) == Some(wanted));
     device.set(gpu_handle(machine, found.ok_or(Code::NOT_FOUND)?)?)
-}
-
-/// Domain, bus and device of `[domain:]bus:device.function`, all hexadecimal.
-pub(super) fn pci_numbers(text: &str) -> Option<(u32, u32, u32)> {
-    let hex = |text: &str| u32::from_str_radix(text, 16).ok();
-    let mut parts = text.rsplit(':');
-    let device = hex(parts.next()?.split('.').next()?)?;
-    let bus = hex(parts.next()?)?;
-    Some((parts.next().map_or(Some(0), hex)?, bus, device))
 }
 
 fn pci(machine: &Machine, device: Handle) -> Answer<Pci> {

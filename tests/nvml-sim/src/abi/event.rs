@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::call::{broken, guarded, nvml, perform_logged};
+use super::client;
 use super::types::{EventData, EventDataV1, Handle, Kind, Out, Subject};
 use super::usage::NO_INSTANCE;
-use super::{broken, guarded, library, nvml, perform_logged};
 use crate::code::{Answer, Code};
 use crate::machine::{
     EVENT_DOUBLE_BIT_ECC, EVENT_MIG_CONFIG_CHANGE, EVENT_SINGLE_BIT_ECC, EVENT_XID, Event, Machine,
@@ -94,7 +95,7 @@ fn next_event(machine: &Machine, set: Handle) -> Answer<Option<Event>> {
 /// Faults and the log apply before the wait, so that the log shows the call's beginning and not the time it
 /// waited. Only a wait that a fault strikes is logged: a program that listens does nothing else all day.
 fn waited(name: &str, set: Handle, timeout_ms: u32) -> Answer<EventData> {
-    let store = library::initialised()?;
+    let store = client::initialised()?;
     perform_logged(store, name, Subject::default(), |answer| answer.is_err(), |_| Ok(()))?;
     wait(store, set, timeout_ms)
 }

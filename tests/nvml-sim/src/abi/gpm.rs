@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::nvml;
+use super::call::nvml;
 use super::types::{GpmHead, GpmMetric, GpmSupport, Handle, Kind, Out};
 use crate::code::{Answer, Code};
 use crate::machine::Machine;

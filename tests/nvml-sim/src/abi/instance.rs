@@ -1,11 +1,12 @@
 //! Compute instances.
 
+use super::call::nvml;
+use super::gpm;
 use super::partition::{is_held_by_events, root_only};
 use super::types::{
     CiInfo, CiInfoV1, CiProfileV1, CiProfileV2, CiProfileV3, Handle, Kind, Out, Placement, list, name,
     version,
 };
-use super::{gpm, nvml};
 use crate::code::{Answer, Code};
 use crate::machine::{EVENT_MIG_CONFIG_CHANGE, GpuInstance};
 use crate::mig::{self, ComputeProfile};

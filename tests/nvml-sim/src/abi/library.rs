@@ -3,31 +3,18 @@
 use std::ffi::{CStr, CString, OsStr, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
+use super::call::{broken, guarded, nvml, perform};
+use super::client::{STORE, USERS, initialised};
 use super::types::{Branch, Out, Subject, Text, name, version};
-use super::{broken, guarded, nvml, perform};
-use crate::code::{Answer, Code};
+use crate::code::Code;
 use crate::node::is_node;
 use crate::store::Store;
-
-/// The node of this copy of the library. Each copy that is loaded has its own.
-static STORE: OnceLock<Store> = OnceLock::new();
-/// How often the program has initialised the library and not yet shut it down.
-static USERS: AtomicU32 = AtomicU32::new(0);
 
 /// Functions here that are not made by `nvml!`.
 pub(super) const OWN: &[&str] =
     &["nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags", "nvmlShutdown", "nvmlErrorString"];
-
-/// The node, if the program has initialised the library.
-pub(super) fn initialised() -> Answer<&'static Store> {
-    if USERS.load(Ordering::SeqCst) == 0 {
-        return Err(Code::UNINITIALIZED);
-    }
-    STORE.get().ok_or(Code::UNINITIALIZED)
-}
 
 fn initialise(call: &str) -> Code {
     guarded(|| {

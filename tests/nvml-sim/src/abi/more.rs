@@ -1,6 +1,6 @@
 //! Small questions with constant answers, mostly about the PCI Express link and the topology.
 
-use super::nvml;
+use super::call::nvml;
 use super::types::{Handle, Out, Text};
 use crate::code::{Answer, Code};
 use crate::store::Session;

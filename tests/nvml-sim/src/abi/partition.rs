@@ -1,9 +1,10 @@
 //! MIG mode, GPU instances, and the MIG devices that they make.
 
+use super::call::nvml;
 use super::types::{
     GiInfo, GiProfileV1, GiProfileV2, GiProfileV3, Handle, Kind, Out, Placement, list, name, version,
 };
-use super::{event, gpm, nvml};
+use super::{event, gpm};
 use crate::code::{Answer, Code};
 use crate::machine::{EVENT_MIG_CONFIG_CHANGE, Gpu};
 use crate::mig;

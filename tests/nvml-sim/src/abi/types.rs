@@ -6,7 +6,6 @@
 
 use std::ffi::{CStr, c_char};
 
-use super::device::pci_numbers;
 use crate::code::{Answer, Code};
 use crate::machine::{ComputeInstance, Gpu, GpuInstance, Machine};
 
@@ -356,4 +355,13 @@ structures! {
     GpmHead: 24 { version: u32, count: u32, first: Handle, second: Handle }
     GpmMetric: 40 { metric: u32, code: Code, value: f64, texts: [usize; 3] }
     AddressingMode: 8 { version: u32, value: u32 }
+}
+
+/// Domain, bus and device of `[domain:]bus:device.function`, all hexadecimal.
+pub(super) fn pci_numbers(text: &str) -> Option<(u32, u32, u32)> {
+    let hex = |text: &str| u32::from_str_radix(text, 16).ok();
+    let mut parts = text.rsplit(':');
+    let device = hex(parts.next()?.split('.').next()?)?;
+    let bus = hex(parts.next()?)?;
+    Some((parts.next().map_or(Some(0), hex)?, bus, device))
 }

@@ -1,6 +1,6 @@
 //! What of a device is in use: memory, engines, processes; of a GPU or of a MIG device.
 
-use super::nvml;
+use super::call::nvml;
 use super::types::{
     Attributes, Bar1, Device, Handle, Memory, MemoryV2, Out, ProcessInfo, ProcessInfoV1, Utilization, list,
     version,
