@@ -16,7 +16,7 @@
 //! A module imports modules of the lines above its own, and no others (`tests/layers.rs` reads the `use` lines):
 //!
 //! ```text
-//! telemetry backoff files threads host pods    log, numbers, pauses, threads, the kernel's facts, which pods have which claim
+//! telemetry backoff files heap threads host pods    log, numbers, pauses, threads, the kernel's facts, which pods have which claim
 //! nvml checkpoint                        the library; what was promised, on disk
 //! cdi mig                                specs for containers; GPU and compute instances
 //! readiness                              what the host needs before claims can be prepared
@@ -46,7 +46,7 @@
 //!   alone, and what it occupies is not offered.
 //! * An allocated device is never withdrawn. Overlapping devices are never published without the counters that keep
 //!   them apart; where there are none, [`layout`] chooses some that don't overlap.
-//! * `unsafe` is in `nvml/device.rs` and `nvml/event.rs` alone.
+//! * `unsafe` is in `nvml/device.rs`, `nvml/event.rs` and `heap.rs` alone.
 
 pub mod access;
 pub mod api;
@@ -61,6 +61,7 @@ pub mod files;
 pub mod guarantees;
 pub mod hardware;
 pub mod health;
+pub mod heap;
 pub mod host;
 pub mod inspect;
 pub mod kubelet;

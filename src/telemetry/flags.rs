@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 /// A whole number of seconds above 0, for clap.
 ///
@@ -16,7 +15,7 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A level, or a list of `target=level`, for clap. EnvFilter alone would take a misspelt level for the name of a target.
+/// A level, or a list of `target=level`, for clap. `Targets` alone would take a misspelt level for the name of a target.
 ///
 /// # Errors
 /// What is expected, for the message.
@@ -25,7 +24,7 @@ pub fn log_level(text: &str) -> Result<String, String> {
         let level = part.rsplit_once('=').map_or(part, |(_, level)| level).trim();
         !level.is_empty() && level.parse::<LevelFilter>().is_ok()
     };
-    if text.split(',').all(is_known) && EnvFilter::try_new(text).is_ok() {
+    if text.split(',').all(is_known) && text.parse::<Targets>().is_ok() {
         return Ok(text.to_owned());
     }
     Err("a level (error, warn, info, debug, trace or off), or a list such as `info,dra_driver_mig::claim=debug`".to_owned())

@@ -5,8 +5,10 @@ use std::ffi::OsStr;
 use std::io::{self, IsTerminal};
 
 use clap::ValueEnum;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, fmt};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -17,16 +19,17 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sets up the log. `level` is a level or a list of `target=level` as tracing-subscriber's EnvFilter takes it. A second
-/// call in one process, as tests make it, changes nothing.
+/// Sets up the log. `level` is a level or a list of `target=level` as tracing-subscriber's `Targets` takes it: nothing here
+/// filters by spans, and its EnvFilter brings an engine for regular expressions. A second call in one process, as tests make
+/// it, changes nothing.
 pub fn init_logging(level: &str, format: LogFormat) -> Result<(), ParseError> {
-    let filter = EnvFilter::try_new(level)?;
+    let filter: Targets = level.parse()?;
     let colors = has_colors(io::stderr().is_terminal(), env::var_os("NO_COLOR").as_deref());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colors);
+    let (log, lines) = (Registry::default().with(filter), fmt::layer().with_writer(io::stderr).with_ansi(colors));
     // The error only says that a log is set up already.
     let _ = match format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => log.with(lines).try_init(),
+        LogFormat::Json => log.with(lines.json().flatten_event(true)).try_init(),
     };
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::telemetry::with_causes;
 
 /// Claims that are read at once. Each has a connection to the API server, which stays open for a while after a burst of
 /// pods; more of them than this cost memory and gain no time.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 8;
 
 /// Reads ResourceClaims. Needs the verb `get` only.
 #[derive(Debug, Clone)]

@@ -24,6 +24,7 @@ use crate::api::{Allocations, EventReason, NodeSlices, SliceError, SliceErrorKin
 use crate::backoff::Backoff;
 use crate::context::NodeContext;
 use crate::hardware::NodeState;
+use crate::heap;
 use crate::kubelet::PublisherElection;
 use crate::telemetry::metrics::SliceWrite;
 
@@ -112,6 +113,8 @@ impl Publisher {
             layouts.mark_unchanged();
             self.has_written = false;
             let pause = self.round_or_report(&state).await;
+            // A round has the whole pool in memory twice, as published and as wanted, which is as much as all that lives on.
+            heap::trim();
             if std::mem::take(&mut is_foreign) && self.has_written {
                 self.overwritten.corrected(&self.parts.context.events);
             }
