@@ -11,6 +11,7 @@ pub mod faults;
 mod history;
 mod http;
 pub mod kinds;
+pub mod paging;
 pub mod patch;
 mod plugins;
 pub mod quota;
