@@ -97,8 +97,10 @@ fn files_of_a_crate_do_not_use_each_other_in_a_circle() {
         "src/model",
         "src/models",
         "src/allocator",
+        "src/client",
         "src/controller",
         "src/driver",
+        "src/jsonpath",
         "src/kubectl-mig",
         "src/telemetry",
         "tests/kube-sim/src",
@@ -129,6 +131,7 @@ fn a_crate_depends_on_nothing_that_its_layer_must_not_know() {
         ("dra-allocator", &["tokio", "kube", "kube-client", "tonic", "nvml-wrapper"]),
         ("kubectl-mig", &["nvml-wrapper", "tonic", "dra-driver-mig"]),
         ("mig-telemetry", &["kube", "kube-client", "nvml-wrapper", "mig-model"]),
+        ("mig-client", &["nvml-wrapper", "tonic", "mig-model"]),
         ("mig-controller", &["nvml-wrapper", "tonic", "dra-driver-mig", "kube-sim"]),
         ("dra-driver-mig", &["cel", "kubectl-mig", "mig-models", "nvml-sim", "kube-sim"]),
     ] {

@@ -74,7 +74,7 @@ pub use cel_env::EvaluationError;
 pub use cluster::{Cluster, MAX_DEVICES, MAX_STEPS};
 pub use explain::{DeviceReport, Explanation, Finding, RequestReport};
 pub use features::Features;
-pub use node::{holds as requirement_holds, selects as selects_node};
+pub use node::{holds as requirement_holds, selects as selects_node, tolerates};
 pub use pool::{PoolProblem, PoolReport};
 pub use refusal::{Abort, Refusal, SelectorError, SelectorPlace};
 pub use request::Amount;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, NodeSelector, NodeSelectorRequirement};
+use k8s_openapi::api::core::v1::{Node, NodeSelector, NodeSelectorRequirement, Taint, Toleration};
 use k8s_openapi::api::resource::v1::{Device, ResourceSliceSpec};
 
 /// Whether a slice has something for the node: as a whole, or in a device that chooses its own nodes.
@@ -86,5 +86,75 @@ pub fn holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool
         "Gt" => compared().is_some_and(|(a, b)| a > b),
         "Lt" => compared().is_some_and(|(a, b)| a < b),
         _ => false,
+    }
+}
+
+/// Whether one of the tolerations tolerates a taint: `ToleratesTaint` of Kubernetes 1.35. `Gt` and `Lt` (KEP-5471) compare the value of
+/// the taint with that of the toleration; pods have them only where the API server has the feature gate for them.
+#[must_use]
+pub fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
+    let text = |it: &Option<String>| it.clone().unwrap_or_default();
+    let compared =
+        |it: &Toleration| Some((decimal(taint.value.as_deref()?)?, decimal(it.value.as_deref()?)?));
+    tolerations.iter().any(|it| {
+        let effect = it.effect.as_deref().is_none_or(|effect| effect.is_empty() || effect == taint.effect);
+        let key = it.key.as_deref().is_none_or(|key| key.is_empty() || key == taint.key);
+        let value = match it.operator.as_deref() {
+            Some("Exists") => true,
+            None | Some("" | "Equal") => text(&it.value) == text(&taint.value),
+            Some("Gt") => compared(it).is_some_and(|(taint, own)| taint > own),
+            Some("Lt") => compared(it).is_some_and(|(taint, own)| taint < own),
+            Some(_) => false,
+        };
+        effect && key && value
+    })
+}
+
+/// A number without a plus sign and leading zeros.
+fn decimal(text: &str) -> Option<i64> {
+    text.parse().ok().filter(|it: &i64| it.to_string() == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_toleration_compares_the_value_of_the_taint_as_text_or_as_a_number() {
+        let tolerated = |operator: &str, value: &str, of_taint: &str| {
+            let toleration = Toleration {
+                key: Some("score".to_owned()),
+                operator: Some(operator.to_owned()),
+                value: Some(value.to_owned()),
+                ..Toleration::default()
+            };
+            let (key, effect) = ("score".to_owned(), "NoSchedule".to_owned());
+            tolerates(
+                &[toleration],
+                &Taint { key, effect, value: Some(of_taint.to_owned()), ..Taint::default() },
+            )
+        };
+        let cases = [
+            ("Gt", "800", "1000", true),
+            ("Gt", "800", "800", false),
+            ("Gt", "800", "500", false),
+            ("Lt", "5", "2", true),
+            ("Lt", "5", "15", false),
+            ("Lt", "5", "02", false),
+            ("Lt", "5", "low", false),
+            ("Equal", "a", "a", true),
+            ("Equal", "a", "b", false),
+            ("", "a", "a", true),
+            ("Exists", "", "b", true),
+            ("Unknown", "a", "a", false),
+        ];
+        for (operator, value, of_taint, expected) in cases {
+            assert_eq!(tolerated(operator, value, of_taint), expected, "{operator} {value} {of_taint}");
+        }
+        let any = Toleration { operator: Some("Exists".to_owned()), ..Toleration::default() };
+        let taint = Taint { key: "k".to_owned(), effect: "NoExecute".to_owned(), ..Taint::default() };
+        assert!(tolerates(std::slice::from_ref(&any), &taint));
+        assert!(!tolerates(&[Toleration { effect: Some("NoSchedule".to_owned()), ..any }], &taint));
+        assert!(!tolerates(&[], &taint));
     }
 }

@@ -167,7 +167,7 @@ impl Control {
         let Some(term) = term.filter(|_| self.world.unread().is_empty()) else { return };
         let started = Instant::now();
         self.metrics.holds(&self.world);
-        let (mut waiting, mut next) = (0, None);
+        let mut next = None;
         // What cannot be watched may have changed: nodes keep what they publish. Before the reasons, which take longer.
         let is_current = self.status.borrow().failing.is_empty();
         if let Some(layouts) = self.layouts.as_mut().filter(|_| is_current) {
@@ -175,13 +175,13 @@ impl Control {
         }
         if let Some(reporter) = &mut self.reporter {
             let round = reporter.round(&self.world, &term).await;
-            waiting = round.waiting;
+            self.metrics.waits(round.waiting, round.oldest);
             next = [next, round.next].into_iter().flatten().min();
         }
         self.ended = Instant::now();
-        self.metrics.round(self.ended - started, waiting);
+        self.metrics.round(self.ended - started);
         self.due = next.map(|it| self.ended + it.max(PAUSE));
-        debug!(waiting, took = ?(self.ended - started), next = ?next, "round");
+        debug!(took = ?(self.ended - started), next = ?next, "round");
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dra_allocator::extended::ExtendedResources;
 use k8s_openapi::Resource as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::ResourceClaim;
@@ -20,10 +21,10 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::client::{CALL_TIMEOUT, MANAGER};
-use crate::demand::{self, Kinds, Memory, NodeState, Options, PendingPod, Reason, Write, decide};
+use crate::demand::{self, ClaimKey, Decisions, Memory, Options, PendingPod, Reason, Write, decide};
 use crate::election::Term;
-use crate::metrics::{Metrics, Outcome, WriteReason};
-use crate::world::{World, unschedulable};
+use crate::metrics::{HoldEnd, Metrics, Outcome, WriteReason};
+use crate::world::{Kind, World, unschedulable};
 
 /// The longest time that a round writes; what is left is decided again.
 const WRITING: Duration = Duration::from_secs(10);
@@ -37,8 +38,11 @@ pub struct Layouts {
     /// Whether nodes without the label for layouts take part.
     default_auto: bool,
     metrics: Metrics,
-    kinds: Kinds,
     memory: Memory,
+    /// Whether pods were left out in the last round, which is in the log.
+    skips: bool,
+    /// Holds of the controller that have not ended, by UID of the claim: until when.
+    holds: BTreeMap<String, (ClaimKey, Timestamp)>,
 }
 
 impl std::fmt::Debug for Layouts {
@@ -51,26 +55,36 @@ impl Layouts {
     /// Nothing is remembered yet.
     #[must_use]
     pub fn new(client: Client, options: Options, default_auto: bool, metrics: Metrics) -> Self {
-        let (kinds, memory) = (Kinds::default(), Memory::default());
-        Self { api: Api::all(client), options, default_auto, metrics, kinds, memory }
+        Self {
+            api: Api::all(client),
+            options,
+            default_auto,
+            metrics,
+            memory: Memory::default(),
+            skips: false,
+            holds: BTreeMap::new(),
+        }
     }
 
     /// Another replica leads: what is remembered is out of date when this one leads again.
     pub fn forget(&mut self) {
         self.memory = Memory::default();
+        self.holds.clear();
     }
 
     /// Decides and writes. Answers when to decide again if nothing changes.
     pub async fn round(&mut self, world: &World, term: &Term) -> Option<Duration> {
-        if world.mig_nodes().is_empty() {
+        if world.count(Kind::MigNodes) == 0 {
             return None;
         }
-        let now = Timestamp::now();
+        let (now, started) = (Timestamp::now(), Instant::now());
         let outcome = block_in_place(|| {
-            let input = input(world, self.default_auto, &mut self.kinds);
+            let input = input(world, self.default_auto);
+            self.count_holds(world, &input, now);
             decide(&input, &self.options, &self.memory, now)
         });
         self.memory = outcome.memory;
+        self.decided(started.elapsed(), &outcome.decisions);
         let (mut is_left, begun) = (false, Instant::now());
         for write in &outcome.decisions.writes {
             // A slow API server must not keep the loop from what else has changed.
@@ -109,6 +123,44 @@ impl Layouts {
         }
         let wake = outcome.wake.map(|it| Duration::try_from(it.duration_since(now)).unwrap_or_default());
         if is_left { Some(PAUSE) } else { wake }
+    }
+
+    /// Counts a decision. That pods are left out is logged once, until none is any more.
+    fn decided(&mut self, took: Duration, decisions: &Decisions) {
+        let skipped = decisions.not_looked_at();
+        self.metrics.decided(took, skipped, decisions.unfollowed.len());
+        if !decisions.unfollowed.is_empty() {
+            debug!(nodes = ?decisions.unfollowed, "nodes have not followed a demand");
+        }
+        let has_skipped = std::mem::replace(&mut self.skips, 0 < skipped);
+        if !has_skipped && 0 < skipped {
+            warn!(
+                pods = skipped,
+                "more different pods wait than one round looks at; those of the highest priority and age come first"
+            );
+        } else if has_skipped && skipped == 0 {
+            info!("all pods that wait are looked at again");
+        }
+    }
+
+    /// Counts the holds that have ended, and takes note of those that have not.
+    fn count_holds(&mut self, world: &World, input: &demand::World, now: Timestamp) {
+        self.holds.retain(|_, (claim, until)| {
+            let found = world.claim(&claim.namespace, &claim.name);
+            let found = found.filter(|it| it.metadata.uid.as_deref() == Some(claim.uid.as_str()));
+            let is_served = |it: &ResourceClaim| it.status.as_ref().is_some_and(|it| it.allocation.is_some());
+            let end = match found {
+                None => Some(HoldEnd::Gone),
+                Some(claim) if is_served(claim) => Some(HoldEnd::Served),
+                Some(_) => (*until <= now).then_some(HoldEnd::Expired),
+            };
+            end.into_iter().for_each(|it| self.metrics.hold_ended(it));
+            end.is_none()
+        });
+        let holds = input.nodes.iter().flat_map(|it| &it.holds);
+        for hold in holds.filter(|it| it.is_ours && now < it.until && !it.claim.uid.is_empty()) {
+            self.holds.insert(hold.claim.uid.clone(), (hold.claim.clone(), hold.until));
+        }
     }
 
     /// Applies the controller's part of a spec, if the object is still the one that was decided on.
@@ -156,21 +208,15 @@ fn object(write: &Write) -> Value {
 }
 
 /// What is in memory, as decisions take it.
-fn input(world: &World, default_auto: bool, kinds: &mut Kinds) -> demand::World {
+fn input(world: &World, default_auto: bool) -> demand::World {
     let snapshot = world.snapshot();
-    let nodes: BTreeMap<&str, &Node> =
-        snapshot.nodes.iter().filter_map(|it| Some((it.metadata.name.as_deref()?, it))).collect();
-    let node = |mig: &MigNode| {
-        let node = nodes.get(mig.node())?;
-        Some(NodeState::of(mig, Arc::new(Node::clone(node)), default_auto, kinds))
-    };
-    let nodes = world.mig_nodes().iter().filter_map(node).collect();
-    let pods = snapshot.pods.iter().filter_map(|it| pending(world, it)).collect();
-    demand::World { nodes, pods, classes: snapshot.classes.clone() }
+    let resources = ExtendedResources::of(&snapshot.classes);
+    let pods = snapshot.pods.iter().filter_map(|it| pending(world, it, &resources)).collect();
+    demand::World { nodes: world.node_states(default_auto), pods, classes: snapshot.classes.clone() }
 }
 
-/// A pod that waits and whose claims all exist.
-fn pending(world: &World, pod: &Pod) -> Option<PendingPod> {
+/// A pod that waits and whose claims all exist, but for the one that the scheduler creates for extended resources when it binds the pod.
+fn pending(world: &World, pod: &Pod, resources: &ExtendedResources<'_>) -> Option<PendingPod> {
     let (metadata, spec) = (&pod.metadata, pod.spec.as_ref()?);
     let namespace = metadata.namespace.as_deref().unwrap_or("default");
     let statuses = || pod.status.iter().flat_map(|it| it.resource_claim_statuses.iter().flatten());
@@ -179,7 +225,8 @@ fn pending(world: &World, pod: &Pod) -> Option<PendingPod> {
         let name = entry.resource_claim_name.as_deref().or_else(generated)?;
         world.claim(namespace, name).cloned().map(Arc::new)
     };
-    let claims: Vec<_> = spec.resource_claims.iter().flatten().map(claim).collect::<Option<_>>()?;
+    let mut claims: Vec<_> = spec.resource_claims.iter().flatten().map(claim).collect::<Option<_>>()?;
+    claims.extend(of_extended_resources(world, namespace, pod, resources).map(Arc::new));
     if claims.is_empty() || metadata.deletion_timestamp.is_some() {
         return None;
     }
@@ -195,11 +242,30 @@ fn pending(world: &World, pod: &Pod) -> Option<PendingPod> {
     })
 }
 
+/// The claim for the extended resources of a pod that a class stands behind. Until the scheduler creates it, one with the same requests
+/// that has no UID, so that no GPU can be held back for it. None where the scheduler looks for them at a device plugin.
+fn of_extended_resources(
+    world: &World,
+    namespace: &str,
+    pod: &Pod,
+    resources: &ExtendedResources<'_>,
+) -> Option<ResourceClaim> {
+    let created = pod.status.as_ref().and_then(|it| it.extended_resource_claim_status.as_ref());
+    if let Some(status) = created {
+        return world.claim(namespace, &status.resource_claim_name).cloned();
+    }
+    let message = unschedulable(pod).and_then(|it| it.message.as_deref()).unwrap_or_default();
+    let is_of_plugin = |resource: &String| message.contains(&format!("Insufficient {resource}"));
+    if resources.requested_by(pod).keys().any(is_of_plugin) {
+        return None;
+    }
+    Some(resources.claim(pod, &Node::default())?.0)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use kube::runtime::watcher::Event;
+    use serde::de::DeserializeOwned;
 
     use super::*;
     use crate::world::Change;
@@ -252,8 +318,88 @@ mod tests {
                 }]},
             });
             world.apply(Change::MigNodes(Event::Apply(serde_json::from_value(mig_node).unwrap())));
-            let input = input(&world, true, &mut Kinds::default());
+            let input = input(&world, true);
             assert_eq!(input.nodes[0].holds[0].is_ours, is_ours, "{managed}");
+        }
+    }
+
+    fn of<T: DeserializeOwned>(value: Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    /// What a pod waits for that asks for an extended resource of a class.
+    fn waits_for(message: &str, status: Value) -> Vec<Arc<ResourceClaim>> {
+        let mut world = World::default();
+        let class = json!({"metadata": {"name": "mig-1g.10gb"}, "spec": {"extendedResourceName": "nvidia.com/mig-1g.10gb"}});
+        world.apply(Change::Classes(Event::Apply(of(class))));
+        let claim = json!({"metadata": {"name": "made", "namespace": "team", "uid": "u"}, "spec": {}});
+        world.apply(Change::Claims(Event::Apply(of(claim))));
+        let mut pod = json!({
+            "metadata": {"name": "p", "namespace": "team", "uid": "v", "creationTimestamp": "2026-11-29T12:00:00Z"},
+            "spec": {"containers": [{"name": "c", "resources": {"limits": {"nvidia.com/mig-1g.10gb": "2", "cpu": "1"}}}]},
+            "status": {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                "message": message, "lastTransitionTime": "2026-11-29T12:00:00Z"}]},
+        });
+        pod["status"]["extendedResourceClaimStatus"] = status;
+        world.apply(Change::Pods(Event::Apply(of(pod))));
+        input(&world, true).pods.into_iter().flat_map(|it| it.claims).collect()
+    }
+
+    #[test]
+    fn an_extended_resource_of_a_class_is_demand_before_its_claim_exists() {
+        let claims = waits_for("0/1 nodes are available: 1 cannot allocate all claims.", Value::Null);
+        let requests = claims[0].spec.devices.as_ref().unwrap().requests.as_ref().unwrap();
+        let request = requests[0].exactly.as_ref().unwrap();
+        assert_eq!((request.device_class_name.as_str(), request.count), ("mig-1g.10gb", Some(2)));
+        assert_eq!((claims.len(), requests.len(), &claims[0].metadata.uid), (1, 1, &None));
+        let created = json!({"resourceClaimName": "made", "requestMappings": []});
+        assert_eq!(waits_for("", created)[0].metadata.uid.as_deref(), Some("u"));
+    }
+
+    #[test]
+    fn an_extended_resource_that_the_scheduler_looks_for_at_a_device_plugin_is_no_demand() {
+        assert!(
+            waits_for("0/1 nodes are available: 1 Insufficient nvidia.com/mig-1g.10gb.", Value::Null)
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_hold_ends_served_expired_or_gone_and_is_counted_once() {
+        let metrics = Metrics::default();
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _entered = runtime.enter();
+        let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
+        let mut layouts = Layouts::new(client, Options::default(), true, metrics.clone());
+        let mut world = World::default();
+        world.apply(Change::Nodes(Event::Apply(of(json!({"metadata": {"name": "n"}})))));
+        let uid = |it: usize| format!("00000000-0000-4000-8000-00000000000{it}");
+        let claim = |it: usize, status: Value| -> ResourceClaim {
+            of(
+                json!({"metadata": {"namespace": "d", "name": format!("c{it}"), "uid": uid(it)}, "spec": {}, "status": status}),
+            )
+        };
+        let hold = |it: usize| {
+            json!({"gpu": format!("gpu-0000-1{it}-00"), "profile": "full", "until": "2026-11-29T12:00:00Z",
+                "claim": {"namespace": "d", "name": format!("c{it}"), "uid": uid(it)}})
+        };
+        let holds: Vec<Value> = (0..3).map(hold).collect();
+        let mig_node = json!({"metadata": {"name": "n"}, "spec": {"holds": holds}});
+        world.apply(Change::MigNodes(Event::Apply(of(mig_node))));
+        for it in 0..3 {
+            world.apply(Change::Claims(Event::Apply(claim(it, Value::Null))));
+        }
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let mut count = |world: &World, time: &str| layouts.count_holds(world, &input(world, true), at(time));
+        count(&world, "2026-11-29T11:00:00Z");
+        world.apply(Change::Claims(Event::Apply(claim(0, json!({"allocation": {}})))));
+        world.apply(Change::Claims(Event::Delete(claim(1, Value::Null))));
+        for time in ["2026-11-29T12:00:00Z", "2026-11-29T12:00:01Z"] {
+            count(&world, time);
+        }
+        for outcome in HoldEnd::ALL {
+            assert_eq!(metrics.holds_ended(*outcome), 1, "{outcome:?}");
         }
     }
 }

@@ -15,8 +15,8 @@
 //!
 //! ```text
 //! client                       the client of the API server
-//! election world               who acts; the objects of the cluster
-//! demand                       what nodes should publish: pure
+//! election demand              who acts; what nodes should publish: pure
+//! world                        the objects of the cluster
 //! metrics watches probes       what is counted; what feeds the world; whether this process is well
 //! reasons layouts              why pods wait, as events; what nodes should publish, as specs of MigNodes
 //! control                      the loop

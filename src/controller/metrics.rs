@@ -107,6 +107,23 @@ struct WriteLabels {
     outcome: Outcome,
 }
 
+label_values! {
+    /// How a hold has ended.
+    HoldEnd {
+        /// Its claim has its devices.
+        Served = "served",
+        /// Its time was over, and the claim still waits.
+        Expired = "expired",
+        /// Its claim does not exist any more.
+        Gone = "gone",
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HoldLabels {
+    outcome: HoldEnd,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabels {
     resource: Kind,
@@ -126,6 +143,11 @@ struct Families {
     watch_errors: Family<KindLabels, Counter>,
     objects: Family<KindLabels, Gauge<i64, AtomicI64>>,
     waiting: Gauge<i64, AtomicI64>,
+    decisions: Histogram,
+    skipped: Gauge<i64, AtomicI64>,
+    oldest: Gauge<i64, AtomicI64>,
+    unfollowed: Gauge<i64, AtomicI64>,
+    holds: Family<HoldLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -139,6 +161,11 @@ impl Default for Metrics {
             watch_errors: Family::default(),
             objects: Family::default(),
             waiting: Gauge::default(),
+            decisions: Histogram::new(DURATIONS),
+            skipped: Gauge::default(),
+            oldest: Gauge::default(),
+            unfollowed: Gauge::default(),
+            holds: Family::default(),
         };
         // What can be known beforehand starts at zero, so that the first failure is an increase.
         for &outcome in Outcome::ALL {
@@ -148,6 +175,9 @@ impl Default for Metrics {
             for &outcome in Outcome::ALL {
                 drop(families.writes.get_or_create(&WriteLabels { reason, outcome }));
             }
+        }
+        for &outcome in HoldEnd::ALL {
+            drop(families.holds.get_or_create(&HoldLabels { outcome }));
         }
         for &verdict in VerdictLabel::ALL {
             drop(families.explanations.get_or_create(&VerdictLabels { verdict }));
@@ -161,15 +191,35 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A round has ended, with so many pods waiting.
-    pub fn round(&self, took: Duration, waiting: usize) {
+    /// A round has ended.
+    pub fn round(&self, took: Duration) {
         self.0.rounds.observe(took.as_secs_f64());
-        self.0.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
+
+    /// So many pods wait, the oldest for so long.
+    pub fn waits(&self, pods: usize, oldest: Duration) {
+        self.0.waiting.set(i64::try_from(pods).unwrap_or(i64::MAX));
+        self.0.oldest.set(i64::try_from(oldest.as_secs()).unwrap_or(i64::MAX));
     }
 
     /// This replica does not lead: it knows of no waiting pods, so that they are not counted twice.
     pub fn follows(&self) {
-        self.0.waiting.set(0);
+        for gauge in [&self.0.waiting, &self.0.oldest, &self.0.skipped, &self.0.unfollowed] {
+            gauge.set(0);
+        }
+    }
+
+    /// It was decided what nodes should publish; so many pods were not looked at, and so many nodes have not followed what was decided
+    /// before.
+    pub fn decided(&self, took: Duration, skipped: usize, unfollowed: usize) {
+        self.0.decisions.observe(took.as_secs_f64());
+        self.0.skipped.set(i64::try_from(skipped).unwrap_or(i64::MAX));
+        self.0.unfollowed.set(i64::try_from(unfollowed).unwrap_or(i64::MAX));
+    }
+
+    /// A hold has ended.
+    pub fn hold_ended(&self, outcome: HoldEnd) {
+        self.0.holds.get_or_create(&HoldLabels { outcome }).inc();
     }
 
     /// A pod was explained.
@@ -182,6 +232,11 @@ impl Metrics {
     pub fn event_written(&self, is_success: bool) {
         let outcome = if is_success { Outcome::Success } else { Outcome::Failure };
         self.0.events.get_or_create(&EventLabels { outcome }).inc();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn holds_ended(&self, outcome: HoldEnd) -> u64 {
+        self.0.holds.get_or_create(&HoldLabels { outcome }).get()
     }
 
     /// The spec of a MigNode was written, or was not.
@@ -220,6 +275,29 @@ impl Metrics {
             "Time of a round: what was decided and written in it",
             Unit::Seconds,
             it.rounds.clone(),
+        );
+        registry.register_with_unit(
+            "decision_duration",
+            "Time of one decision about what nodes should publish, without its writes",
+            Unit::Seconds,
+            it.decisions.clone(),
+        );
+        registry.register(
+            "skipped_pods",
+            "Pods that the last decision did not look at, or not on all nodes, because too many different ones wait",
+            it.skipped.clone(),
+        );
+        registry.register(
+            "unfollowed_demands",
+            "Nodes that have not published what was demanded of them for a minute",
+            it.unfollowed.clone(),
+        );
+        registry.register("holds", "Holds that have ended, by how", it.holds.clone());
+        registry.register_with_unit(
+            "oldest_waiting_pod",
+            "How long the scheduler has found no place for the pod that waits longest",
+            Unit::Seconds,
+            it.oldest.clone(),
         );
         registry.register("waiting_pods", "Pods that wait for devices of our classes", it.waiting.clone());
         registry.register("explanations", "Pods that were explained, by verdict", it.explanations.clone());

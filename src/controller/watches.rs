@@ -22,6 +22,10 @@ const WATCH_SECONDS: u32 = 120;
 /// Slices in one answer: each has up to 100 kB.
 const SLICES_A_PAGE: u32 = 50;
 
+/// Objects of other kinds in one answer, which is in memory as a whole: a MigNode of eight GPUs has 34 kB, pods and nodes have about as
+/// much.
+const PAGE: u32 = 100;
+
 /// Pods without a node that have not ended: those with a node have their devices, and claims say which.
 const WAITING_PODS: &str = "spec.nodeName=,status.phase!=Succeeded,status.phase!=Failed";
 
@@ -39,7 +43,7 @@ pub type Changes = SelectAll<BoxStream<'static, Result<Change, WatchError>>>;
 
 /// Opens the watches. They are polled, and so read, one event at a time; none ends.
 pub fn changes(client: &Client, with_mig_nodes: bool) -> Changes {
-    let all = Config::default().timeout(WATCH_SECONDS);
+    let all = Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
     let pods = all.clone().fields(WAITING_PODS);
     let slices = all.clone().page_size(SLICES_A_PAGE);
     let mig_nodes = match with_mig_nodes {

@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use control_plane::{ControlPlane, each_control_plane};
 pub(crate) use kubelet::{is_soak, prepare, promised, try_prepare, try_unprepare, unprepare};
 pub(crate) use random::Random;
-pub(crate) use scrape::{Scrape, get, scrape, scrape_as};
+pub(crate) use scrape::{Sample, Scrape, get, samples, scrape, scrape_as};
 
 pub(crate) const DRIVER: &str = "mig.dra-driver.dev";
 

@@ -26,8 +26,13 @@ pub(crate) struct Sample {
 pub(crate) async fn scrape(address: SocketAddr) -> Scrape {
     let (head, text) = scrape_as(address, "application/openmetrics-text;version=1.0.0").await;
     assert!(text.ends_with("# EOF\n"), "{text}");
-    let samples = text.lines().filter(|it| !it.starts_with('#')).map(sample).collect();
+    let samples = samples(&text);
     Scrape { head, text, samples }
+}
+
+/// The lines with numbers of a text.
+pub(crate) fn samples(text: &str) -> Vec<Sample> {
+    text.lines().filter(|it| !it.starts_with('#')).map(sample).collect()
 }
 
 /// Head and text of the answer to who accepts this.

@@ -32,6 +32,9 @@ fn with_optional() -> Value {
     })
 }
 
+/// A manifest in place of `controller.yaml`: the same template with more of it turned on.
+const WITH_DEMAND: &str = "controller-demand.yaml";
+
 fn root() -> PathBuf {
     repository().join("deploy")
 }
@@ -105,14 +108,23 @@ fn the_manifests_are_what_helm_renders() {
     let Some(rendered) = helm::render(&chart(), &with_optional()) else { return };
     let directory = root().join("manifests");
     let mut expected: BTreeSet<String> = BY_HAND.map(str::to_owned).into();
-    for (template, rendered) in rendered.unwrap() {
+    let demand =
+        helm::render(&chart(), &json!({"controller": {"enabled": true, "demand": {"enabled": true}}}));
+    let demand = demand.unwrap().unwrap().remove("controller.yaml").unwrap();
+    let all = rendered.unwrap().into_iter().chain([(WITH_DEMAND.to_owned(), demand)]);
+    for (template, rendered) in all {
         let (path, note) = match OPTIONAL.iter().find(|(it, _)| *it == template) {
             Some((_, value)) => (directory.join("optional").join(&template), format!(" with {value}")),
+            None if template == WITH_DEMAND => {
+                let values = " with controller.enabled and controller.demand.enabled";
+                (directory.join("optional").join(WITH_DEMAND), values.to_owned())
+            }
             None => {
                 expected.insert(template.clone());
                 (directory.join(&template), String::new())
             }
         };
+        let template = if template == WITH_DEMAND { "controller.yaml" } else { &template };
         let text = format!(
             "# Rendered from deploy/helm/dra-driver-mig/templates/{template}{note}; change it there, then run\n# \
              UPDATE_MANIFESTS=1 cargo test --test integration deploy::\n{rendered}"
@@ -124,7 +136,8 @@ fn the_manifests_are_what_helm_renders() {
         assert!(read(&path) == text, "{} is not what Helm renders", path.display());
     }
     assert_eq!(files(&directory), expected);
-    assert_eq!(files(&directory.join("optional")), BTreeSet::from(OPTIONAL.map(|(it, _)| it.to_owned())));
+    let optional = OPTIONAL.iter().map(|(it, _)| (*it).to_owned()).chain([WITH_DEMAND.to_owned()]);
+    assert_eq!(files(&directory.join("optional")), optional.collect());
 }
 
 #[test]

@@ -17,9 +17,13 @@ use crate::common::{ControlPlane, Lab, eventually, repository};
 
 const NAMESPACE: &str = "dra-driver-mig";
 
-/// The objects of the manifest.
+/// The objects of a manifest.
+fn objects_in(file: &str) -> Vec<Value> {
+    manifest::load(&repository().join("deploy/manifests/optional").join(file)).unwrap()
+}
+
 fn shipped() -> Vec<Value> {
-    manifest::load(&repository().join("deploy/manifests/optional/controller.yaml")).unwrap()
+    objects_in("controller.yaml")
 }
 
 fn of_kind(kind: &str) -> Vec<Value> {
@@ -167,11 +171,9 @@ async fn with_demand_a_node_is_asked_for_what_a_pod_waits_for_and_the_rights_are
     })
     .await;
     assert_eq!(writes(), 1);
-    let Some(all) = objects(&json!({"controller": {"enabled": true, "demand": {"enabled": true}}})) else {
-        return;
-    };
     let is_role = |it: &Value| it["metadata"]["name"] == "mig-controller" && !it["rules"].is_null();
-    let granted = granted(&all.into_iter().filter(is_role).collect::<Vec<_>>());
+    let granted =
+        granted(&objects_in("controller-demand.yaml").into_iter().filter(is_role).collect::<Vec<_>>());
     eventually("each right is used", async || granted.is_subset(&used(&server, before)).then_some(())).await;
     stop.cancel();
     running.await.unwrap().unwrap();

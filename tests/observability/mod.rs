@@ -7,10 +7,13 @@ mod promql;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use crate::common;
 use crate::common::repository;
-use common::{ControlPlane, Lab, eventually, prepare, scrape, try_prepare};
+use common::{ControlPlane, Lab, Sample, eventually, prepare, samples, scrape, try_prepare};
+use mig_controller::election::{Campaign, Candidate, Timings};
+use mig_controller::metrics::Metrics;
 use nvml_sim::{Code, Fault};
 use promql_parser::label::MatchOp;
 use promql_parser::parser::{Expr, VectorSelector, parse};
@@ -69,7 +72,7 @@ async fn show_everything() -> Shown {
     .await;
     lab.stop().await;
     let mut shown = Shown::default();
-    for sample in seen.samples {
+    for sample in seen.samples.into_iter().chain(of_controller()) {
         let labels = shown.metrics.entry(sample.name).or_default();
         for (label, value) in sample.labels {
             labels.entry(label).or_default().insert(value);
@@ -80,6 +83,15 @@ async fn show_everything() -> Shown {
         shown.families.insert(name.to_owned(), kind.to_owned());
     }
     shown
+}
+
+/// What the controller shows from its start. docs/controller.md lists it.
+fn of_controller() -> Vec<Sample> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
+    let candidate = Candidate::new("n", "l", "i", Timings::of_lease(Duration::from_secs(15)));
+    let (_campaign, leadership) = Campaign::new(client, "n", candidate);
+    samples(&Metrics::default().exporter(leadership).text(16 << 10))
 }
 
 impl Shown {
@@ -159,7 +171,7 @@ fn every_query_of_the_dashboard_names_what_a_node_shows() {
     }
     let rows: Vec<&str> =
         panels.iter().filter(|it| it["type"] == "row").filter_map(|it| it["title"].as_str()).collect();
-    for wanted in ["Fleet", "Node", "GPU map", "Claims", "Latency", "Health"] {
+    for wanted in ["Fleet", "Node", "GPU map", "Claims", "Latency", "Health", "Controller"] {
         assert!(rows.contains(&wanted), "{wanted} in {rows:?}");
     }
     let ids: BTreeSet<_> = panels.iter().map(|it| it["id"].as_u64().unwrap()).collect();

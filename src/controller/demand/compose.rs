@@ -28,7 +28,20 @@ pub(super) fn outcome(round: &Round<'_>, holds: Vec<Vec<Hold>>, mut memory: Memo
     let wake = wake(round, &writes, &holds, &memory);
     let prospects =
         round.pods.iter().filter_map(|pod| Some((pod.of.uid.clone(), prospect(round, pod, &holds)?)));
-    Outcome { decisions: Decisions { writes, pods: prospects.collect() }, memory, wake }
+    let unfollowed = unfollowed(round, &memory);
+    Outcome { decisions: Decisions { writes, pods: prospects.collect(), unfollowed }, memory, wake }
+}
+
+/// Nodes that do not follow what the controller has demanded of them.
+fn unfollowed(round: &Round<'_>, memory: &Memory) -> Vec<String> {
+    let is_late = |state: &NodeState| {
+        let changed = memory.nodes.get(state.name()).map(|it| it.changed);
+        state.progress == Progress::Pending
+            && changed.is_some_and(|it| after(it, round.options.follow_within) <= round.now)
+    };
+    let is_demanded = |state: &NodeState| state.demand.as_ref().is_some_and(|it| it.renewed.is_some());
+    let states = round.nodes.iter().map(|it| it.state).filter(|it| it.takes_part && is_demanded(it));
+    states.filter(|it| it.is_refused || is_late(it)).map(|it| it.name().to_owned()).collect()
 }
 
 /// What is to be written of one node, if anything.
@@ -141,7 +154,7 @@ fn prospect(round: &Round<'_>, pod: &Pod<'_>, holds: &[Vec<Hold>]) -> Option<Pro
         (Some((Source::Coming | Source::Change, node)), _) => Prospect::Coming { node: name(*node) },
         (None, Need::Nothing) => Prospect::Impossible,
         (None, _) if pod.is_elsewhere => Prospect::WaitsForSomethingElse,
-        (None, _) => held().unwrap_or(Prospect::Waits),
+        (None, _) => held().unwrap_or(if pod.is_unasked { Prospect::NotLookedAt } else { Prospect::Waits }),
     })
 }
 

@@ -19,14 +19,20 @@ const LABEL: &str = "nvidia.com/mig.config";
 /// Its value where demand decides.
 const AUTO: &str = "auto";
 
-impl NodeState {
-    /// A node. Without the label for layouts it follows demand where `default_auto` says so. A spec or a status that is out of
-    /// bounds is not used, and such a node does not follow.
+/// A `MigNode` as decisions take it. Read once for each version: what depends on the Node is added by [`Described::on`].
+#[derive(Debug, Clone)]
+pub struct Described {
+    /// Without the Node.
+    state: NodeState,
+    /// Whether spec and status permit that it follows demand.
+    may_follow: bool,
+}
+
+impl Described {
+    /// What a `MigNode` says. A spec or a status that is out of bounds is not used, and such a node does not follow.
     #[must_use]
-    pub fn of(mig: &MigNode, node: Arc<Node>, default_auto: bool, kinds: &mut Kinds) -> Self {
+    pub fn of(mig: &MigNode, kinds: &mut Kinds) -> Self {
         let (spec, status) = (&mig.spec, mig.status.as_ref());
-        let label = node.metadata.labels.as_ref().and_then(|it| it.get(LABEL));
-        let is_auto = label.map_or(default_auto, |it| it == AUTO);
         let mode = status.and_then(|it| it.mode);
         let demand = spec.demand.as_ref().map(|it| Demand {
             renewed: it.renew_time.as_ref().map(|it| it.0),
@@ -51,10 +57,10 @@ impl NodeState {
         let is_observed = observed.is_some() && observed == mig.metadata.generation;
         let is_there = demand.as_ref().is_none_or(|it| is_published(&it.profiles, &gpus));
         let is_final = is_there || followed.is_some_and(|it| it.1);
-        Self {
+        let state = NodeState {
             resource_version: mig.metadata.resource_version.clone(),
-            takes_part: is_auto,
-            follows: is_auto && mig.invalid.spec.is_none() && mode == Some(PublishingMode::Layout),
+            takes_part: false,
+            follows: false,
             counts: mode == Some(PublishingMode::Partitionable),
             progress: if is_observed && is_final { Progress::Done } else { Progress::Pending },
             is_refused: !is_there && followed.is_some_and(|it| it.1 && it.0),
@@ -62,8 +68,31 @@ impl NodeState {
             holds: holds.collect(),
             demand,
             gpus,
-            node,
-        }
+            node: Arc::default(),
+        };
+        Self { state, may_follow: mig.invalid.spec.is_none() && mode == Some(PublishingMode::Layout) }
+    }
+
+    /// The version of the object.
+    #[must_use]
+    pub fn version(&self) -> Option<&str> {
+        self.state.resource_version.as_deref()
+    }
+
+    /// The node. Without the label for layouts it follows demand where `default_auto` says so.
+    #[must_use]
+    pub fn on(&self, node: Arc<Node>, default_auto: bool) -> NodeState {
+        let label = node.metadata.labels.as_ref().and_then(|it| it.get(LABEL));
+        let is_auto = label.map_or(default_auto, |it| it == AUTO);
+        NodeState { takes_part: is_auto, follows: is_auto && self.may_follow, node, ..self.state.clone() }
+    }
+}
+
+impl NodeState {
+    /// A node, from its `MigNode` and its Node: [`Described`] in one step.
+    #[must_use]
+    pub fn of(mig: &MigNode, node: Arc<Node>, default_auto: bool, kinds: &mut Kinds) -> Self {
+        Described::of(mig, kinds).on(node, default_auto)
     }
 }
 

@@ -14,6 +14,17 @@ pub struct Decisions {
     pub writes: Vec<Write>,
     /// What becomes of each pod that needs devices of the driver, by UID.
     pub pods: BTreeMap<String, Prospect>,
+    /// Nodes that have not published what was demanded of them for [`follow_within`](super::Options::follow_within), or say that they
+    /// cannot.
+    pub unfollowed: Vec<String>,
+}
+
+impl Decisions {
+    /// Pods that were not looked at, or not on all nodes, because a bound was reached.
+    #[must_use]
+    pub fn not_looked_at(&self) -> usize {
+        self.pods.values().filter(|it| **it == Prospect::NotLookedAt).count()
+    }
 }
 
 /// The controller's part of the spec of one `MigNode`.
@@ -74,7 +85,7 @@ pub enum Prospect {
     Waits,
     /// No GPU can be partitioned into what it asks for.
     Impossible,
-    /// Too many different pods wait before it.
+    /// Too many different pods wait before it: it was not looked at, or not on all nodes.
     NotLookedAt,
 }
 

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use dra_allocator::{requirement_holds, selects_node};
-use k8s_openapi::api::core::v1::{Node, PodSpec, Taint, Toleration};
+use dra_allocator::{selects_node, tolerates};
+use k8s_openapi::api::core::v1::{Node, PodSpec, Taint};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use super::share::Share;
@@ -82,28 +82,6 @@ fn is_open(node: &Node, pod: &PodSpec) -> bool {
     is_ready
         && selected.all(|it| it)
         && taints.all(|taint| taint.effect == "PreferNoSchedule" || tolerates(tolerations, taint))
-}
-
-fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
-    tolerations.iter().any(|it| {
-        let effect = it.effect.as_deref().is_none_or(|effect| effect.is_empty() || effect == taint.effect);
-        let key = it.key.as_deref().is_none_or(|key| key.is_empty() || key == taint.key);
-        let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        let value = match it.operator.as_deref() {
-            Some("Exists") => true,
-            None | Some("" | "Equal") => text(&it.value) == text(&taint.value),
-            Some(operator @ ("Gt" | "Lt")) => {
-                let requirement = k8s_openapi::api::core::v1::NodeSelectorRequirement {
-                    key: String::new(),
-                    operator: operator.to_owned(),
-                    values: it.value.clone().map(|it| vec![it]),
-                };
-                requirement_holds(&requirement, taint.value.as_deref())
-            }
-            Some(_) => false,
-        };
-        effect && key && value
-    })
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ pub mod world;
 
 use k8s_openapi::jiff::Timestamp;
 
+pub use convert::Described;
 pub use decisions::{Decisions, Outcome, Prospect, Reason, Write};
 pub use kind::{Kind, Kinds, Possible};
 pub use memory::Memory;

@@ -31,6 +31,8 @@ pub(super) struct Pod<'w> {
     pub(super) served: Option<(Source, usize)>,
     /// Whether it was offered a device for long.
     pub(super) is_elsewhere: bool,
+    /// Whether nodes were left out when a place for it was looked for, as the questions were used up.
+    pub(super) is_unasked: bool,
 }
 
 /// One round.
@@ -128,7 +130,7 @@ impl<'w> Round<'w> {
             let asks = shape.and_then(|it| Some((it, round.eligibility.group(pod, &world.nodes)?)));
             let is_elsewhere = memory.is_elsewhere(&pod.uid, options, now);
             let claim = ClaimKey::of(claim);
-            round.pods.push(Pod { of: pod, claim, asks, served: None, is_elsewhere });
+            round.pods.push(Pod { of: pod, claim, asks, served: None, is_elsewhere, is_unasked: false });
         }
         round
     }
@@ -173,7 +175,11 @@ impl<'w> Round<'w> {
                     at_own.or_else(|| self.find(Rc::as_ptr(&shape), choices, group, source))?;
                 (node, vec![(score.gpu as usize, score.device as usize)])
             }
-            Need::Many => self.find_many(&shape, (group, source), self.pods[index].of, &claim, own)?,
+            Need::Many => {
+                let found = self.find_many(&shape, (group, source), self.pods[index].of, &claim, own);
+                self.pods[index].is_unasked |= found.is_none() && self.has_unasked(&shape, group, source);
+                found?
+            }
         };
         for (gpu, device) in picks {
             self.nodes[node].give(gpu, device, source);
@@ -279,6 +285,12 @@ impl<'w> Round<'w> {
             (!self.nodes[*node].changes, picks.iter().map(withdrawn).sum::<u32>())
         };
         fits.into_iter().min_by_key(cost)
+    }
+
+    /// Whether nodes were left out when places for a shape were looked for.
+    fn has_unasked(&self, shape: &Rc<Shape>, group: usize, source: Source) -> bool {
+        let candidates = self.candidates.get(&(Rc::as_ptr(shape), group, source));
+        candidates.is_some_and(|it| !it.unasked.is_empty())
     }
 
     /// Whether a node serves a pod with several devices.

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::events::{Events, Written};
 use super::memory::{Limits, Memory};
 use super::note::Finding;
-use super::waiting::{Waiting, waiting};
+use super::waiting::{Waiting, waited, waiting};
 use crate::election::Term;
 use crate::metrics::{Metrics, VerdictLabel};
 use crate::world::World;
@@ -27,6 +27,8 @@ const MAX_FAILURES: u32 = 3;
 pub struct Round {
     /// Pods that wait for devices of our classes.
     pub waiting: usize,
+    /// How long the oldest of them has waited.
+    pub oldest: Duration,
     /// When the next round is due if nothing changes; `None`: when something changes.
     pub next: Option<Duration>,
 }
@@ -69,16 +71,18 @@ impl Reporter {
     pub async fn round(&mut self, world: &World, term: &Term) -> Round {
         let pods = waiting(world, &self.driver);
         let now = Timestamp::now();
+        let oldest = pods.iter().map(|it| waited(it.since, now)).max().unwrap_or_default();
+        let round = |next| Round { waiting: pods.len(), oldest, next };
         let mut memory = match self.memory.take() {
             Some(memory) => memory,
-            None if pods.is_empty() => return Round { waiting: 0, next: None },
+            None if pods.is_empty() => return round(None),
             None => {
                 let (events, error) = self.events.read(&pods).await;
                 if let Some(error) = error {
                     self.failures += 1;
                     if self.failures < MAX_FAILURES {
                         warn!(error, "cannot read the events that exist; no reasons are reported until then");
-                        return Round { waiting: pods.len(), next: Some(PAUSE * 10) };
+                        return round(Some(PAUSE * 10));
                     }
                     warn!(error, "cannot read all events that exist; some pods may get a second event");
                 }
@@ -120,7 +124,7 @@ impl Reporter {
         // As long again as the explanations took: they are for people, and leave half a processor to the rest.
         let next = if is_left { Some(PAUSE.max(started.elapsed())) } else { next };
         self.memory = Some(memory);
-        Round { waiting: pods.len(), next }
+        round(next)
     }
 
     /// Writes the event of a pod, unless it has the same one.

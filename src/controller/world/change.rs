@@ -74,7 +74,7 @@ impl Change {
 }
 
 /// Namespace and name.
-type Key = (String, String);
+pub(super) type Key = (String, String);
 
 fn key(metadata: &ObjectMeta) -> Key {
     (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())

@@ -4,9 +4,11 @@
 //! trim    what of an object is kept
 //! sorted  objects of a kind, in the order in which the API server lists them
 //! change  what a watch has reported
+//! nodes   nodes, and what their MigNodes say
 //! ```
 
 mod change;
+mod nodes;
 mod sorted;
 #[cfg(test)]
 mod tests;
@@ -17,8 +19,10 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use kubectl_mig::cluster::Snapshot;
 use mig_model::mig_node::MigNode;
 
+use crate::demand::NodeState;
 use change::Listing;
 pub use change::{Change, Kind};
+use nodes::{MigNodes, MigNodesOn, NodesOf};
 use sorted::{find, put, remove};
 pub(crate) use trim::extended_resources;
 pub use trim::{asks_for_devices, unschedulable};
@@ -27,7 +31,7 @@ pub use trim::{asks_for_devices, unschedulable};
 #[derive(Debug, Default)]
 pub struct World {
     snapshot: Snapshot,
-    mig_nodes: Vec<MigNode>,
+    mig_nodes: MigNodes,
     listings: [Listing; Kind::ALL.len()],
 }
 
@@ -38,10 +42,11 @@ impl World {
         &self.snapshot
     }
 
-    /// The MigNodes, sorted by name; none where their definition is not installed.
+    /// The nodes that have a MigNode, sorted by name; none where its definition is not installed. `default_auto` as in
+    /// [`NodeState::of`].
     #[must_use]
-    pub fn mig_nodes(&self) -> &[MigNode] {
-        &self.mig_nodes
+    pub fn node_states(&self, default_auto: bool) -> Vec<NodeState> {
+        self.mig_nodes.states(default_auto)
     }
 
     /// The version of the API server is known.
@@ -101,9 +106,12 @@ impl World {
                     remove,
                 )
             }
-            Change::Nodes(event) => {
-                listing.take(event, &mut snapshot.nodes, |all, it| put(all, trim::node(it)), remove)
-            }
+            Change::Nodes(event) => listing.take(
+                event,
+                &mut NodesOf(&mut snapshot.nodes, mig_nodes),
+                |all, it| all.put(trim::node(it)),
+                NodesOf::remove,
+            ),
             Change::Claims(event) => {
                 listing.take(event, &mut snapshot.claims, |all, it| put(all, trim::claim(it)), remove)
             }
@@ -116,12 +124,14 @@ impl World {
             Change::Quotas(event) => {
                 listing.take(event, &mut snapshot.quotas, |all, it| put(all, trim::quota(it)), remove)
             }
-            Change::MigNodes(event) => {
-                listing.take(event, mig_nodes, |all, it| put(all, trim::mig_node(it)), remove)
-            }
+            Change::MigNodes(event) => listing.take(
+                event,
+                &mut MigNodesOn(mig_nodes, &snapshot.nodes),
+                |all, it: MigNode| all.put(&it),
+                MigNodesOn::remove,
+            ),
             Change::NoMigNodes => {
-                let is_changed = !mig_nodes.is_empty();
-                mig_nodes.clear();
+                let is_changed = mig_nodes.clear();
                 listing.complete() || is_changed
             }
             Change::Slices(event) => listing.take(

@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use kube::runtime::watcher::Event;
+use mig_model::mig_node::MigNode;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -122,4 +123,52 @@ fn a_slice_that_is_applied_again_replaces_the_one_before() {
     world.apply(Change::Slices(Event::Init));
     world.apply(Change::Slices(Event::InitDone));
     assert_eq!(world.count(Kind::Slices), 0);
+}
+
+fn mig_node(version: &str, generation: i64) -> MigNode {
+    of(json!({
+        "metadata": {"name": "a", "resourceVersion": version, "generation": generation},
+        "spec": {}, "status": {"observedGeneration": 1, "mode": "layout", "gpus": []},
+    }))
+}
+
+fn labelled(value: &str) -> Node {
+    of(json!({"metadata": {"name": "a", "labels": {"nvidia.com/mig.config": value}}}))
+}
+
+#[test]
+fn a_mig_node_is_decided_on_with_its_node_whichever_is_reported_first() {
+    for mig_node_first in [true, false] {
+        let mut world = World::default();
+        let (node, mig_node) =
+            (Change::Nodes(Event::Apply(labelled("auto"))), Change::MigNodes(Event::Apply(mig_node("1", 1))));
+        let changes = if mig_node_first { [mig_node, node] } else { [node, mig_node] };
+        for change in changes {
+            assert!(world.apply(change));
+        }
+        let follows =
+            |world: &World| world.node_states(false).iter().map(|it| it.follows).collect::<Vec<_>>();
+        assert_eq!(follows(&world), [true]);
+        world.apply(Change::Nodes(Event::Apply(labelled("all-balanced"))));
+        assert_eq!(follows(&world), [false]);
+        world.apply(Change::Nodes(Event::Delete(labelled("all-balanced"))));
+        assert_eq!(follows(&world), [false; 0]);
+        world.apply(Change::Nodes(Event::Apply(labelled("auto"))));
+        assert_eq!(follows(&world), [true]);
+        world.apply(Change::MigNodes(Event::Init));
+        world.apply(Change::MigNodes(Event::InitDone));
+        assert_eq!((follows(&world), world.count(Kind::MigNodes)), (vec![], 0));
+    }
+}
+
+#[test]
+fn a_mig_node_is_read_again_only_in_another_version() {
+    let mut world = World::default();
+    let mut apply =
+        |version, generation| world.apply(Change::MigNodes(Event::Apply(mig_node(version, generation))));
+    assert!(apply("1", 1));
+    assert!(!apply("1", 1), "as a list that is read again reports it");
+    assert!(apply("2", 2));
+    world.apply(Change::Nodes(Event::Apply(labelled("auto"))));
+    assert_eq!(world.node_states(true)[0].resource_version.as_deref(), Some("2"));
 }

@@ -6,9 +6,6 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimSpec, ResourceClaimTemplate};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use mig_model::mig_node::MigNode;
-
-use crate::client::MANAGER;
 
 /// Annotations of Kubernetes that say where a claim comes from.
 const CLAIM_ANNOTATIONS: &str = "resource.kubernetes.io/";
@@ -147,18 +144,6 @@ fn without_config(mut spec: ResourceClaimSpec) -> ResourceClaimSpec {
 pub(super) fn class(mut class: DeviceClass) -> DeviceClass {
     class.spec.config = None;
     DeviceClass { metadata: identity(&mut class.metadata), spec: class.spec }
-}
-
-/// Of the fields that others manage only that there are some is kept.
-pub(super) fn mig_node(mut node: MigNode) -> MigNode {
-    let (resource_version, generation) = (node.metadata.resource_version.take(), node.metadata.generation);
-    let mut managed_fields = node.metadata.managed_fields.take();
-    if let Some(all) = &mut managed_fields {
-        all.retain(|it| it.manager.as_deref() == Some(MANAGER));
-    }
-    node.metadata =
-        ObjectMeta { resource_version, generation, managed_fields, ..identity(&mut node.metadata) };
-    node
 }
 
 pub(super) fn quota(mut quota: ResourceQuota) -> ResourceQuota {

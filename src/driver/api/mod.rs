@@ -19,8 +19,8 @@ mod status_writer;
 use std::path::Path;
 use std::time::Duration;
 
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::Client;
+use mig_client::{ClientError, client_config};
 
 pub use allocations::Allocations;
 pub use claim_status::ClaimStatuses;
@@ -37,36 +37,10 @@ pub use slices::{NodeSlices, SliceError, SliceErrorKind};
 /// Longest wait for one answer. A Prepare has 45 s in all.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why there is no client.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The kubeconfig file does not do.
-    #[error("cannot use the kubeconfig `{path}`: {source}")]
-    Kubeconfig {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        source: kube::config::KubeconfigError,
-    },
-    /// No kubeconfig was given and this is not a pod.
-    #[error("not in a pod ({0}); give --kubeconfig to run outside of Kubernetes")]
-    InCluster(#[from] kube::config::InClusterError),
-    /// The client could not be set up.
-    #[error("cannot set up the Kubernetes client: {0}")]
-    Client(#[from] kube::Error),
-}
-
 /// A client from a kubeconfig file, or from the pod's service account where none is given.
+///
+/// # Errors
+/// [`ClientError`].
 pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
-    let mut config = match kubeconfig {
-        None => Config::incluster()?,
-        Some(path) => {
-            let wrap = |source| ClientError::Kubeconfig { path: path.display().to_string(), source };
-            let file = Kubeconfig::read_from(path).map_err(wrap)?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(wrap)?
-        }
-    };
-    // Retries belong to the caller, who knows how much time is left.
-    config.default_retry = false;
-    Ok(Client::try_from(config)?)
+    Ok(Client::try_from(client_config(kubeconfig).await?)?)
 }

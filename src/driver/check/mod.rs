@@ -14,6 +14,7 @@ use std::io::{self, Write};
 
 use anyhow::bail;
 use kube::Client;
+use mig_client::ClientError;
 use serde::Serialize;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -24,7 +25,7 @@ pub use finding::{Finding, Subject, Verdict};
 pub use findings::findings;
 pub use runtime::{CdiSetting, cdi_setting, nvidia_mode};
 
-use crate::api::{self, ClientError};
+use crate::api;
 use crate::hardware::{Hardware, NodeState};
 use crate::telemetry::OutputFormat;
 use crate::threads;

@@ -1,11 +1,13 @@
 //! What a cluster holds, as far as this program needs it: read from the API server ([`read`](read::read)) or from files.
 //!
-//! A thousand nodes publish 250 MB of ResourceSlices. [`Slices`] keeps them as text and parses those of one node at a time.
+//! A thousand nodes publish 250 MB of ResourceSlices. [`Slices`] keeps them as text, of which equal parts are kept once, and parses
+//! those of one node at a time.
 
 mod answer;
 mod args;
 mod connect;
 mod gates;
+mod pieces;
 mod read;
 mod rules;
 mod slices;

@@ -2,7 +2,7 @@
 //! that the pod names.
 
 use crate::shell::word;
-use dra_allocator::{requirement_holds, selects_node};
+use dra_allocator::{requirement_holds, selects_node, tolerates};
 use k8s_openapi::api::core::v1::{
     Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
 };
@@ -137,22 +137,6 @@ fn of_taint(node: &str, taint: &Taint) -> Rule {
         )
     };
     Rule { why, advice, is_choice: false }
-}
-
-/// As `ToleratesTaint` of Kubernetes.
-fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
-    tolerations.iter().any(|it| {
-        let effect = it.effect.as_deref().is_none_or(|e| e.is_empty() || e == taint.effect);
-        let key = it.key.as_deref().is_none_or(|k| k.is_empty() || k == taint.key);
-        let value = match it.operator.as_deref() {
-            Some("Exists") => true,
-            None | Some("" | "Equal") => {
-                it.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
-            }
-            Some(_) => false,
-        };
-        effect && key && value
-    })
 }
 
 /// The requirements of a term that a node does not meet.

@@ -1,10 +1,12 @@
-//! All ResourceSlices, kept as text.
+//! All ResourceSlices, kept as text, of which equal parts are kept once.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::pieces::{Pieces, Text};
 
 /// A slice that was stored and cannot be parsed: memory is broken, or a version of this program is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +23,7 @@ pub struct SliceError {
 pub struct Slices {
     /// `None` where a slice was removed.
     all: Vec<Option<Stored>>,
+    pieces: Pieces,
     by_name: HashMap<String, Vec<usize>>,
     /// Positions that removed slices have left.
     vacant: Vec<usize>,
@@ -42,12 +45,12 @@ struct Stored {
     /// Slices that the pool should have.
     expected: i64,
     has_counters: bool,
-    text: Box<[u8]>,
+    text: Text,
 }
 
 impl Stored {
-    fn parsed(&self) -> Result<ResourceSlice, SliceError> {
-        serde_json::from_slice(&self.text)
+    fn parsed(&self, pieces: &Pieces) -> Result<ResourceSlice, SliceError> {
+        serde_json::from_slice(&pieces.text(&self.text))
             .map_err(|error| SliceError { name: self.name.clone(), why: error.to_string() })
     }
 }
@@ -80,7 +83,7 @@ impl Slices {
             generation: spec.pool.generation,
             expected: spec.pool.resource_slice_count,
             has_counters: spec.shared_counters.as_ref().is_some_and(|sets| !sets.is_empty()),
-            text: text.into_boxed_slice(),
+            text: self.pieces.add(&text),
         };
         match self.all.get_mut(index) {
             Some(vacant) => *vacant = Some(stored),
@@ -92,6 +95,7 @@ impl Slices {
     pub fn remove(&mut self, name: &str) {
         for index in self.by_name.remove(name).unwrap_or_default() {
             let Some(stored) = self.all[index].take() else { continue };
+            self.pieces.remove(&stored.text);
             if let Some(of_node) = self.by_node.get_mut(&stored.node) {
                 of_node.retain(|it| *it != index);
                 if of_node.is_empty() {
@@ -162,7 +166,7 @@ impl Slices {
 
     /// All slices, parsed one after the other.
     pub fn iter(&self) -> impl Iterator<Item = Result<ResourceSlice, SliceError>> {
-        self.stored().map(|(_, it)| it.parsed())
+        self.stored().map(|(_, it)| it.parsed(&self.pieces))
     }
 
     fn stored(&self) -> impl Iterator<Item = (usize, &Stored)> {
@@ -170,7 +174,7 @@ impl Slices {
     }
 
     fn parsed(&self, indices: &[usize]) -> Result<Vec<ResourceSlice>, SliceError> {
-        indices.iter().filter_map(|it| self.all[*it].as_ref()).map(Stored::parsed).collect()
+        indices.iter().filter_map(|it| self.all[*it].as_ref()).map(|it| it.parsed(&self.pieces)).collect()
     }
 
     /// Slices of the newest generation of pools with counters that have not as many as they should.

@@ -1,5 +1,6 @@
 //! The verdict, from what the pod says itself and what the nodes answer.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use dra_allocator::{Abort, Features, MAX_STEPS, Refusal};
@@ -81,9 +82,9 @@ pub(super) fn explain_within(snapshot: &Snapshot, subject: &Subject, max_steps: 
 }
 
 /// The nodes, or what slices name where nodes cannot be read.
-fn nodes(snapshot: &Snapshot, case: &mut Case<'_>) -> Vec<Node> {
+fn nodes<'s>(snapshot: &'s Snapshot, case: &mut Case<'_>) -> Cow<'s, [Node]> {
     if !snapshot.nodes.is_empty() {
-        return snapshot.nodes.clone();
+        return Cow::Borrowed(&snapshot.nodes);
     }
     let named = |name: &str| {
         let mut node = Node::default();

@@ -268,3 +268,87 @@ async fn injected_faults_hit_only_the_chosen_requests() {
     server.inject(1, |_| true, Fault::Garbage);
     assert!(matches!(slices.get("a").await, Err(kube::Error::SerdeError(_))));
 }
+
+fn named(name: &str) -> Node {
+    serde_json::from_value(json!({"metadata": {"name": name}})).unwrap()
+}
+
+fn names(nodes: &[Node]) -> Vec<&str> {
+    nodes.iter().filter_map(|it| it.metadata.name.as_deref()).collect()
+}
+
+#[tokio::test]
+async fn the_pages_of_a_list_show_the_objects_as_they_were_at_the_first_page() {
+    let (_server, client) = server(false).await;
+    let nodes: Api<Node> = Api::all(client);
+    for name in ["a", "b", "c", "d", "e"] {
+        nodes.create(&PostParams::default(), &named(name)).await.unwrap();
+    }
+    let mut params = ListParams::default().limit(2);
+    let first = nodes.list(&params).await.unwrap();
+    assert_eq!((names(&first.items), first.metadata.remaining_item_count), (vec!["a", "b"], Some(3)));
+    nodes.delete("c", &DeleteParams::default()).await.unwrap();
+    nodes.create(&PostParams::default(), &named("bb")).await.unwrap();
+    let label = Patch::Merge(json!({"metadata": {"labels": {"later": "yes"}}}));
+    nodes.patch("d", &PatchParams::default(), &label).await.unwrap();
+    params.continue_token = first.metadata.continue_;
+    let second = nodes.list(&params).await.unwrap();
+    assert_eq!(names(&second.items), ["c", "d"]);
+    assert_eq!(second.items[1].metadata.labels, None);
+    assert_eq!(second.metadata.resource_version, first.metadata.resource_version);
+    params.continue_token = second.metadata.continue_;
+    let third = nodes.list(&params).await.unwrap();
+    assert_eq!((names(&third.items), third.metadata.continue_), (vec!["e"], None));
+    assert_eq!(names(&nodes.list(&ListParams::default()).await.unwrap().items), ["a", "b", "bb", "d", "e"]);
+}
+
+#[tokio::test]
+async fn a_list_of_version_0_is_not_cut_and_selected_objects_are_not_counted_ahead() {
+    let (_server, client) = server(false).await;
+    let nodes: Api<Node> = Api::all(client.clone());
+    for name in ["a", "b", "c"] {
+        nodes.create(&PostParams::default(), &named(name)).await.unwrap();
+    }
+    // kube itself leaves one of the two out.
+    let cached = http::Request::get("/api/v1/nodes?limit=1&resourceVersion=0").body(Vec::new()).unwrap();
+    assert_eq!(client.request::<Value>(cached).await.unwrap()["items"].as_array().unwrap().len(), 3);
+    let selected = nodes.list(&ListParams::default().limit(1).fields("metadata.name!=a")).await.unwrap();
+    assert_eq!((names(&selected.items), selected.metadata.remaining_item_count), (vec!["b"], None));
+    assert!(selected.metadata.continue_.is_some());
+}
+
+#[tokio::test]
+async fn a_list_that_is_continued_too_late_or_with_an_unknown_token_is_refused() {
+    let (server, client) = server(false).await;
+    let nodes: Api<Node> = Api::all(client);
+    for name in ["a", "b"] {
+        nodes.create(&PostParams::default(), &named(name)).await.unwrap();
+    }
+    let first = nodes.list(&ListParams::default().limit(1)).await.unwrap();
+    server.compact();
+    let late = ListParams::default().limit(1).continue_token(&first.metadata.continue_.unwrap());
+    assert_eq!(code(nodes.list(&late).await), 410);
+    assert_eq!(code(nodes.list(&ListParams::default().continue_token("x")).await), 400);
+}
+
+#[tokio::test]
+async fn a_watcher_reads_a_list_in_pages() {
+    let (server, client) = server(false).await;
+    let nodes: Api<Node> = Api::all(client);
+    for name in ["a", "b", "c", "d", "e"] {
+        nodes.create(&PostParams::default(), &named(name)).await.unwrap();
+    }
+    let events = watcher(nodes, watcher::Config::default().page_size(2));
+    let mut events = std::pin::pin!(events);
+    let mut seen = Vec::new();
+    while let Some(event) = events.try_next().await.unwrap() {
+        match event {
+            watcher::Event::InitApply(node) => seen.push(node.metadata.name.unwrap()),
+            watcher::Event::InitDone => break,
+            _ => {}
+        }
+    }
+    assert_eq!(seen, ["a", "b", "c", "d", "e"]);
+    let lists = server.requests().into_iter().filter(|it| it.query.contains("limit=2"));
+    assert_eq!(lists.count(), 3);
+}

@@ -174,6 +174,14 @@ impl ApiError {
         Self::new(410, "Expired", format!("too old resource version: {requested} ({oldest})"))
     }
 
+    /// 410: the list that is continued is too old.
+    #[must_use]
+    pub fn continue_expired() -> Self {
+        let message = "The provided continue parameter is too old to display a consistent list result. You must start a new list without \
+            the continue parameter.";
+        Self::new(410, "Expired", message.into())
+    }
+
     /// 415: a patch type that the server does not know.
     #[must_use]
     pub fn unsupported_media_type(content_type: &str) -> Self {

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::ApiError;
 use super::faults::{Fault, Faults, RequestInfo};
 use super::kinds::{self, Kind, KindRef};
+use super::paging::Page;
 use super::patch::Patch;
 use super::selector::Selectors;
 use super::store::{DeleteOptions, Part, Store, WriteOptions};
@@ -368,14 +369,23 @@ impl Call {
     }
 
     fn list(&self, store: &Store) -> Result<Response, ApiError> {
-        let (items, revision) =
-            store.list(self.target.kind, self.target.namespace.as_deref(), &self.selectors()?);
-        if self.as_table {
-            let refs: Vec<&Value> = items.iter().map(|i| &**i).collect();
-            let table = table::render(self.target.kind, &refs, &revision.to_string().into());
-            return Ok(json_reply(StatusCode::OK, &table));
+        let (selectors, page) = (self.selectors()?, Page::of(&self.query)?);
+        let listed =
+            store.list_page(self.target.kind, self.target.namespace.as_deref(), &selectors, &page)?;
+        let mut list = if self.as_table {
+            let refs: Vec<&Value> = listed.items.iter().map(|i| &**i).collect();
+            table::render(self.target.kind, &refs, &listed.revision.to_string().into())
+        } else {
+            self.list_object(&listed.items, listed.revision)
+        };
+        if let Some(next) = listed.next {
+            list["metadata"]["continue"] = next.to_string().into();
+            // The real server does not count what selectors leave out.
+            if !selectors.are_given() {
+                list["metadata"]["remainingItemCount"] = listed.remaining.into();
+            }
         }
-        Ok(json_reply(StatusCode::OK, &self.list_object(&items, revision)))
+        Ok(json_reply(StatusCode::OK, &list))
     }
 
     fn list_object(&self, items: &[Arc<Value>], revision: u64) -> Value {

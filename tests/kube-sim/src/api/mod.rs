@@ -12,6 +12,7 @@ pub mod gates;
 mod history;
 mod http;
 pub mod kinds;
+pub mod paging;
 pub mod patch;
 mod plugins;
 pub mod quota;

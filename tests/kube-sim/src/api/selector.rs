@@ -40,6 +40,12 @@ fn selectable(kind: &Kind) -> &'static [&'static str] {
 }
 
 impl Selectors {
+    /// Whether anything is selected by.
+    #[must_use]
+    pub fn are_given(&self) -> bool {
+        !self.labels.is_empty() || !self.fields.is_empty()
+    }
+
     /// Reads the `labelSelector` and `fieldSelector` parameters.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use super::error::{ApiError, FieldError};
 use super::gates::Gates;
 use super::history::History;
 use super::kinds::{self, Kind, KindRef};
+use super::paging::{Continue, Page};
 use super::patch::{self, Patch};
 use super::quota::Usage;
 use super::selector::Selectors;
@@ -116,6 +117,19 @@ pub(super) struct Inner {
     events: VecDeque<Key>,
     pub(super) gates: Gates,
     admission: Admission,
+}
+
+/// A page of a list.
+#[derive(Debug)]
+pub struct Listed {
+    /// Its objects, sorted by namespace and name.
+    pub items: Vec<Arc<Value>>,
+    /// The resource version of the whole list.
+    pub revision: u64,
+    /// Where the next page begins, if there is one.
+    pub next: Option<Continue>,
+    /// Objects after this page.
+    pub remaining: usize,
 }
 
 /// All objects of the simulated cluster.
@@ -247,6 +261,59 @@ impl Store {
             .filter(|(_, stored)| selectors.matches(&stored.value))
             .map(|(_, stored)| stored.value.clone());
         (items.collect(), inner.revision)
+    }
+
+    /// One page of a list.
+    ///
+    /// # Errors
+    /// 410 where the list that is continued is older than the history.
+    pub fn list_page(
+        &self,
+        kind: KindRef,
+        namespace: Option<&str>,
+        selectors: &Selectors,
+        page: &Page,
+    ) -> Result<Listed, ApiError> {
+        let inner = self.lock();
+        let (first, revision) = match &page.from {
+            None => (None, inner.revision),
+            Some(from) => (Some(&from.after), from.revision),
+        };
+        let current = inner.objects.iter().filter(|(key, _)| key.kind == kind);
+        let mut objects: BTreeMap<(&str, &str), &Arc<Value>> = current
+            .map(|(key, stored)| ((key.namespace.as_str(), key.name.as_str()), &stored.value))
+            .collect();
+        // As they were at that version.
+        let changes = inner.history.since(kind, revision).map_err(|_| ApiError::continue_expired())?;
+        for change in changes.iter().rev() {
+            let name = |field: &str| change.new["metadata"][field].as_str().unwrap_or_default();
+            let key = (name("namespace"), name("name"));
+            match &change.old {
+                Some(old) => drop(objects.insert(key, old)),
+                None => drop(objects.remove(&key)),
+            }
+        }
+        let is_wanted = |(key, value): &((&str, &str), &Arc<Value>)| {
+            namespace.is_none_or(|it| key.0 == it)
+                && first.is_none_or(|it| (it.0.as_str(), it.1.as_str()) < *key)
+                && selectors.matches(value)
+        };
+        let mut left = objects.into_iter().filter(is_wanted);
+        let limit = page.limit.unwrap_or(usize::MAX);
+        let mut last = None;
+        let items = left
+            .by_ref()
+            .take(limit)
+            .map(|((namespace, name), value)| {
+                last = Some((namespace, name));
+                value.clone()
+            })
+            .collect();
+        let remaining = left.count();
+        let next = last
+            .filter(|_| 0 < remaining)
+            .map(|(namespace, name)| Continue { revision, after: (namespace.to_owned(), name.to_owned()) });
+        Ok(Listed { items, revision, next, remaining })
     }
 
     /// Creates an object; answers what was stored, or would have been.
