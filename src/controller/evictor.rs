@@ -71,7 +71,8 @@ impl Evictor {
     /// other is evicted.
     pub async fn evict(&self, eviction: &Eviction, term: &Term, now: Timestamp) -> Vec<Kept> {
         let (node, gpu, waiting) = (&eviction.node, &eviction.gpu, &eviction.waiting);
-        // A trial first: what one budget forbids must not cost the others their place.
+        // A trial first: what one budget forbids must not cost the others their place, and an eviction of a pod that was replaced
+        // meanwhile fails only after it has cost the budget a disruption.
         for is_trial in [true, false] {
             for (done, it) in eviction.pods.iter().enumerate() {
                 let (namespace, name) = (&it.pod.namespace, &it.pod.name);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::api::core::v1::{Node, PodSpec};
 use k8s_openapi::jiff::Timestamp;
 use mig_controller::demand::{
     Eviction, Memory, MovablePod, NodeState, Options, Outcome, PendingPod, Placed, Progress, Prospect, World,
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::facts::{Gpu, NONE, node, world};
 use crate::model::Model;
-use crate::pods::{at, for_profile};
+use crate::pods::{at, claim, for_profile};
 
 /// Seconds after which a controller that has begun at 0 decides: the pod waits long enough, and every eviction is gained.
 const NOW: f64 = 4000.0;
@@ -231,6 +231,7 @@ fn pods_that_share_a_claim_leave_together_or_not_at_all() {
         let of = |uid: &str| {
             let mut pod = mover(uid, &node, 0, "1g.10gb", 0);
             pod.users.clone_from(&users);
+            pod.pod.claims = for_profile("shared", at(0.0), "1g.10gb").claims;
             pod
         };
         let movable = vec![of("m"), of("n")];
@@ -238,6 +239,9 @@ fn pods_that_share_a_claim_leave_together_or_not_at_all() {
     };
     assert_eq!(evicts(shared(&["m", "n"])), ["m", "n"]);
     assert_eq!(evicts(shared(&["m", "n", "other"])), Vec::<String>::new());
+    let mut one_has_more = shared(&["m", "n"]);
+    one_has_more.movable[1].pod.claims.extend(for_profile("own", at(0.0), "1g.10gb").claims);
+    assert_eq!(evicts(one_has_more), Vec::<String>::new());
     let mut one_is_important = shared(&["m", "n"]);
     one_is_important.movable[1].pod.priority = 5;
     assert_eq!(evicts(one_is_important), Vec::<String>::new());
@@ -369,6 +373,22 @@ fn a_pod_that_is_served_already_and_one_that_waits_for_something_else_move_nobod
     let outcome = other.decide(&world, NOW + 2.0);
     assert_eq!(outcome.decisions.eviction, None);
     assert_eq!(outcome.decisions.pods["p"], Prospect::Published { node: "b".to_owned() });
+}
+
+#[test]
+fn nobody_moves_for_a_pod_that_lacks_more_than_the_device() {
+    let mut cordoned = two_in_the_way();
+    Leader::new(options()).hold(&mut cordoned, NOW).unwrap();
+    let mut with_nic = cordoned.clone();
+    let decides = |world: &World| Leader::new(options()).decide(world, NOW + 2.0).decisions.eviction;
+    assert!(decides(&cordoned).is_some());
+    let mut node = Node::clone(&cordoned.nodes[0].node);
+    node.spec.get_or_insert_default().unschedulable = Some(true);
+    cordoned.nodes[0].node = Arc::new(node);
+    assert_eq!(decides(&cordoned), None);
+    let nic = claim("nic", json!([{"name": "nic", "exactly": {"deviceClassName": "nic"}}]));
+    with_nic.pods[0].claims.push(Arc::new(nic));
+    assert_eq!(decides(&with_nic), None);
 }
 
 #[test]

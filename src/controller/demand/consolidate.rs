@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::jiff::Timestamp;
 
 use super::decisions::{Evicted, Eviction, PodKey};
@@ -21,7 +22,7 @@ use super::kind::{Kind, Set, members};
 use super::ledger::{GpuLedger, NodeLedger, Source};
 use super::memory::Memory;
 use super::round::Round;
-use super::shape::{Need, Shape};
+use super::shape::{Need, Shape, is_waiting};
 use super::world::{Hold, MovablePod, PendingPod, Progress, World, after};
 
 /// Pods of one set; a GPU has seven instances at most.
@@ -47,6 +48,9 @@ pub(super) struct Candidate {
     pub(super) gpu: usize,
     pub(super) device: usize,
 }
+
+/// A GPU by position: of which node, and which of its GPUs.
+type At = (usize, usize);
 
 /// Learns what has become of the last set.
 pub(super) fn read(round: &Round<'_>, memory: &mut Memory) {
@@ -107,15 +111,20 @@ impl<'w> Movers<'w> {
             // One of them may not be moved.
             let Some(pods) = pods.filter(|it| !it.is_empty()) else { continue };
             // They share all of their claims, or none.
-            if pods.iter().any(|it| it.users != pod.users || it.node != pod.node) {
+            let claims = |it: &MovablePod| -> BTreeSet<String> {
+                it.pod.claims.iter().filter_map(|it| it.metadata.uid.clone()).collect()
+            };
+            let is_alike = |it: &&MovablePod| it.users == pod.users && claims(it) == claims(pod);
+            if !pods.iter().all(is_alike) {
                 continue;
             }
             seen.extend(pods.iter().map(|it| it.pod.uid.as_str()));
             let has_run = |it: &&MovablePod| {
                 it.started.is_some_and(|it| after(it, round.options.move_after) <= round.now)
             };
-            let may_leave =
-                pods.iter().all(|it| has_run(it) && !is_leaving(it) && !known.avoided.contains_key(&it.pod.uid));
+            let may_leave = pods
+                .iter()
+                .all(|it| has_run(it) && !is_leaving(it) && !known.avoided.contains_key(&it.pod.uid));
             let group = movers.groups.len();
             if let Some(node) = nodes.get(pod.node.as_str()) {
                 let gpus = &round.nodes[*node].gpus;
@@ -138,13 +147,7 @@ impl<'w> Movers<'w> {
 
     /// The groups that have to leave for a device; `None` where something else stands in its way. Those that leave already are not
     /// among them.
-    fn set(
-        &self,
-        gpu: &GpuLedger<'_>,
-        at: (usize, usize),
-        device: usize,
-        priority: i32,
-    ) -> Option<Vec<usize>> {
+    fn set(&self, gpu: &GpuLedger<'_>, at: At, device: usize, priority: i32) -> Option<Vec<usize>> {
         let held = gpu.in_the_way(device)?;
         let mut set = BTreeSet::new();
         for it in members(held) {
@@ -194,7 +197,7 @@ impl<'w> Movers<'w> {
     }
 
     /// A node with a place for each group, all of them together, when a GPU is given to the pod that waits.
-    fn places(&mut self, round: &mut Round<'w>, set: &[usize], at: (usize, usize)) -> Option<Vec<usize>> {
+    fn places(&mut self, round: &mut Round<'w>, set: &[usize], at: At) -> Option<Vec<usize>> {
         if MAX_CHECKS <= self.checks {
             return None;
         }
@@ -280,54 +283,67 @@ pub(super) fn eviction<'w>(
         return None;
     }
     for index in 0..round.pods.len() {
-        let pod = &round.pods[index];
-        let (claim, of) = (pod.claim.uid.clone(), pod.of);
+        let (of, claim) = (round.pods[index].of, round.pods[index].claim.uid.clone());
         let is_other = known.attempt.as_ref().is_some_and(|it| it.claim != claim);
-        if pod.served.is_some() || pod.is_elsewhere || is_other || claim.is_empty() {
-            continue;
-        }
-        let (Some((shape, _)), Some(since)) = (pod.asks.clone(), of.unschedulable) else { continue };
-        let Some((at, hold)) = hold(round, &claim) else { continue };
-        let Need::One(choices) = &shape.need else { continue };
-        let gpu = &round.nodes[at.0].gpus[at.1];
-        let choices = choices.get(&std::ptr::from_ref(gpu.kind)).into_iter().flatten();
-        let devices = choices.map(|it| usize::from(it.device));
-        let sets = devices
-            .filter(|it| gpu.kind.devices[*it].profile == hold.profile)
-            .filter_map(|it| movers.set(gpu, at, it, of.priority));
-        let Some(set) = sets.min_by_key(|it| (movers.count(it), it.clone())) else { continue };
-        let count = movers.count(&set);
-        let graces = set.iter().flat_map(|it| &movers.groups[*it].pods).map(|it| it.grace);
-        let ends = after(after(round.now, graces.max().unwrap_or_default()), MARGIN);
-        if count == 0
-            || MAX_SET < count
-            || known.left(round.options, &of.namespace, round.now) < count
-            || hold.until < ends
-        {
+        let Some(since) = of.unschedulable.filter(|_| !is_other) else { continue };
+        let Some((at, hold, set)) = set_for(round, movers, index) else { continue };
+        if known.left(round.options, &of.namespace, round.now) < movers.count(&set) {
             continue;
         }
         let Some(places) = movers.places(round, &set, at) else { continue };
+        let pods = set
+            .iter()
+            .zip(places)
+            .flat_map(|(group, place)| movers.groups[*group].pods.iter().map(move |it| (it, place)));
+        let name = |node: usize| round.nodes[node].state.name().to_owned();
         let eviction = Eviction {
-            node: round.nodes[at.0].state.name().to_owned(),
+            node: name(at.0),
             gpu: hold.gpu.clone(),
             profile: hold.profile.clone(),
             until: hold.until,
             waiting: key(of),
             since,
-            pods: set
-                .iter()
-                .zip(places)
-                .flat_map(|(group, place)| movers.groups[*group].pods.iter().map(move |it| (it, place)))
-                .map(|(it, place)| Evicted {
-                    pod: key(&it.pod),
-                    place: round.nodes[place].state.name().to_owned(),
-                })
-                .collect(),
+            pods: pods.map(|(it, place)| Evicted { pod: key(&it.pod), place: name(place) }).collect(),
         };
-        known.begin(&eviction, &claim, round.now);
+        let uids: Vec<String> = eviction.pods.iter().map(|it| it.pod.uid.clone()).collect();
+        known.begin((&of.namespace, &of.uid, &claim), &uids, round.now);
         return Some(eviction);
     }
     None
+}
+
+/// The groups that have to leave the GPU that is held back for a pod, if nothing else is missing and there is time enough.
+fn set_for<'w>(round: &Round<'w>, movers: &Movers<'w>, index: usize) -> Option<(At, &'w Hold, Vec<usize>)> {
+    let pod = &round.pods[index];
+    if pod.served.is_some() || pod.is_elsewhere || pod.claim.uid.is_empty() {
+        return None;
+    }
+    let (shape, eligible) = pod.asks.as_ref()?;
+    let Need::One(choices) = &shape.need else { return None };
+    let waiting = pod.of.claims.iter().filter(|it| is_waiting(it)).map(|it| requests(it));
+    if waiting.sum::<usize>() != shape.claims.iter().map(requests).sum() {
+        // It waits for devices of other drivers, too.
+        return None;
+    }
+    let (at, hold) = hold(round, &pod.claim.uid)?;
+    if !round.eligibility.takes(*eligible, at.0) {
+        return None;
+    }
+    let gpu = &round.nodes[at.0].gpus[at.1];
+    let choices = choices.get(&std::ptr::from_ref(gpu.kind)).into_iter().flatten();
+    let devices = choices.map(|it| usize::from(it.device));
+    let set = devices
+        .filter(|it| gpu.kind.devices[*it].profile == hold.profile)
+        .filter_map(|it| movers.set(gpu, at, it, pod.of.priority))
+        .min_by_key(|it| (movers.count(it), it.clone()))?;
+    let graces = set.iter().flat_map(|it| &movers.groups[*it].pods).map(|it| it.grace);
+    let ends = after(after(round.now, graces.max().unwrap_or_default()), MARGIN);
+    let is_possible = !set.is_empty() && movers.count(&set) <= MAX_SET && ends <= hold.until;
+    is_possible.then_some((at, hold, set))
+}
+
+fn requests(claim: &ResourceClaim) -> usize {
+    claim.spec.devices.iter().flat_map(|it| it.requests.iter().flatten()).count()
 }
 
 fn key(pod: &PendingPod) -> PodKey {
@@ -346,7 +362,7 @@ fn is_under_way(round: &Round<'_>, movers: &Movers<'_>) -> bool {
 
 /// The GPU that is held back for a claim, if its driver acts on that: it has seen the spec, can begin with the hold at once, and
 /// offers nothing in place of the profile. Where counters are not kept, the begin of a hold is a change of the node.
-fn hold<'w>(round: &Round<'w>, claim: &str) -> Option<((usize, usize), &'w Hold)> {
+fn hold<'w>(round: &Round<'w>, claim: &str) -> Option<(At, &'w Hold)> {
     round.nodes.iter().enumerate().find_map(|(index, node)| {
         let state = node.state;
         let hold = state.holds.iter().find(|it| it.claim.uid == claim && round.now < it.until)?;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::decisions::Eviction;
 use super::world::{Options, after};
 
 /// Between two sets, so that the replacements of the first have their places.
@@ -83,13 +82,17 @@ impl Consolidation {
         all.min(most_for_one(options).saturating_sub(of_namespace))
     }
 
-    /// Takes note that these are evicted.
-    pub(super) fn begin(&mut self, eviction: &Eviction, claim: &str, now: Timestamp) {
-        let uids = || eviction.pods.iter().map(|it| it.pod.uid.clone());
-        self.evicted.extend(uids().map(|it| (now, eviction.waiting.namespace.clone(), it)));
-        let (pod, claim) = (eviction.waiting.uid.clone(), claim.to_owned());
-        let known = self.attempt.take().filter(|it| it.claim == claim).map_or(Vec::new(), |it| it.pods);
-        self.attempt = Some(Attempt { pod, claim, pods: known.into_iter().chain(uids()).collect() });
+    /// Takes note that pods are evicted for one that waits: its namespace, its UID and that of its claim.
+    pub(super) fn begin(
+        &mut self,
+        (namespace, pod, claim): (&str, &str, &str),
+        pods: &[String],
+        now: Timestamp,
+    ) {
+        self.evicted.extend(pods.iter().map(|it| (now, namespace.to_owned(), it.clone())));
+        let mut all = self.attempt.take().filter(|it| it.claim == claim).map_or(Vec::new(), |it| it.pods);
+        all.extend_from_slice(pods);
+        self.attempt = Some(Attempt { pod: pod.to_owned(), claim: claim.to_owned(), pods: all });
     }
 
     /// A pod was not evicted: it is left alone until then. One of which that is not certain counts as if it was.

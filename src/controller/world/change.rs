@@ -30,7 +30,7 @@ label_values! {
         /// MigNodes.
         MigNodes = "mignodes",
         /// Pods with a node that may be evicted.
-        MovablePods = "pods (movable)",
+        MovablePods = "movablepods",
     }
 }
 

@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 async fn cluster(replicas: usize) -> (ApiServer, Api<Pod>, Vec<String>) {
     let server = ApiServer::start(Options::default()).await.unwrap();
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = Client::try_from(Config::new(server.url().parse().unwrap())).unwrap();
+    // A refusal is to be seen, not tried again.
+    let config = Config { default_retry: false, ..Config::new(server.url().parse().unwrap()) };
+    let client = Client::try_from(config).unwrap();
     let labels = json!({"app": "a"});
     let template =
         json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "c"}]}});
@@ -108,6 +110,21 @@ async fn a_budget_allows_one_eviction_and_then_no_other_until_a_new_pod_is_ready
         .find(|it| !names.iter().any(|name| it["metadata"]["name"] == name.as_str()));
     runs(&server, new.unwrap()["metadata"]["name"].as_str().unwrap());
     assert_eq!(evict(&pods, &names[1], None, false).await.0, 201);
+}
+
+#[tokio::test]
+async fn an_eviction_of_another_pod_of_the_name_costs_its_budget_a_disruption_and_a_trial_does_not() {
+    let (server, pods, names) = cluster(2).await;
+    budget(&server, "b", json!({"minAvailable": 1}));
+    reconcile(&server.store());
+    let allowed = || {
+        let budget = server.get(&kinds::POD_DISRUPTION_BUDGET, "default", "b").unwrap();
+        budget["status"]["disruptionsAllowed"].clone()
+    };
+    for (is_trial, left) in [(true, 1), (false, 0)] {
+        assert_eq!(evict(&pods, &names[0], Some("another-uid"), is_trial).await.0, 409);
+        assert_eq!(allowed(), left);
+    }
 }
 
 #[tokio::test]

@@ -34,13 +34,6 @@ pub(super) fn evict(
         orphan: false,
     };
     let pod = store.get(&POD, namespace, name)?;
-    if let Some(wanted) = deletion.uid.as_ref().filter(|it| pod["metadata"]["uid"] != it.as_str()) {
-        let why = format!(
-            "Precondition failed: UID in precondition: {wanted}, UID in object meta: {}",
-            pod["metadata"]["uid"]
-        );
-        return Err(ApiError::conflict(&POD, name, &why));
-    }
     let is_ended = ["Succeeded", "Failed", "Pending"].iter().any(|it| pod["status"]["phase"] == *it);
     if !is_ended && pod["metadata"]["deletionTimestamp"].is_null() {
         let budgets: Vec<Value> = store
@@ -58,6 +51,15 @@ pub(super) fn evict(
                 return Err(ApiError::internal(why));
             }
         }
+    }
+    // As the real one: after the budget, which the request has cost already.
+    if let Some(wanted) = deletion.uid.as_ref().filter(|it| pod["metadata"]["uid"] != it.as_str()) {
+        let why = format!(
+            "the UID in the precondition ({wanted}) does not match the UID in record ({}). The object might have been deleted and then \
+             recreated",
+            pod["metadata"]["uid"].as_str().unwrap_or("")
+        );
+        return Err(ApiError::conflict(&POD, name, &why));
     }
     if !dry_run {
         let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
