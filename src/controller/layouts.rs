@@ -23,7 +23,9 @@ use tracing::{debug, info, warn};
 use crate::client::{CALL_TIMEOUT, MANAGER};
 use crate::demand::{self, ClaimKey, Decisions, Memory, Options, PendingPod, Reason, Write, decide};
 use crate::election::Term;
+use crate::evictor::Evictor;
 use crate::metrics::{HoldEnd, Metrics, Outcome, WriteReason};
+use crate::movable::movable;
 use crate::world::{Kind, World, unschedulable};
 
 /// The longest time that a round writes; what is left is decided again.
@@ -31,12 +33,13 @@ const WRITING: Duration = Duration::from_secs(10);
 /// Pause before a write that failed is decided again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Decides what nodes should publish, and writes it. Needs the verb `patch` for MigNodes.
+/// Decides what nodes should publish, and writes it. Needs the verb `patch` for MigNodes; what consolidation needs, [`Evictor`] has.
 pub struct Layouts {
     api: Api<MigNode>,
     options: Options,
     /// Whether nodes without the label for layouts take part.
     default_auto: bool,
+    evictor: Evictor,
     metrics: Metrics,
     memory: Memory,
     /// Whether pods were left out in the last round, which is in the log.
@@ -54,16 +57,29 @@ impl std::fmt::Debug for Layouts {
 impl Layouts {
     /// Nothing is remembered yet.
     #[must_use]
-    pub fn new(client: Client, options: Options, default_auto: bool, metrics: Metrics) -> Self {
+    pub fn new(
+        client: Client,
+        options: Options,
+        default_auto: bool,
+        evictor: Evictor,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             api: Api::all(client),
             options,
             default_auto,
+            evictor,
             metrics,
             memory: Memory::default(),
             skips: false,
             holds: BTreeMap::new(),
         }
+    }
+
+    /// Whether pods that may be evicted have to be known.
+    #[must_use]
+    pub fn consolidates(&self) -> bool {
+        self.options.evictions_per_hour.is_some()
     }
 
     /// Another replica leads: what is remembered is out of date when this one leads again.
@@ -79,7 +95,8 @@ impl Layouts {
         }
         let (now, started) = (Timestamp::now(), Instant::now());
         let outcome = block_in_place(|| {
-            let input = input(world, self.default_auto);
+            let mut input = input(world, self.default_auto);
+            input.movable = movable(world, &self.options.driver);
             self.count_holds(world, &input, now);
             decide(&input, &self.options, &self.memory, now)
         });
@@ -119,6 +136,11 @@ impl Layouts {
                     warn!(node, "cannot write a MigNode: no answer within {} s", CALL_TIMEOUT.as_secs());
                     is_left = true;
                 }
+            }
+        }
+        if let Some(eviction) = outcome.decisions.eviction.as_ref() {
+            for it in self.evictor.evict(eviction, term, now).await {
+                self.memory.not_evicted(&it.pod, it.until, it.is_certain);
             }
         }
         let wake = outcome.wake.map(|it| Duration::try_from(it.duration_since(now)).unwrap_or_default());
@@ -212,7 +234,8 @@ fn input(world: &World, default_auto: bool) -> demand::World {
     let snapshot = world.snapshot();
     let resources = ExtendedResources::of(&snapshot.classes);
     let pods = snapshot.pods.iter().filter_map(|it| pending(world, it, &resources)).collect();
-    demand::World { nodes: world.node_states(default_auto), pods, classes: snapshot.classes.clone() }
+    let (nodes, classes) = (world.node_states(default_auto), snapshot.classes.clone());
+    demand::World { nodes, pods, classes, movable: Vec::new() }
 }
 
 /// A pod that waits and whose claims all exist, but for the one that the scheduler creates for extended resources when it binds the pod.

@@ -28,8 +28,9 @@ pub(super) fn outcome(round: &Round<'_>, holds: Vec<Vec<Hold>>, mut memory: Memo
     let wake = wake(round, &writes, &holds, &memory);
     let prospects =
         round.pods.iter().filter_map(|pod| Some((pod.of.uid.clone(), prospect(round, pod, &holds)?)));
-    let unfollowed = unfollowed(round, &memory);
-    Outcome { decisions: Decisions { writes, pods: prospects.collect(), unfollowed }, memory, wake }
+    let decisions =
+        Decisions { writes, eviction: None, pods: prospects.collect(), unfollowed: unfollowed(round, &memory) };
+    Outcome { decisions, memory, wake }
 }
 
 /// Nodes that do not follow what the controller has demanded of them.

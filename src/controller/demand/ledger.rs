@@ -168,6 +168,11 @@ impl<'w> GpuLedger<'w> {
         self.reserved.push(Reserved { claim: uid.to_owned(), devices });
     }
 
+    /// Nothing of it is left.
+    pub(super) fn close(&mut self) {
+        (self.open, self.published, self.coming) = (0, 0, 0);
+    }
+
     pub(super) fn is_reserved(&self) -> bool {
         !self.reserved.is_empty()
     }
@@ -208,7 +213,7 @@ impl<'w> GpuLedger<'w> {
 }
 
 /// One node.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct NodeLedger<'w> {
     pub(super) state: &'w NodeState,
     /// Whether the state is what was written, and not yet what the world shows.

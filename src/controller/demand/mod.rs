@@ -11,7 +11,9 @@
 //!    where the fewest free devices are withdrawn. Each change serves at least one pod that nothing published serves. What the
 //!    floor needs and what pods of step 1 count on stays;
 //! 3. those that have waited for long get a GPU held back: free devices that stand in the way are not offered until the claim has
-//!    its device, or the hold ends.
+//!    its device, or the hold ends;
+//! 4. where pods that may be moved stand in the way on such a GPU, and each of them finds another place, they are evicted
+//!    ([`consolidate`], off by default).
 //!
 //! Which devices serve a claim is what the allocator says ([`dra_allocator`]), of all possible devices of a GPU and not only of
 //! those that are published. Equal GPUs and equal pods are asked about once.
@@ -21,9 +23,11 @@
 //! latest.
 
 mod compose;
+mod consolidate;
 mod convert;
 mod decisions;
 mod eligible;
+mod evictions;
 pub mod kind;
 mod ledger;
 mod memory;
@@ -36,11 +40,12 @@ pub mod world;
 use k8s_openapi::jiff::Timestamp;
 
 pub use convert::Described;
-pub use decisions::{Decisions, Outcome, Prospect, Reason, Write};
+pub use decisions::{Decisions, Evicted, Eviction, Outcome, PodKey, Prospect, Reason, Write};
 pub use kind::{Kind, Kinds, Possible};
 pub use memory::Memory;
 pub use world::{
-    ClaimKey, Demand, GpuState, Hold, NodeState, Options, PendingPod, Placed, Profiles, Progress, World,
+    ClaimKey, Demand, GpuState, Hold, MovablePod, NodeState, Options, PendingPod, Placed, Profiles, Progress,
+    World,
 };
 
 /// Decides what nodes should publish and which GPUs are held back.
@@ -51,7 +56,13 @@ pub fn decide(world: &World, options: &Options, memory: &Memory, now: Timestamp)
     let written: Vec<Option<NodeState>> = world.nodes.iter().map(|it| memory.as_written(it)).collect();
     let mut round = round::Round::new(world, &written, options, &memory, now);
     round.serve();
-    let holds = turns::holds(&mut round);
+    consolidate::read(&round, &mut memory);
+    let mut movers = consolidate::Movers::new(&round, &memory);
+    let holds = turns::holds(&mut round, &mut movers);
+    let eviction = consolidate::eviction(&mut round, &mut movers, &mut memory);
     memory.compiled.used += round.kinds_of_pods();
-    compose::outcome(&round, holds, memory)
+    let mut outcome = compose::outcome(&round, holds, memory);
+    outcome.wake = outcome.wake.into_iter().chain(consolidate::wake(&round)).min();
+    outcome.decisions.eviction = eviction;
+    outcome
 }

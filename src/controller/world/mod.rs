@@ -32,6 +32,7 @@ pub use trim::{asks_for_devices, unschedulable};
 pub struct World {
     snapshot: Snapshot,
     mig_nodes: MigNodes,
+    movable: Vec<Pod>,
     listings: [Listing; Kind::ALL.len()],
 }
 
@@ -47,6 +48,12 @@ impl World {
     #[must_use]
     pub fn node_states(&self, default_auto: bool) -> Vec<NodeState> {
         self.mig_nodes.states(default_auto)
+    }
+
+    /// The pods with a node that may be evicted, sorted by namespace and name; none where they are not asked for.
+    #[must_use]
+    pub fn movable_pods(&self) -> &[Pod] {
+        &self.movable
     }
 
     /// The version of the API server is known.
@@ -74,6 +81,7 @@ impl World {
             Kind::Slices => it.slices.len(),
             Kind::Quotas => it.quotas.len(),
             Kind::MigNodes => self.mig_nodes.len(),
+            Kind::MovablePods => self.movable.len(),
         }
     }
 
@@ -91,7 +99,7 @@ impl World {
 
     /// Takes over what a watch has reported. True where that changes something that decisions go by.
     pub fn apply(&mut self, change: Change) -> bool {
-        let World { snapshot, mig_nodes, listings } = self;
+        let World { snapshot, mig_nodes, movable, listings } = self;
         let listing = &mut listings[change.kind() as usize];
         match change {
             Change::Pods(event) => {
@@ -134,6 +142,16 @@ impl World {
                 let is_changed = mig_nodes.clear();
                 listing.complete() || is_changed
             }
+            Change::MovablePods(event) => listing.take(
+                event,
+                movable,
+                |all, it| match trim::movable_pod(it) {
+                    Ok(pod) => put(all, pod),
+                    Err(metadata) => remove(all, &metadata),
+                },
+                remove,
+            ),
+            Change::NoMovablePods => listing.complete(),
             Change::Slices(event) => listing.take(
                 event,
                 &mut snapshot.slices,
