@@ -4,6 +4,7 @@
 
 #[allow(dead_code, reason = "the benchmark uses the rest")]
 mod chance;
+mod composition;
 mod convert;
 mod facts;
 mod large;
