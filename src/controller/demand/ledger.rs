@@ -389,20 +389,30 @@ impl<'w> NodeLedger<'w> {
         gpus.filter_map(|(position, gpu)| gpu.best(position, choices(gpu.kind), (source, fresh), claim)).min()
     }
 
+    /// Gives a device to a pod.
+    pub(super) fn give(&mut self, gpu: usize, device: usize, source: Source) {
+        self.give_equal(gpu, device, 0, source);
+    }
+
     /// Gives a device to a claim that others of these choices may serve as well.
-    pub(super) fn give<'a>(
+    pub(super) fn give_one_of<'a>(
         &mut self,
-        (gpu, device): (usize, usize),
+        gpu: usize,
+        device: usize,
         choices: impl Fn(&'w Kind) -> &'a [Choice],
-        source: Source,
-        claim: &str,
+        (source, claim): (Source, &str),
     ) {
-        let ledger = &mut self.gpus[gpu];
+        let ledger = &self.gpus[gpu];
         let rank = |it: &Choice| (it.alternative, &ledger.kind.devices[usize::from(it.device)].profile);
         let choices = choices(ledger.kind);
         let chosen = choices.iter().find(|it| usize::from(it.device) == device).map(rank);
         let equal = choices.iter().filter(|it| Some(rank(it)) == chosen);
         let equal = equal.fold(0, |set, it| set | 1 << it.device) & !ledger.barred(claim);
+        self.give_equal(gpu, device, equal, source);
+    }
+
+    fn give_equal(&mut self, gpu: usize, device: usize, equal: Set, source: Source) {
+        let ledger = &mut self.gpus[gpu];
         ledger.give(device, equal, source);
         let profile = &ledger.kind.devices[device].profile;
         match self.counted_on.get_mut(profile) {

@@ -180,12 +180,14 @@ impl<'w> Round<'w> {
             }
             Need::Many => self.find_many(&shape, (group, source), self.pods[index].of, &claim, own)?,
         };
-        let of = |kind: &Kind| match &shape.need {
-            Need::One(choices) => of_kind(choices, kind),
-            Need::Nothing | Need::Many => &[],
-        };
-        for pick in picks {
-            self.nodes[node].give(pick, of, source, &claim);
+        for (gpu, device) in picks {
+            match &shape.need {
+                Need::One(choices) => {
+                    let of = |kind: &Kind| of_kind(choices, kind);
+                    self.nodes[node].give_one_of(gpu, device, of, (source, &claim));
+                }
+                Need::Nothing | Need::Many => self.nodes[node].give(gpu, device, source),
+            }
         }
         self.touched.push(node);
         Some(node)
