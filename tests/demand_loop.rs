@@ -60,8 +60,12 @@ struct Controller {
 impl Controller {
     /// Started, and once it serves metrics.
     async fn start(lab: &Lab) -> Self {
+        Self::start_with(lab, &[]).await
+    }
+
+    async fn start_with(lab: &Lab, extra: &[&str]) -> Self {
         let metrics = free_address();
-        let line = [
+        let mut line = vec![
             "mig-controller".to_owned(),
             format!("--kubeconfig={}", lab.path("kubeconfig").display()),
             format!("--http-address={}", free_address()),
@@ -70,6 +74,7 @@ impl Controller {
             "--lease-duration=5".to_owned(),
             "--demand".to_owned(),
         ];
+        line.extend(extra.iter().map(|it| (*it).to_owned()));
         let stop = CancellationToken::new();
         let args = Args::try_parse_from(line).unwrap();
         let running = tokio::spawn(mig_controller::run(args, stop.clone()));
@@ -242,4 +247,81 @@ async fn a_mixed_queue_gets_its_devices_from_nodes_that_follow_it() {
         let object = server.get(&kinds::NODE, "", &node.lab.node_name).unwrap();
         assert_eq!(object["metadata"]["labels"][LABEL], "auto");
     }
+}
+
+/// The GPU of which a pod has a device.
+fn gpu_of(server: &ApiServer, pod: &Value) -> String {
+    let claim = pod["status"]["resourceClaimStatuses"][0]["resourceClaimName"].as_str().unwrap();
+    let claim = server.get(&kinds::RESOURCE_CLAIM, "default", claim).unwrap();
+    let device = claim["status"]["allocation"]["devices"]["results"][0]["device"].as_str().unwrap();
+    device.split("-mig-").next().unwrap().to_owned()
+}
+
+/// The pods of a ReplicaSet that are not being deleted.
+fn replicas(server: &ApiServer, name: &str) -> Vec<Arc<Value>> {
+    let is_active = |it: &Arc<Value>| {
+        it["metadata"]["ownerReferences"][0]["name"] == name && it["metadata"]["deletionTimestamp"].is_null()
+    };
+    server.list(&kinds::POD).into_iter().filter(is_active).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_may_be_moved_makes_room_for_one_that_needs_a_whole_gpu() {
+    let plane = ControlPlane::simulated(true).await;
+    let ControlPlane::Simulated(server) = &plane else { unreachable!() };
+    let mut objects = manifest::load(&repository().join("deploy/manifests/deviceclasses.yaml")).unwrap();
+    objects.push(manifest::load(&repository().join("deploy/manifests/crd.yaml")).unwrap().remove(0));
+    for object in objects {
+        server.create(object).unwrap();
+    }
+    let node = GpuNode::start(&plane, server).await;
+    let _control = kube_sim::ControlPlane::start(server);
+
+    // One GPU is full; a pod of a ReplicaSet has a part of the other one.
+    for (name, class) in [
+        ("four", "mig-4g.40gb"),
+        ("one-0", "mig-1g.10gb"),
+        ("one-1", "mig-1g.10gb"),
+        ("one-2", "mig-1g.10gb"),
+    ] {
+        create_pod(server, name, &[class]);
+        running(server, name).await;
+    }
+    let one = pod(server, "one-0").unwrap();
+    let template = json!({
+        "metadata": {"labels": {"app": "small", "mig.dra-driver.dev/movable": "true"}},
+        "spec": {"containers": one["spec"]["containers"], "resourceClaims": one["spec"]["resourceClaims"],
+            "terminationGracePeriodSeconds": 0},
+    });
+    let set = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "small", "namespace": "default"},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "small"}}, "template": template}});
+    server.create(set).unwrap();
+    let budget = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "small", "namespace": "default"},
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "small"}}}});
+    server.create(budget).unwrap();
+    let runs = |it: &Arc<Value>| it["status"]["phase"] == "Running";
+    let small =
+        eventually("the replica runs", async || replicas(server, "small").into_iter().find(runs)).await;
+    let full = gpu_of(server, &pod(server, "four").unwrap());
+    assert_ne!(gpu_of(server, &small), full);
+    let name = small["metadata"]["name"].as_str().unwrap();
+    // It runs since long ago.
+    let since = json!({"status": {"startTime": "2026-01-01T00:00:00Z"}});
+    server.patch(&kinds::POD, "default", name, Part::Status, since).unwrap();
+    delete(server, "one-0").await;
+    create_pod(server, "seven", &["mig-7g.80gb"]);
+    unschedulable(server, "seven").await;
+
+    let options = ["--hold-after=1", "--consolidate", "--evictions-per-hour=3600"];
+    let controller = Controller::start_with(&node.lab, &options).await;
+    running(server, "seven").await;
+    let moved =
+        eventually("the replacement runs", async || replicas(server, "small").into_iter().find(runs)).await;
+    assert_ne!(moved["metadata"]["uid"], small["metadata"]["uid"]);
+    assert_eq!(gpu_of(server, &moved), full);
+    let found = scrape(controller.metrics).await;
+    let evictions =
+        |outcome: &str| found.value("dra_mig_controller_evictions_total", &[("outcome", outcome)]);
+    assert_eq!((evictions("success"), evictions("failure")), (Some(1.0), Some(0.0)));
+    controller.stop().await;
 }

@@ -37,6 +37,13 @@ pub struct Args {
     /// How long a GPU is held back at most; no more than 900, because drivers end a hold after 15 minutes.
     #[arg(long, env, value_name = "SECONDS", default_value = "900", value_parser = hold_seconds)]
     pub hold_for: Duration,
+    /// With --hold-after: evict pods with the label mig.dra-driver.dev/movable=true that stand in the way on a GPU that is held back,
+    /// where each of them finds another place. PodDisruptionBudgets apply.
+    #[arg(long, env, requires_all = ["demand", "hold_after"])]
+    pub consolidate: bool,
+    /// With --consolidate: pods that are evicted in an hour at most; half of them for the pods of one namespace.
+    #[arg(long, env, value_name = "COUNT", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub evictions_per_hour: u32,
     /// Name of this replica in the Lease, in events and in the log; a part is added that differs for each process.
     #[arg(long, env, value_name = "NAME", default_value = "mig-controller")]
     pub pod_name: String,

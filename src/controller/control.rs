@@ -61,7 +61,8 @@ impl Control {
         metrics: Metrics,
     ) -> (Self, watch::Receiver<Status>) {
         let (status, receiver) = watch::channel(Status::new());
-        let changes = changes(&client, layouts.is_some());
+        let with_movable_pods = layouts.as_ref().is_some_and(Layouts::consolidates);
+        let changes = changes(&client, layouts.is_some(), with_movable_pods);
         let control = Self {
             client,
             world: World::default(),

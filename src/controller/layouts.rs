@@ -22,7 +22,9 @@ use tracing::{debug, info, warn};
 use crate::client::{CALL_TIMEOUT, MANAGER};
 use crate::demand::{self, Kinds, Memory, NodeState, Options, PendingPod, Reason, Write, decide};
 use crate::election::Term;
+use crate::evictor::Evictor;
 use crate::metrics::{Metrics, Outcome, WriteReason};
+use crate::movable::movable;
 use crate::world::{World, unschedulable};
 
 /// The longest time that a round writes; what is left is decided again.
@@ -30,12 +32,13 @@ const WRITING: Duration = Duration::from_secs(10);
 /// Pause before a write that failed is decided again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Decides what nodes should publish, and writes it. Needs the verb `patch` for MigNodes.
+/// Decides what nodes should publish, and writes it. Needs the verb `patch` for MigNodes; what consolidation needs, [`Evictor`] has.
 pub struct Layouts {
     api: Api<MigNode>,
     options: Options,
     /// Whether nodes without the label for layouts take part.
     default_auto: bool,
+    evictor: Evictor,
     metrics: Metrics,
     kinds: Kinds,
     memory: Memory,
@@ -50,9 +53,21 @@ impl std::fmt::Debug for Layouts {
 impl Layouts {
     /// Nothing is remembered yet.
     #[must_use]
-    pub fn new(client: Client, options: Options, default_auto: bool, metrics: Metrics) -> Self {
+    pub fn new(
+        client: Client,
+        options: Options,
+        default_auto: bool,
+        evictor: Evictor,
+        metrics: Metrics,
+    ) -> Self {
         let (kinds, memory) = (Kinds::default(), Memory::default());
-        Self { api: Api::all(client), options, default_auto, metrics, kinds, memory }
+        Self { api: Api::all(client), options, default_auto, evictor, metrics, kinds, memory }
+    }
+
+    /// Whether pods that may be evicted have to be known.
+    #[must_use]
+    pub fn consolidates(&self) -> bool {
+        self.options.evictions_per_hour.is_some()
     }
 
     /// Another replica leads: what is remembered is out of date when this one leads again.
@@ -67,7 +82,8 @@ impl Layouts {
         }
         let now = Timestamp::now();
         let outcome = block_in_place(|| {
-            let input = input(world, self.default_auto, &mut self.kinds);
+            let mut input = input(world, self.default_auto, &mut self.kinds);
+            input.movable = movable(world, &self.options.driver);
             decide(&input, &self.options, &self.memory, now)
         });
         self.memory = outcome.memory;
@@ -105,6 +121,11 @@ impl Layouts {
                     warn!(node, "cannot write a MigNode: no answer within {} s", CALL_TIMEOUT.as_secs());
                     is_left = true;
                 }
+            }
+        }
+        if let Some(eviction) = outcome.decisions.eviction.as_ref() {
+            for it in self.evictor.evict(eviction, term, now).await {
+                self.memory.not_evicted(&it.pod, it.until, it.is_certain);
             }
         }
         let wake = outcome.wake.map(|it| Duration::try_from(it.duration_since(now)).unwrap_or_default());
@@ -166,7 +187,7 @@ fn input(world: &World, default_auto: bool, kinds: &mut Kinds) -> demand::World 
     };
     let nodes = world.mig_nodes().iter().filter_map(node).collect();
     let pods = snapshot.pods.iter().filter_map(|it| pending(world, it)).collect();
-    demand::World { nodes, pods, classes: snapshot.classes.clone() }
+    demand::World { nodes, pods, classes: snapshot.classes.clone(), movable: Vec::new() }
 }
 
 /// A pod that waits and whose claims all exist.

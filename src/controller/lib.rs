@@ -17,8 +17,11 @@
 //! client                       the client of the API server
 //! election world               who acts; the objects of the cluster
 //! demand                       what nodes should publish: pure
+//! movable                      which pods may be evicted, and what they have: pure
 //! metrics watches probes       what is counted; what feeds the world; whether this process is well
-//! reasons layouts              why pods wait, as events; what nodes should publish, as specs of MigNodes
+//! reasons                      why pods wait, as events
+//! evictor                      evictions of pods that make room
+//! layouts                      what nodes should publish, as specs of MigNodes
 //! control                      the loop
 //! args                         the command line
 //! ```
@@ -28,8 +31,10 @@ pub mod client;
 pub mod control;
 pub mod demand;
 pub mod election;
+pub mod evictor;
 pub mod layouts;
 pub mod metrics;
+pub mod movable;
 pub mod probes;
 pub mod reasons;
 pub mod watches;
@@ -48,6 +53,7 @@ use tracing::{info, warn};
 use args::Args;
 use control::Control;
 use election::{Campaign, Candidate, Timings};
+use evictor::Evictor;
 use layouts::Layouts;
 use metrics::Metrics;
 use reasons::{Events, Limits, Reporter};
@@ -80,9 +86,12 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
             patience: args.patience,
             hold_after: args.hold_after,
             hold_for: args.hold_for,
+            evictions_per_hour: args.consolidate.then_some(args.evictions_per_hour),
             ..demand::Options::default()
         };
-        Layouts::new(client.clone(), options, args.default_auto, metrics.clone())
+        let events = (!args.no_events).then(|| Events::new(client.clone(), &identity));
+        let evictor = Evictor::new(client.clone(), events, metrics.clone());
+        Layouts::new(client.clone(), options, args.default_auto, evictor, metrics.clone())
     });
     let (control, status) = Control::new(client, leadership.clone(), reporter, layouts, metrics.clone());
 

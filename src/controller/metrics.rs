@@ -107,6 +107,25 @@ struct WriteLabels {
     outcome: Outcome,
 }
 
+label_values! {
+    /// What has become of an eviction.
+    EvictionOutcome {
+        /// The pod is evicted.
+        Success = "success",
+        /// A PodDisruptionBudget keeps it.
+        Refused = "refused",
+        /// It was gone, or is another pod of its name.
+        Gone = "gone",
+        /// The API server answers with an error, or not at all.
+        Failure = "failure",
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EvictionLabels {
+    outcome: EvictionOutcome,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabels {
     resource: Kind,
@@ -123,6 +142,7 @@ struct Families {
     explaining: Histogram,
     events: Family<EventLabels, Counter>,
     writes: Family<WriteLabels, Counter>,
+    evictions: Family<EvictionLabels, Counter>,
     watch_errors: Family<KindLabels, Counter>,
     objects: Family<KindLabels, Gauge<i64, AtomicI64>>,
     waiting: Gauge<i64, AtomicI64>,
@@ -136,6 +156,7 @@ impl Default for Metrics {
             explaining: Histogram::new(DURATIONS),
             events: Family::default(),
             writes: Family::default(),
+            evictions: Family::default(),
             watch_errors: Family::default(),
             objects: Family::default(),
             waiting: Gauge::default(),
@@ -143,6 +164,9 @@ impl Default for Metrics {
         // What can be known beforehand starts at zero, so that the first failure is an increase.
         for &outcome in Outcome::ALL {
             drop(families.events.get_or_create(&EventLabels { outcome }));
+        }
+        for &outcome in EvictionOutcome::ALL {
+            drop(families.evictions.get_or_create(&EvictionLabels { outcome }));
         }
         for &reason in WriteReason::ALL {
             for &outcome in Outcome::ALL {
@@ -187,6 +211,11 @@ impl Metrics {
     /// The spec of a MigNode was written, or was not.
     pub fn wrote_spec(&self, reason: WriteReason, outcome: Outcome) {
         self.0.writes.get_or_create(&WriteLabels { reason, outcome }).inc();
+    }
+
+    /// A pod was evicted, or was not.
+    pub fn evicted(&self, outcome: EvictionOutcome) {
+        self.0.evictions.get_or_create(&EvictionLabels { outcome }).inc();
     }
 
     /// A watch has failed.
@@ -234,6 +263,11 @@ impl Metrics {
             "spec_writes",
             "Specs of MigNodes, by why and whether they were written",
             it.writes.clone(),
+        );
+        registry.register(
+            "evictions",
+            "Evictions of pods that make room, by what has become of them",
+            it.evictions.clone(),
         );
         registry.register(
             "watch_errors",

@@ -25,6 +25,12 @@ const SLICES_A_PAGE: u32 = 50;
 /// Pods without a node that have not ended: those with a node have their devices, and claims say which.
 const WAITING_PODS: &str = "spec.nodeName=,status.phase!=Succeeded,status.phase!=Failed";
 
+/// Pods with a node that have not ended, of those that may be evicted.
+const MOVABLE_PODS: &str = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed";
+
+/// The label by which the owner of a pod agrees that it may be evicted, and its value.
+pub const MOVABLE_LABEL: &str = "mig.dra-driver.dev/movable=true";
+
 /// A watch failed; it is opened again after a pause.
 #[derive(Debug)]
 pub struct WatchError {
@@ -38,7 +44,7 @@ pub struct WatchError {
 pub type Changes = SelectAll<BoxStream<'static, Result<Change, WatchError>>>;
 
 /// Opens the watches. They are polled, and so read, one event at a time; none ends.
-pub fn changes(client: &Client, with_mig_nodes: bool) -> Changes {
+pub fn changes(client: &Client, with_mig_nodes: bool, with_movable_pods: bool) -> Changes {
     let all = Config::default().timeout(WATCH_SECONDS);
     let pods = all.clone().fields(WAITING_PODS);
     let slices = all.clone().page_size(SLICES_A_PAGE);
@@ -46,6 +52,13 @@ pub fn changes(client: &Client, with_mig_nodes: bool) -> Changes {
         true => watch::<MigNode>(client, Kind::MigNodes, all.clone(), Change::MigNodes),
         // It never ends, as the others.
         false => stream::once(ready(Ok(Change::NoMigNodes))).chain(stream::pending()).boxed(),
+    };
+    let movable = match with_movable_pods {
+        true => {
+            let chosen = all.clone().fields(MOVABLE_PODS).labels(MOVABLE_LABEL);
+            watch::<Pod>(client, Kind::MovablePods, chosen, Change::MovablePods)
+        }
+        false => stream::once(ready(Ok(Change::NoMovablePods))).chain(stream::pending()).boxed(),
     };
     let streams: [BoxStream<'static, _>; Kind::ALL.len()] = [
         watch::<Pod>(client, Kind::Pods, pods, Change::Pods),
@@ -56,6 +69,7 @@ pub fn changes(client: &Client, with_mig_nodes: bool) -> Changes {
         watch::<ResourceSlice>(client, Kind::Slices, slices, Change::Slices),
         watch::<ResourceQuota>(client, Kind::Quotas, all, Change::Quotas),
         mig_nodes,
+        movable,
     ];
     streams.into_iter().collect()
 }

@@ -79,7 +79,7 @@ fn what_is_out_of_bounds_is_not_used() {
 fn the_status_alone_is_enough_to_decide_on() {
     let state = read(object(json!({}), json!([])), Some("auto"), false);
     let pods = vec![for_profile("p", at(0.0), "2g.20gb"), for_profile("q", at(1.0), "1g.10gb")];
-    let world = World { nodes: vec![state], pods, classes: classes() };
+    let world = World { nodes: vec![state], pods, classes: classes(), ..World::default() };
     let outcome = decide(&world, &Options::default(), &Memory::default(), at(60.0));
     let write = &outcome.decisions.writes[0];
     assert_eq!(write.serves, ["p"], "both do not fit");

@@ -57,7 +57,7 @@ pub(crate) const WHOLE: &[(&str, u32)] = &[("full", 0)];
 pub(crate) const NONE: &[(&str, u32)] = &[];
 
 pub(crate) fn world(nodes: Vec<NodeState>, pods: Vec<PendingPod>) -> World {
-    World { nodes, pods, classes: classes() }
+    World { nodes, pods, classes: classes(), ..World::default() }
 }
 
 fn now(world: &World, seconds: f64) -> Outcome {

@@ -16,7 +16,8 @@ pub(crate) fn world(nodes: usize, pods: usize) -> World {
     let model = Model::new("H100-80GB", GPUS);
     let mut chance = Chance::new(7);
     let nodes = (0..nodes).map(|it| node(&model, it, &mut chance)).collect();
-    World { nodes, pods: (0..pods).map(|it| waiting(it, &mut chance)).collect(), classes: classes() }
+    let pods = (0..pods).map(|it| waiting(it, &mut chance)).collect();
+    World { nodes, pods, classes: classes(), ..World::default() }
 }
 
 /// GPUs filled at random; of what is left some is published.

@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "the benchmark uses the rest")]
 mod chance;
 mod composition;
+mod consolidation;
 mod convert;
 mod facts;
 mod large;

@@ -1,13 +1,15 @@
 //! Worlds in which schedulers are late, two controllers act, views are stale, writes are lost and nodes do not answer. Whatever
 //! happens: nothing overlaps, no node is changed twice within its interval, holds end, each change serves a pod that nothing
-//! published serves, and in the end every pod that fits runs.
+//! published serves, pods are evicted only where all of them may be and no fewer would do, and in the end every pod that fits runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use mig_controller::demand::{Memory, NodeState, Options, PendingPod, Reason, World, Write, decide};
+use mig_controller::demand::{
+    Eviction, Memory, MovablePod, NodeState, Options, PendingPod, Placed, Reason, World, Write, decide,
+};
 use mig_model::layout::{Wanted, arrange};
 use proptest::prelude::*;
 
@@ -62,11 +64,32 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+#[derive(Debug, Clone)]
 struct Running {
     node: usize,
     gpu: usize,
     device: usize,
+    pod: PendingPod,
+    profile: usize,
+    since: f64,
+    /// When it ends, where it was evicted.
+    leaves: Option<f64>,
 }
+
+impl Running {
+    /// Most pods may be moved.
+    fn is_movable(&self) -> bool {
+        !self.pod.uid.ends_with('3')
+    }
+
+    /// A budget keeps some of them.
+    fn is_protected(&self) -> bool {
+        self.pod.uid.ends_with('7')
+    }
+}
+
+/// A pod that is evicted takes so long to end.
+const GRACE: f64 = 20.0;
 
 struct Cluster {
     options: Options,
@@ -86,10 +109,12 @@ struct Cluster {
     count: usize,
     /// When a write for each node was lost.
     lost: Vec<Option<f64>>,
+    /// Pods that were evicted.
+    evictions: usize,
 }
 
 impl Cluster {
-    fn new(gpus: &[usize], floor: bool, counts: bool) -> Self {
+    fn new(gpus: &[usize], floor: bool, counts: bool, moves: bool) -> Self {
         let node = |(position, gpus): (usize, &usize)| {
             let model = MODELS[gpus - 1].clone();
             let base = model.base.clone();
@@ -104,6 +129,9 @@ impl Cluster {
         let options = Options {
             hold_after: Some(Duration::from_secs(60)),
             hold_for: Duration::from_secs(300),
+            evictions_per_hour: moves.then_some(3600),
+            move_after: Duration::from_secs(60),
+            evictions_pause: Duration::from_secs(120),
             ..Options::default()
         };
         let mut cluster = Self {
@@ -117,6 +145,7 @@ impl Cluster {
             changes: nodes.iter().map(|_| Vec::new()).collect(),
             holds: BTreeMap::new(),
             count: 0,
+            evictions: 0,
             lost: vec![None; nodes.len()],
             nodes,
         };
@@ -140,7 +169,102 @@ impl Cluster {
 
     fn view(&self) -> World {
         let nodes: Vec<NodeState> = self.nodes.iter().map(SimNode::state).collect();
-        World { nodes, pods: self.pending.values().map(|it| it.0.clone()).collect(), classes: classes() }
+        let pods = self.pending.values().map(|it| it.0.clone()).collect();
+        let movable = self.running.iter().filter_map(|it| self.movable(it)).collect();
+        World { nodes, pods, classes: classes(), movable }
+    }
+
+    fn movable(&self, running: &Running) -> Option<MovablePod> {
+        let node = &self.nodes[running.node];
+        let device = &node.model.devices[running.device];
+        let placed = Placed { profile: device.profile.clone(), start: device.start, size: device.size };
+        running.is_movable().then(|| MovablePod {
+            pod: running.pod.clone(),
+            node: node.node.metadata.name.clone().unwrap(),
+            devices: vec![(node.model.names[running.gpu].clone(), placed)],
+            users: BTreeSet::from([running.pod.uid.clone()]),
+            started: Some(at(running.since)),
+            grace: Duration::from_secs_f64(GRACE),
+            is_leaving: running.leaves.is_some(),
+            stays_on_node: false,
+        })
+    }
+
+    /// The Eviction API: a pod that is there and that no budget keeps ends after a while, and another one waits in its place.
+    fn evict(&mut self, controller: usize, eviction: &Eviction, fresh: bool) {
+        if fresh {
+            self.check_eviction(eviction);
+        }
+        for it in &eviction.pods {
+            let found = self.running.iter_mut().find(|one| one.pod.uid == it.pod.uid && one.leaves.is_none());
+            match found {
+                Some(one) if !one.is_protected() => {
+                    one.leaves = Some(self.now + GRACE);
+                    let (profile, priority) = (one.profile, one.pod.priority);
+                    self.evictions += 1;
+                    self.arrive(profile, priority);
+                }
+                // What stays keeps the rest.
+                _ => {
+                    let rest = eviction.pods.iter().skip_while(|one| one.pod != it.pod);
+                    let until = at(self.now + 60.0);
+                    rest.for_each(|it| self.memories[controller].not_evicted(&it.pod.uid, until, true));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn check_eviction(&self, eviction: &Eviction) {
+        let (waiting, profile) = &self.pending[&eviction.waiting.uid];
+        let named = |it: &SimNode| it.node.metadata.name.as_deref() == Some(&eviction.node);
+        let node = self.nodes.iter().position(named).unwrap();
+        let sim = &self.nodes[node];
+        let gpu = sim.model.names.iter().position(|it| *it == eviction.gpu).unwrap();
+        let is_own = |uid: &str| uid == format!("claim-{}", waiting.uid);
+        let mut holds = sim.holds.iter().filter(|it| it.gpu == eviction.gpu && self.time() < it.until);
+        assert!(holds.any(|it| is_own(&it.claim.uid)), "no hold is in force: {eviction:?}");
+        let running = |uid: &str| self.running.iter().find(|it| it.pod.uid == uid).unwrap();
+        let pods: Vec<&Running> = eviction.pods.iter().map(|it| running(&it.pod.uid)).collect();
+        for it in &pods {
+            assert!(it.is_movable() && it.leaves.is_none(), "{it:?}");
+            assert!(it.pod.priority <= waiting.priority, "{it:?}");
+            assert!(60.0 <= self.now - it.since, "moved again too soon: {it:?}");
+            assert_eq!((it.node, it.gpu), (node, gpu));
+        }
+        let leaving =
+            self.running.iter().filter(|it| (it.node, it.gpu) == (node, gpu) && it.leaves.is_some());
+        let stays = leaving.fold(sim.held[gpu], |set, it| set & !(1 << it.device));
+        let fits = |without: &[&Running]| {
+            let held = without.iter().fold(stays, |set, it| set & !(1 << it.device));
+            sim.model.open(held) & sim.model.of_profile(PROFILES[*profile]) != 0
+        };
+        assert!(fits(&pods), "the claim is not served: {eviction:?}");
+        for index in 0..pods.len() {
+            let mut fewer = pods.clone();
+            fewer.remove(index);
+            assert!(!fits(&fewer), "fewer would do: {eviction:?}");
+        }
+    }
+
+    /// Pods that were evicted end.
+    fn end_evicted(&mut self) {
+        let now = self.now;
+        let (ended, stay) = std::mem::take(&mut self.running)
+            .into_iter()
+            .partition::<Vec<_>, _>(|it| it.leaves.is_some_and(|it| it <= now));
+        self.running = stay;
+        for it in ended {
+            self.nodes[it.node].release(it.gpu, it.device);
+        }
+    }
+
+    fn arrive(&mut self, profile: usize, priority: i32) {
+        self.count += 1;
+        let uid = format!("pod-{:04}", self.count);
+        let mut pod = for_profile(&uid, self.time(), PROFILES[profile]);
+        pod.priority = priority;
+        self.pending.insert(uid, (pod, profile));
     }
 
     /// The scheduler: by priority, then age, the first device that is offered.
@@ -162,8 +286,9 @@ impl Cluster {
             });
             let Some((node, gpu, device)) = place else { continue };
             if self.nodes[node].allocate(gpu, device, now) {
-                self.pending.remove(&uid);
-                self.running.push(Running { node, gpu, device });
+                let (pod, profile) = self.pending.remove(&uid).unwrap();
+                let since = self.now;
+                self.running.push(Running { node, gpu, device, pod, profile, since, leaves: None });
             }
         }
     }
@@ -180,6 +305,7 @@ impl Cluster {
         let now = self.time();
         let view = self.views[controller].clone();
         let outcome = decide(&view, &self.options, &self.memories[controller], now);
+        let eviction = outcome.decisions.eviction;
         assert!(outcome.wake.is_none_or(|it| now < it), "{:?}", outcome.wake);
         self.memories[controller] = outcome.memory;
         for write in outcome.decisions.writes {
@@ -203,6 +329,9 @@ impl Cluster {
                 }
                 self.check_holds(node, &write, now);
             }
+        }
+        if let Some(eviction) = eviction {
+            self.evict(controller, &eviction, !stale);
         }
     }
 
@@ -254,11 +383,7 @@ impl Cluster {
     fn act(&mut self, step: &Step) {
         match step {
             Step::Arrive { profile, priority } => {
-                self.count += 1;
-                let uid = format!("pod-{:04}", self.count);
-                let mut pod = for_profile(&uid, self.time(), PROFILES[*profile]);
-                pod.priority = *priority;
-                self.pending.insert(uid, (pod, *profile));
+                self.arrive(*profile, *priority);
             }
             Step::Finish(which) if !self.running.is_empty() => {
                 let ended = self.running.swap_remove(which % self.running.len());
@@ -320,8 +445,13 @@ impl Cluster {
     fn settle(&mut self) {
         self.nodes.iter_mut().for_each(|it| it.answers = true);
         // Longer than holds, and what is remembered of pods and nodes, last.
-        for _ in 0..120 {
+        for round in 0..120 {
+            if round == 60 {
+                // Those that were evicted last find their places, too.
+                self.options.evictions_per_hour = None;
+            }
             self.now += 8.0;
+            self.end_evicted();
             self.drive();
             self.schedule_now();
             self.decide(0, false, false);
@@ -355,6 +485,7 @@ impl Cluster {
 
 fn run(mut cluster: Cluster, steps: &[Step]) {
     for step in steps {
+        cluster.end_evicted();
         cluster.act(step);
         cluster.check();
     }
@@ -370,6 +501,26 @@ fn run(mut cluster: Cluster, steps: &[Step]) {
     assert!(cluster.nodes.iter().all(|it| it.demand.is_none() && it.holds.is_empty()));
 }
 
+#[test]
+fn a_large_claim_that_two_small_ones_keep_waiting_is_served_by_one_eviction() {
+    for counts in [true, false] {
+        let mut cluster = Cluster::new(&[2], false, counts, true);
+        for gpu in 0..2 {
+            let device = members(cluster.nodes[0].model.of_profile(PROFILES[0])).next().unwrap();
+            cluster.arrive(0, 0);
+            let (uid, (pod, profile)) = cluster.pending.pop_first().unwrap();
+            assert!(!uid.ends_with(['3', '7']));
+            cluster.nodes[0].held[gpu] |= 1 << device;
+            cluster.running.push(Running { node: 0, gpu, device, pod, profile, since: 0.0, leaves: None });
+        }
+        cluster.drive();
+        cluster.arrive(4, 0);
+        cluster.settle();
+        assert!(cluster.pending.is_empty(), "counters {counts}: {:?}", cluster.pending);
+        assert_eq!((cluster.evictions, cluster.running.len()), (1, 3), "counters {counts}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -377,16 +528,18 @@ proptest! {
     fn whatever_happens_decisions_are_safe_and_pods_are_served(
         gpus in prop::collection::vec(1..3_usize, 1..4),
         floor in any::<bool>(),
+        moves in any::<bool>(),
         steps in prop::collection::vec(step(), 1..80),
     ) {
-        run(Cluster::new(&gpus, floor, false), &steps);
+        run(Cluster::new(&gpus, floor, false, moves), &steps);
     }
 
     #[test]
     fn holds_are_safe_where_counters_are_kept(
         gpus in prop::collection::vec(1..3_usize, 1..3),
+        moves in any::<bool>(),
         steps in prop::collection::vec(step(), 1..80),
     ) {
-        run(Cluster::new(&gpus, false, true), &steps);
+        run(Cluster::new(&gpus, false, true, moves), &steps);
     }
 }

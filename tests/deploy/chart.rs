@@ -268,6 +268,7 @@ fn mistakes() -> Vec<Value> {
         json!({"controller": {"runAsUser": 0}}),
         json!({"controller": {"enable": true}}),
         json!({"controller": {"demand": {"holdAfter": "5m"}}}),
+        json!({"controller": {"consolidation": {"evictionsPerHour": 0}}}),
         json!({"updateStrategy": {"type": "Recreate"}}),
         // The API server refuses both, and neither.
         json!({"updateStrategy": {"rollingUpdate": {"maxUnavailable": 1}}}),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::chart::objects;
+use super::chart::{objects, refusal};
 use super::rights::{Used, asked, granted};
 use crate::common::{ControlPlane, Lab, eventually, repository};
 
@@ -178,6 +178,161 @@ async fn with_demand_a_node_is_asked_for_what_a_pod_waits_for_and_the_rights_are
     assert_eq!(used(&server, before), granted);
 }
 
+/// A node with counters, as a driver has left it, on which one pod keeps a claim for a whole GPU waiting: it has a 1g of the first
+/// GPU, a pod without the label has a 4g of the second one. Answers the name of the node.
+async fn create_fragmented(server: &ApiServer, lab: &mut Lab) {
+    let crd = manifest::load(&repository().join("deploy/manifests/crd.yaml")).unwrap().remove(0);
+    server.create(crd).unwrap();
+    lab.start();
+    eventually("the status is there", async || {
+        let object = server.get(&kinds::MIG_NODE, "", &lab.node_name).ok()?;
+        (object["status"]["mode"] == "partitionable").then_some(())
+    })
+    .await;
+    lab.stop().await;
+    server.create(namespace()).unwrap();
+    let of = |profile: &str| format!(r#"device.attributes["mig.dra-driver.dev"].profile == "{profile}""#);
+    create_waiting_pod_for(server, "mig-1g.10gb", &of("1g.10gb"));
+    create_waiting_pod_for(server, "mig-7g.80gb", &of("7g.80gb"));
+    let mut status = server.get(&kinds::MIG_NODE, "", &lab.node_name).unwrap()["status"].clone();
+    let uid = |kind, name: &str| server.get(kind, "default", name).unwrap()["metadata"]["uid"].clone();
+    let claim = json!({"namespace": "default", "name": "mig-1g.10gb", "uid": uid(&kinds::RESOURCE_CLAIM, "mig-1g.10gb")});
+    let published = |gpu: usize, profile: &str, start: u64| {
+        let all = status["gpus"][gpu]["published"].as_array().unwrap();
+        all.iter().find(|it| it["profile"] == profile && it["start"] == start).unwrap().clone()
+    };
+    let (mut small, large, free) =
+        (published(0, "1g.10gb", 0), published(1, "4g.40gb", 0), published(1, "1g.10gb", 6));
+    let device = small["device"].clone();
+    small["claim"] = claim;
+    for (gpu, held, offered) in [(0, small, json!([])), (1, large, json!([free]))] {
+        status["gpus"][gpu]["held"] = json!([held]);
+        status["gpus"][gpu]["published"] = offered;
+    }
+    server.patch(&kinds::MIG_NODE, "", &lab.node_name, Part::Status, json!({"status": status})).unwrap();
+    // The pod runs since long ago, and a controller replaces it.
+    let pool = format!("{}/mig.dra-driver.dev", lab.node_name);
+    let result = json!({"request": "gpu", "driver": "mig.dra-driver.dev", "pool": pool, "device": device});
+    let user = json!({"resource": "pods", "name": "mig-1g.10gb", "uid": uid(&kinds::POD, "mig-1g.10gb")});
+    let allocated =
+        json!({"status": {"allocation": {"devices": {"results": [result]}}, "reservedFor": [user]}});
+    server.patch(&kinds::RESOURCE_CLAIM, "default", "mig-1g.10gb", Part::Status, allocated).unwrap();
+    let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "set", "controller": true,
+        "uid": "00000000-0000-4000-8000-000000000001"});
+    let labels = json!({"mig.dra-driver.dev/movable": "true"});
+    let change = json!({"metadata": {"labels": labels, "ownerReferences": [owner]}, "spec": {"nodeName": lab.node_name}});
+    server.patch(&kinds::POD, "default", "mig-1g.10gb", Part::Main, change).unwrap();
+    let runs = json!({"status": {"phase": "Running", "startTime": "2026-01-01T00:00:00Z", "conditions": []}});
+    server.patch(&kinds::POD, "default", "mig-1g.10gb", Part::Status, runs).unwrap();
+}
+
+/// The driver has seen the spec.
+fn see_spec(server: &ApiServer, node: &str) {
+    let generation = server.get(&kinds::MIG_NODE, "", node).unwrap()["metadata"]["generation"].clone();
+    let seen = json!({"status": {"observedGeneration": generation}});
+    server.patch(&kinds::MIG_NODE, "", node, Part::Status, seen).unwrap();
+}
+
+const CONSOLIDATE: [&str; 5] =
+    ["--demand", "--default-auto", "--hold-after=1", "--consolidate", "--evictions-per-hour=3600"];
+
+/// Requests for evictions, the queries of those that were made.
+fn evictions(server: &ApiServer, before: usize) -> Vec<String> {
+    let all = server.requests().split_off(before);
+    all.into_iter().filter(|it| it.path.ends_with("/eviction")).map(|it| it.query).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_consolidation_a_pod_is_evicted_once_the_driver_has_seen_the_hold_and_the_rights_are_those_that_are_used()
+ {
+    let plane = ControlPlane::simulated(true).await;
+    let ControlPlane::Simulated(server) = &plane else { unreachable!() };
+    let server = Arc::clone(server);
+    let mut lab = Lab::new(plane, "2xH100-80GB").await;
+    create_fragmented(&server, &mut lab).await;
+    let before = server.requests().len();
+    let (stop, running) = start(&server, &CONSOLIDATE).await;
+    let hold = eventually("a GPU is held back", async || {
+        let object = server.get(&kinds::MIG_NODE, "", &lab.node_name).ok()?;
+        object["spec"]["holds"].get(0).cloned()
+    })
+    .await;
+    assert_eq!((&hold["profile"], &hold["claim"]["name"]), (&json!("7g.80gb"), &json!("mig-7g.80gb")));
+    assert_eq!(evictions(&server, before), Vec::<String>::new(), "the driver has not seen the hold");
+    see_spec(&server, &lab.node_name);
+    eventually("the pod is evicted", async || {
+        let pod = server.get(&kinds::POD, "default", "mig-1g.10gb").ok()?;
+        (!pod["metadata"]["deletionTimestamp"].is_null()).then_some(())
+    })
+    .await;
+    let notes = eventually("both pods have an event", async || {
+        let all = server.list(&kinds::NEW_EVENT);
+        let about = |name: &str| {
+            let is = |it: &&Arc<Value>| it["reason"] == "MigConsolidation" && it["regarding"]["name"] == name;
+            Some(all.iter().find(is)?["note"].as_str()?.to_owned())
+        };
+        Some((about("mig-1g.10gb")?, about("mig-7g.80gb")?))
+    })
+    .await;
+    assert!(notes.0.starts_with("Evicted because pod mig-7g.80gb has waited"), "{notes:?}");
+    assert!(notes.1.starts_with("1 of 1 pods evicted from GPU gpu-0000-1a-00"), "{notes:?}");
+    // A trial, and the eviction.
+    let queries = evictions(&server, before);
+    assert_eq!(queries.iter().map(|it| it.contains("dryRun=All")).collect::<Vec<_>>(), [true, false]);
+    let change = json!({"controller": {"enabled": true, "demand": {"enabled": true, "holdAfter": 1},
+        "consolidation": {"enabled": true}}});
+    if let Some(all) = objects(&change) {
+        let is_role = |it: &Value| it["metadata"]["name"] == "mig-controller" && !it["rules"].is_null();
+        let granted = granted(&all.into_iter().filter(is_role).collect::<Vec<_>>());
+        eventually("each right is used", async || granted.is_subset(&used(&server, before)).then_some(()))
+            .await;
+        assert_eq!(used(&server, before), granted);
+    }
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_a_budget_keeps_is_not_evicted_and_its_hold_stays() {
+    let plane = ControlPlane::simulated(true).await;
+    let ControlPlane::Simulated(server) = &plane else { unreachable!() };
+    let server = Arc::clone(server);
+    let mut lab = Lab::new(plane, "2xH100-80GB").await;
+    create_fragmented(&server, &mut lab).await;
+    let budget = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+        "metadata": {"name": "b", "namespace": "default"},
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": {"mig.dra-driver.dev/movable": "true"}}}});
+    server.create(budget).unwrap();
+    let status = json!({"status": {"observedGeneration": 1, "disruptionsAllowed": 0, "desiredHealthy": 1,
+        "currentHealthy": 1, "expectedPods": 1}});
+    server.patch(&kinds::POD_DISRUPTION_BUDGET, "default", "b", Part::Status, status).unwrap();
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    server.patch(&kinds::POD, "default", "mig-1g.10gb", Part::Status, ready).unwrap();
+    let before = server.requests().len();
+    let (stop, running) = start(&server, &CONSOLIDATE).await;
+    let held = || {
+        let object = server.get(&kinds::MIG_NODE, "", &lab.node_name).ok()?;
+        object["spec"]["holds"].get(0).cloned()
+    };
+    let hold = eventually("a GPU is held back", async || held()).await;
+    see_spec(&server, &lab.node_name);
+    eventually("it is asked for", async || (!evictions(&server, before).is_empty()).then_some(())).await;
+    // Another change wakes the controller; the pod is left alone for a minute.
+    let events = server.list(&kinds::NEW_EVENT).len();
+    create_waiting_pod_for(&server, "mig-none", "false");
+    eventually("it has seen the other pod", async || {
+        (events < server.list(&kinds::NEW_EVENT).len()).then_some(())
+    })
+    .await;
+    let queries = evictions(&server, before);
+    assert!(queries.len() == 1 && queries[0].contains("dryRun=All"), "{queries:?}");
+    let pod = server.get(&kinds::POD, "default", "mig-1g.10gb").unwrap();
+    assert!(pod["metadata"]["deletionTimestamp"].is_null());
+    assert_eq!(held(), Some(hold));
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
 #[test]
 fn what_the_deployment_sets_is_what_the_controller_reads() {
     let command = Args::command();
@@ -221,6 +376,32 @@ fn the_driver_and_the_controller_select_their_own_pods() {
             _ => continue,
         };
         assert_eq!(selector["matchLabels"], json!({"app.kubernetes.io/name": name}), "{object}");
+    }
+}
+
+#[test]
+fn the_right_to_evict_comes_only_with_consolidation_which_needs_holds() {
+    let evicts = |change: Value| -> Option<(bool, bool)> {
+        let all = objects(&change)?;
+        let is_role = |it: &&Value| it["metadata"]["name"] == "mig-controller" && !it["rules"].is_null();
+        let roles: Vec<Value> = all.iter().filter(is_role).cloned().collect();
+        let environment =
+            all.iter().find(|it| it["kind"] == "Deployment" && it["metadata"]["name"] == "mig-controller");
+        let environment =
+            environment.unwrap()["spec"]["template"]["spec"]["containers"][0]["env"].to_string();
+        Some((granted(&roles).iter().any(|it| it.2 == "pods/eviction"), environment.contains("CONSOLIDATE")))
+    };
+    let with = |demand: Value, is_enabled: bool| json!({"controller": {"enabled": true, "demand": demand, "consolidation": {"enabled": is_enabled}}});
+    let demand = || json!({"enabled": true, "holdAfter": 300});
+    let Some(found) = evicts(with(demand(), true)) else { return };
+    assert_eq!(found, (true, true));
+    assert_eq!(evicts(with(demand(), false)), Some((false, false)));
+    for missing in [json!({"enabled": false, "holdAfter": 300}), json!({"enabled": true, "holdAfter": 0})] {
+        let refused = refusal(&with(missing, true)).unwrap();
+        assert!(
+            refused.contains("set controller.demand.enabled to true and controller.demand.holdAfter"),
+            "{refused}"
+        );
     }
 }
 

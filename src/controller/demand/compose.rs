@@ -28,7 +28,8 @@ pub(super) fn outcome(round: &Round<'_>, holds: Vec<Vec<Hold>>, mut memory: Memo
     let wake = wake(round, &writes, &holds, &memory);
     let prospects =
         round.pods.iter().filter_map(|pod| Some((pod.of.uid.clone(), prospect(round, pod, &holds)?)));
-    Outcome { decisions: Decisions { writes, pods: prospects.collect() }, memory, wake }
+    let decisions = Decisions { writes, eviction: None, pods: prospects.collect() };
+    Outcome { decisions, memory, wake }
 }
 
 /// What is to be written of one node, if anything.

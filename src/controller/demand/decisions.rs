@@ -12,8 +12,49 @@ use super::world::{Demand, Hold};
 pub struct Decisions {
     /// Objects to write.
     pub writes: Vec<Write>,
+    /// Pods to evict, after the objects are written.
+    pub eviction: Option<Eviction>,
     /// What becomes of each pod that needs devices of the driver, by UID.
     pub pods: BTreeMap<String, Prospect>,
+}
+
+/// Pods to evict, all of them or none, so that a claim is served on the GPU that is held back for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Eviction {
+    /// The node.
+    pub node: String,
+    /// The GPU.
+    pub gpu: String,
+    /// The profile that the claim gets there.
+    pub profile: String,
+    /// When the hold ends.
+    pub until: Timestamp,
+    /// The pod that waits.
+    pub waiting: PodKey,
+    /// Since when it is unschedulable.
+    pub since: Timestamp,
+    /// The pods.
+    pub pods: Vec<Evicted>,
+}
+
+/// A pod to evict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evicted {
+    /// The pod.
+    pub pod: PodKey,
+    /// The node that has a place for its replacement.
+    pub place: String,
+}
+
+/// A pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodKey {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
 }
 
 /// The controller's part of the spec of one `MigNode`.

@@ -191,6 +191,13 @@ impl<'w> GpuLedger<'w> {
         self.reserved.push(Reserved { claim: uid.to_owned(), devices });
     }
 
+    /// Nothing of it is left.
+    pub(super) fn close(&mut self) {
+        (self.room.open, self.room.published, self.room.coming) = (0, 0, 0);
+        // Nor does what was given make room.
+        self.before = None;
+    }
+
     pub(super) fn is_reserved(&self) -> bool {
         !self.reserved.is_empty()
     }
@@ -263,7 +270,7 @@ impl<'w> GpuLedger<'w> {
 }
 
 /// One node.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct NodeLedger<'w> {
     pub(super) state: &'w NodeState,
     /// Whether the state is what was written, and not yet what the world shows.

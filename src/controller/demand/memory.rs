@@ -6,6 +6,7 @@ use std::time::Duration;
 use dra_allocator::cel_env::Programs;
 use k8s_openapi::jiff::Timestamp;
 
+use super::evictions::Consolidation;
 use super::world::{Demand, Hold, NodeState, Options, Profiles, Progress, World, after};
 
 /// What is remembered between decisions. An empty one is safe, only slower.
@@ -15,6 +16,7 @@ pub struct Memory {
     /// Since when a pod has been offered a device, by UID.
     pub(super) offered: BTreeMap<String, Timestamp>,
     pub(super) compiled: Compiled,
+    pub(super) consolidation: Consolidation,
 }
 
 /// Expressions that are compiled already. Forgotten from time to time, so that they do not become more and more.
@@ -118,6 +120,11 @@ impl Memory {
             }
             None => drop(self.nodes.remove(node)),
         }
+    }
+
+    /// To be called where a pod was not evicted: it is left alone until then. One of which that is not certain counts as if it was.
+    pub fn not_evicted(&mut self, pod: &str, until: Timestamp, is_certain: bool) {
+        self.consolidation.not_evicted(pod, until, is_certain);
     }
 
     /// The node as it will be once the world shows what was written; `None` where it does.

@@ -12,7 +12,9 @@
 //!    floor needs and what pods of step 1 count on stays. Devices that pods count on in thought make room for each other: a pod waits
 //!    only if the GPU has no room for it beside the others, wherever they lie;
 //! 3. those that have waited for long get a GPU held back: free devices that stand in the way are not offered until the claim has
-//!    its device, or the hold ends.
+//!    its device, or the hold ends;
+//! 4. where pods that may be moved stand in the way on such a GPU, and each of them finds another place, they are evicted
+//!    ([`consolidate`], off by default).
 //!
 //! Which devices serve a claim is what the allocator says ([`dra_allocator`]), of all possible devices of a GPU and not only of
 //! those that are published. Equal GPUs and equal pods are asked about once.
@@ -22,9 +24,11 @@
 //! latest.
 
 mod compose;
+mod consolidate;
 mod convert;
 mod decisions;
 mod eligible;
+mod evictions;
 mod given;
 pub mod kind;
 mod ledger;
@@ -37,11 +41,12 @@ pub mod world;
 
 use k8s_openapi::jiff::Timestamp;
 
-pub use decisions::{Decisions, Outcome, Prospect, Reason, Write};
+pub use decisions::{Decisions, Evicted, Eviction, Outcome, PodKey, Prospect, Reason, Write};
 pub use kind::{Kind, Kinds, Possible};
 pub use memory::Memory;
 pub use world::{
-    ClaimKey, Demand, GpuState, Hold, NodeState, Options, PendingPod, Placed, Profiles, Progress, World,
+    ClaimKey, Demand, GpuState, Hold, MovablePod, NodeState, Options, PendingPod, Placed, Profiles, Progress,
+    World,
 };
 
 /// Decides what nodes should publish and which GPUs are held back.
@@ -52,7 +57,13 @@ pub fn decide(world: &World, options: &Options, memory: &Memory, now: Timestamp)
     let written: Vec<Option<NodeState>> = world.nodes.iter().map(|it| memory.as_written(it)).collect();
     let mut round = round::Round::new(world, &written, options, &memory, now);
     round.serve();
-    let holds = turns::holds(&mut round);
+    consolidate::read(&round, &mut memory);
+    let mut movers = consolidate::Movers::new(&round, &memory);
+    let holds = turns::holds(&mut round, &mut movers);
+    let eviction = consolidate::eviction(&mut round, &mut movers, &mut memory);
     memory.compiled.used += round.kinds_of_pods();
-    compose::outcome(&round, holds, memory)
+    let mut outcome = compose::outcome(&round, holds, memory);
+    outcome.wake = outcome.wake.into_iter().chain(consolidate::wake(&round)).min();
+    outcome.decisions.eviction = eviction;
+    outcome
 }

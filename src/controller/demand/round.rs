@@ -129,13 +129,18 @@ impl<'w> Round<'w> {
         order.sort_by_key(|it| (Reverse(it.priority), it.created, &it.uid));
         for pod in order {
             let Some(claim) = pod.claims.iter().find(|it| is_waiting(it)) else { continue };
-            let shape = round.shapes.of(pod);
-            let asks = shape.and_then(|it| Some((it, round.eligibility.group(pod, &world.nodes)?)));
+            let asks = round.asks(pod);
             let is_elsewhere = memory.is_elsewhere(&pod.uid, options, now);
             let claim = ClaimKey::of(claim);
             round.pods.push(Pod { of: pod, claim, asks, served: None, is_elsewhere });
         }
         round
+    }
+
+    /// What a pod asks for, and where it can be placed.
+    pub(super) fn asks(&mut self, pod: &'w PendingPod) -> Option<(Rc<Shape>, usize)> {
+        let shape = self.shapes.of(pod)?;
+        Some((shape, self.eligibility.group(pod, &self.world.nodes)?))
     }
 
     /// How many kinds of pods it looked at.
@@ -193,7 +198,7 @@ impl<'w> Round<'w> {
         Some(node)
     }
 
-    fn is_possible(&self, node: usize, group: usize, source: Source) -> bool {
+    pub(super) fn is_possible(&self, node: usize, group: usize, source: Source) -> bool {
         let may = source != Source::Change || self.nodes[node].may_change;
         may && self.eligibility.takes(group, node)
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::consolidate::{Candidate, Movers};
 use super::round::Round;
 use super::shape::Need;
 use super::world::{Hold, NodeState, Options, after};
@@ -18,7 +19,7 @@ struct Used<'w> {
 
 /// The holds that each node should have, by position. A hold that is over stays for `hold_after`, so that its claim waits that long
 /// for the next one, whichever replica decides then. Those of others stay as they are.
-pub(super) fn holds(round: &mut Round<'_>) -> Vec<Vec<Hold>> {
+pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<Vec<Hold>> {
     let Some(hold_after) = round.options.hold_after else {
         // What was held back before this was turned off ends by itself.
         return round.nodes.iter().map(|it| it.state.holds.clone()).collect();
@@ -70,7 +71,10 @@ pub(super) fn holds(round: &mut Round<'_>) -> Vec<Vec<Hold>> {
             continue;
         }
         let Need::One(_) = &shape.need else { continue };
-        let Some(place) = best(round, &shape.need, group, &used, &limits) else {
+        let candidates = candidates(round, &shape.need, group, &used, &limits);
+        let of = round.pods[index].of;
+        let chosen = movers.choose(round, of, &candidates);
+        let Some(place) = chosen.or_else(|| candidates.into_iter().min()) else {
             failed.insert(key);
             continue;
         };
@@ -131,18 +135,16 @@ fn pool<'w>(node: &'w NodeState, options: &Options) -> &'w str {
     labels.and_then(|it| it.get(&options.pool_label)).map_or("", String::as_str)
 }
 
-/// Where a hold is.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    node: usize,
-    gpu: usize,
-    device: usize,
-}
-
-/// Where a claim is likely to be served first: the fewest claims stand in the way, then the least memory.
-fn best(round: &Round<'_>, need: &Need, group: usize, used: &Used<'_>, limits: &Limits<'_>) -> Option<Place> {
-    let Need::One(choices) = need else { return None };
-    let mut best = None;
+/// All places that can be held back for a claim.
+fn candidates(
+    round: &Round<'_>,
+    need: &Need,
+    group: usize,
+    used: &Used<'_>,
+    limits: &Limits<'_>,
+) -> Vec<Candidate> {
+    let mut all = Vec::new();
+    let Need::One(choices) = need else { return all };
     for (node, ledger) in round.nodes.iter().enumerate().filter(|it| !it.1.is_unseen) {
         let state = ledger.state;
         let pool = pool(state, round.options);
@@ -151,22 +153,20 @@ fn best(round: &Round<'_>, need: &Need, group: usize, used: &Used<'_>, limits: &
         if is_full || !acts || !round.eligibility.takes(group, node) {
             continue;
         }
-        for (position, gpu) in ledger.gpus.iter().enumerate().filter(|(_, it)| !it.is_reserved()) {
-            for choice in choices.get(&std::ptr::from_ref(gpu.kind)).into_iter().flatten() {
+        for (gpu, of) in ledger.gpus.iter().enumerate().filter(|(_, it)| !it.is_reserved()) {
+            for choice in choices.get(&std::ptr::from_ref(of.kind)).into_iter().flatten() {
                 let device = usize::from(choice.device);
-                let size = gpu.kind.devices[device].size;
-                let is_large = round.options.hold_from * f64::from(gpu.kind.largest) <= f64::from(size);
-                if !is_large || size <= gpu.kind.smallest {
+                let size = of.kind.devices[device].size;
+                let is_large = round.options.hold_from * f64::from(of.kind.largest) <= f64::from(size);
+                if !is_large || size <= of.kind.smallest {
                     continue;
                 }
-                let Some(held) = gpu.in_the_way(device) else { continue };
-                let memory: u32 = super::kind::members(held).map(|it| gpu.kind.devices[it].size).sum();
-                let key = (choice.alternative, held.count_ones(), memory, size, node, position, device);
-                if best.is_none_or(|it| key < it) {
-                    best = Some(key);
-                }
+                let Some(held) = of.in_the_way(device) else { continue };
+                let memory = super::kind::members(held).map(|it| of.kind.devices[it].size).sum();
+                let (alternative, claims) = (choice.alternative, held.count_ones());
+                all.push(Candidate { alternative, claims, memory, size, node, gpu, device });
             }
         }
     }
-    best.map(|(.., node, gpu, device)| Place { node, gpu, device })
+    all
 }

@@ -1,6 +1,6 @@
 //! What a decision is made from, in a form that a thousand nodes fit into.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ pub struct World {
     pub nodes: Vec<NodeState>,
     /// Pods without a node that have claims.
     pub pods: Vec<PendingPod>,
+    /// Pods with devices that may be evicted, because their owners have agreed; none where consolidation is off.
+    pub movable: Vec<MovablePod>,
     /// All device classes.
     pub classes: Vec<DeviceClass>,
 }
@@ -144,6 +146,27 @@ pub struct PendingPod {
     pub claims: Vec<Arc<ResourceClaim>>,
 }
 
+/// A pod with devices that may be evicted: it has the label, and a controller that replaces it.
+#[derive(Debug, Clone)]
+pub struct MovablePod {
+    /// Its replacement: the pod as if its claims had no devices.
+    pub pod: PendingPod,
+    /// The node that it is on.
+    pub node: String,
+    /// Its devices: GPU and place.
+    pub devices: Vec<(String, Placed)>,
+    /// UIDs of the pods that use its claims, its own included.
+    pub users: BTreeSet<String>,
+    /// Since when it runs; `None` where it does not run yet.
+    pub started: Option<Timestamp>,
+    /// How long it may take to end.
+    pub grace: Duration,
+    /// Whether it is being deleted.
+    pub is_leaving: bool,
+    /// Whether only its own node is known to take it, as volumes, ports or other pods decide where it can be placed.
+    pub stays_on_node: bool,
+}
+
 /// How decisions are made.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -171,6 +194,14 @@ pub struct Options {
     pub hold_pool: f64,
     /// The label whose values are the pools of nodes; nodes without it are one pool.
     pub pool_label: String,
+    /// Pods that are evicted in an hour at most, so that claims with a GPU held back are served; `None` turns consolidation off.
+    pub evictions_per_hour: Option<u32>,
+    /// Evictions in an hour for the pods of one namespace, in parts of all; one at least.
+    pub evictions_namespace: f64,
+    /// A pod is evicted only once it has run for so long, so that what was moved stays for a while.
+    pub move_after: Duration,
+    /// After evictions that did not serve the claim, none for so long.
+    pub evictions_pause: Duration,
 }
 
 impl Default for Options {
@@ -189,6 +220,10 @@ impl Default for Options {
             hold_namespace: 0.25,
             hold_pool: 0.25,
             pool_label: "node.kubernetes.io/instance-type".to_owned(),
+            evictions_per_hour: None,
+            evictions_namespace: 0.5,
+            move_after: seconds(600),
+            evictions_pause: seconds(600),
         }
     }
 }

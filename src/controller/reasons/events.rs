@@ -19,6 +19,20 @@ use mig_telemetry::with_causes;
 /// Reason of the events.
 pub const REASON: &str = "MigDevicesUnavailable";
 
+/// Reason of the events about evictions.
+pub const EVICTION: &str = "MigConsolidation";
+
+/// The pod that an event is about.
+#[derive(Debug, Clone, Copy)]
+pub struct Regarding<'a> {
+    /// Namespace.
+    pub namespace: &'a str,
+    /// Name.
+    pub name: &'a str,
+    /// UID.
+    pub uid: &'a str,
+}
+
 /// Who reports.
 const CONTROLLER: &str = "mig.dra-driver.dev/mig-controller";
 
@@ -122,8 +136,20 @@ impl Events {
         last: Option<Timestamp>,
         now: Timestamp,
     ) -> Written {
-        let api = self.api.clone().constrain(pod.namespace());
-        let event = self.event(pod, note, last, now);
+        let occasion = format!("{} {}", pod.uid(), last.map_or(0, Timestamp::as_microsecond));
+        let regarding = Regarding { namespace: pod.namespace(), name: pod.name(), uid: pod.uid() };
+        self.create(self.event(&regarding, REASON, "Warning", "Scheduling", note, &occasion, now)).await
+    }
+
+    /// Writes an event of a pod that is evicted, or that others are evicted for.
+    pub async fn write_eviction(&self, pod: &Regarding<'_>, note: &str, now: Timestamp) -> Written {
+        let occasion = format!("{} {} {note}", pod.uid, now.as_microsecond());
+        self.create(self.event(pod, EVICTION, "Normal", "Evicting", note, &occasion, now)).await
+    }
+
+    async fn create(&self, event: Event) -> Written {
+        let namespace = event.metadata.namespace.as_deref().unwrap_or_default();
+        let api = self.api.clone().constrain(namespace);
         match timeout(CALL_TIMEOUT, api.create(&PostParams::default(), &event)).await {
             Ok(Ok(_)) => Written::Done,
             // An earlier attempt was stored although its answer was lost.
@@ -138,17 +164,26 @@ impl Events {
         }
     }
 
-    fn event(&self, pod: &Waiting<'_>, note: &str, last: Option<Timestamp>, now: Timestamp) -> Event {
+    #[expect(clippy::too_many_arguments, reason = "each is a field of the event")]
+    fn event(
+        &self,
+        pod: &Regarding<'_>,
+        reason: &str,
+        type_: &str,
+        action: &str,
+        note: &str,
+        occasion: &str,
+        now: Timestamp,
+    ) -> Event {
         /// Room for a dot and the hash within the 253 bytes of a name.
         const LONGEST_NAME: usize = 230;
-        let occasion = format!("{} {}", pod.uid(), last.map_or(0, Timestamp::as_microsecond));
         let own = |text: &str| Some(text.to_owned());
-        let name: String = pod.name().chars().take(LONGEST_NAME).collect();
+        let name: String = pod.name.chars().take(LONGEST_NAME).collect();
         Event {
-            action: own("Scheduling"),
+            action: own(action),
             event_time: Some(MicroTime(now)),
             metadata: ObjectMeta {
-                namespace: own(pod.namespace()),
+                namespace: own(pod.namespace),
                 name: Some(format!(
                     "{}.{:016x}",
                     name.trim_end_matches(['.', '-']),
@@ -157,18 +192,18 @@ impl Events {
                 ..ObjectMeta::default()
             },
             note: own(note),
-            reason: own(REASON),
+            reason: own(reason),
             regarding: Some(ObjectReference {
                 api_version: own("v1"),
                 kind: own("Pod"),
-                namespace: own(pod.namespace()),
-                name: own(pod.name()),
-                uid: own(pod.uid()),
+                namespace: own(pod.namespace),
+                name: own(pod.name),
+                uid: own(pod.uid),
                 ..ObjectReference::default()
             }),
             reporting_controller: own(CONTROLLER),
             reporting_instance: own(&self.instance),
-            type_: own("Warning"),
+            type_: own(type_),
             ..Event::default()
         }
     }

@@ -14,7 +14,7 @@ mod note;
 mod reporter;
 mod waiting;
 
-pub use events::{Events, REASON, Seen, Written};
+pub use events::{EVICTION, Events, REASON, Regarding, Seen, Written};
 pub use memory::{Limits, Memory, Remembered};
 pub use note::Finding;
 pub use reporter::{Reporter, Round};

@@ -11,7 +11,7 @@ use mig_model::mig_node::MigNode;
 use mig_telemetry::label_values;
 
 label_values! {
-    /// Kinds that are watched, as RBAC names them.
+    /// Kinds that are watched, as RBAC names them; pods in two parts.
     Kind {
         /// Pods.
         Pods = "pods",
@@ -29,6 +29,8 @@ label_values! {
         Quotas = "resourcequotas",
         /// MigNodes.
         MigNodes = "mignodes",
+        /// Pods with a node that may be evicted.
+        MovablePods = "pods (movable)",
     }
 }
 
@@ -54,6 +56,10 @@ pub enum Change {
     MigNodes(Event<MigNode>),
     /// The definition of MigNodes is not installed, or they are not asked for.
     NoMigNodes,
+    /// Of pods with a node that may be evicted.
+    MovablePods(Event<Pod>),
+    /// They are not asked for.
+    NoMovablePods,
 }
 
 impl Change {
@@ -69,6 +75,7 @@ impl Change {
             Self::Slices(_) => Kind::Slices,
             Self::Quotas(_) => Kind::Quotas,
             Self::MigNodes(_) | Self::NoMigNodes => Kind::MigNodes,
+            Self::MovablePods(_) | Self::NoMovablePods => Kind::MovablePods,
         }
     }
 }

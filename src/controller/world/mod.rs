@@ -28,6 +28,7 @@ pub use trim::{asks_for_devices, unschedulable};
 pub struct World {
     snapshot: Snapshot,
     mig_nodes: Vec<MigNode>,
+    movable: Vec<Pod>,
     listings: [Listing; Kind::ALL.len()],
 }
 
@@ -42,6 +43,12 @@ impl World {
     #[must_use]
     pub fn mig_nodes(&self) -> &[MigNode] {
         &self.mig_nodes
+    }
+
+    /// The pods with a node that may be evicted, sorted by namespace and name; none where they are not asked for.
+    #[must_use]
+    pub fn movable_pods(&self) -> &[Pod] {
+        &self.movable
     }
 
     /// The version of the API server is known.
@@ -69,6 +76,7 @@ impl World {
             Kind::Slices => it.slices.len(),
             Kind::Quotas => it.quotas.len(),
             Kind::MigNodes => self.mig_nodes.len(),
+            Kind::MovablePods => self.movable.len(),
         }
     }
 
@@ -86,7 +94,7 @@ impl World {
 
     /// Takes over what a watch has reported. True where that changes something that decisions go by.
     pub fn apply(&mut self, change: Change) -> bool {
-        let World { snapshot, mig_nodes, listings } = self;
+        let World { snapshot, mig_nodes, movable, listings } = self;
         let listing = &mut listings[change.kind() as usize];
         match change {
             Change::Pods(event) => {
@@ -124,6 +132,16 @@ impl World {
                 mig_nodes.clear();
                 listing.complete() || is_changed
             }
+            Change::MovablePods(event) => listing.take(
+                event,
+                movable,
+                |all, it| match trim::movable_pod(it) {
+                    Ok(pod) => put(all, pod),
+                    Err(metadata) => remove(all, &metadata),
+                },
+                remove,
+            ),
+            Change::NoMovablePods => listing.complete(),
             Change::Slices(event) => listing.take(
                 event,
                 &mut snapshot.slices,

@@ -1,8 +1,8 @@
 //! What of an object is kept: what decisions go by. The rest would take memory, and its changes would wake the controller.
 
 use k8s_openapi::api::core::v1::{
-    Container, Node, NodeCondition, NodeSpec, NodeStatus, Pod, PodCondition, PodSpec, PodStatus,
-    ResourceQuota,
+    Container, ContainerPort, Node, NodeCondition, NodeSpec, NodeStatus, Pod, PodCondition, PodSpec,
+    PodStatus, ResourceQuota, Volume,
 };
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimSpec, ResourceClaimTemplate};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -87,6 +87,44 @@ pub(super) fn pod(mut pod: Pod) -> Result<Pod, Box<ObjectMeta>> {
         ..PodStatus::default()
     };
     Ok(Pod { metadata: identity(&mut pod.metadata), spec: Some(spec), status: Some(status) })
+}
+
+/// A pod with a node: what decides where its replacement can be placed, and who replaces it; or the metadata of one that asks for no
+/// device.
+pub(super) fn movable_pod(mut pod: Pod) -> Result<Pod, Box<ObjectMeta>> {
+    let owners = pod.metadata.owner_references.take();
+    let spec = pod.spec.as_mut();
+    let (constraints, volumes, grace) = spec.map_or((None, None, None), |it| {
+        (it.topology_spread_constraints.take(), it.volumes.take(), it.termination_grace_period_seconds)
+    });
+    let containers = pod.spec.iter_mut().flat_map(|it| &mut it.containers);
+    let of_host = |it: Vec<ContainerPort>| {
+        let ports: Vec<_> = it.into_iter().filter(|it| it.host_port.is_some()).collect();
+        (!ports.is_empty()).then_some(ports)
+    };
+    let ports: Vec<_> = containers.map(|it| it.ports.take().and_then(of_host)).collect();
+    let started = pod.status.as_ref().and_then(|it| it.start_time.clone());
+    let mut pod = self::pod(pod)?;
+    pod.metadata.owner_references = owners;
+    if let Some(spec) = &mut pod.spec {
+        let binds = |it: &Volume| it.persistent_volume_claim.is_some() || it.ephemeral.is_some();
+        let bare = |it: Volume| Volume {
+            name: it.name,
+            persistent_volume_claim: it.persistent_volume_claim,
+            ephemeral: it.ephemeral,
+            ..Volume::default()
+        };
+        let volumes: Vec<Volume> = volumes.into_iter().flatten().filter(binds).map(bare).collect();
+        spec.volumes = (!volumes.is_empty()).then_some(volumes);
+        spec.topology_spread_constraints = constraints;
+        spec.termination_grace_period_seconds = grace;
+        spec.containers.iter_mut().zip(ports).for_each(|(it, ports)| it.ports = ports);
+    }
+    if let Some(status) = &mut pod.status {
+        status.start_time = started;
+        status.conditions = None;
+    }
+    Ok(pod)
 }
 
 fn container(it: Container) -> Container {

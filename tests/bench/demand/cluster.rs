@@ -1,10 +1,11 @@
 //! Arrivals through a cluster: nodes that publish, a scheduler that takes the first device that fits, and the controller.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::sync::Arc;
+use std::time::Duration;
 
-use mig_controller::demand::{Memory, Options, PendingPod, World, decide};
+use mig_controller::demand::{Eviction, Memory, MovablePod, Options, PendingPod, Placed, World, decide};
 
 use crate::arrivals::{Arrival, profiles};
 use crate::chance::Chance;
@@ -17,14 +18,34 @@ use crate::pods::{at, classes, for_profile};
 const PER_NODE: usize = 8;
 /// The controller acts so long after something happened.
 const REACTION: f64 = 1.0;
+/// A pod that is evicted takes so long to end. Its replacement is there at once, and runs for what is left.
+const GRACE: f64 = 10.0;
 
 /// What happens at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    End { node: usize, gpu: usize, device: usize },
+    /// The end of a pod, unless it was evicted since: its number, and how often it was.
+    End(usize, usize),
+    /// An evicted pod has ended.
+    Release {
+        pod: usize,
+        node: usize,
+        gpu: usize,
+        device: usize,
+    },
     Arrival(usize),
     Node(usize),
     Controller,
+}
+
+/// Where a pod runs.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    node: usize,
+    gpu: usize,
+    device: usize,
+    since: f64,
+    until: f64,
 }
 
 /// A cluster.
@@ -39,6 +60,15 @@ pub(crate) struct Cluster<'a> {
     queue: Vec<usize>,
     pods: Vec<Option<PendingPod>>,
     starts: Vec<Option<f64>>,
+    /// What runs, by pod; and pods that are evicted and have not ended.
+    running: Vec<Option<Running>>,
+    leaving: Vec<(usize, Running)>,
+    /// How long a pod has to run yet, how often it was evicted, and since when its replacement waits.
+    left: Vec<f64>,
+    moves: Vec<usize>,
+    moved: Vec<Option<f64>>,
+    /// The longest wait of a replacement.
+    longest_move: f64,
     memory: Memory,
     /// When the controller acts next.
     due: Option<u64>,
@@ -73,6 +103,12 @@ impl<'a> Cluster<'a> {
             queue: Vec::new(),
             pods: vec![None; arrivals.len()],
             starts: vec![None; arrivals.len()],
+            running: vec![None; arrivals.len()],
+            leaving: Vec::new(),
+            left: arrivals.iter().map(|it| it.lasts).collect(),
+            moves: vec![0; arrivals.len()],
+            moved: vec![None; arrivals.len()],
+            longest_move: 0.0,
             memory: Memory::default(),
             due: None,
             chance: Chance::new(4711),
@@ -96,10 +132,15 @@ impl<'a> Cluster<'a> {
             }
             match event {
                 Event::Arrival(pod) => self.arrive(pod),
-                Event::End { node, gpu, device } => {
-                    self.nodes[node].release(gpu, device);
-                    self.step(node, now);
-                    self.react(now + order(REACTION));
+                Event::End(pod, moves) => {
+                    let Some(ended) = self.running[pod].take_if(|_| self.moves[pod] == moves) else {
+                        continue;
+                    };
+                    self.release(ended.node, ended.gpu, ended.device, now);
+                }
+                Event::Release { pod, node, gpu, device } => {
+                    self.leaving.retain(|it| it.0 != pod);
+                    self.release(node, gpu, device, now);
                 }
                 Event::Node(node) => self.step(node, now),
                 Event::Controller if self.due == Some(now) => {
@@ -112,6 +153,8 @@ impl<'a> Cluster<'a> {
         }
         let mut outcome = Outcome::of(self.arrivals, &self.starts, &self.sizes);
         outcome.layout_changes = self.nodes.iter().map(|it| it.layout_changes).sum();
+        outcome.evictions = self.moves.iter().sum();
+        outcome.longest_move = self.longest_move / crate::arrivals::RUN;
         outcome.slice_writes = self.nodes.iter().map(|it| it.slice_writes).sum();
         outcome
     }
@@ -122,6 +165,12 @@ impl<'a> Cluster<'a> {
         self.pods[pod] = Some(for_profile(&format!("{pod:06}"), at(arrival.at), self.names[arrival.profile]));
         let patience = self.options.as_ref().map_or(0.0, |it| it.patience.as_secs_f64());
         self.react(order(arrival.at + patience) + 1);
+    }
+
+    fn release(&mut self, node: usize, gpu: usize, device: usize, now: u64) {
+        self.nodes[node].release(gpu, device);
+        self.step(node, now);
+        self.react(now + order(REACTION));
     }
 
     /// Lets the controller act at a time, if it does not before.
@@ -181,9 +230,14 @@ impl<'a> Cluster<'a> {
         if !sim.allocate(gpu, device, at(time(now))) {
             return false;
         }
-        self.starts[pod] = Some(time(now).max(arrival.at));
-        self.pods[pod] = None;
-        self.events.push(Reverse((order(time(now) + arrival.lasts), Event::End { node, gpu, device })));
+        let since = time(now).max(arrival.at);
+        self.starts[pod].get_or_insert(since);
+        if let Some(waits) = self.moved[pod].take() {
+            self.longest_move = self.longest_move.max(since - waits);
+        }
+        let until = since + self.left[pod];
+        self.running[pod] = Some(Running { node, gpu, device, since, until });
+        self.events.push(Reverse((order(until), Event::End(pod, self.moves[pod]))));
         self.step(node, now);
         // The demand is less now.
         self.react(now + order(REACTION));
@@ -201,6 +255,7 @@ impl<'a> Cluster<'a> {
             nodes: self.nodes.iter().map(SimNode::state).collect(),
             pods: self.queue.iter().filter_map(|it| self.pods[*it].clone()).collect(),
             classes: classes(),
+            movable: self.movable(),
         };
         let outcome = decide(&world, options, &self.memory, at(time(now)));
         self.rounds += 1;
@@ -211,9 +266,58 @@ impl<'a> Cluster<'a> {
                 self.step(node, now);
             }
         }
+        if let Some(eviction) = &outcome.decisions.eviction {
+            self.evict(eviction, now);
+        }
         if let Some(wake) = outcome.wake {
             let after = wake.duration_since(at(0.0)).as_secs_f64();
             self.react(order(after).max(now + 1));
+        }
+    }
+
+    /// All pods may be moved, where pods are moved at all.
+    fn movable(&self) -> Vec<MovablePod> {
+        if self.options.as_ref().is_none_or(|it| it.evictions_per_hour.is_none()) {
+            return Vec::new();
+        }
+        let running = self.running.iter().enumerate().filter_map(|(pod, it)| Some((pod, (*it)?, false)));
+        let leaving = self.leaving.iter().map(|(pod, it)| (*pod, *it, true));
+        let of = |(pod, it, is_leaving): (usize, Running, bool)| {
+            let node = &self.nodes[it.node];
+            let device = &node.model.devices[it.device];
+            let placed = Placed { profile: device.profile.clone(), start: device.start, size: device.size };
+            let mut known = self.pods[pod].clone()?;
+            known.uid = format!("{}-{}-{is_leaving}", known.uid, self.moves[pod]);
+            Some(MovablePod {
+                node: node.node.metadata.name.clone()?,
+                devices: vec![(node.model.names[it.gpu].clone(), placed)],
+                users: BTreeSet::from([known.uid.clone()]),
+                started: Some(at(it.since)),
+                grace: Duration::from_secs_f64(GRACE),
+                is_leaving,
+                stays_on_node: false,
+                pod: known,
+            })
+        };
+        running.chain(leaving).filter_map(of).collect()
+    }
+
+    /// Each pod ends after a while; its replacement waits at once.
+    fn evict(&mut self, eviction: &Eviction, now: u64) {
+        for it in &eviction.pods {
+            let Ok(pod) = it.pod.name.parse::<usize>() else { continue };
+            let Some(running) = self.running[pod].take() else { continue };
+            let Running { node, gpu, device, until, .. } = running;
+            self.left[pod] = (until - time(now)).max(0.0);
+            self.moves[pod] += 1;
+            self.moved[pod] = Some(time(now));
+            self.leaving.push((pod, running));
+            self.events.push(Reverse((now + order(GRACE), Event::Release { pod, node, gpu, device })));
+            // As a new pod it is the last in the queue, and unschedulable from now on.
+            if let Some(waits) = &mut self.pods[pod] {
+                (waits.created, waits.unschedulable) = (at(time(now)), Some(at(time(now))));
+            }
+            self.queue.push(pod);
         }
     }
 }

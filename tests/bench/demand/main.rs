@@ -47,6 +47,8 @@ const QUICK: [(usize, usize); 3] = [(1, 400), (8, 800), (64, 2_000)];
 const LARGE: [&str; 3] = ["4g.40gb", "7g.80gb", "full"];
 /// A claim for one of them should not wait longer, in mean run times.
 const LONGEST_WAIT: f64 = 10.0;
+/// Pods that consolidation moves at most, in parts of all.
+const MOVED: f64 = 0.02;
 
 fn main() {
     // `cargo test --all-targets` runs benchmarks, too, without this argument.
@@ -108,6 +110,25 @@ fn turns() -> Options {
     }
 }
 
+/// Turns, and consolidation of at most so many of the pods. All pods may be moved once they have run for a tenth of the mean.
+fn moves(arrivals: &[Arrival]) -> Options {
+    let hours = arrivals.last().map_or(1.0, |it| it.at) / 3600.0;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "the numbers are small and positive"
+    )]
+    let per_hour = (MOVED * arrivals.len() as f64 / hours) as u32;
+    Options {
+        evictions_per_hour: Some(per_hour.max(1)),
+        evictions_namespace: 1.0,
+        move_after: Duration::from_secs_f64(RUN / 10.0),
+        evictions_pause: Duration::from_secs_f64(RUN / 2.0),
+        ..turns()
+    }
+}
+
 fn scenario(pattern: Pattern, gpus: usize, count: usize, load: f64, targets: &mut Vec<String>) {
     let model = Model::new("H100-80GB", 1);
     let names = profiles(&model);
@@ -136,6 +157,8 @@ fn scenario(pattern: Pattern, gpus: usize, count: usize, load: f64, targets: &mu
     table.row("counters (`pack`)", &counters);
     let counters_turns = run(Keeps::Counters, Some(turns()));
     table.row("counters, with turns", &counters_turns);
+    let counters_moves = run(Keeps::Counters, Some(moves(&arrivals)));
+    table.row("counters, with turns and consolidation", &counters_moves);
     let oracle = oracle::repacking(&arrivals, &model, gpus, &sizes);
     table.row("repacking", &oracle);
     table.print();
@@ -148,6 +171,33 @@ fn scenario(pattern: Pattern, gpus: usize, count: usize, load: f64, targets: &mu
         format!(
             "demand-driven serves {:.1} % of what counters serve",
             100.0 * demand.served / counters.served
+        ),
+    );
+    let is_large = |it: usize| LARGE.contains(&names[it].0);
+    let mean = |of: &Outcome| {
+        let waits: Vec<f64> =
+            of.waits.iter().enumerate().filter(|it| is_large(it.0)).flat_map(|it| it.1.clone()).collect();
+        #[expect(clippy::cast_precision_loss, reason = "there are few pods")]
+        let mean = waits.iter().sum::<f64>() / waits.len().max(1) as f64;
+        mean
+    };
+    let closed = |before: f64, after: f64, bound: f64| 100.0 * (after - before) / (bound - before);
+    let served = closed(counters_turns.served, counters_moves.served, oracle.served);
+    let waited = closed(mean(&counters_turns), mean(&counters_moves), mean(&oracle));
+    #[expect(clippy::cast_precision_loss, reason = "there are few pods")]
+    let part = 100.0 * counters_moves.evictions as f64 / arrivals.len() as f64;
+    judge(
+        50.0 <= waited && part <= 100.0 * MOVED,
+        format!(
+            "consolidation of {part:.1} % of the pods closes {waited:.0} % of what is left to repacking of the mean wait of large claims \
+             ({:.2}, {:.2}, {:.2}) and {served:.0} % of the memory served ({:.1}, {:.1}, {:.1}); a moved pod waits {:.2} at most",
+            mean(&counters_turns),
+            mean(&counters_moves),
+            mean(&oracle),
+            100.0 * counters_turns.served,
+            100.0 * counters_moves.served,
+            100.0 * oracle.served,
+            counters_moves.longest_move
         ),
     );
     if load == 0.8 {

@@ -14,6 +14,9 @@ pub(crate) struct Outcome {
     pub(crate) waits: Vec<Vec<f64>>,
     pub(crate) layout_changes: usize,
     pub(crate) slice_writes: usize,
+    /// Pods that were evicted, and the longest wait of a replacement in mean run times.
+    pub(crate) evictions: usize,
+    pub(crate) longest_move: f64,
 }
 
 impl Outcome {

@@ -84,6 +84,12 @@ fn resource_list(served: &[KindRef], group: &str, version: &str) -> Option<Value
                 entry["group"] = "autoscaling".into();
                 entry["version"] = "v1".into();
             }
+            if *subresource == "eviction" {
+                entry["kind"] = "Eviction".into();
+                entry["group"] = "policy".into();
+                entry["version"] = "v1".into();
+                entry["verbs"] = json!(["create"]);
+            }
             resources.push(entry);
         }
     }

@@ -18,6 +18,8 @@ pub struct ApiError {
     pub causes: Vec<FieldError>,
     /// The object it is about.
     pub object: Option<Box<ObjectDetails>>,
+    /// Seconds after which the request may succeed.
+    pub retry_after_seconds: Option<u32>,
     /// Path of the first field at fault, where the body could not be read. Not part of the answer.
     pub field: Option<String>,
 }
@@ -106,7 +108,15 @@ impl FieldError {
 
 impl ApiError {
     fn new(code: u16, reason: &'static str, message: String) -> Self {
-        Self { code, reason, message, causes: Vec::new(), object: None, field: None }
+        Self {
+            code,
+            reason,
+            message,
+            causes: Vec::new(),
+            object: None,
+            retry_after_seconds: None,
+            field: None,
+        }
     }
 
     /// The same, with the field at fault.
@@ -205,6 +215,24 @@ impl ApiError {
         Self::new(422, "Invalid", message)
     }
 
+    /// 429: a PodDisruptionBudget keeps a pod.
+    #[must_use]
+    pub fn budget(why: &str, retry_after_seconds: Option<u32>) -> Self {
+        let cause = FieldError { field: String::new(), reason: "DisruptionBudget", message: why.to_owned() };
+        let message = "Cannot evict pod as it would violate the pod's disruption budget.";
+        Self {
+            causes: vec![cause],
+            retry_after_seconds,
+            ..Self::new(429, "TooManyRequests", message.to_owned())
+        }
+    }
+
+    /// 500: the server itself is at fault.
+    #[must_use]
+    pub fn internal(why: &str) -> Self {
+        Self::new(500, "InternalError", format!("Internal error occurred: {why}"))
+    }
+
     /// Any other code, for injected faults.
     #[must_use]
     pub fn injected(code: u16) -> Self {
@@ -228,7 +256,10 @@ impl ApiError {
         let causes: Vec<Value> = self
             .causes
             .iter()
-            .map(|c| json!({"reason": c.reason, "message": c.message, "field": c.field}))
+            .map(|c| match c.field.as_str() {
+                "" => json!({"reason": c.reason, "message": c.message}),
+                field => json!({"reason": c.reason, "message": c.message, "field": field}),
+            })
             .collect();
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
@@ -236,6 +267,9 @@ impl ApiError {
         });
         if let Some(object) = &self.object {
             status["details"] = json!({"name": object.name, "group": object.group, "kind": object.plural});
+        }
+        if let Some(seconds) = self.retry_after_seconds {
+            status["details"]["retryAfterSeconds"] = json!(seconds);
         }
         if !causes.is_empty() {
             status["details"]["causes"] = json!(causes);

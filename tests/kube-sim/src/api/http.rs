@@ -18,7 +18,7 @@ use super::patch::Patch;
 use super::selector::Selectors;
 use super::store::{DeleteOptions, Part, Store, WriteOptions};
 use super::watch::{self, WatchRequest};
-use super::{discovery, table};
+use super::{discovery, eviction, table};
 
 const MAX_BODY: usize = 3 * 1024 * 1024;
 const SELF_REVIEW: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
@@ -265,6 +265,11 @@ impl Call {
                     &options,
                 )?;
                 let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Success", "code": 201});
+                Ok(json_reply(StatusCode::CREATED, &status))
+            }
+            (&Method::POST, Some(name)) if self.target.subresource.as_deref() == Some("eviction") => {
+                eviction::evict(store, self.namespace(), name, &self.json_body()?, self.options()?.dry_run)?;
+                let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
                 Ok(json_reply(StatusCode::CREATED, &status))
             }
             (&Method::POST, None) => {

@@ -100,7 +100,7 @@ macro_rules! kinds {
 kinds! {
     NAMESPACE: "" "v1" "Namespace" "namespaces" "namespace" ["ns"] false ["status"];
     NODE: "" "v1" "Node" "nodes" "node" ["no"] false ["status"];
-    POD: "" "v1" "Pod" "pods" "pod" ["po"] true ["status", "binding"];
+    POD: "" "v1" "Pod" "pods" "pod" ["po"] true ["status", "binding", "eviction"];
     CONFIG_MAP: "" "v1" "ConfigMap" "configmaps" "configmap" ["cm"] true [];
     EVENT: "" "v1" "Event" "events" "event" ["ev"] true [];
     SERVICE_ACCOUNT: "" "v1" "ServiceAccount" "serviceaccounts" "serviceaccount" ["sa"] true [];
@@ -117,6 +117,8 @@ kinds! {
     DAEMON_SET: "apps" "v1" "DaemonSet" "daemonsets" "daemonset" ["ds"] true ["status"];
     JOB: "batch" "v1" "Job" "jobs" "job" [] true ["status"];
     CRON_JOB: "batch" "v1" "CronJob" "cronjobs" "cronjob" ["cj"] true ["status"];
+    POD_DISRUPTION_BUDGET: "policy" "v1" "PodDisruptionBudget" "poddisruptionbudgets" "poddisruptionbudget" ["pdb"] true
+        ["status"];
     LEASE: "coordination.k8s.io" "v1" "Lease" "leases" "lease" [] true [];
     RESOURCE_SLICE: "resource.k8s.io" "v1" "ResourceSlice" "resourceslices" "resourceslice" [] false [];
     RESOURCE_CLAIM: "resource.k8s.io" "v1" "ResourceClaim" "resourceclaims" "resourceclaim" [] true ["status"];

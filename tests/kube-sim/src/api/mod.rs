@@ -7,6 +7,7 @@ pub mod clock;
 mod custom;
 pub mod discovery;
 pub mod error;
+pub(crate) mod eviction;
 pub mod faults;
 mod history;
 mod http;

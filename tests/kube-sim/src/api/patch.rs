@@ -249,6 +249,7 @@ pub fn json(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
             ),
             causes: Vec::new(),
             object: None,
+            retry_after_seconds: None,
             field: None,
         };
         let text = |key: &str| operation.get(key).and_then(Value::as_str);

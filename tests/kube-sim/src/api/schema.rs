@@ -4,7 +4,7 @@
 use dra_allocator::quantity::Quantity;
 use k8s_openapi::api::{
     apps::v1 as apps, batch::v1 as batch, coordination::v1 as coordination, core::v1 as core,
-    events::v1 as events, resource::v1 as resource, scheduling::v1 as scheduling,
+    events::v1 as events, policy::v1 as policy, resource::v1 as resource, scheduling::v1 as scheduling,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as extensions;
 use serde::{Serialize, de::DeserializeOwned};
@@ -110,6 +110,7 @@ fn typed(kind: &Kind, value: &Value) -> Result<Value, serde_json::Error> {
         ("scheduling.k8s.io", _) => round_trip::<scheduling::PriorityClass>(value),
         ("apps", "Deployment") => round_trip::<apps::Deployment>(value),
         ("apps", "StatefulSet") => round_trip::<apps::StatefulSet>(value),
+        ("policy", "PodDisruptionBudget") => round_trip::<policy::PodDisruptionBudget>(value),
         ("apps", "DaemonSet") => round_trip::<apps::DaemonSet>(value),
         ("apps", _) => round_trip::<apps::ReplicaSet>(value),
         ("batch", "Job") => round_trip::<batch::Job>(value),

@@ -33,6 +33,7 @@ pub(super) fn before_create(kind: &Kind, object: &mut Value, gates: Gates) {
         | "CronJob"
         | "ResourceQuota"
         | "Service"
+        | "PodDisruptionBudget"
         | "PersistentVolumeClaim" => object["status"] = json!({}),
         "MigNode" => remove(object, "status"),
         "CustomResourceDefinition" => {

@@ -5,6 +5,7 @@
 //! other whenever anything has changed.
 
 mod claims;
+mod disruption;
 mod events;
 mod extended;
 mod jobs;
@@ -78,6 +79,7 @@ pub fn reconcile(store: &Store) {
     workloads::reconcile(store);
     orphans::reconcile(store);
     quota::reconcile(store);
+    disruption::reconcile(store);
     claims::reconcile(store);
     release::reconcile(store);
     scheduler::reconcile(store);

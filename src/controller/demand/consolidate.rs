@@ -1,0 +1,368 @@
+//! Consolidation: pods that may be moved are evicted where they stand in the way of a claim that has a GPU held back.
+//!
+//! A set of pods is evicted only if all of this holds:
+//!
+//! - every device that stands in the way is of a pod that may be moved: its owner agreed, its priority is not above that of the
+//!   pod that waits, it has run for a while, and all pods that share its claims leave with it;
+//! - each of them finds a place beside what pods that wait already count on, all of them together, and not on the GPU itself;
+//! - the hold is in force, the driver has seen it, and it lasts until the pods have ended;
+//! - no other set is on its way, none has failed lately, and neither the hour's evictions nor those for the namespace are used up.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::decisions::{Evicted, Eviction, PodKey};
+use super::evictions::{Attempt, most_for_one};
+use super::kind::{Kind, Set, members};
+use super::ledger::{GpuLedger, NodeLedger, Source};
+use super::memory::Memory;
+use super::round::Round;
+use super::shape::{Need, Shape};
+use super::world::{Hold, MovablePod, PendingPod, Progress, World, after};
+
+/// Pods of one set; a GPU has seven instances at most.
+const MAX_SET: usize = 7;
+/// Sets for which one round looks for places.
+const MAX_CHECKS: usize = 16;
+/// Pods for which one round chooses a GPU by what could be moved. One set is moved at a time.
+const MAX_CHOICES: usize = 4;
+/// A hold lasts so much longer than the pods need to end, so that the claim gets what they leave.
+const MARGIN: Duration = Duration::from_secs(60);
+/// While something is held back it is looked at again after so long.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Where a claim could be served, the place that is likely to be free first before others: the fewest claims stand in the way, then
+/// the least memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Candidate {
+    pub(super) alternative: u8,
+    pub(super) claims: u32,
+    pub(super) memory: u32,
+    pub(super) size: u32,
+    pub(super) node: usize,
+    pub(super) gpu: usize,
+    pub(super) device: usize,
+}
+
+/// Learns what has become of the last set.
+pub(super) fn read(round: &Round<'_>, memory: &mut Memory) {
+    let progress = |of: &Attempt| {
+        let waits = round.pods.iter().any(|it| it.of.uid == of.pod && it.claim.uid == of.claim);
+        let mut holds = round.nodes.iter().flat_map(|it| &it.state.holds).filter(|it| round.now < it.until);
+        (waits, holds.any(|it| it.claim.uid == of.claim))
+    };
+    memory.consolidation.read(round.options, progress, round.now);
+}
+
+/// Pods that share their claims, so that only all of them together free a device.
+#[derive(Debug)]
+struct Group<'w> {
+    pods: Vec<&'w MovablePod>,
+    /// Whether they may be evicted now.
+    may_leave: bool,
+    /// Whether all of them are being deleted.
+    is_leaving: bool,
+    priority: i32,
+    /// What each of them asks for and where it can be placed; `None` before it was asked, or where it was not looked at.
+    asks: Option<Vec<(Rc<Shape>, usize)>>,
+}
+
+/// The pods that may be moved, and where they are.
+#[derive(Debug, Default)]
+pub(super) struct Movers<'w> {
+    groups: Vec<Group<'w>>,
+    /// The group that has a device: node, GPU and device by position.
+    holders: HashMap<(usize, usize, usize), usize>,
+    checks: usize,
+    choices: usize,
+    /// Whether there is any place for what a pod asks for.
+    places: HashMap<(*const Shape, usize), bool>,
+}
+
+impl<'w> Movers<'w> {
+    /// The pods of a world; none where consolidation is off.
+    pub(super) fn new(round: &Round<'w>, memory: &Memory) -> Self {
+        if round.options.evictions_per_hour.is_none() {
+            return Self::default();
+        }
+        let known = &memory.consolidation;
+        let is_leaving = |it: &&MovablePod| it.is_leaving || known.is_evicted(&it.pod.uid);
+        let world: &'w World = round.world;
+        let by_uid: HashMap<&str, &MovablePod> =
+            world.movable.iter().map(|it| (it.pod.uid.as_str(), it)).collect();
+        let nodes: HashMap<&str, usize> =
+            round.nodes.iter().enumerate().map(|(index, it)| (it.state.name(), index)).collect();
+        let mut movers = Self::default();
+        let mut seen: BTreeSet<&str> = BTreeSet::new();
+        for pod in &world.movable {
+            if seen.contains(pod.pod.uid.as_str()) {
+                continue;
+            }
+            let pods: Option<Vec<&MovablePod>> =
+                pod.users.iter().map(|it| by_uid.get(it.as_str()).copied()).collect();
+            // One of them may not be moved.
+            let Some(pods) = pods.filter(|it| !it.is_empty()) else { continue };
+            // They share all of their claims, or none.
+            if pods.iter().any(|it| it.users != pod.users || it.node != pod.node) {
+                continue;
+            }
+            seen.extend(pods.iter().map(|it| it.pod.uid.as_str()));
+            let has_run = |it: &&MovablePod| {
+                it.started.is_some_and(|it| after(it, round.options.move_after) <= round.now)
+            };
+            let may_leave = pods
+                .iter()
+                .all(|it| has_run(it) && !is_leaving(it) && !known.avoided.contains_key(&it.pod.uid));
+            let group = movers.groups.len();
+            if let Some(node) = nodes.get(pod.node.as_str()) {
+                let gpus = &round.nodes[*node].gpus;
+                for (name, placed) in pods.iter().flat_map(|it| &it.devices) {
+                    let Some(gpu) = gpus.iter().position(|it| it.state.name == *name) else { continue };
+                    let device = gpus[gpu].kind.position(&placed.profile, placed.start);
+                    movers.holders.extend(device.map(|it| ((*node, gpu, it), group)));
+                }
+            }
+            movers.groups.push(Group {
+                may_leave,
+                is_leaving: pods.iter().all(is_leaving),
+                priority: pods.iter().map(|it| it.pod.priority).max().unwrap_or_default(),
+                asks: None,
+                pods,
+            });
+        }
+        movers
+    }
+
+    /// The groups that have to leave for a device; `None` where something else stands in its way. Those that leave already are not
+    /// among them.
+    fn set(
+        &self,
+        gpu: &GpuLedger<'_>,
+        at: (usize, usize),
+        device: usize,
+        priority: i32,
+    ) -> Option<Vec<usize>> {
+        let held = gpu.in_the_way(device)?;
+        let mut set = BTreeSet::new();
+        for it in members(held) {
+            let group = *self.holders.get(&(at.0, at.1, it))?;
+            let of = &self.groups[group];
+            if of.is_leaving {
+                continue;
+            }
+            if !of.may_leave || priority < of.priority {
+                return None;
+            }
+            set.insert(group);
+        }
+        has_counters(gpu, held, device).then(|| set.into_iter().collect())
+    }
+
+    /// How many pods are in groups.
+    fn count(&self, set: &[usize]) -> usize {
+        set.iter().map(|it| self.groups[*it].pods.len()).sum()
+    }
+
+    /// Of candidates for a hold the one that the fewest pods have to leave, where each of them finds another place.
+    pub(super) fn choose(
+        &mut self,
+        round: &mut Round<'w>,
+        pod: &PendingPod,
+        candidates: &[Candidate],
+    ) -> Option<Candidate> {
+        if self.holders.is_empty() || MAX_CHOICES <= self.choices {
+            return None;
+        }
+        self.choices += 1;
+        let most = MAX_SET.min(most_for_one(round.options));
+        let mut found: Vec<(usize, &Candidate, Vec<usize>)> = candidates
+            .iter()
+            .filter_map(|it| {
+                let gpu = &round.nodes[it.node].gpus[it.gpu];
+                let set = self.set(gpu, (it.node, it.gpu), it.device, pod.priority)?;
+                let count = self.count(&set);
+                (0 < count && count <= most).then_some((count, it, set))
+            })
+            .collect();
+        found.sort();
+        let fits =
+            found.into_iter().find(|(_, it, set)| self.places(round, set, (it.node, it.gpu)).is_some());
+        fits.map(|it| *it.1)
+    }
+
+    /// A node with a place for each group, all of them together, when a GPU is given to the pod that waits.
+    fn places(&mut self, round: &mut Round<'w>, set: &[usize], at: (usize, usize)) -> Option<Vec<usize>> {
+        if MAX_CHECKS <= self.checks {
+            return None;
+        }
+        for group in set {
+            let of = &mut self.groups[*group];
+            if of.asks.is_none() {
+                of.asks = of.pods.iter().map(|it| round.asks(&it.pod)).collect();
+            }
+            let (shape, eligible) = of.asks.as_ref()?.first()?;
+            let Need::One(_) = &shape.need else { return None };
+            let key = (Rc::as_ptr(shape), *eligible);
+            let is_known = *self.places.entry(key).or_insert_with(|| {
+                best_place(round, &BTreeMap::new(), std::slice::from_ref(&(shape.clone(), *eligible)), None)
+                    .is_some()
+            });
+            if !is_known {
+                return None;
+            }
+        }
+        self.checks += 1;
+        let mut own = round.nodes[at.0].clone();
+        own.gpus[at.1].close();
+        let mut changed: BTreeMap<usize, NodeLedger<'w>> = BTreeMap::from([(at.0, own)]);
+        let size = |group: usize| {
+            let devices = self.groups[group].pods.iter().flat_map(|it| &it.devices);
+            devices.map(|it| it.1.size).max()
+        };
+        let mut order: Vec<usize> = (0..set.len()).collect();
+        order.sort_by_key(|it| Reverse(size(set[*it])));
+        let mut places = vec![0; set.len()];
+        for index in order {
+            let group = &self.groups[set[index]];
+            let only = group.pods.iter().any(|it| it.stays_on_node).then_some(at.0);
+            let (node, gpu, device, source) = best_place(round, &changed, group.asks.as_ref()?, only)?;
+            let ledger = changed.entry(node).or_insert_with(|| round.nodes[node].clone());
+            ledger.give(gpu, device, source);
+            places[index] = node;
+        }
+        Some(places)
+    }
+}
+
+/// The best place for pods that share a claim for one device: node, GPU, device, and how it is had.
+fn best_place<'w>(
+    round: &Round<'w>,
+    changed: &BTreeMap<usize, NodeLedger<'w>>,
+    asks: &[(Rc<Shape>, usize)],
+    only: Option<usize>,
+) -> Option<(usize, usize, usize, Source)> {
+    let (shape, _) = asks.first()?;
+    let Need::One(choices) = &shape.need else { return None };
+    let of = |kind: &Kind| choices.get(&std::ptr::from_ref(kind)).map_or(&[][..], Vec::as_slice);
+    [Source::Published, Source::Coming, Source::Change].into_iter().find_map(|source| {
+        let able = (0..round.nodes.len())
+            .filter(|it| only.is_none_or(|only| only == *it))
+            .filter(|it| asks.iter().all(|(_, eligible)| round.is_possible(*it, *eligible, source)));
+        let scores = able.filter_map(|node| {
+            let ledger = changed.get(&node).unwrap_or(&round.nodes[node]);
+            Some((ledger.best(of, source, "")?, node))
+        });
+        let (score, node) = scores.min()?;
+        Some((node, score.gpu as usize, score.device as usize, source))
+    })
+}
+
+/// Whether the counters of which a GPU has more than one leave room for a device, once what stands in its way is gone.
+fn has_counters(gpu: &GpuLedger<'_>, in_the_way: Set, device: usize) -> bool {
+    let kind = gpu.kind;
+    let used =
+        |column: usize| -> i64 { members(gpu.held & !in_the_way).map(|it| kind.costs[it][column]).sum() };
+    kind.costs[device].iter().enumerate().all(|(it, cost)| cost + used(it) <= kind.totals[it])
+}
+
+/// The pods to evict now, if there are any.
+pub(super) fn eviction<'w>(
+    round: &mut Round<'w>,
+    movers: &mut Movers<'w>,
+    memory: &mut Memory,
+) -> Option<Eviction> {
+    round.options.evictions_per_hour?;
+    let known = &mut memory.consolidation;
+    if known.paused.is_some() || known.attempt.is_none() && is_under_way(round, movers) {
+        return None;
+    }
+    for index in 0..round.pods.len() {
+        let pod = &round.pods[index];
+        let (claim, of) = (pod.claim.uid.clone(), pod.of);
+        let is_other = known.attempt.as_ref().is_some_and(|it| it.claim != claim);
+        if pod.served.is_some() || pod.is_elsewhere || is_other || claim.is_empty() {
+            continue;
+        }
+        let (Some((shape, _)), Some(since)) = (pod.asks.clone(), of.unschedulable) else { continue };
+        let Some((at, hold)) = hold(round, &claim) else { continue };
+        let Need::One(choices) = &shape.need else { continue };
+        let gpu = &round.nodes[at.0].gpus[at.1];
+        let choices = choices.get(&std::ptr::from_ref(gpu.kind)).into_iter().flatten();
+        let devices = choices.map(|it| usize::from(it.device));
+        let sets = devices
+            .filter(|it| gpu.kind.devices[*it].profile == hold.profile)
+            .filter_map(|it| movers.set(gpu, at, it, of.priority));
+        let Some(set) = sets.min_by_key(|it| (movers.count(it), it.clone())) else { continue };
+        let count = movers.count(&set);
+        let graces = set.iter().flat_map(|it| &movers.groups[*it].pods).map(|it| it.grace);
+        let ends = after(after(round.now, graces.max().unwrap_or_default()), MARGIN);
+        if count == 0
+            || MAX_SET < count
+            || known.left(round.options, &of.namespace, round.now) < count
+            || hold.until < ends
+        {
+            continue;
+        }
+        let Some(places) = movers.places(round, &set, at) else { continue };
+        let eviction = Eviction {
+            node: round.nodes[at.0].state.name().to_owned(),
+            gpu: hold.gpu.clone(),
+            profile: hold.profile.clone(),
+            until: hold.until,
+            waiting: key(of),
+            since,
+            pods: set
+                .iter()
+                .zip(places)
+                .flat_map(|(group, place)| movers.groups[*group].pods.iter().map(move |it| (it, place)))
+                .map(|(it, place)| Evicted {
+                    pod: key(&it.pod),
+                    place: round.nodes[place].state.name().to_owned(),
+                })
+                .collect(),
+        };
+        known.begin(&eviction, &claim, round.now);
+        return Some(eviction);
+    }
+    None
+}
+
+fn key(pod: &PendingPod) -> PodKey {
+    PodKey { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() }
+}
+
+/// Whether pods are leaving a GPU that is held back: another leader has evicted them.
+fn is_under_way(round: &Round<'_>, movers: &Movers<'_>) -> bool {
+    let waits = |uid: &str| round.pods.iter().any(|it| it.claim.uid == uid);
+    movers.holders.iter().filter(|(_, group)| movers.groups[**group].is_leaving).any(|((node, gpu, _), _)| {
+        let node = round.nodes[*node].state;
+        let name = &node.gpus[*gpu].name;
+        node.holds.iter().any(|it| it.gpu == *name && round.now < it.until && waits(&it.claim.uid))
+    })
+}
+
+/// The GPU that is held back for a claim, if its driver acts on that: it has seen the spec, can begin with the hold at once, and
+/// offers nothing in place of the profile. Where counters are not kept, the begin of a hold is a change of the node.
+fn hold<'w>(round: &Round<'w>, claim: &str) -> Option<((usize, usize), &'w Hold)> {
+    round.nodes.iter().enumerate().find_map(|(index, node)| {
+        let state = node.state;
+        let hold = state.holds.iter().find(|it| it.claim.uid == claim && round.now < it.until)?;
+        let gpu = state.gpus.iter().position(|it| it.name == hold.gpu)?;
+        let is_offered = state.gpus[gpu].published.iter().any(|it| it.profile != hold.profile);
+        let is_ready = state.counts && state.progress == Progress::Done || node.may_change;
+        let acts = is_ready && hold.is_ours && state.takes_part && !node.is_unseen && !is_offered;
+        acts.then_some(((index, gpu), hold))
+    })
+}
+
+/// When to look again although nothing happens.
+pub(super) fn wake(round: &Round<'_>) -> Option<Timestamp> {
+    round.options.evictions_per_hour?;
+    let mut holds = round.nodes.iter().flat_map(|it| &it.state.holds).filter(|it| round.now < it.until);
+    let is_needed = holds.any(|hold| round.pods.iter().any(|it| it.claim.uid == hold.claim.uid));
+    is_needed.then(|| after(round.now, LOOK))
+}

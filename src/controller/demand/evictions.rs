@@ -1,0 +1,119 @@
+//! What is remembered of evictions: how many there were, and the set of pods that is on its way.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::decisions::Eviction;
+use super::world::{Options, after};
+
+/// Between two sets, so that the replacements of the first have their places.
+const BETWEEN: Duration = Duration::from_secs(30);
+/// The time in which evictions are counted.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What is remembered of evictions. A new leader begins without the right to any, and gains it within an hour.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Consolidation {
+    /// Since when this is remembered.
+    since: Option<Timestamp>,
+    /// Evictions of the last hour: when, the namespace that they were for, and the UID of the pod.
+    evicted: Vec<(Timestamp, String, String)>,
+    pub(super) attempt: Option<Attempt>,
+    /// Until when nothing is evicted.
+    pub(super) paused: Option<Timestamp>,
+    /// Pods that could not be evicted, by UID, and until when they are left alone.
+    pub(super) avoided: BTreeMap<String, Timestamp>,
+}
+
+/// A set of pods on its way.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Attempt {
+    /// UID of the pod that waits.
+    pub(super) pod: String,
+    /// UID of its claim.
+    pub(super) claim: String,
+    /// UIDs of the pods of the set.
+    pods: Vec<String>,
+}
+
+impl Consolidation {
+    /// Forgets what is over. `progress` says of a pod and its claim whether it waits, and whether a GPU is held back for it.
+    pub(super) fn read(
+        &mut self,
+        options: &Options,
+        progress: impl Fn(&Attempt) -> (bool, bool),
+        now: Timestamp,
+    ) {
+        if options.evictions_per_hour.is_none() {
+            *self = Self::default();
+            return;
+        }
+        let since = *self.since.get_or_insert(now);
+        // A clock that was set back starts the time again.
+        if now < since {
+            *self = Self { since: Some(now), ..Self::default() };
+        }
+        self.evicted.retain(|it| now < after(it.0, HOUR));
+        self.avoided.retain(|_, until| now < *until);
+        self.paused = self.paused.filter(|it| now < *it);
+        let Some(attempt) = &self.attempt else { return };
+        let (waits, is_held) = progress(attempt);
+        if waits && is_held {
+            return;
+        }
+        let pause = if waits { options.evictions_pause } else { BETWEEN };
+        self.paused = Some(after(now, pause));
+        self.attempt = None;
+    }
+
+    /// Whether a pod is of the set that is on its way. Watches are late: it may not be deleted yet.
+    pub(super) fn is_evicted(&self, pod: &str) -> bool {
+        self.attempt.as_ref().is_some_and(|it| it.pods.iter().any(|it| it == pod))
+    }
+
+    /// How many pods may be evicted now for a namespace.
+    pub(super) fn left(&self, options: &Options, namespace: &str, now: Timestamp) -> usize {
+        let Some(hour) = options.evictions_per_hour else { return 0 };
+        let since = self.since.map_or(0, |it| now.duration_since(it).as_secs().clamp(0, 3600));
+        let gained = u64::from(hour) * u64::try_from(since).unwrap_or(0) / 3600;
+        let of_namespace = self.evicted.iter().filter(|it| it.1 == namespace).count();
+        let all = usize::try_from(gained).unwrap_or(usize::MAX).saturating_sub(self.evicted.len());
+        all.min(most_for_one(options).saturating_sub(of_namespace))
+    }
+
+    /// Takes note that these are evicted.
+    pub(super) fn begin(&mut self, eviction: &Eviction, claim: &str, now: Timestamp) {
+        let uids = || eviction.pods.iter().map(|it| it.pod.uid.clone());
+        self.evicted.extend(uids().map(|it| (now, eviction.waiting.namespace.clone(), it)));
+        let (pod, claim) = (eviction.waiting.uid.clone(), claim.to_owned());
+        let known = self.attempt.take().filter(|it| it.claim == claim).map_or(Vec::new(), |it| it.pods);
+        self.attempt = Some(Attempt { pod, claim, pods: known.into_iter().chain(uids()).collect() });
+    }
+
+    /// A pod was not evicted: it is left alone until then. One of which that is not certain counts as if it was.
+    pub(super) fn not_evicted(&mut self, pod: &str, until: Timestamp, is_certain: bool) {
+        self.avoided.insert(pod.to_owned(), until);
+        if !is_certain {
+            return;
+        }
+        self.evicted.retain(|it| it.2 != pod);
+        if let Some(attempt) = &mut self.attempt {
+            attempt.pods.retain(|it| it != pod);
+        }
+        // Where nothing was evicted, there is nothing to wait for.
+        self.attempt = self.attempt.take().filter(|it| !it.pods.is_empty());
+    }
+}
+
+/// Evictions in an hour for the pods of one namespace.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the number is not above one that fits"
+)]
+pub(super) fn most_for_one(options: &Options) -> usize {
+    let hour = f64::from(options.evictions_per_hour.unwrap_or(0));
+    ((hour * options.evictions_namespace.clamp(0.0, 1.0)) as usize).max(1)
+}

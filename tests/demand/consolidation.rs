@@ -1,0 +1,382 @@
+//! Which pods are evicted so that a claim with a GPU held back is served, and which are not: one fact each.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::jiff::Timestamp;
+use mig_controller::demand::{
+    Eviction, Memory, MovablePod, NodeState, Options, Outcome, PendingPod, Placed, Progress, Prospect, World,
+    decide,
+};
+use serde_json::json;
+
+use crate::facts::{Gpu, NONE, node, world};
+use crate::model::Model;
+use crate::pods::{at, for_profile};
+
+/// Seconds after which a controller that has begun at 0 decides: the pod waits long enough, and every eviction is gained.
+const NOW: f64 = 4000.0;
+
+fn options() -> Options {
+    Options {
+        hold_after: Some(Duration::from_secs(60)),
+        hold_for: Duration::from_secs(900),
+        evictions_per_hour: Some(20),
+        ..Options::default()
+    }
+}
+
+/// A node with counters: everything that fits beside what is held is published.
+fn counting(name: &str, held: &[&[(&str, u32)]]) -> NodeState {
+    let model = Model::new("H100-80GB", held.len());
+    let gpus: Vec<Gpu<'_>> = held.iter().map(|it| (*it, NONE)).collect();
+    let mut node = node(name, &gpus);
+    (node.follows, node.counts) = (false, true);
+    node.gpus.iter_mut().for_each(|it| offer(it, &model, None));
+    node
+}
+
+/// What a driver with counters offers of a GPU, all of it or one profile.
+fn offer(gpu: &mut mig_controller::demand::GpuState, model: &Model, only: Option<&str>) {
+    let position = |it: &Placed| {
+        model.devices.iter().position(|d| d.profile == it.profile && d.start == it.start).unwrap()
+    };
+    let held = gpu.held.iter().fold(0, |set, it| set | 1 << position(it));
+    let open = model.open(held);
+    let of_profile = only.map_or(open, |it| model.of_profile(it));
+    gpu.published = model.state(0, held, open & of_profile).published;
+}
+
+/// A pod that may be moved, with one device of a GPU.
+fn mover(uid: &str, node: &NodeState, gpu: usize, profile: &str, start: u32) -> MovablePod {
+    let placed = node.gpus[gpu].held.iter().find(|it| it.profile == profile && it.start == start);
+    MovablePod {
+        pod: PendingPod { unschedulable: None, ..for_profile(uid, at(0.0), profile) },
+        node: node.name().to_owned(),
+        devices: vec![(node.gpus[gpu].name.clone(), placed.unwrap().clone())],
+        users: BTreeSet::from([uid.to_owned()]),
+        started: Some(at(0.0)),
+        grace: Duration::from_secs(30),
+        is_leaving: false,
+        stays_on_node: false,
+    }
+}
+
+/// Two pods with a 1g each on the first GPU, and three places for one on the second: a whole first GPU is two evictions away.
+fn two_in_the_way() -> World {
+    let node = counting("a", &[&[("1g.10gb", 0), ("1g.10gb", 3)], &[("4g.40gb", 0)]]);
+    let movable = vec![mover("m", &node, 0, "1g.10gb", 0), mover("n", &node, 0, "1g.10gb", 3)];
+    let pods = vec![for_profile("p", at(NOW - 600.0), "7g.80gb")];
+    World { movable, ..world(vec![node], pods) }
+}
+
+/// A controller that has led for longer than an hour.
+struct Leader {
+    options: Options,
+    memory: Memory,
+}
+
+impl Leader {
+    fn new(options: Options) -> Self {
+        let memory = decide(&World::default(), &options, &Memory::default(), at(0.0)).memory;
+        Self { options, memory }
+    }
+
+    fn decide(&mut self, world: &World, now: f64) -> Outcome {
+        let outcome = decide(world, &self.options, &self.memory, at(now));
+        self.memory = outcome.memory.clone();
+        outcome
+    }
+
+    /// Decides, lets drivers follow the holds that are written, and decides again.
+    fn hold(&mut self, world: &mut World, now: f64) -> Option<Eviction> {
+        let outcome = self.decide(world, now);
+        assert_eq!(outcome.decisions.eviction, None, "nothing is evicted before the hold is in force");
+        for write in &outcome.decisions.writes {
+            let node = world.nodes.iter_mut().find(|it| it.name() == write.node).unwrap();
+            node.holds.clone_from(&write.holds);
+            follow(node);
+        }
+        self.decide(world, now + 1.0).decisions.eviction
+    }
+}
+
+/// The driver offers only the profile of a hold.
+fn follow(node: &mut NodeState) {
+    let model = Model::new("H100-80GB", node.gpus.len());
+    for gpu in &mut node.gpus {
+        let hold = node.holds.iter().find(|it| it.gpu == gpu.name);
+        offer(gpu, &model, hold.map(|it| it.profile.as_str()));
+    }
+}
+
+fn evicted(eviction: Option<&Eviction>) -> Vec<&str> {
+    let mut names: Vec<&str> =
+        eviction.iter().flat_map(|it| &it.pods).map(|it| it.pod.name.as_str()).collect();
+    names.sort_unstable();
+    names
+}
+
+/// What a leader of old evicts in a world, once the hold is in force.
+fn evicts(mut world: World) -> Vec<String> {
+    let eviction = Leader::new(options()).hold(&mut world, NOW);
+    evicted(eviction.as_ref()).into_iter().map(str::to_owned).collect()
+}
+
+#[test]
+fn pods_that_may_be_moved_make_room_for_a_claim_once_its_gpu_is_held_back() {
+    let mut world = two_in_the_way();
+    let eviction = Leader::new(options()).hold(&mut world, NOW).unwrap();
+    assert_eq!(evicted(Some(&eviction)), ["m", "n"]);
+    assert_eq!((eviction.node.as_str(), &eviction.gpu), ("a", &world.nodes[0].gpus[0].name));
+    assert_eq!((eviction.profile.as_str(), eviction.waiting.name.as_str()), ("7g.80gb", "p"));
+    assert_eq!((eviction.since, eviction.until), (at(NOW - 600.0), world.nodes[0].holds[0].until));
+    assert!(eviction.pods.iter().all(|it| it.place == "a"));
+}
+
+#[test]
+fn nothing_is_evicted_where_consolidation_is_off() {
+    let mut world = two_in_the_way();
+    let options = Options { evictions_per_hour: None, ..options() };
+    assert_eq!(Leader::new(options).hold(&mut world, NOW), None);
+    assert_eq!(world.nodes[0].holds.len(), 1, "the hold is there without it");
+}
+
+#[test]
+fn nothing_is_evicted_before_the_driver_has_seen_the_hold_or_while_it_offers_something_else() {
+    let mut world = two_in_the_way();
+    let mut leader = Leader::new(options());
+    assert_eq!(evicted(leader.hold(&mut world, NOW).as_ref()), ["m", "n"]);
+    let again = |change: fn(&mut NodeState)| {
+        let mut world = world.clone();
+        change(&mut world.nodes[0]);
+        Leader::new(options()).decide(&world, NOW + 1.0).decisions.eviction
+    };
+    assert!(again(|_| ()).is_some());
+    assert_eq!(again(|it| it.progress = Progress::Pending), None);
+    assert_eq!(again(|it| it.holds[0].until = at(NOW)), None);
+    assert_eq!(again(|it| it.holds[0].is_ours = false), None);
+    assert_eq!(again(|it| it.takes_part = false), None);
+    let offers_more = |it: &mut NodeState| {
+        let model = Model::new("H100-80GB", it.gpus.len());
+        offer(&mut it.gpus[0], &model, None);
+    };
+    assert_eq!(again(offers_more), None);
+}
+
+#[test]
+fn a_pod_of_higher_priority_than_the_one_that_waits_stays() {
+    let mut world = two_in_the_way();
+    world.movable[0].pod.priority = 1;
+    assert_eq!(evicts(world.clone()), Vec::<String>::new());
+    world.pods[0].priority = 1;
+    assert_eq!(evicts(world), ["m", "n"]);
+}
+
+#[test]
+fn one_pod_without_the_label_in_the_way_keeps_the_others() {
+    let mut world = two_in_the_way();
+    world.movable.pop();
+    assert_eq!(evicts(world), Vec::<String>::new());
+}
+
+#[test]
+fn a_pod_that_has_run_only_for_a_moment_stays() {
+    for started in [None, Some(at(NOW - 500.0))] {
+        let mut world = two_in_the_way();
+        world.movable[1].started = started;
+        assert_eq!(evicts(world), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn pods_stay_where_not_each_of_them_finds_a_place() {
+    let node = counting("a", &[&[("1g.10gb", 0), ("1g.10gb", 3)], &[("4g.40gb", 0), ("2g.20gb", 4)]]);
+    let movable = vec![mover("m", &node, 0, "1g.10gb", 0), mover("n", &node, 0, "1g.10gb", 3)];
+    let waiting = || vec![for_profile("p", at(NOW - 600.0), "7g.80gb")];
+    let mut one_place = World { movable, ..world(vec![node], waiting()) };
+    assert_eq!(evicts(one_place.clone()), Vec::<String>::new(), "one place for two pods");
+    // What another pod counts on is no place.
+    one_place.nodes.push(counting("b", &[&[("4g.40gb", 0), ("2g.20gb", 4)]]));
+    assert_eq!(evicts(one_place.clone()), ["m", "n"]);
+    one_place.pods.push(for_profile("q", at(NOW - 1.0), "1g.10gb"));
+    assert_eq!(evicts(one_place), Vec::<String>::new());
+}
+
+#[test]
+fn a_pod_finds_its_place_only_on_a_node_that_takes_it() {
+    let full: &[(&str, u32)] = &[("7g.80gb", 0)];
+    let node = counting("a", &[&[("1g.10gb", 0)], full]);
+    let other = counting("b", &[&[("4g.40gb", 0)]]);
+    let movable = vec![mover("m", &node, 0, "1g.10gb", 0)];
+    let base =
+        World { movable, ..world(vec![node, other], vec![for_profile("p", at(NOW - 600.0), "7g.80gb")]) };
+    assert_eq!(evicts(base.clone()), ["m"]);
+    let mut elsewhere = base.clone();
+    elsewhere.movable[0].stays_on_node = true;
+    assert_eq!(evicts(elsewhere), Vec::<String>::new());
+    let mut selected = base;
+    let spec = json!({"containers": [], "nodeSelector": {"zone": "z"}});
+    selected.movable[0].pod.spec = Arc::new(serde_json::from_value::<PodSpec>(spec).unwrap());
+    assert_eq!(evicts(selected), Vec::<String>::new());
+}
+
+#[test]
+fn pods_that_share_a_claim_leave_together_or_not_at_all() {
+    let shared = |users: &[&str]| {
+        let node = counting("a", &[&[("1g.10gb", 0)], &[("4g.40gb", 0)]]);
+        let users: BTreeSet<String> = users.iter().map(|it| (*it).to_owned()).collect();
+        let of = |uid: &str| {
+            let mut pod = mover(uid, &node, 0, "1g.10gb", 0);
+            pod.users.clone_from(&users);
+            pod
+        };
+        let movable = vec![of("m"), of("n")];
+        World { movable, ..world(vec![node], vec![for_profile("p", at(NOW - 600.0), "7g.80gb")]) }
+    };
+    assert_eq!(evicts(shared(&["m", "n"])), ["m", "n"]);
+    assert_eq!(evicts(shared(&["m", "n", "other"])), Vec::<String>::new());
+    let mut one_is_important = shared(&["m", "n"]);
+    one_is_important.movable[1].pod.priority = 5;
+    assert_eq!(evicts(one_is_important), Vec::<String>::new());
+}
+
+#[test]
+fn pods_that_are_leaving_already_are_waited_for_and_not_evicted_again() {
+    let mut world = two_in_the_way();
+    let mut leader = Leader::new(options());
+    assert_eq!(evicted(leader.hold(&mut world, NOW).as_ref()), ["m", "n"]);
+    assert_eq!(leader.decide(&world, NOW + 2.0).decisions.eviction, None, "the watch may be late");
+    world.movable.iter_mut().for_each(|it| it.is_leaving = true);
+    assert_eq!(leader.decide(&world, NOW + 10.0).decisions.eviction, None);
+    // Another leader sees that a set is on its way.
+    let mut other = Leader::new(options());
+    assert_eq!(other.decide(&world, NOW + 10.0).decisions.eviction, None);
+    world.movable[1].is_leaving = false;
+    assert_eq!(other.decide(&world, NOW + 20.0).decisions.eviction, None);
+    // The one that has begun evicts what a budget has kept of its set.
+    leader.memory.not_evicted("n", at(NOW + 15.0), true);
+    assert_eq!(leader.decide(&world, NOW + 12.0).decisions.eviction, None);
+    assert_eq!(evicted(leader.decide(&world, NOW + 20.0).decisions.eviction.as_ref()), ["n"]);
+}
+
+#[test]
+fn a_gpu_is_held_back_where_the_fewest_pods_have_to_move() {
+    // One claim stands in the way on the second GPU, but its pod may not be moved.
+    let gpus: [&[(&str, u32)]; 4] = [
+        &[("1g.10gb", 0), ("1g.10gb", 3), ("1g.10gb", 5)],
+        &[("3g.40gb", 0)],
+        &[("1g.10gb", 0), ("1g.10gb", 3)],
+        &[("4g.40gb", 0)],
+    ];
+    let node = counting("a", &gpus);
+    let mut movable: Vec<MovablePod> =
+        [0, 3, 5].iter().map(|it| mover(&format!("m{it}"), &node, 0, "1g.10gb", *it)).collect();
+    movable.extend([0, 3].iter().map(|it| mover(&format!("n{it}"), &node, 2, "1g.10gb", *it)));
+    let world = World { movable, ..world(vec![node], vec![for_profile("p", at(NOW - 600.0), "7g.80gb")]) };
+    assert_eq!(evicts(world), ["n0", "n3"]);
+}
+
+#[test]
+fn one_set_moves_at_a_time_and_the_most_important_claim_comes_first() {
+    let gpus: [&[(&str, u32)]; 4] =
+        [&[("1g.10gb", 0)], &[("1g.10gb", 0)], &[("4g.40gb", 0)], &[("4g.40gb", 0)]];
+    let node = counting("a", &gpus);
+    let movable = vec![mover("m", &node, 0, "1g.10gb", 0), mover("n", &node, 1, "1g.10gb", 0)];
+    let mut pods: Vec<_> = ["p", "q"].iter().map(|it| for_profile(it, at(NOW - 600.0), "7g.80gb")).collect();
+    pods[1].priority = 1;
+    let mut world = World { movable, ..world(vec![node], pods) };
+    let mut leader = Leader::new(Options { hold_namespace: 1.0, hold_pool: 1.0, ..options() });
+    let first = leader.hold(&mut world, NOW).unwrap();
+    assert_eq!((first.waiting.name.as_str(), first.pods.len()), ("q", 1));
+    assert_eq!(leader.decide(&world, NOW + 20.0).decisions.eviction, None);
+    // The claim is served: after a while it is the turn of the other one.
+    world.pods.retain(|it| it.name != "q");
+    world.movable.retain(|it| it.pod.name != first.pods[0].pod.name);
+    let gpu = world.nodes[0].gpus.iter_mut().find(|it| it.name == first.gpu).unwrap();
+    gpu.held = vec![Placed { profile: "7g.80gb".to_owned(), start: 0, size: 8 }];
+    gpu.published.clear();
+    assert_eq!(leader.decide(&world, NOW + 30.0).decisions.eviction, None);
+    let second = leader.decide(&world, NOW + 61.0).decisions.eviction.unwrap();
+    assert_eq!((second.waiting.name.as_str(), second.pods.len()), ("p", 1));
+}
+
+#[test]
+fn evictions_that_did_not_serve_the_claim_are_followed_by_a_pause() {
+    let mut world = two_in_the_way();
+    let mut leader = Leader::new(options());
+    leader.hold(&mut world, NOW).unwrap();
+    // The hold ends, the pod waits on, and its next hold begins with pods in the way again.
+    let until = world.nodes[0].holds[0].until;
+    let ended = NOW + 901.0;
+    assert!(until < at(ended));
+    assert_eq!(leader.decide(&world, ended).decisions.eviction, None);
+    world.nodes[0].holds[0].until = at(ended + 900.0);
+    assert_eq!(leader.decide(&world, ended + 599.0).decisions.eviction, None);
+    world.nodes[0].holds[0].until = at(ended + 1500.0);
+    assert!(leader.decide(&world, ended + 601.0).decisions.eviction.is_some());
+}
+
+#[test]
+fn a_pod_that_a_budget_keeps_is_left_alone_for_a_while() {
+    let mut world = two_in_the_way();
+    let mut leader = Leader::new(options());
+    leader.hold(&mut world, NOW).unwrap();
+    for pod in ["m", "n"] {
+        leader.memory.not_evicted(pod, at(NOW + 61.0), true);
+    }
+    assert_eq!(leader.decide(&world, NOW + 60.0).decisions.eviction, None);
+    assert_eq!(evicted(leader.decide(&world, NOW + 62.0).decisions.eviction.as_ref()), ["m", "n"]);
+}
+
+#[test]
+fn a_new_leader_gains_its_evictions_within_an_hour_and_then_has_no_more_than_that() {
+    let mut world = two_in_the_way();
+    world.pods[0].unschedulable = Some(at(0.0));
+    let mut leader = Leader::new(Options { evictions_per_hour: Some(4), ..options() });
+    assert_eq!(leader.hold(&mut world, 1000.0), None, "one is gained, and two are needed");
+    world.movable.iter_mut().for_each(|it| it.started = Some(at(0.0)));
+    world.nodes[0].holds[0].until = at(2800.0);
+    assert!(leader.decide(&world, 1801.0).decisions.eviction.is_some());
+    // Half of the evictions of an hour are for one namespace.
+    leader.memory = {
+        let mut without = world.clone();
+        without.pods.clear();
+        leader.decide(&without, 1802.0).memory
+    };
+    world.nodes[0].holds[0].until = at(6000.0);
+    assert_eq!(leader.decide(&world, 5300.0).decisions.eviction, None);
+    assert!(leader.decide(&world, 5402.0).decisions.eviction.is_some());
+}
+
+#[test]
+fn nothing_is_evicted_where_the_hold_could_end_before_the_pods_have() {
+    let mut world = two_in_the_way();
+    world.movable[1].grace = Duration::from_secs(840);
+    assert_eq!(evicts(world), Vec::<String>::new());
+}
+
+#[test]
+fn a_pod_that_is_served_already_and_one_that_waits_for_something_else_move_nobody() {
+    let mut world = two_in_the_way();
+    assert_eq!(evicts(world.clone()), ["m", "n"]);
+    let mut leader = Leader::new(options());
+    leader.hold(&mut world, NOW).unwrap();
+    world.nodes.push(counting("b", &[NONE]));
+    let mut other = Leader::new(options());
+    let outcome = other.decide(&world, NOW + 2.0);
+    assert_eq!(outcome.decisions.eviction, None);
+    assert_eq!(outcome.decisions.pods["p"], Prospect::Published { node: "b".to_owned() });
+}
+
+#[test]
+fn the_controller_looks_again_while_something_is_held_back() {
+    let mut world = two_in_the_way();
+    world.movable.clear();
+    let mut leader = Leader::new(options());
+    assert_eq!(leader.hold(&mut world, NOW), None);
+    let wake: Option<Timestamp> = leader.decide(&world, NOW + 2.0).wake;
+    assert!(wake.is_some_and(|it| it <= at(NOW + 12.0)), "{wake:?}");
+}
