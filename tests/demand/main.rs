@@ -4,6 +4,7 @@
 
 #[allow(dead_code, reason = "the benchmark uses the rest")]
 mod chance;
+mod composition;
 mod consolidation;
 mod convert;
 mod facts;

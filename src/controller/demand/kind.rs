@@ -120,6 +120,14 @@ impl Kind {
         self.devices.iter().position(|it| it.profile == profile && it.start == start)
     }
 
+    /// Memory slices that these devices lie on.
+    pub(super) fn memory(&self, devices: Set) -> u32 {
+        let slices =
+            |it: &Possible| (it.start..it.start.saturating_add(it.size)).take_while(|it| *it < Set::BITS);
+        let all = members(devices).flat_map(|it| slices(&self.devices[it]));
+        all.fold(0, |set: Set, it| set | 1 << it).count_ones()
+    }
+
     /// The devices that lie in part on these memory slices.
     pub(super) fn overlapping(&self, start: u32, size: u32) -> Set {
         let end = |start: u32, size: u32| start.saturating_add(size);

@@ -1,11 +1,13 @@
 //! What is left of nodes while pods are given devices in thought.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::resource::v1::Counter;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::jiff::Timestamp;
 
+use super::given::{Given, Room, around};
 use super::kind::{Choice, Kind, Set, members};
 use super::world::{GpuState, NodeState, Placed, Profiles, Progress};
 
@@ -28,6 +30,8 @@ pub(super) struct Score {
     size: u32,
     /// Whether a GPU that is whole or free would be cut.
     cuts: bool,
+    /// Whether what other pods count on has to make room.
+    moves: bool,
     /// Free devices that are offered no more.
     withdrawn: u32,
     /// Whether the node has not been changed in this round.
@@ -53,15 +57,12 @@ struct Reserved {
 pub(super) struct GpuLedger<'w> {
     pub(super) state: &'w GpuState,
     pub(super) kind: &'w Kind,
-    /// Devices that what is held and given leaves room for.
-    pub(super) open: Set,
-    pub(super) left: Vec<i64>,
-    /// Free devices that are offered.
-    pub(super) published: Set,
-    /// Free devices that the node is about to offer.
-    pub(super) coming: Set,
-    /// Devices that the floor needs.
-    floor: Set,
+    pub(super) room: Room,
+    /// What pods count on, and what there was before the first of them.
+    given: Vec<Given>,
+    before: Option<Box<Room>>,
+    /// Devices that do not fit in, wherever the given ones are.
+    excluded: Cell<Set>,
     /// Devices that claims have now.
     pub(super) held: Set,
     /// What cannot be had as long as an instance that is no possible device exists.
@@ -81,11 +82,10 @@ impl<'w> GpuLedger<'w> {
         let mut gpu = Self {
             state,
             kind,
-            open: all,
-            left: kind.totals.clone(),
-            published: 0,
-            coming: 0,
-            floor: 0,
+            room: Room { open: all, left: kind.totals.clone(), published: 0, coming: 0, floor: 0 },
+            given: Vec::new(),
+            before: None,
+            excluded: Cell::new(0),
             held: 0,
             foreign: 0,
             is_used: false,
@@ -99,17 +99,17 @@ impl<'w> GpuLedger<'w> {
                 }
                 None => {
                     gpu.foreign |= kind.overlapping(placed.start, placed.size);
-                    gpu.open &= !gpu.foreign;
+                    gpu.room.open &= !gpu.foreign;
                     gpu.is_used = true;
                 }
             }
         }
         // What was read a moment ago may be allocated by now.
-        gpu.published =
+        gpu.room.published =
             state.published.iter().filter_map(|it| gpu.position(it)).fold(0, |set, it| set | 1 << it);
-        gpu.published &= gpu.open;
+        gpu.room.published &= gpu.room.open;
         if state.has_problem {
-            gpu.open &= gpu.published;
+            gpu.room.open &= gpu.room.published;
         }
         gpu
     }
@@ -118,20 +118,44 @@ impl<'w> GpuLedger<'w> {
         self.kind.position(&placed.profile, placed.start)
     }
 
-    pub(super) fn fits(&self, device: usize) -> bool {
-        self.open & 1 << device != 0
-            && self.left.iter().zip(&self.kind.costs[device]).all(|(left, cost)| cost <= left)
+    fn fits(&self, device: usize) -> bool {
+        self.room.fits(self.kind, device)
     }
 
-    /// Gives the device away.
-    pub(super) fn take(&mut self, device: usize) {
-        let gone = self.kind.conflicts[device];
-        self.open &= !gone;
-        self.published &= !gone;
-        self.coming &= !gone;
-        self.floor &= !gone;
-        self.left.iter_mut().zip(&self.kind.costs[device]).for_each(|(left, cost)| *left -= cost);
+    fn take(&mut self, device: usize) {
+        self.room.take(self.kind, device);
         self.is_used = true;
+    }
+
+    /// Gives a device to a pod that any of `equal` serves as well. What was given before makes room where it has to.
+    fn give(&mut self, device: usize, equal: Set, source: Source) {
+        if source == Source::Change
+            && !self.fits(device)
+            && let Some(room) = &self.before
+            && let Some(places) = around(device, &self.given, room, self.kind)
+        {
+            self.room = (**room).clone();
+            for (given, place) in self.given.iter_mut().zip(places) {
+                given.device = place;
+                self.room.take(self.kind, place);
+            }
+        }
+        self.before.get_or_insert_with(|| Box::new(self.room.clone()));
+        self.given.push(Given { device, equal: equal | 1 << device, source });
+        self.take(device);
+    }
+
+    /// Whether a change brings a device once what was given makes room.
+    fn fits_around(&self, device: usize) -> bool {
+        let Some(room) = &self.before else { return false };
+        if self.excluded.get() >> device & 1 == 1 {
+            return false;
+        }
+        let fits = around(device, &self.given, room, self.kind).is_some();
+        if !fits {
+            self.excluded.set(self.excluded.get() | 1 << device);
+        }
+        fits
     }
 
     /// What holds of other claims keep from a claim.
@@ -142,9 +166,8 @@ impl<'w> GpuLedger<'w> {
 
     /// Devices that a change of the GPU could bring: the floor and what other pods are about to get stay as they are.
     pub(super) fn changeable(&self) -> Set {
-        let fixed = self.floor | self.coming;
-        let keeps = |it: &usize| self.fits(*it) && fixed & self.kind.conflicts[*it] == 0;
-        members(self.open).filter(keeps).fold(0, |set, it| set | 1 << it)
+        let brings = |it: &usize| self.room.may_bring(self.kind, *it);
+        members(self.room.open).filter(brings).fold(0, |set, it| set | 1 << it)
     }
 
     /// What is left of the counters; `None` where nothing overlaps. Counters of which a GPU has one are left where a device that
@@ -155,7 +178,7 @@ impl<'w> GpuLedger<'w> {
             let mut left: BTreeMap<String, Counter> = BTreeMap::new();
             let amount = |it: i64| Counter { value: Quantity(it.to_string()) };
             for (name, column) in names {
-                let value = column.map_or(1, |it| self.left[it]);
+                let value = column.map_or(1, |it| self.room.left[it]);
                 left.insert(name.clone(), amount(value));
             }
             left
@@ -170,7 +193,9 @@ impl<'w> GpuLedger<'w> {
 
     /// Nothing of it is left.
     pub(super) fn close(&mut self) {
-        (self.open, self.published, self.coming) = (0, 0, 0);
+        (self.room.open, self.room.published, self.room.coming) = (0, 0, 0);
+        // Nor does what was given make room.
+        self.before = None;
     }
 
     pub(super) fn is_reserved(&self) -> bool {
@@ -191,19 +216,51 @@ impl<'w> GpuLedger<'w> {
         possible.min_by_key(|(held, start, _)| (held.count_ones(), *start)).map(|it| it.2)
     }
 
+    /// The best of these choices that a source has for a claim.
+    fn best(
+        &self,
+        gpu: usize,
+        choices: &[Choice],
+        (source, fresh): (Source, bool),
+        claim: &str,
+    ) -> Option<Score> {
+        let from = match source {
+            Source::Published => self.room.published,
+            Source::Coming => self.room.coming,
+            Source::Change => Set::MAX,
+        };
+        if from == 0 {
+            return None;
+        }
+        let from = from & !self.barred(claim);
+        let choices = || choices.iter().filter(|it| from >> it.device & 1 == 1);
+        let can = |device: usize| match source {
+            Source::Published | Source::Coming => self.fits(device),
+            Source::Change => self.room.may_bring(self.kind, device),
+        };
+        let score = |it: &Choice| self.score(gpu, *it, source, fresh);
+        let best = choices().filter(|it| can(usize::from(it.device))).map(score).min();
+        if best.is_some() || source != Source::Change {
+            return best;
+        }
+        let around = choices().filter(|it| self.fits_around(usize::from(it.device)));
+        around.map(|it| Score { moves: true, ..score(it) }).min()
+    }
+
     fn score(&self, gpu: usize, choice: Choice, source: Source, fresh: bool) -> Score {
         let device = usize::from(choice.device);
         let of = &self.kind.devices[device];
-        let withdrawn = self.published & self.kind.conflicts[device] & !(1 << device);
+        let withdrawn = self.room.published & self.kind.conflicts[device] & !(1 << device);
         let changes = source == Source::Change;
         let number = |it: usize| u32::try_from(it).unwrap_or(u32::MAX);
         Score {
             alternative: choice.alternative,
             size: of.size,
             cuts: !self.is_used && of.size < self.kind.largest,
+            moves: false,
             withdrawn: if changes { withdrawn.count_ones() } else { 0 },
             fresh: changes && fresh,
-            open: self.open.count_ones(),
+            open: self.room.open.count_ones(),
             blocks: self.kind.blocks[device],
             end: u32::MAX - of.start,
             gpu: number(gpu),
@@ -269,8 +326,8 @@ impl<'w> NodeLedger<'w> {
                 self.gpus.iter().map(|gpu| members(gpu.held).filter(|it| is(gpu.kind, *it)).count()).sum();
             let mut missing = (*count as usize).saturating_sub(held);
             for gpu in &mut self.gpus {
-                for device in members(gpu.published).filter(|it| is(gpu.kind, *it)).take(missing) {
-                    gpu.floor |= 1 << device;
+                for device in members(gpu.room.published).filter(|it| is(gpu.kind, *it)).take(missing) {
+                    gpu.room.floor |= 1 << device;
                     missing -= 1;
                 }
             }
@@ -278,7 +335,7 @@ impl<'w> NodeLedger<'w> {
                 let Some(score) = self.best_of_profile(profile) else { break };
                 let gpu = &mut self.gpus[score.gpu as usize];
                 // No change takes its place; what is published there now can still be allocated.
-                gpu.open &= !(gpu.kind.conflicts[score.device as usize] & !gpu.published);
+                gpu.room.open &= !(gpu.kind.conflicts[score.device as usize] & !gpu.room.published);
             }
         }
     }
@@ -294,16 +351,18 @@ impl<'w> NodeLedger<'w> {
         order.sort_by_key(|it| std::cmp::Reverse(size(it.0)));
         for (profile, count) in order {
             let is = |kind: &Kind, it: usize| kind.devices[it].profile == *profile;
-            let free =
-                self.gpus.iter().map(|gpu| members(gpu.published).filter(|it| is(gpu.kind, *it)).count());
+            let free = self
+                .gpus
+                .iter()
+                .map(|gpu| members(gpu.room.published).filter(|it| is(gpu.kind, *it)).count());
             let missing = (*count as usize).saturating_sub(free.sum());
             for _ in 0..missing {
                 let Some(score) = self.best_of_profile(profile) else { break };
                 let (gpu, device) = (&mut self.gpus[score.gpu as usize], score.device as usize);
                 // It is not given to anybody yet: what it excludes is not there, it is.
-                gpu.published &= !gpu.kind.conflicts[device];
-                gpu.open &= !gpu.kind.conflicts[device] | 1 << device;
-                gpu.coming |= 1 << device;
+                gpu.room.published &= !gpu.kind.conflicts[device];
+                gpu.room.open &= !gpu.kind.conflicts[device] | 1 << device;
+                gpu.room.coming |= 1 << device;
             }
         }
     }
@@ -314,8 +373,8 @@ impl<'w> NodeLedger<'w> {
             devices
                 .filter(|(it, _)| {
                     gpu.fits(*it)
-                        && (gpu.published | gpu.coming) >> *it & 1 == 0
-                        && (gpu.floor | gpu.coming) & gpu.kind.conflicts[*it] == 0
+                        && (gpu.room.published | gpu.room.coming) >> *it & 1 == 0
+                        && (gpu.room.floor | gpu.room.coming) & gpu.kind.conflicts[*it] == 0
                 })
                 .filter_map(move |(it, _)| {
                     let choice = Choice { alternative: 0, device: u8::try_from(it).ok()? };
@@ -326,47 +385,42 @@ impl<'w> NodeLedger<'w> {
     }
 
     /// The best device of a source for a claim that takes any of these, by kind of GPU.
-    pub(super) fn best(
+    pub(super) fn best<'a>(
         &self,
-        choices: impl Fn(&'w Kind) -> &'w [Choice],
+        choices: impl Fn(&'w Kind) -> &'a [Choice],
         source: Source,
         claim: &str,
     ) -> Option<Score> {
-        let mut best: Option<Score> = None;
-        for (position, gpu) in self.gpus.iter().enumerate() {
-            let from = match source {
-                Source::Published => gpu.published,
-                Source::Coming => gpu.coming,
-                Source::Change if self.state.counts => 0,
-                Source::Change => gpu.open,
-            };
-            if from == 0 {
-                continue;
-            }
-            let from = from & !gpu.barred(claim);
-            for choice in choices(gpu.kind) {
-                let device = usize::from(choice.device);
-                if from >> device & 1 == 0 || !gpu.fits(device) {
-                    continue;
-                }
-                // Neither the floor nor what other pods are about to get is changed.
-                let fixed = gpu.floor | gpu.coming;
-                if source == Source::Change && fixed & gpu.kind.conflicts[device] != 0 {
-                    continue;
-                }
-                let score = gpu.score(position, *choice, source, !self.changes);
-                if best.is_none_or(|it| score < it) {
-                    best = Some(score);
-                }
-            }
-        }
-        best
+        let fresh = !self.changes;
+        let gpus = self.gpus.iter().enumerate().filter(|_| source != Source::Change || !self.state.counts);
+        gpus.filter_map(|(position, gpu)| gpu.best(position, choices(gpu.kind), (source, fresh), claim)).min()
     }
 
     /// Gives a device to a pod.
     pub(super) fn give(&mut self, gpu: usize, device: usize, source: Source) {
+        self.give_equal(gpu, device, 0, source);
+    }
+
+    /// Gives a device to a claim that others of these choices may serve as well.
+    pub(super) fn give_one_of<'a>(
+        &mut self,
+        gpu: usize,
+        device: usize,
+        choices: impl Fn(&'w Kind) -> &'a [Choice],
+        (source, claim): (Source, &str),
+    ) {
+        let ledger = &self.gpus[gpu];
+        let rank = |it: &Choice| (it.alternative, &ledger.kind.devices[usize::from(it.device)].profile);
+        let choices = choices(ledger.kind);
+        let chosen = choices.iter().find(|it| usize::from(it.device) == device).map(rank);
+        let equal = choices.iter().filter(|it| Some(rank(it)) == chosen);
+        let equal = equal.fold(0, |set, it| set | 1 << it.device) & !ledger.barred(claim);
+        self.give_equal(gpu, device, equal, source);
+    }
+
+    fn give_equal(&mut self, gpu: usize, device: usize, equal: Set, source: Source) {
         let ledger = &mut self.gpus[gpu];
-        ledger.take(device);
+        ledger.give(device, equal, source);
         let profile = &ledger.kind.devices[device].profile;
         match self.counted_on.get_mut(profile) {
             Some(count) => *count += 1,

@@ -9,7 +9,8 @@
 //! 1. by what nodes publish, or are about to publish because of a demand that is written already;
 //! 2. by changes of nodes, of those whose last change is long enough ago: where no GPU that is whole or empty has to be cut, then
 //!    where the fewest free devices are withdrawn. Each change serves at least one pod that nothing published serves. What the
-//!    floor needs and what pods of step 1 count on stays;
+//!    floor needs and what pods of step 1 count on stays. Devices that pods count on in thought make room for each other: a pod waits
+//!    only if the GPU has no room for it beside the others, wherever they lie;
 //! 3. those that have waited for long get a GPU held back: free devices that stand in the way are not offered until the claim has
 //!    its device, or the hold ends;
 //! 4. where pods that may be moved stand in the way on such a GPU, and each of them finds another place, they are evicted
@@ -28,6 +29,7 @@ mod convert;
 mod decisions;
 mod eligible;
 mod evictions;
+mod given;
 pub mod kind;
 mod ledger;
 mod memory;

@@ -80,6 +80,11 @@ struct Candidates {
     seen: usize,
 }
 
+/// The devices of a kind of GPU that serve a request.
+fn of_kind<'a>(choices: &'a HashMap<*const Kind, Vec<Choice>>, kind: &Kind) -> &'a [Choice] {
+    choices.get(&std::ptr::from_ref(kind)).map_or(&[][..], Vec::as_slice)
+}
+
 impl<'w> Round<'w> {
     /// A round. `written` has the nodes of which the world does not show yet what was written.
     pub(super) fn new(
@@ -187,7 +192,13 @@ impl<'w> Round<'w> {
             }
         };
         for (gpu, device) in picks {
-            self.nodes[node].give(gpu, device, source);
+            match &shape.need {
+                Need::One(choices) => {
+                    let of = |kind: &Kind| of_kind(choices, kind);
+                    self.nodes[node].give_one_of(gpu, device, of, (source, &claim));
+                }
+                Need::Nothing | Need::Many => self.nodes[node].give(gpu, device, source),
+            }
         }
         self.touched.push(node);
         Some(node)
@@ -205,8 +216,7 @@ impl<'w> Round<'w> {
         source: Source,
         claim: &str,
     ) -> Option<Score> {
-        let of = |kind: &Kind| choices.get(&std::ptr::from_ref(kind)).map_or(&[][..], Vec::as_slice);
-        self.nodes[node].best(of, source, claim)
+        self.nodes[node].best(|kind| of_kind(choices, kind), source, claim)
     }
 
     /// The best node and device of a source.
@@ -285,7 +295,7 @@ impl<'w> Round<'w> {
         let cost = |(node, picks): &(usize, Vec<Pick>)| {
             let withdrawn = |(gpu, device): &Pick| {
                 let ledger = &self.nodes[*node].gpus[*gpu];
-                (ledger.published & ledger.kind.conflicts[*device] & !(1 << device)).count_ones()
+                (ledger.room.published & ledger.kind.conflicts[*device] & !(1 << device)).count_ones()
             };
             (!self.nodes[*node].changes, picks.iter().map(withdrawn).sum::<u32>())
         };
@@ -313,7 +323,7 @@ impl<'w> Round<'w> {
             Source::Change => Pool::Possible,
         };
         let ledger = &self.nodes[node];
-        let has_coming = || ledger.gpus.iter().any(|it| it.coming != 0);
+        let has_coming = || ledger.gpus.iter().any(|it| it.room.coming != 0);
         if !self.is_possible(node, group, source)
             || source == Source::Coming && !has_coming()
             || source == Source::Change && ledger.state.counts

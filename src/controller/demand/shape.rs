@@ -231,10 +231,9 @@ impl<'w> Shapes<'w> {
         } else {
             String::new()
         };
-        let gpus = node
-            .gpus
-            .iter()
-            .map(|gpu| (std::ptr::from_ref(gpu.kind), of.set(gpu) & !gpu.barred(claim), gpu.left.clone()));
+        let gpus = node.gpus.iter().map(|gpu| {
+            (std::ptr::from_ref(gpu.kind), of.set(gpu) & !gpu.barred(claim), gpu.room.left.clone())
+        });
         NodeKey {
             shape: Rc::as_ptr(shape),
             which,
@@ -259,8 +258,8 @@ pub(super) enum Pool {
 impl Pool {
     fn set(self, gpu: &GpuLedger<'_>) -> Set {
         match self {
-            Self::Published => gpu.published,
-            Self::Coming => gpu.published | gpu.coming,
+            Self::Published => gpu.room.published,
+            Self::Coming => gpu.room.published | gpu.room.coming,
             Self::Possible => gpu.changeable(),
         }
     }
@@ -330,7 +329,7 @@ fn offer(driver: &str, node: &NodeLedger<'_>, of: impl Fn(usize) -> Set) -> Offe
         .enumerate()
         .flat_map(|(position, gpu)| {
             members(of(position)).map(move |device| {
-                let withdrawn = (gpu.published & gpu.kind.conflicts[device]).count_ones();
+                let withdrawn = (gpu.room.published & gpu.kind.conflicts[device]).count_ones();
                 let size = gpu.kind.devices[device].size;
                 let cuts = !gpu.is_used && size < gpu.kind.largest;
                 ((size, cuts, withdrawn, gpu.kind.blocks[device]), (position, device))
