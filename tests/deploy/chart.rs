@@ -293,6 +293,8 @@ pub(crate) fn variations() -> Vec<Value> {
         json!({"deviceClasses": {"extendedResources": false, "profiles": ["1g.10gb"]}}),
         json!({"deviceClasses": {"gpuExtendedResource": true, "extraProfiles": ["1g.40gb", "1g.10gb"]}}),
         json!({"gpuOperator": {"clientLabel": true}, "stateLabel": false, "driverRoot": "/run/nvidia/driver"}),
+        json!({"driverName": "gpu.nvidia.com", "controller": {"enabled": true}}),
+        json!({"driverName": "gpu.nvidia.com", "deviceClasses": {"nvidiaClasses": false, "gpuExtendedResource": true}}),
         json!({"updateStrategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": "5%"}}}),
         json!({"updateStrategy": {"type": "OnDelete"}}),
         json!({"readerRole": {"create": true, "aggregateToView": true}}),
