@@ -59,7 +59,8 @@ impl<'p, 'a> Ledger<'p, 'a> {
         ledger
     }
 
-    /// The counters that have less left than is needed.
+    /// The counters that have less left than is needed. Those with the fewest consumers come first: a memory slice before the sum
+    /// of the memory, which everything on the GPU consumes.
     fn shortages(&self, needed: impl Fn(usize) -> Quantity) -> Vec<Shortage> {
         let mut found = Vec::new();
         for ((set, counter), index) in &self.index {
@@ -76,6 +77,7 @@ impl<'p, 'a> Ledger<'p, 'a> {
             let (set, counter) = ((*set).to_owned(), (*counter).to_owned());
             found.push(Shortage { set, counter, needed, available, consumers });
         }
+        found.sort_by_key(|it| (it.consumers.len(), it.needed.minus(it.available)));
         found
     }
 

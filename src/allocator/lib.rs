@@ -79,7 +79,7 @@ pub use pool::{PoolProblem, PoolReport};
 pub use refusal::{Abort, Refusal, SelectorError, SelectorPlace};
 pub use request::Amount;
 pub use room::Room;
-pub use shortage::{Consumer, Shortage};
+pub use shortage::{Consumer, Shortage, in_the_way};
 
 impl Cluster<'_> {
     /// Allocates all the claims on the node, or none. The results are in the order of the claims.

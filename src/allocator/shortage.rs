@@ -36,6 +36,23 @@ pub struct Consumer {
     pub amount: Quantity,
 }
 
+/// The consumers that have to end so that nothing is short. A counter that they free enough of adds none: whatever lies elsewhere
+/// on the GPU consumes its memory, too, and is not in the way. Expects the order of an explanation, fewest consumers first.
+#[must_use]
+pub fn in_the_way(shortages: &[Shortage]) -> Vec<&Consumer> {
+    let mut found: Vec<&Consumer> = Vec::new();
+    for shortage in shortages {
+        let is_found = |it: &Consumer| found.iter().any(|other| other.device == it.device);
+        let freed = shortage.consumers.iter().filter(|it| is_found(it)).map(|it| it.amount);
+        if shortage.needed <= freed.fold(shortage.available, Quantity::plus) {
+            continue;
+        }
+        let more: Vec<&Consumer> = shortage.consumers.iter().filter(|it| !is_found(it)).collect();
+        found.extend(more);
+    }
+    found
+}
+
 fn as_text<S: Serializer>(quantity: &Quantity, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(quantity)
 }

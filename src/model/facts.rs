@@ -201,9 +201,9 @@ pub struct Placement {
     pub size: u32,
 }
 
-/// More memory slices than any GPU has: 8, and 12 on RTX PRO 6000 (mig-nvml-cdi.md 1). With a counter for each and one for
-/// each kind of media engine, a counter set has at most 32, which is what the API server takes.
-const MOST_MEMORY_SLICES: u32 = 28;
+/// More memory slices than any GPU has: 8, and 12 on RTX PRO 6000 (mig-nvml-cdi.md 1). With a counter for each, one for
+/// each kind of media engine and one for the memory, a counter set has at most 32, which is what the API server takes.
+const MOST_MEMORY_SLICES: u32 = 27;
 
 impl Placement {
     /// True for a place that a GPU could have. Everything that is computed from placements relies on it.

@@ -18,4 +18,6 @@ pub mod layout;
 pub mod mig_node;
 pub mod occupancy;
 pub mod placement;
+#[cfg(test)]
+mod simulated;
 pub mod slices;

@@ -449,6 +449,40 @@ fn an_explanation_names_what_stands_between_each_device_and_the_request() {
     );
 }
 
+/// The same devices with the memory that they have, 10 GiB a slice.
+fn with_memory(mut slices: Vec<ResourceSlice>) -> Vec<ResourceSlice> {
+    use k8s_openapi::api::resource::v1::Counter;
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+    let add = |counters: &mut BTreeMap<String, Counter>| {
+        let memory = Counter { value: Quantity(format!("{}Gi", 10 * counters.len())) };
+        counters.insert("memory".to_owned(), memory);
+    };
+    for slice in &mut slices {
+        slice.spec.shared_counters.iter_mut().flatten().for_each(|it| add(&mut it.counters));
+        let devices = slice.spec.devices.iter_mut().flatten();
+        devices.flat_map(|it| it.consumes_counters.iter_mut().flatten()).for_each(|it| add(&mut it.counters));
+    }
+    slices
+}
+
+#[test]
+fn what_only_consumes_memory_of_the_same_gpu_is_not_in_the_way() {
+    let devices = vec![mig(0, "4g", 0..4), mig(0, "1g", 4..5), mig(0, "4g", 4..8), mig(0, "8g", 0..8)];
+    let pool = setup(with_memory(pool(1, devices))).using("gpu-0-mig-4g-0").using("gpu-0-mig-1g-4");
+    let in_the_way = |profile_name: &str, device: usize| {
+        let explanation = pool.explain(&[requests(&[profile("a", profile_name)])]);
+        let Finding::Counters { shortages } = findings(&explanation)[device] else {
+            panic!("{explanation:?}")
+        };
+        assert!(shortages.iter().any(|it| it.counter == "memory"), "{shortages:?}");
+        assert_eq!(shortages[0].counter, if device == 2 { "memory-slice-4" } else { "memory-slice-0" });
+        let devices = dra_allocator::in_the_way(shortages).into_iter().map(|it| it.device.clone());
+        devices.collect::<Vec<_>>()
+    };
+    assert_eq!(in_the_way("4g", 2), ["gpu-0-mig-1g-4"], "the other half is not in its way");
+    assert_eq!(in_the_way("8g", 3), ["gpu-0-mig-4g-0", "gpu-0-mig-1g-4"]);
+}
+
 #[test]
 fn an_overdrawn_counter_refuses_the_pool_and_the_explanation_names_it() {
     let devices = vec![mig(0, "1g", 0..1), mig(0, "2g", 0..2), mig(1, "1g", 0..1)];

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use dra_allocator::quantity::Quantity;
 use k8s_openapi::api::resource::v1::{Counter, Device};
+use mig_model::slices::MEMORY;
 
 /// Possible devices of one GPU that are looked at; no known GPU has half as many.
 pub const MAX_POSSIBLE: usize = 128;
@@ -71,6 +72,11 @@ impl Kind {
         devices.truncate(MAX_POSSIBLE);
         // A GPU without MIG has no memory slices.
         devices.iter_mut().for_each(|it| it.size = it.size.max(1));
+        // It excludes nothing, and a search compares every counter very often.
+        let mut counters = counters.clone();
+        counters.remove(MEMORY);
+        let sets = devices.iter_mut().flat_map(|it| it.device.consumes_counters.iter_mut().flatten());
+        sets.for_each(|it| drop(it.counters.remove(MEMORY)));
         let total = |name: &str| counters.get(name).map_or(0, |it| Quantity::whole(&it.value.0));
         let costs: Vec<BTreeMap<&str, i64>> = devices.iter().map(|it| consumption(&it.device)).collect();
         let is_single = |name: &str| total(name) == 1;

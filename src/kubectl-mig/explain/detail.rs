@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use dra_allocator::{Amount, ClaimRef, DeviceId, Finding, RequestReport};
+use dra_allocator::{Amount, ClaimRef, DeviceId, Finding, RequestReport, in_the_way};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -252,7 +252,7 @@ impl Detail {
             match &device.finding {
                 Finding::Allocated { holder } => add(holder),
                 Finding::Counters { shortages } => {
-                    shortages.iter().flat_map(|it| &it.consumers).for_each(|it| add(&it.claim));
+                    in_the_way(shortages).into_iter().for_each(|it| add(&it.claim));
                 }
                 _ => {}
             }

@@ -1,7 +1,8 @@
 //! Which counters make the published devices exclude each other exactly as the hardware does.
 //!
 //! Memory slices always count. Of the media engines only those are counted that can really run out: the scheduler
-//! compares every counter of a pool at every step of its search, so each one that says nothing costs time.
+//! compares every counter of a pool at every step of its search, so each one that says nothing costs time. One more, the
+//! memory, excludes nothing: quotas add it up (Kueue), and so do reports of what a pool has left (KEP-5677).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -18,6 +19,7 @@ type Counts = [u32; ENGINES.len()];
 #[derive(Debug, Clone)]
 pub struct CounterPlan {
     memory_slices: u32,
+    memory_mib: u64,
     /// What the GPU has, taken from its largest profile.
     totals: Counts,
     /// Which engines are counted.
@@ -34,9 +36,10 @@ impl CounterPlan {
     pub fn of(profiles: &[Profile]) -> Self {
         let memory_slices = placements(profiles).map(|(_, it)| it.end()).max().unwrap_or(0);
         let totals = profiles.iter().map(counts).fold(Counts::default(), |most, it| zip(most, it, u32::max));
+        let memory_mib = most_needed(placements(profiles).map(|(profile, it)| (it, profile.memory_mib)));
         let exceeds = |needs: &Counts, engine: usize| totals[engine] < needs[engine];
         let Some(possible) = possible_needs(profiles, memory_slices) else {
-            return Self { memory_slices, totals, counted: (0..ENGINES.len()).collect() };
+            return Self { memory_slices, memory_mib, totals, counted: (0..ENGINES.len()).collect() };
         };
         let impossible: Vec<Counts> =
             possible.into_iter().filter(|needs| (0..ENGINES.len()).any(|it| exceeds(needs, it))).collect();
@@ -48,13 +51,21 @@ impl CounterPlan {
             |choice: &Vec<usize>| impossible.iter().all(|needs| choice.iter().any(|it| exceeds(needs, *it)));
         // The choice of all engines is exact, so there is one.
         let counted = choices.into_iter().find(is_exact).unwrap_or_default();
-        Self { memory_slices, totals, counted }
+        Self { memory_slices, memory_mib, totals, counted }
     }
 
     /// Everything the empty GPU has; also what the whole GPU takes.
     #[must_use]
     pub fn totals(&self) -> BTreeMap<String, u32> {
         self.counters(0..self.memory_slices, self.totals)
+    }
+
+    /// The most memory that instances beside each other have, MiB: the total of the counter that quotas add up. No set of
+    /// placements that do not overlap needs more, so this counter never refuses what the others admit. It is a little less
+    /// than the memory of the GPU, or more where NVML rounds up what each profile has.
+    #[must_use]
+    pub fn memory_mib(&self) -> u64 {
+        self.memory_mib
     }
 
     /// What one instance takes.
@@ -93,9 +104,9 @@ pub(super) fn crowded(
         let need = |index: usize| offered[index].1.get(engine).copied().unwrap_or(0);
         loop {
             let rest: Vec<usize> = (0..offered.len()).filter(|it| !is_out[*it]).collect();
-            let parts = rest.iter().map(|it| (offered[*it].0, need(*it)));
+            let parts = rest.iter().map(|it| (offered[*it].0, need(*it).into()));
             let most = rest.iter().map(|it| need(*it)).max().unwrap_or(0);
-            if left == *total || most == 0 || most_needed(parts) <= left {
+            if left == *total || most == 0 || most_needed(parts) <= left.into() {
                 break;
             }
             rest.into_iter().filter(|it| need(*it) == most).for_each(|it| is_out[it] = true);
@@ -105,12 +116,12 @@ pub(super) fn crowded(
 }
 
 /// The most that placements of which no two overlap need together.
-fn most_needed(parts: impl Iterator<Item = (Placement, u32)>) -> u32 {
-    let mut parts: Vec<(u32, u32, u32)> = parts.map(|(it, need)| (it.end(), it.start, need)).collect();
+fn most_needed(parts: impl Iterator<Item = (Placement, u64)>) -> u64 {
+    let mut parts: Vec<(u32, u32, u64)> = parts.map(|(it, need)| (it.end(), it.start, need)).collect();
     parts.sort_unstable();
     // By the end of the last one, what those up to there need.
-    let mut best: BTreeMap<u32, u32> = BTreeMap::new();
-    let up_to = |best: &BTreeMap<u32, u32>, end: u32| best.range(..=end).next_back().map_or(0, |it| *it.1);
+    let mut best: BTreeMap<u32, u64> = BTreeMap::new();
+    let up_to = |best: &BTreeMap<u32, u64>, end: u32| best.range(..=end).next_back().map_or(0, |it| *it.1);
     for (end, start, need) in parts {
         let most = up_to(&best, end).max(up_to(&best, start).saturating_add(need));
         best.insert(end, most);

@@ -24,6 +24,9 @@ pub struct GpuInventory {
     /// is below what allocated devices take from it, and some of these may not be known yet. What an unmanaged instance
     /// takes is withheld by leaving devices out. Empty where nothing the GPU offers can overlap.
     pub counters: BTreeMap<String, u32>,
+    /// What the GPU's instances can have together, MiB; published as one more counter where there are any. The whole GPU takes
+    /// all of it, and a MIG device its capacity.
+    pub memory_mib: u64,
     /// Devices to publish, in NVML's order of the profiles.
     pub devices: Vec<AllocatableDevice>,
     /// Devices that exist but are unavailable now. They are not published; a claim that was given one before may still

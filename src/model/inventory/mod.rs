@@ -60,6 +60,7 @@ fn offers(node: &NodeFacts, gpu: &Gpu, policy: &OfferPolicy) -> GpuInventory {
         consumes: plan.totals(),
     };
     let counter_set = name::gpu_label(gpu.facts.pci);
+    let memory_mib = plan.memory_mib();
     let Some(mig) = &gpu.facts.mig else {
         let (devices, withheld) = match (gpu.state.problem.is_none(), policy.time_slices) {
             (true, 0 | 1) => (vec![whole], Vec::new()),
@@ -67,7 +68,8 @@ fn offers(node: &NodeFacts, gpu: &Gpu, policy: &OfferPolicy) -> GpuInventory {
             (false, _) => (Vec::new(), vec![whole]),
         };
         let problem = gpu.state.problem.clone();
-        let offered = GpuInventory { counter_set, counters: BTreeMap::new(), devices, withheld, problem };
+        let counters = BTreeMap::new();
+        let offered = GpuInventory { counter_set, counters, memory_mib, devices, withheld, problem };
         return offered.with_held(&policy.held);
     };
     let mut left = remaining(&plan, gpu);
@@ -95,7 +97,8 @@ fn offers(node: &NodeFacts, gpu: &Gpu, policy: &OfferPolicy) -> GpuInventory {
     let (adopted, not_adopted) = existing::devices(node, gpu, policy);
     devices.extend(adopted);
     withheld.extend(not_adopted);
-    GpuInventory { counter_set, counters, devices, withheld, problem: gpu.state.problem.clone() }
+    let problem = gpu.state.problem.clone();
+    GpuInventory { counter_set, counters, memory_mib, devices, withheld, problem }
 }
 
 /// True for what the GPU can be allocated as in its MIG mode, and with what the host permits; whatever is on it now.

@@ -28,7 +28,14 @@ pub fn apply(inventory: &Inventory, layouts: &Layouts, held: &BTreeSet<String>) 
         let (devices, reason) = offer(gpu, layouts.get(&gpu.counter_set), held);
         waiting.extend(reason.map(|it| format!("{}: {it}", gpu.counter_set)));
         let (counter_set, problem) = (gpu.counter_set.clone(), gpu.problem.clone());
-        GpuInventory { counter_set, counters: BTreeMap::new(), devices, withheld: Vec::new(), problem }
+        GpuInventory {
+            counter_set,
+            counters: BTreeMap::new(),
+            devices,
+            withheld: Vec::new(),
+            problem,
+            ..gpu.clone()
+        }
     };
     let gpus = inventory.gpus.iter().map(&mut one).collect();
     Offer { inventory: Inventory { gpus }, waiting }

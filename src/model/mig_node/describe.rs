@@ -15,7 +15,7 @@ use crate::inventory::{
     AllocatableDevice, DeviceKind, DeviceName, Gpu, GpuInventory, Inventory, MigSpec, OfferPolicy, adoptable,
     fits_into, is_permitted, take,
 };
-use crate::slices::device;
+use crate::slices::{attributes, capacities};
 
 /// Attributes in which the devices of a GPU differ; all others are the GPU's.
 const OF_DEVICE: [&str; 7] =
@@ -93,7 +93,7 @@ fn compute_slices(gpu: &GpuStatus, profile: &str) -> i64 {
 fn describe_gpu(gpu: &Gpu, offered: &GpuInventory, seen: &Observed<'_>) -> GpuStatus {
     let all = || offered.devices.iter().chain(&offered.withheld);
     let whole = all().find(|it| it.kind == DeviceKind::Gpu);
-    let mut attributes = whole.map(attributes_of).unwrap_or_default();
+    let mut attributes = whole.map(attributes).unwrap_or_default();
     attributes.retain(|key, _| !OF_DEVICE.contains(&key.as_str()));
     let problem = seen.problems.get(&gpu.facts.uuid).or(offered.problem.as_ref());
     GpuStatus {
@@ -152,7 +152,7 @@ fn profiles(gpu: &Gpu, offered: &GpuInventory, policy: &OfferPolicy) -> Vec<Prof
 }
 
 fn profile_attributes(of: &AllocatableDevice) -> BTreeMap<String, DeviceAttribute> {
-    let mut attributes = attributes_of(of);
+    let mut attributes = attributes(of);
     attributes.retain(|key, _| OF_DEVICE.contains(&key.as_str()) && key != "placementStart");
     if of.mig().is_some() {
         attributes.remove("uuid");
@@ -160,13 +160,8 @@ fn profile_attributes(of: &AllocatableDevice) -> BTreeMap<String, DeviceAttribut
     attributes
 }
 
-fn attributes_of(of: &AllocatableDevice) -> BTreeMap<String, DeviceAttribute> {
-    device(of, "").attributes.unwrap_or_default()
-}
-
 fn capacity_of(of: &AllocatableDevice) -> BTreeMap<String, Quantity> {
-    let capacity = device(of, "").capacity.unwrap_or_default();
-    capacity.into_iter().map(|(name, DeviceCapacity { value, .. })| (name, value)).collect()
+    capacities(of).into_iter().map(|(name, DeviceCapacity { value, .. })| (name, value)).collect()
 }
 
 /// Profile and memory slices of a device; nothing of a GPU without MIG.

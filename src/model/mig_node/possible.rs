@@ -15,7 +15,7 @@ use crate::facts::{
 use crate::inventory::{
     AllocatableDevice, Attachment, DeviceName, Gpu, GpuInventory, GpuState, OfferPolicy, inventory_on,
 };
-use crate::slices::{counter_set, device, whole_number};
+use crate::slices::{MEMORY, counter_set, device, whole_mebibytes, whole_number};
 
 /// What a GPU could be partitioned into.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,7 +72,7 @@ fn possible_device(
 ) -> Option<PossibleDevice> {
     let profile = allocatable.mig().map_or(WHOLE, |it| &it.profile);
     let known = status.profiles.iter().find(|it| it.profile == profile)?;
-    let mut device = device(allocatable, &of.counter_set);
+    let mut device = device(allocatable, of);
     let mut attributes = status.attributes.clone();
     attributes.extend(known.attributes.clone());
     let number = |it: u32| DeviceAttribute { int: Some(it.into()), ..DeviceAttribute::default() };
@@ -140,7 +140,7 @@ fn profile(id: u32, status: &ProfileStatus) -> Profile {
             jpegs: amount("jpegEngines"),
             ofas: amount("ofaEngines"),
         },
-        memory_mib: 0,
+        memory_mib: status.capacity.get(MEMORY).map_or(0, whole_mebibytes),
         placements: status.placements.iter().copied().filter(|it| it.is_plausible()).collect(),
     }
 }

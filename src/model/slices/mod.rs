@@ -42,11 +42,14 @@ pub use next::{Plan, next};
 pub use pool::Pool;
 pub use publication::Publication;
 pub use quantity::count;
-pub(crate) use quantity::whole_number;
-pub use render::{Owner, keep_order, pool_name, render, slice_name};
-pub(crate) use render::{counter_set, device};
+pub(crate) use quantity::{whole_mebibytes, whole_number};
+pub use render::{MEMORY, Owner, keep_order, pool_name, render, slice_name};
+pub(crate) use render::{attributes, capacities, counter_set, device};
 pub use taint::{lost_taints, new_taint};
 pub use world::{
     Claims, CounterSupport, GATE_RETRY, Gate, Gates, Inputs, Mode, NodeView, Published, Question, RESYNC,
     Settings, TaintEffect, World,
 };
+
+#[cfg(test)]
+mod memory_counter_tests;

@@ -13,8 +13,8 @@ use crate::inventory::{AllocatableDevice, Attribute, GpuInventory, Inventory};
 /// Devices in one slice where any of them consumes counters (ResourceSliceMaxDevicesWithTaintsOrConsumesCounters).
 pub(super) const MAX_DEVICES: usize = 64;
 
-/// A device and the name of its counter set.
-pub(super) type Packed<'i> = (&'i str, &'i AllocatableDevice);
+/// A device and its GPU.
+pub(super) type Packed<'i> = (&'i GpuInventory, &'i AllocatableDevice);
 
 /// The devices of each slice, sizes from small to large.
 pub(super) fn packing(inventory: &Inventory) -> Vec<Vec<Packed<'_>>> {
@@ -30,7 +30,7 @@ pub(super) fn packing(inventory: &Inventory) -> Vec<Vec<Packed<'_>>> {
         let mut sizes: BTreeMap<u32, Vec<Packed<'_>>> = BTreeMap::new();
         for device in &gpu.devices {
             let size = device.mig().map_or(u32::MAX, |it| it.placement.size);
-            sizes.entry(size).or_default().push((&gpu.counter_set, device));
+            sizes.entry(size).or_default().push((gpu, device));
         }
         for (size, devices) in sizes {
             groups.entry((kind, size)).or_default().push(devices);
@@ -94,7 +94,8 @@ mod tests {
         let devices = sizes.iter().flat_map(|(size, count)| (0..*count).map(|it| device(*size, it)));
         let counter_set = DeviceName::gpu(pci).to_string();
         let (counters, withheld) = (BTreeMap::new(), Vec::new());
-        GpuInventory { counter_set, counters, devices: devices.collect(), withheld, problem: None }
+        let devices = devices.collect();
+        GpuInventory { counter_set, counters, memory_mib: 0, devices, withheld, problem: None }
     }
 
     /// How many devices of which GPU and size each slice has.
@@ -103,8 +104,10 @@ mod tests {
         let index = |set: &str| inventory.gpus.iter().position(|it| it.counter_set == set).unwrap();
         let count = |shelf: Vec<Packed<'_>>| {
             let mut counts: BTreeMap<(u32, usize), usize> = BTreeMap::new();
-            for (set, device) in shelf {
-                *counts.entry((device.mig().unwrap().placement.size, index(set))).or_default() += 1;
+            for (gpu, device) in shelf {
+                *counts
+                    .entry((device.mig().unwrap().placement.size, index(&gpu.counter_set)))
+                    .or_default() += 1;
             }
             counts.into_iter().map(|((size, gpu), count)| (gpu, size, count)).collect()
         };

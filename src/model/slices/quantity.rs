@@ -31,6 +31,13 @@ pub(crate) fn whole_number(quantity: &Quantity) -> u32 {
     thousandths.and_then(|it| u32::try_from(it / 1000).ok()).unwrap_or(0)
 }
 
+/// A whole number of mebibytes; 0 where the text is something else.
+pub(crate) fn whole_mebibytes(quantity: &Quantity) -> u64 {
+    const MEBIBYTE: i128 = 1000 << 20;
+    let thousandths = thousandths(quantity).filter(|it| it % MEBIBYTE == 0);
+    thousandths.and_then(|it| u64::try_from(it / MEBIBYTE).ok()).unwrap_or(0)
+}
+
 /// The value in thousandths, or `None` where the text is not a quantity that this driver could have written.
 pub(super) fn thousandths(quantity: &Quantity) -> Option<i128> {
     let text = quantity.0.as_str();

@@ -15,6 +15,8 @@ use super::quantity;
 
 /// Counter sets in one slice (ResourceSliceMaxCounterSets).
 pub(super) const MAX_COUNTER_SETS: usize = 8;
+/// The capacity and the counter that tell how much memory a device has. The counter excludes nothing that the others admit.
+pub const MEMORY: &str = "memory";
 /// Longest object name.
 const MAX_NAME: usize = 253;
 
@@ -49,7 +51,7 @@ pub fn render(inventory: &Inventory, ranking: &Ranking, owner: &Owner) -> Vec<Re
         .collect();
     for mut shelf in packing(inventory) {
         shelf.sort_by_key(|(_, it)| ranking.place(it.name.as_str()));
-        let devices = shelf.into_iter().map(|(counter_set, it)| device(it, counter_set)).collect();
+        let devices = shelf.into_iter().map(|(gpu, it)| device(it, gpu)).collect();
         contents.push(ResourceSliceSpec { devices: Some(devices), ..Default::default() });
     }
     if contents.is_empty() {
@@ -91,23 +93,34 @@ pub(super) fn names(slice: &ResourceSlice) -> impl Iterator<Item = &str> {
     slice.spec.devices.iter().flatten().map(|it| it.name.as_str())
 }
 
-/// A device as it stands in a slice.
-pub(crate) fn device(device: &AllocatableDevice, counter_set: &str) -> Device {
+/// A device of this GPU as it stands in a slice.
+pub(crate) fn device(device: &AllocatableDevice, gpu: &GpuInventory) -> Device {
+    let memory_mib = match (device.mig(), device.capacities.get(MEMORY)) {
+        (None, _) => gpu.memory_mib,
+        (Some(_), Some(Capacity::Mebibytes(it))) => *it,
+        (Some(_), _) => 0,
+    };
     let consumption = DeviceCounterConsumption {
-        counter_set: counter_set.to_owned(),
-        counters: device.consumes.iter().map(|(name, amount)| (name.clone(), counter(*amount))).collect(),
+        counter_set: gpu.counter_set.clone(),
+        counters: counters(&device.consumes, memory_mib),
     };
     Device {
         name: device.name.as_str().to_owned(),
-        attributes: Some(
-            device.attributes.iter().map(|(key, it)| ((*key).to_owned(), attribute(it))).collect(),
-        ),
-        capacity: Some(
-            device.capacities.iter().map(|(key, it)| ((*key).to_owned(), capacity(*it))).collect(),
-        ),
+        attributes: Some(attributes(device)),
+        capacity: Some(capacities(device)),
         consumes_counters: (!device.consumes.is_empty()).then(|| vec![consumption]),
         ..Default::default()
     }
+}
+
+/// The attributes of a device as they stand in a slice.
+pub(crate) fn attributes(of: &AllocatableDevice) -> BTreeMap<String, DeviceAttribute> {
+    of.attributes.iter().map(|(key, it)| ((*key).to_owned(), attribute(it))).collect()
+}
+
+/// The capacities of a device as they stand in a slice.
+pub(crate) fn capacities(of: &AllocatableDevice) -> BTreeMap<String, DeviceCapacity> {
+    of.capacities.iter().map(|(key, it)| ((*key).to_owned(), capacity(*it))).collect()
 }
 
 fn attribute(value: &Attribute) -> DeviceAttribute {
@@ -130,12 +143,14 @@ fn capacity(value: Capacity) -> DeviceCapacity {
 
 /// The counters of a GPU as they stand in a slice.
 pub(crate) fn counter_set(gpu: &GpuInventory) -> CounterSet {
-    let counters = gpu.counters.iter().map(|(name, amount)| (name.clone(), counter(*amount))).collect();
-    CounterSet { name: gpu.counter_set.clone(), counters }
+    CounterSet { name: gpu.counter_set.clone(), counters: counters(&gpu.counters, gpu.memory_mib) }
 }
 
-fn counter(amount: u32) -> Counter {
-    Counter { value: quantity::count(amount) }
+/// The counters that keep devices apart, and the memory in bytes, as in capacity.
+fn counters(exact: &BTreeMap<String, u32>, memory_mib: u64) -> BTreeMap<String, Counter> {
+    let exact = exact.iter().map(|(name, amount)| (name.clone(), quantity::count(*amount)));
+    let memory = (0 < memory_mib).then(|| (MEMORY.to_owned(), quantity::mebibytes(memory_mib)));
+    exact.chain(memory).map(|(name, value)| (name, Counter { value })).collect()
 }
 
 fn metadata(index: usize, owner: &Owner) -> ObjectMeta {

@@ -255,7 +255,10 @@ mod tests {
         let counters = [("engines".to_owned(), engines)].into();
         let devices = devices.iter().map(device).collect();
         let (counter_set, withheld) = ("gpu".to_owned(), Vec::new());
-        Inventory { gpus: vec![GpuInventory { counter_set, counters, devices, withheld, problem: None }] }
+        let problem = None;
+        Inventory {
+            gpus: vec![GpuInventory { counter_set, counters, memory_mib: 0, devices, withheld, problem }],
+        }
     }
 
     /// One step of which all is written at once; what is published then.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::resource::v1::{Counter, Device, ResourceSlice};
 use mig_model::claim::ClaimRef;
 use mig_model::inventory::{OfferPolicy, ProfileFilter};
-use mig_model::slices::{CounterSupport, GATE_RETRY, Gate, Gates, Pool};
+use mig_model::slices::{CounterSupport, GATE_RETRY, Gate, Gates, MEMORY, Pool};
 
 use super::*;
 use crate::checkpoint::{Record, RecordedKind};
@@ -35,7 +35,11 @@ struct Counters {
 
 impl Counters {
     fn of(slices: &[ResourceSlice]) -> Self {
-        let amount = |it: &Counter| it.value.0.parse().unwrap();
+        // The memory in MiB.
+        let amount = |it: &Counter| match it.value.0.strip_suffix("Gi") {
+            Some(gibibytes) => gibibytes.parse::<u32>().unwrap() << 10,
+            None => it.value.0.trim_end_matches("Mi").parse().unwrap(),
+        };
         let sets = slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten());
         let totals = sets.flat_map(|set| set.counters.iter().map(|(name, it)| (name.clone(), amount(it))));
         let cost = |it: &Device| {
@@ -314,9 +318,10 @@ impl World {
         assert!(!is_open || !is_counted || free.is_none(), "{free:?} is published without its cost");
     }
 
-    /// How much a published device consumes of all counters together.
+    /// How much a published device consumes of all counters together, the memory apart.
     pub(super) fn cost(&self, device: &str) -> u32 {
-        self.views.last().unwrap().counters.costs[device].values().sum()
+        let cost = &self.views.last().unwrap().counters.costs[device];
+        cost.iter().filter(|(name, _)| *name != MEMORY).map(|(_, amount)| amount).sum()
     }
 
     /// Makes an instance where the hardware has room beside what is prepared, past the driver.
