@@ -17,7 +17,7 @@ const OTHER_REGISTRATION_END: &str = "-reg.sock";
 /// Another driver serves the kubelet under the same name.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "another DRA driver serves this node under the name {driver}: it answers on `{socket}`. Both would offer the same GPUs. Stop it on \
+    "another DRA driver serves this node under the name {driver}: it answers on `{socket}`; both would offer the same GPUs. Stop it on \
      this node: kubectl label node NODE nvidia.com/gpu.deploy.dra-driver=false --overwrite where the GPU Operator deploys NVIDIA's \
      DRA driver, else the affinity of its DaemonSet; or stop this one: kubectl label node NODE mig.dra-driver.dev/deploy=false \
      --overwrite"
