@@ -31,6 +31,7 @@ mod lost_records;
 mod manifests;
 mod metrics;
 mod mig_node;
+mod nvidia_name;
 mod observability;
 mod placement;
 mod plan;

@@ -6,7 +6,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use kube_sim::Options;
 use nvml_sim::{Model, parse_gpus};
 
-use crate::manifests;
+use crate::{manifests, operators};
 
 /// Shows what dra-driver-mig does, on a simulated node with a simulated control plane.
 #[derive(Debug, Parser)]
@@ -76,13 +76,15 @@ fn lists() -> String {
     };
     format!(
         "GPU models with MIG:\n  {}\nGPU models without MIG:\n  {}\n\nKinds that are played:\n  {}\nKinds that are stored and \
-         have no effect:\n  {}\nOther kinds are skipped, unless they run pods.\n\nNo container is executed: the pods of Jobs run until \
+         have no effect:\n  {}\nKinds of operators, of which the \
+         pods are played:\n  {}\nOther kinds are skipped, unless they run pods.\n\nNo container is executed: the pods of Jobs run until \
          they are deleted, and a CronJob runs once, at once.\n\nExit status: 0 when all pods ran and everything was removed, \
          1 when not, 2 when the command line or a manifest has a mistake.",
         models(true),
         models(false),
         manifests::played().join(", "),
         manifests::WITHOUT_EFFECT.join(", "),
+        operators::KINDS.map(|(group, kind)| format!("{kind} ({group})")).join(", "),
     )
 }
 

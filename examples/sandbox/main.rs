@@ -9,6 +9,7 @@ mod args;
 mod cluster;
 mod manifests;
 mod map;
+mod operators;
 mod report;
 mod serve;
 mod story;

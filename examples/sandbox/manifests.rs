@@ -9,6 +9,8 @@ use kube_sim::kinds::{self, KindRef};
 use kube_sim::manifest::{self, Document, Mistake};
 use serde_json::Value;
 
+use crate::operators;
+
 /// Kinds that are stored and have no effect.
 pub(crate) const WITHOUT_EFFECT: [&str; 5] =
     ["ConfigMap", "PersistentVolumeClaim", "Secret", "Service", "ServiceAccount"];
@@ -49,6 +51,21 @@ pub(crate) fn read(sources: &[PathBuf], scratch: &Store) -> anyhow::Result<Resul
         let (documents, wrong) = manifest::read(source)?;
         mistakes.extend(wrong);
         for document in documents {
+            if let Some(pods) = operators::pods(&document) {
+                let owner = title(&document.object);
+                plan.notes.push(format!(
+                    "{owner}: played as {} pods, its controller does not run here",
+                    pods.len()
+                ));
+                for pod in pods {
+                    let error =
+                        create(scratch, &kinds::POD, &pod.object).err().filter(|it| !is_beyond_quota(it));
+                    let why = error.map(|it| format!("{owner}, as {}: {it}", title(&pod.object)));
+                    mistakes.extend(why.map(|it| document.mistake(Some("kind"), it)));
+                    plan.documents.push(pod);
+                }
+                continue;
+            }
             match served(&document) {
                 Ok(Some(kind)) => {
                     mistakes.extend(

@@ -31,11 +31,16 @@ fn facts(model: Model) -> NodeFacts {
 
 /// What the driver publishes for the GPU.
 fn devices(facts: &NodeFacts) -> Vec<Device> {
+    devices_of(DRIVER, facts)
+}
+
+/// The same under this name.
+fn devices_of(driver: &str, facts: &NodeFacts) -> Vec<Device> {
     let mode = facts.gpus[0].mig.as_ref().map(|it| it.mode);
     let attachment = Attachment::default();
     let state = GpuState { mode, instances: Vec::new(), problem: None };
     let gpu = Gpu { facts: Arc::new(facts.gpus[0].clone()), attachment, state };
-    let owner = Owner { driver: DRIVER.to_owned(), node: "n".to_owned(), node_uid: "u".to_owned() };
+    let owner = Owner { driver: driver.to_owned(), node: "n".to_owned(), node_uid: "u".to_owned() };
     let offered = inventory(facts, &[gpu], &BTreeSet::new());
     let ranking = Ranking::of(&offered, &BTreeSet::new(), Policy::Pack);
     let slices = render(&offered, &ranking, &owner);
@@ -44,12 +49,17 @@ fn devices(facts: &NodeFacts) -> Vec<Device> {
 
 /// Names the shipped classes that take a device of a driver; a selector that fails fails the test.
 fn taker() -> impl Fn(&str, &Device) -> BTreeSet<String> {
+    taker_of(&objects_of("DeviceClass"))
+}
+
+/// The same of these classes.
+fn taker_of(classes: &[serde_json::Value]) -> impl Fn(&str, &Device) -> BTreeSet<String> + use<> {
     let compiled = |class: &serde_json::Value| {
         let selectors = class["spec"]["selectors"].as_array().unwrap().iter();
         let expressions = selectors.map(|it| compile(it["cel"]["expression"].as_str().unwrap()).unwrap());
         (class["metadata"]["name"].as_str().unwrap().to_owned(), expressions.collect::<Vec<_>>())
     };
-    let classes: Vec<_> = objects_of("DeviceClass").iter().map(compiled).collect();
+    let classes: Vec<_> = classes.iter().map(compiled).collect();
     let evaluator = Evaluator::new();
     move |driver, device| {
         let is_taken = |(name, expressions): &(String, Vec<_>)| {
@@ -176,4 +186,49 @@ fn a_value_adds_classes_to_the_list() {
     assert_eq!(more, ["mig-1g.40gb"]);
     let classes = objects.iter().filter(|it| it["kind"] == "DeviceClass").count();
     assert_eq!(classes, objects_of("DeviceClass").len() + 1, "a profile in both lists has one class");
+}
+
+/// The classes of the chart under NVIDIA's name, with these values for them.
+fn under_nvidias_name(classes: &serde_json::Value) -> Option<Vec<serde_json::Value>> {
+    let mut found = objects(&json!({"driverName": "gpu.nvidia.com", "deviceClasses": classes}))?;
+    found.retain(|it| it["kind"] == "DeviceClass");
+    Some(found)
+}
+
+#[test]
+fn under_nvidias_name_the_classes_have_its_names_and_take_the_devices_of_either_driver() {
+    const NVIDIA: &str = "gpu.nvidia.com";
+    let Some(classes) = under_nvidias_name(&json!({})) else { return };
+    let taken_by = taker_of(&classes);
+    let names = |names: &[&str]| names.iter().map(|it| (*it).to_owned()).collect::<BTreeSet<String>>();
+    let facts = facts(Model::all().find(|it| it.name() == "H100-80GB").unwrap());
+    for device in devices_of(NVIDIA, &facts) {
+        let expected = match text(&device, "profile").as_str() {
+            "full" => names(&["gpu.nvidia.com", "gpu.dra-driver.dev"]),
+            profile => names(&["mig.nvidia.com", "mig.dra-driver.dev", &class(profile)]),
+        };
+        assert_eq!(taken_by(NVIDIA, &device), expected, "{}", device.name);
+    }
+    // A whole GPU of NVIDIA's driver on another node has neither a profile nor a parent.
+    let attribute = |it: &str| DeviceAttribute { string: Some(it.to_owned()), ..DeviceAttribute::default() };
+    let attributes = [("type", "gpu"), ("uuid", "GPU-1")].map(|(key, it)| (key.to_owned(), attribute(it)));
+    let theirs =
+        Device { name: "gpu-0".to_owned(), attributes: Some(attributes.into()), ..Device::default() };
+    assert_eq!(taken_by(NVIDIA, &theirs), names(&["gpu.nvidia.com", "gpu.dra-driver.dev"]));
+}
+
+#[test]
+fn under_nvidias_name_one_class_has_the_extended_resource_of_gpus() {
+    let of_gpus = |classes: &serde_json::Value| -> Option<Vec<String>> {
+        let all = resources(&under_nvidias_name(classes)?);
+        Some(all.into_iter().filter(|(_, it)| it == "nvidia.com/gpu").map(|(class, _)| class).collect())
+    };
+    let Some(shipped) = of_gpus(&json!({"gpuExtendedResource": true})) else { return };
+    assert_eq!(shipped, ["gpu.nvidia.com"]);
+    assert_eq!(of_gpus(&json!({})).unwrap(), ["gpu.nvidia.com"]);
+    // Where NVIDIA's chart has created its classes, on other nodes.
+    let without = json!({"nvidiaClasses": false, "gpuExtendedResource": true});
+    assert_eq!(of_gpus(&without).unwrap(), ["gpu.dra-driver.dev"]);
+    let classes = under_nvidias_name(&without).unwrap();
+    assert!(classes.iter().all(|it| !it["metadata"]["name"].as_str().unwrap().ends_with("nvidia.com")));
 }

@@ -10,6 +10,7 @@ mod gpu_access;
 mod helm;
 mod image;
 mod krew;
+mod kueue;
 mod openshift;
 mod policy;
 mod rights;

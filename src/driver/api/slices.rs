@@ -59,6 +59,21 @@ impl SliceError {
         Self { operation: "publish resourceslices".to_owned(), message, kind: SliceErrorKind::Conflict }
     }
 
+    /// Slices of this driver's name and node that are none of this driver's: another program publishes the node's GPUs, or did.
+    #[must_use]
+    pub fn other_publisher(driver: &str, node: &str, slices: &[&str], pool: &str) -> Self {
+        const SHOWN: usize = 8;
+        let names = slices.iter().take(SHOWN).copied().collect::<Vec<_>>().join(" ");
+        let more = if SHOWN < slices.len() { " …" } else { "" };
+        let message = format!(
+            "another DRA driver named {driver} publishes devices of node {node} in pool {pool}, so the GPUs would be offered twice. Stop \
+             that driver on this node (NVIDIA's: kubectl label node {node} nvidia.com/gpu.deploy.dra-driver=false --overwrite where the GPU \
+             Operator deploys it, else the affinity of its DaemonSet); once it has stopped, delete what it left: kubectl delete \
+             resourceslice {names}{more}"
+        );
+        Self { operation: "publish resourceslices".to_owned(), message, kind: SliceErrorKind::Refused }
+    }
+
     fn unavailable(operation: String, message: String) -> Self {
         Self { operation, message, kind: SliceErrorKind::Unavailable }
     }

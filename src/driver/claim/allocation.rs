@@ -4,6 +4,8 @@ use k8s_openapi::api::resource::v1::{AllocationResult, DeviceRequestAllocationRe
 
 use mig_model::claim::ClaimRef;
 
+use super::config;
+
 /// Results that an allocation has at most (AllocationResultsMaxSize in staging/src/k8s.io/api/resource/v1/types.go).
 const MOST_RESULTS: usize = 32;
 
@@ -41,16 +43,18 @@ pub enum AllocationError {
          claim"
     )]
     TooMany(ClaimRef),
-    /// Configuration for this driver.
+    /// A configuration for this driver that says more than what holds anyway.
     #[error(
-        "ResourceClaim {claim} (or its DeviceClass) carries an opaque configuration for driver {driver}, which has none; \
-         remove it"
+        "ResourceClaim {claim} (or its DeviceClass) carries an opaque configuration for driver {driver} that cannot be \
+         honoured: {reason}; remove it"
     )]
     Config {
         /// The claim.
         claim: ClaimRef,
         /// Driver name.
         driver: String,
+        /// What of it.
+        reason: String,
     },
 }
 
@@ -83,8 +87,8 @@ pub fn allocated_devices(
             }),
         }
     }
-    if !devices.is_empty() && has_config(allocation, driver) {
-        return Err(AllocationError::Config { claim: claim.clone(), driver: driver.to_owned() });
+    if let Some(reason) = config_refusal(allocation, driver, &devices) {
+        return Err(AllocationError::Config { claim: claim.clone(), driver: driver.to_owned(), reason });
     }
     Ok(devices)
 }
@@ -93,9 +97,24 @@ fn results(allocation: &AllocationResult) -> impl Iterator<Item = &DeviceRequest
     allocation.devices.iter().flat_map(|it| it.results.iter().flatten())
 }
 
-fn has_config(allocation: &AllocationResult, driver: &str) -> bool {
+/// Why the configurations for these devices cannot be honoured. One that names requests is about these alone; a request is
+/// named with or without its alternative.
+fn config_refusal(
+    allocation: &AllocationResult,
+    driver: &str,
+    devices: &[AllocatedDevice],
+) -> Option<String> {
+    let main = |it: &String| it.split('/').next().unwrap_or_default().to_owned();
+    let is_ours = |requests: &[String]| match requests {
+        [] => !devices.is_empty(),
+        named => named.iter().any(|it| devices.iter().any(|device| device.requests.contains(&main(it)))),
+    };
     let configs = allocation.devices.iter().flat_map(|it| it.config.iter().flatten());
-    configs.filter_map(|it| it.opaque.as_ref()).any(|it| it.driver == driver)
+    let mut ours = configs.filter(|it| is_ours(it.requests.as_deref().unwrap_or_default()));
+    ours.find_map(|it| {
+        let opaque = it.opaque.as_ref().filter(|it| it.driver == driver)?;
+        config::refusal(&opaque.parameters.0)
+    })
 }
 
 #[cfg(test)]
@@ -139,6 +158,25 @@ mod tests {
         assert!(matches!(found, Err(AllocationError::Config { .. })));
         let other = result("net", "nic.example.com", "eth1");
         assert_eq!(check(json!({"results": [other], "config": config})), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn a_configuration_is_judged_where_it_is_about_a_device_of_this_driver() {
+        let mps = json!({
+            "apiVersion": "resource.nvidia.com/v1beta1", "kind": "MigDeviceConfig", "sharing": {"strategy": "MPS"},
+        });
+        let found = |requests: Value| {
+            let opaque = json!({"driver": "mig.dra-driver.dev", "parameters": mps});
+            check(json!({
+                "results": [result("gpu/small", "mig.dra-driver.dev", "d1"), result("net", "nic.example.com", "e")],
+                "config": [{"source": "FromClaim", "requests": requests, "opaque": opaque}],
+            }))
+        };
+        for requests in [json!([]), json!(["gpu"]), json!(["net", "gpu/small"])] {
+            let error = found(requests.clone()).unwrap_err().to_string();
+            assert!(error.contains("asks for MPS") && error.ends_with("remove it"), "{requests}: {error}");
+        }
+        assert_eq!(found(json!(["net"])).unwrap().len(), 1);
     }
 
     #[test]

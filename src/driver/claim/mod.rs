@@ -12,6 +12,7 @@
 
 mod agreement;
 mod allocation;
+mod config;
 mod error;
 mod host_files;
 mod plan;

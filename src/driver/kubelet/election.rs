@@ -69,7 +69,7 @@ fn age(one: &Path, other: &Path) -> Ordering {
 }
 
 /// False if there is no listener. A process that is too busy to answer in time counts as one.
-async fn is_answered(path: &Path) -> bool {
+pub(super) async fn is_answered(path: &Path) -> bool {
     const PATIENCE: Duration = Duration::from_secs(1);
     let is_unserved = |kind| matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::NotFound);
     match timeout(PATIENCE, UnixStream::connect(path)).await {

@@ -34,7 +34,7 @@ pub use metrics::RegistrationMetrics;
 pub use plugin::DraPlugin;
 pub use registration::{Registration, RegistrationState, SUPPORTED_VERSIONS};
 pub use socket::{Socket, SocketError, SocketGone, SocketPaths, SocketWatch, is_pod_uid};
-pub use sole::{SoleError, SoleProcess};
+pub use sole::{OtherDriver, SoleError, SoleProcess, refuse_other_driver};
 
 use crate::telemetry::with_causes;
 use pb::dra_v1::dra_plugin_server::DraPluginServer as V1Server;

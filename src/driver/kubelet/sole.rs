@@ -1,4 +1,4 @@
-//! Ensures one process for each set of sockets.
+//! Ensures one process for each set of sockets, and one driver for each name.
 //!
 //! A second process that listens on the same paths would take the kubelet away from the first one, and remove the sockets when
 //! it ends. Pods have their own sockets, named by their UID, and need no lock; a process without a UID holds one for as long
@@ -7,6 +7,39 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+
+use super::election::is_answered;
+use super::socket::siblings;
+
+/// How the registration sockets of drivers end that use Kubernetes' Go library, as NVIDIA's does; ours end otherwise.
+const OTHER_REGISTRATION_END: &str = "-reg.sock";
+
+/// Another driver serves the kubelet under the same name.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "another DRA driver serves this node under the name {driver}: it answers on `{socket}`; both would offer the same GPUs. Stop it on \
+     this node: kubectl label node NODE nvidia.com/gpu.deploy.dra-driver=false --overwrite where the GPU Operator deploys NVIDIA's \
+     DRA driver, else the affinity of its DaemonSet; or stop this one: kubectl label node NODE mig.dra-driver.dev/deploy=false \
+     --overwrite"
+)]
+pub struct OtherDriver {
+    driver: String,
+    socket: PathBuf,
+}
+
+/// Fails where a driver that is not this program answers on a registration socket for this name. The kubelet would give each the
+/// claims of the other.
+///
+/// # Errors
+/// [`OtherDriver`].
+pub async fn refuse_other_driver(registry: &Path, driver: &str) -> Result<(), OtherDriver> {
+    for socket in siblings(registry, driver, OTHER_REGISTRATION_END) {
+        if is_answered(&socket).await {
+            return Err(OtherDriver { driver: driver.to_owned(), socket });
+        }
+    }
+    Ok(())
+}
 
 /// The right of a process to serve a node under the sockets that have no pod's UID. Ends with the process, also when it is killed.
 #[derive(Debug)]
@@ -72,7 +105,27 @@ fn holder(file: &File) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_driver_of_the_same_name_that_answers_is_refused_and_no_other_socket_is() {
+        let registry = tempfile::tempdir().unwrap();
+        let bind = |name: &str| UnixListener::bind(registry.path().join(name)).unwrap();
+        // Our own, one of another name, and one that a driver left when it was killed.
+        let _others = [bind("gpu.nvidia.com@reg.sock"), bind("compute-domain.nvidia.com-reg.sock")];
+        drop(bind("gpu.nvidia.com-0a0a-reg.sock"));
+        refuse_other_driver(registry.path(), "gpu.nvidia.com").await.unwrap();
+        for name in ["gpu.nvidia.com-reg.sock", "gpu.nvidia.com-0b0b0b0b-1111-reg.sock"] {
+            let listener = bind(name);
+            let error = refuse_other_driver(registry.path(), "gpu.nvidia.com").await.unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("gpu.deploy.dra-driver=false"), "{error}");
+            refuse_other_driver(registry.path(), "mig.dra-driver.dev").await.unwrap();
+            drop(listener);
+            fs::remove_file(registry.path().join(name)).unwrap();
+        }
+    }
 
     #[test]
     fn a_second_process_is_refused_with_the_name_of_the_first_until_that_ends() {

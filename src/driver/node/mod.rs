@@ -31,7 +31,7 @@ use crate::hardware::{HardwareMetrics, NodeState, Opener};
 use crate::health::{Follower, HealthMetrics, HealthStore, HungCalls, Watchdog};
 use crate::kubelet::{
     DeviceHealth, DraPlugin, PublisherElection, Registration, RegistrationMetrics, RegistrationState, Socket,
-    SocketPaths, SoleProcess, serve_plugin, serve_registration,
+    SocketPaths, SoleProcess, refuse_other_driver, serve_plugin, serve_registration,
 };
 use crate::layout::{LayoutFollower, LayoutFollowerParts, LayoutMemory, StateLabel};
 use crate::mig_node::{MigNodeSwitch, StatusParts, StatusWriter, watch_own};
@@ -64,6 +64,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         None => Some(SoleProcess::claim(&args.driver.plugin_directory())?),
         Some(_) => None,
     };
+    refuse_other_driver(&args.host.registry_dir, &args.driver.driver_name).await?;
     let health_listener = bind_health(args.http_address, "/healthz and /readyz").await?;
     let metrics_listener = bind_metrics(args.metrics_address).await?;
     let (shared, senders) = Shared::new(&args).await?;

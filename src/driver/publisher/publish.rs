@@ -13,7 +13,7 @@ use mig_model::inventory::Inventory;
 use mig_model::layout::Decision;
 use mig_model::slices::{
     Change, Claims, CounterSupport, Gates, Inputs, Memory, Mode, NodeView, Offered, Owner, Plan, Publication,
-    Published, Question, Settings, World, diff, lost_counters, lost_taints, next,
+    Published, Question, Settings, World, diff, lost_counters, lost_taints, next, pool_name,
 };
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -212,7 +212,11 @@ impl Publisher {
             node: self.parts.context.name.clone(),
             node_uid,
         };
-        Ok(Published { owner, slices: self.parts.api.list().await? })
+        let slices = self.parts.api.list().await?;
+        match other_publisher(&owner, &slices) {
+            Some(error) => Err(error),
+            None => Ok(Published { owner, slices }),
+        }
     }
 
     /// Warns once, when there are GPUs, of patterns that mean none of their profiles, and of all of them in a mode in which
@@ -302,6 +306,17 @@ impl Publisher {
         }
         Ok(())
     }
+}
+
+/// An error where slices of this driver's name and node are in another pool than this driver's: NVIDIA's driver, which can have
+/// the same name, publishes or has published the same GPUs. Nothing is written then, because each would delete what the other
+/// writes, and schedulers would give a GPU to two pods.
+fn other_publisher(owner: &Owner, slices: &[ResourceSlice]) -> Option<SliceError> {
+    let own = pool_name(&owner.node, &owner.driver);
+    let others: Vec<&ResourceSlice> = slices.iter().filter(|it| it.spec.pool.name != own).collect();
+    let pool = &others.first()?.spec.pool.name;
+    let names: Vec<&str> = others.iter().filter_map(|it| it.metadata.name.as_deref()).collect();
+    Some(SliceError::other_publisher(&owner.driver, &owner.node, &names, pool))
 }
 
 /// What the publishing step sees of the node's state.

@@ -4,7 +4,7 @@ use crate::common::{Run, repository, run};
 use nvml_sim::Model;
 
 /// Every folder but the sandbox itself.
-const FOLDERS: [&str; 18] = [
+const FOLDERS: [&str; 26] = [
     "ansible",
     "b200",
     "deployment",
@@ -12,17 +12,25 @@ const FOLDERS: [&str; 18] = [
     "extended-resources",
     "first-available",
     "heterogeneous",
+    "jobset",
+    "kserve",
+    "kueue",
     "layouts",
     "node-pools",
+    "notebook",
     "plan",
     "priority",
     "profiles-on-one-gpu",
+    "raycluster",
+    "several-devices",
     "shared-claim",
     "single-instance",
     "spread-and-pack",
     "team-quotas",
     "training-and-inference",
     "triton",
+    "vllm",
+    "volcano",
 ];
 
 /// Plays a folder as its README says; also how many claims were prepared.
@@ -66,16 +74,24 @@ folders! {
     extended_resources_plays: "extended-resources" 3;
     first_available_plays: "first-available" 1;
     heterogeneous_plays: "heterogeneous" 3;
+    jobset_plays: "jobset" 3;
+    kserve_plays: "kserve" 2;
+    kueue_plays: "kueue" 4;
     layouts_plays: "layouts" 0;
     node_pools_plays: "node-pools" 2;
+    notebook_plays: "notebook" 3;
     plan_plays: "plan" 22;
     priority_plays: "priority" 2;
     profiles_on_one_gpu_plays: "profiles-on-one-gpu" 1;
+    raycluster_plays: "raycluster" 3;
+    several_devices_plays: "several-devices" 2;
     shared_claim_plays: "shared-claim" 1;
     single_instance_plays: "single-instance" 1;
     spread_and_pack_plays: "spread-and-pack" 3;
     training_and_inference_plays: "training-and-inference" 5;
     triton_plays: "triton" 1;
+    vllm_plays: "vllm" 2;
+    volcano_plays: "volcano" 3;
 }
 
 #[test]

@@ -95,15 +95,32 @@ fn a_version_that_is_not_served_and_a_namespace_that_is_missing_are_mistakes() {
 
 #[test]
 fn a_kind_that_runs_pods_and_cannot_be_played_is_refused() {
-    let ray = "apiVersion: ray.io/v1\nkind: RayCluster\nmetadata: {name: ray}\nspec: {headGroupSpec: {template: {spec: {containers: \
-               [{name: c}]}}}}\n";
-    let found = mistakes(ray);
+    let service = "apiVersion: ray.io/v1\nkind: RayService\nmetadata: {name: ray}\nspec: {rayClusterConfig: {headGroupSpec: {template: \
+                   {spec: {containers: [{name: c}]}}}}}\n";
+    let found = mistakes(service);
     assert!(
         found[0].starts_with(
-            "1 (document 1): RayCluster ray: RayCluster of ray.io/v1 runs pods, and cannot be played here"
+            "1 (document 1): RayService ray: RayService of ray.io/v1 runs pods, and cannot be played here"
         ),
         "{found:?}"
     );
+}
+
+#[test]
+fn the_pod_templates_of_operators_are_judged_as_pods() {
+    let worker = "\n    template:\n      spec:\n        template:\n          spec:\n            restartPolicy: Never\n            containers:\n            \
+                  - {name: c, image: i, resources: {claims: [{name: CLAIM}]}}\n            resourceClaims:\n            \
+                  - {name: gpu, resourceClaimTemplateName: t}\n";
+    let set = format!(
+        "{TEMPLATE}---\napiVersion: jobset.x-k8s.io/v1alpha2\nkind: JobSet\nmetadata: {{name: s}}\nspec:\n  replicatedJobs:\n  \
+         - name: w{worker}"
+    );
+    let found = mistakes(&set.replace("CLAIM", "gpus"));
+    let expected = "(document 2): JobSet s, as Pod s-w-0: ";
+    assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
+    assert!(found[0].contains("must be one of the names in pod.spec.resourceClaims"), "{found:?}");
+    let misspelt = mistakes(&set.replace("CLAIM", "gpu").replace("restartPolicy", "restart"));
+    assert!(misspelt[0].contains(expected) && misspelt[0].contains("restart"), "{misspelt:?}");
 }
 
 #[test]
