@@ -15,6 +15,7 @@ use super::explanation::{
 };
 use super::findings::Findings;
 use super::fleet::{NodeAnswer, Outcome, Question};
+use super::holds::holds;
 use super::pools::unreadable;
 use super::profile::Published;
 use super::reason::{Reason, ReasonId};
@@ -204,6 +205,7 @@ impl World<'_, '_> {
             hidden: if answers.usable.is_empty() { &[] } else { &answers.hidden },
             published,
             details: &details,
+            demanded: &self.snapshot.demanded,
         };
         let tallies = sums(base);
         let claims = self.question.open;
@@ -228,6 +230,7 @@ impl World<'_, '_> {
                 ranked.push((5, reason.clone()));
             }
         }
+        ranked.extend(holds(base, &self.snapshot.demanded, claims));
         ranked.sort_by_key(|(rank, _)| *rank);
         let releases = best_releases(&details);
         let verdict = verdict(answers, abort, &ranked);
@@ -295,7 +298,10 @@ fn sums(answers: &[NodeAnswer]) -> BTreeMap<(String, String), Tally> {
 }
 
 fn verdict(answers: &Answers, abort: Option<&Abort>, ranked: &Ranked) -> Verdict {
-    use ReasonId::{ClaimOnOtherNode, DeviceTaint, PoolIncomplete, PoolInvalid, PoolOverdrawn, Withheld};
+    use ReasonId::{
+        ClaimOnOtherNode, DeviceTaint, GpuHeldForClaim, LayoutFollowsDemand, PoolIncomplete, PoolInvalid,
+        PoolOverdrawn, Withheld,
+    };
     match abort {
         Some(Abort::AllFromBrokenPool { .. }) => return Verdict::NotNow,
         Some(_) => return Verdict::Never,
@@ -308,7 +314,16 @@ fn verdict(answers: &Answers, abort: Option<&Abort>, ranked: &Ranked) -> Verdict
     if answers.usable.iter().any(unreadable) {
         return Verdict::Unknown;
     }
-    let passing = [ClaimOnOtherNode, DeviceTaint, PoolIncomplete, PoolInvalid, PoolOverdrawn, Withheld];
+    let passing = [
+        ClaimOnOtherNode,
+        DeviceTaint,
+        GpuHeldForClaim,
+        LayoutFollowsDemand,
+        PoolIncomplete,
+        PoolInvalid,
+        PoolOverdrawn,
+        Withheld,
+    ];
     if ranked.iter().any(|(_, it)| passing.contains(&it.reason)) { Verdict::NotNow } else { Verdict::Never }
 }
 
