@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::probes::Status;
 use crate::reasons::Reporter;
 use crate::watches::{Changes, WatchError, changes};
-use crate::world::{Change, World};
+use crate::world::{Change, Kind, World};
 
 /// Shortest pause between two rounds.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -175,6 +175,9 @@ impl Control {
             next = layouts.round(&self.world, &term).await;
         }
         if let Some(reporter) = &mut self.reporter {
+            if let Some(layouts) = self.layouts.as_ref().filter(|_| 0 < self.world.count(Kind::Pods)) {
+                self.world.note_demand(layouts.default_auto());
+            }
             let round = reporter.round(&self.world, &term).await;
             self.metrics.waits(round.waiting, round.oldest);
             next = [next, round.next].into_iter().flatten().min();

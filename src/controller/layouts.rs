@@ -82,6 +82,12 @@ impl Layouts {
         self.options.evictions_per_hour.is_some()
     }
 
+    /// Whether nodes without the label for layouts take part.
+    #[must_use]
+    pub fn default_auto(&self) -> bool {
+        self.default_auto
+    }
+
     /// Another replica leads: what is remembered is out of date when this one leads again.
     pub fn forget(&mut self) {
         self.memory = Memory::default();
@@ -192,7 +198,8 @@ impl Layouts {
     }
 }
 
-/// What is applied: the fields that are left out are those of others, such as the floor, and the demand of a person.
+/// What is applied: the fields that are left out are those of others, such as the floor, and the demand of a person. Without any
+/// field there is no `spec` either: the API server would make `null` of an empty one, and refuse that.
 fn object(write: &Write) -> Value {
     let ours = write.demand.as_ref().filter(|it| it.renewed.is_some());
     let demand = ours.map(|it| Demand {
@@ -222,11 +229,14 @@ fn object(write: &Write) -> Value {
         floor: Vec::new(),
         holds: write.holds.iter().filter(|it| it.is_ours).filter_map(hold).collect(),
     };
-    json!({
+    let mut object = json!({
         "apiVersion": MigNode::API_VERSION, "kind": MigNode::KIND,
         "metadata": {"name": write.node, "resourceVersion": write.resource_version},
-        "spec": spec,
-    })
+    });
+    if spec != MigNodeSpec::default() {
+        object["spec"] = json!(spec);
+    }
+    object
 }
 
 /// What is in memory, as decisions take it.
@@ -318,9 +328,9 @@ mod tests {
                 "spec": {"demand": {"renewTime": "1970-01-01T00:00:00Z", "profiles": [{"profile": "1g.10gb", "count": 4}]}},
             })
         );
-        assert_eq!(object(&write(None))["spec"], json!({}), "which removes what was applied before");
+        assert_eq!(object(&write(None)).get("spec"), None, "which removes what was applied before");
         let of_a_person = demand::Demand { renewed: None, ..demand };
-        assert_eq!(object(&write(Some(of_a_person)))["spec"], json!({}));
+        assert_eq!(object(&write(Some(of_a_person))).get("spec"), None);
     }
 
     #[test]

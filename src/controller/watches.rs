@@ -105,5 +105,28 @@ fn reported<K>(
 
 /// Whether the API server does not know the kind: its definition is not installed, and may be later.
 fn is_not_served(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.is_not_found())
+    use watcher::Error::{InitialListFailed, WatchStartFailed};
+    // A watch cannot be opened again once the definition is deleted.
+    matches!(error, InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) if status.code == 404)
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_definition_that_is_not_there_or_was_deleted_is_no_failure() {
+        let status = || Box::new(Status::failure("404 page not found", "NotFound").with_code(404));
+        let errors = [
+            watcher::Error::InitialListFailed(kube::Error::Api(status())),
+            watcher::Error::WatchStartFailed(kube::Error::Api(status())),
+        ];
+        for error in errors {
+            let events = stream::iter([Err(error)]);
+            let said: Vec<_> = reported(events, Kind::MigNodes, Change::MigNodes).collect().await;
+            assert!(matches!(said[..], [Ok(Change::NoMigNodes)]), "{said:?}");
+        }
+    }
 }

@@ -14,9 +14,11 @@ mod sorted;
 mod tests;
 mod trim;
 
-use k8s_openapi::api::core::v1::Pod;
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use kubectl_mig::cluster::Snapshot;
+use kubectl_mig::cluster::{Demanded, Snapshot};
 use mig_model::mig_node::MigNode;
 
 use crate::demand::NodeState;
@@ -54,6 +56,17 @@ impl World {
     #[must_use]
     pub fn movable_pods(&self) -> &[Pod] {
         &self.movable
+    }
+
+    /// Takes note of what MigNodes say of demand, for the reasons of pods. `default_auto`: nodes without the label follow it, too.
+    pub fn note_demand(&mut self, default_auto: bool) {
+        let all = self.snapshot.nodes.iter();
+        let nodes: BTreeMap<&str, &Node> =
+            all.filter_map(|it| Some((it.metadata.name.as_deref()?, it))).collect();
+        let of = |it: &MigNode| {
+            (it.node().to_owned(), Demanded::of(it, nodes.get(it.node()).copied(), default_auto))
+        };
+        self.snapshot.demanded = self.mig_nodes.iter().map(of).collect();
     }
 
     /// The version of the API server is known.

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::device_status::{Ailments, ailments, device_statuses, now};
+use super::node::refusal_pauses;
 use super::status_writer::{Outcome, StatusWriter};
 use crate::backoff::Backoff;
 use crate::checkpoint::{Checkpoint, Record, Stage, Stored};
@@ -28,8 +29,6 @@ const AT_ONCE: usize = 4;
 const BURST: Duration = Duration::from_millis(50);
 /// First and longest pause after a failure.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Pause where the driver's account may not write: an administrator may grant it the right.
-const UNTIL_GRANTED: Duration = Duration::from_secs(600);
 /// Number of failures after which removal stops: the entries vanish with the allocation in any case.
 const MOST_ATTEMPTS: u32 = 8;
 
@@ -42,6 +41,8 @@ pub struct ClaimStatuses {
     known: BTreeMap<ClaimUid, Entry>,
     /// Nothing is written before then.
     not_before: Option<Instant>,
+    /// Pauses while the account may not write.
+    refusals: Backoff,
     /// Whether the missing right was logged.
     is_refusal_logged: bool,
 }
@@ -94,6 +95,7 @@ impl ClaimStatuses {
             health,
             known: BTreeMap::new(),
             not_before: None,
+            refusals: refusal_pauses(node),
             is_refusal_logged: false,
         }
     }
@@ -222,6 +224,7 @@ impl ClaimStatuses {
                 Step::Compare(record, ailments) | Step::Write(record, ailments, _),
             ) => {
                 debug!(%claim, "device status written");
+                self.refusals.succeeded();
                 *entry = Entry::new(record.claim.clone(), Reported::Record { record, ailments, since });
             }
             (Outcome::Refused(message), Step::Compare(record, _) | Step::Write(record, ..)) => {
@@ -239,7 +242,7 @@ impl ClaimStatuses {
                         "the account may not write the device status of claims (resourceclaims/status)"
                     );
                 }
-                self.not_before = Some(Instant::now() + UNTIL_GRANTED);
+                self.not_before = Some(Instant::now() + self.refusals.failed());
             }
             (Outcome::Failed(message), step) => {
                 if entry.retry.failures() == 0 {

@@ -18,10 +18,10 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::CALL_TIMEOUT;
-use super::node::FORBIDDEN_PAUSE;
+use super::node::refusal_pauses;
 use crate::telemetry::with_causes;
 
-/// How soon a kind that the API server does not have is looked for again.
+/// After how long at most a kind that the API server does not have is looked for again.
 const ABSENT_PAUSE: Duration = Duration::from_secs(300);
 /// Name under which the status is written. Fixed, so that a driver of another name takes the status over.
 const MANAGER: &str = "dra-driver-mig";
@@ -91,11 +91,13 @@ impl MigNodes {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
         let mut has_logged = false;
         let mut is_listed = false;
+        let mut refusals = refusal_pauses(&self.name);
         watcher(self.objects.clone(), config).default_backoff().flat_map(move |event| {
             let mut pause = Duration::ZERO;
             let item = match event {
                 Ok(watcher::Event::Apply(it) | watcher::Event::InitApply(it)) => {
                     is_listed = true;
+                    refusals.succeeded();
                     Some(present(it))
                 }
                 Ok(watcher::Event::Delete(_)) => Some(OwnMigNode::Absent),
@@ -103,14 +105,17 @@ impl MigNodes {
                     is_listed = false;
                     None
                 }
-                Ok(watcher::Event::InitDone) => (!is_listed).then_some(OwnMigNode::Absent),
+                Ok(watcher::Event::InitDone) => {
+                    refusals.succeeded();
+                    (!is_listed).then_some(OwnMigNode::Absent)
+                }
                 Err(error) => match code(&error) {
                     Some(404) => {
-                        pause = ABSENT_PAUSE;
+                        pause = refusals.failed().min(ABSENT_PAUSE);
                         Some(OwnMigNode::NoKind)
                     }
                     Some(403) => {
-                        pause = FORBIDDEN_PAUSE;
+                        pause = refusals.failed();
                         if !std::mem::replace(&mut has_logged, true) {
                             warn!(
                                 reason = with_causes(&error),

@@ -30,7 +30,7 @@ pub use device_status::{Ailment, Ailments, DATA_VERSION, ailments, device_status
 pub use event_reason::{EventReason, Subject};
 pub use events::Events;
 pub use mig_nodes::{MigNodeError, MigNodeErrorKind, MigNodes, OwnMigNode};
-pub use node::{CONFIG_LABEL, FORBIDDEN_PAUSE, LabelError, LayoutLabels, OwnNode, STATE_LABEL};
+pub use node::{CONFIG_LABEL, LabelError, LayoutLabels, OwnNode, STATE_LABEL, refusal_pauses};
 pub use rights::{RIGHTS, Right, is_allowed};
 pub use slices::{NodeSlices, SliceError, SliceErrorKind};
 

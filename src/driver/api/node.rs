@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::CALL_TIMEOUT;
+use crate::backoff::Backoff;
 use crate::telemetry::with_causes;
 
 /// The label by which people name a layout, as they do with the GPU Operator's MIG manager.
@@ -23,8 +24,15 @@ pub const CONFIG_LABEL: &str = "nvidia.com/mig.config";
 /// The label that answers how the layout stands: `pending`, `success` or `failed`.
 pub const STATE_LABEL: &str = "nvidia.com/mig.config.state";
 
-/// How long an account that may not watch or label its Node waits before it asks again.
-pub const FORBIDDEN_PAUSE: Duration = Duration::from_secs(600);
+/// First and longest pause after something was refused. The first is short, because an API server that has just started refuses what
+/// the account may do: it has not read the roles yet. The longest is for an account that an administrator may grant the right.
+const REFUSAL_PAUSES: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(600));
+
+/// Pauses after refusals, of a node or claim of this name.
+#[must_use]
+pub fn refusal_pauses(name: &str) -> Backoff {
+    Backoff::new(REFUSAL_PAUSES.0, REFUSAL_PAUSES.1, name)
+}
 
 /// The Node object of this node.
 #[derive(Debug, Clone)]
@@ -76,18 +84,20 @@ impl OwnNode {
     }
 
     /// The labels now, and whenever the Node changes. Reconnects for ever. An error says that this account may not watch its
-    /// Node; it is tried again every [`FORBIDDEN_PAUSE`].
+    /// Node; it is tried again after [`refusal_pauses`].
     pub fn labels(&self) -> impl Stream<Item = Result<LayoutLabels, String>> + Send + use<> {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
-        watcher(self.nodes.clone(), config).default_backoff().flat_map(|event| {
+        let mut refusals = refusal_pauses(&self.name);
+        watcher(self.nodes.clone(), config).default_backoff().flat_map(move |event| {
             let mut pause = Duration::ZERO;
             let item = match event {
                 Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => {
+                    refusals.succeeded();
                     Some(Ok(labels(&node.metadata)))
                 }
                 Ok(_) => None,
                 Err(error) if is_forbidden(&error) => {
-                    pause = FORBIDDEN_PAUSE;
+                    pause = refusals.failed();
                     Some(Err(with_causes(&error)))
                 }
                 Err(error) => {
@@ -151,6 +161,19 @@ fn manager_of(metadata: &ObjectMeta, label: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_refused_is_asked_for_again_soon_and_then_ever_more_rarely() {
+        let mut pauses = refusal_pauses("node-1");
+        assert!(pauses.failed() <= Duration::from_secs(20), "an API server that has just started");
+        for _ in 0..10 {
+            pauses.failed();
+        }
+        let late = pauses.failed();
+        assert!(Duration::from_secs(300) <= late && late <= Duration::from_secs(600), "{late:?}");
+        pauses.succeeded();
+        assert!(pauses.failed() <= Duration::from_secs(20));
+    }
 
     #[test]
     fn the_manager_of_the_state_label_is_the_last_that_wrote_it() {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::demand::AUTO;
-use crate::api::{EventReason, Events, FORBIDDEN_PAUSE, LayoutLabels, OwnNode, STATE_LABEL};
+use crate::api::{EventReason, Events, LayoutLabels, OwnNode, STATE_LABEL, refusal_pauses};
 use crate::backoff::Backoff;
 use crate::hardware::Hardware;
 use crate::kubelet::PublisherElection;
@@ -44,6 +44,8 @@ pub(super) struct LayoutReporter {
     was_counted: Option<bool>,
     /// Pauses after a label could not be written, and until when the last one lasts.
     retry: (Backoff, Option<Instant>),
+    /// Pauses while this account may not label its Node.
+    refusals: Backoff,
 }
 
 /// How a decision fares.
@@ -73,6 +75,7 @@ impl LayoutReporter {
         writes_state: bool,
     ) -> Self {
         let retry = (Backoff::new(FIRST_PAUSE, LONGEST_PAUSE, node.name()), None);
+        let refusals = refusal_pauses(node.name());
         Self {
             node,
             events,
@@ -83,6 +86,7 @@ impl LayoutReporter {
             reported: None,
             was_counted: None,
             retry,
+            refusals,
         }
     }
 
@@ -148,17 +152,20 @@ impl LayoutReporter {
         match self.node.set_state(state).await {
             Ok(()) => {
                 retry.succeeded();
+                self.refusals.succeeded();
                 self.wrote_state = state.is_some();
                 labels.state = state.map(str::to_owned);
                 labels.state_manager = state.map(|_| self.node.manager().to_owned());
             }
             Err(error) if error.is_forbidden => {
-                *not_before = Some(Instant::now() + FORBIDDEN_PAUSE);
-                warn!(
-                    %error,
-                    "this account may not label its Node: the label {STATE_LABEL} is not written; grant patch on nodes (chart \
-                     value rbac.layoutLabels), or leave the label alone with --state-label off"
-                );
+                if self.refusals.failures() == 0 {
+                    warn!(
+                        %error,
+                        "this account may not label its Node: the label {STATE_LABEL} is not written; grant patch on nodes \
+                         (chart value rbac.layoutLabels), or leave the label alone with --state-label off"
+                    );
+                }
+                *not_before = Some(Instant::now() + self.refusals.failed());
             }
             Err(error) => {
                 if retry.failures() == 0 {

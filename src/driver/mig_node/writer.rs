@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::report::Known;
-use crate::api::{FORBIDDEN_PAUSE, MigNodeError, MigNodeErrorKind, MigNodes, OwnMigNode};
+use crate::api::{MigNodeError, MigNodeErrorKind, MigNodes, OwnMigNode};
 use crate::backoff::Backoff;
 use crate::context::NodeContext;
 use crate::hardware::NodeState;
@@ -239,9 +239,6 @@ impl StatusWriter {
                     };
                     warn!(message, advice, "the status of the MigNode is not written");
                     self.refusal = Some(message);
-                }
-                if error.kind == MigNodeErrorKind::Forbidden {
-                    return FORBIDDEN_PAUSE;
                 }
             }
             MigNodeErrorKind::Unavailable if self.retry.failures() == 0 => {

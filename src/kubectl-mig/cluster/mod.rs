@@ -6,6 +6,7 @@
 mod answer;
 mod args;
 mod connect;
+mod demanded;
 mod gates;
 mod pieces;
 mod read;
@@ -16,6 +17,7 @@ mod snapshot;
 pub(crate) use self::answer::text as error_text;
 pub use self::args::ClusterArgs;
 pub use self::connect::{ClusterError, Connection};
+pub use self::demanded::Demanded;
 pub use self::gates::Gates;
 pub(crate) use self::read::pages;
 pub use self::read::{Kinds, read};

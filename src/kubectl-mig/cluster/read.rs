@@ -1,14 +1,17 @@
 //! Reads the objects of a cluster, in pages.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use kube::api::ListParams;
 use kube::{Api, Client, Resource, ResourceExt};
+use mig_model::mig_node::MigNode;
 use serde::de::DeserializeOwned;
 
-use super::answer::text;
-use super::{ClusterError, Connection, Slices, Snapshot, Unread};
+use super::answer::{NOT_SERVED, text};
+use super::{ClusterError, Connection, Demanded, Slices, Snapshot, Unread};
 use crate::gpu;
 
 /// Objects per page. kubectl's number.
@@ -16,6 +19,9 @@ const PAGE: u32 = 500;
 
 /// ResourceSlices per page: one has up to 100 kB.
 const SLICES_PER_PAGE: u32 = 100;
+
+/// MigNodes per page: one of eight GPUs has 35 kB.
+const MIG_NODES_PER_PAGE: u32 = 100;
 
 /// Which kinds to read beside ResourceSlices, DeviceClasses and ResourceClaims.
 #[derive(Debug, Clone, Copy, Default)]
@@ -28,6 +34,8 @@ pub struct Kinds {
     pub templates: bool,
     /// ResourceQuotas.
     pub quotas: bool,
+    /// MigNodes, where their kind is installed.
+    pub mig_nodes: bool,
     /// All attributes and capacities of devices: selectors may need any. Without, those by which GPUs are described.
     pub attributes: bool,
 }
@@ -38,7 +46,7 @@ pub struct Kinds {
 /// [`ClusterError::List`].
 pub async fn read(connection: &Connection, kinds: Kinds) -> Result<Snapshot, ClusterError> {
     let client = &connection.client;
-    let (slices, classes, claims, nodes, pods, templates, quotas, version) = tokio::join!(
+    let (slices, classes, claims, nodes, pods, templates, quotas, mig_nodes, version) = tokio::join!(
         read_slices(client, kinds.attributes),
         list("deviceclasses", true, client),
         list("resourceclaims", true, client),
@@ -46,6 +54,7 @@ pub async fn read(connection: &Connection, kinds: Kinds) -> Result<Snapshot, Clu
         list("pods", kinds.pods, client),
         list("resourceclaimtemplates", kinds.templates, client),
         list("resourcequotas", kinds.quotas, client),
+        list_mig_nodes(kinds.mig_nodes, client),
         version(client),
     );
     let required = |unread: Unread| connection.failed(unread);
@@ -61,6 +70,7 @@ pub async fn read(connection: &Connection, kinds: Kinds) -> Result<Snapshot, Clu
     snapshot.pods = optional(pods, unread);
     snapshot.templates = optional(templates, unread);
     snapshot.quotas = optional(quotas, unread);
+    snapshot.demanded = with_labels(optional(mig_nodes, unread), &snapshot.nodes);
     Ok(snapshot)
 }
 
@@ -95,6 +105,35 @@ where
         Box::pin(pages).await?;
     }
     Ok(all)
+}
+
+/// What MigNodes say, by node. Nobody tells this command how the controller runs: a node without the label counts as one that follows
+/// demand where something is demanded of it.
+fn with_labels(listed: Vec<(String, Demanded, bool)>, nodes: &[Node]) -> BTreeMap<String, Demanded> {
+    let by_name: BTreeMap<&str, &Node> =
+        nodes.iter().filter_map(|it| Some((it.metadata.name.as_deref()?, it))).collect();
+    let of = |(name, mut demanded, is_demanded): (String, Demanded, bool)| {
+        demanded.with_label_of(by_name.get(name.as_str()).copied(), is_demanded);
+        (name, demanded)
+    };
+    listed.into_iter().map(of).collect()
+}
+
+/// What each MigNode says, and whether it demands anything; none where the API server does not know the kind.
+async fn list_mig_nodes(wanted: bool, client: &Client) -> Result<Vec<(String, Demanded, bool)>, Unread> {
+    let mut all = Vec::new();
+    if !wanted {
+        return Ok(all);
+    }
+    let params = ListParams::default().limit(MIG_NODES_PER_PAGE);
+    let take = |it: MigNode| {
+        let is_demanded = it.spec.demand.is_some();
+        all.push((it.node().to_owned(), Demanded::whatever_the_label(&it), is_demanded));
+    };
+    match Box::pin(pages("mignodes", Api::all(client.clone()), params, take)).await {
+        Err(unread) if unread.why == NOT_SERVED => Ok(Vec::new()),
+        done => done.map(|()| all),
+    }
 }
 
 /// Calls `take` with each object, without its managed fields.

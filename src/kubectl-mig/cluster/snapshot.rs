@@ -1,8 +1,11 @@
 //! The objects of a cluster at one time.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{Event, Node, Pod, ResourceQuota};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate};
 
+use super::demanded::Demanded;
 use super::gates::Gates;
 use super::slices::Slices;
 
@@ -23,6 +26,8 @@ pub struct Snapshot {
     pub pods: Vec<Pod>,
     /// The ResourceQuotas of all namespaces.
     pub quotas: Vec<ResourceQuota>,
+    /// What MigNodes say of demand, by the name of the node.
+    pub demanded: BTreeMap<String, Demanded>,
     /// Events, as far as they were asked for.
     pub events: Vec<Event>,
     /// Version of the API server, for example `(1, 35)`; `None` where the objects come from files.

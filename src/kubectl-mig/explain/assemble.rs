@@ -16,6 +16,7 @@ use super::explanation::{
 };
 use super::findings::Findings;
 use super::fleet::{NodeAnswer, Outcome, Question};
+use super::holds::holds;
 use super::pools::unreadable;
 use super::profile::Published;
 use super::reason::{Reason, ReasonId};
@@ -205,6 +206,7 @@ impl World<'_, '_> {
             hidden: if answers.usable.is_empty() { &[] } else { &answers.hidden },
             published,
             details: &details,
+            demanded: &self.snapshot.demanded,
         };
         let tallies = sums(base);
         let claims = self.question.open;
@@ -229,6 +231,7 @@ impl World<'_, '_> {
                 ranked.push((5, reason.clone()));
             }
         }
+        ranked.extend(holds(base, &self.snapshot.demanded, claims));
         ranked.sort_by_key(|(rank, _)| *rank);
         let releases = best_releases(&details);
         let verdict = verdict(answers, abort, &ranked);
@@ -296,7 +299,10 @@ fn sums(answers: &[NodeAnswer]) -> BTreeMap<(String, String), Tally> {
 }
 
 fn verdict(answers: &Answers, abort: Option<&Abort>, ranked: &Ranked) -> Verdict {
-    use ReasonId::{ClaimOnOtherNode, DeviceTaint, PoolIncomplete, PoolInvalid, PoolOverdrawn, Withheld};
+    use ReasonId::{
+        ClaimOnOtherNode, DeviceTaint, GpuHeldForClaim, LayoutFollowsDemand, PoolIncomplete, PoolInvalid,
+        PoolOverdrawn, Withheld,
+    };
     match abort {
         Some(Abort::AllFromBrokenPool { .. }) => return Verdict::NotNow,
         Some(_) => return Verdict::Never,
@@ -309,7 +315,16 @@ fn verdict(answers: &Answers, abort: Option<&Abort>, ranked: &Ranked) -> Verdict
     if answers.usable.iter().any(unreadable) {
         return Verdict::Unknown;
     }
-    let passing = [ClaimOnOtherNode, DeviceTaint, PoolIncomplete, PoolInvalid, PoolOverdrawn, Withheld];
+    let passing = [
+        ClaimOnOtherNode,
+        DeviceTaint,
+        GpuHeldForClaim,
+        LayoutFollowsDemand,
+        PoolIncomplete,
+        PoolInvalid,
+        PoolOverdrawn,
+        Withheld,
+    ];
     if ranked.iter().any(|(_, it)| passing.contains(&it.reason)) { Verdict::NotNow } else { Verdict::Never }
 }
 

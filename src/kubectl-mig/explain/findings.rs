@@ -1,10 +1,13 @@
 //! What is known about all nodes when the reasons are put into words.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::resource::v1::DeviceClass;
 
 use super::detail::Detail;
 use super::fleet::NodeAnswer;
 use super::profile::Published;
+use crate::cluster::Demanded;
 
 /// What is known about all nodes when the reasons are put into words.
 pub(super) struct Findings<'a> {
@@ -16,4 +19,6 @@ pub(super) struct Findings<'a> {
     /// Everything that any node publishes.
     pub(super) published: &'a Published,
     pub(super) details: &'a [Detail],
+    /// What MigNodes say of demand, by the name of the node.
+    pub(super) demanded: &'a BTreeMap<String, Demanded>,
 }

@@ -17,7 +17,12 @@ impl Asked<'_> {
             _ => return reasons,
         };
         let lacks = |it: &&NodeAnswer| it.offer.devices > 0 && it.offer.published.get(profile).is_none();
-        let mut without: Vec<&NodeAnswer> = findings.usable.iter().filter(lacks).collect();
+        let without: Vec<&NodeAnswer> = findings.usable.iter().filter(lacks).collect();
+        let follows = |it: &&NodeAnswer| findings.demanded.get(&it.name).is_some_and(|it| it.follows);
+        let (mut following, mut without): (Vec<&NodeAnswer>, Vec<&NodeAnswer>) =
+            without.into_iter().partition(follows);
+        following.retain(|it| findings.demanded.get(&it.name).is_some_and(|it| it.profiles.contains(profile)));
+        reasons.extend(self.following(&following));
         without.retain(|it| !it.offer.is_counted && self.is_plausible(profile, it, findings.published));
         let (mig, whole): (Vec<&NodeAnswer>, Vec<&NodeAnswer>) =
             without.iter().partition(|it| it.offer.has_mig);
@@ -55,6 +60,19 @@ impl Asked<'_> {
             );
         }
         reasons
+    }
+
+    /// Nodes whose layout follows demand: a label would end that.
+    fn following(&self, nodes: &[&NodeAnswer]) -> Option<Reason> {
+        let first = nodes.first()?;
+        let names: Vec<String> = nodes.iter().map(|it| format!("node {}", it.name)).collect();
+        let sentence =
+            format!("the layout of {}, which follows demand, has no {} now", some_of(&names, MOST), self.noun());
+        let reason = Reason::new(ReasonId::LayoutFollowsDemand, sentence);
+        Some(reason.advise("wait: mig-controller changes the layout of a node where that serves the pod").advise(format!(
+            "if nothing changes, see why: kubectl get mignode {} -o yaml, condition DemandFollowed; docs/controller.md",
+            word(&first.name)
+        )))
     }
 
     /// Whether a node's GPUs can have the profile, as far as what is published says: another node with the same product has it, or

@@ -28,6 +28,7 @@ mod explanation;
 mod extended;
 mod findings;
 mod fleet;
+mod holds;
 mod layout;
 mod nodes;
 mod pools;

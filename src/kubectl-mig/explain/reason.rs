@@ -107,6 +107,12 @@ reasons! {
     NoDeviceOfRequest,
     /// The layout of nodes leaves the profile out.
     NotInLayout,
+    /// The layout of nodes follows demand, and leaves the profile out now.
+    LayoutFollowsDemand,
+    /// A GPU is held back for the claim.
+    GpuHeldForClaim,
+    /// A GPU is held back for another claim.
+    GpuHeldBack,
     /// GPUs are offered whole, not as MIG devices.
     WholeGpuOnly,
     /// Devices have a taint.

@@ -299,6 +299,10 @@ async fn life_of_a_mig_node(client: &Client) -> Vec<(u16, Value)> {
     answers.push(apply("a", "", ("/spec", json!({"floor": [count("1g.10gb")]}))).await);
     answers.push(apply("b", "", ("/spec", json!({"floor": [count("full")]}))).await);
     answers.push(apply("a", "", ("/spec", json!({}))).await);
+    // The last field goes: by a spec without fields, and by no spec.
+    answers.push(apply("b", "", ("/spec", json!({}))).await);
+    answers.push(apply("b", "", ("/spec", json!({"floor": [count("full")]}))).await);
+    answers.push(apply("b", "", ("/spec", Value::Null)).await);
     answers.push(apply("a", "/status", ("/status", gpus("gpu-0000-3b-00"))).await);
     answers.push(apply("a", "/status", ("/status", gpus("gpu-0000-4b-00"))).await);
     answers.push(apply("a", "/status", ("/status", json!({"mode": "both"}))).await);

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceSlice;
+use mig_model::mig_node::MigNode;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::cluster::Snapshot;
+use crate::cluster::{Demanded, Snapshot};
 use crate::explain::{Explanation, ReasonId, Subject, explain, text};
 
 /// Slices as the driver publishes them, by machine.
@@ -215,6 +217,19 @@ impl Lab {
 
     /// What the command says about a pod.
     #[track_caller]
+    /// The MigNode of a node that publishes by a layout and has the label `auto`, with this spec.
+    pub(super) fn demands(&mut self, node: &str, spec: Value) {
+        let profiles: Value =
+            ["1g.10gb", "2g.20gb", "3g.40gb", "7g.80gb"].iter().map(|it| json!({"profile": it})).collect();
+        let mig_node: MigNode = typed(json!({
+            "apiVersion": "mig.dra-driver.dev/v1alpha1", "kind": "MigNode", "metadata": {"name": node}, "spec": spec,
+            "status": {"mode": "layout", "gpus": [{"name": "gpu-0000-1a-00", "profiles": profiles}]},
+        }));
+        assert_eq!(mig_node.invalid, Default::default());
+        let labelled: Node = typed(json!({"metadata": {"labels": {"nvidia.com/mig.config": "auto"}}}));
+        self.snapshot.demanded.insert(node.to_owned(), Demanded::of(&mig_node, Some(&labelled), false));
+    }
+
     pub(super) fn explain(&self, pod: &str) -> Explanation {
         let subject = Subject::Pod { namespace: "default".into(), name: pod.into() };
         let explanation = explain(&self.snapshot, &subject);

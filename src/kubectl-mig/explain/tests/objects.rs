@@ -359,6 +359,49 @@ fn a_layout_without_the_profile_is_the_reason_and_a_layout_with_it_the_remedy() 
 }
 
 #[test]
+fn where_the_layout_follows_demand_a_label_is_no_remedy() {
+    let mut lab = Lab::with("2xH100-80GB");
+    lab.snapshot.slices = Default::default();
+    lab.layout("gpu-1", &[("1g.10gb", 0), ("3g.40gb", 4)]);
+    lab.wants("new", "2g.20gb");
+    lab.demands("gpu-1", json!({}));
+    let it = lab.explain("new");
+    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::LayoutFollowsDemand), "{it:#?}");
+    assert!(it.advice[0].starts_with("wait: mig-controller"), "{:?}", it.advice);
+    assert!(!it.advice.iter().any(|it| it.contains("kubectl label")), "{:?}", it.advice);
+
+    lab.snapshot.slices = Default::default();
+    lab.layout("gpu-1", &[("full", 0)]);
+    assert_eq!(first(&lab, "new"), (Verdict::NotNow, ReasonId::LayoutFollowsDemand));
+}
+
+#[test]
+fn a_gpu_that_is_held_back_is_named_to_its_claim_and_to_the_others() {
+    let mut lab = Lab::with("2xH100-80GB");
+    lab.snapshot.slices = Default::default();
+    lab.layout("gpu-1", &[("1g.10gb", 0)]);
+    lab.runs("small", "gpu-1", &Lab::device(0, "1g.10gb", 0));
+    lab.wants("large", "7g.80gb");
+    lab.wants("other", "1g.10gb");
+    let uid = "00000000-0000-4000-8000-000000000001";
+    for claim in &mut lab.snapshot.claims {
+        if claim.metadata.name.as_deref() == Some("large") {
+            claim.metadata.uid = Some(uid.to_owned());
+        }
+    }
+    let hold = json!({"gpu": "gpu-0000-1a-00", "profile": "7g.80gb", "until": "2026-11-29T15:45:10Z",
+        "claim": {"namespace": "default", "name": "large", "uid": uid}});
+    lab.demands("gpu-1", json!({"holds": [hold]}));
+    let it = lab.explain("large");
+    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::GpuHeldForClaim), "{it:#?}");
+    assert!(it.sentence.contains("GPU gpu-0000-1a-00 of node gpu-1 is held back for it until 15:45:10 UTC"), "{}", it.sentence);
+    let it = lab.explain("other");
+    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::AllAllocated), "{it:#?}");
+    let held = it.reasons.iter().find(|it| it.reason == ReasonId::GpuHeldBack).unwrap();
+    assert!(held.sentence.contains("for claim default/large, which has waited longer"), "{}", held.sentence);
+}
+
+#[test]
 fn what_the_driver_reports_about_a_node_explains_what_is_missing() {
     let mut lab = Lab::with("2xH100-80GB");
     lab.snapshot.slices = Default::default();

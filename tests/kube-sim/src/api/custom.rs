@@ -38,6 +38,7 @@ pub(super) fn decode(
     if strict && !unknown.is_empty() {
         return Err(unknown_fields(kind, unknown));
     }
+    set_defaults(&mut value, schema_of(definition));
     value["metadata"] = metadata;
     Ok(value)
 }
@@ -70,6 +71,33 @@ fn prune(value: &mut Value, schema: &Value, path: &str, unknown: &mut Vec<String
         }
         _ => {}
     }
+}
+
+/// Sets what is missing and has a default.
+fn set_defaults(value: &mut Value, schema: &Value) {
+    match value {
+        Value::Object(map) => {
+            for (key, schema) in schema["properties"].as_object().into_iter().flatten() {
+                if !schema["default"].is_null() && map.get(key).is_none_or(Value::is_null) {
+                    map.insert(key.clone(), schema["default"].clone());
+                }
+                if let Some(it) = map.get_mut(key) {
+                    set_defaults(it, schema);
+                }
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(|it| set_defaults(it, &schema["items"])),
+        _ => {}
+    }
+}
+
+/// Takes what came of an apply: unlike in a request, null is a value there, which no schema of this project permits.
+pub(super) fn applied(kind: &Kind, definition: &Value, value: &mut Value) -> Result<(), ApiError> {
+    set_defaults(value, schema_of(definition));
+    let name = value["metadata"]["name"].as_str().unwrap_or_default();
+    let nulls = value.as_object().into_iter().flatten().filter(|(_, it)| it.is_null());
+    let errors: Vec<FieldError> = nulls.map(|(key, it)| FieldError::invalid(key, it, "must not be null")).collect();
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(kind, name, errors)) }
 }
 
 fn below(path: &str, key: &str) -> String {
@@ -262,6 +290,22 @@ mod tests {
         assert_eq!(kept["spec"], json!({"floor": []}));
         let error = decode(&MIG_NODE, &definition(), object, true).unwrap_err();
         assert_eq!((error.code, error.field.as_deref()), (400, Some("spec.colour")));
+    }
+
+    #[test]
+    fn what_is_missing_gets_its_default_and_null_is_no_value() {
+        let mut definition = definition();
+        let bare = json!({"metadata": {"name": "n"}});
+        assert_eq!(decode(&MIG_NODE, &definition, bare.clone(), true).unwrap()["spec"], json!({}));
+        let emptied = json!({"metadata": {"name": "n"}, "spec": null});
+        let mut object = emptied.clone();
+        applied(&MIG_NODE, &definition, &mut object).unwrap();
+        assert_eq!(object["spec"], json!({}));
+        let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
+        definition.pointer_mut(spec).unwrap().as_object_mut().unwrap().remove("default").unwrap();
+        assert_eq!(decode(&MIG_NODE, &definition, bare, true).unwrap().get("spec"), None);
+        let error = applied(&MIG_NODE, &definition, &mut emptied.clone()).unwrap_err();
+        assert_eq!((error.code, error.causes[0].field.as_str()), (422, "spec"));
     }
 
     #[test]

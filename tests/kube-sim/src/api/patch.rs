@@ -184,7 +184,14 @@ pub fn apply(kind: &Kind, current: &mut Value, previous: &Value, wanted: &Value,
                 apply_entries(kind, keys, key, value, &previous[key], entries)
             }
             _ if is_atomic(kind, parent, key) => value.clone_from(want),
-            _ => apply(kind, value, &previous[key], want, key),
+            _ => {
+                apply(kind, value, &previous[key], want, key);
+                let is_empty = |it: &Value| it.as_object().is_some_and(Map::is_empty);
+                // An object that has lost all that it had is null; one that had nothing stays empty.
+                if is_empty(want) && is_empty(value) && previous[key].is_object() && !is_empty(&previous[key]) {
+                    *value = Value::Null;
+                }
+            }
         }
     }
 }
@@ -324,7 +331,7 @@ fn remove(target: &mut Value, path: &str) -> Option<Value> {
 mod tests {
     use serde_json::json;
 
-    use super::super::kinds::{POD, RESOURCE_CLAIM};
+    use super::super::kinds::{MIG_NODE, POD, RESOURCE_CLAIM};
     use super::*;
 
     #[test]
@@ -360,6 +367,20 @@ mod tests {
         let before = json!({"metadata": {"labels": {"mine": "1"}}, "spec": {"x": 1}});
         apply(&POD, &mut object, &before, &json!({"metadata": {"labels": {"new": "3"}}}), "");
         assert_eq!(object, json!({"metadata": {"labels": {"other": "2", "new": "3"}}}));
+    }
+
+    #[test]
+    fn an_object_that_loses_all_its_fields_by_an_empty_one_is_null() {
+        let applied = json!({"spec": {"holds": [{"gpu": "g"}]}});
+        let mut object = applied.clone();
+        apply(&MIG_NODE, &mut object, &applied, &json!({"spec": {}}), "");
+        assert_eq!(object, json!({"spec": null}));
+        let mut object = applied.clone();
+        apply(&MIG_NODE, &mut object, &applied, &json!({}), "");
+        assert_eq!(object, json!({}));
+        let mut object = json!({"spec": {"holds": [{"gpu": "g"}], "floor": []}});
+        apply(&MIG_NODE, &mut object, &applied, &json!({"spec": {}}), "");
+        assert_eq!(object, json!({"spec": {"floor": []}}), "what is of others stays");
     }
 
     #[test]

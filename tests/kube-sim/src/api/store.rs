@@ -418,6 +418,9 @@ impl Store {
                 }
                 let previous = applied.insert(owner, object.clone()).unwrap_or(Value::Null);
                 patch::apply(kind, &mut value, &previous, object, "");
+                if let Some(definition) = inner.definition(kind) {
+                    custom::applied(kind, definition, &mut value)?;
+                }
             }
         }
         // To a patch the UID is a field that never changes; only an update takes it as a precondition.

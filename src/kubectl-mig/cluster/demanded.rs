@@ -1,0 +1,49 @@
+//! What a MigNode says of demand.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Node;
+use mig_model::mig_node::{Hold, MigNode, PublishingMode};
+
+/// The label that chooses the layout of a node.
+const LABEL: &str = "nvidia.com/mig.config";
+/// Its value where the layout follows demand.
+const AUTO: &str = "auto";
+
+/// What a MigNode says of demand, as far as it tells why a pod waits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Demanded {
+    /// Whether the layout of the node follows demand.
+    pub follows: bool,
+    /// What its GPUs can be allocated as.
+    pub profiles: BTreeSet<String>,
+    /// GPUs that are held back.
+    pub holds: Vec<Hold>,
+}
+
+impl Demanded {
+    /// Of a node. Without the label for layouts it follows demand where `default_auto` says so.
+    #[must_use]
+    pub fn of(mig_node: &MigNode, node: Option<&Node>, default_auto: bool) -> Self {
+        let mut demanded = Self::whatever_the_label(mig_node);
+        demanded.with_label_of(node, default_auto);
+        demanded
+    }
+
+    /// Of a node whose label is not known yet.
+    pub(super) fn whatever_the_label(mig_node: &MigNode) -> Self {
+        let status = mig_node.status.as_ref();
+        let profiles = status.iter().flat_map(|it| &it.gpus).flat_map(|it| &it.profiles);
+        Self {
+            follows: status.and_then(|it| it.mode) == Some(PublishingMode::Layout),
+            profiles: profiles.map(|it| it.profile.clone()).collect(),
+            holds: mig_node.spec.holds.clone(),
+        }
+    }
+
+    /// Takes the label of the node into account.
+    pub(super) fn with_label_of(&mut self, node: Option<&Node>, default_auto: bool) {
+        let label = node.and_then(|it| it.metadata.labels.as_ref()?.get(LABEL));
+        self.follows &= label.map_or(default_auto, |it| it == AUTO);
+    }
+}

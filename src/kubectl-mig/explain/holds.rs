@@ -1,0 +1,40 @@
+//! GPUs that are held back, so that a claim gets its turn.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::resource::v1::ResourceClaim;
+
+use super::fleet::NodeAnswer;
+use super::reason::{Reason, ReasonId};
+use super::world::{MAX_NAMED, Ranked};
+use crate::cluster::Demanded;
+
+/// The GPU that is held back for one of the claims, and those on nodes that the pod can use that are held back for others.
+pub(super) fn holds(
+    nodes: &[NodeAnswer],
+    demanded: &BTreeMap<String, Demanded>,
+    claims: &[ResourceClaim],
+) -> Ranked {
+    let all = nodes.iter().filter_map(|it| Some((it, demanded.get(&it.name)?)));
+    let all = all.flat_map(|(node, it)| it.holds.iter().map(move |hold| (node.name.as_str(), hold)));
+    let mut reasons = Ranked::new();
+    for (node, hold) in all {
+        let (gpu, profile, until) = (&hold.gpu, &hold.profile, hold.until.0.strftime("%H:%M:%S UTC"));
+        let uid = hold.claim.uid.to_string();
+        if claims.iter().any(|it| it.metadata.uid.as_ref() == Some(&uid)) {
+            let sentence = format!(
+                "GPU {gpu} of node {node} is held back for it until {until}, and offers it a {profile} once what is in the way has been released"
+            );
+            let reason = Reason::new(ReasonId::GpuHeldForClaim, sentence);
+            reasons.push((1, reason.advise("wait until what is allocated there has been released, or end it")));
+        } else if reasons.len() < MAX_NAMED {
+            let claim = format!("{}/{}", hold.claim.namespace, hold.claim.name);
+            let sentence = format!(
+                "GPU {gpu} of node {node} is held back for claim {claim}, which has waited longer, until {until} at the latest: it offers nothing else"
+            );
+            let advice = format!("wait until GPU {gpu} of node {node} is not held back any more");
+            reasons.push((6, Reason::new(ReasonId::GpuHeldBack, sentence).advise(advice)));
+        }
+    }
+    reasons
+}
