@@ -404,7 +404,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _entered = runtime.enter();
         let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
-        let mut layouts = Layouts::new(client, Options::default(), true, metrics.clone());
+        let evictor = Evictor::new(client.clone(), None, metrics.clone());
+        let mut layouts = Layouts::new(client, Options::default(), true, evictor, metrics.clone());
         let mut world = World::default();
         world.apply(Change::Nodes(Event::Apply(of(json!({"metadata": {"name": "n"}})))));
         let uid = |it: usize| format!("00000000-0000-4000-8000-00000000000{it}");

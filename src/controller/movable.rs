@@ -21,7 +21,7 @@ struct Index<'w> {
     /// Claims by the UID of a pod that uses them.
     claims: HashMap<&'w str, Vec<&'w ResourceClaim>>,
     /// Devices of a claim by its UID: node, GPU and place.
-    devices: HashMap<&'w str, Vec<(&'w str, &'w str, Placed)>>,
+    devices: HashMap<&'w str, Vec<(&'w str, &'w str, &'w Placed)>>,
 }
 
 /// The pods with the label that a controller replaces, and that have devices of this driver alone.
@@ -38,14 +38,8 @@ pub fn movable(world: &World, driver: &str) -> Vec<MovablePod> {
             index.claims.entry(user).or_default().push(claim);
         }
     }
-    for node in world.mig_nodes() {
-        for gpu in node.status.iter().flat_map(|it| &it.gpus) {
-            for held in &gpu.held {
-                let Some(claim) = &held.claim else { continue };
-                let placed = Placed { profile: held.profile.clone(), start: held.start, size: held.size };
-                index.devices.entry(claim.uid.as_str()).or_default().push((node.node(), &gpu.name, placed));
-            }
-        }
+    for (node, held) in world.held_devices() {
+        index.devices.entry(&held.claim).or_default().push((node, &held.gpu, &held.placed));
     }
     world.movable_pods().iter().filter_map(|it| of(it, &index, driver)).collect()
 }

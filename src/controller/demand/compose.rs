@@ -28,8 +28,12 @@ pub(super) fn outcome(round: &Round<'_>, holds: Vec<Vec<Hold>>, mut memory: Memo
     let wake = wake(round, &writes, &holds, &memory);
     let prospects =
         round.pods.iter().filter_map(|pod| Some((pod.of.uid.clone(), prospect(round, pod, &holds)?)));
-    let decisions =
-        Decisions { writes, eviction: None, pods: prospects.collect(), unfollowed: unfollowed(round, &memory) };
+    let decisions = Decisions {
+        writes,
+        eviction: None,
+        pods: prospects.collect(),
+        unfollowed: unfollowed(round, &memory),
+    };
     Outcome { decisions, memory, wake }
 }
 

@@ -14,16 +14,15 @@ mod sorted;
 mod tests;
 mod trim;
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use kubectl_mig::cluster::{Demanded, Snapshot};
+use kubectl_mig::cluster::Snapshot;
 use mig_model::mig_node::MigNode;
 
 use crate::demand::NodeState;
 use change::Listing;
 pub use change::{Change, Kind};
+pub use nodes::HeldDevice;
 use nodes::{MigNodes, MigNodesOn, NodesOf};
 use sorted::{find, put, remove};
 pub(crate) use trim::extended_resources;
@@ -52,6 +51,11 @@ impl World {
         self.mig_nodes.states(default_auto)
     }
 
+    /// The devices that claims hold, with the name of their node, as MigNodes say.
+    pub fn held_devices(&self) -> impl Iterator<Item = (&str, &HeldDevice)> {
+        self.mig_nodes.held()
+    }
+
     /// The pods with a node that may be evicted, sorted by namespace and name; none where they are not asked for.
     #[must_use]
     pub fn movable_pods(&self) -> &[Pod] {
@@ -60,13 +64,7 @@ impl World {
 
     /// Takes note of what MigNodes say of demand, for the reasons of pods. `default_auto`: nodes without the label follow it, too.
     pub fn note_demand(&mut self, default_auto: bool) {
-        let all = self.snapshot.nodes.iter();
-        let nodes: BTreeMap<&str, &Node> =
-            all.filter_map(|it| Some((it.metadata.name.as_deref()?, it))).collect();
-        let of = |it: &MigNode| {
-            (it.node().to_owned(), Demanded::of(it, nodes.get(it.node()).copied(), default_auto))
-        };
-        self.snapshot.demanded = self.mig_nodes.iter().map(of).collect();
+        self.snapshot.demanded = self.mig_nodes.demanded(default_auto);
     }
 
     /// The version of the API server is known.

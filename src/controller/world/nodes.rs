@@ -6,11 +6,23 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kubectl_mig::cluster::Demanded;
 use mig_model::mig_node::MigNode;
 
 use super::change::{Key, Names};
 use super::sorted::{find, put, remove};
-use crate::demand::{Described, Kinds, NodeState};
+use crate::demand::{Described, Kinds, NodeState, Placed};
+
+/// A device that a claim holds.
+#[derive(Debug)]
+pub struct HeldDevice {
+    /// UID of the claim.
+    pub claim: String,
+    /// Name of the whole GPU as a device.
+    pub gpu: String,
+    /// The device.
+    pub placed: Placed,
+}
 
 /// MigNodes by name, with their Nodes.
 #[derive(Debug, Default)]
@@ -22,6 +34,9 @@ pub(super) struct MigNodes {
 #[derive(Debug)]
 struct Entry {
     described: Described,
+    /// What it says of demand, whatever the label of the node is.
+    demanded: Demanded,
+    held: Vec<HeldDevice>,
     /// `None` where there is no Node of this name.
     node: Option<Arc<Node>>,
 }
@@ -43,6 +58,21 @@ impl MigNodes {
         self.all.values().filter_map(state).collect()
     }
 
+    /// What they say of demand, by name. Without the label for layouts a node follows it where `default_auto` says so.
+    pub(super) fn demanded(&self, default_auto: bool) -> BTreeMap<String, Demanded> {
+        let of = |(name, it): (&String, &Entry)| {
+            let mut demanded = it.demanded.clone();
+            demanded.with_label_of(it.node.as_deref(), default_auto);
+            (name.clone(), demanded)
+        };
+        self.all.iter().map(of).collect()
+    }
+
+    /// The devices that claims hold, with the name of their node.
+    pub(super) fn held(&self) -> impl Iterator<Item = (&str, &HeldDevice)> {
+        self.all.iter().flat_map(|(name, it)| it.held.iter().map(move |held| (name.as_str(), held)))
+    }
+
     fn put(&mut self, mig: &MigNode, nodes: &[Node]) -> bool {
         let name = mig.node();
         let known = self.all.get(name);
@@ -53,7 +83,8 @@ impl MigNodes {
         let node = known.and_then(|it| it.node.clone());
         let node = node.or_else(|| find(nodes, "", name).cloned().map(Arc::new));
         let described = Described::of(mig, &mut self.kinds);
-        self.all.insert(name.to_owned(), Entry { described, node });
+        let demanded = Demanded::whatever_the_label(mig);
+        self.all.insert(name.to_owned(), Entry { described, demanded, held: held(mig), node });
         true
     }
 
@@ -62,6 +93,18 @@ impl MigNodes {
             entry.node = node();
         }
     }
+}
+
+fn held(mig: &MigNode) -> Vec<HeldDevice> {
+    let gpus = mig.status.iter().flat_map(|it| &it.gpus);
+    let all =
+        gpus.flat_map(|gpu| gpu.held.iter().filter_map(move |held| Some((gpu, held, held.claim.as_ref()?))));
+    all.map(|(gpu, held, claim)| HeldDevice {
+        claim: claim.uid.as_str().to_owned(),
+        gpu: gpu.name.clone(),
+        placed: Placed { profile: held.profile.clone(), start: held.start, size: held.size },
+    })
+    .collect()
 }
 
 /// What the watch of MigNodes changes.

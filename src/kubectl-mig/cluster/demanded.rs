@@ -31,7 +31,8 @@ impl Demanded {
     }
 
     /// Of a node whose label is not known yet.
-    pub(super) fn whatever_the_label(mig_node: &MigNode) -> Self {
+    #[must_use]
+    pub fn whatever_the_label(mig_node: &MigNode) -> Self {
         let status = mig_node.status.as_ref();
         let profiles = status.iter().flat_map(|it| &it.gpus).flat_map(|it| &it.profiles);
         Self {
@@ -42,7 +43,7 @@ impl Demanded {
     }
 
     /// Takes the label of the node into account.
-    pub(super) fn with_label_of(&mut self, node: Option<&Node>, default_auto: bool) {
+    pub fn with_label_of(&mut self, node: Option<&Node>, default_auto: bool) {
         let label = node.and_then(|it| it.metadata.labels.as_ref()?.get(LABEL));
         self.follows &= label.map_or(default_auto, |it| it == AUTO);
     }

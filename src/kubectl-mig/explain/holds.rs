@@ -26,7 +26,8 @@ pub(super) fn holds(
                 "GPU {gpu} of node {node} is held back for it until {until}, and offers it a {profile} once what is in the way has been released"
             );
             let reason = Reason::new(ReasonId::GpuHeldForClaim, sentence);
-            reasons.push((1, reason.advise("wait until what is allocated there has been released, or end it")));
+            reasons
+                .push((1, reason.advise("wait until what is allocated there has been released, or end it")));
         } else if reasons.len() < MAX_NAMED {
             let claim = format!("{}/{}", hold.claim.namespace, hold.claim.name);
             let sentence = format!(

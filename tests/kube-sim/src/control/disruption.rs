@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::objects::{all, finished, text};
 use super::owned::{is_leaving, status};
-use super::{all, finished, text};
 use crate::api::eviction::{is_ready, selected};
 use crate::api::kinds::{KindRef, POD_DISRUPTION_BUDGET, REPLICA_SET, STATEFUL_SET};
 use crate::api::store::Store;
