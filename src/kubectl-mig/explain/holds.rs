@@ -22,11 +22,13 @@ pub(super) fn holds(
         let (gpu, profile, until) = (&hold.gpu, &hold.profile, hold.until.0.strftime("%H:%M:%S UTC"));
         let uid = hold.claim.uid.to_string();
         if claims.iter().any(|it| it.metadata.uid.as_ref() == Some(&uid)) {
+            let device = if profile == "full" { "the whole GPU".to_owned() } else { format!("a {profile}") };
             let sentence = format!(
-                "GPU {gpu} of node {node} is held back for it until {until}, and offers it a {profile} once what is in the way has been released"
+                "GPU {gpu} of node {node} is held back for it until {until}, and offers it {device} once what is in the way has been released"
             );
             let reason = Reason::new(ReasonId::GpuHeldForClaim, sentence);
-            reasons.push((1, reason.advise("wait until what is allocated there has been released, or end it")));
+            reasons
+                .push((1, reason.advise("wait until what is allocated there has been released, or end it")));
         } else if reasons.len() < MAX_NAMED {
             let claim = format!("{}/{}", hold.claim.namespace, hold.claim.name);
             let sentence = format!(

@@ -21,7 +21,8 @@ impl Asked<'_> {
         let follows = |it: &&NodeAnswer| findings.demanded.get(&it.name).is_some_and(|it| it.follows);
         let (mut following, mut without): (Vec<&NodeAnswer>, Vec<&NodeAnswer>) =
             without.into_iter().partition(follows);
-        following.retain(|it| findings.demanded.get(&it.name).is_some_and(|it| it.profiles.contains(profile)));
+        following
+            .retain(|it| findings.demanded.get(&it.name).is_some_and(|it| it.profiles.contains(profile)));
         reasons.extend(self.following(&following));
         without.retain(|it| !it.offer.is_counted && self.is_plausible(profile, it, findings.published));
         let (mig, whole): (Vec<&NodeAnswer>, Vec<&NodeAnswer>) =
@@ -66,8 +67,11 @@ impl Asked<'_> {
     fn following(&self, nodes: &[&NodeAnswer]) -> Option<Reason> {
         let first = nodes.first()?;
         let names: Vec<String> = nodes.iter().map(|it| format!("node {}", it.name)).collect();
-        let sentence =
-            format!("the layout of {}, which follows demand, has no {} now", some_of(&names, MOST), self.noun());
+        let sentence = format!(
+            "the layout of {}, which follows demand, has no {} now",
+            some_of(&names, MOST),
+            self.noun()
+        );
         let reason = Reason::new(ReasonId::LayoutFollowsDemand, sentence);
         Some(reason.advise("wait: mig-controller changes the layout of a node where that serves the pod").advise(format!(
             "if nothing changes, see why: kubectl get mignode {} -o yaml, condition DemandFollowed; docs/controller.md",

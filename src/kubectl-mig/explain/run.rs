@@ -177,7 +177,8 @@ fn subject(words: &[String], namespace: &str) -> Result<Subject, ExplainError> {
 /// Reads what the answer needs: everything about devices, and of pods those that the question is about.
 async fn gather(args: &ExplainArgs) -> Result<(Snapshot, String), ExplainError> {
     let connection = Connection::open(&args.cluster).await?;
-    let kinds = Kinds { pods: false, nodes: true, templates: true, quotas: true, mig_nodes: true, attributes: true };
+    let kinds =
+        Kinds { pods: false, nodes: true, templates: true, quotas: true, mig_nodes: true, attributes: true };
     let mut snapshot = cluster::read(&connection, kinds).await?;
     let namespace = connection.namespace.clone();
     let mut about = vec!["involvedObject.kind=Node".to_owned()];

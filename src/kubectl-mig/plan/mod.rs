@@ -229,7 +229,8 @@ impl Source {
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(PlanError::Runtime)?;
         let (snapshot, namespace) = runtime.block_on(async {
             let connection = Connection::open(&args.cluster).await?;
-            let kinds = Kinds { nodes: true, pods: true, templates: true, attributes: true, ..Kinds::default() };
+            let kinds =
+                Kinds { nodes: true, pods: true, templates: true, attributes: true, ..Kinds::default() };
             Ok::<_, ClusterError>((cluster::read(&connection, kinds).await?, connection.namespace))
         })?;
         let stock = Stock::of(&snapshot)?;

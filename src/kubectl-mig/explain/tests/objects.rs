@@ -366,7 +366,11 @@ fn where_the_layout_follows_demand_a_label_is_no_remedy() {
     lab.wants("new", "2g.20gb");
     lab.demands("gpu-1", json!({}));
     let it = lab.explain("new");
-    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::LayoutFollowsDemand), "{it:#?}");
+    assert_eq!(
+        (it.verdict, it.reasons[0].reason),
+        (Verdict::NotNow, ReasonId::LayoutFollowsDemand),
+        "{it:#?}"
+    );
     assert!(it.advice[0].starts_with("wait: mig-controller"), "{:?}", it.advice);
     assert!(!it.advice.iter().any(|it| it.contains("kubectl label")), "{:?}", it.advice);
 
@@ -394,7 +398,11 @@ fn a_gpu_that_is_held_back_is_named_to_its_claim_and_to_the_others() {
     lab.demands("gpu-1", json!({"holds": [hold]}));
     let it = lab.explain("large");
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::GpuHeldForClaim), "{it:#?}");
-    assert!(it.sentence.contains("GPU gpu-0000-1a-00 of node gpu-1 is held back for it until 15:45:10 UTC"), "{}", it.sentence);
+    assert!(
+        it.sentence.contains("GPU gpu-0000-1a-00 of node gpu-1 is held back for it until 15:45:10 UTC"),
+        "{}",
+        it.sentence
+    );
     let it = lab.explain("other");
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::AllAllocated), "{it:#?}");
     let held = it.reasons.iter().find(|it| it.reason == ReasonId::GpuHeldBack).unwrap();

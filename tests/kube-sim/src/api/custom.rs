@@ -96,7 +96,8 @@ pub(super) fn applied(kind: &Kind, definition: &Value, value: &mut Value) -> Res
     set_defaults(value, schema_of(definition));
     let name = value["metadata"]["name"].as_str().unwrap_or_default();
     let nulls = value.as_object().into_iter().flatten().filter(|(_, it)| it.is_null());
-    let errors: Vec<FieldError> = nulls.map(|(key, it)| FieldError::invalid(key, it, "must not be null")).collect();
+    let errors: Vec<FieldError> =
+        nulls.map(|(key, it)| FieldError::invalid(key, it, "must not be null")).collect();
     if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(kind, name, errors)) }
 }
 

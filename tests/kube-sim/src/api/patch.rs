@@ -188,7 +188,8 @@ pub fn apply(kind: &Kind, current: &mut Value, previous: &Value, wanted: &Value,
                 apply(kind, value, &previous[key], want, key);
                 let is_empty = |it: &Value| it.as_object().is_some_and(Map::is_empty);
                 // An object that has lost all that it had is null; one that had nothing stays empty.
-                if is_empty(want) && is_empty(value) && previous[key].is_object() && !is_empty(&previous[key]) {
+                if is_empty(want) && is_empty(value) && previous[key].is_object() && !is_empty(&previous[key])
+                {
                     *value = Value::Null;
                 }
             }
