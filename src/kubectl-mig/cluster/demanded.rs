@@ -44,7 +44,11 @@ impl Demanded {
 
     /// Takes the label of the node into account.
     pub fn with_label_of(&mut self, node: Option<&Node>, default_auto: bool) {
-        let label = node.and_then(|it| it.metadata.labels.as_ref()?.get(LABEL));
-        self.follows &= label.map_or(default_auto, |it| it == AUTO);
+        self.follows &= node.and_then(Self::label_of).map_or(default_auto, |it| it == AUTO);
+    }
+
+    /// The layout that the label of a node names.
+    pub(super) fn label_of(node: &Node) -> Option<&str> {
+        node.metadata.labels.as_ref()?.get(LABEL).map(String::as_str)
     }
 }

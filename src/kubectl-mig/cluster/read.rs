@@ -107,13 +107,18 @@ where
     Ok(all)
 }
 
-/// What MigNodes say, by node. Nobody tells this command how the controller runs: a node without the label counts as one that follows
-/// demand where something is demanded of it.
+/// What MigNodes say, by node. Nobody tells this command how the controller runs: nodes without the label count as ones that follow demand
+/// where something is demanded of any of them.
 fn with_labels(listed: Vec<(String, Demanded, bool)>, nodes: &[Node]) -> BTreeMap<String, Demanded> {
     let by_name: BTreeMap<&str, &Node> =
         nodes.iter().filter_map(|it| Some((it.metadata.name.as_deref()?, it))).collect();
-    let of = |(name, mut demanded, is_demanded): (String, Demanded, bool)| {
-        demanded.with_label_of(by_name.get(name.as_str()).copied(), is_demanded);
+    let is_auto = |(name, demanded, is_demanded): &(String, Demanded, bool)| {
+        let is_asked_for = *is_demanded || !demanded.holds.is_empty();
+        is_asked_for && by_name.get(name.as_str()).is_some_and(|it| Demanded::label_of(it).is_none())
+    };
+    let default_auto = listed.iter().any(is_auto);
+    let of = |(name, mut demanded, _): (String, Demanded, bool)| {
+        demanded.with_label_of(by_name.get(name.as_str()).copied(), default_auto);
         (name, demanded)
     };
     listed.into_iter().map(of).collect()
@@ -164,4 +169,35 @@ async fn version(client: &Client) -> Option<(u32, u32)> {
     let info = client.apiserver_version().await.ok()?;
     let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().ok();
     Some((number(&info.major)?, number(&info.minor)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_without_the_label_follow_demand_where_something_is_demanded_of_one_of_them() {
+        let node = |name: &str, label: Option<&str>| {
+            let mut node = Node::default();
+            node.metadata.name = Some(name.to_owned());
+            let labels =
+                label.map(|it| BTreeMap::from([("nvidia.com/mig.config".to_owned(), it.to_owned())]));
+            node.metadata.labels = labels;
+            node
+        };
+        let nodes =
+            [node("a", None), node("b", None), node("auto", Some("auto")), node("own", Some("all-disabled"))];
+        let follow = |demanded: &[&str]| {
+            let all = nodes.iter().filter_map(|it| it.metadata.name.clone());
+            let listed = all.map(|it| {
+                let is_demanded = demanded.contains(&it.as_str());
+                (it, Demanded { follows: true, ..Demanded::default() }, is_demanded)
+            });
+            let said = with_labels(listed.collect(), &nodes);
+            said.into_iter().filter(|(_, it)| it.follows).map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(follow(&[]), ["auto"]);
+        assert_eq!(follow(&["auto"]), ["auto"]);
+        assert_eq!(follow(&["b"]), ["a", "auto", "b"]);
+    }
 }

@@ -22,8 +22,9 @@ pub(super) fn holds(
         let (gpu, profile, until) = (&hold.gpu, &hold.profile, hold.until.0.strftime("%H:%M:%S UTC"));
         let uid = hold.claim.uid.to_string();
         if claims.iter().any(|it| it.metadata.uid.as_ref() == Some(&uid)) {
+            let device = if profile == "full" { "the whole GPU".to_owned() } else { format!("a {profile}") };
             let sentence = format!(
-                "GPU {gpu} of node {node} is held back for it until {until}, and offers it a {profile} once what is in the way has been released"
+                "GPU {gpu} of node {node} is held back for it until {until}, and offers it {device} once what is in the way has been released"
             );
             let reason = Reason::new(ReasonId::GpuHeldForClaim, sentence);
             reasons
