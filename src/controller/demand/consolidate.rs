@@ -321,7 +321,7 @@ fn set_for<'w>(round: &Round<'w>, movers: &Movers<'w>, index: usize) -> Option<(
     let (shape, eligible) = pod.asks.as_ref()?;
     let Need::One(choices) = &shape.need else { return None };
     let waiting = pod.of.claims.iter().filter(|it| is_waiting(it)).map(|it| requests(it));
-    if waiting.sum::<usize>() != shape.claims.iter().map(requests).sum() {
+    if waiting.sum::<usize>() != shape.claims.iter().map(requests).sum::<usize>() {
         // It waits for devices of other drivers, too.
         return None;
     }
