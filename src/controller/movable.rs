@@ -1,6 +1,6 @@
 //! Which pods may be evicted, and what they have, from what is in memory. Pure.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,10 +38,13 @@ pub fn movable(world: &World, driver: &str) -> Vec<MovablePod> {
             index.claims.entry(user).or_default().push(claim);
         }
     }
+    let needed: HashSet<&str> =
+        index.claims.values().flatten().filter_map(|it| it.metadata.uid.as_deref()).collect();
     for node in world.mig_nodes() {
         for gpu in node.status.iter().flat_map(|it| &it.gpus) {
             for held in &gpu.held {
-                let Some(claim) = &held.claim else { continue };
+                let claim = held.claim.as_ref().filter(|it| needed.contains(it.uid.as_str()));
+                let Some(claim) = claim else { continue };
                 let placed = Placed { profile: held.profile.clone(), start: held.start, size: held.size };
                 index.devices.entry(claim.uid.as_str()).or_default().push((node.node(), &gpu.name, placed));
             }
@@ -210,13 +213,15 @@ mod tests {
 
     #[test]
     fn a_pod_stays_where_not_all_of_its_devices_are_known_to_be_of_this_driver() {
-        let of_others = with(claim(), "/status/allocation/devices/results/0/driver", json!("nic.example.com"));
+        let of_others =
+            with(claim(), "/status/allocation/devices/results/0/driver", json!("nic.example.com"));
         assert!(found(pod(), of_others, node()).is_empty());
         let unknown = with(node(), "/status/gpus/0/held", json!([]));
         assert!(found(pod(), claim(), unknown).is_empty());
         let elsewhere = with(pod(), "/spec/nodeName", json!("m"));
         assert!(found(elsewhere, claim(), node()).is_empty());
-        let two = json!([{"name": "gpu", "resourceClaimName": "c"}, {"name": "more", "resourceClaimName": "e"}]);
+        let two =
+            json!([{"name": "gpu", "resourceClaimName": "c"}, {"name": "more", "resourceClaimName": "e"}]);
         assert!(found(with(pod(), "/spec/resourceClaims", two), claim(), node()).is_empty());
     }
 
