@@ -25,7 +25,8 @@ pub enum LogFormat {
 pub fn init_logging(level: &str, format: LogFormat) -> Result<(), ParseError> {
     let filter: Targets = level.parse()?;
     let colors = has_colors(io::stderr().is_terminal(), env::var_os("NO_COLOR").as_deref());
-    let (log, lines) = (Registry::default().with(filter), fmt::layer().with_writer(io::stderr).with_ansi(colors));
+    let (log, lines) =
+        (Registry::default().with(filter), fmt::layer().with_writer(io::stderr).with_ansi(colors));
     // The error only says that a log is set up already.
     let _ = match format {
         LogFormat::Text => log.with(lines).try_init(),
