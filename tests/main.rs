@@ -23,6 +23,7 @@ mod faults;
 mod hang;
 mod health;
 mod inspect;
+mod job_mapping;
 mod kubectl_get;
 mod layers;
 mod layout;

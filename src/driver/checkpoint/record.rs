@@ -196,6 +196,20 @@ pub enum RecordedKind {
     },
 }
 
+impl RecordedKind {
+    /// Ids of GPU instance and compute instance, and what it is, managed or not; nothing where it has no instance, or not yet.
+    #[must_use]
+    pub fn instance(&self) -> Option<((u32, u32), &MigSpec)> {
+        match self {
+            Self::Mig { spec, progress: Progress::Complete { gpu_instance, compute_instance, .. } } => {
+                Some(((*gpu_instance, *compute_instance), spec))
+            }
+            Self::Adopted(it) => Some(((it.gpu_instance, it.compute_instance), &it.spec)),
+            Self::Gpu | Self::Share { .. } | Self::Mig { .. } => None,
+        }
+    }
+}
+
 /// How far a MIG device got. Written before the next step is taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]

@@ -33,6 +33,7 @@ use crate::kubelet::{
     DeviceHealth, DraPlugin, PublisherElection, Registration, RegistrationMetrics, RegistrationState, Socket,
     SocketPaths, SoleProcess, serve_plugin, serve_registration,
 };
+use crate::job_mapping::JobMapping;
 use crate::layout::{LayoutFollower, LayoutFollowerParts, LayoutMemory, StateLabel};
 use crate::mig_node::{MigNodeSwitch, StatusParts, StatusWriter, watch_own};
 use crate::nvml::{CallTimer, NvmlEvent};
@@ -105,6 +106,11 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         ClaimStatuses::new(client, context.checkpoint.clone(), reports, &context.name, &context.driver);
     parts.add_endless("device status of claims", statuses.run(shared.changes.clone(), stop.clone()));
     parts.add("sampler", sampler.run(stop.clone()));
+    if let Some(directory) = args.dcgm_job_mapping_dir.clone() {
+        let mapping = JobMapping::new(context.clone(), directory);
+        let run = mapping.run(shared.changes.clone(), args.rescan_interval, stop.clone());
+        parts.add_endless("job mapping for the DCGM exporter", run);
+    }
     parts.add("registration with the kubelet", refusal(shared.registration.clone()));
     parts.add("hardware watch", watch.run(shared.changes.clone(), args.rescan_interval, stop.clone()));
     parts.add_endless("health of GPUs", follower.run());
