@@ -30,7 +30,10 @@ fn mapping(lab: &Lab) -> PathBuf {
 fn files(lab: &Lab) -> BTreeMap<String, String> {
     let names = lab.files("job-mapping");
     // A file may be replaced between the two.
-    names.into_iter().filter_map(|it| Some((it.clone(), fs::read_to_string(mapping(lab).join(it)).ok()?))).collect()
+    names
+        .into_iter()
+        .filter_map(|it| Some((it.clone(), fs::read_to_string(mapping(lab).join(it)).ok()?)))
+        .collect()
 }
 
 async fn becomes(lab: &Lab, what: &str, expected: &[(&str, String)]) {
@@ -131,7 +134,9 @@ impl Watched {
     /// Waits for the crash, and starts the driver again.
     async fn crashed(&mut self) {
         let process = &mut self.process;
-        let status = eventually("the driver dies at the point", || std::future::ready(process.try_wait().unwrap())).await;
+        let status =
+            eventually("the driver dies at the point", || std::future::ready(process.try_wait().unwrap()))
+                .await;
         assert_eq!(status.code(), Some(CRASH_STATUS));
         self.shim.disarm();
         self.process = start(&self.lab, &self.shim);

@@ -5,6 +5,7 @@
 
 mod access;
 mod addresses;
+mod admin_access;
 mod advertise;
 mod auto_layout;
 mod check;
@@ -14,6 +15,7 @@ mod counters;
 mod crash;
 mod demand_loop;
 mod deploy;
+mod device_metadata;
 mod disk;
 mod docs;
 mod events;

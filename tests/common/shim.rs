@@ -40,7 +40,10 @@ impl Shim {
     pub(crate) fn new(lab: &Lab) -> Self {
         // Not the rest of the driver's directory: when it notes the layouts in force has nothing to do with claims.
         let own = lab.path(&format!("plugins/{DRIVER}"));
-        Self::watching(lab, vec![own.join("claims"), own.join("dra.sock"), lab.path("cdi")])
+        Self::watching(
+            lab,
+            vec![own.join("claims"), own.join("dra.sock"), own.join("dra-device-metadata"), lab.path("cdi")],
+        )
     }
 
     /// Watches what is in these directories.

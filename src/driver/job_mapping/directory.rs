@@ -29,7 +29,9 @@ pub(super) enum DirectoryError {
     #[error("{0:?} is not a directory; give --dcgm-job-mapping-dir a directory that is no symbolic link")]
     NotADirectory(PathBuf),
     /// It cannot be the directory of an exporter.
-    #[error("{0:?} has more than {MOST_FILES} mapping files; give --dcgm-job-mapping-dir a directory of its own")]
+    #[error(
+        "{0:?} has more than {MOST_FILES} mapping files; give --dcgm-job-mapping-dir a directory of its own"
+    )]
     TooMany(PathBuf),
 }
 
@@ -92,7 +94,8 @@ impl Directory {
         };
         let foreign = || "another program wrote it".to_owned();
         let text = String::from_utf8(bytes).map_err(|_| foreign())?;
-        let jobs: BTreeSet<Job> = text.lines().map(str::parse).collect::<Result<_, ()>>().map_err(|()| foreign())?;
+        let jobs: BTreeSet<Job> =
+            text.lines().map(str::parse).collect::<Result<_, ()>>().map_err(|()| foreign())?;
         if jobs.is_empty() { Err(foreign()) } else { Ok(Some(jobs)) }
     }
 

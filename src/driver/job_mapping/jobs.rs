@@ -166,6 +166,7 @@ enum Place {
 fn file_of(device: &RecordedDevice, index: &dyn Fn(&str) -> Option<u32>) -> Place {
     let instance = match &device.kind {
         RecordedKind::Gpu | RecordedKind::Share { .. } => None,
+        RecordedKind::AdminAccess => return Place::Nowhere,
         RecordedKind::Adopted(_) | RecordedKind::Mig { .. } => match device.kind.instance() {
             Some(((gpu_instance, _), _)) => Some(gpu_instance),
             None => return Place::Nowhere,
@@ -183,9 +184,7 @@ mod tests {
     const GPU: &str = "GPU-1";
 
     fn record(name: &str, kinds: &[serde_json::Value]) -> Arc<Record> {
-        let device = |(index, kind): (usize, &serde_json::Value)| {
-            json!({"name": format!("d-{index}"), "pool": "p", "requests": ["r"], "parentUuid": GPU, "kind": kind})
-        };
+        let device = |(index, kind): (usize, &serde_json::Value)| json!({"name": format!("d-{index}"), "pool": "p", "requests": ["r"], "parentUuid": GPU, "kind": kind});
         let record = json!({
             "version": 1, "bootId": "boot", "stage": "prepared",
             "claim": {"namespace": "ns", "name": name, "uid": format!("uid-{name}")},
@@ -195,7 +194,8 @@ mod tests {
     }
 
     fn mig(instance: u32) -> serde_json::Value {
-        let spec = json!({"profile": "1g.10gb", "profileId": 19, "slices": 1, "placement": {"start": 0, "size": 1}});
+        let spec =
+            json!({"profile": "1g.10gb", "profileId": 19, "slices": 1, "placement": {"start": 0, "size": 1}});
         let progress = json!({"complete": {"gpuInstance": instance, "computeInstance": 0, "uuid": "MIG-1"}});
         json!({"mig": {"spec": spec, "progress": progress}})
     }
@@ -223,8 +223,11 @@ mod tests {
 
     #[test]
     fn an_instance_has_its_own_file_and_a_whole_gpu_that_of_the_gpu() {
-        let records =
-            [record("a", &[mig(9)]), record("b", &[json!("gpu")]), record("c", &[json!({"share": {"index": 1}})])];
+        let records = [
+            record("a", &[mig(9)]),
+            record("b", &[json!("gpu")]),
+            record("c", &[json!({"share": {"index": 1}})]),
+        ];
         let expected = files(&[("3.9", &["ns/p/a"]), ("3", &["ns/p/b", "ns/p/c"])]);
         assert_eq!(wanted_with(&records, &["p"], &Files::new()), expected);
     }
@@ -239,7 +242,10 @@ mod tests {
     fn a_claim_whose_pods_are_unknown_keeps_those_that_the_directory_names() {
         let records = [record("a", &[mig(9)]), record("b", &[mig(10)])];
         let present = files(&[("3.7", &["ns/p/a", "ns/q/gone"])]);
-        assert_eq!(wanted_with(&records, &[], &present), files(&[("3.9", &["ns/p/a"]), ("3.10", &["ns//b"])]));
+        assert_eq!(
+            wanted_with(&records, &[], &present),
+            files(&[("3.9", &["ns/p/a"]), ("3.10", &["ns//b"])])
+        );
     }
 
     #[test]

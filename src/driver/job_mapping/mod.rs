@@ -49,14 +49,15 @@ impl JobMapping {
         Self { context, directory: Directory::new(directory), reported: BTreeSet::new() }
     }
 
-    /// Runs until `stop`. `changes` fires on every change of the claims' devices; in addition there is a pass every `pause`, because
-    /// the pods of a claim change without it.
+    /// Runs until `stop`. `changes` fires on every change of the claims' devices that this process makes; in addition there is a pass
+    /// every `pause`, because another process and other programs change things, too.
     pub async fn run(mut self, mut changes: watch::Receiver<()>, pause: Duration, stop: CancellationToken) {
-        let mut node = self.context.node.clone();
+        let (mut node, mut pods) = (self.context.node.clone(), self.context.pods.changes());
         let mut retry = Backoff::new(PAUSES.0, PAUSES.1, &self.context.name);
         loop {
             changes.borrow_and_update();
             node.borrow_and_update();
+            pods.borrow_and_update();
             let next = match tokio::task::block_in_place(|| self.pass()) {
                 Ok(()) => {
                     if 0 < retry.failures() {
@@ -76,6 +77,7 @@ impl JobMapping {
                 () = stop.cancelled() => return,
                 Ok(()) = changes.changed() => sleep(BURST).await,
                 Ok(()) = node.changed() => sleep(BURST).await,
+                Ok(()) = pods.changed() => sleep(BURST).await,
                 () = sleep(next) => {}
             }
         }

@@ -88,6 +88,14 @@ pub struct NodeArgs {
     /// MIG instance as `<namespace>/<pod>/<claim>` [default: none]. Files of other programs in it stay as they are.
     #[arg(long, env, value_name = "DIR", value_parser = absolute_directory)]
     pub dcgm_job_mapping_dir: Option<PathBuf>,
+    /// Tell containers what their devices are, in files below /var/run/kubernetes.io/dra-device-attributes (KEP-5304): UUID, parent,
+    /// profile, memory, and the other attributes of the ResourceSlice.
+    #[arg(long, env)]
+    pub device_metadata: bool,
+    /// Find the pods of claims that are reserved for a PodGroup (Kubernetes 1.37), so that metrics and events name them. Lists the pods of
+    /// this node in the namespaces of such claims, for which the account needs the right to list pods.
+    #[arg(long, env)]
+    pub resolve_pod_groups: bool,
     /// What happens to a GPU's MIG mode when its last MIG device is destroyed. Only GPUs that switch without a reset are switched.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "keep")]
     pub mig_mode: ModePolicy,
