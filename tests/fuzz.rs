@@ -120,7 +120,8 @@ fn record(stage: Stage) -> Record {
         unknown: Map::new(),
     };
     let (boot_id, claim) = ("boot".to_owned(), claim());
-    Record { version: VERSION, boot_id, claim, devices: vec![device], stage, unknown: Map::new() }
+    let (devices, unknown) = (vec![device], Map::new());
+    Record { version: VERSION, boot_id, claim, devices, stage, pod_claim_name: None, unknown }
 }
 
 /// A journal as the driver writes it.

@@ -5,6 +5,7 @@
 
 mod access;
 mod addresses;
+mod admin_access;
 mod advertise;
 mod auto_layout;
 mod check;
@@ -14,6 +15,7 @@ mod counters;
 mod crash;
 mod demand_loop;
 mod deploy;
+mod device_metadata;
 mod disk;
 mod docs;
 mod events;
@@ -23,6 +25,7 @@ mod faults;
 mod hang;
 mod health;
 mod inspect;
+mod job_mapping;
 mod kubectl_get;
 mod layers;
 mod layout;

@@ -201,7 +201,8 @@ async fn each_claim_of_a_call_has_its_own_answer() {
     let gone =
         Claim { uid: "another-uid".into(), ..lab.claim_of("gone", "gpu-0000-1a-00-mig-1g-10gb-5").await };
     let invalid = Claim { namespace: "default".into(), name: "x".into(), uid: "../../etc".into() };
-    let mut admin = json!({"request": "gpu", "driver": DRIVER, "pool": "any", "device": FIRST_1G});
+    let pool = format!("{}/{DRIVER}", lab.node_name);
+    let mut admin = json!({"request": "gpu", "driver": DRIVER, "pool": pool, "device": FIRST_1G});
     admin["adminAccess"] = json!(true);
     let admin = lab.claim_with("admin", json!({"results": [admin]})).await;
 

@@ -24,7 +24,7 @@
 //! hardware                               the GPUs of the node and their threads
 //! api                                    the API server
 //! context                                what every part of the node needs
-//! health usage claim                     conditions of GPUs; use of instances; claims from call to answer
+//! health usage claim job_mapping         conditions of GPUs; use of instances; claims from call to answer; pods for DCGM
 //! kubelet                                gRPC towards the kubelet
 //! layout publisher mig_node              which layout is in force, the slices in the API server, and the node's MigNode
 //! probes check inspect management        ready or not, and why; what a person asks for
@@ -64,6 +64,7 @@ pub mod health;
 pub mod heap;
 pub mod host;
 pub mod inspect;
+pub mod job_mapping;
 pub mod kubelet;
 pub mod layout;
 pub mod management;

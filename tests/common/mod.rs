@@ -293,6 +293,18 @@ impl Lab {
         self.claim(name, &[("gpu", DRIVER, device)]).await
     }
 
+    /// Reserves a claim for these consumers, as the scheduler and the controller of claims do: resource and name.
+    pub(crate) async fn reserve(&self, claim: &Claim, consumers: &[(&str, &str)]) {
+        let consumer = |(resource, name): &(&str, &str)| {
+            let group = if *resource == "pods" { "" } else { "scheduling.k8s.io" };
+            json!({"apiGroup": group, "resource": resource, "name": name, "uid": format!("uid-{name}")})
+        };
+        let consumers: Vec<Value> = consumers.iter().map(consumer).collect();
+        let status = Patch::Merge(json!({"status": {"reservedFor": consumers}}));
+        let api: Api<ResourceClaim> = Api::namespaced(self.client.clone(), &claim.namespace);
+        api.patch_status(&claim.name, &PatchParams::default(), &status).await.unwrap();
+    }
+
     /// Deletes a claim, as Kubernetes does with one that was made for a pod that has ended.
     pub(crate) async fn delete_claim(&self, claim: &Claim) {
         let api: Api<ResourceClaim> = Api::namespaced(self.client.clone(), &claim.namespace);

@@ -38,11 +38,18 @@ pub(crate) struct Met {
 impl Shim {
     /// Watches the driver's state directory with its socket, and the CDI directory.
     pub(crate) fn new(lab: &Lab) -> Self {
-        let directory = lab.path("fault-shim");
-        fs::create_dir_all(&directory).unwrap();
         // Not the rest of the driver's directory: when it notes the layouts in force has nothing to do with claims.
         let own = lab.path(&format!("plugins/{DRIVER}"));
-        let watched = vec![own.join("claims"), own.join("dra.sock"), lab.path("cdi")];
+        Self::watching(
+            lab,
+            vec![own.join("claims"), own.join("dra.sock"), own.join("dra-device-metadata"), lab.path("cdi")],
+        )
+    }
+
+    /// Watches what is in these directories.
+    pub(crate) fn watching(lab: &Lab, watched: Vec<PathBuf>) -> Self {
+        let directory = lab.path("fault-shim");
+        fs::create_dir_all(&directory).unwrap();
         Self { directory, watched, hardware: lab.path("host/nvml-sim/lock"), plans: AtomicU64::new(0) }
     }
 

@@ -118,7 +118,7 @@ impl Victim {
     /// A node with two GPUs; the driver does not run yet. It looks at the hardware when it starts and when it has to,
     /// never just because time has passed: so the points of a call are its own.
     pub(crate) async fn new(plane: &ControlPlane) -> Self {
-        let args = ["--rescan-interval", "86400", "--existing-instances", "adopt"];
+        let args = ["--rescan-interval", "86400", "--existing-instances", "adopt", "--device-metadata"];
         let lab = Lab::new(plane.clone(), "2xH100-80GB").await.with_args(&args);
         let shim = Shim::new(&lab);
         Self { lab, shim, process: None, kubelet: None, claims: 0, planted: None }
@@ -273,7 +273,8 @@ impl Victim {
         let instances: Vec<(usize, &str, u32)> =
             left.instances.iter().map(|(gpu, profile, start)| (*gpu, profile.as_str(), *start)).collect();
         let is_its_own = |files: &[String]| matches!(files, [file] if file.contains(&claim.uid));
-        let has_all = is_its_own(&left.records) && is_its_own(&left.cdi) && instances == wanted.instances;
+        let has_all = [&left.records, &left.cdi, &left.metadata].into_iter().all(|it| is_its_own(it))
+            && instances == wanted.instances;
         if left.is_empty() {
             Ok(Held::Nothing)
         } else if has_all && !left.has_bare_instance {
@@ -306,7 +307,8 @@ impl Victim {
         let gpus = self.lab.sim.snapshot().unwrap().gpus;
         let has_bare_instance =
             gpus.iter().flat_map(|it| &it.gpu_instances).any(|it| it.compute_instances.len() != 1);
-        Left { instances, has_bare_instance, records, cdi: self.lab.files("cdi") }
+        let metadata = self.lab.files(&format!("plugins/{DRIVER}/dra-device-metadata"));
+        Left { instances, has_bare_instance, records, cdi: self.lab.files("cdi"), metadata }
     }
 
     /// Waits until the claim is there as a whole or not at all, as `accept` wants it. False where the driver died
@@ -369,11 +371,13 @@ pub(crate) struct Left {
     pub(crate) has_bare_instance: bool,
     pub(crate) records: Vec<String>,
     pub(crate) cdi: Vec<String>,
+    /// Directories of claims.
+    pub(crate) metadata: Vec<String>,
 }
 
 impl Left {
     pub(crate) fn is_empty(&self) -> bool {
-        self.instances.is_empty() && self.records.is_empty() && self.cdi.is_empty()
+        self.instances.is_empty() && [&self.records, &self.cdi, &self.metadata].iter().all(|it| it.is_empty())
     }
 }
 

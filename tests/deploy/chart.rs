@@ -264,6 +264,9 @@ fn mistakes() -> Vec<Value> {
         json!({"existingInstances": "take"}),
         json!({"timeSlices": 0}),
         json!({"timeSlices": "4"}),
+        json!({"deviceMetadata": "yes"}),
+        json!({"dcgmExporter": {"jobMappingDirectory": "/run/../etc"}}),
+        json!({"dcgmExporter": {"jobMappingDirectory": "run/jobs"}}),
         json!({"httpPort": 0}),
         json!({"networkPolicy": {"apiServerPorts": []}}),
         json!({"deviceClasses": {"profiles": ["1g"]}}),
@@ -303,7 +306,7 @@ pub(crate) fn variations() -> Vec<Value> {
         json!({"driverRoot": "/run/nvidia/driver", "devRoot": "/run/nvidia/driver", "migMode": "release"}),
         json!({"existingInstances": "adopt", "timeSlices": 4}),
         json!({"disabledHooks": ["enable-cuda-compat", "disable-device-node-modification"]}),
-        json!({"rbac": {"layoutLabels": false, "deviceStatus": false}, "podMonitor": {"enabled": true, "labels": {"release": "x"}}}),
+        json!({"rbac": {"layoutLabels": false, "deviceStatus": false, "podGroups": true}, "podMonitor": {"enabled": true, "labels": {"release": "x"}}}),
         json!({"mode": "layout", "placement": "spread", "profiles": "!*+me*", "layouts": {"configMap": "default-mig-parted-config"}}),
         json!({"deviceClasses": {"create": false}, "admissionPolicy": {"enabled": false}}),
         json!({"deviceClasses": {"extendedResources": false, "profiles": ["1g.10gb"]}}),
@@ -317,6 +320,8 @@ pub(crate) fn variations() -> Vec<Value> {
         json!({"updateStrategy": {"type": "OnDelete"}}),
         json!({"readerRole": {"create": true, "aggregateToView": true}}),
         json!({"affinity": null}),
+        json!({"deviceMetadata": true}),
+        json!({"dcgmExporter": {"jobMappingDirectory": "/run/dra-driver-mig/dcgm-jobs"}}),
         json!({"controller": {"enabled": true, "demand": {"enabled": true, "defaultAuto": true, "holdAfter": 300}}}),
         json!({"controller": {"enabled": true, "replicas": 1, "events": false, "runAsUser": null, "tolerations": [{"operator": "Exists"}],
             "priorityClassName": "system-cluster-critical", "nodeSelector": {"node-role.kubernetes.io/control-plane": ""},
@@ -360,8 +365,10 @@ fn what_the_daemonset_sets_is_what_the_driver_reads() {
     let command = Cli::command();
     let node = command.find_subcommand("node").unwrap();
     let known: BTreeSet<&str> = node.get_arguments().filter_map(|it| it.get_env()?.to_str()).collect();
-    let change =
-        json!({"profiles": "1g.*", "layouts": {"configMap": "x"}, "disabledHooks": ["update-ldcache"]});
+    let change = json!({
+        "profiles": "1g.*", "layouts": {"configMap": "x"}, "disabledHooks": ["update-ldcache"],
+        "dcgmExporter": {"jobMappingDirectory": "/run/jobs"},
+    });
     let Some(container) = driver_container(&change) else { return };
     for variable in container["env"].as_array().unwrap() {
         let name = variable["name"].as_str().unwrap();

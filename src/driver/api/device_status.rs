@@ -65,6 +65,10 @@ fn device_status(device: &RecordedDevice, driver: &str, since: &str, ailment: Op
             let data = json!({"kind": "Gpu", "parentUUID": parent, "profile": "full"});
             (format!("GPU {parent} as a whole"), data)
         }
+        RecordedKind::AdminAccess => {
+            let data = json!({"kind": "Gpu", "parentUUID": parent, "profile": "full", "adminAccess": true});
+            (format!("GPU {parent} as it is, with adminAccess"), data)
+        }
         RecordedKind::Share { index } => {
             let data = json!({"kind": "GpuShare", "parentUUID": parent, "profile": "full", "share": index});
             (format!("GPU {parent}, shared with others"), data)

@@ -12,6 +12,7 @@ mod event_reason;
 mod events;
 mod mig_nodes;
 mod node;
+mod pod_groups;
 mod rights;
 mod slices;
 mod status_writer;
@@ -31,6 +32,7 @@ pub use event_reason::{EventReason, Subject};
 pub use events::Events;
 pub use mig_nodes::{MigNodeError, MigNodeErrorKind, MigNodes, OwnMigNode};
 pub use node::{CONFIG_LABEL, LabelError, LayoutLabels, OwnNode, STATE_LABEL, refusal_pauses};
+pub use pod_groups::PodGroups;
 pub use rights::{RIGHTS, Right, is_allowed};
 pub use slices::{NodeSlices, SliceError, SliceErrorKind};
 

@@ -69,6 +69,12 @@ pub fn config_minor(proc_root: &Path) -> Result<u32, CapsError> {
     Ok(read_access(major, proc_root.join("driver/nvidia/capabilities/mig/config"))?.minor)
 }
 
+/// The node by which a container sees all MIG instances of the node.
+pub fn monitor_node(proc_root: &Path) -> Result<CapNode, CapsError> {
+    let major = read_major(proc_root, CAPS)?;
+    read_access(major, proc_root.join("driver/nvidia/capabilities/mig/monitor"))
+}
+
 /// The major number of a character device driver that is loaded now.
 pub(super) fn read_major(proc_root: &Path, driver: &'static str) -> Result<u32, CapsError> {
     let path = proc_root.join("devices");

@@ -2,6 +2,8 @@
 //!
 //! Every text that ends in a path, a file name or a CDI identifier is checked here, even if a caller checked it before.
 
+use std::collections::BTreeMap;
+
 use crate::cdi::root::Root;
 use crate::cdi::spec::{ContainerEdits, DeviceNode, SpecError};
 
@@ -10,7 +12,7 @@ const CLASS: &str = "claim";
 /// The CDI class of what the driver's own container gets.
 const MANAGEMENT: &str = "management";
 /// A Kubernetes UID has 36 characters; nothing longer than a DNS label is one.
-const MAX_NAME: usize = 63;
+pub(super) const MAX_NAME: usize = 63;
 
 /// The CDI kind of this driver's specs, `<driver name>/claim`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub struct DeviceNodes {
     pub parent_group: Option<u32>,
     /// The capability nodes of the instance; `None` gives the whole GPU.
     pub mig: Option<MigCaps>,
+    /// The capability node by which all MIG instances of the node can be seen, for adminAccess.
+    pub monitor: Option<CapNode>,
 }
 
 /// The capability nodes of one MIG instance, as [`MigCaps::read`](crate::cdi::MigCaps::read) finds them.
@@ -107,6 +111,11 @@ impl Kind {
         check_claim_uid(uid).ok().map(|()| uid)
     }
 
+    /// The annotation of a device that was given with adminAccess.
+    pub(super) fn admin_access(&self) -> String {
+        format!("{}/admin-access", self.vendor)
+    }
+
     /// How the names of all of this driver's spec files begin.
     pub(super) fn file_prefix(&self) -> String {
         format!("{}-{CLASS}_", self.vendor)
@@ -136,6 +145,11 @@ pub(super) fn device_name(claim_uid: &str, device: &str) -> Result<String, SpecE
     Ok(format!("{claim_uid}-{device}"))
 }
 
+/// What a claim's device says for this driver alone, should the claim's record be lost.
+pub(super) fn annotations(kind: &Kind, admin_access: bool) -> BTreeMap<String, String> {
+    admin_access.then(|| (kind.admin_access(), "true".to_owned())).into_iter().collect()
+}
+
 /// The edits that give a container one device: the GPU's node and, for a MIG instance, its two capability nodes.
 ///
 /// The GPU's node is left to the runtime to look up on the host, below `devices`. Permissions are `rw`: a container
@@ -143,8 +157,9 @@ pub(super) fn device_name(claim_uid: &str, device: &str) -> Result<String, SpecE
 pub fn device_edits(nodes: &DeviceNodes, devices: &Root) -> ContainerEdits {
     let parent = host_node(&parent_path(nodes.parent_minor), devices, nodes.parent_group);
     let caps = nodes.mig.map(|mig| [cap_node(mig.gpu_instance), cap_node(mig.compute_instance)]);
+    let monitor = nodes.monitor.map(cap_node);
     ContainerEdits {
-        device_nodes: [parent].into_iter().chain(caps.into_iter().flatten()).collect(),
+        device_nodes: [parent].into_iter().chain(caps.into_iter().flatten()).chain(monitor).collect(),
         additional_gids: nodes.parent_group.into_iter().collect(),
         ..ContainerEdits::default()
     }
@@ -186,7 +201,7 @@ pub(super) fn cap_node(cap: CapNode) -> DeviceNode {
     DeviceNode { file_mode: Some(cap.mode), ..numbered_node(path, cap.major.into(), cap.minor.into()) }
 }
 
-fn check_claim_uid(uid: &str) -> Result<(), SpecError> {
+pub(super) fn check_claim_uid(uid: &str) -> Result<(), SpecError> {
     let chars = uid.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
     if chars && !uid.is_empty() && uid.len() <= MAX_NAME && !uid.starts_with('-') && !uid.ends_with('-') {
         return Ok(());
@@ -257,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_whole_gpu_is_one_node() {
-        let nodes = DeviceNodes { parent_minor: 3, parent_group: None, mig: None };
+        let nodes = DeviceNodes { parent_minor: 3, parent_group: None, mig: None, monitor: None };
         let edits = device_edits(&nodes, &Root::same("/"));
         assert_eq!(edits.device_nodes.len(), 1);
         assert_eq!(edits.device_nodes[0].path, "/dev/nvidia3");
@@ -269,8 +284,10 @@ mod tests {
     fn a_node_that_only_a_group_may_use_comes_with_that_group() {
         let cap = CapNode { major: 237, minor: 30, mode: 0o444 };
         let mig = Some(MigCaps { gpu_instance: cap, compute_instance: cap });
-        let edits =
-            device_edits(&DeviceNodes { parent_minor: 3, parent_group: Some(44), mig }, &Root::same("/"));
+        let edits = device_edits(
+            &DeviceNodes { parent_minor: 3, parent_group: Some(44), mig, monitor: None },
+            &Root::same("/"),
+        );
         assert_eq!(edits.device_nodes.iter().map(|it| it.gid).collect::<Vec<_>>(), [Some(44), None, None]);
         assert_eq!(edits.additional_gids, [44]);
     }
@@ -279,7 +296,7 @@ mod tests {
     fn a_mig_instance_is_the_parent_and_two_capability_nodes() {
         let cap = |minor| CapNode { major: 237, minor, mode: 0o444 };
         let mig = MigCaps { gpu_instance: cap(30), compute_instance: cap(31) };
-        let nodes = DeviceNodes { parent_minor: 0, parent_group: None, mig: Some(mig) };
+        let nodes = DeviceNodes { parent_minor: 0, parent_group: None, mig: Some(mig), monitor: None };
         let edits = device_edits(&nodes, &Root::new("/driver-root", "/run/nvidia/driver"));
         let paths: Vec<_> = edits.device_nodes.iter().map(|n| n.path.as_str()).collect();
         assert_eq!(paths, ["/dev/nvidia0", "/dev/nvidia-caps/nvidia-cap30", "/dev/nvidia-caps/nvidia-cap31"]);

@@ -9,11 +9,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::cdi::device::Kind;
-use crate::cdi::spec::{Spec, SpecError};
+use crate::cdi::file_error::{FilesError, MODE, failed};
+use crate::cdi::metadata::{ClaimName, MetadataFiles};
+use crate::cdi::spec::{Mount, Spec};
 use crate::files::{self, UNFINISHED, read_own, replace, unfinished};
 
-/// Runtimes that do not run as root read the files, too.
-pub(super) const MODE: u32 = 0o644;
 /// A claim's file has some ten KiB, mostly mounts of libraries.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
@@ -22,33 +22,27 @@ const MAX_FILE: u64 = 4 * 1024 * 1024;
 pub struct ClaimFiles {
     directory: PathBuf,
     kind: Kind,
+    metadata: MetadataFiles,
 }
 
-/// Why a spec file can't be written, removed or listed.
-#[derive(Debug, thiserror::Error)]
-pub enum FilesError {
-    /// The spec or the claim's UID is refused.
-    #[error(transparent)]
-    Spec(#[from] SpecError),
-    /// The spec has no JSON form.
-    #[error("can't write a CDI spec as JSON: {0}")]
-    Json(#[from] serde_json::Error),
-    /// The file system refuses.
-    #[error("can't {operation} {path:?}: {source}; check that the CDI directory is mounted and writable")]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What went wrong.
-        source: io::Error,
-    },
+/// Names of the devices in a claim's file, as in its ResourceSlice.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NamedDevices {
+    /// All of them.
+    pub all: Vec<String>,
+    /// Those without adminAccess.
+    pub held: Vec<String>,
 }
 
 impl ClaimFiles {
-    /// Uses this directory, made if absent.
-    pub fn open(directory: impl Into<PathBuf>, kind: Kind) -> Result<Self, FilesError> {
-        let files = Self { directory: directory.into(), kind };
+    /// Uses this directory, made if absent, and for metadata of devices another one, made when it is needed.
+    pub fn open(
+        directory: impl Into<PathBuf>,
+        metadata: impl Into<PathBuf>,
+        kind: Kind,
+    ) -> Result<Self, FilesError> {
+        let (directory, metadata) = (directory.into(), MetadataFiles::new(metadata.into()));
+        let files = Self { directory, kind, metadata };
         create_directory(&files.directory)?;
         Ok(files)
     }
@@ -63,10 +57,27 @@ impl ClaimFiles {
         write_spec(&self.directory, &self.kind.file_name(claim_uid)?, spec)
     }
 
-    /// Removes a claim's file, and what an interrupted write left. That there is none is success.
+    /// Writes the metadata of one request of a claim, and answers with the mount that brings it into a container.
+    pub fn write_metadata(
+        &self,
+        claim_uid: &str,
+        claim: ClaimName<'_>,
+        request: &str,
+        json: &[u8],
+    ) -> Result<Mount, FilesError> {
+        self.metadata.write(&self.kind, claim_uid, claim, request, json)
+    }
+
+    /// Removes a claim's file and what it mounts, and what an interrupted write left. That there is none is success.
     pub fn remove(&self, claim_uid: &str) -> Result<(), FilesError> {
         remove_if_there(&self.unfinished(claim_uid)?)?;
-        remove_if_there(&self.path(claim_uid)?)
+        remove_if_there(&self.path(claim_uid)?)?;
+        self.metadata.remove(claim_uid)
+    }
+
+    /// True where the claim has a file and, `with_metadata`, what it mounts.
+    pub fn is_complete(&self, claim_uid: &str, with_metadata: bool) -> Result<bool, FilesError> {
+        Ok(self.exists(claim_uid)? && (!with_metadata || self.metadata.exists(claim_uid)?))
     }
 
     /// True where the claim has a file.
@@ -75,23 +86,37 @@ impl ClaimFiles {
         path.try_exists().map_err(failed("look for", &path))
     }
 
-    /// Names of the devices in a claim's file, as in its ResourceSlice. A file that is not one of this driver's names none: one
+    /// Names of the devices in a claim's file, as in its ResourceSlice; see [`Self::named`].
+    pub fn devices(&self, claim_uid: &str) -> Result<Vec<String>, FilesError> {
+        Ok(self.named(claim_uid)?.all)
+    }
+
+    /// The devices in a claim's file. A file that is not one of this driver's names none: one
     /// that is too large, a symbolic link, or no regular file at all; and neither does one that is not there.
     ///
     /// # Errors
     /// Any other failure to read: the file may name devices all the same.
-    pub fn devices(&self, claim_uid: &str) -> Result<Vec<String>, FilesError> {
+    pub fn named(&self, claim_uid: &str) -> Result<NamedDevices, FilesError> {
         let path = self.path(claim_uid)?;
         let bytes = match read_own(&path, MAX_FILE) {
-            Err(error) if names_nothing(&error) => return Ok(Vec::new()),
+            Err(error) if names_nothing(&error) => return Ok(NamedDevices::default()),
             bytes => bytes.map_err(failed("read", &path))?,
         };
-        let Ok(spec) = serde_json::from_slice::<Spec>(&bytes) else { return Ok(Vec::new()) };
-        let name = |it: &str| it.strip_prefix(claim_uid)?.strip_prefix('-').map(str::to_owned);
-        Ok(spec.devices.iter().filter_map(|it| name(&it.name)).collect())
+        let Ok(spec) = serde_json::from_slice::<Spec>(&bytes) else { return Ok(NamedDevices::default()) };
+        let admin_access = self.kind.admin_access();
+        let mut named = NamedDevices::default();
+        for device in &spec.devices {
+            let name = device.name.strip_prefix(claim_uid).and_then(|it| it.strip_prefix('-'));
+            let Some(name) = name.map(str::to_owned) else { continue };
+            if !device.annotations.contains_key(&admin_access) {
+                named.held.push(name.clone());
+            }
+            named.all.push(name);
+        }
+        Ok(named)
     }
 
-    /// The UIDs of the claims that have a file, finished or not, sorted.
+    /// The UIDs of the claims that have a file or metadata, finished or not, sorted.
     pub fn list(&self) -> Result<Vec<String>, FilesError> {
         let names = self.names()?;
         let claim_of = |name: &String| {
@@ -99,6 +124,7 @@ impl ClaimFiles {
             self.kind.claim_of_file(unfinished.unwrap_or(name)).map(str::to_owned)
         };
         let mut uids: Vec<String> = names.iter().filter_map(claim_of).collect();
+        uids.extend(self.metadata.list()?);
         uids.sort();
         uids.dedup();
         Ok(uids)
@@ -143,9 +169,4 @@ fn create_directory(path: &Path) -> Result<(), FilesError> {
 
 fn remove_if_there(path: &Path) -> Result<(), FilesError> {
     files::remove_if_there(path).map_err(failed("remove", path))
-}
-
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FilesError {
-    let path = path.to_owned();
-    move |source| FilesError::Io { operation, path, source }
 }

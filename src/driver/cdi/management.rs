@@ -7,7 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::cdi::device::{CapNode, Kind, cap_node, numbered_node, parent_path};
-use crate::cdi::files::{FilesError, MODE, write_spec};
+use crate::cdi::file_error::{FilesError, MODE};
+use crate::cdi::files::write_spec;
 use crate::cdi::kernel::KernelDevices;
 use crate::cdi::spec::{ContainerEdits, Device, DeviceNode, Spec, SpecError};
 use crate::files::read_own;

@@ -19,6 +19,7 @@ mod caps;
 mod common;
 mod device;
 mod driver_root;
+mod file_error;
 mod files;
 mod group;
 mod hook_program;
@@ -27,6 +28,7 @@ mod kernel;
 mod ld_cache;
 mod libraries;
 mod management;
+mod metadata;
 mod missing;
 mod root;
 mod source;
@@ -37,17 +39,19 @@ mod fixture;
 #[cfg(test)]
 mod tests;
 
-pub use caps::{CapsError, config_minor};
+pub use caps::{CapsError, config_minor, monitor_node};
 pub use common::{CommonEdits, CommonFileError, CommonFileReason};
 pub use device::{CapNode, DeviceNodes, Kind, MigCaps, device_edits};
 pub use driver_root::DriverRoot;
-pub use files::{ClaimFiles, FilesError};
+pub use file_error::FilesError;
+pub use files::{ClaimFiles, NamedDevices};
 pub use hooks::{
     DEFAULT_HOOK, DEFAULT_LDCONFIG, DisabledHooks, HookKind, HookSettings, MINIMUM_TOOLKIT, install_toolkit,
 };
 pub use kernel::{KernelDevices, KernelGpu};
 pub use libraries::find_nvml;
 pub use management::{ManagementFile, management_spec};
+pub use metadata::ClaimName;
 pub use missing::{Missing, MissingPart, Severity};
 pub use root::Root;
 pub use source::{CommonError, CommonSource};
@@ -60,6 +64,10 @@ pub struct ClaimDevice {
     pub name: String,
     /// The nodes that give access to it.
     pub nodes: DeviceNodes,
+    /// Whether it was given with adminAccess, so that it holds nothing.
+    pub admin_access: bool,
+    /// What is mounted with it.
+    pub mounts: Vec<Mount>,
 }
 
 /// The spec for a claim: one CDI device for each allocated device, named as [`Kind::device_id`] says, and the common
@@ -74,10 +82,11 @@ pub fn claim_spec(
     common: &ContainerEdits,
 ) -> Result<Spec, SpecError> {
     let named = |device: &ClaimDevice| {
+        let edits = device_edits(&device.nodes, devices_root);
         Ok(Device {
             name: device::device_name(claim_uid, &device.name)?,
-            container_edits: device_edits(&device.nodes, devices_root),
-            ..Device::default()
+            container_edits: ContainerEdits { mounts: device.mounts.clone(), ..edits },
+            annotations: device::annotations(kind, device.admin_access),
         })
     };
     let devices = devices.iter().map(named).collect::<Result<_, SpecError>>()?;

@@ -143,7 +143,7 @@ impl Checkpoint {
         Ok(self.list()?.iter().filter_map(|(_, stored)| stored.record()).collect())
     }
 
-    /// The devices of a listed claim that has no record which can be read: those that its CDI file names.
+    /// Whether the devices that the CDI file names of a listed claim stand in for its record, which cannot be read.
     ///
     /// # Errors
     /// Where the claim's file cannot be opened now and no CDI file says what the claim holds.
@@ -151,13 +151,13 @@ impl Checkpoint {
         &self,
         uid: &ClaimUid,
         stored: &Stored,
-        in_cdi: Vec<String>,
-    ) -> Result<Vec<String>, StoreError> {
+        in_cdi: &[String],
+    ) -> Result<(), StoreError> {
         match stored {
             Stored::Inaccessible(reason) if in_cdi.is_empty() => {
                 Err(failed("read", &self.path(uid))(io::Error::other(reason.clone())))
             }
-            _ => Ok(in_cdi),
+            _ => Ok(()),
         }
     }
 
@@ -226,6 +226,7 @@ pub(crate) mod fixture {
             claim,
             devices: Vec::new(),
             stage: Stage::Preparing,
+            pod_claim_name: None,
             unknown: serde_json::Map::new(),
         }
     }

@@ -15,7 +15,7 @@
 //! | any of these with the boot id of another boot | the file only, perhaps the CDI file | prepare reserves the same devices again | the end of the ResourceClaim, or an unprepare that had begun |
 //!
 //! A GPU, a share of one and an adopted instance have no progress: nothing is made for them, so prepare only looks for them
-//! and undo and unprepare have nothing to destroy. A driver that does not know `adopted` or `share` can't read such a record,
+//! and undo and unprepare have nothing to destroy. A driver that does not know `adopted`, `share` or `adminAccess` can't read such a record,
 //! and so cannot mistake an unmanaged instance for a managed one.
 //!
 //! The first half of each step is on disk before its effect: a stage before the hardware changes, an id before the next
@@ -46,6 +46,9 @@ pub struct Record {
     pub devices: Vec<RecordedDevice>,
     /// Where in its life the claim is.
     pub stage: Stage,
+    /// The claim's name in the pod that it was made for from a template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_claim_name: Option<String>,
     /// Fields of a newer driver, kept as they are.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
@@ -109,6 +112,11 @@ impl Record {
         }
     }
 
+    /// The devices of which it holds a part of a GPU.
+    pub fn held(&self) -> impl Iterator<Item = &RecordedDevice> {
+        self.devices.iter().filter(|it| it.kind.holds())
+    }
+
     /// The same claim, assumed to be prepared: any instance at the placement of one of its devices counts as its own.
     #[must_use]
     pub fn assume_created(mut self, stage: Stage) -> Self {
@@ -130,6 +138,13 @@ impl Record {
                 device.kind.clone_from(&same.kind);
             }
         }
+        self.named_in_pod_as(known)
+    }
+
+    /// The same claim, with the name in its pod that another record of it has, where this one does not know it.
+    #[must_use]
+    pub fn named_in_pod_as(mut self, known: &Self) -> Self {
+        self.pod_claim_name = self.pod_claim_name.or_else(|| known.pod_claim_name.clone());
         self
     }
 
@@ -163,7 +178,7 @@ pub struct RecordedDevice {
     pub name: String,
     /// Pool it was allocated from.
     pub pool: String,
-    /// Requests of the claim that it satisfies.
+    /// Requests of the claim that it satisfies; `<request>/<alternative>` where one of several was taken.
     pub requests: Vec<String>,
     /// UUID of the GPU.
     pub parent_uuid: String,
@@ -180,6 +195,8 @@ pub struct RecordedDevice {
 pub enum RecordedKind {
     /// A whole GPU: nothing was made for it.
     Gpu,
+    /// A whole GPU with adminAccess: nothing was made for it, and it keeps nothing from other claims.
+    AdminAccess,
     /// A time-shared GPU: nothing was made for it.
     Share {
         /// Which of its shares.
@@ -194,6 +211,29 @@ pub enum RecordedKind {
         /// What exists of it.
         progress: Progress,
     },
+}
+
+impl RecordedKind {
+    /// Whether it holds a part of a GPU, which no other claim gets meanwhile.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        match self {
+            Self::AdminAccess => false,
+            Self::Gpu | Self::Share { .. } | Self::Adopted(_) | Self::Mig { .. } => true,
+        }
+    }
+
+    /// Ids of GPU instance and compute instance, and what it is, managed or not; nothing where it has no instance, or not yet.
+    #[must_use]
+    pub fn instance(&self) -> Option<((u32, u32), &MigSpec)> {
+        match self {
+            Self::Mig { spec, progress: Progress::Complete { gpu_instance, compute_instance, .. } } => {
+                Some(((*gpu_instance, *compute_instance), spec))
+            }
+            Self::Adopted(it) => Some(((it.gpu_instance, it.compute_instance), &it.spec)),
+            Self::Gpu | Self::AdminAccess | Self::Share { .. } | Self::Mig { .. } => None,
+        }
+    }
 }
 
 /// How far a MIG device got. Written before the next step is taken.

@@ -58,7 +58,8 @@ impl Claims {
             Stored::Record(before) => {
                 let now = self.allocated_now(claim, &before, deadline).await?;
                 promise = (names(&now) == names(&promised(&before))).then(|| Record::clone(&before));
-                self.new_record(claim, &now, journal, identity, deadline).await?
+                let named = |record: Record| record.named_in_pod_as(&before);
+                self.new_record(claim, &now, journal, named, deadline).await?
             }
             Stored::Nothing => {
                 let allocated = self.allocated(claim, deadline).await?;
@@ -169,9 +170,9 @@ fn is_same_set(left: &[String], right: &[String]) -> bool {
     left.iter().collect::<BTreeSet<_>>() == right.iter().collect()
 }
 
-/// Devices, wherever they are in the order.
-fn names(devices: &[AllocatedDevice]) -> BTreeSet<(&str, &str)> {
-    devices.iter().map(|it| (it.pool.as_str(), it.device.as_str())).collect()
+/// Devices, wherever they are in the order, and whether they are held.
+fn names(devices: &[AllocatedDevice]) -> BTreeSet<(&str, &str, bool)> {
+    devices.iter().map(|it| (it.pool.as_str(), it.device.as_str(), it.admin_access)).collect()
 }
 
 /// What a record promises, as an allocation.
@@ -180,6 +181,7 @@ fn promised(record: &Record) -> Vec<AllocatedDevice> {
         device: it.name.clone(),
         pool: it.pool.clone(),
         requests: it.requests.clone(),
+        admin_access: !it.kind.holds(),
     };
     record.devices.iter().map(device).collect()
 }

@@ -16,8 +16,10 @@ pub struct AllocatedDevice {
     pub device: String,
     /// Pool.
     pub pool: String,
-    /// Requests of the claim that it satisfies; the part before `/` where one of several alternatives was taken.
+    /// Requests of the claim that it satisfies; `<request>/<alternative>` where one of several was taken.
     pub requests: Vec<String>,
+    /// Whether it was given with adminAccess alone, beside the claims that hold it.
+    pub admin_access: bool,
 }
 
 /// A claim that cannot be served.
@@ -26,17 +28,6 @@ pub enum AllocationError {
     /// Nothing was allocated.
     #[error("ResourceClaim {0} is not allocated")]
     NotAllocated(ClaimRef),
-    /// Admin access.
-    #[error(
-        "request `{request}` of ResourceClaim {claim} asks for adminAccess, which this driver does not support: a MIG \
-         device exists only while an ordinary claim holds it"
-    )]
-    AdminAccess {
-        /// The claim.
-        claim: ClaimRef,
-        /// The request.
-        request: String,
-    },
     /// More devices than an API server lets an allocation have.
     #[error(
         "the allocation of ResourceClaim {0} has more than {MOST_RESULTS} results, which no API server allows; delete the \
@@ -72,18 +63,22 @@ pub fn allocated_devices(
     }
     let mut devices: Vec<AllocatedDevice> = Vec::new();
     for result in results(allocation).filter(|it| it.driver == driver) {
-        let request = result.request.split('/').next().unwrap_or_default().to_owned();
-        if result.admin_access == Some(true) {
-            return Err(AllocationError::AdminAccess { claim: claim.clone(), request });
-        }
+        let request = result.request.clone();
+        let admin_access = result.admin_access == Some(true);
         let same = |it: &&mut AllocatedDevice| it.device == result.device && it.pool == result.pool;
         match devices.iter_mut().find(same) {
-            Some(known) if known.requests.contains(&request) => {}
-            Some(known) => known.requests.push(request),
+            Some(known) => {
+                // One request holds it, whatever another one asks of it.
+                known.admin_access &= admin_access;
+                if !known.requests.contains(&request) {
+                    known.requests.push(request);
+                }
+            }
             None => devices.push(AllocatedDevice {
                 device: result.device.clone(),
                 pool: result.pool.clone(),
                 requests: vec![request],
+                admin_access,
             }),
         }
     }
@@ -91,6 +86,11 @@ pub fn allocated_devices(
         return Err(AllocationError::Config { claim: claim.clone(), driver: driver.to_owned(), reason });
     }
     Ok(devices)
+}
+
+/// The name of a request, without that of the alternative that was taken.
+pub(super) fn base_of(request: &str) -> &str {
+    request.split('/').next().unwrap_or_default()
 }
 
 fn results(allocation: &AllocationResult) -> impl Iterator<Item = &DeviceRequestAllocationResult> {
@@ -142,10 +142,15 @@ mod tests {
             "results": [result("net", "nic.example.com", "eth1"), result("gpu/small", "mig.dra-driver.dev", "d1")],
             "config": [{"source": "FromClaim", "opaque": {"driver": "nic.example.com", "parameters": {}}}],
         }));
-        let requests = vec!["gpu".to_owned()];
+        let requests = vec!["gpu/small".to_owned()];
         assert_eq!(
             found,
-            Ok(vec![AllocatedDevice { device: "d1".to_owned(), pool: "p".to_owned(), requests }])
+            Ok(vec![AllocatedDevice {
+                device: "d1".to_owned(),
+                pool: "p".to_owned(),
+                requests,
+                admin_access: false
+            }])
         );
     }
 
@@ -180,10 +185,13 @@ mod tests {
     }
 
     #[test]
-    fn admin_access_is_refused() {
-        let mut ours = result("gpu", "mig.dra-driver.dev", "d1");
-        ours["adminAccess"] = json!(true);
-        assert!(matches!(check(json!({"results": [ours]})), Err(AllocationError::AdminAccess { .. })));
+    fn a_device_has_admin_access_where_no_request_of_the_claim_holds_it() {
+        let held = result("gpu", "mig.dra-driver.dev", "d1");
+        let mut admin = result("monitor", "mig.dra-driver.dev", "d1");
+        admin["adminAccess"] = json!(true);
+        let check = |results: &[&Value]| check(json!({"results": results})).unwrap()[0].admin_access;
+        assert!(check(&[&admin]));
+        assert!(!check(&[&admin, &held]) && !check(&[&held, &admin]) && !check(&[&held]));
     }
 
     #[test]

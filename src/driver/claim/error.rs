@@ -239,7 +239,10 @@ impl Left {
 fn is_created(device: &RecordedDevice) -> bool {
     match &device.kind {
         RecordedKind::Mig { progress, .. } => *progress != Progress::Reserved,
-        RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => false,
+        RecordedKind::Gpu
+        | RecordedKind::AdminAccess
+        | RecordedKind::Share { .. }
+        | RecordedKind::Adopted(_) => false,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::cdi::{CapsError, CommonEdits, CommonError, DeviceNodes, MigCaps};
+use crate::cdi::{CapsError, CommonEdits, CommonError, DeviceNodes, MigCaps, monitor_node};
 use crate::mig::MigDevice;
 use crate::readiness::HostReadiness;
 
@@ -41,13 +41,25 @@ pub(super) struct HostFiles {
 impl HostFiles {
     /// To be done on the GPU's thread: the kernel module, whose files some are, may be busy with a GPU that hangs.
     pub(super) fn read(&self, parent_minor: u32, mig: Option<&MigDevice>) -> Result<OnHost, HostError> {
-        let source = self.readiness.common();
-        let parent_group = source.root().gpu_node_group(parent_minor);
-        let parent_group = parent_group.map_err(|missing| CommonError::Incomplete(missing.to_string()))?;
         let caps = |made: &MigDevice| {
             MigCaps::read(&self.proc_root, parent_minor, made.gpu_instance, made.compute_instance.id)
         };
-        let nodes = DeviceNodes { parent_minor, parent_group, mig: mig.map(caps).transpose()? };
-        Ok(OnHost { nodes, common: source.get(self.driver_version.as_deref())? })
+        self.with(DeviceNodes { mig: mig.map(caps).transpose()?, ..self.parent(parent_minor)? })
+    }
+
+    /// The same for a GPU as it is, with adminAccess: on one that has MIG all instances can be seen.
+    pub(super) fn read_for_admin(&self, parent_minor: u32, has_mig: bool) -> Result<OnHost, HostError> {
+        let monitor = has_mig.then(|| monitor_node(&self.proc_root)).transpose()?;
+        self.with(DeviceNodes { monitor, ..self.parent(parent_minor)? })
+    }
+
+    fn parent(&self, parent_minor: u32) -> Result<DeviceNodes, CommonError> {
+        let parent_group = self.readiness.common().root().gpu_node_group(parent_minor);
+        let parent_group = parent_group.map_err(|missing| CommonError::Incomplete(missing.to_string()))?;
+        Ok(DeviceNodes { parent_minor, parent_group, mig: None, monitor: None })
+    }
+
+    fn with(&self, nodes: DeviceNodes) -> Result<OnHost, HostError> {
+        Ok(OnHost { nodes, common: self.readiness.common().get(self.driver_version.as_deref())? })
     }
 }

@@ -3,7 +3,7 @@
 //! `allocation` reads what the scheduler decided, `plan` turns it into a record, `prepare` and `unprepare` carry it out:
 //! record, hardware, CDI file, answer, in this order. `recovery` handles claims that are no longer requested. The
 //! stages of a claim are those of [`Record`]. Rejects what it does not support: unknown
-//! devices, configuration, admin access.
+//! devices, configuration, admin access to anything but a whole GPU.
 //!
 //! The holder of a claim's [`Journal`] has exclusive access to the claim. A repeated call waits for the running one and returns its
 //! result; prepare and unprepare of one claim run one after the other, in the order of the calls, and
@@ -15,6 +15,7 @@ mod allocation;
 mod config;
 mod error;
 mod host_files;
+mod metadata;
 mod plan;
 mod prepare;
 mod reason;
@@ -76,6 +77,7 @@ pub struct Claims {
     changed: watch::Sender<()>,
     budget: Duration,
     mode_policy: ModePolicy,
+    device_metadata: bool,
     queues: ClaimQueues,
     /// Within this process, whose turn it is to make a new record.
     reserving: tokio::sync::Mutex<()>,
@@ -96,6 +98,8 @@ pub struct ClaimSettings {
     pub budget: Duration,
     /// What becomes of MIG mode when the last instance goes.
     pub mode_policy: ModePolicy,
+    /// Whether containers get the metadata of their devices.
+    pub device_metadata: bool,
 }
 
 /// Names of devices, by claim.
@@ -113,7 +117,7 @@ impl Claims {
         cdi: ClaimFiles,
         changed: watch::Sender<()>,
     ) -> Self {
-        let ClaimSettings { kind, proc_root, budget, mode_policy } = settings;
+        let ClaimSettings { kind, proc_root, budget, mode_policy, device_metadata } = settings;
         Self {
             context,
             kind,
@@ -124,6 +128,7 @@ impl Claims {
             changed,
             budget,
             mode_policy,
+            device_metadata,
             queues: ClaimQueues::default(),
             reserving: tokio::sync::Mutex::default(),
             reported: Mutex::default(),
@@ -218,7 +223,7 @@ impl Claims {
         Ok(record)
     }
 
-    /// The devices in the CDI files of claims whose state files cannot be read. Those that are `known` are not read again.
+    /// The devices that claims hold whose state files cannot be read, by their CDI files. Those that are `known` are not read again.
     /// Fails where neither file can be read now: nothing else stops a second claim from getting the same whole GPU or share.
     fn named_by_cdi<E: From<StoreError> + From<FilesError>>(
         &self,
@@ -230,11 +235,15 @@ impl Claims {
             if !matches!(**stored, Stored::Unreadable(_) | Stored::Inaccessible(_)) {
                 continue;
             }
-            let in_cdi = match known.get(uid) {
-                Some(names) => names.clone(),
-                None => self.cdi.devices(uid.as_str())?,
+            let held = match known.get(uid) {
+                Some(held) => held.clone(),
+                None => {
+                    let in_cdi = self.cdi.named(uid.as_str())?;
+                    self.context.checkpoint.named_instead(uid, stored, &in_cdi.all)?;
+                    in_cdi.held
+                }
             };
-            named.insert(uid.clone(), self.context.checkpoint.named_instead(uid, stored, in_cdi)?);
+            named.insert(uid.clone(), held);
         }
         Ok(named)
     }
@@ -255,15 +264,20 @@ impl Claims {
         let records = self.context.checkpoint.records()?;
         let of_this_boot = records.iter().filter(|it| it.boot_id == self.context.boot_id);
         let recorded: BTreeSet<&str> =
-            of_this_boot.flat_map(|it| &it.devices).map(|it| it.name.as_str()).collect();
+            of_this_boot.flat_map(|it| it.held()).map(|it| it.name.as_str()).collect();
         names.retain(|it| !recorded.contains(it.as_str()));
         Ok(names)
     }
 
     /// Devices of this node as an allocation of which no more is known than their names.
     fn named(&self, names: Vec<String>) -> Vec<AllocatedDevice> {
-        let device =
-            |device| AllocatedDevice { device, pool: self.context.pool.clone(), requests: Vec::new() };
+        let (pool, requests) = (&self.context.pool, Vec::new());
+        let device = |device| AllocatedDevice {
+            device,
+            pool: pool.clone(),
+            requests: requests.clone(),
+            admin_access: false,
+        };
         names.into_iter().map(device).collect()
     }
 
@@ -278,7 +292,9 @@ impl Claims {
             (Arc::clone(&node.inventory), node.unread())
         };
         let (pool, boot_id) = (self.context.pool.as_str(), self.context.boot_id.as_str());
-        plan(claim, allocated, PlanContext { pool, inventory: &inventory, unread: &unknown, boot_id }, others)
+        let context = PlanContext { pool, inventory: &inventory, unread: &unknown, boot_id };
+        let pod_claim_name = self.context.pods.claim_name(&claim.uid);
+        Ok(Record { pod_claim_name, ..plan(claim, allocated, context, others)? })
     }
 
     fn inventory(&self) -> Arc<Inventory> {

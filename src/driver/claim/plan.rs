@@ -60,6 +60,18 @@ pub enum PlanError {
         /// Its pool.
         pool: String,
     },
+    /// The device is no whole GPU, and only those are given with adminAccess.
+    #[error(
+        "ResourceClaim {claim} was allocated `{device}` with adminAccess, which this driver serves for whole GPUs only: a MIG \
+         device exists only while an ordinary claim holds it; select devices of the type `gpu` that are not time-shared, or \
+         remove adminAccess from the request"
+    )]
+    AdminAccess {
+        /// The claim.
+        claim: ClaimRef,
+        /// The device.
+        device: String,
+    },
     /// Another claim still holds the same part of the GPU.
     #[error(transparent)]
     Held(#[from] Box<Conflict>),
@@ -142,6 +154,10 @@ pub fn plan(
         };
         let offered = inventory.find(&it.device).ok_or_else(unknown)?;
         let kind = match &offered.kind {
+            DeviceKind::Gpu if it.admin_access => RecordedKind::AdminAccess,
+            _ if it.admin_access => {
+                return Err(PlanError::AdminAccess { claim: claim.clone(), device: it.device.clone() });
+            }
             DeviceKind::Gpu => RecordedKind::Gpu,
             DeviceKind::Share { index } => RecordedKind::Share { index: *index },
             DeviceKind::Adopted(adopted) => RecordedKind::Adopted(adopted.clone()),
@@ -163,7 +179,15 @@ pub fn plan(
         return Err(Box::new(conflict).into());
     }
     let (claim, boot_id) = (claim.clone(), boot_id.to_owned());
-    Ok(Record { version: VERSION, boot_id, claim, devices, stage: Stage::Preparing, unknown: Map::new() })
+    Ok(Record {
+        version: VERSION,
+        boot_id,
+        claim,
+        devices,
+        stage: Stage::Preparing,
+        pod_claim_name: None,
+        unknown: Map::new(),
+    })
 }
 
 /// Devices of one claim that exclude each other: kube-scheduler counts what they take, but an allocation can be written by
@@ -190,6 +214,7 @@ fn impossible(
     inventory.gpus.iter().find_map(|gpu| {
         let mine: Vec<(&RecordedDevice, &AllocatableDevice)> = devices
             .iter()
+            .filter(|it| it.kind.holds())
             .filter_map(|it| {
                 let mut offered = gpu.devices.iter().chain(&gpu.withheld);
                 offered.find(|offered| offered.name.as_str() == it.name).map(|offered| (it, offered))
@@ -252,13 +277,14 @@ fn conflict(
     })
 }
 
-/// A whole GPU overlaps everything on it; shares only themselves.
+/// A whole GPU overlaps everything on it; shares only themselves; and adminAccess nothing.
 fn overlap(left: &RecordedKind, right: &RecordedKind) -> bool {
     let placement = |it: &RecordedKind| match it {
         RecordedKind::Mig { spec, .. } | RecordedKind::Adopted(Adopted { spec, .. }) => Some(spec.placement),
-        RecordedKind::Gpu | RecordedKind::Share { .. } => None,
+        RecordedKind::Gpu | RecordedKind::AdminAccess | RecordedKind::Share { .. } => None,
     };
     match (left, right) {
+        _ if !left.holds() || !right.holds() => false,
         (RecordedKind::Share { index: left }, RecordedKind::Share { index: right }) => left == right,
         _ => match (placement(left), placement(right)) {
             (Some(left), Some(right)) => left.overlaps(right),

@@ -10,13 +10,15 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::agreement::Agreed;
+use super::allocation::base_of;
 use super::error::{Failed, Left};
 use super::host_files::{HostError, HostFiles, OnHost};
+use super::metadata;
 use super::session::{ClaimSession, Opened, SharedSession, lock};
 use super::work::{BEYOND, NoResult, Ongoing, Unfinished, WorkError, blocking, retried, to_its_end, within};
 use super::{AllocatedDevice, Busy, Claims, PlanError, PrepareError, PreparedDevice, allocated_devices};
 use crate::api::EventReason;
-use crate::cdi::{ClaimDevice, claim_spec};
+use crate::cdi::{ClaimDevice, ClaimName, claim_spec};
 use crate::checkpoint::{Journal, Progress, Record, RecordedDevice, RecordedKind, Stage, Stored};
 use crate::hardware::{Hardware, LiveGpu};
 use crate::mig::{self, MigError};
@@ -221,7 +223,8 @@ impl Claims {
         // All are waited for, also after one has failed: no step of this call may be taken after its end.
         let found = join_all(makes).await.into_iter().collect::<Result<_, _>>()?;
         blocking(|| {
-            self.context.metrics.timed(Step::CdiWrite, || self.write_cdi(before, found))?;
+            let now = lock(session).record.clone();
+            self.context.metrics.timed(Step::CdiWrite, || self.write_cdi(&now, found))?;
             let mut session = lock(session);
             session.enter(Stage::Prepared)?;
             if session.record != *before {
@@ -250,6 +253,7 @@ impl Claims {
         let made = retried(deadline, &waiting, || async {
             match &device.kind {
                 RecordedKind::Gpu | RecordedKind::Share { .. } => whole_gpu(session, gpu, host.clone()).await,
+                RecordedKind::AdminAccess => as_it_is(gpu, host.clone()).await,
                 RecordedKind::Adopted(adopted) => existing(gpu, adopted, host.clone()).await,
                 RecordedKind::Mig { spec, .. } => {
                     self.mig_device(session, index, spec, gpu, host.clone()).await
@@ -307,18 +311,45 @@ impl Claims {
     fn write_cdi(&self, record: &Record, found: Vec<OnHost>) -> Result<(), PrepareError> {
         let Some(common) = found.last().map(|it| Arc::clone(&it.common)) else { return Ok(()) };
         let named = record.devices.iter().zip(found);
-        let devices: Vec<ClaimDevice> =
-            named.map(|(it, found)| ClaimDevice { name: it.name.clone(), nodes: found.nodes }).collect();
+        let device = |(it, found): (&RecordedDevice, OnHost)| ClaimDevice {
+            name: it.name.clone(),
+            nodes: found.nodes,
+            admin_access: !it.kind.holds(),
+            mounts: Vec::new(),
+        };
+        let mut devices: Vec<ClaimDevice> = named.map(device).collect();
         let uid = record.claim.uid.as_str();
+        if self.device_metadata {
+            self.write_metadata(record, &mut devices)?;
+        }
         let root = &self.readiness.common().root().devices;
         let spec = claim_spec(&self.kind, uid, &devices, root, common.edits())?;
         self.cdi.write(uid, &spec)?;
         Ok(())
     }
 
+    /// Writes the metadata of each request; the request's first device brings it into the container.
+    fn write_metadata(&self, record: &Record, devices: &mut [ClaimDevice]) -> Result<(), PrepareError> {
+        let claim = match &record.pod_claim_name {
+            Some(name) => ClaimName::InPod(name),
+            None => ClaimName::Claim(&record.claim.name),
+        };
+        let all = metadata::by_request(record, &self.inventory(), self.kind.driver());
+        for (request, metadata) in all {
+            let json = metadata.json.as_bytes();
+            let mount = self.cdi.write_metadata(record.claim.uid.as_str(), claim, &request, json)?;
+            if let Some(device) = devices.get_mut(metadata.first) {
+                device.mounts.push(mount);
+            }
+        }
+        Ok(())
+    }
+
     fn answer(&self, claim: &ClaimRef, device: &RecordedDevice) -> Result<PreparedDevice, PrepareError> {
+        let mut requests: Vec<String> = device.requests.iter().map(|it| base_of(it).to_owned()).collect();
+        requests.dedup();
         Ok(PreparedDevice {
-            requests: device.requests.clone(),
+            requests,
             pool: device.pool.clone(),
             device: device.name.clone(),
             cdi_device_id: self.kind.device_id(claim.uid.as_str(), &device.name)?,
@@ -357,6 +388,12 @@ async fn whole_gpu(session: &SharedSession, gpu: &LiveGpu, host: HostFiles) -> M
     .await
 }
 
+/// A GPU is only looked up, whoever holds what of it.
+async fn as_it_is(gpu: &LiveGpu, host: HostFiles) -> Made {
+    let has_mig = gpu.facts.mig.is_some();
+    to_its_end(gpu, move |handle| Ok(host.read_for_admin(handle.minor()?, has_mig))).await
+}
+
 /// An unmanaged instance is only looked up.
 async fn existing(gpu: &LiveGpu, adopted: &Adopted, host: HostFiles) -> Made {
     let adopted = adopted.clone();
@@ -373,7 +410,10 @@ pub(super) fn mig_devices(
 ) -> impl Iterator<Item = (usize, &RecordedDevice, &MigSpec, &Progress)> {
     record.devices.iter().enumerate().filter_map(|(index, device)| match &device.kind {
         RecordedKind::Mig { spec, progress } => Some((index, device, spec, progress)),
-        RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => None,
+        RecordedKind::Gpu
+        | RecordedKind::AdminAccess
+        | RecordedKind::Share { .. }
+        | RecordedKind::Adopted(_) => None,
     })
 }
 

@@ -59,7 +59,7 @@ impl From<&PlanError> for Reason {
             | PlanError::OtherPool { .. } => Self::UnknownDevice,
             PlanError::Unread { .. } => Self::NoHardware,
             PlanError::Held(_) => Self::Held,
-            PlanError::Impossible(_) => Self::Allocation,
+            PlanError::Impossible(_) | PlanError::AdminAccess { .. } => Self::Allocation,
         }
     }
 }

@@ -65,7 +65,7 @@ impl Claims {
     ) -> Result<(), UnprepareError> {
         if record.devices.is_empty()
             || record.boot_id != self.context.boot_id
-            || self.cdi.exists(record.claim.uid.as_str())?
+            || self.cdi.is_complete(record.claim.uid.as_str(), self.device_metadata)?
         {
             return Ok(());
         }

@@ -81,7 +81,10 @@ impl ClaimSession {
     pub(super) fn progress(&self, index: usize) -> Option<Progress> {
         match &self.record.devices.get(index)?.kind {
             RecordedKind::Mig { progress, .. } => Some(progress.clone()),
-            RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => None,
+            RecordedKind::Gpu
+            | RecordedKind::AdminAccess
+            | RecordedKind::Share { .. }
+            | RecordedKind::Adopted(_) => None,
         }
     }
 

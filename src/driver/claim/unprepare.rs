@@ -224,7 +224,7 @@ impl Claims {
         journal: &mut Journal,
         deadline: Instant,
     ) -> Result<Option<Record>, UnprepareError> {
-        let named = self.named(blocking(|| self.cdi.devices(claim.uid.as_str()))?);
+        let named = self.named(blocking(|| self.cdi.named(claim.uid.as_str()))?.held);
         let allocated = match journal.stored() {
             Stored::Unreadable(_) if named.is_empty() => match self.reader.read(claim, deadline).await {
                 Ok(object) => allocated_devices(claim, &object, &self.context.driver).unwrap_or_default(),

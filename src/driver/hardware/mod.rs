@@ -199,7 +199,10 @@ impl Hardware {
     #[must_use]
     pub fn is_recorded(&self, parent: &str, instance: &GpuInstance, record: &Record) -> bool {
         let is_it = |device: &RecordedDevice| match &device.kind {
-            RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Adopted(_) => false,
+            RecordedKind::Gpu
+            | RecordedKind::AdminAccess
+            | RecordedKind::Share { .. }
+            | RecordedKind::Adopted(_) => false,
             RecordedKind::Mig { spec, progress } => {
                 device.parent_uuid == parent && mig::is_recorded(spec, progress, instance)
             }

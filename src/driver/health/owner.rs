@@ -65,8 +65,8 @@ pub fn owner(event: &GpuEvent, records: &[Arc<Record>], boot_id: &str, adopted: 
             {
                 instance(uuid, id, false)
             }
-            // NVML does not report which of its users it was.
-            (RecordedKind::Share { .. }, _) => return None,
+            // It is another claim's, if any; of a shared one NVML does not report which of its users it was.
+            (RecordedKind::AdminAccess | RecordedKind::Share { .. }, _) => return None,
             (RecordedKind::Adopted(it), Some(id)) if it.gpu_instance == id => instance(&it.uuid, id, true),
             (RecordedKind::Mig { .. } | RecordedKind::Adopted(_), _) => return None,
         };
@@ -124,6 +124,7 @@ pub(super) mod fixture {
                 unknown: serde_json::Map::new(),
             }],
             stage: Stage::Prepared,
+            pod_claim_name: None,
             unknown: serde_json::Map::new(),
         })
     }

@@ -346,7 +346,9 @@ fn unhealthy_report(UnhealthyReason { cause, since }: &UnhealthyReason) -> Unhea
 
 fn device(device: &RecordedDevice) -> DeviceReport {
     let (profile, mig_uuid) = match &device.kind {
-        RecordedKind::Gpu | RecordedKind::Share { .. } => ("full".to_owned(), None),
+        RecordedKind::Gpu | RecordedKind::AdminAccess | RecordedKind::Share { .. } => {
+            ("full".to_owned(), None)
+        }
         RecordedKind::Adopted(Adopted { spec, uuid, .. }) => (spec.profile.clone(), Some(uuid.clone())),
         RecordedKind::Mig { spec, progress: Progress::Complete { uuid, .. } } => {
             (spec.profile.clone(), Some(uuid.clone()))

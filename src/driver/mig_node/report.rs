@@ -66,7 +66,7 @@ impl Known<'_> {
         let mut held: BTreeMap<String, Option<ClaimRef>> =
             names.into_iter().map(|it| (it.clone(), None)).collect();
         for record in self.records {
-            for device in &record.devices {
+            for device in record.held() {
                 held.insert(device.name.clone(), Some(record.claim.clone()));
             }
         }

@@ -1,7 +1,7 @@
 //! Flags of `node`. Flags that other subcommands share are next to what they configure.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -84,6 +84,18 @@ pub struct NodeArgs {
     /// Also export the metrics of each instance under the names of NVIDIA's DCGM exporter (DCGM_FI_DEV_FB_USED and others).
     #[arg(long, env)]
     pub metrics_dcgm_names: bool,
+    /// Directory for the job mapping files of NVIDIA's DCGM exporter (its --hpc-job-mapping-dir): they name the pods of each GPU and
+    /// MIG instance as `<namespace>/<pod>/<claim>` [default: none]. Files of other programs in it stay as they are.
+    #[arg(long, env, value_name = "DIR", value_parser = absolute_directory)]
+    pub dcgm_job_mapping_dir: Option<PathBuf>,
+    /// Tell containers what their devices are, in files below /var/run/kubernetes.io/dra-device-attributes (KEP-5304): UUID, parent,
+    /// profile, memory, and the other attributes of the ResourceSlice.
+    #[arg(long, env)]
+    pub device_metadata: bool,
+    /// Find the pods of claims that are reserved for a PodGroup (Kubernetes 1.37), so that metrics and events name them. Lists the pods of
+    /// this node in the namespaces of such claims, for which the account needs the right to list pods.
+    #[arg(long, env)]
+    pub resolve_pod_groups: bool,
     /// What happens to a GPU's MIG mode when its last MIG device is destroyed. Only GPUs that switch without a reset are switched.
     #[arg(long, env, value_enum, value_name = "POLICY", default_value = "keep")]
     pub mig_mode: ModePolicy,
@@ -127,6 +139,13 @@ fn pod_uid(text: &str) -> Result<String, String> {
     if is_pod_uid(text) { Ok(text.to_owned()) } else { Err("a pod's UID, as in metadata.uid".to_owned()) }
 }
 
+fn absolute_directory(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let is_plain = |it: Component<'_>| matches!(it, Component::RootDir | Component::Normal(_));
+    let is_below_root = path.is_absolute() && path.file_name().is_some() && path.components().all(is_plain);
+    if is_below_root { Ok(path) } else { Err("an absolute path without `..`".to_owned()) }
+}
+
 fn time_slices(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(count) if (1..=MOST_SHARES).contains(&count) => Ok(count),
@@ -137,6 +156,14 @@ fn time_slices(text: &str) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_for_others_to_read_is_absolute_and_not_the_root() {
+        assert_eq!(absolute_directory("/run/x"), Ok(PathBuf::from("/run/x")));
+        for text in ["", "/", "run/x", "/run/../etc", "./x"] {
+            assert!(absolute_directory(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn a_gpu_has_at_least_one_user_and_not_too_many() {

@@ -22,6 +22,7 @@ use tonic::service::Routes;
 
 use crate::api::{
     self, Allocations, ClaimReader, ClaimStatuses, Events, MigNodes, NodeSlices, OwnMigNode, OwnNode,
+    PodGroups,
 };
 use crate::cdi::{ClaimFiles, CommonSource, Kind, ManagementFile};
 use crate::checkpoint::Checkpoint;
@@ -29,6 +30,7 @@ use crate::claim::{ClaimSettings, Claims};
 use crate::context::NodeContext;
 use crate::hardware::{HardwareMetrics, NodeState, Opener};
 use crate::health::{Follower, HealthMetrics, HealthStore, HungCalls, Watchdog};
+use crate::job_mapping::JobMapping;
 use crate::kubelet::{
     DeviceHealth, DraPlugin, PublisherElection, Registration, RegistrationMetrics, RegistrationState, Socket,
     SocketPaths, SoleProcess, refuse_other_driver, serve_plugin, serve_registration,
@@ -50,6 +52,8 @@ use hardware_watch::HardwareWatch;
 use kernel_view::KernelView;
 use parts::Parts;
 
+/// Directory of the metadata of devices, in the driver's own.
+const METADATA: &str = "dra-device-metadata";
 /// Capacity of the queue of GPU events; the kernel log keeps more.
 const MOST_NVML_EVENTS: usize = 64;
 
@@ -106,6 +110,15 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         ClaimStatuses::new(client, context.checkpoint.clone(), reports, &context.name, &context.driver);
     parts.add_endless("device status of claims", statuses.run(shared.changes.clone(), stop.clone()));
     parts.add("sampler", sampler.run(stop.clone()));
+    if args.resolve_pod_groups {
+        let groups = PodGroups::new(shared.client.clone(), &context.name, context.pods.clone());
+        parts.add_endless("pods of PodGroups", groups.run(args.rescan_interval, stop.clone()));
+    }
+    if let Some(directory) = args.dcgm_job_mapping_dir.clone() {
+        let mapping = JobMapping::new(context.clone(), directory);
+        let run = mapping.run(shared.changes.clone(), args.rescan_interval, stop.clone());
+        parts.add_endless("job mapping for the DCGM exporter", run);
+    }
     parts.add("registration with the kubelet", refusal(shared.registration.clone()));
     parts.add("hardware watch", watch.run(shared.changes.clone(), args.rescan_interval, stop.clone()));
     parts.add_endless("health of GPUs", follower.run());
@@ -158,7 +171,8 @@ impl Shared {
         let directory = args.driver.claims_directory();
         let has_past = directory.exists();
         let checkpoint = Checkpoint::open(&directory)?;
-        let cdi = ClaimFiles::open(&args.host.cdi_root, kind.clone())?;
+        let metadata = args.driver.plugin_directory().join(METADATA);
+        let cdi = ClaimFiles::open(&args.host.cdi_root, metadata, kind.clone())?;
         let health_file = args.driver.plugin_directory().join("health.json");
         let store = HealthStore::new(health_file, &boot_id, args.ignore_xids.clone());
         let unknown = NodeState::without("NVML was not opened yet");
@@ -296,6 +310,7 @@ fn serve_kubelet(
         proc_root: args.hardware.proc_root.clone(),
         budget: args.call_budget,
         mode_policy: args.mig_mode,
+        device_metadata: args.device_metadata,
     };
     let reader = ClaimReader::new(shared.client.clone());
     let (readiness, cdi) = (Arc::clone(&shared.readiness), shared.cdi.clone());

@@ -111,7 +111,7 @@ impl HardwareWatch {
             match &*stored {
                 Stored::Nothing => continue,
                 Stored::Record(record) => {
-                    for device in &record.devices {
+                    for device in record.held() {
                         policy.held.insert(device.name.clone());
                         if let RecordedKind::Adopted(adopted) = &device.kind {
                             policy.adopted.push((device.parent_uuid.clone(), adopted.clone()));
@@ -119,8 +119,9 @@ impl HardwareWatch {
                     }
                 }
                 Stored::Unreadable(_) | Stored::Inaccessible(_) => {
-                    let in_cdi = self.cdi.devices(uid.as_str())?;
-                    policy.held.extend(self.context.checkpoint.named_instead(&uid, &stored, in_cdi)?);
+                    let in_cdi = self.cdi.named(uid.as_str())?;
+                    self.context.checkpoint.named_instead(&uid, &stored, &in_cdi.all)?;
+                    policy.held.extend(in_cdi.held);
                 }
             }
             unrecorded.remove(uid.as_str());

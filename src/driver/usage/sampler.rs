@@ -12,13 +12,12 @@ use clap::ValueEnum;
 use futures::future::join_all;
 use mig_model::claim::ClaimRef;
 use mig_model::facts::{Engine, GpuFacts, Memory};
-use mig_model::inventory::MigSpec;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::checkpoint::{ClaimState, Progress, Record, RecordedKind};
+use crate::checkpoint::{ClaimState, Record};
 use crate::context::NodeContext;
 use crate::hardware::LiveGpu;
 use crate::nvml::{CallError, DeviceHandle};
@@ -162,7 +161,7 @@ impl Sampler {
         let is_prepared = |it: &&Arc<Record>| ClaimState::of_record(it, boot_id) == ClaimState::Prepared;
         for record in records.iter().filter(is_prepared) {
             for device in &record.devices {
-                let Some((ids, spec)) = instance_of(&device.kind) else { continue };
+                let Some((ids, spec)) = device.kind.instance() else { continue };
                 let instance = Wanted { ids, profile: &spec.profile, claim: &record.claim };
                 wanted.entry(&device.parent_uuid).or_default().push(instance);
             }
@@ -256,17 +255,6 @@ impl Wanted<'_> {
     /// Whether it is this one, on the same GPU.
     fn is(&self, known: &InstanceUse) -> bool {
         known.gpu_instance == self.ids.0 && known.claim.uid == self.claim.uid
-    }
-}
-
-/// Ids of GPU instance and compute instance, and what it is, managed or not.
-fn instance_of(kind: &RecordedKind) -> Option<((u32, u32), &MigSpec)> {
-    match kind {
-        RecordedKind::Mig { spec, progress: Progress::Complete { gpu_instance, compute_instance, .. } } => {
-            Some(((*gpu_instance, *compute_instance), spec))
-        }
-        RecordedKind::Adopted(it) => Some(((it.gpu_instance, it.compute_instance), &it.spec)),
-        RecordedKind::Gpu | RecordedKind::Share { .. } | RecordedKind::Mig { .. } => None,
     }
 }
 

@@ -17,8 +17,8 @@ fn kind() -> Kind {
 }
 
 fn spec(uid: &str, minor: u32) -> Spec {
-    let nodes = DeviceNodes { parent_minor: minor, parent_group: None, mig: None };
-    let devices = [ClaimDevice { name: "gpu-0".into(), nodes }];
+    let nodes = DeviceNodes { parent_minor: minor, parent_group: None, mig: None, monitor: None };
+    let devices = [ClaimDevice { name: "gpu-0".into(), nodes, admin_access: false, mounts: Vec::new() }];
     claim_spec(&kind(), uid, &devices, &Root::same("/"), &ContainerEdits::default()).unwrap()
 }
 
@@ -32,7 +32,7 @@ fn names(dir: &tempfile::TempDir) -> Vec<String> {
 #[test]
 fn a_file_is_written_whole_readable_and_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let files = ClaimFiles::open(dir.path(), kind()).unwrap();
+    let files = ClaimFiles::open(dir.path(), "/nonexistent/metadata", kind()).unwrap();
     let path = files.write(UID, &spec(UID, 0)).unwrap();
     assert_eq!(names(&dir), [format!("mig.dra-driver.dev-claim_{UID}.json")]);
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
@@ -43,7 +43,7 @@ fn a_file_is_written_whole_readable_and_alone() {
 #[test]
 fn writing_again_replaces_and_removing_again_succeeds() {
     let dir = tempfile::tempdir().unwrap();
-    let files = ClaimFiles::open(dir.path(), kind()).unwrap();
+    let files = ClaimFiles::open(dir.path(), "/nonexistent/metadata", kind()).unwrap();
     files.write(UID, &spec(UID, 0)).unwrap();
     let path = files.write(UID, &spec(UID, 7)).unwrap();
     assert!(fs::read_to_string(path).unwrap().contains("/dev/nvidia7"));
@@ -57,7 +57,7 @@ fn writing_again_replaces_and_removing_again_succeeds() {
 fn a_directory_that_vanishes_is_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let cdi = dir.path().join("var/run/cdi");
-    let files = ClaimFiles::open(&cdi, kind()).unwrap();
+    let files = ClaimFiles::open(&cdi, "/nonexistent/metadata", kind()).unwrap();
     fs::remove_dir(&cdi).unwrap();
     assert_eq!(files.list().unwrap(), [""; 0]);
     files.remove(UID).unwrap();
@@ -75,7 +75,7 @@ fn only_files_of_this_driver_are_listed_and_removed() {
         fs::write(dir.path().join(name), "").unwrap();
     }
     fs::write(dir.path().join(format!(".{prefix}c.json.tmp")), "an interrupted write").unwrap();
-    let files = ClaimFiles::open(dir.path(), kind()).unwrap();
+    let files = ClaimFiles::open(dir.path(), "/nonexistent/metadata", kind()).unwrap();
     assert_eq!(files.list().unwrap(), ["a", "b", "c"]);
     for uid in ["a", "b", "c"] {
         files.remove(uid).unwrap();
@@ -86,7 +86,7 @@ fn only_files_of_this_driver_are_listed_and_removed() {
 #[test]
 fn a_claims_file_names_its_devices_and_a_strange_one_names_none() {
     let dir = tempfile::tempdir().unwrap();
-    let files = ClaimFiles::open(dir.path(), kind()).unwrap();
+    let files = ClaimFiles::open(dir.path(), "/nonexistent/metadata", kind()).unwrap();
     assert_eq!((files.exists(UID).unwrap(), files.devices(UID).unwrap()), (false, Vec::new()));
     let path = files.write(UID, &spec(UID, 0)).unwrap();
     assert_eq!((files.exists(UID).unwrap(), files.devices(UID).unwrap()), (true, vec!["gpu-0".to_owned()]));
@@ -99,7 +99,7 @@ fn a_claims_file_names_its_devices_and_a_strange_one_names_none() {
 #[test]
 fn what_is_no_file_of_this_driver_names_no_devices_and_is_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
-    let files = ClaimFiles::open(dir.path(), kind()).unwrap();
+    let files = ClaimFiles::open(dir.path(), "/nonexistent/metadata", kind()).unwrap();
     let (path, elsewhere) = (files.path(UID).unwrap(), dir.path().join("elsewhere"));
     fs::rename(files.write(UID, &spec(UID, 0)).unwrap(), &elsewhere).unwrap();
     symlink(&elsewhere, &path).unwrap();
@@ -124,7 +124,7 @@ fn a_uid_that_is_a_path_touches_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let victim = dir.path().join("victim.json");
     fs::write(&victim, "").unwrap();
-    let files = ClaimFiles::open(dir.path().join("cdi"), kind()).unwrap();
+    let files = ClaimFiles::open(dir.path().join("cdi"), "/nonexistent/metadata", kind()).unwrap();
     for uid in ["../victim", "x/../../victim", ""] {
         assert!(matches!(files.remove(uid), Err(FilesError::Spec(_))));
         assert!(matches!(files.write(uid, &spec(UID, 0)), Err(FilesError::Spec(_))));
@@ -135,7 +135,7 @@ fn a_uid_that_is_a_path_touches_nothing() {
 #[test]
 fn an_invalid_spec_is_not_written() {
     let dir = tempfile::tempdir().unwrap();
-    let files = ClaimFiles::open(dir.path(), kind()).unwrap();
+    let files = ClaimFiles::open(dir.path(), "/nonexistent/metadata", kind()).unwrap();
     assert!(matches!(files.write(UID, &Spec::default()), Err(FilesError::Spec(_))));
     assert_eq!(names(&dir), [""; 0]);
 }
@@ -145,14 +145,14 @@ fn a_directory_that_cannot_be_made_is_named_with_the_next_step() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     fs::write(&path, "").unwrap();
-    let error = ClaimFiles::open(path.join("cdi"), kind()).unwrap_err().to_string();
+    let error = ClaimFiles::open(path.join("cdi"), "/nonexistent/metadata", kind()).unwrap_err().to_string();
     assert!(error.contains("create the directory") && error.contains("mounted and writable"), "{error}");
 }
 
 #[test]
 fn a_failed_rename_leaves_no_unfinished_file() {
     let dir = tempfile::tempdir().unwrap();
-    let files = ClaimFiles::open(dir.path(), kind()).unwrap();
+    let files = ClaimFiles::open(dir.path(), "/nonexistent/metadata", kind()).unwrap();
     fs::create_dir(files.path(UID).unwrap()).unwrap();
     let error = files.write(UID, &spec(UID, 0)).unwrap_err().to_string();
     assert!(error.contains("rename"), "{error}");

@@ -20,7 +20,8 @@ const DRIVER: &str = "mig.dra-driver.dev";
 fn mig_device(name: &str, parent_minor: u32, gi_minor: u32) -> ClaimDevice {
     let cap = |minor| CapNode { major: 237, minor, mode: 0o444 };
     let mig = MigCaps { gpu_instance: cap(gi_minor), compute_instance: cap(gi_minor + 1) };
-    ClaimDevice { name: name.into(), nodes: DeviceNodes { parent_minor, parent_group: None, mig: Some(mig) } }
+    let nodes = DeviceNodes { parent_minor, parent_group: None, mig: Some(mig), monitor: None };
+    ClaimDevice { name: name.into(), nodes, admin_access: false, mounts: Vec::new() }
 }
 
 /// The judge reads the file as a runtime at start would: parse, schema, rules, lowest version.
@@ -65,7 +66,8 @@ fn a_mig_claim_is_accepted_and_gives_the_container_its_instance() {
     let kind = Kind::of_driver(DRIVER).unwrap();
     let name = "gpu-0000-3b-00-mig-1g-10gb-6";
     let spec = claim_spec(&kind, UID, &[mig_device(name, 3, 300)], &root.devices, common.edits()).unwrap();
-    let files = ClaimFiles::open(fixture.path("/var/run/cdi"), kind.clone()).unwrap();
+    let files =
+        ClaimFiles::open(fixture.path("/var/run/cdi"), "/nonexistent/metadata", kind.clone()).unwrap();
     accept(&files.write(UID, &spec).unwrap());
     let oci = inject(&fixture.path("/var/run/cdi"), &[kind.device_id(UID, name).unwrap()]);
 
@@ -114,10 +116,12 @@ fn a_container_gets_only_the_devices_of_the_claim_that_it_asks_for() {
     let kind = Kind::of_driver(DRIVER).unwrap();
     let whole = ClaimDevice {
         name: "gpu-b".into(),
-        nodes: DeviceNodes { parent_minor: 3, parent_group: None, mig: None },
+        nodes: DeviceNodes { parent_minor: 3, parent_group: None, mig: None, monitor: None },
+        admin_access: false,
+        mounts: Vec::new(),
     };
     let devices = [mig_device("gpu-a-mig-0", 0, 3), mig_device("gpu-a-mig-1", 0, 12), whole];
-    let files = ClaimFiles::open(fixture.path("/cdi"), kind.clone()).unwrap();
+    let files = ClaimFiles::open(fixture.path("/cdi"), "/nonexistent/metadata", kind.clone()).unwrap();
     let spec = claim_spec(&kind, UID, &devices, &root.devices, common.edits()).unwrap();
     accept(&files.write(UID, &spec).unwrap());
     // A second claim's file in the same directory disturbs nothing.
@@ -152,7 +156,7 @@ fn nodes_that_only_a_group_may_use_give_the_process_that_group_and_others_ask_fo
         let mut device = mig_device("gpu-a", 0, 3);
         device.nodes.parent_group = root.gpu_node_group(0).unwrap();
         let spec = claim_spec(&kind, UID, &[device], &root.devices, common.edits()).unwrap();
-        let files = ClaimFiles::open(fixture.path("/cdi"), kind.clone()).unwrap();
+        let files = ClaimFiles::open(fixture.path("/cdi"), "/nonexistent/metadata", kind.clone()).unwrap();
         accept(&files.write(UID, &spec).unwrap());
         let oci = inject(&fixture.path("/cdi"), &[kind.device_id(UID, "gpu-a").unwrap()]);
         let process = oci.process().as_ref().unwrap();
@@ -176,7 +180,7 @@ fn without_hooks_the_spec_is_still_accepted() {
     let kind = Kind::of_driver(DRIVER).unwrap();
     let spec =
         claim_spec(&kind, UID, &[mig_device("gpu-a-mig-0", 0, 3)], &root.devices, common.edits()).unwrap();
-    let files = ClaimFiles::open(fixture.path("/cdi"), kind.clone()).unwrap();
+    let files = ClaimFiles::open(fixture.path("/cdi"), "/nonexistent/metadata", kind.clone()).unwrap();
     accept(&files.write(UID, &spec).unwrap());
     let oci = inject(&fixture.path("/cdi"), &[kind.device_id(UID, "gpu-a-mig-0").unwrap()]);
     assert!(oci.hooks().as_ref().is_none_or(|hooks| hooks.create_container().is_none()));
@@ -196,7 +200,7 @@ fn an_operators_edits_are_accepted_in_a_claim_spec() {
     let kind = Kind::of_driver("gpu.nvidia.com").unwrap();
     let spec = claim_spec(&kind, UID, &[mig_device("gpu-a", 0, 3)], &root.devices, common.edits()).unwrap();
     assert_eq!(spec.cdi_version, "0.7.0");
-    let files = ClaimFiles::open(fixture.path("/cdi"), kind.clone()).unwrap();
+    let files = ClaimFiles::open(fixture.path("/cdi"), "/nonexistent/metadata", kind.clone()).unwrap();
     accept(&files.write(UID, &spec).unwrap());
     let oci = inject(&fixture.path("/cdi"), &[kind.device_id(UID, "gpu-a").unwrap()]);
     assert_eq!(paths(&oci)[0], "/dev/nvidiactl");
@@ -215,7 +219,7 @@ fn the_spec_of_a_mig_claim_is_this_text() {
     let kind = Kind::of_driver(DRIVER).unwrap();
     let device = mig_device("gpu-0000-3b-00-mig-1g-10gb-6", 3, 300);
     let spec = claim_spec(&kind, UID, &[device], &root.devices, common.edits()).unwrap();
-    let files = ClaimFiles::open(fixture.path("/cdi"), kind).unwrap();
+    let files = ClaimFiles::open(fixture.path("/cdi"), "/nonexistent/metadata", kind).unwrap();
     let written = fs::read_to_string(files.write(UID, &spec).unwrap()).unwrap();
     assert_eq!(written, include_str!("mig_claim.json"));
 }
@@ -247,7 +251,7 @@ proptest! {
         let devices = [mig_device(&device, minor, gi_minor)];
         let Ok(spec) = claim_spec(&kind, &uid, &devices, &root, &ContainerEdits::default()) else { return Ok(()) };
         let dir = tempfile::tempdir().unwrap();
-        let path = ClaimFiles::open(dir.path(), kind.clone()).unwrap().write(&uid, &spec).unwrap();
+        let path = ClaimFiles::open(dir.path(), "/nonexistent/metadata", kind.clone()).unwrap().write(&uid, &spec).unwrap();
         let accepted = accept(&path);
         let id = kind.device_id(&uid, &device).unwrap();
         prop_assert_eq!(id, format!("{}/{}={}", accepted.get_vendor(), accepted.get_class(), spec.devices[0].name));

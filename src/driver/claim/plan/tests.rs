@@ -22,6 +22,7 @@ fn record(name: &str, parent: &str, kind: RecordedKind) -> Record {
         claim,
         devices: vec![device],
         stage: Stage::Prepared,
+        pod_claim_name: None,
         unknown: Map::new(),
     }
 }
@@ -43,6 +44,7 @@ fn only_what_shares_memory_slices_of_one_gpu_in_this_boot_is_in_the_way() {
     check(record("a", "GPU-1", adopted(5, 1)), true);
     check(record("a", "GPU-1", adopted(6, 1)), false);
     check(record("a", "GPU-1", mig(6, 1)), false);
+    check(record("a", "GPU-1", RecordedKind::AdminAccess), false);
     check(record("a", "GPU-2", mig(5, 1)), false);
     check(record("late", "GPU-1", mig(5, 1)), false);
     check(Record { boot_id: "older".into(), ..record("a", "GPU-1", mig(5, 1)) }, false);
@@ -106,8 +108,12 @@ fn a_conflict_names_both_claims_and_what_to_wait_for() {
 fn an_unknown_device_and_another_pool_have_different_errors() {
     let inventory = Inventory::default();
     let context = PlanContext { pool: "n/d", inventory: &inventory, unread: "", boot_id: "boot" };
-    let allocated =
-        |pool: &str| AllocatedDevice { device: "x".into(), pool: pool.into(), requests: Vec::new() };
+    let allocated = |pool: &str| AllocatedDevice {
+        device: "x".into(),
+        pool: pool.into(),
+        requests: Vec::new(),
+        admin_access: false,
+    };
     let planned = |pool| plan(&claim("c"), &[allocated(pool)], context, &[]);
     let gone = AllocatedDevice { device: "gpu-0-adopted-1".into(), ..allocated("n/d") };
     let gone = plan(&claim("c"), &[gone], context, &[]);

@@ -376,7 +376,8 @@ impl World {
         if self.is_lost || self.is_occupied(&device) {
             return;
         }
-        let allocated = AllocatedDevice { device, pool: "pool".into(), requests: Vec::new() };
+        let allocated =
+            AllocatedDevice { device, pool: "pool".into(), requests: Vec::new(), admin_access: false };
         let context = PlanContext { pool: "pool", inventory: &self.inventory, unread: "", boot_id: "boot" };
         match plan(&claim, &[allocated], context, &self.records()) {
             Ok(record) => self.claims.get_mut(&number).unwrap().record = Some(Arc::new(record)),
