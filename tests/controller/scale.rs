@@ -267,13 +267,14 @@ fn written(server: &ApiServer) -> (BTreeSet<String>, usize) {
     (counts.into_keys().collect(), most)
 }
 
-fn report(server: &ApiServer, running: &Running, metrics: SocketAddr, since: Instant) {
+/// What has come of it so far.
+fn report(server: &ApiServer, running: &Running, metrics: SocketAddr, since: Instant) -> String {
     let value = |sample: &str| metric(metrics, sample).unwrap_or_default();
     let timed = |what: &str| {
         let of = |part: &str| value(&format!("dra_mig_controller_{what}_duration_seconds_{part}"));
         format!("{} {what}s in {:.2} s", of("count"), of("sum"))
     };
-    eprintln!(
+    format!(
         "{:.0?}: {}, {}, {}; CPU {:.2} s; VmHWM {} MiB, VmRSS {} MiB; {} waiting; {:?}",
         since.elapsed(),
         timed("decision"),
@@ -284,7 +285,7 @@ fn report(server: &ApiServer, running: &Running, metrics: SocketAddr, since: Ins
         running.memory("VmRSS:") >> 10,
         value("dra_mig_controller_waiting_pods"),
         writes(server),
-    );
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -312,7 +313,7 @@ async fn a_thousand_nodes_and_five_thousand_pods() {
     let last = Duration::from_secs(u64::try_from(number("SECONDS", 60)).unwrap());
     while started.elapsed() < last {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        report(&server, &running, metrics, started);
+        eprintln!("{}", report(&server, &running, metrics, started));
     }
     let value = |sample: &str| metric(metrics, sample).unwrap_or_default();
     let changes = value(r#"dra_mig_controller_spec_writes_total{reason="change",outcome="success"}"#);

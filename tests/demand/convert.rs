@@ -92,10 +92,15 @@ fn equal_gpus_have_one_kind() {
     let mut state = |uuid: &str| {
         let mut object = object(json!({}), json!([]));
         object["status"]["gpus"][0]["attributes"]["parentUUID"] = json!({"string": uuid});
+        // As a driver reports it: the UUID of a whole GPU is among the attributes of its profile.
+        object["status"]["gpus"][0]["profiles"][2]["attributes"]["uuid"] = json!({"string": uuid});
         let mig: MigNode = serde_json::from_value(object).unwrap();
         NodeState::of(&mig, Arc::new(Node::default()), true, &mut kinds)
     };
     let (one, other) = (state("GPU-1"), state("GPU-2"));
     assert!(Arc::ptr_eq(&one.gpus[0].kind, &other.gpus[0].kind));
-    assert_ne!(one.gpus[0].identity, other.gpus[0].identity);
+    for (state, uuid) in [(one, "GPU-1"), (other, "GPU-2")] {
+        let identity = &state.gpus[0].identity;
+        assert_eq!(["parentUUID", "uuid"].map(|it| identity[it].string.as_deref()), [Some(uuid); 2]);
+    }
 }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::resource::v1::DeviceAttribute;
 use mig_model::inventory::DeviceName;
 use mig_model::mig_node::{
-    GpuStatus, HeldDevice, MigNode, MigNodeStatus, ProfileCount, PublishingMode, condition, possible, reason,
+    GpuStatus, HeldDevice, MigNode, MigNodeStatus, ProfileCount, PublishingMode, WHOLE, condition, possible,
+    reason,
 };
 
 use crate::client::MANAGER;
@@ -129,14 +131,23 @@ fn is_published(profiles: &Profiles, gpus: &[GpuState]) -> bool {
     profiles.iter().all(|(profile, count)| *count as usize <= published(profile))
 }
 
-fn gpu_state(gpu: &GpuStatus, kinds: &mut Kinds) -> Option<GpuState> {
-    let shared = |key: &&String| !IDENTITY.contains(&key.as_str());
-    let attributes: BTreeMap<_, _> = gpu.attributes.iter().filter(|it| shared(&it.0)).collect();
+fn gpu_state<'a>(gpu: &'a GpuStatus, kinds: &mut Kinds) -> Option<GpuState> {
+    let is_shared = |key: &String| !IDENTITY.contains(&key.as_str());
+    let shared = |all: &'a BTreeMap<String, DeviceAttribute>| {
+        all.iter().filter(|it| is_shared(it.0)).collect::<BTreeMap<_, _>>()
+    };
+    // The profile of the whole GPU has its UUID.
+    let profiles: Vec<_> = gpu
+        .profiles
+        .iter()
+        .map(|it| (&it.profile, shared(&it.attributes), &it.capacity, &it.placements))
+        .collect();
     // What exists beside our own devices limits what is possible; with a problem it is only what is held.
     let limits =
         |it: &&HeldDevice| gpu.problem.is_some() || it.device.as_deref().is_none_or(DeviceName::is_adopted);
     let limits: Vec<_> = gpu.held.iter().filter(limits).map(|it| (&it.device, it.start, it.size)).collect();
-    let key = serde_json::to_string(&(&attributes, &gpu.profiles, &limits, gpu.problem.is_some())).ok()?;
+    let key = (shared(&gpu.attributes), profiles, limits, gpu.problem.is_some());
+    let key = serde_json::to_string(&key).ok()?;
     let kind = kinds.of(key, || {
         let found = possible(gpu);
         let counters = found.as_ref().and_then(|it| it.counters.clone()).map(|it| it.counters);
@@ -152,15 +163,12 @@ fn gpu_state(gpu: &GpuStatus, kinds: &mut Kinds) -> Option<GpuState> {
         gpu.held.iter().map(|it| Placed { profile: it.profile.clone(), start: it.start, size: it.size });
     let published =
         gpu.published.iter().map(|it| Placed { profile: it.profile.clone(), start: it.start, size: it.size });
+    let whole = gpu.profiles.iter().filter(|it| it.profile == WHOLE).flat_map(|it| &it.attributes);
+    let identity = gpu.attributes.iter().chain(whole).filter(|it| !is_shared(it.0));
     Some(GpuState {
         name: gpu.name.clone(),
         kind,
-        identity: gpu
-            .attributes
-            .iter()
-            .filter(|it| !shared(&it.0))
-            .map(|(k, v)| (k.clone(), v.clone()))
-            .collect(),
+        identity: identity.map(|(key, it)| (key.clone(), it.clone())).collect(),
         held: held.collect(),
         published: published.collect(),
         has_problem: gpu.problem.is_some(),
