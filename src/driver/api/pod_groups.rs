@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::CALL_TIMEOUT;
-use super::node::FORBIDDEN_PAUSE;
+use super::node::refusal_pauses;
 use crate::backoff::Backoff;
 use crate::pods::{PodRef, Pods};
 use crate::telemetry::with_causes;
@@ -51,6 +51,7 @@ impl PodGroups {
     pub async fn run(self, pause: Duration, stop: CancellationToken) {
         let mut changes = self.pods.changes();
         let mut retry = Backoff::new(PAUSES.0, PAUSES.1, &self.node);
+        let mut refusals = refusal_pauses(&self.node);
         loop {
             changes.borrow_and_update();
             let looked = tokio::select! {
@@ -63,6 +64,7 @@ impl PodGroups {
                         info!("the pods of PodGroups are known again");
                     }
                     retry.succeeded();
+                    refusals.succeeded();
                     pause
                 }
                 Err(error) => {
@@ -70,7 +72,7 @@ impl PodGroups {
                         warn!(%error, "the pods of claims that are reserved for a PodGroup are unknown, retrying");
                     }
                     let pause = retry.failed();
-                    if matches!(error, ListError::Forbidden(_)) { FORBIDDEN_PAUSE } else { pause }
+                    if matches!(error, ListError::Forbidden(_)) { refusals.failed() } else { pause }
                 }
             };
             let is_failing = 0 < retry.failures();
@@ -241,7 +243,7 @@ mod tests {
             PodGroups::new(client, "node-1", pods).run(Duration::from_secs(60), CancellationToken::new());
         let running = tokio::spawn(run);
         asked.wait_for(|it| *it == 2).await.unwrap();
-        assert!(FORBIDDEN_PAUSE <= begun.elapsed());
+        assert!(refusal_pauses("node-1").failed() <= begun.elapsed());
         running.abort();
     }
 }
