@@ -147,7 +147,7 @@ fn say(line: &str) {
 /// Hits each point of a series.
 async fn run(plane: &ControlPlane, series: &Series) -> Tally {
     let mut tally = Tally::default();
-    let mut victim = Victim::new(plane).await;
+    let mut victim = Victim::new(plane, series.wanted).await;
     let points = match reference(&mut victim, series).await {
         Ok(points) => points,
         Err(bad) => {
@@ -163,7 +163,7 @@ async fn run(plane: &ControlPlane, series: &Series) -> Tally {
                 Ok(false) => tally.missed.push(point.to_string()),
                 Err(bad) => {
                     note(&mut tally, bad, &format!("{point}, then {then:?}"));
-                    victim = Victim::new(plane).await;
+                    victim = Victim::new(plane, series.wanted).await;
                 }
             }
             if MOST_BAD <= tally.leaked.len() + tally.wedged.len() {

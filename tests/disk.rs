@@ -122,7 +122,7 @@ fn say(line: &str) {
 
 async fn walks(plane: &ControlPlane, wanted: &'static Wanted) -> Tally {
     let mut tally = Tally::default();
-    let mut victim = Victim::new(plane).await;
+    let mut victim = Victim::new(plane, wanted).await;
     for call in [Call::Prepare, Call::Unprepare] {
         for fault in &FAULTS {
             for lasts in [false, true] {
@@ -141,7 +141,7 @@ async fn walks(plane: &ControlPlane, wanted: &'static Wanted) -> Tally {
                                 "{}, {call:?}, {name} ({lasts}) at {met}: {problem:?}",
                                 wanted.name
                             ));
-                            victim = Victim::new(plane).await;
+                            victim = Victim::new(plane, wanted).await;
                         }
                     }
                     if bad == MOST_BAD {

@@ -73,7 +73,7 @@ fn snapshot(server: &ApiServer) -> Snapshot {
             },
             extended_resource: gates.extended_resource,
         }),
-        unread: Vec::new(),
+        ..Snapshot::default()
     }
 }
 

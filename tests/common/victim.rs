@@ -17,6 +17,8 @@ use super::{ControlPlane, DRIVER, Lab};
 /// How long the driver may take to start, to die and to tidy up; far above what it takes.
 const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(5);
+/// The driver's directory with the metadata of devices.
+const METADATA: &str = "plugins/mig.dra-driver.dev/dra-device-metadata";
 
 /// What a claim has allocated, and what the hardware has for it.
 #[derive(Debug)]
@@ -30,6 +32,8 @@ pub(crate) struct Wanted {
     /// Profile and first memory slice of an unmanaged instance on the first GPU, which the claim is given
     /// instead of devices.
     pub(crate) planted: Option<(&'static str, u32)>,
+    /// Whether containers get the metadata of the devices, which is one more file.
+    pub(crate) metadata: bool,
 }
 
 pub(crate) const ONE: Wanted = Wanted {
@@ -38,6 +42,7 @@ pub(crate) const ONE: Wanted = Wanted {
     instances: &[(0, "1g.10gb", 6)],
     mig: true,
     planted: None,
+    metadata: true,
 };
 
 pub(crate) const TWO: Wanted = Wanted {
@@ -46,6 +51,7 @@ pub(crate) const TWO: Wanted = Wanted {
     instances: &[(0, "1g.10gb", 6), (0, "2g.20gb", 0)],
     mig: true,
     planted: None,
+    metadata: false,
 };
 
 pub(crate) const THREE: Wanted = Wanted {
@@ -58,10 +64,17 @@ pub(crate) const THREE: Wanted = Wanted {
     instances: &[(0, "1g.10gb", 6), (0, "2g.20gb", 0), (1, "3g.40gb", 4)],
     mig: true,
     planted: None,
+    metadata: false,
 };
 
-pub(crate) const WHOLE: Wanted =
-    Wanted { name: "a whole GPU", devices: &["gpu-0000-1a-00"], instances: &[], mig: false, planted: None };
+pub(crate) const WHOLE: Wanted = Wanted {
+    name: "a whole GPU",
+    devices: &["gpu-0000-1a-00"],
+    instances: &[],
+    mig: false,
+    planted: None,
+    metadata: false,
+};
 
 /// One of its devices is cut beside the other, so that crashes come between the two.
 pub(crate) const ADOPTED: Wanted = Wanted {
@@ -70,6 +83,7 @@ pub(crate) const ADOPTED: Wanted = Wanted {
     instances: &[(0, "1g.10gb", 6)],
     mig: true,
     planted: Some(("2g.20gb", 2)),
+    metadata: false,
 };
 
 /// A call of the kubelet.
@@ -115,11 +129,14 @@ impl Drop for Victim {
 }
 
 impl Victim {
-    /// A node with two GPUs; the driver does not run yet. It looks at the hardware when it starts and when it has to,
-    /// never just because time has passed: so the points of a call are its own.
-    pub(crate) async fn new(plane: &ControlPlane) -> Self {
-        let args = ["--rescan-interval", "86400", "--existing-instances", "adopt", "--device-metadata"];
+    /// A node with two GPUs for claims of this kind; the driver does not run yet. It looks at the hardware when it starts and when it
+    /// has to, never just because time has passed: so the points of a call are its own.
+    pub(crate) async fn new(plane: &ControlPlane, wanted: &Wanted) -> Self {
+        let mut args = vec!["--rescan-interval", "86400", "--existing-instances", "adopt"];
+        args.extend(wanted.metadata.then_some("--device-metadata"));
         let lab = Lab::new(plane.clone(), "2xH100-80GB").await.with_args(&args);
+        // So that making it is no point of the first call alone.
+        std::fs::create_dir_all(lab.path(METADATA)).unwrap();
         let shim = Shim::new(&lab);
         Self { lab, shim, process: None, kubelet: None, claims: 0, planted: None }
     }
@@ -273,8 +290,10 @@ impl Victim {
         let instances: Vec<(usize, &str, u32)> =
             left.instances.iter().map(|(gpu, profile, start)| (*gpu, profile.as_str(), *start)).collect();
         let is_its_own = |files: &[String]| matches!(files, [file] if file.contains(&claim.uid));
-        let has_all = [&left.records, &left.cdi, &left.metadata].into_iter().all(|it| is_its_own(it))
-            && instances == wanted.instances;
+        let has_metadata =
+            if wanted.metadata { is_its_own(&left.metadata) } else { left.metadata.is_empty() };
+        let has_files = is_its_own(&left.records) && is_its_own(&left.cdi) && has_metadata;
+        let has_all = has_files && instances == wanted.instances;
         if left.is_empty() {
             Ok(Held::Nothing)
         } else if has_all && !left.has_bare_instance {
@@ -307,7 +326,7 @@ impl Victim {
         let gpus = self.lab.sim.snapshot().unwrap().gpus;
         let has_bare_instance =
             gpus.iter().flat_map(|it| &it.gpu_instances).any(|it| it.compute_instances.len() != 1);
-        let metadata = self.lab.files(&format!("plugins/{DRIVER}/dra-device-metadata"));
+        let metadata = self.lab.files(METADATA);
         Left { instances, has_bare_instance, records, cdi: self.lab.files("cdi"), metadata }
     }
 

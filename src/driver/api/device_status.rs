@@ -164,6 +164,7 @@ pub(super) mod fixture {
             claim: ClaimRef::new("ns".to_owned(), "c".to_owned(), "u-1".to_owned()).unwrap(),
             devices: vec![device],
             stage,
+            pod_claim_name: None,
             unknown: serde_json::Map::new(),
         })
     }

@@ -40,6 +40,18 @@ enum ListError {
     Failed(String),
 }
 
+impl ListError {
+    /// How long to wait before the next attempt.
+    fn pause(&self, retry: &mut Backoff, refusals: &mut Backoff) -> Duration {
+        let pause = retry.failed();
+        match self {
+            // An administrator may grant the right.
+            Self::Forbidden(_) => refusals.failed(),
+            Self::Failed(_) => pause,
+        }
+    }
+}
+
 impl PodGroups {
     /// The groups of claims on this node.
     #[must_use]
@@ -71,8 +83,7 @@ impl PodGroups {
                     if retry.failures() == 0 {
                         warn!(%error, "the pods of claims that are reserved for a PodGroup are unknown, retrying");
                     }
-                    let pause = retry.failed();
-                    if matches!(error, ListError::Forbidden(_)) { refusals.failed() } else { pause }
+                    error.pause(&mut retry, &mut refusals)
                 }
             };
             let is_failing = 0 < retry.failures();
@@ -138,7 +149,6 @@ mod tests {
     use k8s_openapi::api::resource::v1::ResourceClaim;
     use kube::client::Body;
     use serde_json::{Value, json};
-    use tokio::sync::watch;
     use tonic::codegen::Service;
 
     use super::*;
@@ -149,12 +159,11 @@ mod tests {
         code: u16,
         answer: Value,
         asked: Arc<Mutex<Vec<String>>>,
-        count: watch::Sender<usize>,
     }
 
     impl Canned {
         fn new(code: u16, answer: Value) -> Self {
-            Self { code, answer, asked: Arc::default(), count: watch::Sender::new(0) }
+            Self { code, answer, asked: Arc::default() }
         }
     }
 
@@ -169,7 +178,6 @@ mod tests {
 
         fn call(&mut self, request: Request<Body>) -> Self::Future {
             self.asked.lock().unwrap().push(request.uri().to_string());
-            self.count.send_modify(|it| *it += 1);
             let body = Body::from(self.answer.to_string().into_bytes());
             ready(Ok(Response::builder().status(self.code).body(body).unwrap()))
         }
@@ -191,7 +199,7 @@ mod tests {
         })
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_pods_of_a_group_on_this_node_are_the_pods_of_its_claim() {
         let items = [
             pod("b", "ring", "Running"),
@@ -200,50 +208,40 @@ mod tests {
             pod("other", "mesh", "Running"),
             json!({"metadata": {"name": "alone"}, "spec": {}}),
         ];
-        let server =
-            Canned::new(200, json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": items}));
+        let list = json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": items});
+        let server = Canned::new(200, list);
         let (asked, client) = (Arc::clone(&server.asked), Client::new(server, "default"));
         let (pods, uid) = (Pods::default(), "u-1".parse().unwrap());
-        let stop = CancellationToken::new();
-        let running = tokio::spawn(
-            PodGroups::new(client, "node-1", pods.clone()).run(Duration::from_secs(60), stop.clone()),
-        );
-        tokio::task::yield_now().await;
+        let groups = PodGroups::new(client, "node-1", pods.clone());
+        groups.look().await.unwrap();
         assert!(asked.lock().unwrap().is_empty(), "no claim is reserved for a group");
 
-        let mut changes = pods.changes();
         pods.note(&uid, &claim("ring"));
-        while pods.names(&uid).is_empty() {
-            changes.changed().await.unwrap();
-        }
-        assert_eq!(pods.names(&uid), "a,b");
+        let changes = pods.changes();
+        groups.look().await.unwrap();
+        assert_eq!((pods.names(&uid).as_str(), changes.has_changed().unwrap()), ("a,b", true));
         let first = asked.lock().unwrap()[0].clone();
         assert!(first.starts_with("/api/v1/namespaces/team/pods?"), "{first}");
         assert!(first.contains("fieldSelector=spec.nodeName%3Dnode-1"), "{first}");
         // That the claim is read again does not make them unknown; that it is reserved for another group does.
         pods.note(&uid, &claim("ring"));
         assert_eq!(pods.names(&uid), "a,b");
-        pods.note(&uid, &claim("other"));
+        pods.note(&uid, &claim("chain"));
         assert_eq!(pods.names(&uid), "");
-        stop.cancel();
-        running.await.unwrap();
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn without_the_right_it_asks_seldom() {
         let refusal = json!({
             "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden", "message": "no",
         });
-        let server = Canned::new(403, refusal);
-        let (mut asked, client) = (server.count.subscribe(), Client::new(server, "default"));
         let pods = Pods::default();
         pods.note(&"u-1".parse().unwrap(), &claim("ring"));
-        let begun = tokio::time::Instant::now();
-        let run =
-            PodGroups::new(client, "node-1", pods).run(Duration::from_secs(60), CancellationToken::new());
-        let running = tokio::spawn(run);
-        asked.wait_for(|it| *it == 2).await.unwrap();
-        assert!(refusal_pauses("node-1").failed() <= begun.elapsed());
-        running.abort();
+        let groups = PodGroups::new(Client::new(Canned::new(403, refusal), "default"), "node-1", pods);
+        let error = groups.look().await.unwrap_err();
+        let (mut retry, mut refusals) = (Backoff::new(PAUSES.0, PAUSES.1, "node-1"), refusal_pauses("node-1"));
+        let refused = error.pause(&mut retry, &mut refusals);
+        let failed = ListError::Failed("down".to_owned()).pause(&mut retry, &mut refusals);
+        assert!(failed < refused, "{error}");
     }
 }

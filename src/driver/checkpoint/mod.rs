@@ -277,14 +277,14 @@ mod tests {
         for errno in [Errno::MFILE, Errno::NFILE, Errno::IO, Errno::ACCESS] {
             let known = found(Err(io::Error::from_raw_os_error(errno.raw_os_error()))).unwrap();
             assert!(known.version.is_none(), "it is read again");
-            let named = |in_cdi: &[String]| checkpoint.named_instead(&uid, &known.stored, in_cdi.to_vec());
+            let named = |in_cdi: &[String]| checkpoint.named_instead(&uid, &known.stored, in_cdi);
             let error = named(&[]).unwrap_err().to_string();
             assert!(error.contains("cannot read `/claims/uid-1.jsonl`"), "{error}");
             let in_cdi = ["gpu-0".to_owned()];
-            assert_eq!(named(&in_cdi).unwrap(), in_cdi);
+            named(&in_cdi).unwrap();
         }
         let unreadable = Stored::Unreadable("no JSON".to_owned());
-        assert_eq!(checkpoint.named_instead(&uid, &unreadable, Vec::new()).unwrap(), [""; 0]);
+        checkpoint.named_instead(&uid, &unreadable, &[]).unwrap();
     }
 
     #[test]
