@@ -36,7 +36,6 @@ label_values! {
 
 /// What the watch of a kind has reported.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Change {
     /// Of pods.
     Pods(Event<Pod>),
