@@ -16,7 +16,8 @@ async fn cluster(replicas: usize) -> (ApiServer, Api<Pod>, Vec<String>) {
     let server = ApiServer::start(Options::default()).await.unwrap();
     let _ = rustls::crypto::ring::default_provider().install_default();
     // A refusal is to be seen, not tried again.
-    let config = Config { default_retry: false, ..Config::new(server.url().parse().unwrap()) };
+    let mut config = Config::new(server.url().parse().unwrap());
+    config.default_retry = false;
     let client = Client::try_from(config).unwrap();
     let labels = json!({"app": "a"});
     let template =

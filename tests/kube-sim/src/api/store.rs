@@ -734,8 +734,16 @@ impl Inner {
                 meta.remove(field);
             }
         }
-        if ["Pod", "Deployment", "ReplicaSet", "ResourceSlice", "DeviceClass", "MigNode"].contains(&kind.kind)
-        {
+        let counted = [
+            "Pod",
+            "Deployment",
+            "ReplicaSet",
+            "ResourceSlice",
+            "DeviceClass",
+            "MigNode",
+            "PodDisruptionBudget",
+        ];
+        if counted.contains(&kind.kind) {
             meta["generation"] = json!(1);
         }
         strategy::before_create(kind, &mut value, self.gates);
