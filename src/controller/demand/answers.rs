@@ -8,9 +8,12 @@ use super::kind::{Choice, Kind};
 /// Devices that serve a request, the best first; `None` where a selector fails on a device, so that nothing is allocated at all.
 pub(super) type Answer = Option<Arc<[Choice]>>;
 
+/// The answers for kinds of GPUs.
+type ByKind = Vec<(Arc<Kind>, Answer)>;
+
 /// Answers by request and its classes. Copies share them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Answers(Arc<Mutex<HashMap<String, Vec<(Arc<Kind>, Answer)>>>>);
+pub(super) struct Answers(Arc<Mutex<HashMap<String, ByKind>>>);
 
 impl Answers {
     /// The answer for a kind, asked for at first use. `request` names everything that it depends on beside the kind.
