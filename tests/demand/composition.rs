@@ -64,10 +64,10 @@ proptest! {
         let world = world(vec![node("a", &[(NONE, published)])], pods(&waiting));
         let outcome = decide(&world, &Options::default(), &Memory::default(), at(60.0));
         let model = Model::new("H100-80GB", 1);
-        let (held, base) = (Default::default(), model.base.clone());
+        let (held, nothing, base) = (Default::default(), Default::default(), model.base.clone());
         let missing = |counts: &mig_controller::demand::Profiles| {
             let wanted = Wanted { free: counts.clone(), ..Wanted::default() };
-            arrange(model.inputs(&held), &base, &wanted).missing
+            arrange(model.inputs(&held, &nothing), &base, &wanted).missing
         };
         let mut served = mig_controller::demand::Profiles::new();
         for (pod, profile) in waiting.iter().enumerate() {

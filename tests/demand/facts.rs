@@ -500,8 +500,23 @@ fn what_is_held_back_is_given_to_its_claim_only() {
     // In the scheduler's order, the small pod comes first.
     let pods = vec![for_profile("a", at(0.0), "1g.10gb"), for_profile("p", at(1.0), "full")];
     let outcome = decide(&world(vec![state], pods), &turns(), &Memory::default(), at(50.0));
-    assert_eq!(one(&outcome.decisions).serves, ["p"]);
+    // The hold lets the driver publish it: no demand is written for it, which the driver would not follow there.
+    assert!(outcome.decisions.writes.is_empty(), "{:#?}", outcome.decisions);
+    assert_eq!(outcome.decisions.pods["p"], Prospect::Coming { node: "a".to_owned() });
     assert_eq!(outcome.decisions.pods["a"], Prospect::Waits);
+}
+
+#[test]
+fn a_gpu_that_is_held_back_is_not_changed_for_other_claims() {
+    // A 4g is held back at the start of the GPU; the driver changes nothing of it for a 3g at its end.
+    let mut state = node("a", &[(&SEVEN[..1], NONE)]);
+    let claim =
+        ClaimKey { namespace: "default".to_owned(), name: "claim-p".to_owned(), uid: "claim-p".to_owned() };
+    let gpu = state.gpus[0].name.clone();
+    state.holds = vec![Hold { gpu, profile: "4g.40gb".to_owned(), claim, until: at(500.0), is_ours: true }];
+    let pods = vec![for_profile("p", at(0.0), "4g.40gb"), for_profile("q", at(1.0), "3g.40gb")];
+    let outcome = decide(&world(vec![state], pods), &turns(), &Memory::default(), at(50.0));
+    assert!(outcome.decisions.writes.is_empty(), "{:#?}", outcome.decisions);
 }
 
 #[test]

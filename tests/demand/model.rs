@@ -33,6 +33,7 @@ pub(crate) struct Model {
     pub(crate) devices: Vec<Dev>,
     pub(crate) kind: Arc<Kind>,
     pub(crate) base: Layouts,
+    pub(crate) facts: Vec<GpuFacts>,
     pub(crate) names: Vec<String>,
     /// Device of a name.
     index: HashMap<String, (usize, usize)>,
@@ -91,7 +92,7 @@ impl Model {
         }
         let base = default_layouts(&facts);
         let names = inventory.gpus.iter().map(|it| it.counter_set.clone()).collect();
-        Self { gpus, devices, kind, base, names, index, inventory }
+        Self { gpus, devices, kind, base, facts, names, index, inventory }
     }
 
     pub(crate) fn is_whole(&self, device: usize) -> bool {
@@ -119,10 +120,13 @@ impl Model {
         held.iter().enumerate().flat_map(of).collect()
     }
 
-    /// What layouts are arranged from. What holds leave of a GPU is for [`crate::node::Sim`] to say.
-    pub(crate) fn inputs<'a>(&'a self, held: &'a BTreeSet<String>) -> LayoutInputs<'a> {
-        static NOTHING: HeldBack = HeldBack::new();
-        LayoutInputs { inventory: &self.inventory, held, base: &self.base, held_back: &NOTHING }
+    /// What layouts are arranged from.
+    pub(crate) fn inputs<'a>(
+        &'a self,
+        held: &'a BTreeSet<String>,
+        held_back: &'a HeldBack,
+    ) -> LayoutInputs<'a> {
+        LayoutInputs { inventory: &self.inventory, held, base: &self.base, held_back }
     }
 
     /// What layouts publish beside what is held: free devices, by GPU.
@@ -160,12 +164,6 @@ impl Model {
             published: placed(published),
             has_problem: false,
         }
-    }
-
-    /// The placement of a profile that the fewest claims stand in the way of.
-    pub(crate) fn target(&self, profile: &str, held: Set) -> Option<usize> {
-        let all = members(self.of_profile(profile));
-        all.min_by_key(|it| ((self.devices[*it].conflicts & held).count_ones(), self.devices[*it].start))
     }
 }
 

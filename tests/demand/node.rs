@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use mig_controller::demand::{Demand, Hold, NodeState, Profiles, Progress, Write};
-use mig_model::layout::{self, DemandMemory, Layouts, Wanted, follow};
+use mig_model::layout::{self, DemandMemory, HeldBack, Layouts, Wanted, follow, with_holds};
 
 use crate::model::{Model, Offers, Set, members};
 
@@ -122,28 +122,28 @@ impl SimNode {
         true
     }
 
-    /// What holds keep from being offered.
-    fn held_back(&self, gpu: usize, now: Timestamp) -> Set {
-        let in_force = self.holds.iter().filter(|it| now < it.until && it.gpu == self.model.names[gpu]);
-        in_force.fold(0, |set, hold| {
-            let Some(target) = self.model.target(&hold.profile, self.held[gpu]) else { return set };
-            let device = &self.model.devices[target];
-            let same = self.model.of_profile(&device.profile);
-            set | device.conflicts & !same
-        })
+    /// GPUs that are held back, with the profile.
+    pub(crate) fn held_back(&self, now: Timestamp) -> HeldBack {
+        let in_force = self.holds.iter().filter(|it| now < it.until);
+        in_force.map(|it| (it.gpu.clone(), it.profile.clone())).collect()
     }
 
     /// What it should offer now.
     fn target(&mut self, now: Timestamp) -> Vec<Set> {
-        let mut target = match self.keeps {
+        let held_back = self.held_back(now);
+        let mut target: Vec<Set> = match self.keeps {
             Keeps::Counters => self.held.iter().map(|it| self.model.open(*it)).collect(),
             Keeps::Fixed | Keeps::Demand => {
                 let model = self.model.clone();
-                model.offer(&self.layouts, &self.held, &mut self.offers)
+                let layouts = with_holds(&self.layouts, &held_back, &model.facts);
+                model.offer(&layouts, &self.held, &mut self.offers)
             }
         };
+        // The driver offers nothing else on a GPU that is held back.
         for (gpu, set) in target.iter_mut().enumerate() {
-            *set &= !self.held_back(gpu, now);
+            if let Some(profile) = held_back.get(&self.model.names[gpu]) {
+                *set &= self.model.of_profile(profile);
+            }
         }
         target
     }
@@ -186,7 +186,8 @@ impl SimNode {
 
     fn follow(&mut self, now: Timestamp) {
         let held = self.model.held_names(&self.held);
-        let inputs = self.model.inputs(&held);
+        let held_back = self.held_back(now);
+        let inputs = self.model.inputs(&held, &held_back);
         let demand = (self.demand.is_some() || !self.floor.is_empty()).then(|| layout::Demand {
             renewed: self.demand.as_ref().and_then(|it| it.renewed),
             wanted: Wanted {

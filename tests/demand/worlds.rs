@@ -1,6 +1,6 @@
-//! Worlds in which schedulers are late, two controllers act, views are stale, writes are lost and nodes do not answer. Whatever
-//! happens: nothing overlaps, no node is changed twice within its interval, holds end, each change serves a pod that nothing
-//! published serves, pods are evicted only where all of them may be and no fewer would do, and in the end every pod that fits runs.
+//! Worlds in which schedulers are late, two controllers act, views are stale, writes are lost, people write demands, too, and nodes
+//! do not answer. Whatever happens: nothing overlaps, no node is changed twice within its interval or for a demand that is stale,
+//! what a person demands stays, holds end, each change serves a pod that nothing published serves, pods are evicted only where all of them may be and no fewer would do, and in the end every pod that fits runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use mig_controller::demand::{
-    Eviction, Memory, MovablePod, NodeState, Options, PendingPod, Placed, Reason, World, Write, decide,
+    Demand, Eviction, Memory, MovablePod, NodeState, Options, PendingPod, Placed, Reason, World, Write,
+    decide,
 };
 use mig_model::layout::{Wanted, arrange};
 use proptest::prelude::*;
@@ -45,6 +46,11 @@ enum Step {
     Restart(usize),
     Silence(usize),
     Revive(usize),
+    /// A person demands something of a node, or no longer.
+    Person {
+        node: usize,
+        profile: Option<usize>,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -61,6 +67,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..2_usize).prop_map(Step::Restart),
         1 => any::<usize>().prop_map(Step::Silence),
         1 => any::<usize>().prop_map(Step::Revive),
+        1 => (any::<usize>(), prop::option::weighted(0.3, 0..PROFILES.len()))
+            .prop_map(|(node, profile)| Step::Person { node, profile }),
     ]
 }
 
@@ -107,6 +115,8 @@ struct Cluster {
     /// When the hold of a claim on a GPU of a node ends.
     holds: BTreeMap<(usize, String, String), Timestamp>,
     count: usize,
+    /// When the layouts of each node changed.
+    layouts: Vec<Vec<Timestamp>>,
     /// When a write for each node was lost.
     lost: Vec<Option<f64>>,
     /// Pods that were evicted.
@@ -143,6 +153,7 @@ impl Cluster {
             views: Default::default(),
             looked: Vec::new(),
             changes: nodes.iter().map(|_| Vec::new()).collect(),
+            layouts: nodes.iter().map(|_| Vec::new()).collect(),
             holds: BTreeMap::new(),
             count: 0,
             evictions: 0,
@@ -160,7 +171,16 @@ impl Cluster {
 
     fn drive(&mut self) {
         let now = self.time();
-        self.nodes.iter_mut().for_each(|it| it.step(now));
+        for (node, times) in self.nodes.iter_mut().zip(&mut self.layouts) {
+            let before = node.layouts.clone();
+            node.step(now);
+            if node.layouts != before {
+                times.push(now);
+                let renewed = node.demand.as_ref().and_then(|it| it.renewed);
+                let age = renewed.map_or(0, |it| now.duration_since(it).as_secs());
+                assert!(age <= 120, "a node follows a demand that is {age} s old");
+            }
+        }
     }
 
     fn look(&mut self) {
@@ -321,12 +341,15 @@ impl Cluster {
                 self.lost[node] = Some(self.now);
                 continue;
             }
+            let before = self.nodes[node].demand.clone();
             if !self.nodes[node].write(&write) {
                 self.memories[controller].failed(&write.node);
             } else {
                 if write.reason == Reason::Change {
                     self.changes[node].push(now);
                 }
+                let is_a_persons = before.as_ref().is_some_and(|it| it.renewed.is_none());
+                assert!(!is_a_persons || self.nodes[node].demand == before, "a person's demand was changed");
                 self.check_holds(node, &write, now);
             }
         }
@@ -359,7 +382,8 @@ impl Cluster {
         if fresh {
             let sim = &self.nodes[node];
             let held = sim.model.held_names(&sim.held);
-            let inputs = sim.model.inputs(&held);
+            let held_back = sim.held_back(self.time());
+            let inputs = sim.model.inputs(&held, &held_back);
             let free = write.demand.clone().unwrap().profiles;
             let wanted = Wanted { free, floor: sim.floor.clone() };
             let missing = arrange(inputs, &sim.layouts, &wanted).missing;
@@ -407,6 +431,10 @@ impl Cluster {
                 let node = node % self.nodes.len();
                 self.nodes[node].answers = true;
             }
+            Step::Person { node, profile } => {
+                let node = node % self.nodes.len();
+                self.person(node, *profile);
+            }
             Step::Finish(_) => {}
         }
     }
@@ -433,7 +461,7 @@ impl Cluster {
                 );
             }
         }
-        for times in &self.changes {
+        for times in self.changes.iter().chain(&self.layouts) {
             for pair in times.windows(2) {
                 let pause = pair[1].duration_since(pair[0]).as_secs();
                 assert!(30 <= pause, "changed again after {pause} s");
@@ -441,9 +469,23 @@ impl Cluster {
         }
     }
 
+    /// A person writes a demand, or removes one of a person.
+    fn person(&mut self, node: usize, profile: Option<usize>) {
+        let sim = &mut self.nodes[node];
+        let is_a_persons = sim.demand.as_ref().is_some_and(|it| it.renewed.is_none());
+        let profiles = |it: usize| [(PROFILES[it].to_owned(), 1)].into();
+        match profile {
+            Some(it) => sim.demand = Some(Demand { renewed: None, profiles: profiles(it) }),
+            None if is_a_persons => sim.demand = None,
+            None => return,
+        }
+        sim.version += 1;
+    }
+
     /// Everything works again, and nothing new happens.
     fn settle(&mut self) {
         self.nodes.iter_mut().for_each(|it| it.answers = true);
+        (0..self.nodes.len()).for_each(|it| self.person(it, None));
         // Longer than holds, and what is remembered of pods and nodes, last.
         for round in 0..120 {
             if round == 60 {

@@ -18,8 +18,9 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::decisions::{Evicted, Eviction, PodKey};
 use super::evictions::{Attempt, most_for_one};
+use super::gpu::{GpuLedger, Source};
 use super::kind::{Kind, Set, members};
-use super::ledger::{GpuLedger, NodeLedger, Source};
+use super::ledger::NodeLedger;
 use super::memory::Memory;
 use super::round::Round;
 use super::shape::{Need, Shape, is_waiting};
@@ -249,7 +250,7 @@ fn best_place<'w>(
 ) -> Option<(usize, usize, usize, Source)> {
     let (shape, _) = asks.first()?;
     let Need::One(choices) = &shape.need else { return None };
-    let of = |kind: &Kind| choices.get(&std::ptr::from_ref(kind)).map_or(&[][..], Vec::as_slice);
+    let of = |kind: &Kind| choices.get(&std::ptr::from_ref(kind)).map_or(&[][..], |it| &it[..]);
     [Source::Published, Source::Coming, Source::Change].into_iter().find_map(|source| {
         let able = (0..round.nodes.len())
             .filter(|it| only.is_none_or(|only| only == *it))
@@ -330,7 +331,7 @@ fn set_for<'w>(round: &Round<'w>, movers: &Movers<'w>, index: usize) -> Option<(
         return None;
     }
     let gpu = &round.nodes[at.0].gpus[at.1];
-    let choices = choices.get(&std::ptr::from_ref(gpu.kind)).into_iter().flatten();
+    let choices = choices.get(&std::ptr::from_ref(gpu.kind)).into_iter().flat_map(|it| it.iter());
     let devices = choices.map(|it| usize::from(it.device));
     let set = devices
         .filter(|it| gpu.kind.devices[*it].profile == hold.profile)

@@ -3,8 +3,8 @@
 
 use std::cmp::Reverse;
 
+use super::gpu::Source;
 use super::kind::{Kind, Set, members};
-use super::ledger::Source;
 
 /// Ways that are tried to place the devices of one GPU; a GPU has seven or fewer, and most of them are equal.
 const MAX_TRIES: usize = 2_000;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use dra_allocator::cel_env::Programs;
 use k8s_openapi::jiff::Timestamp;
 
+use super::answers::Answers;
 use super::evictions::Consolidation;
 use super::world::{Demand, Hold, NodeState, Options, Profiles, Progress, World, after};
 
@@ -19,10 +20,11 @@ pub struct Memory {
     pub(super) consolidation: Consolidation,
 }
 
-/// Expressions that are compiled already. Forgotten from time to time, so that they do not become more and more.
+/// Expressions that are compiled already, and what they chose. Forgotten from time to time, so that they do not become more and more.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Compiled {
     pub(super) programs: Programs,
+    pub(super) answers: Answers,
     /// How many kinds of pods have used them.
     pub(super) used: usize,
 }

@@ -23,6 +23,7 @@
 //! the interval after a change, so a node without one may change at once; one with a demand was changed at its renewal at the
 //! latest.
 
+mod answers;
 mod compose;
 mod consolidate;
 mod convert;
@@ -30,6 +31,7 @@ mod decisions;
 mod eligible;
 mod evictions;
 mod given;
+mod gpu;
 pub mod kind;
 mod ledger;
 mod memory;

@@ -7,10 +7,11 @@ use std::rc::Rc;
 use k8s_openapi::jiff::Timestamp;
 
 use super::eligible::Eligibility;
+use super::gpu::{Score, Source};
 use super::kind::{Choice, Kind};
-use super::ledger::{NodeLedger, Score, Source};
+use super::ledger::NodeLedger;
 use super::memory::Memory;
-use super::shape::{Need, NodeKey, Pick, Pool, Shape, Shapes, is_waiting};
+use super::shape::{Choices, Need, NodeKey, Pick, Pool, Shape, Shapes, is_waiting};
 use super::share::Share;
 use super::world::{ClaimKey, NodeState, Options, PendingPod, Progress, World, after};
 
@@ -81,8 +82,8 @@ struct Candidates {
 }
 
 /// The devices of a kind of GPU that serve a request.
-fn of_kind<'a>(choices: &'a HashMap<*const Kind, Vec<Choice>>, kind: &Kind) -> &'a [Choice] {
-    choices.get(&std::ptr::from_ref(kind)).map_or(&[][..], Vec::as_slice)
+fn of_kind<'a>(choices: &'a Choices, kind: &Kind) -> &'a [Choice] {
+    choices.get(&std::ptr::from_ref(kind)).map_or(&[][..], |it| &it[..])
 }
 
 impl<'w> Round<'w> {
@@ -114,7 +115,7 @@ impl<'w> Round<'w> {
             nodes: world.nodes.iter().zip(written).map(node).collect(),
             pods: Vec::new(),
             eligibility: Eligibility::new(),
-            shapes: Shapes::new(world, &options.driver, &memory.compiled.programs),
+            shapes: Shapes::new(world, &options.driver, &memory.compiled),
             own: HashMap::new(),
             finders: HashMap::new(),
             candidates: HashMap::new(),
@@ -209,13 +210,7 @@ impl<'w> Round<'w> {
         may && self.eligibility.takes(group, node)
     }
 
-    fn best(
-        &self,
-        node: usize,
-        choices: &HashMap<*const Kind, Vec<Choice>>,
-        source: Source,
-        claim: &str,
-    ) -> Option<Score> {
+    fn best(&self, node: usize, choices: &Choices, source: Source, claim: &str) -> Option<Score> {
         self.nodes[node].best(|kind| of_kind(choices, kind), source, claim)
     }
 
@@ -223,7 +218,7 @@ impl<'w> Round<'w> {
     fn find(
         &mut self,
         shape: *const Shape,
-        choices: &HashMap<*const Kind, Vec<Choice>>,
+        choices: &Choices,
         group: usize,
         source: Source,
     ) -> Option<(usize, Score)> {

@@ -12,8 +12,11 @@ use k8s_openapi::api::resource::v1::{
     ResourceSliceSpec,
 };
 
+use super::answers::{Answer, Answers};
+use super::gpu::GpuLedger;
 use super::kind::{Choice, IDENTITY, Kind, Set, members};
-use super::ledger::{GpuLedger, NodeLedger};
+use super::ledger::NodeLedger;
+use super::memory::Compiled;
 use super::share::Share;
 use super::world::{GpuState, PendingPod, World};
 
@@ -23,13 +26,16 @@ const MAX_STEPS: usize = 20_000;
 /// Different shapes that one round looks at.
 const MAX_SHAPES: usize = 512;
 
+/// The devices that serve a request, the best first, by kind of GPU.
+pub(super) type Choices = HashMap<*const Kind, Arc<[Choice]>>;
+
 /// What a pod needs of our driver.
 #[derive(Debug)]
 pub(super) enum Need {
     /// Nothing, or something that no GPU can be partitioned into.
     Nothing,
     /// One device: those that serve it, by kind of GPU.
-    One(HashMap<*const Kind, Vec<Choice>>),
+    One(Choices),
     /// Several devices, or certain ones: asked node by node.
     Many,
 }
@@ -49,6 +55,7 @@ pub(super) struct Shapes<'w> {
     world: &'w World,
     driver: &'w str,
     programs: Programs,
+    answers: Answers,
     /// One GPU of each kind.
     kinds: Vec<&'w GpuState>,
     /// Whether a class may have devices of ours, by name.
@@ -61,14 +68,15 @@ pub(super) struct Shapes<'w> {
 pub(super) type Pick = (usize, usize);
 
 impl<'w> Shapes<'w> {
-    pub(super) fn new(world: &'w World, driver: &'w str, programs: &Programs) -> Self {
+    pub(super) fn new(world: &'w World, driver: &'w str, compiled: &Compiled) -> Self {
         let mut seen = BTreeSet::new();
         let gpus = world.nodes.iter().flat_map(|it| &it.gpus);
         let kinds = gpus.filter(|it| seen.insert(Arc::as_ptr(&it.kind))).collect();
         Self {
             world,
             driver,
-            programs: programs.clone(),
+            programs: compiled.programs.clone(),
+            answers: compiled.answers.clone(),
             kinds,
             ours: HashMap::new(),
             known: HashMap::new(),
@@ -159,26 +167,39 @@ impl<'w> Shapes<'w> {
     }
 
     fn one(&self, claim: &ResourceClaim) -> Need {
+        let request = self.depends_on(claim);
         let mut by_kind = HashMap::new();
         for gpu in &self.kinds {
-            let mut choices = Vec::new();
-            for device in 0..gpu.kind.devices.len() {
-                match self.serves(gpu, device, claim) {
-                    Ok(Some(alternative)) => {
-                        let Ok(device) = u8::try_from(device) else { break };
-                        choices.push(Choice { alternative, device });
-                    }
-                    Ok(None) => {}
-                    // A selector that fails on a device keeps the pod from all nodes.
-                    Err(()) => return Need::Nothing,
-                }
-            }
-            if !choices.is_empty() {
-                choices.sort_unstable();
-                by_kind.insert(Arc::as_ptr(&gpu.kind), choices);
+            match self.answers.of(&request, &gpu.kind, || self.choices(gpu, claim)) {
+                Some(choices) if choices.is_empty() => {}
+                Some(choices) => drop(by_kind.insert(Arc::as_ptr(&gpu.kind), choices)),
+                // A selector that fails on a device keeps the pod from all nodes.
+                None => return Need::Nothing,
             }
         }
         if by_kind.is_empty() { Need::Nothing } else { Need::One(by_kind) }
+    }
+
+    /// The devices of a kind that serve a claim for one device.
+    fn choices(&self, gpu: &GpuState, claim: &ResourceClaim) -> Answer {
+        let mut choices = Vec::new();
+        for device in 0..gpu.kind.devices.len() {
+            if let Some(alternative) = self.serves(gpu, device, claim).ok()? {
+                let Ok(device) = u8::try_from(device) else { break };
+                choices.push(Choice { alternative, device });
+            }
+        }
+        choices.sort_unstable();
+        Some(choices.into())
+    }
+
+    /// All that the devices of a claim depend on beside the GPU: its requests and their classes.
+    fn depends_on(&self, claim: &ResourceClaim) -> String {
+        let names: BTreeSet<&str> = requests(claim).flat_map(classes).collect();
+        let used = |it: &&DeviceClass| it.metadata.name.as_deref().is_some_and(|it| names.contains(it));
+        let classes: Vec<_> =
+            self.world.classes.iter().filter(used).map(|it| (&it.metadata.name, &it.spec)).collect();
+        serde_json::to_string(&(&claim.spec, classes)).unwrap_or_default()
     }
 
     /// Whether a claim for one device is served by this one, and as which alternative. `Err` where the scheduler gives up.

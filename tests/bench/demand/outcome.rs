@@ -3,12 +3,12 @@
 use crate::arrivals::{Arrival, RUN};
 
 /// Of the arrivals, this part is not counted: the GPUs were empty before.
-const WARM_UP: usize = 20;
+pub(crate) const WARM_UP: usize = 20;
 
 /// What came of arrivals.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Outcome {
-    /// Memory of the pods that started, in parts of what was asked for.
+    /// Memory in use over time until the last pod arrives, in parts of what would have been in use had every pod started at once.
     pub(crate) served: f64,
     /// Waiting times by profile, ascending, in mean run times. A pod that still waits counts with what it has waited.
     pub(crate) waits: Vec<Vec<f64>>,
@@ -25,10 +25,13 @@ impl Outcome {
         let end = arrivals.last().map_or(0.0, |it| it.at);
         let mut outcome = Self { waits: vec![Vec::new(); sizes.len()], ..Self::default() };
         let (mut asked, mut given) = (0.0, 0.0);
+        let used = |arrival: &Arrival, start: f64| {
+            f64::from(sizes[arrival.profile]) * arrival.lasts.min(end - start)
+        };
         for (arrival, start) in arrivals.iter().zip(starts).skip(arrivals.len() / WARM_UP) {
             let start = start.filter(|it| *it <= end);
-            asked += f64::from(sizes[arrival.profile]);
-            given += start.map_or(0.0, |_| f64::from(sizes[arrival.profile]));
+            asked += used(arrival, arrival.at);
+            given += start.map_or(0.0, |it| used(arrival, it));
             outcome.waits[arrival.profile].push((start.unwrap_or(end) - arrival.at) / RUN);
         }
         outcome.waits.iter_mut().for_each(|it| it.sort_by(f64::total_cmp));

@@ -1,0 +1,220 @@
+//! One scenario: the same arrivals through all servers, the bounds, and the targets.
+
+use std::time::Duration;
+
+use mig_controller::demand::Options;
+use mig_model::layout::LONGEST_HOLD;
+
+use crate::arrivals::{Arrival, Pattern, RUN, arrivals, profiles};
+use crate::cluster::Cluster;
+use crate::model::Model;
+use crate::node::Keeps;
+use crate::outcome::Outcome;
+use crate::table::Table;
+use crate::{bounds, fixed, oracle};
+
+const SEED: u64 = 20_261_129;
+/// Profiles that get turns.
+const LARGE: [&str; 3] = ["4g.40gb", "7g.80gb", "full"];
+/// A claim for one of them should not wait longer, in mean run times.
+const LONGEST_WAIT: f64 = 10.0;
+/// Pods that consolidation moves at most, in parts of all.
+const MOVED: f64 = 0.02;
+/// Turns that are tried with `--turns`: after a wait, for a while, both in mean run times.
+const TURNS: [(f64, f64); 5] = [(0.5, 8.0), (2.0, 1.5), (2.0, 8.0), (5.0, 1.5), (5.0, 8.0)];
+
+/// What is replayed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scenario {
+    pub(crate) pattern: Pattern,
+    pub(crate) gpus: usize,
+    pub(crate) count: usize,
+    pub(crate) load: f64,
+    /// Whether other turns are tried.
+    pub(crate) turns: bool,
+}
+
+/// What came of it: a table, and the targets.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) table: String,
+    pub(crate) targets: Vec<String>,
+}
+
+/// What each server made of the arrivals.
+struct Outcomes {
+    demand: Outcome,
+    demand_turns: Outcome,
+    counters: Outcome,
+    counters_turns: Outcome,
+    counters_moves: Outcome,
+    repacking: Outcome,
+}
+
+/// Turns after half a mean run time, for as long as drivers hold a GPU back at most.
+fn turns() -> Options {
+    turns_of(0.5, LONGEST_HOLD.as_secs_f64() / RUN)
+}
+
+/// Turns after a wait, for a while, both in mean run times.
+fn turns_of(hold_after: f64, hold_for: f64) -> Options {
+    Options {
+        hold_after: Some(Duration::from_secs_f64(RUN * hold_after)),
+        hold_for: Duration::from_secs_f64(RUN * hold_for),
+        ..Options::default()
+    }
+}
+
+/// Turns, and consolidation of at most so many of the pods. All pods may be moved once they have run for a tenth of the mean.
+fn moves(arrivals: &[Arrival]) -> Options {
+    let hours = arrivals.last().map_or(1.0, |it| it.at) / 3600.0;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "the numbers are small and positive"
+    )]
+    let per_hour = (MOVED * arrivals.len() as f64 / hours) as u32;
+    Options {
+        evictions_per_hour: Some(per_hour.max(1)),
+        evictions_namespace: 1.0,
+        move_after: Duration::from_secs_f64(RUN / 10.0),
+        evictions_pause: Duration::from_secs_f64(RUN / 2.0),
+        ..turns()
+    }
+}
+
+impl Scenario {
+    fn title(&self) -> String {
+        format!("{} GPUs, {}, load {}", self.gpus, self.pattern.name(), self.load)
+    }
+
+    /// Replays it.
+    pub(crate) fn run(&self) -> Report {
+        let model = Model::new("H100-80GB", 1);
+        let names = profiles(&model);
+        let sizes: Vec<u32> = names.iter().map(|it| it.1).collect();
+        let arrivals = arrivals(self.pattern, &model, self.gpus, self.load, self.count, SEED);
+        let mut table = Table::new(&self.title(), names.iter().map(|it| it.0).collect());
+        let (counts, best) = fixed::best(&arrivals, &model, self.gpus, &sizes);
+        let shown: Vec<String> =
+            counts.iter().zip(&names).map(|(count, it)| format!("{count} x {}", it.0)).collect();
+        table.row(&format!("best fixed layout in hindsight ({})", shown.join(", ")), &best);
+        // 3g + 2g + 2 x 1g, as NVIDIA's file has it.
+        let balanced = |name: &str| match name {
+            "3g.40gb" | "2g.20gb" => self.gpus,
+            "1g.10gb" => 2 * self.gpus,
+            _ => 0,
+        };
+        let balanced = fixed::with(&arrivals, &names.iter().map(|it| balanced(it.0)).collect(), &sizes);
+        table.row("`all-balanced`", &balanced);
+        let mut run = |name: &str, keeps, options| {
+            let outcome = Cluster::new(&arrivals, self.gpus, keeps, options).run();
+            table.row(name, &outcome);
+            outcome
+        };
+        let outcomes = Outcomes {
+            demand: run("demand-driven", Keeps::Demand, Some(Options::default())),
+            demand_turns: run("demand-driven, with turns", Keeps::Demand, Some(turns())),
+            counters: run("counters (`pack`)", Keeps::Counters, None),
+            counters_turns: run("counters, with turns", Keeps::Counters, Some(turns())),
+            counters_moves: run(
+                "counters, with turns and consolidation",
+                Keeps::Counters,
+                Some(moves(&arrivals)),
+            ),
+            repacking: oracle::repacking(&arrivals, &model, self.gpus, &sizes),
+        };
+        for (after, hold) in TURNS.iter().filter(|_| self.turns) {
+            let name = format!("counters, turns after {after} for {hold}");
+            run(&name, Keeps::Counters, Some(turns_of(*after, *hold)));
+        }
+        table.row("repacking", &outcomes.repacking);
+        let large: Vec<usize> = (0..names.len()).filter(|it| LARGE.contains(&names[*it].0)).collect();
+        let served = bounds::served(&arrivals, &model, self.gpus, &sizes);
+        let wait = bounds::longest_wait(&arrivals, &model, self.gpus, &large);
+        table.note(&format!(
+            "No server serves more than {:.1} % of the memory, or keeps the longest wait of large claims below {wait:.1}.",
+            100.0 * served
+        ));
+        let mut judge = Judge { of: self, large: &large, targets: Vec::new() };
+        judge.layouts(&outcomes, served);
+        judge.moves(&outcomes, arrivals.len());
+        if self.load == 0.8 {
+            judge.turns(&outcomes, wait);
+        }
+        Report { table: table.text, targets: judge.targets }
+    }
+}
+
+/// Compares outcomes with the targets.
+struct Judge<'a> {
+    of: &'a Scenario,
+    large: &'a [usize],
+    targets: Vec<String>,
+}
+
+impl Judge<'_> {
+    fn judge(&mut self, is_met: bool, text: &str) {
+        let verdict = if is_met { "ok" } else { "MISSED" };
+        self.targets.push(format!("- {verdict} {}: {text}", self.of.title()));
+    }
+
+    fn layouts(&mut self, of: &Outcomes, bound: f64) {
+        let (demand, counters) = (of.demand.served, of.counters.served);
+        let text = format!(
+            "demand-driven serves {:.1} % of what counters serve ({:.1} of {:.1} %; no server more than {:.1} %)",
+            100.0 * demand / counters,
+            100.0 * demand,
+            100.0 * counters,
+            100.0 * bound
+        );
+        self.judge(0.95 * counters <= demand, &text);
+    }
+
+    fn turns(&mut self, of: &Outcomes, bound: f64) {
+        for (name, without, with) in
+            [("counters", &of.counters, &of.counters_turns), ("demand-driven", &of.demand, &of.demand_turns)]
+        {
+            let longest = |of: &Outcome| self.large.iter().map(|it| of.wait(*it, 1.0)).fold(0.0, f64::max);
+            let reach = if LONGEST_WAIT < bound { "; out of reach" } else { "" };
+            let text = format!(
+                "{name}: the longest wait of a large claim is {:.1} with turns, {:.1} without, {:.1} with repacking{reach}; no server \
+                 gets below {bound:.1}",
+                longest(with),
+                longest(without),
+                longest(&of.repacking)
+            );
+            self.judge(longest(with) <= LONGEST_WAIT, &text);
+            let loss = 100.0 * (1.0 - with.served / without.served);
+            self.judge(loss <= 2.0, &format!("{name}: turns cost {loss:.1} % of the memory served"));
+        }
+    }
+
+    fn moves(&mut self, of: &Outcomes, pods: usize) {
+        let mean = |of: &Outcome| {
+            let waits: Vec<f64> = self.large.iter().flat_map(|it| of.waits[*it].clone()).collect();
+            #[expect(clippy::cast_precision_loss, reason = "there are few pods")]
+            let mean = waits.iter().sum::<f64>() / waits.len().max(1) as f64;
+            mean
+        };
+        let (before, after, bound) = (&of.counters_turns, &of.counters_moves, &of.repacking);
+        let closed = |before: f64, after: f64, bound: f64| 100.0 * (after - before) / (bound - before);
+        let waited = closed(mean(before), mean(after), mean(bound));
+        #[expect(clippy::cast_precision_loss, reason = "there are few pods")]
+        let part = 100.0 * after.evictions as f64 / pods as f64;
+        let text = format!(
+            "consolidation of {part:.1} % of the pods closes {waited:.0} % of what is left to repacking of the mean wait of large claims \
+             ({:.2}, {:.2}, {:.2}) and {:.0} % of the memory served ({:.1}, {:.1}, {:.1}); a moved pod waits {:.2} at most",
+            mean(before),
+            mean(after),
+            mean(bound),
+            closed(before.served, after.served, bound.served),
+            100.0 * before.served,
+            100.0 * after.served,
+            100.0 * bound.served,
+            after.longest_move
+        );
+        self.judge(50.0 <= waited && part <= 100.0 * MOVED, &text);
+    }
+}
