@@ -5,7 +5,8 @@ use std::fs;
 
 use crate::common;
 use common::{
-    ControlPlane, DRIVER, Lab, device_names, eventually, prepare, read_json, try_prepare, unprepare,
+    ControlPlane, DRIVER, Lab, device_names, eventually, is_complete, prepare, read_json, try_prepare,
+    unprepare,
 };
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use kube_sim::kubelet::Claim;
