@@ -239,7 +239,8 @@ mod tests {
         pods.note(&"u-1".parse().unwrap(), &claim("ring"));
         let groups = PodGroups::new(Client::new(Canned::new(403, refusal), "default"), "node-1", pods);
         let error = groups.look().await.unwrap_err();
-        let (mut retry, mut refusals) = (Backoff::new(PAUSES.0, PAUSES.1, "node-1"), refusal_pauses("node-1"));
+        let (mut retry, mut refusals) =
+            (Backoff::new(PAUSES.0, PAUSES.1, "node-1"), refusal_pauses("node-1"));
         let refused = error.pause(&mut retry, &mut refusals);
         let failed = ListError::Failed("down".to_owned()).pause(&mut retry, &mut refusals);
         assert!(failed < refused, "{error}");
