@@ -278,7 +278,14 @@ async fn a_pending_pod_gets_its_device_after_what_kubectl_mig_explain_advises() 
         refused_when(&lab, "third").await;
 
         let connection = Connection::new(lab.client.clone(), "default");
-        let kinds = Kinds { nodes: true, pods: true, templates: true, quotas: true, attributes: true };
+        let kinds = Kinds {
+            nodes: true,
+            pods: true,
+            templates: true,
+            quotas: true,
+            attributes: true,
+            mig_nodes: true,
+        };
         let subject = Subject::Pod { namespace: "default".to_owned(), name: "third".to_owned() };
         let snapshot = Box::pin(cluster::read(&connection, kinds)).await.unwrap();
         let answer = explain(&snapshot, &subject);
