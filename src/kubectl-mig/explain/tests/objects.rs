@@ -386,7 +386,7 @@ fn a_gpu_that_is_held_back_is_named_to_its_claim_and_to_the_others() {
     lab.layout("gpu-1", &[("1g.10gb", 0)]);
     lab.runs("small", "gpu-1", &Lab::device(0, "1g.10gb", 0));
     lab.wants("large", "7g.80gb");
-    lab.wants("other", "1g.10gb");
+    lab.wants("other", "2g.20gb");
     let uid = "00000000-0000-4000-8000-000000000001";
     for claim in &mut lab.snapshot.claims {
         if claim.metadata.name.as_deref() == Some("large") {
@@ -404,7 +404,7 @@ fn a_gpu_that_is_held_back_is_named_to_its_claim_and_to_the_others() {
         it.sentence
     );
     let it = lab.explain("other");
-    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::AllAllocated), "{it:#?}");
+    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::LayoutFollowsDemand), "{it:#?}");
     let held = it.reasons.iter().find(|it| it.reason == ReasonId::GpuHeldBack).unwrap();
     assert!(held.sentence.contains("for claim default/large, which has waited longer"), "{}", held.sentence);
 }
