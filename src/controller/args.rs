@@ -41,6 +41,9 @@ pub struct Args {
     /// where each of them finds another place. PodDisruptionBudgets apply.
     #[arg(long, env, requires_all = ["demand", "hold_after"])]
     pub consolidate: bool,
+    /// With --consolidate: a claim that has waited for so long gets a GPU held back before --hold-after, where pods can be moved.
+    #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub consolidate_after: Duration,
     /// With --consolidate: pods that are evicted in an hour at most; half of them for the pods of one namespace.
     #[arg(long, env, value_name = "COUNT", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub evictions_per_hour: u32,

@@ -86,6 +86,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
             patience: args.patience,
             hold_after: args.hold_after,
             hold_for: args.hold_for,
+            consolidate_after: args.consolidate_after,
             evictions_per_hour: args.consolidate.then_some(args.evictions_per_hour),
             ..demand::Options::default()
         };

@@ -376,6 +376,24 @@ fn a_pod_that_is_served_already_and_one_that_waits_for_something_else_move_nobod
 }
 
 #[test]
+fn a_gpu_is_held_back_early_only_where_pods_can_be_moved() {
+    let options = || Options {
+        hold_after: Some(Duration::from_secs(900)),
+        consolidate_after: Duration::from_secs(60),
+        ..options()
+    };
+    let mut world = two_in_the_way();
+    let held = |world: &World, waited: f64| {
+        let writes = Leader::new(options()).decide(world, NOW - 600.0 + waited).decisions.writes;
+        writes.iter().map(|it| it.holds.len()).sum::<usize>()
+    };
+    world.movable.iter_mut().for_each(|it| it.started = Some(at(0.0)));
+    assert_eq!([59.0, 60.0].map(|it| held(&world, it)), [0, 1]);
+    world.movable.pop();
+    assert_eq!([60.0, 899.0, 900.0].map(|it| held(&world, it)), [0, 0, 1]);
+}
+
+#[test]
 fn nobody_moves_for_a_pod_that_lacks_more_than_the_device() {
     let mut cordoned = two_in_the_way();
     Leader::new(options()).hold(&mut cordoned, NOW).unwrap();

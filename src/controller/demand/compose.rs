@@ -195,6 +195,7 @@ fn wake(round: &Round<'_>, writes: &[Write], holds: &[Vec<Hold>], memory: &Memor
         let Some(since) = pod.of.unschedulable else { continue };
         times.push(after(since, options.patience));
         times.extend(options.hold_after.map(|it| after(since, it)));
+        times.extend(options.evictions_per_hour.map(|_| after(since, options.consolidate_after)));
         let offered = memory.offered.get(&pod.of.uid);
         times.extend(
             offered

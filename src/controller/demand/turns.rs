@@ -54,10 +54,13 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
             break;
         }
         let pod = &round.pods[index];
-        let waits = pod.of.unschedulable.is_some_and(|it| after(it, hold_after) <= round.now);
+        let waits = |pause| pod.of.unschedulable.is_some_and(|it| after(it, pause) <= round.now);
+        // Earlier only where pods can be moved.
+        let is_due = waits(hold_after);
+        let may_move = round.options.evictions_per_hour.is_some() && waits(round.options.consolidate_after);
         let Some((shape, group)) = pod.asks.clone() else { continue };
         let namespace = pod.of.namespace.as_str();
-        if !waits
+        if !(is_due || may_move)
             || pod.served.is_some()
             || pod.is_elsewhere
             || pod.claim.uid.is_empty()
@@ -66,7 +69,7 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
         {
             continue;
         }
-        let key = (std::rc::Rc::as_ptr(&shape), group);
+        let key = (std::rc::Rc::as_ptr(&shape), group, is_due);
         if failed.contains(&key) {
             continue;
         }
@@ -74,7 +77,7 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
         let candidates = candidates(round, &shape.need, group, &used, &limits);
         let of = round.pods[index].of;
         let chosen = movers.choose(round, of, &candidates);
-        let Some(place) = chosen.or_else(|| candidates.into_iter().min()) else {
+        let Some(place) = chosen.or_else(|| candidates.into_iter().min().filter(|_| is_due)) else {
             failed.insert(key);
             continue;
         };

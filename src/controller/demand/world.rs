@@ -196,6 +196,8 @@ pub struct Options {
     pub pool_label: String,
     /// Pods that are evicted in an hour at most, so that claims with a GPU held back are served; `None` turns consolidation off.
     pub evictions_per_hour: Option<u32>,
+    /// A claim that has waited for so long gets a GPU held back where pods can be moved, though `hold_after` is not over.
+    pub consolidate_after: Duration,
     /// Evictions in an hour for the pods of one namespace, in parts of all; one at least.
     pub evictions_namespace: f64,
     /// A pod is evicted only once it has run for so long, so that what was moved stays for a while.
@@ -221,6 +223,7 @@ impl Default for Options {
             hold_pool: 0.25,
             pool_label: "node.kubernetes.io/instance-type".to_owned(),
             evictions_per_hour: None,
+            consolidate_after: seconds(60),
             evictions_namespace: 0.5,
             move_after: seconds(600),
             evictions_pause: seconds(600),

@@ -77,6 +77,7 @@ fn moves(arrivals: &[Arrival]) -> Options {
     let per_hour = (MOVED * arrivals.len() as f64 / hours) as u32;
     Options {
         evictions_per_hour: Some(per_hour.max(1)),
+        consolidate_after: Duration::from_secs_f64(RUN / 60.0),
         evictions_namespace: 1.0,
         move_after: Duration::from_secs_f64(RUN / 10.0),
         evictions_pause: Duration::from_secs_f64(RUN / 2.0),
