@@ -187,6 +187,15 @@ fn a_node_that_does_not_follow_is_not_changed() {
 }
 
 #[test]
+fn no_pod_counts_on_a_change_of_a_node_of_which_a_person_demands_something() {
+    let mut of_a_person = node("a", &[(NONE, WHOLE)]);
+    of_a_person.demand = Some(Demand { renewed: None, profiles: Profiles::new() });
+    let nodes = vec![of_a_person, node("b", &[(NONE, WHOLE)])];
+    let outcome = now(&world(nodes, vec![for_profile("p", at(0.0), "1g.10gb")]), 60.0);
+    assert_eq!(one(&outcome.decisions).node, "b");
+}
+
+#[test]
 fn node_selectors_decide_which_node_changes() {
     let mut labelled = node("b", &[(NONE, WHOLE)]);
     let labels = BTreeMap::from([("zone".to_owned(), "b".to_owned())]);

@@ -63,6 +63,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Look),
         5 => Just(Step::Drive),
         5 => (1..25_u32).prop_map(Step::Advance),
+        1 => (25..200_u32).prop_map(Step::Advance),
         8 => decide.prop_map(|(controller, stale, lost)| Step::Decide { controller, stale, lost }),
         1 => (0..2_usize).prop_map(Step::Restart),
         1 => any::<usize>().prop_map(Step::Silence),
@@ -541,6 +542,22 @@ fn run(mut cluster: Cluster, steps: &[Step]) {
         cluster.decide(0, false, false);
     }
     assert!(cluster.nodes.iter().all(|it| it.demand.is_none() && it.holds.is_empty()));
+}
+
+#[test]
+fn a_node_that_comes_back_follows_no_demand_that_is_stale() {
+    let mut cluster = Cluster::new(&[1], false, false, false);
+    let before = cluster.nodes[0].layouts.clone();
+    cluster.arrive(4, 0);
+    cluster.now += 10.0;
+    cluster.decide(0, false, false);
+    assert!(cluster.nodes[0].demand.is_some());
+    // Neither the node nor a controller does anything for longer than two minutes.
+    cluster.now += 150.0;
+    cluster.drive();
+    assert_eq!(cluster.nodes[0].layouts, before);
+    cluster.settle();
+    assert!(cluster.pending.is_empty(), "{:?}", cluster.nodes[0].demand);
 }
 
 #[test]

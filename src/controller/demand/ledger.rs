@@ -161,7 +161,9 @@ impl<'w> NodeLedger<'w> {
         let ledger = &mut self.gpus[gpu];
         ledger.give(device, equal, source);
         let profile = &ledger.kind.devices[device].profile;
+        // The hold brings what a GPU has that is held back; a demand is for the others.
         match self.counted_on.get_mut(profile) {
+            _ if ledger.is_reserved() => {}
             Some(count) => *count += 1,
             None => drop(self.counted_on.insert(profile.clone(), 1)),
         }
