@@ -404,7 +404,11 @@ fn a_gpu_that_is_held_back_is_named_to_its_claim_and_to_the_others() {
         it.sentence
     );
     let it = lab.explain("other");
-    assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::LayoutFollowsDemand), "{it:#?}");
+    assert_eq!(
+        (it.verdict, it.reasons[0].reason),
+        (Verdict::NotNow, ReasonId::LayoutFollowsDemand),
+        "{it:#?}"
+    );
     let held = it.reasons.iter().find(|it| it.reason == ReasonId::GpuHeldBack).unwrap();
     assert!(held.sentence.contains("for claim default/large, which has waited longer"), "{}", held.sentence);
 }
