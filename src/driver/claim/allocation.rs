@@ -97,17 +97,19 @@ fn results(allocation: &AllocationResult) -> impl Iterator<Item = &DeviceRequest
     allocation.devices.iter().flat_map(|it| it.results.iter().flatten())
 }
 
-/// Why the configurations for these devices cannot be honoured. One that names requests is about these alone; a request is
-/// named with or without its alternative.
+/// Why the configurations for these devices cannot be honoured. One that names requests is about these alone; the name of a
+/// request without an alternative stands for all of its alternatives.
 fn config_refusal(
     allocation: &AllocationResult,
     driver: &str,
     devices: &[AllocatedDevice],
 ) -> Option<String> {
-    let main = |it: &String| it.split('/').next().unwrap_or_default().to_owned();
+    let names = |named: &String, request: &String| named == request || named == base_of(request);
+    let is_about =
+        |named: &String, it: &AllocatedDevice| it.requests.iter().any(|request| names(named, request));
     let is_ours = |requests: &[String]| match requests {
         [] => !devices.is_empty(),
-        named => named.iter().any(|it| devices.iter().any(|device| device.requests.contains(&main(it)))),
+        named => named.iter().any(|named| devices.iter().any(|it| is_about(named, it))),
     };
     let configs = allocation.devices.iter().flat_map(|it| it.config.iter().flatten());
     let mut ours = configs.filter(|it| is_ours(it.requests.as_deref().unwrap_or_default()));
@@ -181,7 +183,9 @@ mod tests {
             let error = found(requests.clone()).unwrap_err().to_string();
             assert!(error.contains("asks for MPS") && error.ends_with("remove it"), "{requests}: {error}");
         }
-        assert_eq!(found(json!(["net"])).unwrap().len(), 1);
+        for requests in [json!(["net"]), json!(["gpu/large"])] {
+            assert_eq!(found(requests).unwrap().len(), 1, "it is about another device");
+        }
     }
 
     #[test]
