@@ -1,7 +1,8 @@
 //! Holds: GPUs of which free devices are not offered for a while, so that a claim gets its turn. Pure.
 //!
 //! As long as a hold is in force, a free device of its GPU is offered only if it has the profile of the hold. What claims hold
-//! stays. A hold ends when its writer removes it, and at its time in any case.
+//! stays theirs. Without counters it is not published either: a scheduler gives a published device away at the moment of its
+//! release, before the driver can withdraw it, so that the GPU would never become free among pods that wait. A hold ends when its writer removes it, and at its time in any case.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -135,6 +136,22 @@ pub(crate) fn hold_back(inventory: &Inventory, held_back: &HeldBack, held: &BTre
         gpu.withheld.extend(go);
     }
     reduced
+}
+
+/// What claims hold of GPUs that are held back for another profile.
+pub(crate) fn hidden(
+    inventory: &Inventory,
+    held_back: &HeldBack,
+    held: &BTreeSet<String>,
+) -> BTreeSet<String> {
+    let gpus = inventory.gpus.iter().filter_map(|it| Some((it, held_back.get(&it.counter_set)?)));
+    let devices =
+        gpus.flat_map(|(gpu, profile)| gpu.devices.iter().chain(&gpu.withheld).map(move |it| (it, profile)));
+    let is_hidden = |(device, profile): &(&AllocatableDevice, &String)| {
+        let is_adopted = matches!(device.kind, DeviceKind::Adopted(_));
+        held.contains(device.name.as_str()) && !is_for(profile, device) && !is_adopted
+    };
+    devices.filter(is_hidden).map(|(it, _)| it.name.to_string()).collect()
 }
 
 fn after(time: Timestamp, wait: Duration) -> Timestamp {

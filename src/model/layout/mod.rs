@@ -24,6 +24,6 @@ pub use decision::Decision;
 pub use demand::{Demand, DemandMemory, Followed, Outcome, PATIENCE, PAUSE, follow, usable};
 pub use file::{Devices, Entry, FileError, LayoutFile, MAX_FILE};
 pub use fit::{Candidate, dropped, fit, fit_keeping};
-pub(crate) use holds::hold_back;
 pub use holds::{HeldBack, HoldMemory, HoldStep, LONGEST_HOLD, with_holds};
+pub(crate) use holds::{hidden, hold_back};
 pub use mix::{all_of, balanced, candidates, possible};

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::inventory::Inventory;
-use crate::layout::{Decision, GpuLayout, Layouts, apply};
+use crate::layout::{Decision, GpuLayout, apply, hidden};
 
 use super::memory::Memory;
 use super::pool::Pool;
@@ -56,7 +56,13 @@ pub(super) fn makes_room(memory: &Memory, world: &World<'_>, seen: &NodeView<'_>
     let now = &world.node;
     let decision = layouts(world, now.inventory);
     let held = now.held | &(&memory.allocated - seen.held);
-    apply(now.inventory, &decision.layouts, &held).inventory.names() != memory.decided().cloned().collect()
+    wanted(now.inventory, &decision, &held) != memory.decided().cloned().collect()
+}
+
+/// What is to be published once nothing is waited for any more, if claims hold this.
+fn wanted(inventory: &Inventory, decision: &Decision, held: &BTreeSet<String>) -> BTreeSet<String> {
+    let names = apply(inventory, &decision.layouts, held).inventory.names();
+    &names - &hidden(inventory, &decision.held_back, held)
 }
 
 /// What the layouts allow at the moment; nothing where they are not known.
@@ -74,13 +80,15 @@ pub(super) fn target(
     }
     let prepared = world.node.held;
     let pool = memory.pool(published);
-    let (read_at, is_held_up) = read_claims(memory, world, inventory, &decision.layouts, pool.as_ref(), now)?;
+    let (read_at, is_held_up) = read_claims(memory, world, inventory, &decision, pool.as_ref(), now)?;
     let held = prepared | &memory.allocated;
     let target = apply(inventory, &decision.layouts, &held);
-    let next = memory.step(inventory, &target.inventory, pool.as_ref(), prepared, read_at);
+    let hidden = hidden(inventory, &decision.held_back, &held);
+    let next = memory.step(inventory, &target.inventory, pool.as_ref(), (prepared, &hidden), read_at);
 
     let devices = next.devices().count();
-    let settling = !memory.is_open() || memory.transition.is_settling() && next != target.inventory;
+    let settling = !memory.is_open()
+        || memory.transition.is_settling() && next.names() != &target.inventory.names() - &hidden;
     let status = if insists {
         let withheld = inventory.devices().count().saturating_sub(devices);
         let support = world.gates.counters.answer.unwrap_or(CounterSupport::Dropped);
@@ -101,13 +109,13 @@ fn read_claims(
     memory: &mut Memory,
     world: &World<'_>,
     inventory: &Inventory,
-    layouts: &Layouts,
+    decision: &Decision,
     published: Option<&Pool>,
     now: Instant,
 ) -> Result<(Instant, bool), Question> {
     let held = world.node.held;
-    let wanted = apply(inventory, layouts, held).inventory.names();
-    let is_there = published.is_some_and(|it| it.is_open && !it.is_counted && it.devices == wanted);
+    let by_node = wanted(inventory, decision, held);
+    let is_there = published.is_some_and(|it| it.is_open && !it.is_counted && it.devices == by_node);
     // What was read for another reason is used.
     if is_there && memory.transition.next().is_none() && world.claims.is_none() {
         memory.allocated.clear();
@@ -115,6 +123,6 @@ fn read_claims(
     }
     let claims = world.claims()?;
     memory.allocated.clone_from(&claims.allocated);
-    let possible = apply(inventory, layouts, &(held | &memory.allocated)).inventory.names();
-    Ok((claims.read_at, possible != wanted))
+    let possible = wanted(inventory, decision, &(held | &memory.allocated));
+    Ok((claims.read_at, possible != by_node))
 }

@@ -203,20 +203,20 @@ impl Memory {
         self.decided = shown;
     }
 
-    /// What layouts allow on the way to `target`; they see to what they withdraw.
+    /// What layouts allow on the way to `target`, without what is hidden of it; they see to what they withdraw.
     pub(super) fn step(
         &mut self,
         all: &Inventory,
         target: &Inventory,
         pool: Option<&Pool>,
-        prepared: &BTreeSet<String>,
+        (prepared, hidden): (&BTreeSet<String>, &BTreeSet<String>),
         read_at: Instant,
     ) -> Inventory {
         let seen = self.seen(pool);
         // Where nothing changes, nothing was read.
         let allocated = if self.allocated.is_empty() { prepared } else { &self.allocated };
         self.retained.leave_nothing_out();
-        self.transition.step(all, target, pool, &seen, Held { prepared, allocated, read_at })
+        self.transition.step(all, target, pool, &seen, Held { prepared, allocated, hidden, read_at })
     }
 
     /// What schedulers have seen, as far as this process knows.

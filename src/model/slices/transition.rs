@@ -47,6 +47,8 @@ pub(super) struct Held<'a> {
     pub(super) prepared: &'a BTreeSet<String>,
     /// Names of the devices that the API server has as allocated.
     pub(super) allocated: &'a BTreeSet<String>,
+    /// Those that are not published all the same.
+    pub(super) hidden: &'a BTreeSet<String>,
     /// When the read that found them began.
     pub(super) read_at: Instant,
 }
@@ -101,7 +103,8 @@ impl Transition {
 
         let gpus = target.gpus.iter().map(|gpu| {
             let full = all.gpus.iter().find(|it| it.counter_set == gpu.counter_set);
-            let devices = full.map_or(Vec::new(), |full| self.allowed(full, gpu, before, &held, &wanted));
+            let mut devices = full.map_or(Vec::new(), |full| self.allowed(full, gpu, before, &held, &wanted));
+            devices.retain(|it| !held.hidden.contains(it.name.as_str()));
             GpuInventory { devices, ..gpu.clone() }
         });
         let next = Inventory { gpus: gpus.collect() };
@@ -270,7 +273,7 @@ mod tests {
         now: Instant,
     ) -> BTreeSet<String> {
         let nothing = BTreeSet::new();
-        let held = Held { prepared: &nothing, allocated: &nothing, read_at: now };
+        let held = Held { prepared: &nothing, allocated: &nothing, hidden: &nothing, read_at: now };
         let pool = Pool { devices: before.clone(), is_counted: false, is_open: true };
         let all = gpu(engines, &[NEW, STAYS, GOES]);
         let next = transition.step(&all, &gpu(engines, wanted), Some(&pool), before, held);

@@ -284,6 +284,30 @@ fn a_gpu_that_is_held_back_offers_nothing_until_the_last_moment_of_the_rest_is_k
     assert_eq!(world.published().len(), 26);
 }
 
+#[test]
+fn without_counters_what_is_released_on_a_gpu_that_is_held_back_is_offered_to_nobody_before_the_large_device()
+{
+    let mut world = world("all-1g.10gb");
+    for _ in 0..2 {
+        world.now += SETTLE;
+        sync(&mut world);
+    }
+    assert_eq!(world.published().len(), 7);
+    world.claim(mig("1g-10gb-3"));
+    world.hold("7g.80gb");
+    world.rounds.layout.layouts = choose(Some("all-7g.80gb"), None, &world.facts).unwrap();
+    world.rounds.layout.revision += 1;
+    sync(&mut world);
+    assert_eq!(world.published(), BTreeSet::new(), "at its release a scheduler would give it away again");
+    world.now += 2 * SETTLE;
+    sync(&mut world);
+    assert_eq!(world.published(), BTreeSet::new(), "it is allocated");
+    world.end(0, 0);
+    world.rest(true);
+    assert_eq!(world.published(), [mig("7g-80gb-0")].into());
+    world.end_hold();
+}
+
 fn mig(name: &str) -> String {
     format!("gpu-0000-1a-00-mig-{name}")
 }

@@ -67,6 +67,8 @@ struct Decided {
     is_described: bool,
     /// What was allocated when the claims were read.
     allocated: BTreeSet<String>,
+    /// What of it is not published, because the GPU is held back.
+    hidden: BTreeSet<String>,
 }
 
 #[derive(Default)]
@@ -198,6 +200,18 @@ impl World {
         Arc::new(offered)
     }
 
+    /// Whether a device that claims hold is not published, because its GPU is held back for another profile.
+    fn is_hidden(&self, device: &str) -> bool {
+        let Some((gpu, profile)) = self.rounds.layout.held_back.first_key_value() else { return false };
+        let found = self
+            .inventory
+            .gpus
+            .iter()
+            .filter(|it| it.counter_set == *gpu)
+            .find_map(|it| it.devices.iter().chain(&it.withheld).find(|it| it.name.as_str() == device));
+        !self.keeps_counters && found.is_some_and(|it| it.mig().map_or("full", |it| &it.profile) != profile)
+    }
+
     fn node(&self) -> (Node, Vec<Gpu>, OfferPolicy) {
         let held = self.prepared();
         let policy = OfferPolicy { held: held.clone(), ..OfferPolicy::default() };
@@ -215,7 +229,8 @@ impl World {
         let (now, allocated, is_counted) = (self.at(self.now), self.allocated(), self.keeps_counters);
         let (node, gpus, policy) = self.node();
         self.rounds.decide(node, &Source { gpus: &gpus, policy }, is_counted, &allocated, now);
-        self.decided = Some(Decided { is_counted, is_described: !self.is_lost, allocated });
+        let hidden = allocated.iter().filter(|it| self.is_hidden(it)).cloned().collect();
+        self.decided = Some(Decided { is_counted, is_described: !self.is_lost, allocated, hidden });
     }
 
     /// The second half: it writes, if it has decided anything.
@@ -225,7 +240,9 @@ impl World {
 
     /// It writes so many slices at most, and then it fails.
     pub(super) fn write_part(&mut self, most: usize) {
-        let Some(Decided { is_counted, is_described, allocated }) = self.decided.take() else { return };
+        let Some(Decided { is_counted, is_described, allocated, hidden }) = self.decided.take() else {
+            return;
+        };
         let (before, is_whole) = (self.published(), most == usize::MAX);
         if !self.rounds.write(most, self.at(self.now)) {
             return;
@@ -233,7 +250,7 @@ impl World {
         let pool =
             self.rounds.pool().unwrap_or(Pool { devices: BTreeSet::new(), is_counted, is_open: false });
         // What was allocated and published stays, and without counters also what was not published, if the claims were read.
-        for device in allocated.intersection(&self.allocated()) {
+        for device in (&allocated - &hidden).intersection(&self.allocated()) {
             let is_found = is_whole && !is_counted && is_described && self.rounds.has_read();
             let is_shown = before.contains(device) || is_found;
             let is_usable = pool.is_open || is_whole;
@@ -504,7 +521,8 @@ impl World {
             !published.contains(*it) && self.keeps_counters && !self.can_exist(seen)
         };
         let left_out: BTreeSet<String> = held.iter().filter(is_left_out).cloned().collect();
-        let held = &held - &left_out;
+        let mut held = &held - &left_out;
+        held.retain(|it| !self.is_hidden(it));
         assert!(held.is_subset(&published), "{held:?} are allocated, not {published:?}");
         if self.keeps_counters && !self.is_lost {
             let wanted = &self.counted(&held).names() - &left_out;
@@ -517,7 +535,9 @@ impl World {
         self.rest(true);
         let held = &self.prepared() | &self.allocated();
         let target = apply(&self.offers(&held), &self.rounds.layout.layouts, &held).inventory;
-        assert_eq!(self.published(), target.names());
+        let mut expected = target.names();
+        expected.retain(|it| !held.contains(it) || !self.is_hidden(it));
+        assert_eq!(self.published(), expected);
         assert!(self.pool().unwrap().is_open, "free devices can be allocated");
         self.ends();
     }
