@@ -6,7 +6,7 @@ use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
@@ -118,6 +118,7 @@ fn every_object_of_the_chart_is_one_of_the_kubernetes_api() {
             let kept = match object["kind"].as_str().unwrap() {
                 "ClusterRole" => kept::<ClusterRole>(&object),
                 "ClusterRoleBinding" => kept::<ClusterRoleBinding>(&object),
+                "ConfigMap" => kept::<ConfigMap>(&object),
                 "CustomResourceDefinition" => kept::<CustomResourceDefinition>(&object),
                 "DaemonSet" => kept::<DaemonSet>(&object),
                 "Deployment" => kept::<Deployment>(&object),
