@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 
 use crate::common;
 use common::shim::{Action, CRASH_STATUS, Met, Op, Shim};
-use common::{ControlPlane, Lab, eventually, prepare, unprepare};
+use common::{ControlPlane, Lab, eventually, prepare, try_prepare, try_unprepare, unprepare};
 use kube_sim::kubelet::Claim;
 
 const MIG: &str = "gpu-0000-1a-00-mig-1g-10gb-6";
@@ -144,15 +144,24 @@ impl Watched {
 
     /// Prepares or unprepares a claim and waits until the directory agrees, or until the driver has died.
     async fn call(&mut self, claim: &Claim, is_prepare: bool, dies: bool) {
-        let kubelet = self.lab.kubelet().await;
-        match is_prepare {
-            true => drop(prepare(&kubelet, claim).await.unwrap()),
-            false => unprepare(&kubelet, claim).await.unwrap(),
-        }
+        let answer = self.ask(claim, is_prepare).await;
         if dies {
             self.crashed().await;
         }
+        if answer.is_err() {
+            // The driver may have died before it answered. The kubelet asks again.
+            assert!(dies, "{answer:?}");
+            self.ask(claim, is_prepare).await.unwrap();
+        }
         self.agrees(claim, is_prepare).await;
+    }
+
+    async fn ask(&self, claim: &Claim, is_prepare: bool) -> Result<(), String> {
+        let kubelet = self.lab.kubelet().await;
+        match is_prepare {
+            true => try_prepare(&kubelet, claim).await.map(drop),
+            false => try_unprepare(&kubelet, claim).await,
+        }
     }
 
     async fn agrees(&self, claim: &Claim, is_prepared: bool) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::jiff::Timestamp;
 
 use super::decisions::{Decisions, Outcome, Prospect, Reason, Write};
-use super::gpu::Source;
+use super::given::Source;
 use super::ledger::NodeLedger;
 use super::memory::{Memory, NodeMemory, UNSEEN, Unseen};
 use super::round::{Pod, Round};

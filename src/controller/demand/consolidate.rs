@@ -18,7 +18,8 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::decisions::{Evicted, Eviction, PodKey};
 use super::evictions::{Attempt, most_for_one};
-use super::gpu::{GpuLedger, Source};
+use super::given::Source;
+use super::gpu::GpuLedger;
 use super::kind::{Kind, Set, members};
 use super::ledger::NodeLedger;
 use super::memory::Memory;
@@ -123,9 +124,11 @@ impl<'w> Movers<'w> {
             let has_run = |it: &&MovablePod| {
                 it.started.is_some_and(|it| after(it, round.options.move_after) <= round.now)
             };
-            let may_leave = pods
-                .iter()
-                .all(|it| has_run(it) && !is_leaving(it) && !known.avoided.contains_key(&it.pod.uid));
+            // One that may take longer to end than a GPU is held back is never evicted.
+            let ends_in_time = |it: &MovablePod| it.grace.saturating_add(MARGIN) <= round.options.hold_for;
+            let may_leave = pods.iter().all(|it| {
+                has_run(it) && ends_in_time(it) && !is_leaving(it) && !known.avoided.contains_key(&it.pod.uid)
+            });
             let group = movers.groups.len();
             if let Some(node) = nodes.get(pod.node.as_str()) {
                 let gpus = &round.nodes[*node].gpus;

@@ -3,11 +3,21 @@
 
 use std::cmp::Reverse;
 
-use super::gpu::Source;
 use super::kind::{Kind, Set, members};
 
 /// Ways that are tried to place the devices of one GPU; a GPU has seven or fewer, and most of them are equal.
 const MAX_TRIES: usize = 2_000;
+
+/// How a device is had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Source {
+    /// It is offered.
+    Published,
+    /// The node is about to publish it.
+    Coming,
+    /// The node would have to change.
+    Change,
+}
 
 /// A device that a pod counts on.
 #[derive(Debug, Clone)]

@@ -6,20 +6,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::resource::v1::Counter;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::given::{Given, Room, around};
+use super::given::{Given, Room, Source, around};
 use super::kind::{Choice, Kind, Set, members};
 use super::world::{GpuState, Placed};
-
-/// How a device is had.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Source {
-    /// It is offered.
-    Published,
-    /// The node is about to publish it.
-    Coming,
-    /// The node would have to change.
-    Change,
-}
 
 /// How good a device is for a request; the lower, the better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

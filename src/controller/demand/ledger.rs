@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::gpu::{GpuLedger, Score, Source};
+use super::given::Source;
+use super::gpu::{GpuLedger, Score};
 use super::kind::{Choice, Kind, Set, members};
 use super::world::{NodeState, Profiles, Progress};
 

@@ -7,7 +7,8 @@ use std::rc::Rc;
 use k8s_openapi::jiff::Timestamp;
 
 use super::eligible::Eligibility;
-use super::gpu::{Score, Source};
+use super::given::Source;
+use super::gpu::Score;
 use super::kind::{Choice, Kind};
 use super::ledger::NodeLedger;
 use super::memory::Memory;

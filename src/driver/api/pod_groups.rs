@@ -18,6 +18,8 @@ use crate::telemetry::with_causes;
 
 /// How long changes are collected: each pass is a request for each namespace.
 const BURST: Duration = Duration::from_secs(1);
+/// Selects pods that have not ended.
+const RUNNING: &str = "status.phase!=Succeeded,status.phase!=Failed";
 /// First and longest pause after a failure.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -96,18 +98,24 @@ impl PodGroups {
     }
 
     async fn look(&self) -> Result<(), ListError> {
+        let mut looked = Ok(());
         for namespace in self.pods.namespaces_with_groups() {
-            let members = self.members(&namespace).await?;
-            self.pods.note_members(&namespace, &members);
+            match self.members(&namespace).await {
+                Ok(members) => self.pods.note_members(&namespace, &members),
+                // The others are looked at all the same.
+                Err(error) => looked = Err(error),
+            }
         }
-        Ok(())
+        looked
     }
 
-    /// The pods of this node in a namespace, by their group. The answer is no longer than the pods of a node.
+    /// The pods of this node in a namespace, by their group. Pods that have ended are left out by the API server: of them there may be
+    /// any number, while a kubelet runs some hundred at once.
     async fn members(&self, namespace: &str) -> Result<BTreeMap<String, Vec<PodRef>>, ListError> {
         let (client, kind) = (self.api.clone().into_client(), ApiResource::erase::<Pod>(&()));
         let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &kind);
-        let of_node = ListParams::default().fields(&format!("spec.nodeName={}", self.node)).match_any();
+        let of_node =
+            ListParams::default().fields(&format!("spec.nodeName={},{RUNNING}", self.node)).match_any();
         let listed = match timeout(CALL_TIMEOUT, api.list(&of_node)).await {
             Ok(Ok(listed)) => listed,
             Ok(Err(Error::Api(status))) if status.code == 403 => {
@@ -222,7 +230,10 @@ mod tests {
         assert_eq!((pods.names(&uid).as_str(), changes.has_changed().unwrap()), ("a,b", true));
         let first = asked.lock().unwrap()[0].clone();
         assert!(first.starts_with("/api/v1/namespaces/team/pods?"), "{first}");
-        assert!(first.contains("fieldSelector=spec.nodeName%3Dnode-1"), "{first}");
+        assert!(
+            first.contains("fieldSelector=spec.nodeName%3Dnode-1%2Cstatus.phase%21%3DSucceeded"),
+            "{first}"
+        );
         // That the claim is read again does not make them unknown; that it is reserved for another group does.
         pods.note(&uid, &claim("ring"));
         assert_eq!(pods.names(&uid), "a,b");

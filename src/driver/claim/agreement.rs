@@ -119,9 +119,9 @@ impl Claims {
     fn is_in_cdi(&self, claim: &ClaimRef, allocated: &[AllocatedDevice]) -> Result<bool, PrepareError> {
         let allocated: Vec<String> = allocated.iter().map(|it| it.device.clone()).collect();
         let named = || {
-            let named = self.cdi.devices(claim.uid.as_str())?;
-            let prepared = self.not_recorded(named.clone())?;
-            Ok::<_, PrepareError>((named, prepared))
+            let named = self.cdi.named(claim.uid.as_str())?;
+            let all = named.all.clone();
+            Ok::<_, PrepareError>((all, self.not_recorded(named)?))
         };
         let (named, prepared) = blocking(named)?;
         // Where all of it is allocated still, the other claim only has to end.

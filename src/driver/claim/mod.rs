@@ -42,7 +42,7 @@ pub use plan::{Conflict, ImpossibleClaim, PlanContext, PlanError, plan};
 pub use work::{HungGpu, Unfinished};
 
 use crate::api::ClaimReader;
-use crate::cdi::{ClaimFiles, FilesError, Kind};
+use crate::cdi::{ClaimFiles, FilesError, Kind, NamedDevices};
 use crate::checkpoint::{Journal, Record, Stage, StoreError, Stored, Taken};
 use crate::context::NodeContext;
 use crate::hardware::Hardware;
@@ -259,14 +259,16 @@ impl Claims {
         records
     }
 
-    /// Those of a claim's devices that no other claim has been given in this boot.
-    fn not_recorded(&self, mut names: Vec<String>) -> Result<Vec<String>, StoreError> {
+    /// Those of a claim's devices that no other claim has been given in this boot. What is not held, as with adminAccess, other claims
+    /// may have as well.
+    fn not_recorded(&self, named: NamedDevices) -> Result<Vec<String>, StoreError> {
         let records = self.context.checkpoint.records()?;
         let of_this_boot = records.iter().filter(|it| it.boot_id == self.context.boot_id);
         let recorded: BTreeSet<&str> =
             of_this_boot.flat_map(|it| it.held()).map(|it| it.name.as_str()).collect();
-        names.retain(|it| !recorded.contains(it.as_str()));
-        Ok(names)
+        let NamedDevices { held, all } = named;
+        let is_given_back = |it: &String| held.contains(it) && recorded.contains(it.as_str());
+        Ok(all.into_iter().filter(|it| !is_given_back(it)).collect())
     }
 
     /// Devices of this node as an allocation of which no more is known than their names.

@@ -95,7 +95,7 @@ impl Claims {
         uid: &ClaimUid,
         deadline: Instant,
     ) -> Result<(), UnprepareError> {
-        let named = || Ok::<_, UnprepareError>(self.not_recorded(self.cdi.devices(uid.as_str())?)?);
+        let named = || Ok::<_, UnprepareError>(self.not_recorded(self.cdi.named(uid.as_str())?)?);
         let names = blocking(named)?;
         match self.hardware() {
             Err(_) if !names.is_empty() => return Ok(()),

@@ -14,6 +14,8 @@ use super::jobs::{FileName, Files, Job};
 const MODE: u32 = 0o644;
 /// Far above what the pods of one GPU need.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
+/// Jobs that are written into a file, so that it stays well below [`MAX_FILE`]: a line has 600 bytes at most.
+const MOST_JOBS: usize = 4096;
 /// Far above the number of instances that a node can have.
 const MOST_FILES: usize = 1024;
 
@@ -115,11 +117,12 @@ impl Directory {
             tried(remove_if_there(&path).map_err(failed("remove", &path)));
         }
         for (name, jobs) in wanted {
-            if present.own.get(name) == Some(jobs) || present.others.contains_key(name) {
+            let jobs: BTreeSet<Job> = jobs.iter().take(MOST_JOBS).cloned().collect();
+            if present.own.get(name) == Some(&jobs) || present.others.contains_key(name) {
                 continue;
             }
             let path = self.path(*name);
-            tried(replace(&path, text(jobs).as_bytes(), MODE).map_err(failed("write", &path)));
+            tried(replace(&path, text(&jobs).as_bytes(), MODE).map_err(failed("write", &path)));
         }
         result
     }

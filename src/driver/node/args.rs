@@ -88,7 +88,7 @@ pub struct NodeArgs {
     /// MIG instance as `<namespace>/<pod>/<claim>` [default: none]. Files of other programs in it stay as they are.
     #[arg(long, env, value_name = "DIR", value_parser = absolute_directory)]
     pub dcgm_job_mapping_dir: Option<PathBuf>,
-    /// Tell containers what their devices are, in files below /var/run/kubernetes.io/dra-device-attributes (KEP-5304): UUID, parent,
+    /// Mount files into containers that say what their devices are, below /var/run/kubernetes.io/dra-device-attributes (KEP-5304): UUID, parent,
     /// profile, memory, and the other attributes of the ResourceSlice.
     #[arg(long, env)]
     pub device_metadata: bool,
