@@ -155,7 +155,7 @@ spec: {hard: {limits.cpu: 4, count/resourceclaims.resource.k8s.io: 9}}
     assert_eq!((run.status, run.err.as_str()), (Some(0), ""), "{}", run.out);
     for line in [
         "skipped HorizontalPodAutoscaler web: no effect here",
-        "skipped PodDisruptionBudget web: no effect here",
+        "created PodDisruptionBudget web",
         "skipped Role reader: no effect here",
         "Secret key: stored, no effect here",
         "ResourceQuota q: does not limit limits.cpu here",

@@ -332,7 +332,7 @@ mod tests {
             let profile = json!({"profile": "p", "placements": [{"start": start, "size": 4}]});
             json!({"name": "gpu-0000-1a-00", "profiles": [profile]})
         };
-        assert_eq!(status(placed(24)), [""; 0]);
-        assert_eq!(status(placed(25)), ["status.gpus[0].profiles[0].placements[0]"]);
+        assert_eq!(status(placed(23)), [""; 0]);
+        assert_eq!(status(placed(24)), ["status.gpus[0].profiles[0].placements[0]"]);
     }
 }
