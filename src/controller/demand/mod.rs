@@ -14,7 +14,7 @@
 //! 3. those that have waited for long get a GPU held back: free devices that stand in the way are not offered until the claim has
 //!    its device, or the hold ends;
 //! 4. where pods that may be moved stand in the way on such a GPU, and each of them finds another place, they are evicted
-//!    ([`consolidate`], off by default).
+//!    (`consolidate`, off by default).
 //!
 //! Which devices serve a claim is what the allocator says ([`dra_allocator`]), of all possible devices of a GPU and not only of
 //! those that are published. Equal GPUs and equal pods are asked about once.
