@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::DeviceAttribute;
+use kubectl_mig::cluster::is_auto;
 use mig_model::inventory::DeviceName;
 use mig_model::mig_node::{
     GpuStatus, HeldDevice, MigNode, MigNodeStatus, ProfileCount, PublishingMode, WHOLE, condition, possible,
@@ -15,11 +16,6 @@ use crate::client::MANAGER;
 
 use super::kind::{IDENTITY, Kind, Kinds, Possible};
 use super::world::{ClaimKey, Demand, GpuState, Hold, NodeState, Placed, Profiles, Progress};
-
-/// The label by which a person chooses a layout.
-const LABEL: &str = "nvidia.com/mig.config";
-/// Its value where demand decides.
-const AUTO: &str = "auto";
 
 /// A `MigNode` as decisions take it. Read once for each version: what depends on the Node is added by [`Described::on`].
 #[derive(Debug, Clone)]
@@ -84,8 +80,7 @@ impl Described {
     /// The node. Without the label for layouts it follows demand where `default_auto` says so.
     #[must_use]
     pub fn on(&self, node: Arc<Node>, default_auto: bool) -> NodeState {
-        let label = node.metadata.labels.as_ref().and_then(|it| it.get(LABEL));
-        let is_auto = label.map_or(default_auto, |it| it == AUTO);
+        let is_auto = is_auto(Some(&node), default_auto);
         NodeState { takes_part: is_auto, follows: is_auto && self.may_follow, node, ..self.state.clone() }
     }
 }

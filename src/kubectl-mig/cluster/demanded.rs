@@ -44,11 +44,17 @@ impl Demanded {
 
     /// Takes the label of the node into account.
     pub fn with_label_of(&mut self, node: Option<&Node>, default_auto: bool) {
-        self.follows &= node.and_then(Self::label_of).map_or(default_auto, |it| it == AUTO);
+        self.follows &= is_auto(node, default_auto);
     }
 
     /// The layout that the label of a node names.
     pub(super) fn label_of(node: &Node) -> Option<&str> {
         node.metadata.labels.as_ref()?.get(LABEL).map(String::as_str)
     }
+}
+
+/// Whether demand decides the layout of a node: its label says `auto`, or it has none and `default_auto` says so.
+#[must_use]
+pub fn is_auto(node: Option<&Node>, default_auto: bool) -> bool {
+    node.and_then(Demanded::label_of).map_or(default_auto, |it| it == AUTO)
 }

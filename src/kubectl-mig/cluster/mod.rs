@@ -17,7 +17,7 @@ mod snapshot;
 pub(crate) use self::answer::text as error_text;
 pub use self::args::ClusterArgs;
 pub use self::connect::{ClusterError, Connection};
-pub use self::demanded::Demanded;
+pub use self::demanded::{Demanded, is_auto};
 pub use self::gates::Gates;
 pub(crate) use self::read::pages;
 pub use self::read::{Kinds, read};
