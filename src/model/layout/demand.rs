@@ -14,9 +14,10 @@ use std::time::Duration;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::arrange::{Arrangement, LayoutInputs, Missing, Wanted, arrange};
+use super::arrange::{Arrangement, Missing, arrange};
 use super::choice::{GpuLayout, Layouts};
 use super::mix;
+use super::wanted::{LayoutInputs, Wanted};
 use crate::facts::GpuFacts;
 use crate::inventory::DeviceName;
 use crate::mig_node::STALE_AFTER;
