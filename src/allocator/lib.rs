@@ -56,6 +56,7 @@ pub mod extended;
 mod features;
 mod node;
 mod pool;
+mod position;
 pub mod quantity;
 mod refusal;
 mod request;

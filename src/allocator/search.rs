@@ -12,38 +12,11 @@ use crate::constraint::MatchAttribute;
 use crate::counters::{Counters, consumes};
 use crate::dead_ends::{DeadEnds, State};
 use crate::pool::{Candidate, PoolProblem, View};
+use crate::position::{At, Stop};
 use crate::refusal::{Abort, Refusal};
 use crate::request::{self, Amount, Wanted};
 use crate::result;
 use crate::select::{Selected, intolerable, selected};
-
-/// Where the search stands: the request, the alternative, and how many of its devices are found.
-#[derive(Clone, Copy)]
-struct At {
-    claim: usize,
-    request: usize,
-    alternative: usize,
-    device: usize,
-}
-
-impl At {
-    fn start_of(claim: usize, request: usize) -> Self {
-        Self { claim, request, alternative: 0, device: 0 }
-    }
-}
-
-/// Why a branch of the search ends early.
-enum Stop {
-    /// The claim would get more than [`MAX_DEVICES`]; an alternative that takes fewer may do.
-    TooManyDevices,
-    Refused(Refusal),
-}
-
-impl From<Abort> for Stop {
-    fn from(abort: Abort) -> Self {
-        Self::Refused(abort.into())
-    }
-}
 
 /// What a search found.
 #[derive(Debug)]

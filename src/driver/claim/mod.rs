@@ -13,6 +13,7 @@
 mod agreement;
 mod allocation;
 mod config;
+mod device;
 mod error;
 mod host_files;
 mod metadata;

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use mig_model::claim::ClaimRef;
-use mig_model::inventory::{Adopted, MigSpec};
+use mig_model::inventory::MigSpec;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::agreement::Agreed;
 use super::allocation::base_of;
+use super::device::{Made, as_it_is, existing, failed, gpu_of, whole_gpu};
 use super::error::{Failed, Left};
 use super::host_files::{HostError, HostFiles, OnHost};
 use super::metadata;
@@ -372,38 +373,6 @@ impl Claims {
     }
 }
 
-/// A device that is there, with what a container needs for it.
-type Made = Result<Result<OnHost, HostError>, WorkError>;
-
-/// The work keeps the claim until it ends, also after the call was answered. So it is with every work that changes a GPU.
-async fn whole_gpu(session: &SharedSession, gpu: &LiveGpu, host: HostFiles) -> Made {
-    let (session, facts) = (Arc::clone(session), Arc::clone(&gpu.facts));
-    to_its_end(gpu, move |handle| {
-        let _claim_is_ours = session;
-        if let Some(mig) = &facts.mig {
-            mig::switch_mode(handle, mig, false)?;
-        }
-        Ok(host.read(handle.minor()?, None))
-    })
-    .await
-}
-
-/// A GPU is only looked up, whoever holds what of it.
-async fn as_it_is(gpu: &LiveGpu, host: HostFiles) -> Made {
-    let has_mig = gpu.facts.mig.is_some();
-    to_its_end(gpu, move |handle| Ok(host.read_for_admin(handle.minor()?, has_mig))).await
-}
-
-/// An unmanaged instance is only looked up.
-async fn existing(gpu: &LiveGpu, adopted: &Adopted, host: HostFiles) -> Made {
-    let adopted = adopted.clone();
-    to_its_end(gpu, move |handle| {
-        let found = mig::find_existing(handle, &adopted)?;
-        Ok(host.read(found.parent_minor, Some(&found)))
-    })
-    .await
-}
-
 /// The MIG devices that were made for a record: index, device, what it should be, how far it got.
 pub(super) fn mig_devices(
     record: &Record,
@@ -415,20 +384,4 @@ pub(super) fn mig_devices(
         | RecordedKind::Share { .. }
         | RecordedKind::Adopted(_) => None,
     })
-}
-
-fn gpu_of<'a>(hardware: &'a Hardware, device: &RecordedDevice) -> Result<&'a Arc<LiveGpu>, PrepareError> {
-    let missing = || {
-        let uuid = &device.parent_uuid;
-        PrepareError::NoHardware(format!("GPU {uuid} of device `{}` is not there", device.name))
-    };
-    hardware.gpu(&device.parent_uuid).ok_or_else(missing)
-}
-
-fn failed(device: &RecordedDevice, error: WorkError) -> PrepareError {
-    match error {
-        WorkError::Mig(source) => PrepareError::Device { device: device.name.clone(), source },
-        WorkError::Closed(closed) => closed.into(),
-        WorkError::Hung(source) => PrepareError::Hung { device: device.name.clone(), source },
-    }
 }

@@ -7,29 +7,27 @@ mod kernel_view;
 mod parts;
 mod problems;
 mod publish_state;
+mod shared;
 
 use std::future::Future;
 use std::sync::Arc;
 
 use anyhow::bail;
-use kube::Client;
 use mig_model::layout::Decision;
 use mig_model::mig_node::Followed;
-use mig_model::slices::{Offered, Publication, Settings, pool_name};
+use mig_model::slices::{Offered, Publication, Settings};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::api::{
-    self, Allocations, ClaimReader, ClaimStatuses, Events, MigNodes, NodeSlices, OwnMigNode, OwnNode,
-    PodGroups,
+    Allocations, ClaimReader, ClaimStatuses, MigNodes, NodeSlices, OwnMigNode, OwnNode, PodGroups,
 };
-use crate::cdi::{ClaimFiles, CommonSource, Kind, ManagementFile};
-use crate::checkpoint::Checkpoint;
+use crate::cdi::ManagementFile;
+use crate::check;
 use crate::claim::{ClaimSettings, Claims};
-use crate::context::NodeContext;
 use crate::hardware::{HardwareMetrics, NodeState, Opener};
-use crate::health::{Follower, HealthMetrics, HealthStore, HungCalls, Watchdog};
+use crate::health::{Follower, HealthMetrics, Watchdog};
 use crate::job_mapping::JobMapping;
 use crate::kubelet::{
     DeviceHealth, DraPlugin, PublisherElection, Registration, RegistrationMetrics, RegistrationState, Socket,
@@ -38,24 +36,17 @@ use crate::kubelet::{
 use crate::layout::{LayoutFollower, LayoutFollowerParts, LayoutMemory, StateLabel};
 use crate::mig_node::{MigNodeSwitch, StatusParts, StatusWriter, watch_own};
 use crate::nvml::{CallTimer, NvmlEvent};
-use crate::pods::Pods;
-use crate::probes::{Health, health_service, serve_health};
+use crate::probes::{health_service, serve_health};
 use crate::publisher::{PublicationMetrics, Publisher, PublisherParts};
-use crate::readiness::HostReadiness;
 use crate::telemetry::bind_health;
-use crate::telemetry::metrics::{Exporter, Metrics, bind_metrics, serve_metrics};
-use crate::usage::{ClaimMetrics, DcgmInstances, Instances, Sampler, Seen};
-use crate::{check, host};
+use crate::telemetry::metrics::{Exporter, bind_metrics, serve_metrics};
+use crate::usage::{ClaimMetrics, DcgmInstances, Instances, Sampler};
 pub use args::NodeArgs;
 use attempt::Attempts;
 use hardware_watch::HardwareWatch;
 use kernel_view::KernelView;
 use parts::Parts;
-
-/// Directory of the metadata of devices, in the driver's own.
-const METADATA: &str = "dra-device-metadata";
-/// Capacity of the queue of GPU events; the kernel log keeps more.
-const MOST_NVML_EVENTS: usize = 64;
+use shared::Shared;
 
 /// Serves a node until `stop`. Ends with an error if a part of it ends by itself.
 ///
@@ -125,120 +116,6 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
     parts.add_endless("check at the start", check_at_start(args, &shared, stop.clone()));
     drop(shared);
     parts.watch(stop).await
-}
-
-/// What several parts are made of.
-struct Shared {
-    context: NodeContext,
-    client: Client,
-    kind: Kind,
-    cdi: ClaimFiles,
-    store: HealthStore,
-    readiness: Arc<HostReadiness>,
-    seen: Arc<Seen>,
-    changes: watch::Receiver<()>,
-    publication: watch::Receiver<Publication>,
-    registration: watch::Receiver<RegistrationState>,
-    hung_calls: watch::Receiver<HungCalls>,
-    /// What the API server has of this node's MigNode.
-    own_mig_node: watch::Receiver<OwnMigNode>,
-    /// What became of its spec.
-    followed: watch::Receiver<Option<Followed>>,
-    /// Whether a driver was on this node before this process: each has left its directory, whatever the GPUs and the mode.
-    has_past: bool,
-}
-
-/// The other ends of the channels, each for one part.
-struct Senders {
-    state: watch::Sender<NodeState>,
-    nvml_events: mpsc::Sender<NvmlEvent>,
-    nvml_event_receiver: mpsc::Receiver<NvmlEvent>,
-    changed: watch::Sender<()>,
-    publication: watch::Sender<Publication>,
-    registration: watch::Sender<RegistrationState>,
-    hung: watch::Sender<HungCalls>,
-    own_mig_node: watch::Sender<OwnMigNode>,
-    followed: watch::Sender<Option<Followed>>,
-}
-
-impl Shared {
-    async fn new(args: &NodeArgs) -> anyhow::Result<(Self, Senders)> {
-        let (name, driver) = (args.node_name.clone(), args.driver.driver_name.clone());
-        let metrics = Metrics::default();
-        let kind = Kind::of_driver(&driver)?;
-        let client = api::counted(api::client(args.kubeconfig.as_deref()).await?, &metrics);
-        let boot_id = host::boot_id(&args.hardware.proc_root)?;
-        let directory = args.driver.claims_directory();
-        let has_past = directory.exists();
-        let checkpoint = Checkpoint::open(&directory)?;
-        let metadata = args.driver.plugin_directory().join(METADATA);
-        let cdi = ClaimFiles::open(&args.host.cdi_root, metadata, kind.clone())?;
-        let health_file = args.driver.plugin_directory().join("health.json");
-        let store = HealthStore::new(health_file, &boot_id, args.ignore_xids.clone());
-        let unknown = NodeState::without("NVML was not opened yet");
-        let (state, node) = watch::channel(NodeState { health: store.report(), ..unknown });
-        let (changed, changes) = watch::channel(());
-        let (nvml_events, nvml_event_receiver) = mpsc::channel(MOST_NVML_EVENTS);
-        let pending = Publication::Pending { reason: "not published yet".to_owned() };
-        let (publication_sender, publication) = watch::channel(pending);
-        let (registration_sender, registration) = watch::channel(RegistrationState::Waiting);
-        let (hung, hung_calls) = watch::channel(HungCalls::new());
-        let (own_sender, own_mig_node) = watch::channel(OwnMigNode::default());
-        let (followed_sender, followed) = watch::channel(None);
-        let common = CommonSource::new(args.host.driver_root(&args.hardware), args.host.common_edits.clone());
-        let (proc_root, cdi_root) = (args.hardware.proc_root.clone(), args.host.cdi_root.clone());
-        let readiness = Arc::new(HostReadiness::new(common, proc_root, cdi_root, directory));
-        let context = NodeContext {
-            pool: pool_name(&name, &driver),
-            events: Events::new(client.clone(), &name, &driver),
-            name,
-            driver,
-            boot_id,
-            node,
-            checkpoint,
-            metrics,
-            pods: Pods::default(),
-            rescan: Arc::default(),
-        };
-        let seen = Arc::default();
-        let shared = Self {
-            context,
-            client,
-            kind,
-            cdi,
-            store,
-            readiness,
-            seen,
-            changes,
-            publication,
-            registration,
-            hung_calls,
-            own_mig_node,
-            followed,
-            has_past,
-        };
-        let senders = Senders {
-            state,
-            nvml_events,
-            nvml_event_receiver,
-            changed,
-            publication: publication_sender,
-            registration: registration_sender,
-            hung,
-            own_mig_node: own_sender,
-            followed: followed_sender,
-        };
-        Ok((shared, senders))
-    }
-
-    fn health(&self) -> Health {
-        Health {
-            registration: self.registration.clone(),
-            publication: self.publication.clone(),
-            node: self.context.node.clone(),
-            hung_calls: self.hung_calls.clone(),
-        }
-    }
 }
 
 fn hardware_watch(
