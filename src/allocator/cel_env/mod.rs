@@ -20,7 +20,7 @@ mod wrong_type;
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use cel::common::ast::{ComprehensionExpr, Expr, ListExpr, LiteralValue};
 use cel::parser::Macro;
@@ -82,14 +82,18 @@ fn bind() -> Macro {
     })
 }
 
-/// The environment that expressions are compiled in: the standard library, `cel.bind` and the string extensions.
+/// The environment that expressions are compiled in: the standard library, `cel.bind` and the string extensions. There is one for all,
+/// because it is large.
 #[must_use]
-pub fn environment() -> Env {
-    let mut env = Env::stdlib();
-    // Neither can clash with the standard library: the names are not in it.
-    let added = env.add_macro(bind()).and_then(|()| env.add_extension(cel::extensions::strings));
-    debug_assert!(added.is_ok(), "{added:?}");
-    env
+pub fn environment() -> Arc<Env> {
+    static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| {
+        let mut env = Env::stdlib();
+        // Neither can clash with the standard library: the names are not in it.
+        let added = env.add_macro(bind()).and_then(|()| env.add_extension(cel::extensions::strings));
+        debug_assert!(added.is_ok(), "{added:?}");
+        Arc::new(env)
+    });
+    Arc::clone(&ENVIRONMENT)
 }
 
 /// Compiles an expression.
@@ -222,7 +226,7 @@ impl Evaluator {
     }
 
     fn context() -> Context<'static, 'static> {
-        let mut context = Context::with_env(Arc::new(environment()));
+        let mut context = Context::with_env(environment());
         let added = quantity::register(&mut context).and_then(|()| version::register(&mut context));
         debug_assert!(added.is_ok(), "{added:?}");
         context

@@ -4,13 +4,12 @@
 //! guess: what cannot be evaluated is a refusal, which is what `failurePolicy: Fail` makes of it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use cel::objects::Key;
 use cel::{Context, Value as CelValue};
 use serde_json::{Value, json};
 
-use dra_allocator::cel_env::environment;
+use crate::expression;
 
 /// What a policy sees of a request.
 #[derive(Debug, Clone)]
@@ -40,7 +39,7 @@ pub fn admit(policy: &Value, request: &Request<'_>) -> Result<(), String> {
         "operation": request.operation, "name": name.unwrap_or_default(), "dryRun": false,
         "userInfo": {"username": request.username, "extra": request.extra},
     });
-    let mut context = Context::with_env(Arc::new(environment()));
+    let mut context = expression::context();
     for (name, value) in
         [("request", &asked), ("object", &request.object), ("oldObject", &request.old_object)]
     {
@@ -79,9 +78,7 @@ fn is_true(context: &Context<'_, '_>, expression: &Value) -> Result<bool, String
 }
 
 fn evaluate(context: &Context<'_, '_>, expression: &Value) -> Result<CelValue, String> {
-    let text = expression.as_str().unwrap_or_default();
-    let program = environment().compile(text).map_err(|error| format!("{text}: {error}"))?;
-    program.execute(context).map_err(|error| format!("{text}: {error}"))
+    expression::evaluate(context, expression.as_str().unwrap_or_default())
 }
 
 #[cfg(test)]

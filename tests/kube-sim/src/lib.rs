@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod api;
 pub mod control;
+mod expression;
 pub mod kubelet;
 pub mod manifest;
 pub mod real;

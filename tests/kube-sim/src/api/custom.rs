@@ -4,9 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use cel::Value as CelValue;
 use cel::objects::Key;
-use cel::{Context, Value as CelValue};
-use dra_allocator::cel_env::environment;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
@@ -15,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::error::{ApiError, FieldError};
 use super::kinds::Kind;
 use super::schema::{of_kind, refusal, unknown_fields};
+use crate::expression;
 
 /// The schema of the one version that a definition has.
 fn schema_of(definition: &Value) -> &Value {
@@ -239,12 +239,11 @@ fn holds(rule: &Value, value: &Value) -> Result<(), String> {
 }
 
 fn evaluate<const N: usize>(text: &str, variables: [(&str, CelValue); N]) -> Result<CelValue, String> {
-    let program = environment().compile(text).map_err(|error| format!("{text}: {error}"))?;
-    let mut context = Context::with_env(Arc::new(environment()));
+    let mut context = expression::context();
     for (name, value) in variables {
         context.add_variable_from_value(name, value);
     }
-    program.execute(&context).map_err(|error| format!("{text}: {error}"))
+    expression::evaluate(&context, text)
 }
 
 /// The value as CEL has it by the schema: whole numbers are signed.
