@@ -138,13 +138,15 @@ pub(crate) fn hold_back(inventory: &Inventory, held_back: &HeldBack, held: &BTre
     reduced
 }
 
-/// What claims hold of GPUs that are held back for another profile.
+/// What claims hold of GPUs that are held back for another profile. Of a GPU with a problem it stays published: nothing
+/// free is offered beside it, and a taint has to be on a device that is in the slices.
 pub(crate) fn hidden(
     inventory: &Inventory,
     held_back: &HeldBack,
     held: &BTreeSet<String>,
 ) -> BTreeSet<String> {
-    let gpus = inventory.gpus.iter().filter_map(|it| Some((it, held_back.get(&it.counter_set)?)));
+    let gpus = inventory.gpus.iter().filter(|it| it.problem.is_none());
+    let gpus = gpus.filter_map(|it| Some((it, held_back.get(&it.counter_set)?)));
     let devices =
         gpus.flat_map(|(gpu, profile)| gpu.devices.iter().chain(&gpu.withheld).map(move |it| (it, profile)));
     let is_hidden = |(device, profile): &(&AllocatableDevice, &String)| {

@@ -308,6 +308,24 @@ fn without_counters_what_is_released_on_a_gpu_that_is_held_back_is_offered_to_no
     world.end_hold();
 }
 
+#[test]
+fn what_claims_hold_of_a_gpu_that_becomes_unhealthy_while_it_is_held_back_is_published_with_its_taint() {
+    let mut world = world("all-1g.10gb");
+    let device = mig("1g-10gb-3");
+    world.claim(device.clone());
+    world.prepare(0, false);
+    world.hold("7g.80gb");
+    sync(&mut world);
+    assert_eq!(world.published(), BTreeSet::new());
+    world.is_unhealthy = true;
+    world.rest(false);
+    assert_eq!(world.published(), [device.clone()].into(), "without it there is nothing to taint");
+    world.is_unhealthy = false;
+    world.rest(false);
+    assert_eq!(world.published(), BTreeSet::new());
+    world.end_hold();
+}
+
 fn mig(name: &str) -> String {
     format!("gpu-0000-1a-00-mig-{name}")
 }

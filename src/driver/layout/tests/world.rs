@@ -203,6 +203,10 @@ impl World {
     /// Whether a device that claims hold is not published, because its GPU is held back for another profile.
     fn is_hidden(&self, device: &str) -> bool {
         let Some((gpu, profile)) = self.rounds.layout.held_back.first_key_value() else { return false };
+        // Its taint has to be seen.
+        if self.is_unhealthy {
+            return false;
+        }
         let found = self
             .inventory
             .gpus
