@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::inventory::Inventory;
+use crate::layout::hidden;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::pool::Pool;
@@ -128,12 +129,18 @@ impl Memory {
         let offered =
             if world.is_counted() { cut(&world.offered(inventory, held).names()) } else { known.clone() };
         let withheld = known.difference(&offered).cloned().collect();
+        // What layouts hide they see to.
+        let hidden = if world.is_counted() {
+            hidden(inventory, &world.layout.held_back, held)
+        } else {
+            BTreeSet::new()
+        };
         // Also what was deleted since: it may be allocated all the same.
         let seen: BTreeSet<String> = published.slices.iter().flat_map(names_in).map(str::to_owned).collect();
         let before = seen.iter().chain(self.published.iter().flatten()).chain(self.undescribed.names());
         let before = cut(&before.cloned().collect());
         let devices = Devices {
-            offered: &(&offered | &cut(held)),
+            offered: &(&offered | &(&cut(held) - &hidden)),
             withheld: &withheld,
             published: &before,
             prepared: &prepared,
