@@ -131,7 +131,7 @@ impl Memory {
         let withheld = known.difference(&offered).cloned().collect();
         // What layouts hide they see to.
         let hidden = if world.is_counted() {
-            hidden(inventory, &world.layout.held_back, held)
+            hidden(inventory, &world.layout.held_back, &(held | self.retained.taken()))
         } else {
             BTreeSet::new()
         };
@@ -143,6 +143,7 @@ impl Memory {
             offered: &(&offered | &(&cut(held) - &hidden)),
             withheld: &withheld,
             published: &before,
+            hidden: &hidden,
             prepared: &prepared,
             is_wiped: published.slices.is_empty(),
         };

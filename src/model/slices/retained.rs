@@ -66,6 +66,8 @@ pub(super) struct Devices<'a> {
     pub(super) withheld: &'a BTreeSet<String>,
     /// What is published.
     pub(super) published: &'a BTreeSet<String>,
+    /// What claims hold and a hold hides.
+    pub(super) hidden: &'a BTreeSet<String>,
     /// What is prepared.
     pub(super) prepared: &'a BTreeSet<String>,
     /// Whether there are no slices, not even empty ones.
@@ -120,7 +122,9 @@ impl RetainedDevices {
             let mut missing = held.filter(is_missing);
             missing.any(|it| devices.offered.contains(it))
         };
-        let goes = devices.published.difference(devices.offered).any(|it| !self.taken.contains(it));
+        // What a hold hides goes although it is allocated; also after a write that failed.
+        let stays = |it: &String| self.taken.contains(it) && !devices.hidden.contains(it);
+        let goes = devices.published.difference(devices.offered).any(|it| !stays(it));
         let is_over = |it: &String| !devices.prepared.contains(it) || devices.offered.contains(it);
         let asks = goes
             || returns
@@ -347,6 +351,7 @@ mod tests {
             offered: &offered,
             withheld: &withheld,
             published: &published,
+            hidden: &NOTHING,
             prepared: &NOTHING,
             is_wiped: false,
         };
