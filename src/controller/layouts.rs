@@ -27,6 +27,7 @@ use crate::election::Term;
 use crate::evictor::Evictor;
 use crate::metrics::{HoldEnd, Metrics, Outcome, WriteReason};
 use crate::movable::movable;
+use crate::waits::Waits;
 use crate::world::{Kind, World, unschedulable};
 
 /// The longest time that a round writes; what is left is decided again.
@@ -47,6 +48,7 @@ pub struct Layouts {
     skips: bool,
     /// Holds of the controller that have not ended, by UID of the claim: until when.
     holds: BTreeMap<String, (ClaimKey, Timestamp)>,
+    waits: Waits,
 }
 
 impl std::fmt::Debug for Layouts {
@@ -74,6 +76,7 @@ impl Layouts {
             memory: Memory::default(),
             skips: false,
             holds: BTreeMap::new(),
+            waits: Waits::default(),
         }
     }
 
@@ -93,6 +96,7 @@ impl Layouts {
     pub fn forget(&mut self) {
         self.memory = Memory::default();
         self.holds.clear();
+        self.waits = Waits::default();
     }
 
     /// Decides and writes. Answers when to decide again if nothing changes.
@@ -107,6 +111,9 @@ impl Layouts {
             let awaited = self.memory.awaited().filter(|it| !is_served(world, it));
             input.unserved = awaited.map(|it| it.uid.clone()).into_iter().collect();
             self.count_holds(world, &input, now);
+            for (profile, waited) in self.waits.look(world, &input, &self.options.driver, now) {
+                self.metrics.allocated(profile, waited);
+            }
             decide(&input, &self.options, &self.memory, now)
         });
         self.memory = outcome.memory;
