@@ -87,6 +87,11 @@ impl Memory {
         self.retained.taken()
     }
 
+    /// What claims have by the last read, as long as that is a settle time old at most.
+    pub(super) fn known_allocated(&self) -> &BTreeSet<String> {
+        self.retained.allocated()
+    }
+
     pub(super) fn undescribed(&self) -> &UndescribedDevices {
         &self.undescribed
     }

@@ -300,6 +300,12 @@ impl RetainedDevices {
         self.gone.iter_mut().for_each(|it| it.written(now));
     }
 
+    /// What claims have by the last read, as long as that is a settle time old at most.
+    #[must_use]
+    pub(super) fn allocated(&self) -> &BTreeSet<String> {
+        &self.allocated
+    }
+
     /// What stays.
     #[must_use]
     pub(super) fn taken(&self) -> &BTreeSet<String> {
