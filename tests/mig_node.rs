@@ -110,7 +110,7 @@ async fn what_is_possible_is_what_counters_publish() {
         let slices = lab.slices_when(is_complete).await;
         let partitionable = |it: &MigNodeStatus| it.mode == Some(PublishingMode::Partitionable);
         let status = status_when(&lab, "the status is there", partitionable).await;
-        assert_eq!(status.summary.free, "2xfull", "the largest that fits on each GPU");
+        assert_eq!(status.summary.unused, "2xfull", "the largest that fits on each GPU");
         let object = objects(&lab).get(&lab.node_name).await.unwrap();
         let possible = object.possible_devices();
         let mut found: Vec<Device> =
@@ -261,7 +261,7 @@ async fn a_gpu_with_a_problem_says_so_and_offers_nothing() {
     );
     let object = objects(&lab).get(&lab.node_name).await.unwrap();
     assert_eq!(object.possible_devices()[1].devices, []);
-    assert_eq!(status.summary.free, "1xfull");
+    assert_eq!(status.summary.unused, "1xfull");
     lab.stop().await;
 }
 

@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Error};
+use kubectl_mig::explain::lacks_only_devices;
 use mig_model::claim::ClaimRef;
 use mig_model::mig_node::{Demand, Hold, MigNode, MigNodeSpec, ProfileCount};
 use mig_telemetry::with_causes;
@@ -26,6 +27,7 @@ use crate::election::Term;
 use crate::evictor::Evictor;
 use crate::metrics::{HoldEnd, Metrics, Outcome, WriteReason};
 use crate::movable::movable;
+use crate::waits::Waits;
 use crate::world::{Kind, World, unschedulable};
 
 /// The longest time that a round writes; what is left is decided again.
@@ -46,6 +48,7 @@ pub struct Layouts {
     skips: bool,
     /// Holds of the controller that have not ended, by UID of the claim: until when.
     holds: BTreeMap<String, (ClaimKey, Timestamp)>,
+    waits: Waits,
 }
 
 impl std::fmt::Debug for Layouts {
@@ -73,6 +76,7 @@ impl Layouts {
             memory: Memory::default(),
             skips: false,
             holds: BTreeMap::new(),
+            waits: Waits::default(),
         }
     }
 
@@ -92,6 +96,7 @@ impl Layouts {
     pub fn forget(&mut self) {
         self.memory = Memory::default();
         self.holds.clear();
+        self.waits = Waits::default();
     }
 
     /// Decides and writes. Answers when to decide again if nothing changes.
@@ -103,7 +108,12 @@ impl Layouts {
         let outcome = block_in_place(|| {
             let mut input = input(world, self.default_auto);
             input.movable = movable(world, &self.options.driver);
+            let awaited = self.memory.awaited().filter(|it| !is_served(world, it));
+            input.unserved = awaited.map(|it| it.uid.clone()).into_iter().collect();
             self.count_holds(world, &input, now);
+            for (profile, waited) in self.waits.look(world, &input, &self.options.driver, now) {
+                self.metrics.allocated(profile, waited);
+            }
             decide(&input, &self.options, &self.memory, now)
         });
         self.memory = outcome.memory;
@@ -239,13 +249,20 @@ fn object(write: &Write) -> Value {
     object
 }
 
+/// Whether a claim still exists and has devices.
+fn is_served(world: &World, claim: &ClaimKey) -> bool {
+    let found = world.claim(&claim.namespace, &claim.name);
+    let found = found.filter(|it| it.metadata.uid.as_deref() == Some(claim.uid.as_str()));
+    found.is_some_and(|it| it.status.as_ref().is_some_and(|it| it.allocation.is_some()))
+}
+
 /// What is in memory, as decisions take it.
 fn input(world: &World, default_auto: bool) -> demand::World {
     let snapshot = world.snapshot();
     let resources = ExtendedResources::of(&snapshot.classes);
     let pods = snapshot.pods.iter().filter_map(|it| pending(world, it, &resources)).collect();
     let (nodes, classes) = (world.node_states(default_auto), snapshot.classes.clone());
-    demand::World { nodes, pods, classes, movable: Vec::new() }
+    demand::World { nodes, pods, classes, ..demand::World::default() }
 }
 
 /// A pod that waits and whose claims all exist, but for the one that the scheduler creates for extended resources when it binds the pod.
@@ -270,6 +287,7 @@ fn pending(world: &World, pod: &Pod, resources: &ExtendedResources<'_>) -> Optio
         priority: spec.priority.unwrap_or_default(),
         created: metadata.creation_timestamp.as_ref()?.0,
         unschedulable: unschedulable(pod).and_then(|it| Some(it.last_transition_time.as_ref()?.0)),
+        lacks_only_devices: lacks_only_devices(pod),
         spec: Arc::new(spec.clone()),
         claims,
     })

@@ -37,6 +37,7 @@ pub mod metrics;
 pub mod movable;
 pub mod probes;
 pub mod reasons;
+mod waits;
 pub mod watches;
 pub mod world;
 

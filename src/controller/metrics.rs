@@ -21,6 +21,9 @@ use crate::world::{Kind, World};
 /// Upper bounds of durations, in seconds.
 const DURATIONS: [f64; 11] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
+/// The same for waits of pods.
+const WAITS: [f64; 11] = [1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0];
+
 label_values! {
     /// How something ended.
     Outcome {
@@ -148,6 +151,11 @@ struct KindLabels {
     resource: Kind,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProfileLabels {
+    profile: String,
+}
+
 /// The way to count. Clones count into the same numbers.
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<Families>);
@@ -168,6 +176,7 @@ struct Families {
     oldest: Gauge<i64, AtomicI64>,
     unfollowed: Gauge<i64, AtomicI64>,
     holds: Family<HoldLabels, Counter>,
+    waits: Family<ProfileLabels, Histogram, fn() -> Histogram>,
 }
 
 impl Default for Metrics {
@@ -187,6 +196,7 @@ impl Default for Metrics {
             oldest: Gauge::default(),
             unfollowed: Gauge::default(),
             holds: Family::default(),
+            waits: Family::new_with_constructor(|| Histogram::new(WAITS)),
         };
         // What can be known beforehand starts at zero, so that the first failure is an increase.
         for &outcome in Outcome::ALL {
@@ -203,6 +213,7 @@ impl Default for Metrics {
         for &outcome in HoldEnd::ALL {
             drop(families.holds.get_or_create(&HoldLabels { outcome }));
         }
+        drop(families.waits.get_or_create(&ProfileLabels { profile: "other".to_owned() }));
         for &verdict in VerdictLabel::ALL {
             drop(families.explanations.get_or_create(&VerdictLabels { verdict }));
         }
@@ -244,6 +255,11 @@ impl Metrics {
     /// A hold has ended.
     pub fn hold_ended(&self, outcome: HoldEnd) {
         self.0.holds.get_or_create(&HoldLabels { outcome }).inc();
+    }
+
+    /// A claim has got its devices, so long after its pod was found unschedulable.
+    pub fn allocated(&self, profile: String, waited: Duration) {
+        self.0.waits.get_or_create(&ProfileLabels { profile }).observe(waited.as_secs_f64());
     }
 
     /// A pod was explained.
@@ -322,6 +338,12 @@ impl Metrics {
             it.unfollowed.clone(),
         );
         registry.register("holds", "Holds that have ended, by how", it.holds.clone());
+        registry.register_with_unit(
+            "allocation_wait",
+            "How long pods were unschedulable before their claims got devices, by profile",
+            Unit::Seconds,
+            it.waits.clone(),
+        );
         registry.register_with_unit(
             "oldest_waiting_pod",
             "How long the scheduler has found no place for the pod that waits longest",

@@ -87,6 +87,7 @@ fn of(pod: &Pod, index: &Index<'_>, driver: &str) -> Option<MovablePod> {
             priority: spec.priority.unwrap_or_default(),
             created: metadata.creation_timestamp.as_ref()?.0,
             unschedulable: None,
+            lacks_only_devices: true,
             spec: Arc::new(spec.clone()),
             claims: claims.iter().map(replacement).collect(),
         },

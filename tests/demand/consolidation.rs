@@ -418,3 +418,76 @@ fn the_controller_looks_again_while_something_is_held_back() {
     let wake: Option<Timestamp> = leader.decide(&world, NOW + 2.0).wake;
     assert!(wake.is_some_and(|it| it <= at(NOW + 12.0)), "{wake:?}");
 }
+
+/// The same world with another time at which the hold on the first GPU ends.
+fn held_until(world: &World, until: f64) -> World {
+    let mut world = world.clone();
+    world.nodes[0].holds[0].until = at(until);
+    world
+}
+
+#[test]
+fn after_each_set_that_was_evicted_in_vain_its_namespace_waits_twice_as_long_for_the_next() {
+    let mut world = two_in_the_way();
+    let mut leader = Leader::new(options());
+    leader.hold(&mut world, NOW).unwrap();
+    let mut now = NOW + 901.0;
+    for pause in [600.0, 1200.0, 2400.0] {
+        assert_eq!(leader.decide(&held_until(&world, now - 1.0), now).decisions.eviction, None);
+        let held = held_until(&world, now + 9000.0);
+        assert_eq!(leader.decide(&held, now + pause - 1.0).decisions.eviction, None, "{pause}");
+        assert!(leader.decide(&held, now + pause + 1.0).decisions.eviction.is_some(), "{pause}");
+        now += pause + 901.0;
+    }
+}
+
+#[test]
+fn a_pod_that_is_deleted_after_evictions_keeps_its_namespace_from_more_of_them_and_no_other_one() {
+    let mut world = two_in_the_way();
+    let mut leader = Leader::new(options());
+    leader.hold(&mut world, NOW).unwrap();
+    assert_eq!(leader.memory.awaited().map(|it| it.uid.as_str()), Some("claim-p"));
+    // The pod is gone, and its claim with it.
+    let mut gone = world.clone();
+    gone.pods.clear();
+    gone.unserved = BTreeSet::from(["claim-p".to_owned()]);
+    for now in [NOW + 10.0, NOW + 21.0] {
+        assert_eq!(leader.decide(&gone, now).decisions.eviction, None);
+    }
+    assert_eq!(leader.memory.awaited(), None);
+    // Another one of the namespace, with the same GPU held back.
+    let again = |namespace: &str| {
+        let mut next = held_until(&world, NOW + 3000.0);
+        next.pods = vec![for_profile("q", at(NOW - 600.0), "7g.80gb")];
+        next.pods[0].namespace = namespace.to_owned();
+        next.nodes[0].holds[0].claim = mig_controller::demand::ClaimKey::of(&next.pods[0].claims[0]);
+        next
+    };
+    assert_eq!(leader.decide(&again("default"), NOW + 100.0).decisions.eviction, None);
+    let mut of_another = Leader { options: options(), memory: leader.memory.clone() };
+    assert!(of_another.decide(&again("team"), NOW + 100.0).decisions.eviction.is_some());
+    assert!(leader.decide(&again("default"), NOW + 622.0).decisions.eviction.is_some());
+}
+
+#[test]
+fn a_claim_whose_devices_are_seen_a_moment_after_its_pod_is_gone_was_served() {
+    let mut world = two_in_the_way();
+    let mut leader = Leader::new(options());
+    leader.hold(&mut world, NOW).unwrap();
+    let mut bound = world.clone();
+    bound.pods.clear();
+    bound.unserved = BTreeSet::from(["claim-p".to_owned()]);
+    leader.decide(&bound, NOW + 10.0);
+    bound.unserved.clear();
+    leader.decide(&bound, NOW + 15.0);
+    let mut next = held_until(&world, NOW + 3000.0);
+    next.pods[0].uid = "q".to_owned();
+    assert!(leader.decide(&next, NOW + 46.0).decisions.eviction.is_some());
+}
+
+#[test]
+fn nobody_moves_for_a_pod_of_which_the_scheduler_says_that_it_lacks_something_else_too() {
+    let mut world = two_in_the_way();
+    world.pods[0].lacks_only_devices = false;
+    assert_eq!(evicts(world), Vec::<String>::new());
+}

@@ -48,6 +48,7 @@ pub(crate) fn pod(uid: &str, created: Timestamp, claim: ResourceClaim) -> Pendin
         priority: 0,
         created,
         unschedulable: Some(created),
+        lacks_only_devices: true,
         spec: Arc::new(PodSpec::default()),
         claims: vec![Arc::new(claim)],
     }

@@ -192,7 +192,7 @@ impl Cluster {
         let nodes: Vec<NodeState> = self.nodes.iter().map(SimNode::state).collect();
         let pods = self.pending.values().map(|it| it.0.clone()).collect();
         let movable = self.running.iter().filter_map(|it| self.movable(it)).collect();
-        World { nodes, pods, classes: classes(), movable }
+        World { nodes, pods, classes: classes(), movable, ..World::default() }
     }
 
     fn movable(&self, running: &Running) -> Option<MovablePod> {

@@ -6,7 +6,9 @@
 //!   pod that waits, it has run for a while, and all pods that share its claims leave with it;
 //! - each of them finds a place beside what pods that wait already count on, all of them together, and not on the GPU itself;
 //! - the hold is in force, the driver has seen it, and it lasts until the pods have ended;
+//! - the scheduler says that the pod lacks nothing but devices;
 //! - no other set is on its way, none has failed lately, and neither the hour's evictions nor those for the namespace are used up.
+//!   After one that failed, whether the pod waits on or was deleted, nothing is evicted for its namespace for a time that doubles.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -17,7 +19,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::jiff::Timestamp;
 
 use super::decisions::{Evicted, Eviction, PodKey};
-use super::evictions::{Attempt, most_for_one};
+use super::evictions::{Attempt, Fate, most_for_one};
 use super::given::Source;
 use super::gpu::GpuLedger;
 use super::kind::{Kind, Set, members};
@@ -56,12 +58,17 @@ type At = (usize, usize);
 
 /// Learns what has become of the last set.
 pub(super) fn read(round: &Round<'_>, memory: &mut Memory) {
-    let progress = |of: &Attempt| {
-        let waits = round.pods.iter().any(|it| it.of.uid == of.pod && it.claim.uid == of.claim);
+    let fate = |of: &Attempt| {
+        let waits = round.pods.iter().any(|it| it.of.uid == of.pod && it.claim.uid == of.claim.uid);
         let mut holds = round.nodes.iter().flat_map(|it| &it.state.holds).filter(|it| round.now < it.until);
-        (waits, holds.any(|it| it.claim.uid == of.claim))
+        match waits {
+            true if holds.any(|it| it.claim.uid == of.claim.uid) => Fate::Held,
+            true => Fate::Waits,
+            false if round.world.unserved.contains(&of.claim.uid) => Fate::Unserved,
+            false => Fate::Served,
+        }
     };
-    memory.consolidation.read(round.options, progress, round.now);
+    memory.consolidation.read(round.options, fate, round.now);
 }
 
 /// Pods that share their claims, so that only all of them together free a device.
@@ -85,6 +92,8 @@ pub(super) struct Movers<'w> {
     holders: HashMap<(usize, usize, usize), usize>,
     checks: usize,
     choices: usize,
+    /// Namespaces for which nothing is evicted now.
+    barred: BTreeSet<&'w str>,
     /// Whether there is any place for what a pod asks for.
     places: HashMap<(*const Shape, usize), bool>,
 }
@@ -103,6 +112,8 @@ impl<'w> Movers<'w> {
         let nodes: HashMap<&str, usize> =
             round.nodes.iter().enumerate().map(|(index, it)| (it.state.name(), index)).collect();
         let mut movers = Self::default();
+        let namespaces = world.pods.iter().map(|it| it.namespace.as_str());
+        movers.barred = namespaces.filter(|it| known.is_barred(it, round.now)).collect();
         let mut seen: BTreeSet<&str> = BTreeSet::new();
         for pod in &world.movable {
             if seen.contains(pod.pod.uid.as_str()) {
@@ -168,6 +179,11 @@ impl<'w> Movers<'w> {
         has_counters(gpu, held, device).then(|| set.into_iter().collect())
     }
 
+    /// Whether pods may be evicted for one that waits.
+    fn may_move_for(&self, pod: &PendingPod) -> bool {
+        pod.lacks_only_devices && !self.barred.contains(pod.namespace.as_str())
+    }
+
     /// How many pods are in groups.
     fn count(&self, set: &[usize]) -> usize {
         set.iter().map(|it| self.groups[*it].pods.len()).sum()
@@ -180,7 +196,7 @@ impl<'w> Movers<'w> {
         pod: &PendingPod,
         candidates: &[Candidate],
     ) -> Option<Candidate> {
-        if self.holders.is_empty() || MAX_CHOICES <= self.choices {
+        if self.holders.is_empty() || MAX_CHOICES <= self.choices || !self.may_move_for(pod) {
             return None;
         }
         self.choices += 1;
@@ -287,9 +303,11 @@ pub(super) fn eviction<'w>(
         return None;
     }
     for index in 0..round.pods.len() {
-        let (of, claim) = (round.pods[index].of, round.pods[index].claim.uid.clone());
+        let (of, claim) = (round.pods[index].of, round.pods[index].claim.clone());
         let is_other = known.attempt.as_ref().is_some_and(|it| it.claim != claim);
-        let Some(since) = of.unschedulable.filter(|_| !is_other) else { continue };
+        let Some(since) = of.unschedulable.filter(|_| !is_other && movers.may_move_for(of)) else {
+            continue;
+        };
         let Some((at, hold, set)) = set_for(round, movers, index) else { continue };
         if known.left(round.options, &of.namespace, round.now) < movers.count(&set) {
             continue;
@@ -310,7 +328,7 @@ pub(super) fn eviction<'w>(
             pods: pods.map(|(it, place)| Evicted { pod: key(&it.pod), place: name(place) }).collect(),
         };
         let uids: Vec<String> = eviction.pods.iter().map(|it| it.pod.uid.clone()).collect();
-        known.begin((&of.namespace, &of.uid, &claim), &uids, round.now);
+        known.begin(of, &claim, &uids, round.now);
         return Some(eviction);
     }
     None

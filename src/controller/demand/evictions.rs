@@ -5,12 +5,16 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::world::{Options, after};
+use super::world::{ClaimKey, Options, PendingPod, after};
 
 /// Between two sets, so that the replacements of the first have their places.
 const BETWEEN: Duration = Duration::from_secs(30);
 /// The time in which evictions are counted.
 const HOUR: Duration = Duration::from_secs(3600);
+/// The longest time for which nothing is evicted for a namespace.
+const LONGEST_BAR: Duration = Duration::from_secs(24 * 3600);
+/// A pod can be gone from the pods that wait for so long before its claim is seen to have devices: watches are late.
+const LATE: Duration = Duration::from_secs(10);
 
 /// What is remembered of evictions. A new leader begins without the right to any, and gains it within an hour.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -24,6 +28,29 @@ pub(super) struct Consolidation {
     pub(super) paused: Option<Timestamp>,
     /// Pods that could not be evicted, by UID, and until when they are left alone.
     pub(super) avoided: BTreeMap<String, Timestamp>,
+    /// Namespaces for whose pods others were evicted in vain.
+    barred: BTreeMap<String, Bar>,
+}
+
+/// Until when nothing is evicted for a namespace.
+#[derive(Debug, Clone, PartialEq)]
+struct Bar {
+    until: Timestamp,
+    /// How long it was; twice as long the next time.
+    length: Duration,
+}
+
+/// What has become of the claim for which pods were evicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It waits, and a GPU is held back for it.
+    Held,
+    /// It waits, and the hold is over.
+    Waits,
+    /// Its pod is gone or deleted, and the claim has no devices.
+    Unserved,
+    /// It has its devices.
+    Served,
 }
 
 /// A set of pods on its way.
@@ -31,20 +58,17 @@ pub(super) struct Consolidation {
 pub(super) struct Attempt {
     /// UID of the pod that waits.
     pub(super) pod: String,
-    /// UID of its claim.
-    pub(super) claim: String,
+    /// Its claim.
+    pub(super) claim: ClaimKey,
     /// UIDs of the pods of the set.
     pods: Vec<String>,
+    /// Since when neither pod nor devices are seen.
+    gone: Option<Timestamp>,
 }
 
 impl Consolidation {
-    /// Forgets what is over. `progress` says of a pod and its claim whether it waits, and whether a GPU is held back for it.
-    pub(super) fn read(
-        &mut self,
-        options: &Options,
-        progress: impl Fn(&Attempt) -> (bool, bool),
-        now: Timestamp,
-    ) {
+    /// Forgets what is over, and learns by `fate` what has become of the last set.
+    pub(super) fn read(&mut self, options: &Options, fate: impl Fn(&Attempt) -> Fate, now: Timestamp) {
         if options.evictions_per_hour.is_none() {
             *self = Self::default();
             return;
@@ -57,14 +81,34 @@ impl Consolidation {
         self.evicted.retain(|it| now < after(it.0, HOUR));
         self.avoided.retain(|_, until| now < *until);
         self.paused = self.paused.filter(|it| now < *it);
-        let Some(attempt) = &self.attempt else { return };
-        let (waits, is_held) = progress(attempt);
-        if waits && is_held {
+        // For longer than a hold, so that the next one is longer.
+        self.barred.retain(|_, it| now < after(it.until, it.length.max(HOUR)));
+        let Some(attempt) = &mut self.attempt else { return };
+        let fate = fate(attempt);
+        attempt.gone = (fate == Fate::Unserved).then_some(attempt.gone.unwrap_or(now));
+        if fate == Fate::Held || attempt.gone.is_some_and(|it| now < after(it, LATE)) {
             return;
         }
-        let pause = if waits { options.evictions_pause } else { BETWEEN };
+        let namespace = attempt.claim.namespace.clone();
+        match fate {
+            Fate::Served => drop(self.barred.remove(&namespace)),
+            _ => self.bar(namespace, options.evictions_pause, now),
+        }
+        let pause = if fate == Fate::Waits { options.evictions_pause } else { BETWEEN };
         self.paused = Some(after(now, pause));
         self.attempt = None;
+    }
+
+    /// Evicts nothing for a namespace for a while, which is longer each time.
+    fn bar(&mut self, namespace: String, first: Duration, now: Timestamp) {
+        let before = self.barred.get(&namespace);
+        let length = before.map_or(first, |it| it.length.saturating_mul(2).min(LONGEST_BAR));
+        self.barred.insert(namespace, Bar { until: after(now, length), length });
+    }
+
+    /// Whether pods were evicted for a namespace in vain, not long ago.
+    pub(super) fn is_barred(&self, namespace: &str, now: Timestamp) -> bool {
+        self.barred.get(namespace).is_some_and(|it| now < it.until)
     }
 
     /// Whether a pod is of the set that is on its way. Watches are late: it may not be deleted yet.
@@ -82,17 +126,12 @@ impl Consolidation {
         all.min(most_for_one(options).saturating_sub(of_namespace))
     }
 
-    /// Takes note that pods are evicted for one that waits: its namespace, its UID and that of its claim.
-    pub(super) fn begin(
-        &mut self,
-        (namespace, pod, claim): (&str, &str, &str),
-        pods: &[String],
-        now: Timestamp,
-    ) {
-        self.evicted.extend(pods.iter().map(|it| (now, namespace.to_owned(), it.clone())));
-        let mut all = self.attempt.take().filter(|it| it.claim == claim).map_or(Vec::new(), |it| it.pods);
+    /// Takes note that pods are evicted for the claim of one that waits.
+    pub(super) fn begin(&mut self, of: &PendingPod, claim: &ClaimKey, pods: &[String], now: Timestamp) {
+        self.evicted.extend(pods.iter().map(|it| (now, of.namespace.clone(), it.clone())));
+        let mut all = self.attempt.take().filter(|it| it.claim == *claim).map_or(Vec::new(), |it| it.pods);
         all.extend_from_slice(pods);
-        self.attempt = Some(Attempt { pod: pod.to_owned(), claim: claim.to_owned(), pods: all });
+        self.attempt = Some(Attempt { pod: of.uid.clone(), claim: claim.clone(), pods: all, gone: None });
     }
 
     /// A pod was not evicted: it is left alone until then. One of which that is not certain counts as if it was.

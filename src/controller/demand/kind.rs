@@ -115,6 +115,16 @@ impl Kind {
         }
     }
 
+    /// The profile of a device, by the part of its name that follows the name of its GPU.
+    #[must_use]
+    pub fn profile_of(&self, part: &str) -> Option<&str> {
+        let is_this = |it: &&Possible| {
+            let name = &it.device.name;
+            name.find("-mig-").map_or("", |start| &name[start..]) == part
+        };
+        self.devices.iter().find(is_this).map(|it| it.profile.as_str())
+    }
+
     /// The position of a device.
     pub(super) fn position(&self, profile: &str, start: u32) -> Option<usize> {
         self.devices.iter().position(|it| it.profile == profile && it.start == start)

@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::answers::Answers;
 use super::evictions::Consolidation;
-use super::world::{Demand, Hold, NodeState, Options, Profiles, Progress, World, after};
+use super::world::{ClaimKey, Demand, Hold, NodeState, Options, Profiles, Progress, World, after};
 
 /// What is remembered between decisions. An empty one is safe, only slower.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -127,6 +127,12 @@ impl Memory {
     /// To be called where a pod was not evicted: it is left alone until then. One of which that is not certain counts as if it was.
     pub fn not_evicted(&mut self, pod: &str, until: Timestamp, is_certain: bool) {
         self.consolidation.not_evicted(pod, until, is_certain);
+    }
+
+    /// The claim for which pods were evicted last, as long as it is not known what came of it.
+    #[must_use]
+    pub fn awaited(&self) -> Option<&ClaimKey> {
+        self.consolidation.attempt.as_ref().map(|it| &it.claim)
     }
 
     /// The node as it will be once the world shows what was written; `None` where it does.

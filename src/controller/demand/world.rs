@@ -19,6 +19,9 @@ pub struct World {
     pub pods: Vec<PendingPod>,
     /// Pods with devices that may be evicted, because their owners have agreed; none where consolidation is off.
     pub movable: Vec<MovablePod>,
+    /// UIDs of claims that have no devices, or do not exist any more, of those for which pods were evicted last
+    /// ([`Memory::awaited`](super::Memory::awaited)).
+    pub unserved: BTreeSet<String>,
     /// All device classes.
     pub classes: Vec<DeviceClass>,
 }
@@ -140,6 +143,8 @@ pub struct PendingPod {
     pub created: Timestamp,
     /// Since when the scheduler finds it unschedulable, if it does.
     pub unschedulable: Option<Timestamp>,
+    /// Whether it lacks nothing but devices, as far as the scheduler says: not CPU, volumes or other pods near it.
+    pub lacks_only_devices: bool,
     /// Node selectors, affinity and tolerations; all else may be left out.
     pub spec: Arc<PodSpec>,
     /// All claims of the pod, allocated ones included; pods of one kind may share them only where they share the object.

@@ -42,9 +42,9 @@ impl Demanded {
         }
     }
 
-    /// Takes the label of the node into account.
+    /// Takes the label of the node into account. The controller holds GPUs back on nodes that take part only.
     pub fn with_label_of(&mut self, node: Option<&Node>, default_auto: bool) {
-        self.follows &= is_auto(node, default_auto);
+        self.follows &= is_auto(node, default_auto || !self.holds.is_empty());
     }
 
     /// The layout that the label of a node names.

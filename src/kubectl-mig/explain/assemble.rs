@@ -22,7 +22,7 @@ use super::profile::Published;
 use super::reason::{Reason, ReasonId};
 use super::release::{add_releases, best_releases};
 use super::request::Asked;
-use super::subject::{Subject, scheduler_message};
+use super::subject::{NO_DEVICES, Subject, names_something_else, scheduler_message};
 use super::tally::Tally;
 use super::world::{Answers, Ranked, World};
 use crate::cluster::{Rule, Snapshot};
@@ -34,17 +34,6 @@ const MAX_DETAILS: usize = 4;
 const DETAIL_STEPS: usize = 100_000;
 /// Fewest candidates that are tried on a node, however many nodes there are.
 const FEWEST_STEPS: usize = 20_000;
-
-/// What the scheduler's message has when something else than devices is missing.
-const OTHER_REASONS: &[&str] = &[
-    "Insufficient ",
-    "olume",
-    "pod affinity",
-    "anti-affinity",
-    "topology spread",
-    "Too many pods",
-    "free ports",
-];
 
 /// Says whether the subject has or gets its devices, and if not, why not and what to do.
 #[must_use]
@@ -165,7 +154,7 @@ impl World<'_, '_> {
         let has_evidence = self.knows_gates() || answers.usable.iter().any(|it| it.counters_in_use);
         let message = self.pod.and_then(scheduler_message).unwrap_or_default();
         let mut verdict = Verdict::Fits;
-        if OTHER_REASONS.iter().any(|it| message.contains(it)) {
+        if names_something_else(message) {
             let sentence = format!(
                 "devices are free on node {}, but the scheduler last reported something else: {message}",
                 node.name
@@ -175,7 +164,7 @@ impl World<'_, '_> {
                     .advise("resolve what the message names: it is not about devices"),
             );
             verdict = Verdict::NotNow;
-        } else if message.contains("cannot allocate all claims") && node.fits_by_counters && !has_evidence {
+        } else if message.contains(NO_DEVICES) && node.fits_by_counters && !has_evidence {
             let reason = scheduler_gate("device that would do");
             case.reasons.push(reason.detail([format!(
                 "devices are free on node {}, the scheduler reports `cannot allocate all claims`, and no device with counters is allocated in the cluster",
@@ -235,10 +224,15 @@ impl World<'_, '_> {
         ranked.sort_by_key(|(rank, _)| *rank);
         let releases = best_releases(&details);
         let verdict = verdict(answers, abort, &ranked);
+        let has_turn = ranked.iter().any(|(_, it)| it.reason == ReasonId::GpuHeldForClaim);
         for reason in
             ranked.iter_mut().map(|(_, it)| it).chain(requests.iter_mut().flat_map(|it| &mut it.reasons))
         {
             add_releases(reason, &releases);
+            // What is held back for the claim serves it. A label would end that on its node.
+            if has_turn && matches!(reason.reason, ReasonId::NotInLayout | ReasonId::WholeGpuOnly) {
+                reason.advice.clear();
+            }
         }
         self.assume(&mut case, &tallies, answers);
         case.reasons.extend(ranked.into_iter().map(|(_, reason)| reason));

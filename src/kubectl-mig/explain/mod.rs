@@ -53,7 +53,7 @@ pub use self::explanation::{
 pub(crate) use self::pools::sentence as pool_sentence;
 pub use self::reason::{Holder, Reason, ReasonId};
 pub use self::run::run;
-pub use self::subject::Subject;
+pub use self::subject::{Subject, lacks_only_devices};
 
 #[cfg(test)]
 mod tests;

@@ -238,6 +238,32 @@ impl<'a> Case<'a> {
 }
 
 /// What the scheduler last said about a pod.
+/// What the scheduler's message has when something else than devices is missing.
+const OTHER_REASONS: &[&str] = &[
+    "Insufficient ",
+    "olume",
+    "pod affinity",
+    "anti-affinity",
+    "topology spread",
+    "Too many pods",
+    "free ports",
+];
+
+/// What it has when a node lacks devices, and nothing that is looked at before them.
+pub(super) const NO_DEVICES: &str = "cannot allocate all claims";
+
+/// Whether a message of the scheduler names something else than devices that nodes lack.
+pub(super) fn names_something_else(message: &str) -> bool {
+    OTHER_REASONS.iter().any(|it| message.contains(it))
+}
+
+/// Whether the scheduler says of a pod that nodes lack devices for it, and nothing else. Nodes that its selectors and tolerations leave
+/// out do not count.
+#[must_use]
+pub fn lacks_only_devices(pod: &Pod) -> bool {
+    scheduler_message(pod).is_some_and(|it| it.contains(NO_DEVICES) && !names_something_else(it))
+}
+
 pub(super) fn scheduler_message(pod: &Pod) -> Option<&str> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     let condition = conditions.iter().find(|it| it.type_ == "PodScheduled" && it.status == "False")?;

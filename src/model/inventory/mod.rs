@@ -13,6 +13,7 @@ mod gpu;
 mod name;
 mod policy;
 mod problem;
+mod reserve;
 mod shares;
 mod withheld;
 
@@ -69,7 +70,9 @@ fn offers(node: &NodeFacts, gpu: &Gpu, policy: &OfferPolicy) -> GpuInventory {
         };
         let problem = gpu.state.problem.clone();
         let counters = BTreeMap::new();
-        let offered = GpuInventory { counter_set, counters, memory_mib, devices, withheld, problem };
+        let reserved_mib = 0;
+        let offered =
+            GpuInventory { counter_set, counters, memory_mib, reserved_mib, devices, withheld, problem };
         return offered.with_held(&policy.held);
     };
     let mut left = remaining(&plan, gpu);
@@ -98,7 +101,7 @@ fn offers(node: &NodeFacts, gpu: &Gpu, policy: &OfferPolicy) -> GpuInventory {
     devices.extend(adopted);
     withheld.extend(not_adopted);
     let problem = gpu.state.problem.clone();
-    GpuInventory { counter_set, counters, memory_mib, devices, withheld, problem }
+    GpuInventory { counter_set, counters, memory_mib, reserved_mib: 0, devices, withheld, problem }
 }
 
 /// True for what the GPU can be allocated as in its MIG mode, and with what the host permits; whatever is on it now.

@@ -1,8 +1,26 @@
 //! Holds: GPUs of which free devices are not offered for a while, so that a claim gets its turn. Pure.
 //!
 //! As long as a hold is in force, a free device of its GPU is offered only if it has the profile of the hold. What claims hold
-//! stays theirs. Without counters it is not published either: a scheduler gives a published device away at the moment of its
-//! release, before the driver can withdraw it, so that the GPU would never become free among pods that wait. A hold ends when its writer removes it, and at its time in any case.
+//! stays theirs, but it is not published: a scheduler gives a published device away at the moment of its release, before the
+//! driver can withdraw it, so that the GPU would never become free among pods that wait. A hold ends when its writer removes
+//! it, and at its time in any case.
+//!
+//! # Where counters keep devices apart
+//!
+//! kube-scheduler subtracts from a counter set what the allocated devices consume that it finds in the slices, and ignores
+//! allocated devices that are not there (dynamic-resource-allocation, structured allocator, `checkAvailableCounters`). A device
+//! that vanishes while a claim has it therefore looks free (kubernetes#140802). So what it takes leaves the counter set at the
+//! same time, [`GpuInventory::reserve`], and what is left for others is the same with it and without it:
+//!
+//! - Device and counters are in different slices, so both are written with a new generation of the pool. A scheduler that has
+//!   only some of the new slices sees a pool that is not complete, and allocates nothing from it.
+//! - A scheduler that has the old slices counts the device as before. It may still give it away after its release, or what
+//!   else was free; so nothing free is offered before that is known, a settle time later (`retained`).
+//! - When the device is released, its share stays out of the counters until a read of the claims shows the release. It does
+//!   not matter whether a scheduler sees the release before the slices or after: neither the device nor its share is there.
+//! - The share comes back with one write of one slice. A scheduler that still takes the device for allocated ignores it.
+//! - When the hold ends, a device that is still allocated comes back together with its share, at once: no slices in between
+//!   have offered what it takes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -119,14 +137,17 @@ fn offers(gpu: &GpuInventory, profile: &str) -> bool {
     gpu.devices.iter().any(|it| is_for(profile, it))
 }
 
-/// The inventory without the free devices that are not offered because of holds; `held` names devices that claims hold.
+/// The inventory without the devices that are not published because of holds, where counters keep devices apart; `held` names
+/// devices that claims hold, and what they take is not in the counters either.
 #[must_use]
 pub(crate) fn hold_back(inventory: &Inventory, held_back: &HeldBack, held: &BTreeSet<String>) -> Inventory {
     let mut reduced = inventory.clone();
     for gpu in &mut reduced.gpus {
         let Some(profile) = held_back.get(&gpu.counter_set) else { continue };
+        if gpu.problem.is_none() {
+            gpu.reserve(held, |it| is_hidden(profile, it, held));
+        }
         let stays = |it: &AllocatableDevice| {
-            // Unmanaged instances are in the way of nothing that is offered.
             is_for(profile, it)
                 || held.contains(it.name.as_str())
                 || matches!(it.kind, DeviceKind::Adopted(_))
@@ -138,20 +159,25 @@ pub(crate) fn hold_back(inventory: &Inventory, held_back: &HeldBack, held: &BTre
     reduced
 }
 
-/// What claims hold of GPUs that are held back for another profile.
+/// What claims hold of GPUs that are held back for another profile. Of a GPU with a problem it stays published: nothing
+/// free is offered beside it, and a taint has to be on a device that is in the slices.
 pub(crate) fn hidden(
     inventory: &Inventory,
     held_back: &HeldBack,
     held: &BTreeSet<String>,
 ) -> BTreeSet<String> {
-    let gpus = inventory.gpus.iter().filter_map(|it| Some((it, held_back.get(&it.counter_set)?)));
+    let gpus = inventory.gpus.iter().filter(|it| it.problem.is_none());
+    let gpus = gpus.filter_map(|it| Some((it, held_back.get(&it.counter_set)?)));
     let devices =
         gpus.flat_map(|(gpu, profile)| gpu.devices.iter().chain(&gpu.withheld).map(move |it| (it, profile)));
-    let is_hidden = |(device, profile): &(&AllocatableDevice, &String)| {
-        let is_adopted = matches!(device.kind, DeviceKind::Adopted(_));
-        held.contains(device.name.as_str()) && !is_for(profile, device) && !is_adopted
-    };
-    devices.filter(is_hidden).map(|(it, _)| it.name.to_string()).collect()
+    let hidden = devices.filter(|(it, profile)| is_hidden(profile, it, held));
+    hidden.map(|(it, _)| it.name.to_string()).collect()
+}
+
+/// Whether claims hold a device that is in the way of this profile. Unmanaged instances are in the way of nothing that is offered.
+fn is_hidden(profile: &str, device: &AllocatableDevice, held: &BTreeSet<String>) -> bool {
+    let is_adopted = matches!(device.kind, DeviceKind::Adopted(_));
+    held.contains(device.name.as_str()) && !is_for(profile, device) && !is_adopted
 }
 
 fn after(time: Timestamp, wait: Duration) -> Timestamp {

@@ -56,7 +56,7 @@ pub fn describe(seen: &Observed<'_>) -> Vec<GpuStatus> {
 pub fn summary(gpus: &[GpuStatus], is_counted: bool) -> Summary {
     let products: BTreeSet<&str> =
         gpus.iter().map(|it| it.product_name.as_str()).filter(|it| !it.is_empty()).collect();
-    let mut free: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut unused: BTreeMap<&str, u32> = BTreeMap::new();
     let mut held: BTreeMap<&str, u32> = BTreeMap::new();
     for gpu in gpus {
         let published = gpu.published.iter();
@@ -68,13 +68,13 @@ pub fn summary(gpus: &[GpuStatus], is_counted: bool) -> Summary {
         } else {
             published.map(|it| it.profile.as_str()).collect()
         };
-        shown.into_iter().for_each(|it| *free.entry(it).or_default() += 1);
+        shown.into_iter().for_each(|it| *unused.entry(it).or_default() += 1);
         gpu.held.iter().for_each(|it| *held.entry(it.profile.as_str()).or_default() += 1);
     }
     Summary {
         gpus: u32::try_from(gpus.len()).unwrap_or(u32::MAX),
         product: products.into_iter().collect::<Vec<_>>().join(",").chars().take(MAX_TEXT).collect(),
-        free: counts(&free),
+        unused: counts(&unused),
         held: counts(&held),
     }
 }

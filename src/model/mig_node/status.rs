@@ -105,11 +105,12 @@ pub struct Summary {
     /// Product of the GPUs; several, separated by commas.
     #[serde(default)]
     pub product: String,
-    /// What claims can get now, as profiles with counts: in layout mode what is published and free, in partitionable mode of
-    /// each GPU the largest that fits. `-` for nothing.
+    /// What is offered and no claim is known to have, as profiles with counts: in layout mode all of it, in partitionable mode of
+    /// each GPU the largest that fits. A device that was allocated a moment ago is in it until it is prepared, as the driver does
+    /// not watch claims. `-` for nothing.
     #[serde(default)]
-    pub free: String,
-    /// What is allocated, as profiles with counts. `-` for nothing.
+    pub unused: String,
+    /// What is prepared, or known to be allocated, as profiles with counts. `-` for nothing.
     #[serde(default)]
     pub held: String,
 }

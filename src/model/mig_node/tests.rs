@@ -159,7 +159,7 @@ fn held_and_published_devices_are_told_apart_and_counted() {
     assert_eq!(free(&described[1]), [layout[2].clone(), layout[3].clone()]);
     let summary = summary(&described, false);
     assert_eq!((summary.gpus, summary.product.as_str()), (2, "NVIDIA H100 80GB HBM3"));
-    assert_eq!((summary.free.as_str(), summary.held.as_str()), ("3x1g.10gb", "1x3g.40gb,1xunknown"));
+    assert_eq!((summary.unused.as_str(), summary.held.as_str()), ("3x1g.10gb", "1x3g.40gb,1xunknown"));
 }
 
 #[test]
@@ -180,8 +180,8 @@ fn where_counters_keep_devices_apart_what_still_fits_is_free_and_the_largest_is_
     };
     let described = describe(&seen);
     assert!(described[0].published.iter().all(|it| 4 <= it.start), "{:?}", described[0].published);
-    assert_eq!(summary(&described, true).free, "1x3g.40gb,1xfull");
-    assert_eq!(summary(&[], true).free, "-");
+    assert_eq!(summary(&described, true).unused, "1x3g.40gb,1xfull");
+    assert_eq!(summary(&[], true).unused, "-");
 }
 
 fn with_spec(spec: &Value) -> MigNode {

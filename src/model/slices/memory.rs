@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::inventory::Inventory;
+use crate::layout::hidden;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
 use super::pool::Pool;
@@ -86,6 +87,11 @@ impl Memory {
         self.retained.taken()
     }
 
+    /// What claims have by the last read, as long as that is a settle time old at most.
+    pub(super) fn known_allocated(&self) -> &BTreeSet<String> {
+        self.retained.allocated()
+    }
+
     pub(super) fn undescribed(&self) -> &UndescribedDevices {
         &self.undescribed
     }
@@ -128,14 +134,21 @@ impl Memory {
         let offered =
             if world.is_counted() { cut(&world.offered(inventory, held).names()) } else { known.clone() };
         let withheld = known.difference(&offered).cloned().collect();
+        // What layouts hide they see to.
+        let hidden = if world.is_counted() {
+            hidden(inventory, &world.layout.held_back, &(held | self.retained.taken()))
+        } else {
+            BTreeSet::new()
+        };
         // Also what was deleted since: it may be allocated all the same.
         let seen: BTreeSet<String> = published.slices.iter().flat_map(names_in).map(str::to_owned).collect();
         let before = seen.iter().chain(self.published.iter().flatten()).chain(self.undescribed.names());
         let before = cut(&before.cloned().collect());
         let devices = Devices {
-            offered: &(&offered | &cut(held)),
+            offered: &(&offered | &(&cut(held) - &hidden)),
             withheld: &withheld,
             published: &before,
+            hidden: &hidden,
             prepared: &prepared,
             is_wiped: published.slices.is_empty(),
         };

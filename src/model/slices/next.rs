@@ -101,7 +101,8 @@ fn counted(
 ) -> Result<Plan, Question> {
     let Round { world, published, before, now, soon } = round;
     let held = world.node.held | memory.retained();
-    let offered = world.offered(inventory, &held);
+    // An allocated device that stays published keeps its share, also beside one that is hidden and overlaps it.
+    let offered = world.offered(inventory, &(&held | memory.known_allocated()));
     let ranking = Ranking::of(&offered, &held, world.settings.placement);
     let slices = render(&offered, &ranking, &published.owner);
     // An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.

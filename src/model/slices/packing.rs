@@ -95,7 +95,15 @@ mod tests {
         let counter_set = DeviceName::gpu(pci).to_string();
         let (counters, withheld) = (BTreeMap::new(), Vec::new());
         let devices = devices.collect();
-        GpuInventory { counter_set, counters, memory_mib: 0, devices, withheld, problem: None }
+        GpuInventory {
+            counter_set,
+            counters,
+            memory_mib: 0,
+            reserved_mib: 0,
+            devices,
+            withheld,
+            problem: None,
+        }
     }
 
     /// How many devices of which GPU and size each slice has.

@@ -95,14 +95,9 @@ pub(super) fn names(slice: &ResourceSlice) -> impl Iterator<Item = &str> {
 
 /// A device of this GPU as it stands in a slice.
 pub(crate) fn device(device: &AllocatableDevice, gpu: &GpuInventory) -> Device {
-    let memory_mib = match (device.mig(), device.capacities.get(MEMORY)) {
-        (None, _) => gpu.memory_mib,
-        (Some(_), Some(Capacity::Mebibytes(it))) => *it,
-        (Some(_), _) => 0,
-    };
     let consumption = DeviceCounterConsumption {
         counter_set: gpu.counter_set.clone(),
-        counters: counters(&device.consumes, memory_mib),
+        counters: counters(&device.consumes, gpu.memory_of(device)),
     };
     Device {
         name: device.name.as_str().to_owned(),
@@ -143,7 +138,8 @@ fn capacity(value: Capacity) -> DeviceCapacity {
 
 /// The counters of a GPU as they stand in a slice.
 pub(crate) fn counter_set(gpu: &GpuInventory) -> CounterSet {
-    CounterSet { name: gpu.counter_set.clone(), counters: counters(&gpu.counters, gpu.memory_mib) }
+    let memory_mib = gpu.memory_mib.saturating_sub(gpu.reserved_mib);
+    CounterSet { name: gpu.counter_set.clone(), counters: counters(&gpu.counters, memory_mib) }
 }
 
 /// The counters that keep devices apart, and the memory in bytes, as in capacity.

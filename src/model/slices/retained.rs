@@ -13,6 +13,7 @@
 //!   time, shows that it is free.
 //! - An allocated one comes back when nothing else of its GPU can be allocated: the free devices are withdrawn for a settle
 //!   time first, and then all allocations are known.
+//! - A device that a hold hides, with what it takes of the counters, was never free: it comes back at once, see `layout::holds`.
 //! - Where allocated devices overlap then, one of them is left out, see `leave_out`, until there is room for it beside the others.
 //!   A device is never published without its cost, because a scheduler could allocate it at any time after its release.
 //!
@@ -35,6 +36,10 @@ pub(super) struct RetainedDevices {
     settle: Duration,
     /// Devices that stay.
     taken: BTreeSet<String>,
+    /// Those of them that were prepared when the claims were read: until that ends, they need not be read again.
+    prepared: BTreeSet<String>,
+    /// Allocated devices that are not published, and of which no counter has what they take.
+    reserved: BTreeSet<String>,
     /// What claims have by the last read, as long as that is a settle time old at most.
     allocated: BTreeSet<String>,
     /// Allocated devices for which there is no room beside others that are allocated.
@@ -61,6 +66,8 @@ pub(super) struct Devices<'a> {
     pub(super) withheld: &'a BTreeSet<String>,
     /// What is published.
     pub(super) published: &'a BTreeSet<String>,
+    /// What claims hold and a hold hides.
+    pub(super) hidden: &'a BTreeSet<String>,
     /// What is prepared.
     pub(super) prepared: &'a BTreeSet<String>,
     /// Whether there are no slices, not even empty ones.
@@ -75,6 +82,8 @@ impl RetainedDevices {
         Self {
             settle,
             taken: BTreeSet::new(),
+            prepared: BTreeSet::new(),
+            reserved: BTreeSet::new(),
             allocated: BTreeSet::new(),
             left_out: BTreeSet::new(),
             withdrawn: Withdrawn::default(),
@@ -113,9 +122,13 @@ impl RetainedDevices {
             let mut missing = held.filter(is_missing);
             missing.any(|it| devices.offered.contains(it))
         };
-        let goes = devices.published.difference(devices.offered).any(|it| !self.taken.contains(it));
+        // What a hold hides goes although it is allocated; also after a write that failed.
+        let stays = |it: &String| self.taken.contains(it) && !devices.hidden.contains(it);
+        let goes = devices.published.difference(devices.offered).any(|it| !stays(it));
+        let is_over = |it: &String| !devices.prepared.contains(it) || devices.offered.contains(it);
         let asks = goes
             || returns
+            || self.prepared.iter().any(is_over)
             || is_first && (is_empty || !devices.withheld.is_empty())
             || self.next().is_some_and(|it| it <= now);
         if is_first && !asks {
@@ -134,6 +147,7 @@ impl RetainedDevices {
         let is_possible =
             |it: &&String| devices.published.contains(*it) || devices.withheld.contains(*it) || is_known(it);
         self.taken = allocated.difference(devices.offered).filter(is_possible).cloned().collect();
+        self.prepared = &self.taken & devices.prepared;
         self.allocated.clone_from(allocated);
         self.has_past = false;
         self.read_at = Some(read_at);
@@ -155,10 +169,12 @@ impl RetainedDevices {
     ) -> Cow<'i, Inventory> {
         let mut shown = Cow::Borrowed(offered);
         self.left_out.clear();
+        self.reserved.retain(|it| !before.contains(it));
         for (index, gpu) in offered.gpus.iter().enumerate().filter(|(_, it)| !it.counters.is_empty()) {
             let crowded_out = self.crowded_out(gpu, before, prepared);
             let mut devices = self.shown_of(gpu, before, prepared, &crowded_out);
             if held_back.contains_key(&gpu.counter_set) {
+                self.hide(gpu, before, prepared);
                 self.pause(gpu, prepared, &mut devices);
             }
             self.left_out.extend(crowded_out);
@@ -188,15 +204,24 @@ impl RetainedDevices {
             |it: &AllocatableDevice| self.began.is_none() && !self.withdrawn.has(it.name.as_str());
         let is_free = |it: &AllocatableDevice| !is_held(it) && !it.consumes.is_empty();
         let may_return = |it: &AllocatableDevice| is_held(it) && !is_in(crowded_out, it);
-        let returns = gpu.devices.iter().any(|it| may_return(it) && !is_in(before, it));
+        // What a reserved device takes was never free.
+        let is_counted = |it: &AllocatableDevice| is_in(before, it) || is_in(&self.reserved, it);
+        let returns = gpu.devices.iter().any(|it| may_return(it) && !is_counted(it));
         let is_quiet =
             !gpu.devices.iter().filter(|it| is_free(it)).any(|it| is_in(before, it) || !is_settled(it));
         let may_show = |it: &&AllocatableDevice| match (is_held(it), is_in(before, it)) {
-            (true, is_there) => may_return(it) && (is_there || is_quiet),
+            (true, _) => may_return(it) && (is_counted(it) || is_quiet),
             (false, true) => !is_free(it) || !returns,
             (false, false) => is_settled(it) && (!returns || is_quiet),
         };
         gpu.devices.iter().filter(may_show).cloned().collect()
+    }
+
+    /// What is not published of a GPU that is held back for a claim: a scheduler may give it away a moment longer.
+    fn hide(&mut self, gpu: &GpuInventory, before: &BTreeSet<String>, prepared: &BTreeSet<String>) {
+        let names: BTreeSet<String> = gpu.withheld.iter().map(|it| it.name.to_string()).collect();
+        self.withdrawn.add(names.intersection(before));
+        self.reserved.extend(names.into_iter().filter(|it| prepared.contains(it) || self.taken.contains(it)));
     }
 
     /// Of a GPU that is held back for a claim, nothing free is offered before it is known what schedulers have given away at the last
@@ -275,6 +300,12 @@ impl RetainedDevices {
         self.gone.iter_mut().for_each(|it| it.written(now));
     }
 
+    /// What claims have by the last read, as long as that is a settle time old at most.
+    #[must_use]
+    pub(super) fn allocated(&self) -> &BTreeSet<String> {
+        &self.allocated
+    }
+
     /// What stays.
     #[must_use]
     pub(super) fn taken(&self) -> &BTreeSet<String> {
@@ -298,7 +329,8 @@ impl RetainedDevices {
     #[must_use]
     pub(super) fn next(&self) -> Option<Instant> {
         let gone = self.withdrawn.since().into_iter().chain(self.gone.and_then(Gone::since));
-        let taken = self.read_at.filter(|_| !self.taken.is_empty() || !self.left_out.is_empty());
+        let is_unsure = self.prepared.len() < self.taken.len() || !self.left_out.is_empty();
+        let taken = self.read_at.filter(|_| is_unsure);
         gone.chain(self.began).chain(taken).min().map(|it| it + self.settle)
     }
 }
@@ -325,6 +357,7 @@ mod tests {
             offered: &offered,
             withheld: &withheld,
             published: &published,
+            hidden: &NOTHING,
             prepared: &NOTHING,
             is_wiped: false,
         };

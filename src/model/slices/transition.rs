@@ -260,7 +260,15 @@ mod tests {
         let (counter_set, withheld) = ("gpu".to_owned(), Vec::new());
         let problem = None;
         Inventory {
-            gpus: vec![GpuInventory { counter_set, counters, memory_mib: 0, devices, withheld, problem }],
+            gpus: vec![GpuInventory {
+                counter_set,
+                counters,
+                memory_mib: 0,
+                reserved_mib: 0,
+                devices,
+                withheld,
+                problem,
+            }],
         }
     }
 

@@ -6,19 +6,23 @@ use super::layout_mode::makes_room;
 use super::memory::Memory;
 use super::packing::packing;
 use super::world::{NodeView, World};
+use crate::layout::hidden;
 
 impl World<'_> {
     /// True where something that is published differs from when the node was as in `seen`. What claims hold rarely matters: with
-    /// a layout where it makes room for more of it, and where something stays published only because it is held.
+    /// a layout where it makes room for more of it, on a GPU that is held back, and where something stays published only because
+    /// it is held.
     #[must_use]
     pub fn is_news(&self, memory: &Memory, seen: &NodeView<'_>) -> bool {
         let now = &self.node;
+        let hides = |node: &NodeView<'_>| hidden(node.inventory, &self.layout.held_back, node.held);
         now.inventory != seen.inventory
             || now.health != seen.health
             || now.inputs.err() != seen.inputs.err()
             || now.held != seen.held
                 && (now.inputs.is_err()
                     || !self.is_counted() && makes_room(memory, self, seen)
+                    || self.is_counted() && hides(now) != hides(seen)
                     || memory.may_lose_undescribed(now.held))
     }
 

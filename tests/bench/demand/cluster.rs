@@ -256,6 +256,7 @@ impl<'a> Cluster<'a> {
             pods: self.queue.iter().filter_map(|it| self.pods[*it].clone()).collect(),
             classes: classes(),
             movable: self.movable(),
+            ..World::default()
         };
         let outcome = decide(&world, options, &self.memory, at(time(now)));
         self.rounds += 1;

@@ -273,8 +273,8 @@ fn a_gpu_that_is_held_back_offers_nothing_until_the_last_moment_of_the_rest_is_k
     world.now += SETTLE;
     sync(&mut world);
     sync(&mut world);
-    let both = [mig("1g-10gb-3"), mig("7g-80gb-0")].into();
-    assert_eq!(world.published(), both, "it is known, and its counters keep the large one away");
+    assert_eq!(world.published(), [mig("7g-80gb-0")].into());
+    assert_eq!(world.allocatable(), BTreeSet::new(), "it is known, and what it takes is not in the counters");
     world.end(0, 0);
     sync(&mut world);
     world.end_hold();
@@ -305,6 +305,117 @@ fn without_counters_what_is_released_on_a_gpu_that_is_held_back_is_offered_to_no
     world.end(0, 0);
     world.rest(true);
     assert_eq!(world.published(), [mig("7g-80gb-0")].into());
+    world.end_hold();
+}
+
+#[test]
+fn what_claims_hold_of_a_gpu_that_becomes_unhealthy_while_it_is_held_back_is_published_with_its_taint() {
+    let mut world = world("all-7g.80gb");
+    let device = mig("1g-10gb-3");
+    world.claim(device.clone());
+    world.prepare(0, false);
+    world.hold("7g.80gb");
+    world.rest(true);
+    assert_eq!(world.published(), BTreeSet::new());
+    world.is_unhealthy = true;
+    world.rest(false);
+    assert_eq!(world.published(), [device.clone()].into(), "without it there is nothing to taint");
+    world.is_unhealthy = false;
+    world.rest(false);
+    assert_eq!(world.published(), BTreeSet::new());
+    world.end_hold();
+}
+
+/// A world with counters in which all seven small devices are prepared.
+fn full_with_counters() -> World {
+    let mut world = world("all-1g.10gb");
+    world.keeps_counters = true;
+    for _ in 0..2 {
+        world.now += SETTLE;
+        sync(&mut world);
+    }
+    for start in 0..7 {
+        world.claim(mig(&format!("1g-10gb-{start}")));
+        world.prepare(0, false);
+    }
+    world
+}
+
+#[test]
+fn with_counters_what_is_released_on_a_gpu_that_is_held_back_can_be_allocated_to_nobody_before_the_large_device()
+ {
+    let mut world = full_with_counters();
+    let large: BTreeSet<String> = [mig("7g-80gb-0")].into();
+    world.hold("7g.80gb");
+    sync(&mut world);
+    assert_eq!(world.published(), BTreeSet::new(), "a late scheduler may still give something away");
+    // As one does, the moment the first claim ends.
+    world.end(0, 0);
+    world.claim(mig("1g-10gb-0"));
+    world.now += SETTLE;
+    sync(&mut world);
+    for _ in 0..7 {
+        assert_eq!(world.published(), large);
+        assert_eq!(world.allocatable(), BTreeSet::new(), "it is not free yet");
+        // Released, but the driver has not looked at the claims since.
+        world.end(0, 0);
+        assert_eq!(world.allocatable(), BTreeSet::new());
+        world.rest(false);
+    }
+    assert_eq!(world.allocatable(), large);
+    world.claim(mig("7g-80gb-0"));
+    world.end_hold();
+    sync(&mut world);
+    assert_eq!((world.published().len(), world.allocatable().len()), (26, 0));
+}
+
+#[test]
+fn with_counters_what_a_hold_hides_takes_nothing_from_the_rest_and_comes_back_at_once_with_its_share() {
+    let mut world = full_with_counters();
+    for _ in 0..3 {
+        world.end(0, 0);
+    }
+    // The four at 3, 4, 5 and 6 stay.
+    world.hold("3g.40gb");
+    sync(&mut world);
+    world.now += SETTLE;
+    sync(&mut world);
+    assert_eq!(world.published(), [mig("3g-40gb-0"), mig("3g-40gb-4")].into());
+    assert_eq!(world.allocatable(), BTreeSet::new());
+    world.end(0, 0);
+    world.rest(false);
+    assert_eq!(world.allocatable(), [mig("3g-40gb-0")].into());
+    world.check_counters();
+    world.claim(mig("3g-40gb-0"));
+    world.restart(0);
+    sync(&mut world);
+    assert_eq!(world.published().len(), 2, "the claims say what is hidden");
+    world.check_counters();
+    assert_eq!(world.allocatable(), BTreeSet::new());
+    world.end_hold();
+    sync(&mut world);
+    assert!(world.prepared().is_subset(&world.published()), "no slices in between have offered it");
+    world.check_counters();
+    world.now += SETTLE;
+    sync(&mut world);
+    assert_eq!((world.published().len(), world.allocatable().len()), (26, 0), "{:?}", world.allocatable());
+    world.check_counters();
+}
+
+#[test]
+fn with_counters_what_claims_hold_of_a_gpu_that_becomes_unhealthy_while_it_is_held_back_is_published_at_once()
+{
+    let mut world = full_with_counters();
+    let held = world.prepared();
+    world.hold("7g.80gb");
+    sync(&mut world);
+    world.now += SETTLE;
+    sync(&mut world);
+    assert_eq!(world.published(), [mig("7g-80gb-0")].into());
+    world.is_unhealthy = true;
+    sync(&mut world);
+    assert_eq!(world.published(), held);
+    world.check_counters();
     world.end_hold();
 }
 

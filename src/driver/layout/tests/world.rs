@@ -194,7 +194,7 @@ impl World {
         of_gpu.for_each(|it| {
             it.devices.retain(|it| {
                 let own = it.mig().map_or("full", |it| &it.profile);
-                own == profile || held.contains(it.name.as_str())
+                own == profile || held.contains(it.name.as_str()) && !self.is_hidden(it.name.as_str())
             });
         });
         Arc::new(offered)
@@ -203,13 +203,17 @@ impl World {
     /// Whether a device that claims hold is not published, because its GPU is held back for another profile.
     fn is_hidden(&self, device: &str) -> bool {
         let Some((gpu, profile)) = self.rounds.layout.held_back.first_key_value() else { return false };
+        // Its taint has to be seen.
+        if self.is_unhealthy {
+            return false;
+        }
         let found = self
             .inventory
             .gpus
             .iter()
             .filter(|it| it.counter_set == *gpu)
             .find_map(|it| it.devices.iter().chain(&it.withheld).find(|it| it.name.as_str() == device));
-        !self.keeps_counters && found.is_some_and(|it| it.mig().map_or("full", |it| &it.profile) != profile)
+        found.is_some_and(|it| it.mig().map_or("full", |it| &it.profile) != profile)
     }
 
     fn node(&self) -> (Node, Vec<Gpu>, OfferPolicy) {
@@ -315,6 +319,14 @@ impl World {
             self.acted_on = acted_on;
             self.claim(device);
         }
+    }
+
+    /// What a scheduler that is up to date can allocate now.
+    pub(super) fn allocatable(&self) -> BTreeSet<String> {
+        let (view, allocated) = (self.views.last().unwrap(), self.allocated());
+        let Some(pool) = view.pool.as_ref().filter(|it| it.is_open) else { return BTreeSet::new() };
+        let fits = |it: &&String| view.counters.are_enough(allocated.iter().chain([*it]));
+        pool.devices.difference(&allocated).filter(fits).cloned().collect()
     }
 
     /// No counter that is published is below what allocated devices consume, so that the rest of the node can be allocated.

@@ -209,3 +209,33 @@ fn another_number_of_shares_lists_before_the_old_ones_go_and_before_the_new_ones
     scene.elapse(100);
     assert_eq!(lists(&mut scene), 1 + 100 / usize::try_from(SETTLE).unwrap(), "its release is waited for");
 }
+
+#[test]
+fn a_gpu_that_is_held_back_lists_when_it_is_hidden_a_settle_time_later_and_when_one_of_its_devices_is_released()
+ {
+    let mut scene = Scene::new("2xH100-80GB");
+    scene.look();
+    for device in ["1g-10gb-0", "1g-10gb-1"] {
+        scene.prepare(&mig(device));
+    }
+    scene.elapse(2 * SETTLE);
+    lists(&mut scene);
+    scene.rounds.layout.held_back.insert(GPU.to_owned(), "7g.80gb".to_owned());
+    scene.look();
+    scene.elapse(2 * SETTLE);
+    assert_eq!(lists(&mut scene), 2);
+    scene.elapse(HOUR);
+    assert_eq!(lists(&mut scene), 0, "as long as all of it is prepared");
+    scene.end(&mig("1g-10gb-0"));
+    assert!(scene.notice());
+    scene.elapse(HOUR);
+    assert_eq!(lists(&mut scene), 1);
+    // Unprepared, and not deallocated for a while.
+    scene.node.held.remove(&mig("1g-10gb-1"));
+    assert!(scene.notice());
+    scene.elapse(3 * SETTLE);
+    assert_eq!(lists(&mut scene), 4);
+    scene.end(&mig("1g-10gb-1"));
+    scene.elapse(HOUR);
+    assert_eq!(lists(&mut scene), 1);
+}

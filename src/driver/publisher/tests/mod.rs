@@ -4,6 +4,7 @@
 mod allocated;
 mod claim_lists;
 mod gates;
+mod holds;
 mod restarts;
 mod scene;
 mod shares;

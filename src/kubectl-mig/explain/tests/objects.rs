@@ -409,8 +409,50 @@ fn a_gpu_that_is_held_back_is_named_to_its_claim_and_to_the_others() {
         (Verdict::NotNow, ReasonId::LayoutFollowsDemand),
         "{it:#?}"
     );
+    assert!(!it.advice.iter().any(|it| it.contains("kubectl label")), "{:?}", it.advice);
     let held = it.reasons.iter().find(|it| it.reason == ReasonId::GpuHeldBack).unwrap();
     assert!(held.sentence.contains("for claim default/large, which has waited longer"), "{}", held.sentence);
+}
+
+#[test]
+fn a_pod_with_a_gpu_held_back_for_it_is_not_advised_to_choose_a_layout_there_or_elsewhere() {
+    for other in ["1g.10gb", "full"] {
+        let mut lab = Lab::with("2xH100-80GB");
+        lab.snapshot.slices = Default::default();
+        lab.layout("gpu-1", &[("1g.10gb", 0)]);
+        // A node that takes no part.
+        lab.node("gpu-2", json!({}));
+        lab.layout("gpu-2", &[(other, 0)]);
+        lab.wants("large", "7g.80gb");
+        let advises_layout =
+            |lab: &Lab| lab.explain("large").advice.iter().any(|it| it.contains("kubectl label"));
+        assert!(advises_layout(&lab));
+        let uid = "00000000-0000-4000-8000-000000000001";
+        lab.snapshot.claims.iter_mut().for_each(|it| it.metadata.uid = Some(uid.to_owned()));
+        let hold = json!({"gpu": "gpu-0000-1a-00", "profile": "7g.80gb", "until": "2026-11-29T15:45:10Z",
+            "claim": {"namespace": "default", "name": "large", "uid": uid}});
+        lab.demands("gpu-1", json!({"holds": [hold]}));
+        assert!(!advises_layout(&lab), "{:?}", lab.explain("large").advice);
+    }
+}
+
+#[test]
+fn a_node_without_the_label_on_which_a_gpu_is_held_back_follows_demand() {
+    let hold = json!({"gpu": "gpu-0000-1a-00", "profile": "7g.80gb", "until": "2026-11-29T15:45:10Z",
+        "claim": {"namespace": "d", "name": "c", "uid": "00000000-0000-4000-8000-000000000001"}});
+    let follows = |label: &str, holds: Value| {
+        let mig_node = json!({"apiVersion": "mig.dra-driver.dev/v1alpha1", "kind": "MigNode",
+            "metadata": {"name": "n"}, "spec": {"holds": holds}, "status": {"mode": "layout"}});
+        let node = match label {
+            "" => json!({"metadata": {}}),
+            label => json!({"metadata": {"labels": {"nvidia.com/mig.config": label}}}),
+        };
+        let node = serde_json::from_value(node).unwrap();
+        crate::cluster::Demanded::of(&serde_json::from_value(mig_node).unwrap(), Some(&node), false).follows
+    };
+    assert!(follows("", json!([hold])));
+    assert!(!follows("", json!([])));
+    assert!(!follows("all-1g.10gb", json!([hold])), "which is the operator's");
 }
 
 #[test]
@@ -458,6 +500,32 @@ fn says(lab: &mut Lab, message: &str) {
         json!({"status": {"conditions": [
         {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]}}),
     );
+}
+
+#[test]
+fn a_pod_lacks_only_devices_where_the_scheduler_names_nothing_else() {
+    let lacks_only_devices = |message: &str| {
+        let mut lab = Lab::with("2xH100-80GB");
+        says(&mut lab, message);
+        crate::explain::lacks_only_devices(lab.snapshot.pods.last().unwrap())
+    };
+    for devices in [
+        "0/1 nodes are available: 1 cannot allocate all claims.",
+        "0/9 nodes are available: 2 cannot allocate all claims, 3 node(s) didn't match Pod's node affinity/selector, 4 node(s) had \
+         untolerated taint(s). preemption: 0/9 nodes are available: 9 Preemption is not helpful for scheduling.",
+    ] {
+        assert!(lacks_only_devices(devices), "{devices}");
+    }
+    for more in [
+        "",
+        "0/2 nodes are available: 2 Insufficient cpu.",
+        "0/2 nodes are available: 1 Insufficient memory, 1 cannot allocate all claims.",
+        "0/2 nodes are available: 1 cannot allocate all claims, 1 node(s) had volume node affinity conflict.",
+        "0/2 nodes are available: 1 cannot allocate all claims, 1 node(s) didn't match pod anti-affinity rules.",
+        "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
+    ] {
+        assert!(!lacks_only_devices(more), "{more}");
+    }
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn columns(kind: &Kind) -> Vec<Column> {
         "MigNode" => vec![
             ("Mode", |o| o["status"]["mode"].clone()),
             ("GPUs", |o| o["status"]["summary"]["gpus"].clone()),
-            ("Free", |o| o["status"]["summary"]["free"].clone()),
+            ("Unused", |o| o["status"]["summary"]["unused"].clone()),
             ("Held", |o| o["status"]["summary"]["held"].clone()),
             ("Ready", |o| condition_status(o, "Ready")),
         ],

@@ -1,0 +1,123 @@
+//! What the allocator of kube-scheduler does with the slices of a GPU that is held back where counters are kept, whichever of them it
+//! has seen, and whether it has seen them or a release first.
+
+use dra_allocator::{Allocated, ClaimRef, Cluster, DeviceId, Features};
+use k8s_openapi::api::core::v1::Node as KubeNode;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
+use serde_json::json;
+
+use super::scene::{Scene, mig};
+use super::*;
+
+const GPU: &str = "gpu-0000-1a-00";
+
+/// The device of a profile that a scheduler allocates which sees these slices and takes these devices for allocated.
+fn allocates(slices: &[ResourceSlice], allocated: &BTreeSet<String>, profile: &str) -> Option<String> {
+    let expression = format!("device.attributes[\"d\"].profile == \"{profile}\"");
+    let class: DeviceClass = serde_json::from_value(
+        json!({"metadata": {"name": "c"}, "spec": {"selectors": [{"cel": {"expression": expression}}]}}),
+    )
+    .unwrap();
+    let claim: ResourceClaim =
+        serde_json::from_value(json!({"metadata": {"name": "new"}, "spec": {"devices": {"requests": [
+        {"name": "r", "exactly": {"deviceClassName": "c", "allocationMode": "ExactCount", "count": 1}}]}}}))
+        .unwrap();
+    let mut known = Allocated::default();
+    for device in allocated {
+        let id = DeviceId { driver: "d".into(), pool: "n/d".into(), device: device.clone() };
+        known.insert(id, ClaimRef { namespace: "ns".into(), name: device.clone() });
+    }
+    let mut node = KubeNode::default();
+    node.metadata.name = Some("n".to_owned());
+    let classes = [class];
+    let cluster = Cluster::new(slices, &classes, Features::ALL);
+    let results = cluster.allocate(&node, &[claim], &known).ok()?.pop()?.devices?.results?;
+    Some(results[0].device.clone())
+}
+
+/// Every mixture of old and new slices that a scheduler may have.
+fn mixtures(old: &[ResourceSlice], new: &[ResourceSlice]) -> Vec<Vec<ResourceSlice>> {
+    let names: BTreeSet<&String> = old.iter().chain(new).filter_map(|it| it.metadata.name.as_ref()).collect();
+    let find = |of: &[ResourceSlice], name: &String| {
+        of.iter().find(|it| it.metadata.name.as_ref() == Some(name)).cloned()
+    };
+    let mixture = |choice: u32| {
+        let chosen = names.iter().enumerate();
+        chosen.filter_map(|(at, name)| find(if choice & 1 << at == 0 { old } else { new }, name)).collect()
+    };
+    (0..1 << names.len()).map(mixture).collect()
+}
+
+#[test]
+fn whichever_slices_and_releases_a_scheduler_has_seen_it_allocates_nothing_that_overlaps() {
+    let mut scene = Scene::new("1xH100-80GB");
+    scene.look();
+    let held = [mig("1g-10gb-0"), mig("1g-10gb-3")];
+    held.iter().for_each(|it| scene.prepare(it));
+    scene.look();
+    let published = scene.rounds.slices.clone();
+    assert!(allocates(&published, &scene.allocated, "1g.10gb").is_some());
+
+    scene.rounds.layout.held_back.insert(GPU.to_owned(), "7g.80gb".to_owned());
+    scene.look();
+    let all: BTreeSet<String> = held.clone().into();
+    for seen in mixtures(&published, &scene.rounds.slices) {
+        assert_eq!(allocates(&seen, &all, "7g.80gb"), None);
+        let small = allocates(&seen, &all, "1g.10gb");
+        assert!(small.is_none_or(|it| !all.contains(&it) && seen == published), "as long as all are old");
+    }
+    let (hidden, mut views) = (scene.rounds.slices.clone(), Vec::new());
+    scene.elapse(SETTLE);
+    let mut before = std::iter::once(hidden).chain([scene.rounds.slices.clone()]).collect::<Vec<_>>();
+    views.append(&mut before);
+    for device in &held {
+        let taken = scene.allocated.clone();
+        scene.end(device);
+        // A scheduler may see the release before the driver does anything, or after it.
+        for (seen, allocated) in views.iter().flat_map(|it| [(it, &taken), (it, &scene.allocated)]) {
+            for profile in ["1g.10gb", "7g.80gb"] {
+                assert_eq!(allocates(seen, allocated, profile), None, "{device}");
+            }
+        }
+        let old = scene.rounds.slices.clone();
+        assert!(scene.notice());
+        let is_free = scene.allocated.is_empty();
+        for seen in mixtures(&old, &scene.rounds.slices) {
+            for allocated in [&taken, &scene.allocated] {
+                assert_eq!(allocates(&seen, allocated, "1g.10gb"), None);
+                let large = allocates(&seen, allocated, "7g.80gb");
+                assert!(large.is_none() || is_free && large == Some(mig("7g-80gb-0")), "{large:?}");
+            }
+        }
+        views.push(scene.rounds.slices.clone());
+    }
+    for allocated in [BTreeSet::new(), all] {
+        let large = allocates(&scene.rounds.slices, &allocated, "7g.80gb");
+        assert_eq!(large, Some(mig("7g-80gb-0")), "also where the releases are not seen yet");
+    }
+}
+
+#[test]
+fn a_device_that_is_hidden_counts_with_its_memory_and_what_is_left_can_be_allocated() {
+    let mut scene = Scene::new("1xH100-80GB");
+    scene.look();
+    scene.prepare(&mig("1g-10gb-4"));
+    scene.look();
+    let memory = |scene: &Scene| {
+        let sets = scene.rounds.slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten());
+        sets.map(|it| it.counters[MEMORY].value.0.clone()).collect::<Vec<_>>()
+    };
+    let total = memory(&scene);
+    scene.rounds.layout.held_back.insert(GPU.to_owned(), "3g.40gb".to_owned());
+    scene.look();
+    scene.elapse(SETTLE);
+    assert_ne!(memory(&scene), total);
+    assert_eq!(allocates(&scene.rounds.slices, &scene.allocated, "3g.40gb"), Some(mig("3g-40gb-0")));
+    scene.allocate(&mig("3g-40gb-0"));
+    assert_eq!(allocates(&scene.rounds.slices, &scene.allocated, "3g.40gb"), None);
+    scene.rounds.layout.held_back.clear();
+    scene.look();
+    assert_eq!(memory(&scene), total);
+    let free = allocates(&scene.rounds.slices, &scene.allocated, "1g.10gb").unwrap();
+    assert!([mig("1g-10gb-5"), mig("1g-10gb-6")].contains(&free), "{free}");
+}
