@@ -40,7 +40,7 @@ use crate::mig_node::{MigNodeSwitch, StatusParts, StatusWriter, watch_own};
 use crate::nvml::{CallTimer, NvmlEvent};
 use crate::pods::Pods;
 use crate::probes::{Health, health_service, serve_health};
-use crate::publisher::{PublicationMetrics, Publisher, PublisherParts};
+use crate::publisher::{PublicationMetrics, Publisher, PublisherParts, Resumption};
 use crate::readiness::HostReadiness;
 use crate::telemetry::bind_health;
 use crate::telemetry::metrics::{Exporter, Metrics, bind_metrics, serve_metrics};
@@ -367,6 +367,7 @@ fn publish(
             taint_effect: args.taint_effect,
         },
         has_past: shared.has_past,
+        resumption: Resumption::read(args.driver.plugin_directory().join("published.json")),
         layouts: layouts.clone(),
         election: election.clone(),
         report,

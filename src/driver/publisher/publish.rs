@@ -12,14 +12,15 @@ use k8s_openapi::api::resource::v1::ResourceSlice;
 use mig_model::inventory::Inventory;
 use mig_model::layout::Decision;
 use mig_model::slices::{
-    Change, Claims, CounterSupport, Gates, Inputs, Memory, Mode, NodeView, Offered, Owner, Plan, Publication,
-    Published, Question, Settings, World, diff, lost_counters, lost_taints, next, pool_name,
+    Change, Claims, CounterSupport, Gates, Inputs, Memory, Mode, NodeView, Offered, Owner, Plan, Pool,
+    Publication, Published, Question, Settings, World, diff, lost_counters, lost_taints, next, pool_name,
 };
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::pauses::{Overwritten, retry};
+use super::resumption::Resumption;
 use crate::api::{Allocations, EventReason, NodeSlices, SliceError, SliceErrorKind};
 use crate::backoff::Backoff;
 use crate::context::NodeContext;
@@ -46,6 +47,8 @@ pub struct PublisherParts {
     pub settings: Settings,
     /// Whether a driver was on this node before this process.
     pub has_past: bool,
+    /// What that driver left.
+    pub resumption: Resumption,
     /// How GPUs are cut where there are no counters.
     pub layouts: watch::Receiver<Decision>,
     /// Whether this process or a newer one writes them.
@@ -85,7 +88,10 @@ impl Publisher {
     /// Publishes for this node and driver, and reports how that stands.
     #[must_use]
     pub fn new(parts: PublisherParts) -> Self {
-        let memory = Memory::new(parts.settings.settle_time, parts.has_past);
+        let memory = match parts.resumption.kept() {
+            Some(pool) => Memory::resume(parts.settings.settle_time, pool.clone()),
+            None => Memory::new(parts.settings.settle_time, parts.has_past),
+        };
         let retry = retry(&parts.context.name);
         let overwritten = Overwritten::new(&parts.context.name);
         Self {
@@ -158,7 +164,15 @@ impl Publisher {
 
     pub(super) fn world<'a>(&'a self, state: &'a NodeState, layout: &'a Decision) -> World<'a> {
         let (settings, gates) = (&self.parts.settings, &self.gates);
-        World { settings, node: view(state), layout, gates, published: None, claims: None }
+        World {
+            settings,
+            node: view(state),
+            layout,
+            gates,
+            published: None,
+            claims: None,
+            still_allocated: None,
+        }
     }
 
     /// Reads what has to be known, writes what is decided, and answers when to look again.
@@ -166,11 +180,12 @@ impl Publisher {
         let now = Instant::now();
         let layout = self.parts.layouts.borrow().clone();
         self.log_profiles(&state.inventory);
-        let (mut published, mut claims) = (None, None);
+        let (mut published, mut claims, mut still_allocated) = (None, None, None);
         let Plan { slices, status, wake, memory } = loop {
             let world = World {
                 published: published.as_ref(),
                 claims: claims.as_ref(),
+                still_allocated: still_allocated.as_ref(),
                 ..self.world(state, &layout)
             };
             let question = match next(&world, &self.memory, now) {
@@ -183,6 +198,9 @@ impl Publisher {
                     let read_at = Instant::now();
                     claims = Some(Claims { read_at, allocated: self.parts.allocations.read().await? });
                 }
+                (Question::Releases, _) => {
+                    still_allocated = Some(self.parts.allocations.still(&self.memory.pending()).await?);
+                }
                 (Question::Counters, Some(Published { owner, .. })) => self.ask_for_counters(owner).await?,
                 (Question::Taints, Some(Published { owner, .. })) => self.ask_for_taints(owner).await?,
             }
@@ -190,8 +208,14 @@ impl Publisher {
         self.memory = memory;
         let due = match (slices, &published) {
             (Some(slices), Some(published)) => {
+                let pool = Pool::of(&slices);
+                self.parts.resumption.before(pool.as_ref()).map_err(|it| SliceError::cannot_forget(&it))?;
                 self.write(slices, &published.slices).await?;
-                self.memory.written(Instant::now())
+                let due = self.memory.written(Instant::now());
+                self.parts
+                    .resumption
+                    .after(pool.and_then(|it| self.memory.to_resume(it, &state.inventory, now)));
+                due
             }
             _ => None,
         };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::inventory::Inventory;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
+use super::found::Found;
 use super::pool::Pool;
 use super::render::names as names_in;
 use super::retained::{Devices, RetainedDevices};
@@ -32,6 +33,10 @@ pub struct Memory {
     published: Vec<Vec<String>>,
     /// The same as it was decided last.
     decided: Vec<Vec<String>>,
+    /// What the last list of the claims has found; `None` before there was one.
+    pub(super) found: Option<Found>,
+    /// What a process before this one has left, until this one has written.
+    resumed: Option<Pool>,
 }
 
 /// What is in the slices, by name, as far as the node can describe it.
@@ -63,7 +68,51 @@ impl Memory {
             allocated: BTreeSet::new(),
             published: Vec::new(),
             decided: Vec::new(),
+            found: None,
+            resumed: None,
         }
+    }
+
+    /// Goes on where the process before ended, with what [`Memory::to_resume`] said there last: the slices may have been deleted
+    /// since, as the kubelet does at its start, but nothing was withdrawn.
+    #[must_use]
+    pub fn resume(settle: Duration, pool: Pool) -> Self {
+        let mut memory = Self::new(settle, false);
+        memory.transition.know_the_past();
+        memory.published = vec![pool.devices.iter().cloned().collect()];
+        memory.resumed = Some(pool);
+        memory
+    }
+
+    /// What a process that starts after this one may rely on, where that is all that schedulers may act on: this pool, if it is as
+    /// decided last. Nothing while something is withdrawn, or an allocated device is not published or stays only for its claim.
+    #[must_use]
+    pub fn to_resume(&self, pool: Pool, inventory: &Inventory, now: Instant) -> Option<Pool> {
+        let is_settling = self.is_settling(inventory, now) || self.retained.is_settling(true);
+        let is_all = !is_settling && self.retained.is_idle() && self.undescribed.names().next().is_none();
+        let is_decided = pool.is_open && pool.devices == self.decided().cloned().collect();
+        (is_all && is_decided).then_some(pool)
+    }
+
+    /// Devices that were allocated and not prepared when the claims were listed last: whether they still are is what
+    /// [`Question::Releases`] asks for.
+    #[must_use]
+    pub fn pending(&self) -> BTreeSet<String> {
+        self.found.as_ref().map(|it| it.pending.clone()).unwrap_or_default()
+    }
+
+    /// Whether an allocated device is not published, so that what it takes looks free.
+    pub(super) fn has_left_out(&self) -> bool {
+        self.retained.has_left_out()
+    }
+
+    /// Whether schedulers may have allocated at the last moment what is not published any more.
+    pub(super) fn is_settling(&self, inventory: &Inventory, now: Instant) -> bool {
+        let has_uncut = inventory.gpus.iter().any(|it| !it.can_be_cut());
+        let has_any = inventory.gpus.iter().any(|it| it.can_be_cut());
+        self.transition.is_settling()
+            || self.sharing.is_settling(has_uncut, self.transition.settle(), now)
+            || self.retained.is_settling(has_any)
     }
 
     /// Another process has published meanwhile: nothing is known of what it withdrew, as after a start. What nothing but this process
@@ -78,6 +127,7 @@ impl Memory {
         self.retained.written(now);
         self.transition.written(now);
         self.published.clone_from(&self.decided);
+        self.resumed = None;
         self.transition.next().into_iter().chain(self.retained.next()).min()
     }
 
@@ -117,6 +167,15 @@ impl Memory {
         published: &Published,
         now: Instant,
     ) -> Result<BTreeSet<String>, Question> {
+        let pool = Pool::of(&published.slices);
+        let is_of = |it: &Pool, resumed: &Pool| {
+            it.devices.is_subset(&resumed.devices)
+                && (it.devices.is_empty() || it.is_counted == resumed.is_counted)
+        };
+        if self.resumed.as_ref().is_some_and(|it| pool.as_ref().is_some_and(|pool| !is_of(pool, it))) {
+            // Another program has published since.
+            *self = Self::new(world.settings.settle_time, true);
+        }
         let (inventory, held) = (world.node.inventory, world.node.held);
         // GPUs that are not cut see to what they withdraw, and so do layouts.
         let cut = |names: &BTreeSet<String>| {
@@ -226,6 +285,9 @@ impl Memory {
 
     /// The pool that is published, without what only stays in it.
     pub(super) fn pool(&self, published: &Published) -> Option<Pool> {
+        if self.resumed.is_some() {
+            return self.resumed.clone();
+        }
         Pool::of(&published.slices).map(|it| it.without(|name| self.undescribed.has(name)))
     }
 }
