@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use axum::http;
 use futures::AsyncReadExt;
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use kube::api::{GetParams, ListParams, Request};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{ListParams, ObjectList, Request};
 use kube::{Api, Client, Error, Resource};
 use mig_model::claim::ClaimRef;
-use serde::Deserialize;
 
 use super::slices::{SliceError, call};
 
@@ -29,66 +28,6 @@ pub struct Allocations {
     found: Vec<(Option<ClaimRef>, BTreeSet<String>)>,
 }
 
-/// What is read of a page of claims.
-#[derive(Deserialize)]
-struct Page {
-    metadata: PageMetadata,
-    #[serde(default)]
-    items: Vec<Claim>,
-}
-
-#[derive(Deserialize)]
-struct PageMetadata {
-    #[serde(default, rename = "continue")]
-    token: Option<String>,
-}
-
-/// What is read of a claim: far less than all, which is large where many pods share it.
-#[derive(Deserialize)]
-struct Claim {
-    metadata: ClaimMetadata,
-    #[serde(default)]
-    status: Option<ClaimStatus>,
-}
-
-#[derive(Deserialize)]
-struct ClaimMetadata {
-    #[serde(default)]
-    namespace: String,
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    uid: String,
-}
-
-#[derive(Default, Deserialize)]
-struct ClaimStatus {
-    #[serde(default)]
-    allocation: Option<Allocation>,
-}
-
-#[derive(Deserialize)]
-struct Allocation {
-    #[serde(default)]
-    devices: Option<Devices>,
-}
-
-#[derive(Deserialize)]
-struct Devices {
-    #[serde(default)]
-    results: Option<Vec<DeviceResult>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct DeviceResult {
-    driver: String,
-    pool: String,
-    device: String,
-    #[serde(default)]
-    admin_access: Option<bool>,
-}
-
 impl Allocations {
     /// Allocations from this driver's pool.
     #[must_use]
@@ -106,14 +45,13 @@ impl Allocations {
                 params.limit = params.limit.map(|it| it / 2);
                 continue;
             };
-            for Claim { metadata, status } in page.items {
-                let devices: BTreeSet<String> = self.devices(status.as_ref()).collect();
+            for claim in &page.items {
+                let devices: BTreeSet<String> = self.devices(claim).collect();
                 if !devices.is_empty() {
-                    found
-                        .push((ClaimRef::new(metadata.namespace, metadata.name, metadata.uid).ok(), devices));
+                    found.push((reference(claim), devices));
                 }
             }
-            match page.metadata.token.filter(|it| !it.is_empty()) {
+            match page.metadata.continue_.filter(|it| !it.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
                 None => break,
             }
@@ -127,42 +65,34 @@ impl Allocations {
         let mut still = BTreeSet::new();
         let theirs = self.found.iter().filter(|(_, its)| !its.is_disjoint(devices));
         for claim in theirs.filter_map(|(claim, _)| claim.as_ref()) {
-            let found = call(format!("get resourceclaim {claim}"), self.claim(claim)).await?;
-            let found = found.filter(|it| it.metadata.uid == claim.uid.as_str());
-            let status = found.as_ref().and_then(|it| it.status.as_ref());
-            still.extend(self.devices(status).filter(|it| devices.contains(it)));
+            let api: Api<ResourceClaim> = Api::namespaced(self.api.clone().into_client(), &claim.namespace);
+            let found = call(format!("get resourceclaim {claim}"), api.get_opt(&claim.name)).await?;
+            let found = found.filter(|it| it.metadata.uid.as_deref() == Some(claim.uid.as_str()));
+            still.extend(found.iter().flat_map(|it| self.devices(it)).filter(|it| devices.contains(it)));
         }
         Ok(still)
     }
 
     /// A page of claims; `None` where it is larger than [`MAX_BYTES`] and may be smaller.
-    async fn page(&self, params: &ListParams) -> Result<Option<Page>, Error> {
+    async fn page(&self, params: &ListParams) -> Result<Option<ObjectList<ResourceClaim>>, Error> {
         let request = Request::new(ResourceClaim::url_path(&(), None)).list(params);
-        match self.bounded(request.map_err(Error::BuildRequest)?).await? {
-            Some(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(Error::SerdeError),
-            None if params.limit.is_some_and(|it| 1 < it) => Ok(None),
-            None => {
-                let message = format!("a claim of more than {MAX_BYTES} bytes");
-                Err(Error::ReadEvents(io::Error::new(io::ErrorKind::FileTooLarge, message)))
-            }
+        let request = request.map_err(Error::BuildRequest)?;
+        let body = self.api.clone().into_client().request_stream(request).await?;
+        let mut bytes = Vec::new();
+        body.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).await.map_err(Error::ReadEvents)?;
+        if bytes.len() <= MAX_BYTES {
+            return serde_json::from_slice(&bytes).map(Some).map_err(Error::SerdeError);
         }
-    }
-
-    /// The claim of this name; `None` where there is none. One that is too large is listed instead.
-    async fn claim(&self, claim: &ClaimRef) -> Result<Option<Claim>, Error> {
-        let path = ResourceClaim::url_path(&(), Some(&claim.namespace));
-        let request = Request::new(path).get(&claim.name, &GetParams::default());
-        match self.bounded(request.map_err(Error::BuildRequest)?).await {
-            Ok(Some(bytes)) => serde_json::from_slice(&bytes).map(Some).map_err(Error::SerdeError),
-            Ok(None) => Ok(None),
-            Err(Error::Api(status)) if status.is_not_found() => Ok(None),
-            Err(error) => Err(error),
+        if params.limit.is_some_and(|it| 1 < it) {
+            return Ok(None);
         }
+        let message = format!("a claim of more than {MAX_BYTES} bytes");
+        Err(Error::ReadEvents(io::Error::new(io::ErrorKind::FileTooLarge, message)))
     }
 
     /// The devices of the pool that a claim has.
-    fn devices<'a>(&'a self, status: Option<&'a ClaimStatus>) -> impl Iterator<Item = String> + 'a {
-        let allocation = status.and_then(|it| it.allocation.as_ref()).into_iter();
+    fn devices<'a>(&'a self, claim: &'a ResourceClaim) -> impl Iterator<Item = String> + 'a {
+        let allocation = claim.status.iter().filter_map(|it| it.allocation.as_ref());
         let results =
             allocation.filter_map(|it| it.devices.as_ref()).flat_map(|it| it.results.iter().flatten());
         // Admin access does not allocate a device.
@@ -170,14 +100,12 @@ impl Allocations {
             .filter(|it| it.driver == self.driver && it.pool == self.pool && it.admin_access != Some(true))
             .map(|it| it.device.clone())
     }
+}
 
-    /// The answer to a request; `None` where it is larger than [`MAX_BYTES`].
-    async fn bounded(&self, request: http::Request<Vec<u8>>) -> Result<Option<Vec<u8>>, Error> {
-        let body = self.api.clone().into_client().request_stream(request).await?;
-        let mut bytes = Vec::new();
-        body.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).await.map_err(Error::ReadEvents)?;
-        Ok((bytes.len() <= MAX_BYTES).then_some(bytes))
-    }
+/// The claim by its name, if that can be asked for.
+fn reference(claim: &ResourceClaim) -> Option<ClaimRef> {
+    let ObjectMeta { namespace, name, uid, .. } = &claim.metadata;
+    ClaimRef::new(namespace.clone()?, name.clone()?, uid.clone()?).ok()
 }
 
 #[cfg(test)]

@@ -74,10 +74,13 @@ impl SliceError {
         Self { operation: "publish resourceslices".to_owned(), message, kind: SliceErrorKind::Refused }
     }
 
-    /// The note of what is published cannot be removed, so nothing else may be published.
+    /// The file that says what is published cannot be removed, so nothing else may be published.
     #[must_use]
     pub fn cannot_forget(error: &std::io::Error) -> Self {
-        let message = format!("{error}; check the disk of the node and the permissions of --plugins-dir");
+        let message = format!(
+            "{error}; until then no device is added to the ResourceSlices: check the disk of the node and the permissions of --plugins-dir, or \
+             remove published.json there"
+        );
         Self::unavailable("remove published.json".to_owned(), message)
     }
 

@@ -367,7 +367,7 @@ fn publish(
             taint_effect: args.taint_effect,
         },
         has_past: shared.has_past,
-        resumption: Resumption::read(args.driver.plugin_directory().join("published.json")),
+        resumption: Resumption::new(args.driver.plugin_directory().join("published.json")),
         layouts: layouts.clone(),
         election: election.clone(),
         report,

@@ -47,7 +47,7 @@ pub struct PublisherParts {
     pub settings: Settings,
     /// Whether a driver was on this node before this process.
     pub has_past: bool,
-    /// What that driver left.
+    /// What that driver left for this one.
     pub resumption: Resumption,
     /// How GPUs are cut where there are no counters.
     pub layouts: watch::Receiver<Decision>,
@@ -82,16 +82,15 @@ pub struct Publisher {
     has_published: bool,
     /// Whether the last round was ours.
     had_turn: bool,
+    /// Whether it was looked for what the process before has left.
+    has_resumed: bool,
 }
 
 impl Publisher {
     /// Publishes for this node and driver, and reports how that stands.
     #[must_use]
     pub fn new(parts: PublisherParts) -> Self {
-        let memory = match parts.resumption.kept() {
-            Some(pool) => Memory::resume(parts.settings.settle_time, pool.clone()),
-            None => Memory::new(parts.settings.settle_time, parts.has_past),
-        };
+        let memory = Memory::new(parts.settings.settle_time, parts.has_past);
         let retry = retry(&parts.context.name);
         let overwritten = Overwritten::new(&parts.context.name);
         Self {
@@ -106,6 +105,7 @@ impl Publisher {
             has_written: false,
             has_published: false,
             had_turn: true,
+            has_resumed: false,
         }
     }
 
@@ -193,7 +193,11 @@ impl Publisher {
                 Err(question) => question,
             };
             match (question, &published) {
-                (Question::Slices, _) | (_, None) => published = Some(self.read_slices().await?),
+                (Question::Slices, _) | (_, None) => {
+                    let found = self.read_slices().await?;
+                    self.resume(&found.owner.node_uid);
+                    published = Some(found);
+                }
                 (Question::Claims, _) => {
                     let read_at = Instant::now();
                     claims = Some(Claims { read_at, allocated: self.parts.allocations.read().await? });
@@ -208,13 +212,13 @@ impl Publisher {
         self.memory = memory;
         let due = match (slices, &published) {
             (Some(slices), Some(published)) => {
-                let pool = Pool::of(&slices);
-                self.parts.resumption.before(pool.as_ref()).map_err(|it| SliceError::cannot_forget(&it))?;
+                let (uid, pool) = (&published.owner.node_uid, Pool::of(&slices));
+                let removed = self.parts.resumption.before(uid, pool.as_ref());
+                removed.map_err(|it| SliceError::cannot_forget(&it))?;
                 self.write(slices, &published.slices).await?;
                 let due = self.memory.written(Instant::now());
-                self.parts
-                    .resumption
-                    .after(pool.and_then(|it| self.memory.to_resume(it, &state.inventory, now)));
+                let pool = pool.and_then(|it| self.memory.to_resume(it, &state.inventory, now));
+                self.parts.resumption.after(uid, pool.as_ref());
                 due
             }
             _ => None,
@@ -227,6 +231,15 @@ impl Publisher {
             changed
         });
         Ok(due.map_or(wake, |it| it.min(wake)))
+    }
+
+    /// Goes on, in the first round, where the process before ended, if that left anything for the Node with this UID.
+    fn resume(&mut self, node_uid: &str) {
+        if !std::mem::replace(&mut self.has_resumed, true)
+            && let Some(pool) = self.parts.resumption.read(node_uid)
+        {
+            self.memory = Memory::resume(self.parts.settings.settle_time, pool);
+        }
     }
 
     async fn read_slices(&self) -> Result<Published, SliceError> {

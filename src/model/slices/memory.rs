@@ -37,6 +37,8 @@ pub struct Memory {
     pub(super) found: Option<Found>,
     /// What a process before this one has left, until this one has written.
     resumed: Option<Pool>,
+    /// Whether a GPU was held back when it was decided last what to publish.
+    is_held_back: bool,
 }
 
 /// What is in the slices, by name, as far as the node can describe it.
@@ -70,6 +72,7 @@ impl Memory {
             decided: Vec::new(),
             found: None,
             resumed: None,
+            is_held_back: false,
         }
     }
 
@@ -84,14 +87,32 @@ impl Memory {
         memory
     }
 
-    /// What a process that starts after this one may rely on, where that is all that schedulers may act on: this pool, if it is as
-    /// decided last. Nothing while something is withdrawn, or an allocated device is not published or stays only for its claim.
+    /// What a process that starts after this one may rely on: this pool, if it is as decided last, and if every device that schedulers
+    /// may act on, or that a claim has and the node does not know of, is in it. So nothing while something is withdrawn or left out.
+    /// Nothing either while a GPU is held back: without counters, devices that claims have of it are hidden, and with counters the
+    /// next process would offer what is kept back before it knows of the hold.
     #[must_use]
     pub fn to_resume(&self, pool: Pool, inventory: &Inventory, now: Instant) -> Option<Pool> {
         let is_settling = self.is_settling(inventory, now) || self.retained.is_settling(true);
-        let is_all = !is_settling && self.retained.is_idle() && self.undescribed.names().next().is_none();
+        let is_all = self.found.as_ref().is_none_or(|it| it.pending.is_subset(&pool.devices));
         let is_decided = pool.is_open && pool.devices == self.decided().cloned().collect();
-        (is_all && is_decided).then_some(pool)
+        let is_it = is_decided && is_all && !is_settling && !self.has_left_out() && !self.is_held_back;
+        is_it.then_some(pool)
+    }
+
+    /// Forgets what a process before this one has left where the slices have something else: another program has published since.
+    pub(super) fn check_resumed(&mut self, published: &Published, settle: Duration) {
+        let (Some(resumed), Some(pool)) = (&self.resumed, Pool::of(&published.slices)) else { return };
+        let is_left_of_it = pool.devices.is_subset(&resumed.devices)
+            && (pool.devices.is_empty() || pool.is_counted == resumed.is_counted);
+        if !is_left_of_it {
+            *self = Self::new(settle, true);
+        }
+    }
+
+    /// Whether nothing is published, and nothing was done yet about what a process before this one has left.
+    pub(super) fn is_to_publish_again(&self, published: &Published) -> bool {
+        self.resumed.is_some() && published.slices.is_empty()
     }
 
     /// Devices that were allocated and not prepared when the claims were listed last: whether they still are is what
@@ -167,15 +188,7 @@ impl Memory {
         published: &Published,
         now: Instant,
     ) -> Result<BTreeSet<String>, Question> {
-        let pool = Pool::of(&published.slices);
-        let is_of = |it: &Pool, resumed: &Pool| {
-            it.devices.is_subset(&resumed.devices)
-                && (it.devices.is_empty() || it.is_counted == resumed.is_counted)
-        };
-        if self.resumed.as_ref().is_some_and(|it| pool.as_ref().is_some_and(|pool| !is_of(pool, it))) {
-            // Another program has published since.
-            *self = Self::new(world.settings.settle_time, true);
-        }
+        self.is_held_back = !world.layout.held_back.is_empty();
         let (inventory, held) = (world.node.inventory, world.node.held);
         // GPUs that are not cut see to what they withdraw, and so do layouts.
         let cut = |names: &BTreeSet<String>| {

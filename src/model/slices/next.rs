@@ -55,22 +55,42 @@ fn wait_for_releases(world: &World<'_>, memory: &Memory, now: Instant) -> Option
     if !found.pending.is_subset(still) {
         return None;
     }
-    let wake = now + pause(&found, world, memory.has_left_out());
+    let settle = world.settings.settle_time;
+    let pause = match memory.has_left_out() {
+        // What it takes looks free.
+        true => settle,
+        false => pause(found.looks, world.published.map_or("", |it| &it.owner.node), settle),
+    };
     found.looks = found.looks.saturating_add(1);
     let mut memory = memory.clone();
     memory.found = Some(found);
-    Some(Ok(Plan { slices: None, status: plan.status, wake, memory }))
+    Some(Ok(Plan { slices: None, status: plan.status, wake: now + pause, memory }))
 }
 
-/// How long to wait before the next look: twice as long each time, and up to a quarter longer, differently on each node and each time.
-/// Where an allocated device is left out, no longer than a settle time.
-fn pause(found: &Found, world: &World<'_>, has_left_out: bool) -> Duration {
-    let settle = world.settings.settle_time;
-    if has_left_out {
-        return settle;
-    }
-    let pause = settle.saturating_mul(2_u32.saturating_pow(found.looks)).min(LONGEST_PAUSE);
-    let node = world.published.map_or("", |it| &it.owner.node);
-    let spread = fnv1a(format!("{node} {}", found.looks).as_bytes()) % 256;
+/// How long to wait after so many looks: twice as long each time, and up to a quarter longer, differently on each node and each time.
+fn pause(looks: u32, node: &str, settle: Duration) -> Duration {
+    let pause = settle.saturating_mul(2_u32.saturating_pow(looks)).min(LONGEST_PAUSE);
+    let spread = fnv1a(format!("{node} {looks}").as_bytes()) % 256;
     pause + pause / 4 * u32::try_from(spread).unwrap_or_default() / 256
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest_and_differ_between_nodes_and_looks() {
+        let settle = Duration::from_secs(10);
+        for (looks, least) in [(0, 10), (1, 20), (2, 30), (3, 30), (u32::MAX, 30)] {
+            let least = Duration::from_secs(least);
+            let pauses: BTreeSet<Duration> =
+                (0..100).map(|it| pause(looks, &format!("gpu-node-{it}"), settle)).collect();
+            assert!(pauses.iter().all(|it| least <= *it && *it < least * 5 / 4), "{looks}: {pauses:?}");
+            assert!(50 < pauses.len(), "{looks}: {pauses:?}");
+        }
+        let again: BTreeSet<Duration> = (10..20).map(|it| pause(it, "gpu-node-1", settle)).collect();
+        assert!(5 < again.len(), "nodes that met once do not meet every time: {again:?}");
+    }
 }

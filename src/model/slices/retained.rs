@@ -299,11 +299,6 @@ impl RetainedDevices {
         !self.left_out.is_empty()
     }
 
-    /// Whether every allocated device that is known is published, and none stays for its claim only.
-    pub(super) fn is_idle(&self) -> bool {
-        self.taken.is_empty() && self.left_out.is_empty()
-    }
-
     /// Whether something may have been allocated at the last moment. What a process before may have withdrawn matters where the node
     /// `has_any` devices of GPUs that are cut.
     pub(super) fn is_settling(&self, has_any: bool) -> bool {

@@ -54,12 +54,18 @@ pub(super) fn step(world: &World<'_>, memory: &Memory, now: Instant) -> Result<P
         _ => {}
     }
     let published = world.published()?;
+    match node.inputs {
+        // At a boot NVML may come late. Slices without devices would say that what was published before is withdrawn.
+        Err(reason) if memory.is_to_publish_again(published) => return keep(reason, RESYNC, memory.clone()),
+        _ => {}
+    }
     let can_be_cut = node.inventory.gpus.iter().any(GpuInventory::can_be_cut);
     let has_gate = world.settings.mode != Mode::Layout && can_be_cut;
     if has_gate && !world.gates.counters.is_fresh(now) {
         return Err(Question::Counters);
     }
     let mut memory = memory.clone();
+    memory.check_resumed(published, world.settings.settle_time);
     let before = memory.retain_allocated(world, published, now)?;
     let inventory = node.inventory_with(memory.retained());
     let (inventory, soon) = memory.settle_shares(world, &inventory, published, now)?;

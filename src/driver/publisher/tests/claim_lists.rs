@@ -164,7 +164,7 @@ fn resume(scene: &mut Scene, before: impl FnOnce(&mut Scene)) -> usize {
     lists(scene);
     scene.rounds.resume();
     scene.look();
-    scene.elapse(HOUR);
+    scene.elapse(10 * SETTLE);
     lists(scene)
 }
 

@@ -6,6 +6,7 @@ mod claim_lists;
 mod cluster;
 mod gates;
 mod restarts;
+mod resumption;
 mod scene;
 mod shares;
 mod step;
