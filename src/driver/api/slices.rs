@@ -74,6 +74,13 @@ impl SliceError {
         Self { operation: "publish resourceslices".to_owned(), message, kind: SliceErrorKind::Refused }
     }
 
+    /// Another program serves the kubelet under this driver's name.
+    #[must_use]
+    pub fn other_driver(error: &impl std::error::Error) -> Self {
+        let operation = "publish resourceslices".to_owned();
+        Self { operation, message: error.to_string(), kind: SliceErrorKind::Refused }
+    }
+
     /// The file that says what is published cannot be removed, so nothing else may be published.
     #[must_use]
     pub fn cannot_forget(error: &std::io::Error) -> Self {

@@ -368,6 +368,7 @@ fn publish(
         },
         has_past: shared.has_past,
         resumption: Resumption::new(args.driver.plugin_directory().join("published.json")),
+        registry: args.host.registry_dir.clone(),
         layouts: layouts.clone(),
         election: election.clone(),
         report,

@@ -5,6 +5,7 @@
 //! only where the scheduler would now choose what the ranking does not.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use crate::backoff::Backoff;
 use crate::context::NodeContext;
 use crate::hardware::NodeState;
 use crate::heap;
-use crate::kubelet::PublisherElection;
+use crate::kubelet::{PublisherElection, refuse_other_driver};
 use crate::telemetry::metrics::SliceWrite;
 
 /// Conflicts in a row that may be races with another writer; more are reported.
@@ -49,6 +50,8 @@ pub struct PublisherParts {
     pub has_past: bool,
     /// What that driver left for this one.
     pub resumption: Resumption,
+    /// Where drivers register with the kubelet.
+    pub registry: PathBuf,
     /// How GPUs are cut where there are no counters.
     pub layouts: watch::Receiver<Decision>,
     /// Whether this process or a newer one writes them.
@@ -243,6 +246,8 @@ impl Publisher {
     }
 
     async fn read_slices(&self) -> Result<Published, SliceError> {
+        let other = refuse_other_driver(&self.parts.registry, &self.parts.context.driver).await;
+        other.map_err(|it| SliceError::other_driver(&it))?;
         let node_uid = self.parts.api.node_uid().await?;
         let owner = Owner {
             driver: self.parts.context.driver.clone(),
