@@ -132,6 +132,30 @@ async fn a_monitored_gpu_is_free_for_a_claim_that_takes_all_of_it_whatever_becom
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_that_lost_its_record_keeps_the_gpu_that_its_container_sees_though_another_claim_holds_that()
+ {
+    let mut lab = started().await;
+    let kubelet = lab.kubelet().await;
+    let monitor = admin(&lab, "monitor", GPU).await;
+    let holder = lab.claim_of("holder", GPU).await;
+    prepare(&kubelet, &monitor).await.unwrap();
+    prepare(&kubelet, &holder).await.unwrap();
+    let before = cdi(&lab, &monitor);
+    fs::remove_file(lab.path(&format!("plugins/{DRIVER}/claims")).join(format!("{}.jsonl", monitor.uid)))
+        .unwrap();
+    // A container may use the first GPU, so the claim is not answered with another one.
+    lab.reallocate(&monitor, &["gpu-0000-1b-00"]).await;
+    let error = try_prepare(&kubelet, &monitor).await.unwrap_err();
+    assert!(error.contains(GPU), "{error}");
+    assert_eq!(cdi(&lab, &monitor), before);
+    for claim in [&monitor, &holder] {
+        unprepare(&kubelet, claim).await.unwrap();
+    }
+    assert_eq!(lab.left(), Vec::<String>::new());
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_monitor_has_its_gpu_after_a_reboot_and_is_no_holder_in_any_view() {
     let mut lab = started().await;
     let monitor = admin(&lab, "monitor", GPU).await;

@@ -86,6 +86,44 @@ async fn a_restart_without_change_writes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restart_whose_slices_the_kubelet_has_deleted_lists_no_claims_unless_its_file_is_not_understood() {
+    for keeps_counters in [true, false] {
+        let plane = ControlPlane::simulated(keeps_counters).await;
+        let ControlPlane::Simulated(server) = plane.clone() else { unreachable!("it is the simulated one") };
+        let mut lab = Lab::new(plane, "2xH100-80GB").await.with_args(&["--settle-time", "1"]);
+        let file = lab.path(&format!("plugins/{DRIVER}/published.json"));
+        let is_noted = || std::fs::read(&file).is_ok_and(|it| it.len() > 200).then_some(());
+        lab.start();
+        let published = lab.slices_when(is_complete).await;
+        eventually("it is noted", async || is_noted()).await;
+        let all = lab.slices().await;
+        assert_eq!(device_names(&all), device_names(&published));
+        for (content, lists) in [(None, false), (Some("{"), true), (None, false)] {
+            lab.stop().await;
+            if let Some(content) = content {
+                std::fs::write(&file, content).unwrap();
+            }
+            for slice in lab.slices().await {
+                lab.slices_api()
+                    .delete(&slice.metadata.name.unwrap(), &DeleteParams::default())
+                    .await
+                    .unwrap();
+            }
+            let seen = server.requests().len();
+            lab.start();
+            lab.slices_when(|it| is_complete(it) && device_names(it) == device_names(&all)).await;
+            eventually("it is noted", async || is_noted()).await;
+            let is_list = |it: &kube_sim::RequestInfo| {
+                it.method == "GET" && it.path.ends_with("/resourceclaims") && !it.is_watch()
+            };
+            let found = server.requests().split_off(seen).into_iter().any(|it| is_list(&it));
+            assert_eq!(found, lists, "counters: {keeps_counters}, the file: {content:?}");
+        }
+        lab.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn slices_that_others_delete_or_change_come_back() {
     each_control_plane(true, async |plane| {
         let mut lab = Lab::new(plane, "2xH100-80GB").await;

@@ -119,6 +119,35 @@ async fn it_does_not_start_where_nvidias_driver_serves_the_kubelet() {
     assert_eq!(lab.slices().await, Vec::<ResourceSlice>::new());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn it_publishes_nothing_more_once_nvidias_driver_serves_the_kubelet_as_well() {
+    let address = free_address();
+    let lab = Lab::new(ControlPlane::simulated(true).await, "1xH100-80GB").await;
+    let mut lab = lab.with_args(&["--driver-name", NVIDIA, "--http-address", &address.to_string()]);
+    lab.start();
+    let published = lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26).await;
+    let nvidia = UnixListener::bind(lab.path("registry/gpu.nvidia.com-reg.sock")).unwrap();
+    let name = published[0].metadata.name.as_deref().unwrap();
+    lab.slices_api().delete(name, &DeleteParams::default()).await.unwrap();
+    let notes = eventually("an event says why", async || {
+        let notes = node_events(&lab, "PublishRefused").await;
+        (!notes.is_empty()).then_some(notes)
+    })
+    .await;
+    assert!(
+        notes[0].contains("gpu.nvidia.com-reg.sock") && notes[0].contains("gpu.deploy.dra-driver=false"),
+        "{notes:?}"
+    );
+    let answer = get(address, "/readyz").await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("another DRA driver"), "{answer}");
+    assert!(lab.slices().await.iter().all(|it| it.metadata.name.as_deref() != Some(name)));
+
+    // It ends, and leaves its socket as a killed process does.
+    drop(nvidia);
+    lab.slices_when(|it| is_complete(it) && device_names(it).len() == 26).await;
+    lab.stop().await;
+}
+
 /// A slice as NVIDIA's driver names it, in its pool.
 async fn slice_of_nvidia(lab: &Lab) -> String {
     let name = format!("00000-{NVIDIA}-{}-x4k2p", lab.node_name);

@@ -394,6 +394,23 @@ fn a_gpu_is_held_back_early_only_where_pods_can_be_moved() {
 }
 
 #[test]
+fn a_pod_that_may_take_longer_to_end_than_a_hold_lasts_is_not_counted_as_one_that_can_be_moved() {
+    let options = || Options {
+        hold_after: Some(Duration::from_secs(900)),
+        consolidate_after: Duration::from_secs(60),
+        ..options()
+    };
+    let holds = |grace: u64| {
+        let mut world = two_in_the_way();
+        world.movable[1].grace = Duration::from_secs(grace);
+        let writes = Leader::new(options()).decide(&world, NOW - 600.0 + 60.0).decisions.writes;
+        writes.iter().map(|it| it.holds.len()).sum::<usize>()
+    };
+    // A hold lasts 900 s, of which the last minute is a margin.
+    assert_eq!([840, 841].map(holds), [1, 0]);
+}
+
+#[test]
 fn nobody_moves_for_a_pod_that_lacks_more_than_the_device() {
     let mut cordoned = two_in_the_way();
     Leader::new(options()).hold(&mut cordoned, NOW).unwrap();

@@ -161,17 +161,18 @@ mod tests {
 
     use super::*;
 
-    /// An API server that gives every request this answer, and keeps the requests.
+    /// An API server that gives every request this answer, but refuses those about one namespace, and keeps the requests.
     #[derive(Clone)]
     struct Canned {
         code: u16,
         answer: Value,
+        refused: &'static str,
         asked: Arc<Mutex<Vec<String>>>,
     }
 
     impl Canned {
         fn new(code: u16, answer: Value) -> Self {
-            Self { code, answer, asked: Arc::default() }
+            Self { code, answer, refused: "/none/", asked: Arc::default() }
         }
     }
 
@@ -185,17 +186,31 @@ mod tests {
         }
 
         fn call(&mut self, request: Request<Body>) -> Self::Future {
-            self.asked.lock().unwrap().push(request.uri().to_string());
-            let body = Body::from(self.answer.to_string().into_bytes());
-            ready(Ok(Response::builder().status(self.code).body(body).unwrap()))
+            let path = request.uri().to_string();
+            let is_refused = path.contains(self.refused);
+            self.asked.lock().unwrap().push(path);
+            let answer = if is_refused { refusal() } else { self.answer.clone() };
+            let code = if is_refused { 403 } else { self.code };
+            let body = Body::from(answer.to_string().into_bytes());
+            ready(Ok(Response::builder().status(code).body(body).unwrap()))
         }
     }
 
+    fn refusal() -> Value {
+        json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden", "message": "no",
+        })
+    }
+
     fn claim(group: &str) -> ResourceClaim {
+        claim_in("team", group)
+    }
+
+    fn claim_in(namespace: &str, group: &str) -> ResourceClaim {
         let consumer =
             json!({"apiGroup": "scheduling.k8s.io", "resource": "podgroups", "name": group, "uid": "g-1"});
         let claim = json!({
-            "metadata": {"name": "c", "namespace": "team"}, "spec": {}, "status": {"reservedFor": [consumer]},
+            "metadata": {"name": "c", "namespace": namespace}, "spec": {}, "status": {"reservedFor": [consumer]},
         });
         serde_json::from_value(claim).unwrap()
     }
@@ -230,10 +245,10 @@ mod tests {
         assert_eq!((pods.names(&uid).as_str(), changes.has_changed().unwrap()), ("a,b", true));
         let first = asked.lock().unwrap()[0].clone();
         assert!(first.starts_with("/api/v1/namespaces/team/pods?"), "{first}");
-        assert!(
-            first.contains("fieldSelector=spec.nodeName%3Dnode-1%2Cstatus.phase%21%3DSucceeded"),
-            "{first}"
-        );
+        // The API server leaves out those that have ended, of which there may be any number.
+        let selector =
+            "fieldSelector=spec.nodeName%3Dnode-1%2Cstatus.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed";
+        assert!(first.contains(selector), "{first}");
         // That the claim is read again does not make them unknown; that it is reserved for another group does.
         pods.note(&uid, &claim("ring"));
         assert_eq!(pods.names(&uid), "a,b");
@@ -242,13 +257,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_namespace_whose_pods_cannot_be_read_keeps_those_of_no_other_unknown() {
+        for (refused, [known, unknown]) in [("/first/", ["u-2", "u-1"]), ("/second/", ["u-1", "u-2"])] {
+            let list = json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": [pod("a", "ring", "Running")]});
+            let server = Canned { refused, ..Canned::new(200, list) };
+            let pods = Pods::default();
+            for (uid, namespace) in [("u-1", "first"), ("u-2", "second")] {
+                pods.note(&uid.parse().unwrap(), &claim_in(namespace, "ring"));
+            }
+            let groups = PodGroups::new(Client::new(server, "default"), "node-1", pods.clone());
+            let error = groups.look().await.unwrap_err();
+            assert!(matches!(error, ListError::Forbidden(_)), "it is reported and tried again: {error}");
+            let names = [known, unknown].map(|it| pods.names(&it.parse().unwrap()));
+            assert_eq!(names, ["a", ""], "{refused}");
+        }
+    }
+
+    #[tokio::test]
     async fn without_the_right_it_asks_seldom() {
-        let refusal = json!({
-            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden", "message": "no",
-        });
         let pods = Pods::default();
         pods.note(&"u-1".parse().unwrap(), &claim("ring"));
-        let groups = PodGroups::new(Client::new(Canned::new(403, refusal), "default"), "node-1", pods);
+        let groups = PodGroups::new(Client::new(Canned::new(403, refusal()), "default"), "node-1", pods);
         let error = groups.look().await.unwrap_err();
         let (mut retry, mut refusals) =
             (Backoff::new(PAUSES.0, PAUSES.1, "node-1"), refusal_pauses("node-1"));

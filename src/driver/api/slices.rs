@@ -74,6 +74,23 @@ impl SliceError {
         Self { operation: "publish resourceslices".to_owned(), message, kind: SliceErrorKind::Refused }
     }
 
+    /// Another program serves the kubelet under this driver's name.
+    #[must_use]
+    pub fn other_driver(error: &impl std::error::Error) -> Self {
+        let operation = "publish resourceslices".to_owned();
+        Self { operation, message: error.to_string(), kind: SliceErrorKind::Refused }
+    }
+
+    /// The file that says what is published cannot be removed, so nothing else may be published.
+    #[must_use]
+    pub fn cannot_forget(error: &std::io::Error) -> Self {
+        let message = format!(
+            "{error}; until then no device is added to the ResourceSlices: check the disk of the node and the permissions of --plugins-dir, or \
+             remove published.json there"
+        );
+        Self::unavailable("remove published.json".to_owned(), message)
+    }
+
     fn unavailable(operation: String, message: String) -> Self {
         Self { operation, message, kind: SliceErrorKind::Unavailable }
     }

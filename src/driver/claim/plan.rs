@@ -97,11 +97,12 @@ pub struct ImpossibleClaim {
     pub lacking: String,
 }
 
-/// Two claims that need the same part of a GPU.
+/// Two claims that need the same part of a GPU. The text does not name a claim of another namespace: the owner of this one reads it in
+/// events, also in those of the kubelet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "device `{device}` of ResourceClaim {claim} overlaps `{held}`, which ResourceClaim {holder} still holds; it is free \
-     once the pod of that claim has ended"
+    "device `{device}` of ResourceClaim {claim} overlaps `{held}`, which {} still holds; it is free once the pod of that claim has ended",
+    as_seen_from(.claim, .holder)
 )]
 pub struct Conflict {
     /// The claim that comes later.
@@ -112,6 +113,15 @@ pub struct Conflict {
     pub held: String,
     /// The claim that has it.
     pub holder: ClaimRef,
+}
+
+/// What the owner of a claim may know of another one.
+fn as_seen_from(claim: &ClaimRef, other: &ClaimRef) -> String {
+    if claim.namespace == other.namespace {
+        format!("ResourceClaim {other}")
+    } else {
+        "a ResourceClaim of another namespace (the log of the driver names it)".to_owned()
+    }
 }
 
 /// The node as a plan sees it.

@@ -180,9 +180,10 @@ impl Claims {
             });
             match reserved.await {
                 Err(PrepareError::Plan(PlanError::Held(conflict))) if Instant::now() + PAUSE < deadline => {
-                    debug!(%conflict, "waiting for the other claim");
+                    debug!(%conflict, holder = %conflict.holder, "waiting for the other claim");
                     if !is_reported && WORTH_REPORTING <= begun.elapsed() {
                         is_reported = true;
+                        info!(%conflict, holder = %conflict.holder, "waiting for the other claim");
                         let note = format!("Waits: {conflict}.");
                         self.context.events.emit_for_claim(EventReason::PrepareWaits, claim, note);
                     }

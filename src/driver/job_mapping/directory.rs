@@ -187,6 +187,31 @@ mod tests {
     }
 
     #[test]
+    fn of_more_jobs_than_a_file_may_have_the_first_are_written_and_the_file_is_still_known_as_ours() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = Directory::new(root.path().to_owned());
+        // As long as names can be.
+        let (namespace, name) = ("n".repeat(63), "p".repeat(248));
+        let job = |number: usize| format!("{namespace}/{name}{number:05}/{name}{number:05}").parse().unwrap();
+        let wanted = Files::from([("0".parse().unwrap(), (0..=MOST_JOBS).map(job).collect())]);
+        directory.apply(&directory.read().unwrap(), &wanted).unwrap();
+        let written = fs::read_to_string(root.path().join("0")).unwrap();
+        assert_eq!(written.lines().count(), MOST_JOBS);
+        assert!(written.len() as u64 <= MAX_FILE, "{}", written.len());
+        let present = directory.read().unwrap();
+        assert!(present.others.is_empty(), "{:?}", present.others);
+        let before = fs::metadata(root.path().join("0")).unwrap().modified().unwrap();
+        directory.apply(&present, &wanted).unwrap();
+        assert_eq!(
+            fs::metadata(root.path().join("0")).unwrap().modified().unwrap(),
+            before,
+            "it is not written again"
+        );
+        directory.apply(&present, &Files::new()).unwrap();
+        assert!(!root.path().join("0").exists());
+    }
+
+    #[test]
     fn a_symbolic_link_in_the_place_of_the_directory_is_refused_and_not_followed() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("real")).unwrap();

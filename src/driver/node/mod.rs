@@ -37,7 +37,7 @@ use crate::layout::{LayoutFollower, LayoutFollowerParts, LayoutMemory, StateLabe
 use crate::mig_node::{MigNodeSwitch, StatusParts, StatusWriter, watch_own};
 use crate::nvml::{CallTimer, NvmlEvent};
 use crate::probes::{health_service, serve_health};
-use crate::publisher::{PublicationMetrics, Publisher, PublisherParts};
+use crate::publisher::{PublicationMetrics, Publisher, PublisherParts, Resumption};
 use crate::telemetry::bind_health;
 use crate::telemetry::metrics::{Exporter, bind_metrics, serve_metrics};
 use crate::usage::{ClaimMetrics, DcgmInstances, Instances, Sampler};
@@ -244,6 +244,8 @@ fn publish(
             taint_effect: args.taint_effect,
         },
         has_past: shared.has_past,
+        resumption: Resumption::new(args.driver.plugin_directory().join("published.json")),
+        registry: args.host.registry_dir.clone(),
         layouts: layouts.clone(),
         election: election.clone(),
         report,

@@ -5,6 +5,7 @@
 //! only where the scheduler would now choose what the ranking does not.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -12,20 +13,21 @@ use k8s_openapi::api::resource::v1::ResourceSlice;
 use mig_model::inventory::Inventory;
 use mig_model::layout::Decision;
 use mig_model::slices::{
-    Change, Claims, CounterSupport, Gates, Inputs, Memory, Mode, NodeView, Offered, Owner, Plan, Publication,
-    Published, Question, Settings, World, diff, lost_counters, lost_taints, next, pool_name,
+    Change, Claims, CounterSupport, Gates, Inputs, Memory, Mode, NodeView, Offered, Owner, Plan, Pool,
+    Publication, Published, Question, Settings, World, diff, lost_counters, lost_taints, next, pool_name,
 };
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::pauses::{Overwritten, retry};
+use super::resumption::Resumption;
 use crate::api::{Allocations, EventReason, NodeSlices, SliceError, SliceErrorKind};
 use crate::backoff::Backoff;
 use crate::context::NodeContext;
 use crate::hardware::NodeState;
 use crate::heap;
-use crate::kubelet::PublisherElection;
+use crate::kubelet::{PublisherElection, refuse_other_driver};
 use crate::telemetry::metrics::SliceWrite;
 
 /// Conflicts in a row that may be races with another writer; more are reported.
@@ -46,6 +48,10 @@ pub struct PublisherParts {
     pub settings: Settings,
     /// Whether a driver was on this node before this process.
     pub has_past: bool,
+    /// What that driver left for this one.
+    pub resumption: Resumption,
+    /// Where drivers register with the kubelet.
+    pub registry: PathBuf,
     /// How GPUs are cut where there are no counters.
     pub layouts: watch::Receiver<Decision>,
     /// Whether this process or a newer one writes them.
@@ -79,6 +85,8 @@ pub struct Publisher {
     has_published: bool,
     /// Whether the last round was ours.
     had_turn: bool,
+    /// Whether it was looked for what the process before has left.
+    has_resumed: bool,
 }
 
 impl Publisher {
@@ -100,6 +108,7 @@ impl Publisher {
             has_written: false,
             has_published: false,
             had_turn: true,
+            has_resumed: false,
         }
     }
 
@@ -158,7 +167,15 @@ impl Publisher {
 
     pub(super) fn world<'a>(&'a self, state: &'a NodeState, layout: &'a Decision) -> World<'a> {
         let (settings, gates) = (&self.parts.settings, &self.gates);
-        World { settings, node: view(state), layout, gates, published: None, claims: None }
+        World {
+            settings,
+            node: view(state),
+            layout,
+            gates,
+            published: None,
+            claims: None,
+            still_allocated: None,
+        }
     }
 
     /// Reads what has to be known, writes what is decided, and answers when to look again.
@@ -166,11 +183,12 @@ impl Publisher {
         let now = Instant::now();
         let layout = self.parts.layouts.borrow().clone();
         self.log_profiles(&state.inventory);
-        let (mut published, mut claims) = (None, None);
+        let (mut published, mut claims, mut still_allocated) = (None, None, None);
         let Plan { slices, status, wake, memory } = loop {
             let world = World {
                 published: published.as_ref(),
                 claims: claims.as_ref(),
+                still_allocated: still_allocated.as_ref(),
                 ..self.world(state, &layout)
             };
             let question = match next(&world, &self.memory, now) {
@@ -178,10 +196,17 @@ impl Publisher {
                 Err(question) => question,
             };
             match (question, &published) {
-                (Question::Slices, _) | (_, None) => published = Some(self.read_slices().await?),
+                (Question::Slices, _) | (_, None) => {
+                    let found = self.read_slices().await?;
+                    self.resume(&found.owner.node_uid);
+                    published = Some(found);
+                }
                 (Question::Claims, _) => {
                     let read_at = Instant::now();
                     claims = Some(Claims { read_at, allocated: self.parts.allocations.read().await? });
+                }
+                (Question::Releases, _) => {
+                    still_allocated = Some(self.parts.allocations.still(&self.memory.pending()).await?);
                 }
                 (Question::Counters, Some(Published { owner, .. })) => self.ask_for_counters(owner).await?,
                 (Question::Taints, Some(Published { owner, .. })) => self.ask_for_taints(owner).await?,
@@ -190,8 +215,14 @@ impl Publisher {
         self.memory = memory;
         let due = match (slices, &published) {
             (Some(slices), Some(published)) => {
+                let (uid, pool) = (&published.owner.node_uid, Pool::of(&slices));
+                let removed = self.parts.resumption.before(uid, pool.as_ref());
+                removed.map_err(|it| SliceError::cannot_forget(&it))?;
                 self.write(slices, &published.slices).await?;
-                self.memory.written(Instant::now())
+                let due = self.memory.written(Instant::now());
+                let pool = pool.and_then(|it| self.memory.to_resume(it, &state.inventory, now));
+                self.parts.resumption.after(uid, pool.as_ref());
+                due
             }
             _ => None,
         };
@@ -205,7 +236,18 @@ impl Publisher {
         Ok(due.map_or(wake, |it| it.min(wake)))
     }
 
+    /// Goes on, in the first round, where the process before ended, if that left anything for the Node with this UID.
+    fn resume(&mut self, node_uid: &str) {
+        if !std::mem::replace(&mut self.has_resumed, true)
+            && let Some(pool) = self.parts.resumption.read(node_uid)
+        {
+            self.memory = Memory::resume(self.parts.settings.settle_time, pool);
+        }
+    }
+
     async fn read_slices(&self) -> Result<Published, SliceError> {
+        let other = refuse_other_driver(&self.parts.registry, &self.parts.context.driver).await;
+        other.map_err(|it| SliceError::other_driver(&it))?;
         let node_uid = self.parts.api.node_uid().await?;
         let owner = Owner {
             driver: self.parts.context.driver.clone(),

@@ -8,6 +8,7 @@ use crate::inventory::Inventory;
 use crate::layout::hidden;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 
+use super::found::Found;
 use super::pool::Pool;
 use super::render::names as names_in;
 use super::retained::{Devices, RetainedDevices};
@@ -33,6 +34,12 @@ pub struct Memory {
     published: Vec<Vec<String>>,
     /// The same as it was decided last.
     decided: Vec<Vec<String>>,
+    /// What the last list of the claims has found; `None` before there was one.
+    pub(super) found: Option<Found>,
+    /// What a process before this one has left, until this one has written.
+    resumed: Option<Pool>,
+    /// Whether a GPU was held back when it was decided last what to publish.
+    is_held_back: bool,
 }
 
 /// What is in the slices, by name, as far as the node can describe it.
@@ -64,7 +71,70 @@ impl Memory {
             allocated: BTreeSet::new(),
             published: Vec::new(),
             decided: Vec::new(),
+            found: None,
+            resumed: None,
+            is_held_back: false,
         }
+    }
+
+    /// Goes on where the process before ended, with what [`Memory::to_resume`] said there last: the slices may have been deleted
+    /// since, as the kubelet does at its start, but nothing was withdrawn.
+    #[must_use]
+    pub fn resume(settle: Duration, pool: Pool) -> Self {
+        let mut memory = Self::new(settle, false);
+        memory.transition.know_the_past();
+        memory.published = vec![pool.devices.iter().cloned().collect()];
+        memory.resumed = Some(pool);
+        memory
+    }
+
+    /// What a process that starts after this one may rely on: this pool, if it is as decided last, and if every device that schedulers
+    /// may act on, or that a claim has and the node does not know of, is in it. So nothing while something is withdrawn or left out.
+    /// Nothing either while a GPU is held back: without counters, devices that claims have of it are hidden, and with counters the
+    /// next process would offer what is kept back before it knows of the hold.
+    #[must_use]
+    pub fn to_resume(&self, pool: Pool, inventory: &Inventory, now: Instant) -> Option<Pool> {
+        let is_settling = self.is_settling(inventory, now) || self.retained.is_settling(true);
+        let is_all = self.found.as_ref().is_none_or(|it| it.pending.is_subset(&pool.devices));
+        let is_decided = pool.is_open && pool.devices == self.decided().cloned().collect();
+        let is_it = is_decided && is_all && !is_settling && !self.has_left_out() && !self.is_held_back;
+        is_it.then_some(pool)
+    }
+
+    /// Forgets what a process before this one has left where the slices have something else: another program has published since.
+    pub(super) fn check_resumed(&mut self, published: &Published, settle: Duration) {
+        let (Some(resumed), Some(pool)) = (&self.resumed, Pool::of(&published.slices)) else { return };
+        let is_left_of_it = pool.devices.is_subset(&resumed.devices)
+            && (pool.devices.is_empty() || pool.is_counted == resumed.is_counted);
+        if !is_left_of_it {
+            *self = Self::new(settle, true);
+        }
+    }
+
+    /// Whether nothing is published, and nothing was done yet about what a process before this one has left.
+    pub(super) fn is_to_publish_again(&self, published: &Published) -> bool {
+        self.resumed.is_some() && published.slices.is_empty()
+    }
+
+    /// Devices that were allocated and not prepared when the claims were listed last: whether they still are is what
+    /// [`Question::Releases`] asks for.
+    #[must_use]
+    pub fn pending(&self) -> BTreeSet<String> {
+        self.found.as_ref().map(|it| it.pending.clone()).unwrap_or_default()
+    }
+
+    /// Whether an allocated device is not published, so that what it takes looks free.
+    pub(super) fn has_left_out(&self) -> bool {
+        self.retained.has_left_out()
+    }
+
+    /// Whether schedulers may have allocated at the last moment what is not published any more.
+    pub(super) fn is_settling(&self, inventory: &Inventory, now: Instant) -> bool {
+        let has_uncut = inventory.gpus.iter().any(|it| !it.can_be_cut());
+        let has_any = inventory.gpus.iter().any(|it| it.can_be_cut());
+        self.transition.is_settling()
+            || self.sharing.is_settling(has_uncut, self.transition.settle(), now)
+            || self.retained.is_settling(has_any)
     }
 
     /// Another process has published meanwhile: nothing is known of what it withdrew, as after a start. What nothing but this process
@@ -79,6 +149,7 @@ impl Memory {
         self.retained.written(now);
         self.transition.written(now);
         self.published.clone_from(&self.decided);
+        self.resumed = None;
         self.transition.next().into_iter().chain(self.retained.next()).min()
     }
 
@@ -123,6 +194,7 @@ impl Memory {
         published: &Published,
         now: Instant,
     ) -> Result<BTreeSet<String>, Question> {
+        self.is_held_back = !world.layout.held_back.is_empty();
         let (inventory, held) = (world.node.inventory, world.node.held);
         // GPUs that are not cut see to what they withdraw, and so do layouts.
         let cut = |names: &BTreeSet<String>| {
@@ -239,6 +311,9 @@ impl Memory {
 
     /// The pool that is published, without what only stays in it.
     pub(super) fn pool(&self, published: &Published) -> Option<Pool> {
+        if self.resumed.is_some() {
+            return self.resumed.clone();
+        }
         Pool::of(&published.slices).map(|it| it.without(|name| self.undescribed.has(name)))
     }
 }

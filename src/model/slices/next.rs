@@ -1,156 +1,96 @@
-//! What to publish next. Pure: [`next`] is the only place that decides it.
+//! The publishing step, and waiting for claims to be released without lists of the claims of the cluster. Pure.
 //!
-//! ```text
-//! world (node, layout, gates, slices, claims) + memory + now -> what to read first | slices, status, wake time, memory
-//! ```
+//! No event reports the release of a claim that was never prepared. So where something is withheld, or a layout is held up, because
+//! of such claims, they are looked at again and again. A list finds all claims; whether those that were found still have their
+//! devices, reads of these few claims show.
 //!
-//! It reads before it writes, every time: the kubelet wipes a node's slices at its start, people delete things, and a list of
-//! one node's slices is cheap. A list of all claims is not, so it is asked for only where something of which that is not known
-//! is about to go. Where the API server drops counters, the step publishes what a layout says, which needs none.
+//! A round that would list the claims is played with what the last list found instead, and with what was prepared since. Where
+//! that changes nothing, the claims that were found are read, and as long as all of them have their devices, nothing is done and
+//! nothing is learned. Otherwise the claims are listed, and the list decides, as it would have without this. So is it where
+//! something was withdrawn a settle time ago or less: then only a list shows who was given it at the last moment. Afterwards a claim that
+//! the last list did not find can only have been given what is published, which stays published where nothing is done.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::inventory::{GpuInventory, Inventory};
-use crate::placement::Ranking;
-use k8s_openapi::api::resource::v1::ResourceSlice;
-
-use super::layout_mode;
+use super::diff::diff;
+use super::found::Found;
 use super::memory::Memory;
-use super::publication::Publication;
-use super::render::{keep_order, names as names_in, render};
-use super::taint::taint;
-use super::undescribed::publish_undescribed;
-use super::world::{CounterSupport, GATE_RETRY, Mode, Published, Question, RESYNC, World};
+use super::step::{Plan, step};
+use super::world::{Claims, GATE_RETRY, Question, World};
+use crate::hash::fnv1a;
 
-/// Why nothing can be allocated for a while.
-const CLOSED: &str = "kube-apiserver keeps shared counters now; every placement is published once no scheduler can act on what \
-                      was published without them, see --settle-time";
-
-/// What to do.
-#[derive(Debug)]
-pub struct Plan {
-    /// The whole pool as it should be; `None` where it stays as it is.
-    pub slices: Option<Vec<ResourceSlice>>,
-    /// How the slices stand once this is written.
-    pub status: Publication,
-    /// When to look again at the latest; see also [`Memory::written`].
-    pub wake: Instant,
-    /// What to remember, also where the write fails.
-    pub memory: Memory,
-}
+/// The longest pause between two looks at claims that were found.
+const LONGEST_PAUSE: Duration = GATE_RETRY;
 
 /// Decides what to publish, or what to read first: then the same world has to be asked again, with the same `now`, and with what
 /// was read.
 pub fn next(world: &World<'_>, memory: &Memory, now: Instant) -> Result<Plan, Question> {
-    let keep = |reason: &str, wait: Duration, memory: Memory| {
-        let status = Publication::Pending { reason: reason.to_owned() };
-        Ok(Plan { slices: None, status, wake: now + wait, memory })
-    };
-    let node = world.node;
-    match node.inputs {
-        // An allocated device is never withdrawn, and these cannot be described now.
-        Err(reason) if !node.held.is_empty() => return keep(reason, RESYNC, memory.clone()),
-        _ => {}
-    }
-    let published = world.published()?;
-    let can_be_cut = node.inventory.gpus.iter().any(GpuInventory::can_be_cut);
-    let has_gate = world.settings.mode != Mode::Layout && can_be_cut;
-    if has_gate && !world.gates.counters.is_fresh(now) {
-        return Err(Question::Counters);
-    }
-    let mut memory = memory.clone();
-    let before = memory.retain_allocated(world, published, now)?;
-    let inventory = node.inventory_with(memory.retained());
-    let (inventory, soon) = memory.settle_shares(world, &inventory, published, now)?;
-    if world.is_counted() {
-        return counted(Round { world, published, before: &before, now, soon }, memory, &inventory, has_gate);
-    }
-    match layout_mode::target(&mut memory, world, &inventory, published, now)? {
-        None => keep(layout_mode::NO_LABELS, RESYNC, memory),
-        Some(target) => {
-            let ranking = Ranking::of(&target.inventory, &target.held, world.settings.placement);
-            let slices = render(&target.inventory, &ranking, &published.owner);
-            let round = Round { world, published, before: &before, now, soon };
-            let slices = finish(round, &mut memory, slices, &ranking)?;
-            let wake = now + soon.min(target.pause);
-            let status = target.status(slices.len());
-            Ok(Plan { slices: Some(slices), status, wake, memory })
+    match (step(world, memory, now), world.claims) {
+        (Ok(mut plan), Some(claims)) => {
+            plan.memory.found = Some(Found::by(claims, world.node.held));
+            Ok(plan)
         }
+        (Err(Question::Claims), _) => wait_for_releases(world, memory, now).unwrap_or(Err(Question::Claims)),
+        (other, _) => other,
     }
 }
 
-/// What one round works with.
-#[derive(Clone, Copy)]
-struct Round<'a> {
-    world: &'a World<'a>,
-    published: &'a Published,
-    /// What schedulers could see when this round began, of GPUs that can be cut.
-    before: &'a BTreeSet<String>,
-    now: Instant,
-    /// When shared GPUs have to be looked at again.
-    soon: Duration,
-}
-
-/// Everything, kept apart by counters.
-fn counted(
-    round: Round<'_>,
-    mut memory: Memory,
-    inventory: &Inventory,
-    has_gate: bool,
-) -> Result<Plan, Question> {
-    let Round { world, published, before, now, soon } = round;
-    let held = world.node.held | memory.retained();
-    // An allocated device that stays published keeps its share, also beside one that is hidden and overlaps it.
-    let offered = world.offered(inventory, &(&held | memory.known_allocated()));
-    let ranking = Ranking::of(&offered, &held, world.settings.placement);
-    let slices = render(&offered, &ranking, &published.owner);
-    // An update keeps the counters that a slice already has, whatever the gate says now; a new slice would lose them.
-    let creates = published.slices.len() < slices.len();
-    let gate = &world.gates.counters;
-    if has_gate
-        && creates
-        && gate.answer == Some(CounterSupport::Pool)
-        && gate.asked.is_none_or(|it| it < now)
-    {
-        return Err(Question::Counters);
-    }
-    let shown = memory.show_counted(world, &offered, before, &held, now)?;
-    let slices = if *shown == *offered { slices } else { render(&shown, &ranking, &published.owner) };
-    let slices = finish(round, &mut memory, slices, &ranking)?;
-    let status = if memory.is_open() {
-        let devices = offered.devices().count();
-        Publication::Complete { slices: slices.len(), devices, is_counted: has_gate }
-    } else {
-        Publication::Pending { reason: CLOSED.to_owned() }
+/// The round where the claims would have to be listed; `None` where nothing but the list will do.
+fn wait_for_releases(world: &World<'_>, memory: &Memory, now: Instant) -> Option<Result<Plan, Question>> {
+    let inventory = world.node.inventory;
+    let mut found = memory.found.clone().filter(|_| !memory.is_settling(inventory, now))?;
+    let prepared = world.node.held;
+    found.pending.retain(|it| !prepared.contains(it));
+    let allocated = prepared.difference(&found.left_over).chain(&found.pending).cloned().collect();
+    let claims = Claims { read_at: now, allocated };
+    let plan = match step(&World { claims: Some(&claims), ..*world }, memory, now) {
+        Ok(plan) => plan,
+        Err(question) => return Some(Err(question)),
     };
-    let pause = if world.gates.may_be_rolling(now) { GATE_RETRY } else { RESYNC };
-    Ok(Plan { slices: Some(slices), status, wake: now + soon.min(pause), memory })
-}
-
-/// Completes the rendered slices: devices that the node cannot describe, costs, order, taints.
-fn finish(
-    round: Round<'_>,
-    memory: &mut Memory,
-    mut slices: Vec<ResourceSlice>,
-    ranking: &Ranking,
-) -> Result<Vec<ResourceSlice>, Question> {
-    let Round { world, published, before, now, .. } = round;
-    let shown = slices.iter().map(|it| names_in(it).map(str::to_owned).collect::<Vec<_>>());
-    let shown = shown.filter(|it| !it.is_empty()).collect();
-    publish_undescribed(&mut slices, memory.undescribed(), world.is_counted(), &published.owner);
-    memory.decide(shown, &mut slices, world.node.held, before);
-    if !memory.is_open() {
-        close(&mut slices);
+    let is_as_published = |slices| diff(slices, world.published.map_or(&[][..], |it| &it.slices)).is_empty();
+    if plan.memory.is_settling(inventory, now) || !plan.slices.is_none_or(is_as_published) {
+        return None;
     }
-    keep_order(&mut slices, &published.slices, ranking);
-    taint(&mut slices, world, published, now)?;
-    Ok(slices)
+    let Some(still) = world.still_allocated else { return Some(Err(Question::Releases)) };
+    if !found.pending.is_subset(still) {
+        return None;
+    }
+    let settle = world.settings.settle_time;
+    let pause = match memory.has_left_out() {
+        // What it takes looks free.
+        true => settle,
+        false => pause(found.looks, world.published.map_or("", |it| &it.owner.node), settle),
+    };
+    found.looks = found.looks.saturating_add(1);
+    let mut memory = memory.clone();
+    memory.found = Some(found);
+    Some(Ok(Plan { slices: None, status: plan.status, wake: now + pause, memory }))
 }
 
-/// Makes the pool one of which a slice seems to be missing: schedulers give nothing away from it.
-fn close(slices: &mut [ResourceSlice]) {
-    for slice in slices {
-        slice.spec.pool.resource_slice_count += 1;
+/// How long to wait after so many looks: twice as long each time, and up to a quarter longer, differently on each node and each time.
+fn pause(looks: u32, node: &str, settle: Duration) -> Duration {
+    let pause = settle.saturating_mul(2_u32.saturating_pow(looks)).min(LONGEST_PAUSE);
+    let spread = fnv1a(format!("{node} {looks}").as_bytes()) % 256;
+    pause + pause / 4 * u32::try_from(spread).unwrap_or_default() / 256
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest_and_differ_between_nodes_and_looks() {
+        let settle = Duration::from_secs(10);
+        for (looks, least) in [(0, 10), (1, 20), (2, 30), (3, 30), (u32::MAX, 30)] {
+            let least = Duration::from_secs(least);
+            let pauses: BTreeSet<Duration> =
+                (0..100).map(|it| pause(looks, &format!("gpu-node-{it}"), settle)).collect();
+            assert!(pauses.iter().all(|it| least <= *it && *it < least * 5 / 4), "{looks}: {pauses:?}");
+            assert!(50 < pauses.len(), "{looks}: {pauses:?}");
+        }
+        let again: BTreeSet<Duration> = (10..20).map(|it| pause(it, "gpu-node-1", settle)).collect();
+        assert!(5 < again.len(), "nodes that met once do not meet every time: {again:?}");
     }
 }

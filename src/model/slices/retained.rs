@@ -325,6 +325,17 @@ impl RetainedDevices {
         self.left_out.extend(without);
     }
 
+    /// Whether an allocated device is not published, so that what it takes looks free.
+    pub(super) fn has_left_out(&self) -> bool {
+        !self.left_out.is_empty()
+    }
+
+    /// Whether something may have been allocated at the last moment. What a process before may have withdrawn matters where the node
+    /// `has_any` devices of GPUs that are cut.
+    pub(super) fn is_settling(&self, has_any: bool) -> bool {
+        has_any && self.has_past || self.began.is_some() || self.gone.is_some() || !self.withdrawn.is_empty()
+    }
+
     /// When to look again. No event reports the release of a claim that was never prepared.
     #[must_use]
     pub(super) fn next(&self) -> Option<Instant> {

@@ -127,6 +127,12 @@ impl ShareTransition {
         self.withdrawn.written(now);
     }
 
+    /// Whether something may have been allocated at the last moment. Without a GPU that is not cut, only time tells.
+    pub(super) fn is_settling(&self, has_uncut: bool, settle: Duration, now: Instant) -> bool {
+        let is_recent = self.start.is_some() && (has_uncut || !self.has_settled(now, settle));
+        self.has_past || is_recent || !self.withdrawn.is_empty()
+    }
+
     /// Since when the first thing is waited for.
     fn since(&self) -> Option<Instant> {
         self.withdrawn.since().into_iter().chain(self.start).min()

@@ -31,6 +31,8 @@ pub(super) struct Transition {
     /// When this process first looked, if a driver before it may have withdrawn something a moment before.
     start: Option<Instant>,
     has_past: bool,
+    /// Whether the process before is known to have withdrawn nothing.
+    knows_past: bool,
 }
 
 /// How devices are kept apart.
@@ -68,7 +70,18 @@ impl Transition {
     /// a driver was on this node before this process.
     #[must_use]
     pub(super) fn new(settle: Duration, has_past: bool) -> Self {
-        Self { settle, withdrawn: Withdrawn::default(), other: None, last: None, start: None, has_past }
+        let withdrawn = Withdrawn::default();
+        Self { settle, withdrawn, other: None, last: None, start: None, has_past, knows_past: false }
+    }
+
+    /// How long a scheduler may act on what it saw.
+    pub(super) fn settle(&self) -> Duration {
+        self.settle
+    }
+
+    /// The process before has withdrawn nothing lately, and what it published is known.
+    pub(super) fn know_the_past(&mut self) {
+        self.knows_past = true;
     }
 
     /// What may be published without counters now, on the way to `target`.
@@ -86,7 +99,7 @@ impl Transition {
         let read_at = held.read_at;
         let wanted = target.names();
         let is_first = self.last.is_none();
-        if is_first && (published.is_some() || self.has_past) {
+        if is_first && !self.knows_past && (published.is_some() || self.has_past) {
             self.start = Some(read_at);
         }
         // An open pool without counters needs no closing; what it had is withdrawn one by one.

@@ -171,8 +171,10 @@ pub struct Claims {
 pub enum Question {
     /// The slices of this node and driver.
     Slices,
-    /// Which devices claims have.
+    /// Which devices claims have: a list of all claims of the cluster.
     Claims,
+    /// Whether the claims that have the devices in [`Memory::pending`](super::Memory::pending) still have them: reads of these claims.
+    Releases,
     /// What the API server does with counters.
     Counters,
     /// What it does with taints.
@@ -194,6 +196,8 @@ pub struct World<'a> {
     pub published: Option<&'a Published>,
     /// What claims have, where that was read in this round.
     pub claims: Option<&'a Claims>,
+    /// Which of the devices in [`Memory::pending`](super::Memory::pending) claims still have, where that was read in this round.
+    pub still_allocated: Option<&'a BTreeSet<String>>,
 }
 
 impl<'a> World<'a> {

@@ -97,11 +97,19 @@ fn devices_of_one_claim_are_impossible_where_they_overlap_on_one_gpu() {
 }
 
 #[test]
-fn a_conflict_names_both_claims_and_what_to_wait_for() {
+fn a_conflict_names_what_to_wait_for_and_no_object_of_another_namespace() {
     let late = record("late", "GPU-1", mig(4, 2));
-    let held = [record("holder", "GPU-1", mig(5, 1))];
-    let text = conflict(&late.claim, &late.devices[0], &held.map(Arc::new), "boot").unwrap().to_string();
+    let text_of = |namespace: &str| {
+        let mut holder = record("holder", "GPU-1", mig(5, 1));
+        holder.claim = ClaimRef::new(namespace.into(), "holder".into(), "uid-holder".into()).unwrap();
+        conflict(&late.claim, &late.devices[0], &[Arc::new(holder)], "boot").unwrap().to_string()
+    };
+    let text = text_of("ns");
     assert!(text.contains("ns/late") && text.contains("ns/holder") && text.contains("free once"), "{text}");
+    // The owner of a claim reads this in events, and the kubelet writes it into those of the pod.
+    let text = text_of("another-tenant");
+    assert!(!text.contains("another-tenant") && !text.contains("/holder"), "{text}");
+    assert!(text.contains("a ResourceClaim of another namespace") && text.contains("free once"), "{text}");
 }
 
 #[test]

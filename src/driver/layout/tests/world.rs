@@ -290,13 +290,18 @@ impl World {
         self.show();
     }
 
-    /// Another process goes on, with other flags; the publisher's memory is lost, wherever it was.
+    /// Another process goes on, with other flags; the publisher's memory is lost, wherever it was, and with less than 128 what is on
+    /// disk, too.
     pub(super) fn restart(&mut self, flags: u8) {
         let filter = ["", "!1g.*", "!*+me*,!full", "1g.*"][pick(flags, 4)].parse().unwrap();
         self.may_overlap |= filter != self.filter;
         self.filter = filter;
         self.rounds.settings.profiles = self.filter.clone();
-        self.rounds.restart();
+        if flags < 128 {
+            self.rounds.restart()
+        } else {
+            self.rounds.resume()
+        }
         self.is_new = true;
         self.decided = None;
     }

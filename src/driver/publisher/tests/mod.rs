@@ -3,9 +3,11 @@
 
 mod allocated;
 mod claim_lists;
+mod cluster;
 mod gates;
 mod holds;
 mod restarts;
+mod resumption;
 mod scene;
 mod shares;
 mod step;
@@ -67,6 +69,12 @@ pub(crate) struct Rounds {
     pub(crate) wake: Option<Instant>,
     /// Lists of claims so far.
     pub(crate) lists: usize,
+    /// Reads of the claims that the last list has found, so far.
+    pub(crate) looks: usize,
+    /// Whether claims are listed where reads of some would do.
+    pub(crate) lists_only: bool,
+    /// What a process that starts may rely on.
+    pub(crate) on_disk: Option<Pool>,
     /// What was read for what is decided.
     pub(crate) asked: Vec<Question>,
     /// How the slices stand once it is written.
@@ -97,6 +105,9 @@ impl Rounds {
             seen: None,
             wake: None,
             lists: 0,
+            looks: 0,
+            lists_only: false,
+            on_disk: None,
             asked: Vec::new(),
             status: None,
             gates: Gates::default(),
@@ -111,9 +122,18 @@ impl Rounds {
         rounds
     }
 
-    /// Another process goes on; what this one remembered and had not written yet is lost.
+    /// Another process goes on; what this one remembered and had not written yet is lost, and so is the file.
     pub(crate) fn restart(&mut self) {
-        self.memory = Memory::new(self.settings.settle_time, true);
+        self.on_disk = None;
+        self.resume();
+    }
+
+    /// The same, with the file where there is one.
+    pub(crate) fn resume(&mut self) {
+        self.memory = match &self.on_disk {
+            Some(pool) => Memory::resume(self.settings.settle_time, pool.clone()),
+            None => Memory::new(self.settings.settle_time, true),
+        };
         (self.decided, self.seen, self.wake) = (None, None, None);
     }
 
@@ -153,7 +173,15 @@ impl Rounds {
 
     fn world<'a>(&'a self, node: &'a Node, source: &'a Source<'_>, gates: &'a Gates) -> World<'a> {
         let node = self.view(node, source);
-        World { settings: &self.settings, node, layout: &self.layout, gates, published: None, claims: None }
+        World {
+            settings: &self.settings,
+            node,
+            layout: &self.layout,
+            gates,
+            published: None,
+            claims: None,
+            still_allocated: None,
+        }
     }
 
     /// The first half of a round: it reads and decides.
@@ -170,11 +198,14 @@ impl Rounds {
         let claims = Claims { read_at: now, allocated: allocated.clone() };
         let support = if keeps_counters { CounterSupport::Pool } else { CounterSupport::Dropped };
         let mut gates = self.gates;
+        let nothing = BTreeSet::new();
+        let still = if self.lists_only { &nothing } else { allocated };
         let mut asked = Vec::new();
         let plan = loop {
             let world = World {
                 published: asked.contains(&Question::Slices).then_some(&published),
                 claims: asked.contains(&Question::Claims).then_some(&claims),
+                still_allocated: asked.contains(&Question::Releases).then_some(still),
                 ..self.world(&node, source, &gates)
             };
             match next(&world, &self.memory, now) {
@@ -191,8 +222,10 @@ impl Rounds {
                 gates.taints = Gate { answer: Some(true), asked: Some(now) };
             }
         };
+        let asked_releases = asked.contains(&Question::Releases);
         self.asked = asked;
         self.lists += usize::from(self.has_read());
+        self.looks += usize::from(asked_releases && !self.lists_only);
         self.status = Some(plan.status);
         self.is_foreign = false;
         self.memory = plan.memory;
@@ -206,6 +239,9 @@ impl Rounds {
     /// was decided.
     pub(crate) fn write(&mut self, most: usize, now: Instant) -> bool {
         let Some(wanted) = self.decided.take() else { return false };
+        // Before anything is written that a process after this one must not miss.
+        let pool = Pool::of(&wanted);
+        self.on_disk = self.on_disk.take().filter(|it| Some(it) == pool.as_ref());
         let changes = diff(wanted, &self.slices);
         let is_whole = changes.len() <= most;
         for change in changes.into_iter().take(most) {
@@ -217,6 +253,9 @@ impl Rounds {
         }
         if is_whole {
             let due = self.memory.written(now);
+            self.on_disk = pool
+                .zip(self.seen.as_ref())
+                .and_then(|(pool, seen)| self.memory.to_resume(pool, &seen.inventory, now));
             self.wake = due.into_iter().chain(self.wake).min();
             let is_slow = self.decided_at != Some(now);
             assert!(

@@ -133,7 +133,7 @@ impl World {
             Event::WritePart(most) => self.write(usize::from(most)),
             Event::Restart(shares) => {
                 self.shares = [0, 2, 4][pick(shares, 3)];
-                self.rounds.restart();
+                if shares < 128 { self.rounds.restart() } else { self.rounds.resume() }
             }
             Event::KubeletRestart => {
                 self.rounds.wipe();

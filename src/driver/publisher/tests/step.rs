@@ -116,7 +116,10 @@ fn a_layout_is_settling_until_its_devices_are_published_and_is_looked_at_as_ofte
     assert!(waits, "one more than it has: {:?}", scene.status());
     scene.elapse(RESYNC.as_secs());
     scene.look();
-    assert_eq!(scene.pause(), SETTLE, "no event says when a claim that is not prepared is released");
+    let looks = scene.rounds.looks;
+    scene.look();
+    assert_eq!(scene.rounds.looks, looks + 1, "no event says when a claim that is not prepared is released");
+    assert!((30..=38).contains(&scene.pause()), "{}", scene.pause());
 }
 
 #[test]
@@ -142,9 +145,10 @@ fn a_share_that_is_allocated_and_in_the_way_is_looked_after_also_with_layouts() 
     scene.look();
     scene.elapse(3 * SETTLE);
     scene.look();
-    assert_eq!((scene.published(), scene.pause()), (set(&[&share]), SETTLE), "no event reports its release");
+    assert_eq!(scene.published(), set(&[&share]));
+    assert!((SETTLE..=38).contains(&scene.pause()), "no event reports its release: {}", scene.pause());
     scene.end(&share);
-    scene.elapse(2 * SETTLE);
+    scene.elapse(5 * SETTLE);
     assert_eq!(scene.published(), set(&[GPU]));
 }
 
@@ -221,7 +225,7 @@ fn an_undescribed_device_is_looked_at_when_its_last_holder_releases_it() {
     scene.elapse(SETTLE);
     assert!(scene.published().contains(&device));
     scene.allocated.clear();
-    scene.elapse(SETTLE);
+    scene.elapse(2 * SETTLE);
     assert!(!scene.published().contains(&device));
 }
 
