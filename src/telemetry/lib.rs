@@ -6,6 +6,7 @@
 //! causes    errors as text
 //! signals   when the process is to end
 //! bind      addresses that are served
+//! heap      one heap for all threads
 //! health    the address of the probes
 //! labels    closed sets of label values
 //! gauges    values that are computed at scrape time
@@ -19,6 +20,7 @@ mod causes;
 mod exporter;
 mod flags;
 mod gauges;
+mod heap;
 mod health;
 mod labels;
 mod logging;
@@ -31,6 +33,7 @@ pub use causes::with_causes;
 pub use exporter::{Exporter, PREFIX};
 pub use flags::{log_level, seconds};
 pub use gauges::{Gauge, count, flag, gauge, write, write_one};
+pub use heap::use_one_heap;
 pub use health::{HealthError, bind_health};
 pub use logging::{LogFormat, init_logging};
 pub use plain::plain;

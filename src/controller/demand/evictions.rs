@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
+use mig_model::layout::LONGEST_HOLD;
 
 use super::world::{Options, after};
 
@@ -35,6 +36,8 @@ pub(super) struct Attempt {
     pub(super) claim: String,
     /// UIDs of the pods of the set.
     pods: Vec<String>,
+    /// When the first of them was evicted.
+    begun: Timestamp,
 }
 
 impl Consolidation {
@@ -59,7 +62,8 @@ impl Consolidation {
         self.paused = self.paused.filter(|it| now < *it);
         let Some(attempt) = &self.attempt else { return };
         let (waits, is_held) = progress(attempt);
-        if waits && is_held {
+        // What has not ended by then keeps no other set waiting.
+        if waits && is_held && now < after(attempt.begun, LONGEST_HOLD) {
             return;
         }
         let pause = if waits { options.evictions_pause } else { BETWEEN };
@@ -90,9 +94,10 @@ impl Consolidation {
         now: Timestamp,
     ) {
         self.evicted.extend(pods.iter().map(|it| (now, namespace.to_owned(), it.clone())));
-        let mut all = self.attempt.take().filter(|it| it.claim == claim).map_or(Vec::new(), |it| it.pods);
+        let known = self.attempt.take().filter(|it| it.claim == claim);
+        let (mut all, begun) = known.map_or((Vec::new(), now), |it| (it.pods, it.begun));
         all.extend_from_slice(pods);
-        self.attempt = Some(Attempt { pod: pod.to_owned(), claim: claim.to_owned(), pods: all });
+        self.attempt = Some(Attempt { pod: pod.to_owned(), claim: claim.to_owned(), pods: all, begun });
     }
 
     /// A pod was not evicted: it is left alone until then. One of which that is not certain counts as if it was.

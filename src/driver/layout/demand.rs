@@ -46,8 +46,9 @@ struct Allocated {
 }
 
 /// What a spec asks for, whenever it was renewed.
-fn wishes(spec: &MigNodeSpec) -> (Option<&[ProfileCount]>, &[ProfileCount], &[Hold]) {
-    (spec.demand.as_ref().map(|it| it.profiles.as_slice()), &spec.floor, &spec.holds)
+fn wishes(spec: &MigNodeSpec) -> (Option<&[ProfileCount]>, &[ProfileCount], Vec<(&str, &str)>) {
+    let holds = spec.holds.iter().map(|it| (it.gpu.as_str(), it.profile.as_str()));
+    (spec.demand.as_ref().map(|it| it.profiles.as_slice()), &spec.floor, holds.collect())
 }
 
 /// The demand on this node.
