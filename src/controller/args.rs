@@ -73,4 +73,3 @@ pub struct Args {
     #[arg(long, env, value_enum, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 }
-

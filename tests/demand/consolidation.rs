@@ -369,7 +369,8 @@ fn a_hold_is_always_long_enough_for_pods_that_may_be_evicted_to_end() {
         let mut world = two_in_the_way();
         world.movable[0].grace = Duration::from_secs_f64(grace);
         let mut leader = Leader::new(Options { hold_for: Duration::from_secs(3600), ..options() });
-        world.nodes[0].holds.clone_from(&leader.decide(&world, NOW).decisions.writes[0].holds);
+        let first = leader.decide(&world, NOW).decisions;
+        world.nodes[0].holds.clone_from(&first.writes[0].holds);
         assert_eq!(world.nodes[0].holds[0].until, at(NOW + until), "{grace}");
         let half = NOW + until / 2.0;
         let writes = |seconds: f64| leader.clone().decide(&world, seconds).decisions.writes;

@@ -534,7 +534,8 @@ fn what_is_held_back_is_given_to_its_claim_only() {
     let claim =
         ClaimKey { namespace: "default".to_owned(), name: "claim-p".to_owned(), uid: "claim-p".to_owned() };
     let gpu = state.gpus[0].name.clone();
-    state.holds = vec![Hold { gpu, profile: "full".to_owned(), claim, until: at(500.0), since: None, is_ours: true }];
+    state.holds =
+        vec![Hold { gpu, profile: "full".to_owned(), claim, until: at(500.0), since: None, is_ours: true }];
     // In the scheduler's order, the small pod comes first.
     let pods = vec![for_profile("a", at(0.0), "1g.10gb"), for_profile("p", at(1.0), "full")];
     let outcome = decide(&world(vec![state], pods), &turns(), &Memory::default(), at(50.0));
@@ -551,7 +552,14 @@ fn a_gpu_that_is_held_back_is_not_changed_for_other_claims() {
     let claim =
         ClaimKey { namespace: "default".to_owned(), name: "claim-p".to_owned(), uid: "claim-p".to_owned() };
     let gpu = state.gpus[0].name.clone();
-    state.holds = vec![Hold { gpu, profile: "4g.40gb".to_owned(), claim, until: at(500.0), since: None, is_ours: true }];
+    state.holds = vec![Hold {
+        gpu,
+        profile: "4g.40gb".to_owned(),
+        claim,
+        until: at(500.0),
+        since: None,
+        is_ours: true,
+    }];
     let pods = vec![for_profile("p", at(0.0), "4g.40gb"), for_profile("q", at(1.0), "3g.40gb")];
     let outcome = decide(&world(vec![state], pods), &turns(), &Memory::default(), at(50.0));
     assert!(outcome.decisions.writes.is_empty(), "{:#?}", outcome.decisions);

@@ -45,7 +45,8 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
         |state: &NodeState| state.holds.iter().filter(|it| is_kept(state, it)).cloned().collect::<Vec<_>>();
     let states: Vec<&NodeState> = round.nodes.iter().map(|it| it.state).collect();
     let mut holds: Vec<Vec<Hold>> = states.iter().map(|it| kept(it)).collect();
-    for (node, hold) in (0..).zip(&mut holds).flat_map(|(node, all)| all.iter_mut().map(move |it| (node, it))) {
+    for (node, hold) in (0..).zip(&mut holds).flat_map(|(node, all)| all.iter_mut().map(move |it| (node, it)))
+    {
         let gpu = states[node].gpus.iter().position(|it| it.name == hold.gpu);
         let lease = gpu.map_or(RENEWED_FOR, |gpu| lease(movers, (node, gpu)));
         if let Some(last) = last(hold, round.options)
@@ -136,7 +137,9 @@ pub(super) fn last(hold: &Hold, options: &Options) -> Option<Timestamp> {
 
 /// When it is renewed: when half of its time is over.
 pub(super) fn renewal(hold: &Hold, lease: Duration) -> Timestamp {
-    hold.until.checked_sub(SignedDuration::try_from(lease / 2).unwrap_or(SignedDuration::ZERO)).unwrap_or(hold.until)
+    hold.until
+        .checked_sub(SignedDuration::try_from(lease / 2).unwrap_or(SignedDuration::ZERO))
+        .unwrap_or(hold.until)
 }
 
 /// Most GPUs that are held back.

@@ -168,7 +168,10 @@ impl Scenario {
         ));
         let mut judge = Judge { of: self, large: &large, targets: Vec::new() };
         judge.layouts(&outcomes, served);
-        judge.moves(&outcomes, arrivals.len());
+        // Where a pod moves, there is another GPU.
+        if 1 < self.gpus {
+            judge.moves(&outcomes, arrivals.len());
+        }
         if self.load == 0.8 {
             judge.turns(&outcomes, wait);
         }

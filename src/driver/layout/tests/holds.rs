@@ -62,7 +62,11 @@ fn a_hold_that_is_renewed_goes_on_without_a_gap_and_ends_soon_after_the_last_ren
     assert!(step(300, None, 0).has_begun);
     for renewed in (150..6000).step_by(150) {
         let renewal = step(renewed + 300, Some(at(renewed + 30)), renewed);
-        assert_eq!((renewal.in_force.len(), renewal.has_begun, renewal.notes.len()), (1, false, 0), "{renewed}");
+        assert_eq!(
+            (renewal.in_force.len(), renewal.has_begun, renewal.notes.len()),
+            (1, false, 0),
+            "{renewed}"
+        );
     }
     assert_eq!(step(6150, None, 6149).in_force.len(), 1);
     assert_eq!(step(6150, None, 6150), HoldStep::default());

@@ -399,7 +399,9 @@ fn a_gpu_that_is_held_back_is_named_to_its_claim_and_to_the_others() {
     let mut renewed = hold.clone();
     renewed["since"] = json!("2026-11-29T15:40:10Z");
     lab.demands("gpu-1", json!({"holds": [renewed]}));
-    assert!(lab.explain("large").sentence.contains("is held back for it since 15:40:10 UTC, and offers it a 7g"));
+    assert!(
+        lab.explain("large").sentence.contains("is held back for it since 15:40:10 UTC, and offers it a 7g")
+    );
     lab.demands("gpu-1", json!({"holds": [hold]}));
     let it = lab.explain("large");
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::GpuHeldForClaim), "{it:#?}");
