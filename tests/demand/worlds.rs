@@ -280,7 +280,7 @@ impl Cluster {
             .partition::<Vec<_>, _>(|it| it.leaves.is_some_and(|it| it <= now));
         self.running = stay;
         for it in ended {
-            self.nodes[it.node].release(it.gpu, it.device);
+            self.nodes[it.node].release(it.gpu, it.device, at(now));
         }
     }
 
@@ -420,7 +420,7 @@ impl Cluster {
             }
             Step::Finish(which) if !self.running.is_empty() => {
                 let ended = self.running.swap_remove(which % self.running.len());
-                self.nodes[ended.node].release(ended.gpu, ended.device);
+                self.nodes[ended.node].release(ended.gpu, ended.device, at(self.now));
             }
             Step::Schedule => self.schedule_now(),
             Step::ScheduleLate(skip) => {

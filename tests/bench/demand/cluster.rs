@@ -191,7 +191,8 @@ impl<'a> Cluster<'a> {
     }
 
     fn release(&mut self, node: usize, gpu: usize, device: usize, now: u64) {
-        self.nodes[node].release(gpu, device);
+        self.nodes[node].release(gpu, device, at(time(now)));
+        self.schedule(now);
         self.step(node, now);
         self.react(now + order(REACTION));
     }
