@@ -10,7 +10,7 @@ use mig_model::layout::{
     Cause, Demand, DemandMemory, HeldBack, HoldMemory, HoldStep, LayoutInputs, Outcome, Wanted,
     default_layouts, describe_missing, follow, usable,
 };
-use mig_model::mig_node::{Followed, Hold, MigNodeSpec, ProfileCount, reason};
+use mig_model::mig_node::{Followed, MigNodeSpec, ProfileCount, reason};
 use tracing::{info, warn};
 
 use super::memory::InForce;
