@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use mig_model::facts::GpuFacts;
 use mig_model::layout;
@@ -46,9 +47,13 @@ struct Allocated {
 }
 
 /// What a spec asks for, whenever it was renewed.
-fn wishes(spec: &MigNodeSpec) -> (Option<&[ProfileCount]>, &[ProfileCount], Vec<(&str, &str)>) {
-    let holds = spec.holds.iter().map(|it| (it.gpu.as_str(), it.profile.as_str()));
-    (spec.demand.as_ref().map(|it| it.profiles.as_slice()), &spec.floor, holds.collect())
+fn wishes(spec: &MigNodeSpec) -> MigNodeSpec {
+    let mut wishes = spec.clone();
+    wishes.demand.iter_mut().for_each(|it| it.renew_time = None);
+    for hold in &mut wishes.holds {
+        (hold.until, hold.since) = (Time(Timestamp::UNIX_EPOCH), None);
+    }
+    wishes
 }
 
 /// The demand on this node.
