@@ -34,14 +34,15 @@ pub struct Args {
     /// offered to others [default: no GPU is held back].
     #[arg(long, env, value_name = "SECONDS", value_parser = seconds)]
     pub hold_after: Option<Duration>,
-    /// How long a GPU is held back at most; no more than 900, because drivers end a hold after 15 minutes.
-    #[arg(long, env, value_name = "SECONDS", default_value = "900", value_parser = hold_seconds)]
+    /// How long a GPU is held back for one claim at most. Holds are short and renewed: they end within 5 minutes after the controller
+    /// has stopped.
+    #[arg(long, env, value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
     pub hold_for: Duration,
     /// With --hold-after: evict pods with the label mig.dra-driver.dev/movable=true that stand in the way on a GPU that is held back,
     /// where each of them finds another place. PodDisruptionBudgets apply.
     #[arg(long, env, requires_all = ["demand", "hold_after"])]
     pub consolidate: bool,
-    /// With --consolidate: a claim that has waited for so long gets a GPU held back before --hold-after, where pods can be moved.
+    /// With --consolidate: a claim that has waited for so long, for each pod that has to move, gets a GPU held back before --hold-after.
     #[arg(long, env, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub consolidate_after: Duration,
     /// With --consolidate: pods that are evicted in an hour at most; half of them for the pods of one namespace.
@@ -71,14 +72,4 @@ pub struct Args {
     /// Log format.
     #[arg(long, env, value_enum, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
-}
-
-/// Seconds for which a GPU may be held back.
-fn hold_seconds(text: &str) -> Result<Duration, String> {
-    let duration = seconds(text)?;
-    let longest = mig_model::layout::LONGEST_HOLD;
-    if longest < duration {
-        return Err(format!("at most {}: drivers end a hold then", longest.as_secs()));
-    }
-    Ok(duration)
 }

@@ -232,6 +232,7 @@ fn object(write: &Write) -> Value {
                 uid: claim.uid.parse().ok()?,
             },
             until: Time(it.until),
+            since: it.since.map(Time),
         })
     };
     let spec = MigNodeSpec {

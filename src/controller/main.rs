@@ -9,6 +9,7 @@ use tracing::info;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    mig_telemetry::use_one_heap();
     // One TLS provider for the whole process, chosen before the first use.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match run(args) {

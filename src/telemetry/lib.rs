@@ -6,6 +6,7 @@
 //! causes    errors as text
 //! signals   when the process is to end
 //! bind      addresses that are served
+//! heap      one heap for all threads
 //! health    the address of the probes
 //! labels    closed sets of label values
 //! gauges    values that are computed at scrape time
@@ -20,6 +21,7 @@ mod exporter;
 mod flags;
 mod gauges;
 mod health;
+mod heap;
 mod labels;
 mod logging;
 mod plain;
@@ -32,6 +34,7 @@ pub use exporter::{Exporter, PREFIX};
 pub use flags::{log_level, seconds};
 pub use gauges::{Gauge, count, flag, gauge, write, write_one};
 pub use health::{HealthError, bind_health};
+pub use heap::use_one_heap;
 pub use logging::{LogFormat, init_logging};
 pub use plain::plain;
 pub use serve::{MetricsAddress, MetricsError, bind_metrics, serve_metrics};

@@ -308,8 +308,6 @@ async fn a_thousand_nodes_and_five_thousand_pods() {
     command.args([format!("--http-address={}", free_address()), format!("--metrics-address={metrics}")]);
     let flags = std::env::var("FLAGS").unwrap_or_else(|_| "--demand --default-auto".to_owned());
     command.args(flags.split_whitespace());
-    // As the image sets it.
-    command.env("MALLOC_ARENA_MAX", "1");
     let started = Instant::now();
     let running = Running(command.spawn().unwrap());
     let last = Duration::from_secs(u64::try_from(number("SECONDS", 60)).unwrap());

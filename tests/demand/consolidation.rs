@@ -73,6 +73,7 @@ fn two_in_the_way() -> World {
 }
 
 /// A controller that has led for longer than an hour.
+#[derive(Clone)]
 struct Leader {
     options: Options,
     memory: Memory,
@@ -363,6 +364,34 @@ fn nothing_is_evicted_where_the_hold_could_end_before_the_pods_have() {
 }
 
 #[test]
+fn a_hold_is_always_long_enough_for_pods_that_may_be_evicted_to_end() {
+    for (grace, until, renewed) in [(30.0, 300.0, 450.0), (180.0, 480.0, 720.0), (800.0, 900.0, 1350.0)] {
+        let mut world = two_in_the_way();
+        world.movable[0].grace = Duration::from_secs_f64(grace);
+        let mut leader = Leader::new(Options { hold_for: Duration::from_secs(3600), ..options() });
+        let first = leader.decide(&world, NOW).decisions;
+        world.nodes[0].holds.clone_from(&first.writes[0].holds);
+        assert_eq!(world.nodes[0].holds[0].until, at(NOW + until), "{grace}");
+        let half = NOW + until / 2.0;
+        let writes = |seconds: f64| leader.clone().decide(&world, seconds).decisions.writes;
+        assert!(writes(half - 1.0).is_empty());
+        assert_eq!(writes(half)[0].holds[0].until, at(NOW + renewed), "{grace}");
+    }
+}
+
+#[test]
+fn pods_that_do_not_end_keep_no_other_set_waiting_for_longer_than_a_quarter_of_an_hour() {
+    let mut world = two_in_the_way();
+    let mut leader = Leader::new(Options { hold_for: Duration::from_secs(7200), ..options() });
+    leader.hold(&mut world, NOW).unwrap();
+    world.nodes[0].holds[0].until = at(NOW + 3600.0);
+    assert_eq!(leader.decide(&world, NOW + 899.0).decisions.eviction, None);
+    // A pause follows.
+    assert_eq!(leader.decide(&world, NOW + 902.0).decisions.eviction, None);
+    assert!(leader.decide(&world, NOW + 1503.0).decisions.eviction.is_some());
+}
+
+#[test]
 fn a_pod_that_is_served_already_and_one_that_waits_for_something_else_move_nobody() {
     let mut world = two_in_the_way();
     assert_eq!(evicts(world.clone()), ["m", "n"]);
@@ -388,7 +417,8 @@ fn a_gpu_is_held_back_early_only_where_pods_can_be_moved() {
         writes.iter().map(|it| it.holds.len()).sum::<usize>()
     };
     world.movable.iter_mut().for_each(|it| it.started = Some(at(0.0)));
-    assert_eq!([59.0, 60.0].map(|it| held(&world, it)), [0, 1]);
+    // Two pods stand in the way.
+    assert_eq!([60.0, 119.0, 120.0].map(|it| held(&world, it)), [0, 0, 1]);
     world.movable.pop();
     assert_eq!([60.0, 899.0, 900.0].map(|it| held(&world, it)), [0, 0, 1]);
 }

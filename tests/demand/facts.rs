@@ -456,7 +456,8 @@ fn a_claim_that_has_waited_for_long_gets_the_gpu_where_the_fewest_claims_stand_i
             gpu: world.nodes[0].gpus[1].name.clone(),
             profile: "7g.80gb".to_owned(),
             claim,
-            until: at(660.0),
+            until: at(360.0),
+            since: Some(at(60.0)),
             is_ours: true,
         };
         assert_eq!((write.reason, &write.holds), (Reason::Holds, &vec![hold]));
@@ -474,13 +475,41 @@ fn a_hold_ends_and_its_claim_waits_for_the_next_one() {
             .decisions
             .writes
     };
-    assert!(asked(300.0, &state).is_empty());
-    assert!(asked(700.0, &state).is_empty());
+    // It is renewed, with as few writes as that needs.
+    let mut ends = vec![state.holds[0].until];
+    for seconds in (70..720).step_by(10) {
+        for write in asked(f64::from(seconds), &state) {
+            state.holds.clone_from(&write.holds);
+            ends.push(state.holds[0].until);
+        }
+    }
+    assert_eq!(ends, [360.0, 510.0, 660.0].map(at));
     let again = asked(720.0, &state);
-    assert_eq!(again[0].holds[0].until, at(1320.0));
+    assert_eq!((again[0].holds[0].until, again[0].holds[0].since), (at(1020.0), Some(at(720.0))));
     // A claim that does not wait any more keeps nothing.
     let gone = decide(&world(vec![state], Vec::new()), &turns(), &Memory::default(), at(300.0));
     assert!(one(&gone.decisions).holds.is_empty());
+}
+
+#[test]
+fn a_hold_that_no_controller_renews_is_over_and_its_claim_waits_for_the_next_one() {
+    let mut state = node("a", &[(&SEVEN[..5], NONE)]);
+    let pods = vec![for_profile("p", at(0.0), "7g.80gb")];
+    let decide = |seconds: f64, state: &NodeState| {
+        decide(&world(vec![state.clone()], pods.clone()), &turns(), &Memory::default(), at(seconds))
+    };
+    let first = decide(60.0, &state);
+    state.holds = one(&first.decisions).holds.clone();
+    // It looks again when the hold is to be renewed.
+    assert_eq!(decide(100.0, &state).wake, Some(at(210.0)));
+    assert_eq!(one(&decide(359.0, &state).decisions).holds[0].until, at(659.0));
+    for seconds in [360.0, 419.0] {
+        assert!(decide(seconds, &state).decisions.writes.is_empty(), "{seconds}");
+    }
+    assert_eq!(one(&decide(420.0, &state).decisions).holds[0].since, Some(at(420.0)));
+    // One by a person has no time since when it lasts, and is not renewed.
+    state.holds[0].since = None;
+    assert!(decide(359.0, &state).decisions.writes.is_empty());
 }
 
 #[test]
@@ -492,7 +521,7 @@ fn a_hold_of_another_writer_stays_and_one_on_a_node_that_does_not_take_part_goes
         let mut state = node("a", &[(NONE, SEVEN)]);
         let gpu = state.gpus[0].name.clone();
         let (profile, claim) = ("full".to_owned(), claim.clone());
-        state.holds = vec![Hold { gpu, profile, claim, until: at(500.0), is_ours }];
+        state.holds = vec![Hold { gpu, profile, claim, until: at(500.0), since: None, is_ours }];
         state.takes_part = takes_part;
         let outcome = decide(&world(vec![state], Vec::new()), &options, &Memory::default(), at(50.0));
         assert_eq!(outcome.decisions.writes.len(), usize::from(!takes_part), "{is_ours} {takes_part}");
@@ -505,7 +534,8 @@ fn what_is_held_back_is_given_to_its_claim_only() {
     let claim =
         ClaimKey { namespace: "default".to_owned(), name: "claim-p".to_owned(), uid: "claim-p".to_owned() };
     let gpu = state.gpus[0].name.clone();
-    state.holds = vec![Hold { gpu, profile: "full".to_owned(), claim, until: at(500.0), is_ours: true }];
+    state.holds =
+        vec![Hold { gpu, profile: "full".to_owned(), claim, until: at(500.0), since: None, is_ours: true }];
     // In the scheduler's order, the small pod comes first.
     let pods = vec![for_profile("a", at(0.0), "1g.10gb"), for_profile("p", at(1.0), "full")];
     let outcome = decide(&world(vec![state], pods), &turns(), &Memory::default(), at(50.0));
@@ -522,7 +552,14 @@ fn a_gpu_that_is_held_back_is_not_changed_for_other_claims() {
     let claim =
         ClaimKey { namespace: "default".to_owned(), name: "claim-p".to_owned(), uid: "claim-p".to_owned() };
     let gpu = state.gpus[0].name.clone();
-    state.holds = vec![Hold { gpu, profile: "4g.40gb".to_owned(), claim, until: at(500.0), is_ours: true }];
+    state.holds = vec![Hold {
+        gpu,
+        profile: "4g.40gb".to_owned(),
+        claim,
+        until: at(500.0),
+        since: None,
+        is_ours: true,
+    }];
     let pods = vec![for_profile("p", at(0.0), "4g.40gb"), for_profile("q", at(1.0), "3g.40gb")];
     let outcome = decide(&world(vec![state], pods), &turns(), &Memory::default(), at(50.0));
     assert!(outcome.decisions.writes.is_empty(), "{:#?}", outcome.decisions);

@@ -221,9 +221,16 @@ impl SimNode {
         true
     }
 
-    /// Takes a device back.
-    pub(crate) fn release(&mut self, gpu: usize, device: usize) {
+    /// Takes a device back. Where layouts are used it is published, as every allocated device of a GPU that is not held back for
+    /// another profile: a scheduler can give it to the next pod before the driver knows.
+    pub(crate) fn release(&mut self, gpu: usize, device: usize, now: Timestamp) {
         self.held[gpu] &= !(1 << device);
+        let held_back = self.held_back(now);
+        let is_hidden =
+            held_back.get(&self.model.names[gpu]).is_some_and(|it| *it != self.model.devices[device].profile);
+        if self.keeps != Keeps::Counters && !is_hidden {
+            self.published[gpu] |= 1 << device;
+        }
     }
 
     /// Free devices of profiles that are offered.

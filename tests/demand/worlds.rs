@@ -19,6 +19,9 @@ use crate::node::{Keeps, SimNode};
 use crate::pods::{at, classes, for_profile};
 
 const CASES: u32 = 16;
+/// How long a hold lasts that is not renewed, and how long one is renewed.
+const HOLD: f64 = 300.0;
+const HOLD_FOR: Duration = Duration::from_secs(500);
 const PROFILES: [&str; 6] = ["1g.10gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb", "full"];
 
 static MODELS: LazyLock<[Arc<Model>; 2]> =
@@ -113,8 +116,8 @@ struct Cluster {
     looked: Vec<Vec<Set>>,
     /// When each node was changed.
     changes: Vec<Vec<Timestamp>>,
-    /// When the hold of a claim on a GPU of a node ends.
-    holds: BTreeMap<(usize, String, String), Timestamp>,
+    /// Since when a claim has a hold on a GPU of a node, and until when.
+    holds: BTreeMap<(usize, String, String), (Option<Timestamp>, Timestamp)>,
     count: usize,
     /// When the layouts of each node changed.
     layouts: Vec<Vec<Timestamp>>,
@@ -132,14 +135,15 @@ impl Cluster {
             let keeps = if counts { Keeps::Counters } else { Keeps::Demand };
             let mut node = SimNode::new(&format!("n{position}"), model, keeps, base);
             if floor && position == 0 {
-                node.floor.insert("1g.10gb".to_owned(), 2);
+                // More than the base layout has.
+                node.floor.insert("1g.10gb".to_owned(), u32::try_from(2 * gpus + 1).unwrap());
             }
             node
         };
         let nodes: Vec<SimNode> = gpus.iter().enumerate().map(node).collect();
         let options = Options {
             hold_after: Some(Duration::from_secs(60)),
-            hold_for: Duration::from_secs(300),
+            hold_for: HOLD_FOR,
             evictions_per_hour: moves.then_some(3600),
             move_after: Duration::from_secs(60),
             evictions_pause: Duration::from_secs(120),
@@ -276,7 +280,7 @@ impl Cluster {
             .partition::<Vec<_>, _>(|it| it.leaves.is_some_and(|it| it <= now));
         self.running = stay;
         for it in ended {
-            self.nodes[it.node].release(it.gpu, it.device);
+            self.nodes[it.node].release(it.gpu, it.device, at(now));
         }
     }
 
@@ -392,16 +396,20 @@ impl Cluster {
         }
     }
 
-    /// The end of a hold never moves.
+    /// A hold is short, and renewed only when half of that is over, for no longer than its claim may have it.
     fn check_holds(&mut self, node: usize, write: &Write, now: Timestamp) {
-        self.holds.retain(|(n, gpu, uid), until| {
+        self.holds.retain(|(n, gpu, uid), (_, until)| {
             *n != node || now < *until && write.holds.iter().any(|it| it.gpu == *gpu && it.claim.uid == *uid)
         });
         for hold in write.holds.iter().filter(|it| now < it.until) {
             let key = (node, hold.gpu.clone(), hold.claim.uid.clone());
-            let until = *self.holds.entry(key).or_insert(hold.until);
-            assert_eq!(until, hold.until, "a hold was extended");
-            assert!(hold.until <= at(self.now + 300.0));
+            let new = (Some(now), hold.until);
+            let (since, until) = self.holds.insert(key, (hold.since, hold.until)).unwrap_or(new);
+            assert_eq!(since, hold.since, "a hold began again");
+            assert!(hold.until <= at(self.now + HOLD), "a hold is too long");
+            assert!(until == hold.until || until <= at(self.now + HOLD / 2.0), "a hold was renewed too soon");
+            let begun = since.unwrap().duration_since(at(0.0)).as_secs_f64();
+            assert!(hold.until <= at(begun + HOLD_FOR.as_secs_f64()), "a hold was renewed for too long");
         }
     }
 
@@ -412,7 +420,7 @@ impl Cluster {
             }
             Step::Finish(which) if !self.running.is_empty() => {
                 let ended = self.running.swap_remove(which % self.running.len());
-                self.nodes[ended.node].release(ended.gpu, ended.device);
+                self.nodes[ended.node].release(ended.gpu, ended.device, at(self.now));
             }
             Step::Schedule => self.schedule_now(),
             Step::ScheduleLate(skip) => {
@@ -534,6 +542,10 @@ fn run(mut cluster: Cluster, steps: &[Step]) {
     }
     cluster.settle();
     cluster.check_end();
+    // Without a controller all holds end.
+    cluster.now += HOLD;
+    cluster.drive();
+    assert!(cluster.nodes.iter().all(|it| it.held_back(cluster.time()).is_empty()));
     // Without pods nothing is demanded and nothing is held back.
     cluster.pending.clear();
     for _ in 0..20 {
@@ -542,6 +554,21 @@ fn run(mut cluster: Cluster, steps: &[Step]) {
         cluster.decide(0, false, false);
     }
     assert!(cluster.nodes.iter().all(|it| it.demand.is_none() && it.holds.is_empty()));
+    cluster.running.clear();
+    for node in &mut cluster.nodes {
+        node.held.iter_mut().for_each(|it| *it = 0);
+    }
+    for _ in 0..8 {
+        cluster.now += 100.0;
+        cluster.drive();
+    }
+    cluster.check();
+    for node in &cluster.nodes {
+        let offered = node.offered();
+        let is_kept = |(profile, count): (&String, &u32)| offered.get(profile.as_str()) >= Some(count);
+        assert!(node.floor.iter().all(is_kept), "the floor is not kept: {offered:?}");
+        assert!(!node.floor.is_empty() || node.layouts == node.model.base, "{:?}", node.layouts);
+    }
 }
 
 #[test]

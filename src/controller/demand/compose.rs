@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 
+use super::consolidate::MAX_SET;
 use super::decisions::{Decisions, Outcome, Prospect, Reason, Write};
 use super::given::Source;
 use super::ledger::NodeLedger;
 use super::memory::{Memory, NodeMemory, UNSEEN, Unseen};
 use super::round::{Pod, Round};
 use super::shape::Need;
+use super::turns;
 use super::world::{Demand, Hold, NodeState, Profiles, Progress, after};
 
 /// Puts a round together.
@@ -189,13 +191,16 @@ fn wake(round: &Round<'_>, writes: &[Write], holds: &[Vec<Hold>], memory: &Memor
     }
     for hold in holds.iter().flatten() {
         times.push(hold.until);
+        times.extend(turns::last(hold, options).map(|_| turns::renewal(hold, turns::RENEWED_FOR)));
         times.extend(options.hold_after.map(|it| after(hold.until, it)));
     }
     for pod in round.pods.iter().filter(|it| it.served.is_none_or(|it| it.0 == Source::Published)) {
         let Some(since) = pod.of.unschedulable else { continue };
         times.push(after(since, options.patience));
         times.extend(options.hold_after.map(|it| after(since, it)));
-        times.extend(options.evictions_per_hour.map(|_| after(since, options.consolidate_after)));
+        if options.evictions_per_hour.is_some() {
+            times.extend((1..=MAX_SET).map(|it| after(since, options.consolidate_after.saturating_mul(it))));
+        }
         let offered = memory.offered.get(&pod.of.uid);
         times.extend(
             offered

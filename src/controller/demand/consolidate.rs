@@ -5,6 +5,8 @@
 //! - every device that stands in the way is of a pod that may be moved: its owner agreed, its priority is not above that of the
 //!   pod that waits, it has run for a while, and all pods that share its claims leave with it;
 //! - each of them finds a place beside what pods that wait already count on, all of them together, and not on the GPU itself;
+//! - the claim has waited for as long for each of them: what one pod can make room for comes before what takes many, and a claim that
+//!   is served soon without evictions takes none of them from others;
 //! - the hold is in force, the driver has seen it, and it lasts until the pods have ended;
 //! - the scheduler says that the pod lacks nothing but devices;
 //! - no other set is on its way, none has failed lately, and neither the hour's evictions nor those for the namespace are used up.
@@ -17,6 +19,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::jiff::Timestamp;
+use mig_model::layout::LONGEST_HOLD;
 
 use super::decisions::{Evicted, Eviction, PodKey};
 use super::evictions::{Attempt, Fate, most_for_one};
@@ -30,7 +33,7 @@ use super::shape::{Need, Shape, is_waiting};
 use super::world::{Hold, MovablePod, PendingPod, Progress, World, after};
 
 /// Pods of one set; a GPU has seven instances at most.
-const MAX_SET: usize = 7;
+pub(super) const MAX_SET: u32 = 7;
 /// Sets for which one round looks for places.
 const MAX_CHECKS: usize = 16;
 /// Pods for which one round chooses a GPU by what could be moved. One set is moved at a time.
@@ -135,8 +138,9 @@ impl<'w> Movers<'w> {
             let has_run = |it: &&MovablePod| {
                 it.started.is_some_and(|it| after(it, round.options.move_after) <= round.now)
             };
-            // One that may take longer to end than a GPU is held back is never evicted.
-            let ends_in_time = |it: &MovablePod| it.grace.saturating_add(MARGIN) <= round.options.hold_for;
+            // One that may take longer to end than a GPU is held back, if nobody renews that, is never evicted.
+            let longest = round.options.hold_for.min(LONGEST_HOLD);
+            let ends_in_time = |it: &MovablePod| it.grace.saturating_add(MARGIN) <= longest;
             let may_leave = pods.iter().all(|it| {
                 has_run(it) && ends_in_time(it) && !is_leaving(it) && !known.avoided.contains_key(&it.pod.uid)
             });
@@ -184,6 +188,13 @@ impl<'w> Movers<'w> {
         pod.lacks_only_devices && !self.barred.contains(pod.namespace.as_str())
     }
 
+    /// For how long a GPU must be held back so that pods that may be evicted there have ended.
+    pub(super) fn needs(&self, gpu: At) -> Duration {
+        let there = self.holders.iter().filter(|((node, position, _), _)| (*node, *position) == gpu);
+        let pods = there.map(|it| &self.groups[*it.1]).filter(|it| it.may_leave).flat_map(|it| &it.pods);
+        pods.map(|it| it.grace + MARGIN).max().unwrap_or_default()
+    }
+
     /// How many pods are in groups.
     fn count(&self, set: &[usize]) -> usize {
         set.iter().map(|it| self.groups[*it].pods.len()).sum()
@@ -200,7 +211,7 @@ impl<'w> Movers<'w> {
             return None;
         }
         self.choices += 1;
-        let most = MAX_SET.min(most_for_one(round.options));
+        let most = most_for_one(round.options).min(most_pods(round, pod));
         let mut found: Vec<(usize, &Candidate, Vec<usize>)> = candidates
             .iter()
             .filter_map(|it| {
@@ -258,6 +269,15 @@ impl<'w> Movers<'w> {
         }
         Some(places)
     }
+}
+
+/// The most pods of a set for one that waits: the longer it has waited, the more.
+pub(super) fn most_pods(round: &Round<'_>, pod: &PendingPod) -> usize {
+    let has_waited = |pods: u32| {
+        let pause = round.options.consolidate_after.saturating_mul(pods);
+        pod.unschedulable.is_some_and(|it| after(it, pause) <= round.now)
+    };
+    (1..=MAX_SET).take_while(|it| has_waited(*it)).count()
 }
 
 /// The best place for pods that share a claim for one device: node, GPU, device, and how it is had.
@@ -360,7 +380,7 @@ fn set_for<'w>(round: &Round<'w>, movers: &Movers<'w>, index: usize) -> Option<(
         .min_by_key(|it| (movers.count(it), it.clone()))?;
     let graces = set.iter().flat_map(|it| &movers.groups[*it].pods).map(|it| it.grace);
     let ends = after(after(round.now, graces.max().unwrap_or_default()), MARGIN);
-    let is_possible = !set.is_empty() && movers.count(&set) <= MAX_SET && ends <= hold.until;
+    let is_possible = !set.is_empty() && movers.count(&set) <= most_pods(round, pod.of) && ends <= hold.until;
     is_possible.then_some((at, hold, set))
 }
 

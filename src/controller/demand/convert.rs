@@ -48,6 +48,7 @@ impl Described {
                 uid: it.claim.uid.as_str().to_owned(),
             },
             until: it.until.0,
+            since: it.since.as_ref().map(|it| it.0),
             is_ours: is_ours(mig, &it.gpu),
         });
         let followed = followed(status);

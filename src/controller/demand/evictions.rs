@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
+use mig_model::layout::LONGEST_HOLD;
 
 use super::world::{ClaimKey, Options, PendingPod, after};
 
@@ -64,6 +65,8 @@ pub(super) struct Attempt {
     pods: Vec<String>,
     /// Since when neither pod nor devices are seen.
     gone: Option<Timestamp>,
+    /// When the first of them was evicted.
+    begun: Timestamp,
 }
 
 impl Consolidation {
@@ -86,15 +89,19 @@ impl Consolidation {
         let Some(attempt) = &mut self.attempt else { return };
         let fate = fate(attempt);
         attempt.gone = (fate == Fate::Unserved).then_some(attempt.gone.unwrap_or(now));
-        if fate == Fate::Held || attempt.gone.is_some_and(|it| now < after(it, LATE)) {
+        // What has not ended by then keeps no other set waiting.
+        let may_end = now < after(attempt.begun, LONGEST_HOLD);
+        if fate == Fate::Held && may_end || attempt.gone.is_some_and(|it| now < after(it, LATE)) {
             return;
         }
         let namespace = attempt.claim.namespace.clone();
         match fate {
             Fate::Served => drop(self.barred.remove(&namespace)),
-            _ => self.bar(namespace, options.evictions_pause, now),
+            // It is not the namespace's fault that pods do not end.
+            Fate::Held => {}
+            Fate::Waits | Fate::Unserved => self.bar(namespace, options.evictions_pause, now),
         }
-        let pause = if fate == Fate::Waits { options.evictions_pause } else { BETWEEN };
+        let pause = if matches!(fate, Fate::Held | Fate::Waits) { options.evictions_pause } else { BETWEEN };
         self.paused = Some(after(now, pause));
         self.attempt = None;
     }
@@ -129,9 +136,11 @@ impl Consolidation {
     /// Takes note that pods are evicted for the claim of one that waits.
     pub(super) fn begin(&mut self, of: &PendingPod, claim: &ClaimKey, pods: &[String], now: Timestamp) {
         self.evicted.extend(pods.iter().map(|it| (now, of.namespace.clone(), it.clone())));
-        let mut all = self.attempt.take().filter(|it| it.claim == *claim).map_or(Vec::new(), |it| it.pods);
+        let known = self.attempt.take().filter(|it| it.claim == *claim);
+        let (mut all, begun) = known.map_or((Vec::new(), now), |it| (it.pods, it.begun));
         all.extend_from_slice(pods);
-        self.attempt = Some(Attempt { pod: of.uid.clone(), claim: claim.clone(), pods: all, gone: None });
+        self.attempt =
+            Some(Attempt { pod: of.uid.clone(), claim: claim.clone(), pods: all, gone: None, begun });
     }
 
     /// A pod was not evicted: it is left alone until then. One of which that is not certain counts as if it was.

@@ -1,14 +1,24 @@
 //! Holds: claims that have waited for long get their turn on a GPU, so that small ones do not take whatever becomes free.
+//!
+//! A hold lasts for minutes and is renewed until the claim has its device, for [`Options::hold_for`] at most. Without a controller that
+//! renews it, it ends by itself; one that is over is never renewed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use super::consolidate::{Candidate, Movers};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use mig_model::layout::LONGEST_HOLD;
+
+use super::consolidate::{Candidate, Movers, most_pods};
 use super::round::Round;
 use super::shape::Need;
 use super::world::{Hold, NodeState, Options, after};
 
 /// Holds that one round adds.
 const MAX_NEW: usize = 64;
+
+/// What is left of a hold that was written or renewed just now: a GPU is soon free for others when no controller runs any more.
+pub(super) const RENEWED_FOR: Duration = Duration::from_secs(300);
 
 /// GPUs held back, by namespace and by pool of nodes.
 #[derive(Debug, Default)]
@@ -35,6 +45,16 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
         |state: &NodeState| state.holds.iter().filter(|it| is_kept(state, it)).cloned().collect::<Vec<_>>();
     let states: Vec<&NodeState> = round.nodes.iter().map(|it| it.state).collect();
     let mut holds: Vec<Vec<Hold>> = states.iter().map(|it| kept(it)).collect();
+    for (node, hold) in (0..).zip(&mut holds).flat_map(|(node, all)| all.iter_mut().map(move |it| (node, it)))
+    {
+        let gpu = states[node].gpus.iter().position(|it| it.name == hold.gpu);
+        let lease = gpu.map_or(RENEWED_FOR, |gpu| lease(movers, (node, gpu)));
+        if let Some(last) = last(hold, round.options)
+            && (round.now < hold.until && renewal(hold, lease) <= round.now)
+        {
+            hold.until = last.min(after(round.now, lease)).max(hold.until);
+        }
+    }
     let mut used = Used::default();
     let mut seen: BTreeSet<String> = BTreeSet::new();
     let all = states.iter().zip(&holds).flat_map(|(node, all)| all.iter().map(move |it| (*node, it)));
@@ -57,10 +77,10 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
         let waits = |pause| pod.of.unschedulable.is_some_and(|it| after(it, pause) <= round.now);
         // Earlier only where pods can be moved.
         let is_due = waits(hold_after);
-        let may_move = round.options.evictions_per_hour.is_some() && waits(round.options.consolidate_after);
+        let moves = round.options.evictions_per_hour.map_or(0, |_| most_pods(round, pod.of));
         let Some((shape, group)) = pod.asks.clone() else { continue };
         let namespace = pod.of.namespace.as_str();
-        if !(is_due || may_move)
+        if !(is_due || 0 < moves)
             || pod.served.is_some()
             || pod.is_elsewhere
             || pod.claim.uid.is_empty()
@@ -69,7 +89,7 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
         {
             continue;
         }
-        let key = (std::rc::Rc::as_ptr(&shape), group, is_due);
+        let key = (std::rc::Rc::as_ptr(&shape), group, is_due, moves);
         if failed.contains(&key) {
             continue;
         }
@@ -95,12 +115,31 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
             gpu: name,
             profile: gpu.kind.devices[place.device].profile.clone(),
             claim,
-            until: after(round.now, round.options.hold_for),
+            until: after(round.now, round.options.hold_for.min(lease(movers, (place.node, place.gpu)))),
+            since: Some(round.now),
             is_ours: true,
         });
         added += 1;
     }
     holds
+}
+
+/// For how long a hold on a GPU is renewed: always long enough for pods that may be evicted there to end.
+fn lease(movers: &Movers<'_>, gpu: (usize, usize)) -> Duration {
+    (movers.needs(gpu) * 2).clamp(RENEWED_FOR, LONGEST_HOLD)
+}
+
+/// Until when a hold is renewed; `None` for one that is not.
+pub(super) fn last(hold: &Hold, options: &Options) -> Option<Timestamp> {
+    let last = after(hold.since.filter(|_| hold.is_ours)?, options.hold_for);
+    (hold.until < last).then_some(last)
+}
+
+/// When it is renewed: when half of its time is over.
+pub(super) fn renewal(hold: &Hold, lease: Duration) -> Timestamp {
+    hold.until
+        .checked_sub(SignedDuration::try_from(lease / 2).unwrap_or(SignedDuration::ZERO))
+        .unwrap_or(hold.until)
 }
 
 /// Most GPUs that are held back.

@@ -74,8 +74,10 @@ pub struct Hold {
     pub profile: String,
     /// The claim.
     pub claim: ClaimKey,
-    /// When it ends.
+    /// When it ends, if it is not renewed.
     pub until: Timestamp,
+    /// Since when the claim has it; `None` where it is not renewed.
+    pub since: Option<Timestamp>,
     /// False where another manager of fields wrote it: the controller can neither change nor remove it.
     pub is_ours: bool,
 }
@@ -189,7 +191,7 @@ pub struct Options {
     pub offer_for: Duration,
     /// A claim that has waited for so long gets a GPU held back; `None` turns holds off.
     pub hold_after: Option<Duration>,
-    /// A hold ends after so long. The claim gets another one `hold_after` later.
+    /// A hold is renewed until it has lasted for so long. The claim gets another one `hold_after` later.
     pub hold_for: Duration,
     /// Memory slices of a request in parts of its GPU from which on it can get a hold.
     pub hold_from: f64,
@@ -201,7 +203,7 @@ pub struct Options {
     pub pool_label: String,
     /// Pods that are evicted in an hour at most, so that claims with a GPU held back are served; `None` turns consolidation off.
     pub evictions_per_hour: Option<u32>,
-    /// A claim that has waited for so long gets a GPU held back where pods can be moved, though `hold_after` is not over.
+    /// A claim that has waited for so long for each pod that has to move gets a GPU held back, though `hold_after` is not over.
     pub consolidate_after: Duration,
     /// Evictions in an hour for the pods of one namespace, in parts of all; one at least.
     pub evictions_namespace: f64,
@@ -222,7 +224,7 @@ impl Default for Options {
             follow_within: seconds(60),
             offer_for: seconds(60),
             hold_after: None,
-            hold_for: seconds(1800),
+            hold_for: seconds(3600),
             hold_from: 0.5,
             hold_namespace: 0.25,
             hold_pool: 0.25,

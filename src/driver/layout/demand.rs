@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use mig_model::facts::GpuFacts;
 use mig_model::layout;
@@ -10,7 +11,7 @@ use mig_model::layout::{
     Cause, Demand, DemandMemory, HeldBack, HoldMemory, HoldStep, LayoutInputs, Outcome, Wanted,
     default_layouts, describe_missing, follow, usable,
 };
-use mig_model::mig_node::{Followed, Hold, MigNodeSpec, ProfileCount, reason};
+use mig_model::mig_node::{Followed, MigNodeSpec, ProfileCount, reason};
 use tracing::{info, warn};
 
 use super::memory::InForce;
@@ -46,8 +47,13 @@ struct Allocated {
 }
 
 /// What a spec asks for, whenever it was renewed.
-fn wishes(spec: &MigNodeSpec) -> (Option<&[ProfileCount]>, &[ProfileCount], &[Hold]) {
-    (spec.demand.as_ref().map(|it| it.profiles.as_slice()), &spec.floor, &spec.holds)
+fn wishes(spec: &MigNodeSpec) -> MigNodeSpec {
+    let mut wishes = spec.clone();
+    wishes.demand.iter_mut().for_each(|it| it.renew_time = None);
+    for hold in &mut wishes.holds {
+        (hold.until, hold.since) = (Time(Timestamp::UNIX_EPOCH), None);
+    }
+    wishes
 }
 
 /// The demand on this node.

@@ -19,12 +19,20 @@ pub(super) fn holds(
     let all = all.flat_map(|(node, it)| it.holds.iter().map(move |hold| (node.name.as_str(), hold)));
     let mut reasons = Ranked::new();
     for (node, hold) in all {
-        let (gpu, profile, until) = (&hold.gpu, &hold.profile, hold.until.0.strftime("%H:%M:%S UTC"));
+        let (gpu, profile, time) = (&hold.gpu, &hold.profile, "%H:%M:%S UTC");
+        // The end of a hold of the controller moves.
+        let (how_long, until) = match &hold.since {
+            Some(since) => (format!("since {}", since.0.strftime(time)), String::new()),
+            None => {
+                let until = format!("until {}", hold.until.0.strftime(time));
+                (until.clone(), format!(", {until} at the latest"))
+            }
+        };
         let uid = hold.claim.uid.to_string();
         if claims.iter().any(|it| it.metadata.uid.as_ref() == Some(&uid)) {
             let device = if profile == "full" { "the whole GPU".to_owned() } else { format!("a {profile}") };
             let sentence = format!(
-                "GPU {gpu} of node {node} is held back for it until {until}, and offers it {device} once what is in the way has been released"
+                "GPU {gpu} of node {node} is held back for it {how_long}, and offers it {device} once what is in the way has been released"
             );
             let reason = Reason::new(ReasonId::GpuHeldForClaim, sentence);
             reasons
@@ -32,7 +40,7 @@ pub(super) fn holds(
         } else if reasons.len() < MAX_NAMED {
             let claim = format!("{}/{}", hold.claim.namespace, hold.claim.name);
             let sentence = format!(
-                "GPU {gpu} of node {node} is held back for claim {claim}, which has waited longer, until {until} at the latest: it offers nothing else"
+                "GPU {gpu} of node {node} is held back for claim {claim}, which has waited longer{until}: it offers nothing else"
             );
             let advice = format!("wait until GPU {gpu} of node {node} is not held back any more");
             reasons.push((6, Reason::new(ReasonId::GpuHeldBack, sentence).advise(advice)));

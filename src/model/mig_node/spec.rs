@@ -62,8 +62,11 @@ pub struct Hold {
     pub profile: String,
     /// The claim.
     pub claim: ClaimRef,
-    /// When the hold ends, whether or not the claim has its device.
+    /// When the hold ends, whether or not the claim has its device. Its writer may renew it.
     pub until: Time,
+    /// Since when the claim has it, so that the controller renews it for a limited time; `None` for a hold by a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
 }
 
 impl Demand {

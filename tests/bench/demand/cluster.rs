@@ -69,6 +69,8 @@ pub(crate) struct Cluster<'a> {
     moved: Vec<Option<f64>>,
     /// The longest wait of a replacement.
     longest_move: f64,
+    /// Memory slices that stood idle on GPUs that were held back, times seconds; and until when that was counted.
+    idle: (f64, f64),
     memory: Memory,
     /// When the controller acts next.
     due: Option<u64>,
@@ -109,6 +111,7 @@ impl<'a> Cluster<'a> {
             moves: vec![0; arrivals.len()],
             moved: vec![None; arrivals.len()],
             longest_move: 0.0,
+            idle: (0.0, 0.0),
             memory: Memory::default(),
             due: None,
             chance: Chance::new(4711),
@@ -130,6 +133,7 @@ impl<'a> Cluster<'a> {
             if end < now {
                 break;
             }
+            self.count_idle(time(now));
             match event {
                 Event::Arrival(pod) => self.arrive(pod),
                 Event::End(pod, moves) => {
@@ -156,7 +160,26 @@ impl<'a> Cluster<'a> {
         outcome.evictions = self.moves.iter().sum();
         outcome.longest_move = self.longest_move / crate::arrivals::RUN;
         outcome.slice_writes = self.nodes.iter().map(|it| it.slice_writes).sum();
+        #[expect(clippy::cast_precision_loss, reason = "there are few GPUs")]
+        let gpus = self.nodes.iter().map(|it| it.held.len()).sum::<usize>() as f64;
+        let whole = f64::from(self.sizes.iter().copied().max().unwrap_or(1));
+        outcome.idle = self.idle.0 / (self.idle.1 * gpus * whole).max(1.0);
         outcome
+    }
+
+    /// Counts what stood idle on GPUs that were held back since the last event.
+    fn count_idle(&mut self, now: f64) {
+        let since = std::mem::replace(&mut self.idle.1, now);
+        for node in self.nodes.iter().filter(|it| !it.holds.is_empty()) {
+            let held_back = node.held_back(at(since));
+            let model = &node.model;
+            let gpus = model.names.iter().zip(&node.held);
+            for (_, held) in gpus.filter(|it| held_back.contains_key(it.0)) {
+                let used: u32 = members(*held).map(|it| model.devices[it].size).sum();
+                let whole = model.devices.iter().map(|it| it.size).max().unwrap_or(used);
+                self.idle.0 += f64::from(whole.saturating_sub(used)) * (now - since);
+            }
+        }
     }
 
     fn arrive(&mut self, pod: usize) {
@@ -168,7 +191,8 @@ impl<'a> Cluster<'a> {
     }
 
     fn release(&mut self, node: usize, gpu: usize, device: usize, now: u64) {
-        self.nodes[node].release(gpu, device);
+        self.nodes[node].release(gpu, device, at(time(now)));
+        self.schedule(now);
         self.step(node, now);
         self.react(now + order(REACTION));
     }

@@ -14,6 +14,8 @@ pub(crate) struct Outcome {
     pub(crate) waits: Vec<Vec<f64>>,
     pub(crate) layout_changes: usize,
     pub(crate) slice_writes: usize,
+    /// Memory that stood idle on GPUs that were held back, in parts of all.
+    pub(crate) idle: f64,
     /// Pods that were evicted, and the longest wait of a replacement in mean run times.
     pub(crate) evictions: usize,
     pub(crate) longest_move: f64,

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use mig_controller::demand::Options;
-use mig_model::layout::LONGEST_HOLD;
 
 use crate::arrivals::{Arrival, Pattern, RUN, arrivals, profiles};
 use crate::cluster::Cluster;
@@ -21,7 +20,7 @@ const LONGEST_WAIT: f64 = 10.0;
 /// Pods that consolidation moves at most, in parts of all.
 const MOVED: f64 = 0.02;
 /// Turns that are tried with `--turns`: after a wait, for a while, both in mean run times.
-const TURNS: [(f64, f64); 5] = [(0.5, 8.0), (2.0, 1.5), (2.0, 8.0), (5.0, 1.5), (5.0, 8.0)];
+const TURNS: [(f64, f64); 6] = [(0.5, 1.5), (0.5, 3.0), (0.5, 12.0), (2.0, 6.0), (5.0, 1.5), (5.0, 6.0)];
 
 /// What is replayed.
 #[derive(Debug, Clone, Copy)]
@@ -47,13 +46,17 @@ struct Outcomes {
     demand_turns: Outcome,
     counters: Outcome,
     counters_turns: Outcome,
+    /// Turns at once, whatever they cost.
+    counters_first: Outcome,
+    /// Demand-driven, where all run times are so much longer that pauses hardly count.
+    slow: Outcome,
     counters_moves: Outcome,
     repacking: Outcome,
 }
 
-/// Turns after half a mean run time, for as long as drivers hold a GPU back at most.
+/// Turns after half a mean run time, for as long as a GPU is held back by default.
 fn turns() -> Options {
-    turns_of(0.5, LONGEST_HOLD.as_secs_f64() / RUN)
+    turns_of(0.5, Options::default().hold_for.as_secs_f64() / RUN)
 }
 
 /// Turns after a wait, for a while, both in mean run times.
@@ -77,12 +80,31 @@ fn moves(arrivals: &[Arrival]) -> Options {
     let per_hour = (MOVED * arrivals.len() as f64 / hours) as u32;
     Options {
         evictions_per_hour: Some(per_hour.max(1)),
-        consolidate_after: Duration::from_secs_f64(RUN / 60.0),
+        consolidate_after: Duration::from_secs_f64(RUN * 0.4),
         evictions_namespace: 1.0,
         move_after: Duration::from_secs_f64(RUN / 10.0),
         evictions_pause: Duration::from_secs_f64(RUN / 2.0),
         ..turns()
     }
+}
+
+/// The same arrivals, ten times as slow.
+fn slower(arrivals: &[Arrival]) -> Vec<Arrival> {
+    arrivals.iter().map(|it| Arrival { at: it.at * 10.0, lasts: it.lasts * 10.0, ..*it }).collect()
+}
+
+/// The longest waits of large claims, as many as pods may be moved, in parts of all of these claims.
+fn longest_waits(of: &Outcome, large: &[usize], pods: usize) -> f64 {
+    let mut waits: Vec<f64> = large.iter().flat_map(|it| of.waits[*it].clone()).collect();
+    waits.sort_by(|a, b| b.total_cmp(a));
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "the numbers are small and positive"
+    )]
+    let (most, all) = ((MOVED * pods as f64) as usize, waits.len().max(1) as f64);
+    waits.iter().take(most).sum::<f64>() / all
 }
 
 impl Scenario {
@@ -119,6 +141,12 @@ impl Scenario {
             demand_turns: run("demand-driven, with turns", Keeps::Demand, Some(turns())),
             counters: run("counters (`pack`)", Keeps::Counters, None),
             counters_turns: run("counters, with turns", Keeps::Counters, Some(turns())),
+            counters_first: run(
+                "counters, large claims first",
+                Keeps::Counters,
+                Some(turns_of(0.0, 1_000.0)),
+            ),
+            slow: Cluster::new(&slower(&arrivals), self.gpus, Keeps::Demand, Some(Options::default())).run(),
             counters_moves: run(
                 "counters, with turns and consolidation",
                 Keeps::Counters,
@@ -140,7 +168,10 @@ impl Scenario {
         ));
         let mut judge = Judge { of: self, large: &large, targets: Vec::new() };
         judge.layouts(&outcomes, served);
-        judge.moves(&outcomes, arrivals.len());
+        // Where a pod moves, there is another GPU.
+        if 1 < self.gpus {
+            judge.moves(&outcomes, arrivals.len());
+        }
         if self.load == 0.8 {
             judge.turns(&outcomes, wait);
         }
@@ -164,11 +195,13 @@ impl Judge<'_> {
     fn layouts(&mut self, of: &Outcomes, bound: f64) {
         let (demand, counters) = (of.demand.served, of.counters.served);
         let text = format!(
-            "demand-driven serves {:.1} % of what counters serve ({:.1} of {:.1} %; no server more than {:.1} %)",
+            "demand-driven serves {:.1} % of what counters serve ({:.1} of {:.1} %; no server more than {:.1} %); {:.1} % with run times ten \
+             times as long",
             100.0 * demand / counters,
             100.0 * demand,
             100.0 * counters,
-            100.0 * bound
+            100.0 * bound,
+            100.0 * of.slow.served / counters,
         );
         self.judge(0.95 * counters <= demand, &text);
     }
@@ -180,15 +213,20 @@ impl Judge<'_> {
             let longest = |of: &Outcome| self.large.iter().map(|it| of.wait(*it, 1.0)).fold(0.0, f64::max);
             let reach = if LONGEST_WAIT < bound { "; out of reach" } else { "" };
             let text = format!(
-                "{name}: the longest wait of a large claim is {:.1} with turns, {:.1} without, {:.1} with repacking{reach}; no server \
-                 gets below {bound:.1}",
+                "{name}: the longest wait of a large claim is {:.1} with turns, {:.1} without, {:.1} with repacking, {:.1} with large \
+                 claims first{reach}; no server gets below {bound:.1}",
                 longest(with),
                 longest(without),
-                longest(&of.repacking)
+                longest(&of.repacking),
+                longest(&of.counters_first)
             );
             self.judge(longest(with) <= LONGEST_WAIT, &text);
             let loss = 100.0 * (1.0 - with.served / without.served);
-            self.judge(loss <= 2.0, &format!("{name}: turns cost {loss:.1} % of the memory served"));
+            let text = format!(
+                "{name}: turns cost {loss:.1} % of the memory served; {:.1} % of all memory stands idle on GPUs that are held back",
+                100.0 * with.idle
+            );
+            self.judge(loss <= 2.0, &text);
         }
     }
 
@@ -206,7 +244,8 @@ impl Judge<'_> {
         let part = 100.0 * after.evictions as f64 / pods as f64;
         let text = format!(
             "consolidation of {part:.1} % of the pods closes {waited:.0} % of what is left to repacking of the mean wait of large claims \
-             ({:.2}, {:.2}, {:.2}) and {:.0} % of the memory served ({:.1}, {:.1}, {:.1}); a moved pod waits {:.2} at most",
+             ({:.2}, {:.2}, {:.2}) and {:.0} % of the memory served ({:.1}, {:.1}, {:.1}); a moved pod waits {:.2} at most; had each \
+             eviction served at once one of the claims that waited longest, it were {:.0} %",
             mean(before),
             mean(after),
             mean(bound),
@@ -214,7 +253,8 @@ impl Judge<'_> {
             100.0 * before.served,
             100.0 * after.served,
             100.0 * bound.served,
-            after.longest_move
+            after.longest_move,
+            closed(mean(before), mean(before) - longest_waits(before, self.large, pods), mean(bound))
         );
         self.judge(50.0 <= waited && part <= 100.0 * MOVED, &text);
     }

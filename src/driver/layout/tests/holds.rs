@@ -15,7 +15,7 @@ fn at(second: i64) -> Timestamp {
 
 fn hold(profile: &str, until: i64) -> Hold {
     let claim = ClaimRef::new("ns".into(), "large".into(), "uid-1".into()).unwrap();
-    Hold { gpu: GPU.to_owned(), profile: profile.to_owned(), claim, until: Time(at(until)) }
+    Hold { gpu: GPU.to_owned(), profile: profile.to_owned(), claim, until: Time(at(until)), since: None }
 }
 
 fn h100() -> (Vec<GpuFacts>, Inventory) {
@@ -50,6 +50,26 @@ fn a_hold_ends_at_its_time_and_after_fifteen_minutes_at_most() {
         [(GPU.to_owned(), "7g.80gb".to_owned())].into(),
         "the clock was put back"
     );
+}
+
+#[test]
+fn a_hold_that_is_renewed_goes_on_without_a_gap_and_ends_soon_after_the_last_renewal() {
+    let (_, inventory) = h100();
+    let mut memory = HoldMemory::default();
+    // The begin of a hold would have to wait; that of a renewed one is over.
+    let mut step =
+        |until, not_before, now| memory.follow(&[hold("7g.80gb", until)], &inventory, not_before, at(now));
+    assert!(step(300, None, 0).has_begun);
+    for renewed in (150..6000).step_by(150) {
+        let renewal = step(renewed + 300, Some(at(renewed + 30)), renewed);
+        assert_eq!(
+            (renewal.in_force.len(), renewal.has_begun, renewal.notes.len()),
+            (1, false, 0),
+            "{renewed}"
+        );
+    }
+    assert_eq!(step(6150, None, 6149).in_force.len(), 1);
+    assert_eq!(step(6150, None, 6150), HoldStep::default());
 }
 
 #[test]

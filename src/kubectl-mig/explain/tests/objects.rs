@@ -395,6 +395,13 @@ fn a_gpu_that_is_held_back_is_named_to_its_claim_and_to_the_others() {
     }
     let hold = json!({"gpu": "gpu-0000-1a-00", "profile": "7g.80gb", "until": "2026-11-29T15:45:10Z",
         "claim": {"namespace": "default", "name": "large", "uid": uid}});
+    // The controller renews its own, so that their end is not known.
+    let mut renewed = hold.clone();
+    renewed["since"] = json!("2026-11-29T15:40:10Z");
+    lab.demands("gpu-1", json!({"holds": [renewed]}));
+    assert!(
+        lab.explain("large").sentence.contains("is held back for it since 15:40:10 UTC, and offers it a 7g")
+    );
     lab.demands("gpu-1", json!({"holds": [hold]}));
     let it = lab.explain("large");
     assert_eq!((it.verdict, it.reasons[0].reason), (Verdict::NotNow, ReasonId::GpuHeldForClaim), "{it:#?}");
