@@ -1,10 +1,14 @@
 //! Which devices share a slice. Pure.
 //!
-//! Kubernetes 1.35 visits slices in random order and only within a slice in ours, so a request should find as many GPUs
-//! as possible in one. A slice therefore has devices of one size, of as many GPUs of one kind as the limit allows, and
-//! further sizes where all of them fit. What lies at the same place of a GPU and differs only in its media engines has
-//! the same size, hence the same slice, so that a plain device comes before a scarce one in whichever slice is visited
-//! first. The shelf of a device does not depend on what is in use: a change of the order never moves one to another slice.
+//! The scheduler evaluates its selectors on every free device before the one it takes, and Kubernetes 1.35 visits slices in random order
+//! and follows the driver's order only within a slice. Many GPUs in a slice are more choice; a slice without a device for a request is
+//! work for nothing. So GPUs of one kind form groups, as many as have all their small devices in one slice, which is what most
+//! requests are for. A group has a slice of its small devices, and further ones of the larger sizes, as far as these do not fit into the
+//! first. docs/placement.md has the numbers. What lies at the same place of a GPU and differs only in its media engines has the same
+//! size, hence the same slice, so that a plain device comes before a scarce one in whichever slice is visited first.
+//!
+//! The shelf of a device does not depend on what is in use: a change of the order never moves one to another slice. Groups are the same for
+//! all sizes: what is allocated of one group is no reason to write the slices of another.
 
 use std::collections::BTreeMap;
 
@@ -16,46 +20,60 @@ pub(super) const MAX_DEVICES: usize = 64;
 /// A device and its GPU.
 pub(super) type Packed<'i> = (&'i GpuInventory, &'i AllocatableDevice);
 
-/// The devices of each slice, sizes from small to large.
+/// Stands for the size of whole GPUs.
+const WHOLE: u32 = u32::MAX;
+
+/// The devices of a GPU, by size.
+type Sizes<'i> = BTreeMap<u32, Vec<Packed<'i>>>;
+
+/// The devices of each slice, group by group, those with small devices first.
 pub(super) fn packing(inventory: &Inventory) -> Vec<Vec<Packed<'_>>> {
-    let mut kinds: Vec<&str> = Vec::new();
-    // By kind and size the devices of each GPU.
-    let mut groups: BTreeMap<(usize, u32), Vec<Vec<Packed<'_>>>> = BTreeMap::new();
+    let mut kinds: Vec<(&str, Vec<Sizes<'_>>)> = Vec::new();
     for gpu in &inventory.gpus {
-        let product = product(gpu);
-        let kind = kinds.iter().position(|it| *it == product).unwrap_or_else(|| {
-            kinds.push(product);
-            kinds.len() - 1
-        });
-        let mut sizes: BTreeMap<u32, Vec<Packed<'_>>> = BTreeMap::new();
+        let mut sizes = Sizes::new();
         for device in &gpu.devices {
-            let size = device.mig().map_or(u32::MAX, |it| it.placement.size);
+            let size = device.mig().map_or(WHOLE, |it| it.placement.size);
             sizes.entry(size).or_default().push((gpu, device));
         }
-        for (size, devices) in sizes {
-            groups.entry((kind, size)).or_default().push(devices);
+        match kinds.iter_mut().find(|it| it.0 == product(gpu)) {
+            Some((_, gpus)) => gpus.push(sizes),
+            None => kinds.push((product(gpu), vec![sizes])),
         }
     }
+    kinds.iter().flat_map(|(_, gpus)| of_kind(gpus)).collect()
+}
 
-    let mut shelves: Vec<Vec<Packed<'_>>> = Vec::new();
-    let mut room = 0;
-    for group in groups.into_values() {
-        if room < group.iter().map(Vec::len).sum() {
-            room = 0;
-        }
-        for devices in group {
-            if room < devices.len() {
-                room = 0;
-            }
-            for device in devices {
-                if room == 0 {
-                    shelves.push(Vec::new());
-                    room = MAX_DEVICES;
-                }
-                if let Some(shelf) = shelves.last_mut() {
-                    shelf.push(device);
-                }
-                room -= 1;
+/// The slices of GPUs of one kind. Groups differ by one GPU at most.
+fn of_kind<'i>(gpus: &[Sizes<'i>]) -> Vec<Vec<Packed<'i>>> {
+    let largest = gpus.iter().flat_map(Sizes::keys).copied().filter(|it| *it < WHOLE).max().unwrap_or(0);
+    // Less than half a GPU is small.
+    let small = |gpu: &Sizes<'_>| -> usize {
+        gpu.iter().filter(|(size, _)| **size < largest.div_ceil(2)).map(|(_, it)| it.len()).sum()
+    };
+    let of_one_size = |gpu: &Sizes<'_>| gpu.values().map(Vec::len).max().unwrap_or(0);
+    let most = gpus.iter().map(|it| small(it).max(of_one_size(it))).max().unwrap_or(0).max(1);
+    let mut left = gpus;
+    let mut shelves = Vec::new();
+    for groups in (1..=gpus.len().div_ceil((MAX_DEVICES / most).max(1))).rev() {
+        let (group, others) = left.split_at(left.len().div_ceil(groups));
+        shelves.extend(of_group(group));
+        left = others;
+    }
+    shelves
+}
+
+/// The slices of a group of GPUs, sizes from small to large.
+fn of_group<'i>(gpus: &[Sizes<'i>]) -> Vec<Vec<Packed<'i>>> {
+    let mut sizes = Sizes::new();
+    for (size, devices) in gpus.iter().flatten() {
+        sizes.entry(*size).or_default().extend(devices);
+    }
+    let mut shelves: Vec<Vec<Packed<'i>>> = Vec::new();
+    for devices in sizes.into_values() {
+        for part in devices.chunks(MAX_DEVICES) {
+            match shelves.last_mut().filter(|it| it.len() + part.len() <= MAX_DEVICES) {
+                Some(shelf) => shelf.extend(part),
+                None => shelves.push(part.to_vec()),
             }
         }
     }
@@ -122,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn another_size_is_in_the_same_slice_only_where_all_of_it_fits() {
+    fn sizes_share_a_slice_as_far_as_all_of_the_group_fits() {
         let two = |sizes: &[(u32, u32)]| vec![gpu(0, "a", sizes), gpu(1, "a", sizes)];
         assert_eq!(packed(two(&[(1, 10), (2, 5)])), [vec![(0, 1, 10), (1, 1, 10), (0, 2, 5), (1, 2, 5)]]);
         let apart = [vec![(0, 1, 25), (1, 1, 25)], vec![(0, 2, 10), (1, 2, 10)]];
@@ -130,8 +148,33 @@ mod tests {
     }
 
     #[test]
+    fn groups_are_the_same_for_all_sizes_and_small_devices_come_first() {
+        let gpus = (0..4).map(|it| gpu(it, "a", &[(1, 25), (2, 10), (4, 5)])).collect();
+        let small = |one, other| vec![(one, 1, 25), (other, 1, 25)];
+        let large = |one, other| vec![(one, 2, 10), (other, 2, 10), (one, 4, 5), (other, 4, 5)];
+        assert_eq!(packed(gpus), [small(0, 1), large(0, 1), small(2, 3), large(2, 3)]);
+    }
+
+    #[test]
+    fn a_group_has_all_that_is_smaller_than_half_a_gpu_in_one_slice() {
+        // As an H100 has them.
+        let h100 = |count| (0..count).map(|it| gpu(it, "a", &[(1, 14), (2, 7), (4, 3), (8, 1)])).collect();
+        let of = |sizes: [(u32, usize); 2], gpus: [usize; 3]| {
+            sizes.into_iter().flat_map(|(size, count)| gpus.map(|it| (it, size, count))).collect::<Vec<_>>()
+        };
+        let small = |gpus| of([(1, 14), (2, 7)], gpus);
+        let large = |gpus| of([(4, 3), (8, 1)], gpus);
+        let all = packed(h100(8));
+        assert_eq!(all[..4], [small([0, 1, 2]), large([0, 1, 2]), small([3, 4, 5]), large([3, 4, 5])]);
+        assert_eq!(all[4..].iter().map(Vec::len).collect::<Vec<_>>(), [8], "two GPUs have all in one slice");
+        assert_eq!(packed(h100(4)).len(), 2, "two and two, not three and one");
+    }
+
+    #[test]
     fn gpus_of_a_kind_are_together() {
-        let gpus = vec![gpu(0, "a", &[(1, 40)]), gpu(1, "b", &[(1, 40)]), gpu(2, "a", &[(1, 20)])];
-        assert_eq!(packed(gpus), [vec![(0, 1, 40), (2, 1, 20)], vec![(1, 1, 40)]]);
+        let gpus = vec![gpu(0, "a", &[(1, 40)]), gpu(1, "b", &[(1, 10)]), gpu(2, "a", &[(1, 20)])];
+        assert_eq!(packed(gpus), [vec![(0, 1, 40)], vec![(2, 1, 20)], vec![(1, 1, 10)]]);
+        let gpus = vec![gpu(0, "a", &[(1, 30)]), gpu(1, "b", &[(1, 10)]), gpu(2, "a", &[(1, 20)])];
+        assert_eq!(packed(gpus), [vec![(0, 1, 30), (2, 1, 20)], vec![(1, 1, 10)]]);
     }
 }
