@@ -2,10 +2,11 @@
 //!
 //! The scheduler evaluates its selectors on every free device before the one it takes, and Kubernetes 1.35 visits slices in random order
 //! and follows the driver's order only within a slice. Many GPUs in a slice are more choice; a slice without a device for a request is
-//! work for nothing. So GPUs of one kind form groups, as many as have all their small devices in one slice, which is what most
-//! requests are for. A group has a slice of its small devices, and further ones of the larger sizes, as far as these do not fit into the
-//! first. docs/placement.md has the numbers. What lies at the same place of a GPU and differs only in its media engines has the same
-//! size, hence the same slice, so that a plain device comes before a scarce one in whichever slice is visited first.
+//! work for nothing. So GPUs of one kind form groups: all of them where the devices of each size fit into one slice, otherwise as many as
+//! have all their small devices in one, which is what most requests are for. A group has a slice of its small devices, and further
+//! ones of the larger sizes, as far as these do not fit into the same. docs/placement.md has the numbers. What lies at the same place of
+//! a GPU and differs only in its media engines has the same size, hence the same slice, so that a plain device comes before a scarce
+//! one in whichever slice is visited first.
 //!
 //! The shelf of a device does not depend on what is in use: a change of the order never moves one to another slice. Groups are the same for
 //! all sizes: what is allocated of one group is no reason to write the slices of another.
@@ -45,21 +46,33 @@ pub(super) fn packing(inventory: &Inventory) -> Vec<Vec<Packed<'_>>> {
 
 /// The slices of GPUs of one kind. Groups differ by one GPU at most.
 fn of_kind<'i>(gpus: &[Sizes<'i>]) -> Vec<Vec<Packed<'i>>> {
-    let largest = gpus.iter().flat_map(Sizes::keys).copied().filter(|it| *it < WHOLE).max().unwrap_or(0);
-    // Less than half a GPU is small.
-    let small = |gpu: &Sizes<'_>| -> usize {
-        gpu.iter().filter(|(size, _)| **size < largest.div_ceil(2)).map(|(_, it)| it.len()).sum()
-    };
-    let of_one_size = |gpu: &Sizes<'_>| gpu.values().map(Vec::len).max().unwrap_or(0);
-    let most = gpus.iter().map(|it| small(it).max(of_one_size(it))).max().unwrap_or(0).max(1);
     let mut left = gpus;
     let mut shelves = Vec::new();
-    for groups in (1..=gpus.len().div_ceil((MAX_DEVICES / most).max(1))).rev() {
+    for groups in (1..=gpus.len().div_ceil(most_in_group(gpus))).rev() {
         let (group, others) = left.split_at(left.len().div_ceil(groups));
         shelves.extend(of_group(group));
         left = others;
     }
     shelves
+}
+
+/// How many of these GPUs form a group at most.
+fn most_in_group(gpus: &[Sizes<'_>]) -> usize {
+    let mut totals: BTreeMap<u32, usize> = BTreeMap::new();
+    for (size, devices) in gpus.iter().flatten() {
+        *totals.entry(*size).or_default() += devices.len();
+    }
+    if totals.values().all(|it| *it <= MAX_DEVICES) {
+        return gpus.len().max(1);
+    }
+    let largest = totals.keys().copied().filter(|it| *it < WHOLE).max().unwrap_or(0);
+    let is_small = |size: u32| size < largest.div_ceil(2);
+    let devices = |gpu: &Sizes<'_>| -> usize {
+        let small = gpu.iter().filter(|(size, _)| is_small(**size)).map(|(_, it)| it.len()).sum();
+        gpu.values().map(Vec::len).fold(small, usize::max)
+    };
+    let most = gpus.iter().map(devices).max().unwrap_or(1);
+    (MAX_DEVICES / most.max(1)).max(1)
 }
 
 /// The slices of a group of GPUs, sizes from small to large.
@@ -89,6 +102,8 @@ fn product(gpu: &GpuInventory) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::facts::{PciAddress, Placement};
     use crate::inventory::{DeviceKind, DeviceName, MigSpec};
@@ -167,14 +182,32 @@ mod tests {
         let all = packed(h100(8));
         assert_eq!(all[..4], [small([0, 1, 2]), large([0, 1, 2]), small([3, 4, 5]), large([3, 4, 5])]);
         assert_eq!(all[4..].iter().map(Vec::len).collect::<Vec<_>>(), [8], "two GPUs have all in one slice");
-        assert_eq!(packed(h100(4)).len(), 2, "two and two, not three and one");
+        let sizes = |gpus| {
+            packed(gpus)
+                .iter()
+                .map(|it| it.iter().map(|it| it.1).collect::<BTreeSet<_>>())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            sizes(h100(4)),
+            [BTreeSet::from([1]), BTreeSet::from([2, 4, 8])],
+            "one group: each size of all fits"
+        );
     }
 
     #[test]
     fn gpus_of_a_kind_are_together() {
         let gpus = vec![gpu(0, "a", &[(1, 40)]), gpu(1, "b", &[(1, 10)]), gpu(2, "a", &[(1, 20)])];
-        assert_eq!(packed(gpus), [vec![(0, 1, 40)], vec![(2, 1, 20)], vec![(1, 1, 10)]]);
-        let gpus = vec![gpu(0, "a", &[(1, 30)]), gpu(1, "b", &[(1, 10)]), gpu(2, "a", &[(1, 20)])];
-        assert_eq!(packed(gpus), [vec![(0, 1, 30), (2, 1, 20)], vec![(1, 1, 10)]]);
+        assert_eq!(packed(gpus), [vec![(0, 1, 40), (2, 1, 20)], vec![(1, 1, 10)]]);
+    }
+
+    #[test]
+    fn groups_have_as_many_gpus_as_each_other_or_one_more() {
+        let gpus = (0..4).map(|it| gpu(it, "a", &[(1, 20)])).collect();
+        assert_eq!(
+            packed(gpus),
+            [vec![(0, 1, 20), (1, 1, 20)], vec![(2, 1, 20), (3, 1, 20)]],
+            "not three and one"
+        );
     }
 }
