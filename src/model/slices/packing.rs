@@ -6,7 +6,7 @@
 //! have all their small devices in one, which is what most requests are for. A group has a slice of its small devices, and further
 //! ones of the larger sizes, as far as these do not fit into the same. docs/placement.md has the numbers. What lies at the same place of
 //! a GPU and differs only in its media engines has the same size, hence the same slice, so that a plain device comes before a scarce
-//! one in whichever slice is visited first.
+//! one in whichever slice is visited first. Another kind is in the same slice where all of it fits.
 //!
 //! The shelf of a device does not depend on what is in use: a change of the order never moves one to another slice. Groups are the same for
 //! all sizes: what is allocated of one group is no reason to write the slices of another.
@@ -41,7 +41,15 @@ pub(super) fn packing(inventory: &Inventory) -> Vec<Vec<Packed<'_>>> {
             None => kinds.push((product(gpu), vec![sizes])),
         }
     }
-    kinds.iter().flat_map(|(_, gpus)| of_kind(gpus)).collect()
+    let mut shelves: Vec<Vec<Packed<'_>>> = Vec::new();
+    for (_, gpus) in &kinds {
+        let of_kind = of_kind(gpus);
+        match (shelves.last_mut(), of_kind.as_slice()) {
+            (Some(last), [only]) if last.len() + only.len() <= MAX_DEVICES => last.extend(only),
+            _ => shelves.extend(of_kind),
+        }
+    }
+    shelves
 }
 
 /// The slices of GPUs of one kind. Groups differ by one GPU at most.
@@ -197,8 +205,14 @@ mod tests {
 
     #[test]
     fn gpus_of_a_kind_are_together() {
-        let gpus = vec![gpu(0, "a", &[(1, 40)]), gpu(1, "b", &[(1, 10)]), gpu(2, "a", &[(1, 20)])];
-        assert_eq!(packed(gpus), [vec![(0, 1, 40), (2, 1, 20)], vec![(1, 1, 10)]]);
+        let gpus = vec![gpu(0, "a", &[(1, 40)]), gpu(1, "b", &[(1, 40)]), gpu(2, "a", &[(1, 20)])];
+        assert_eq!(packed(gpus), [vec![(0, 1, 40), (2, 1, 20)], vec![(1, 1, 40)]]);
+        let gpus = vec![gpu(0, "a", &[(1, 40)]), gpu(1, "b", &[(1, 4)]), gpu(2, "a", &[(1, 20)])];
+        assert_eq!(
+            packed(gpus),
+            [vec![(0, 1, 40), (1, 1, 4), (2, 1, 20)]],
+            "another kind where all of it fits"
+        );
     }
 
     #[test]
