@@ -8,7 +8,7 @@ use std::time::Duration;
 use dra_allocator::cel_env::{Evaluator, compile};
 use dra_allocator::{Allocated, Cluster, Features, Refusal};
 use mig_model::facts::NodeFacts;
-use mig_model::inventory::{Gpu, Inventory, inventory};
+use mig_model::inventory::{AttributeSet, Gpu, Inventory, OfferPolicy, inventory_on};
 use mig_model::placement::{Policy, Ranking};
 
 use crate::common;
@@ -85,7 +85,9 @@ impl Offered {
     /// What the API server takes, or the test fails.
     async fn of(hardware: &Hardware) -> Self {
         let gpus: Vec<Gpu> = hardware.scan().await.unwrap();
-        let inventory = inventory(&hardware.facts, &gpus, &BTreeSet::new());
+        // Under NVIDIA's name there are most attributes.
+        let policy = OfferPolicy { attributes: AttributeSet::AsNvidia, ..OfferPolicy::default() };
+        let inventory = inventory_on(&hardware.facts, &gpus, &policy);
         let owner = Owner { driver: DRIVER.to_owned(), node: "node".to_owned(), node_uid: "u".to_owned() };
         let ranking = Ranking::of(&inventory, &BTreeSet::new(), Policy::Pack);
         let slices = render(&inventory, &ranking, &owner);

@@ -240,6 +240,7 @@ fn publish(
             mode: args.mode,
             placement: args.placement,
             profiles: args.profiles.clone(),
+            reorder_interval: args.reorder_interval,
             settle_time: args.settle_time,
             taint_effect: args.taint_effect,
         },

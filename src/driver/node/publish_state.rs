@@ -6,8 +6,8 @@ use std::sync::Arc;
 use mig_model::facts::GpuInstance;
 use mig_model::health::Report;
 use mig_model::inventory::{
-    ExistingInstances, Gpu, HostAccess, Inventory, MigAccess, OfferPolicy, Problem, inventory_on,
-    not_adopted, withheld,
+    AttributeSet, ExistingInstances, Gpu, HostAccess, Inventory, MigAccess, OfferPolicy, Problem,
+    inventory_on, not_adopted, withheld,
 };
 use tracing::warn;
 
@@ -100,8 +100,15 @@ impl HardwareWatch {
         let with_refusal =
             self.gpus.iter().map(|it| &it.facts.uuid).filter(|it| self.readiness.is_refused(it));
         let refused = with_refusal.cloned().collect();
-        let mut policy =
-            OfferPolicy { existing, time_slices, unhealthy, mig_access, refused, ..OfferPolicy::default() };
+        let mut policy = OfferPolicy {
+            attributes: AttributeSet::of_driver(&self.context.driver),
+            existing,
+            time_slices,
+            unhealthy,
+            mig_access,
+            refused,
+            ..OfferPolicy::default()
+        };
         let mut unrecorded = BTreeSet::new();
         // Only an unmanaged instance may belong to a claim whose record is lost.
         if existing == ExistingInstances::Adopt && self.gpus.iter().any(|it| !it.state.instances.is_empty()) {

@@ -2,7 +2,7 @@
 //!
 //! What to publish is decided by [`next`]; the loop reads what that asks for, writes what it answers, and reports. What claims
 //! hold changes with every pod. It is looked at without the API server, after a pause in which more may come; slices are written
-//! only where the scheduler would now choose what the ranking does not.
+//! only where the scheduler would now choose something worse, and not often.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! What makes the publisher look again: the node's state, and what others do to its slices.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use tokio::sync::watch;
@@ -45,7 +45,7 @@ impl Publisher {
     /// True where what claims hold now makes no other order of the published devices necessary.
     fn is_served(&self, now: &NodeState) -> bool {
         let layout = self.parts.layouts.borrow();
-        self.world(now, &layout).is_served(&self.memory)
+        self.world(now, &layout).is_served(&self.memory, Instant::now())
     }
 
     /// Returns after another program changed the slices of this driver, and after the burst that often follows has ended. True where the watch

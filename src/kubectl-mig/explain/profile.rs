@@ -24,11 +24,12 @@ impl Wish {
     pub(super) fn of<'s>(selectors: impl IntoIterator<Item = &'s DeviceSelector>) -> Self {
         let mut wish = Self::default();
         for expression in selectors.into_iter().filter_map(|it| Some(it.cel.as_ref()?.expression.as_str())) {
+            let reads_type = expression.contains(".type") || expression.contains(".?type");
             for literal in literals(expression) {
                 if Size::of(literal).is_some() && !wish.profiles.iter().any(|it| it == literal) {
                     wish.profiles.push(literal.to_owned());
                 }
-                wish.is_whole |= (literal == "gpu" && expression.contains(".type")) || literal == "full";
+                wish.is_whole |= (literal == "gpu" && reads_type) || literal == "full";
             }
             if let Some((_, rest)) = expression.split_once("quantity(")
                 && expression.contains("memory")
@@ -227,6 +228,7 @@ mod tests {
             ["1g.5gb", "2g.10gb"]
         );
         assert!(of(r#"device.attributes["x"].type == "gpu""#).is_whole);
+        assert!(of(r#"device.attributes["x"].?type.orValue("") == "gpu""#).is_whole);
         assert!(!of(r#"device.driver == "gpu""#).is_whole);
         let memory = of(r#"device.capacity["x"].memory.compareTo(quantity("20Gi")) >= 0"#).memory;
         assert_eq!(memory, Quantity::parse("20Gi").ok());

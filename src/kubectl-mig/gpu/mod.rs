@@ -14,6 +14,7 @@ use dra_allocator::{Allocated, ClaimRef, DeviceId};
 use k8s_openapi::api::resource::v1::{
     Device, DeviceAttribute, DeviceTaint, ResourceSlice, ResourceSliceSpec,
 };
+use mig_model::inventory::DeviceName;
 use mig_models::Model;
 
 /// Counters named so stand for one memory slice each.
@@ -251,9 +252,8 @@ fn add(
         range = 0..int("memorySlices").unwrap_or(0).min(64);
     }
     gpu.memory_slices = gpu.memory_slices.max(range.end);
-    if let Some(pci) =
-        attribute(driver, device, "resource.kubernetes.io/pciBusID").and_then(|it| it.string.clone())
-    {
+    let pci = attribute(driver, device, "resource.kubernetes.io/pciBusID").and_then(|it| it.string.clone());
+    if let Some(pci) = pci.or_else(|| Some(DeviceName::address_in(&device.name)?.to_string())) {
         gpu.pci = Some(pci);
     }
     if let Some(product) = text("productName") {

@@ -133,6 +133,18 @@ fn gpus_are_in_the_order_of_their_pci_addresses_or_of_their_numbers() {
 }
 
 #[test]
+fn the_pci_address_is_an_attribute_or_in_the_name_of_a_device() {
+    let named = "gpu-0000-9b-00-mig-1g-10gb-6";
+    let devices =
+        [cut(named, None, "", 1), cut("other", Some("0000:1b:00.0"), "", 1), cut("gpu-3", None, "", 1)];
+    let all = gpus(&cuts(json!(devices)), &Allocated::default());
+    let pci = |key: &str| all.iter().find(|it| it.key == format!("GPU-{key}")).unwrap().pci.clone();
+    assert_eq!(pci(named).as_deref(), Some("0000:9b:00.0"));
+    assert_eq!(pci("other").as_deref(), Some("0000:1b:00.0"));
+    assert_eq!(pci("gpu-3"), None);
+}
+
+#[test]
 fn without_counters_the_product_says_how_many_memory_slices_there_are() {
     let devices =
         json!([cut("known", None, "NVIDIA H100 80GB HBM3", 4), cut("other", None, "no such GPU", 4)]);

@@ -424,12 +424,11 @@ fn as_nvidia(slices: &[Value]) -> Vec<Value> {
         }
         for device in slice["spec"]["devices"].as_array().into_iter().flatten() {
             let gpu = gpu_of(device["name"].as_str().unwrap());
-            let (old, mut attributes) = (&device["attributes"], json!({}));
+            let old = &device["attributes"];
+            let mut attributes = json!({"brand": {"string": "Nvidia"}, "architecture": {"string": "Hopper"}});
             let is_mig = old["type"]["string"] == "mig";
             let own = if is_mig { ["parentUUID", "profile"] } else { ["uuid", "type"] };
-            for key in
-                ["type", "productName", "brand", "architecture", "cudaComputeCapability"].iter().chain(&own)
-            {
+            for key in ["type", "productName", "cudaComputeCapability"].iter().chain(&own) {
                 attributes[key] = old[key].clone();
             }
             let mut name = format!("gpu-{gpu}");

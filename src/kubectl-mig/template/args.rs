@@ -57,10 +57,10 @@ pub struct TemplateArgs {
     /// MIG mode of GPUs that need a reset to switch it (A100, A30). Not with --layout, which decides on it.
     #[arg(long, value_enum, value_name = "MODE", default_value = "on", conflicts_with = "layout")]
     pub mig_mode: MigMode,
-    /// Version of the NVIDIA driver, for the attribute driverVersion.
+    /// Version of the NVIDIA driver, for the attribute driverVersion that devices of the driver gpu.nvidia.com have.
     #[arg(long, value_name = "VERSION", default_value = "580.82.07")]
     pub driver_version: String,
-    /// Newest CUDA version that the NVIDIA driver serves, for the attribute cudaDriverVersion.
+    /// Newest CUDA version that the NVIDIA driver serves, for the attribute cudaDriverVersion that devices of the driver gpu.nvidia.com have.
     #[arg(long, value_name = "MAJOR.MINOR", default_value = "13.0", value_parser = cuda_version)]
     pub cuda_version: (u32, u32),
 }

@@ -13,7 +13,7 @@ use std::io::{self, Read};
 
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use mig_model::facts::{GpuFacts, NodeFacts};
-use mig_model::inventory::{Gpu, Inventory, OfferPolicy, inventory_on};
+use mig_model::inventory::{AttributeSet, Gpu, Inventory, OfferPolicy, inventory_on};
 use mig_model::layout::{self, FileError, GpuLayout, LayoutFile, Layouts, Refusal};
 use mig_model::placement::{Policy, Ranking};
 use mig_model::slices::{Change, Owner, diff, render};
@@ -124,7 +124,8 @@ impl NodeTemplate {
             node_uid: node_uid.unwrap_or_default().to_owned(),
         };
         let ranking = Ranking::of(&self.inventory, &BTreeSet::new(), self.policy);
-        let changes = diff(render(&self.inventory, &ranking, &owner), &[]);
+        let inventory = self.inventory.clone().with_attributes(AttributeSet::of_driver(driver));
+        let changes = diff(render(&inventory, &ranking, &owner), &[]);
         let created = changes.into_iter().filter_map(|change| match change {
             Change::Create(slice) => Some(slice),
             Change::Update(_) | Change::Delete(_) => None,
@@ -166,7 +167,9 @@ fn inventory_of(gpus: &[Gpu], args: &TemplateArgs) -> Inventory {
         cuda_version: Some(args.cuda_version),
         ..NodeFacts::default()
     };
-    let policy = OfferPolicy { time_slices: args.time_slices, ..OfferPolicy::default() };
+    // The name of the driver decides what of these is published.
+    let attributes = AttributeSet::AsNvidia;
+    let policy = OfferPolicy { attributes, time_slices: args.time_slices, ..OfferPolicy::default() };
     inventory_on(&node, gpus, &policy)
 }
 

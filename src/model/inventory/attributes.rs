@@ -14,6 +14,9 @@
 //! | capacities | 0: no request for an amount is served by it |
 //!
 //! Capacity names are those of NVIDIA's driver, so that selectors carry over.
+//!
+//! Each attribute costs kube-scheduler time on every device that it looks at, needed or not; docs/placement.md has the numbers. So
+//! devices have those by which requests choose, and more only under NVIDIA's name: see [`AttributeSet`].
 
 use std::collections::BTreeMap;
 
@@ -22,6 +25,39 @@ use crate::facts::{GpuFacts, MediaEngines, NodeFacts, Placement, Profile};
 
 /// Domain of the attributes that Kubernetes standardises.
 pub const STANDARD_DOMAIN: &str = "resource.kubernetes.io";
+
+/// NVIDIA's name as a DRA driver.
+const NVIDIA: &str = "gpu.nvidia.com";
+
+/// Attributes of NVIDIA's driver that say nothing about which device to choose: the same on all devices of a node (the versions), of a product
+/// (`brand`, `architecture`), or a repetition of the device's name (the PCI address).
+const ONLY_AS_NVIDIA: [&str; 5] =
+    ["brand", "architecture", "driverVersion", "cudaDriverVersion", "resource.kubernetes.io/pciBusID"];
+
+/// Which attributes devices have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AttributeSet {
+    /// Those by which requests choose.
+    #[default]
+    Few,
+    /// Also all others of NVIDIA's driver: selectors that were written for it must not fail on a missing key.
+    AsNvidia,
+}
+
+impl AttributeSet {
+    /// The attributes of devices of the driver with this name.
+    #[must_use]
+    pub fn of_driver(name: &str) -> Self {
+        if name == NVIDIA { Self::AsNvidia } else { Self::Few }
+    }
+
+    /// Removes those that are not in the set.
+    pub(super) fn restrict(self, attributes: &mut BTreeMap<&'static str, Attribute>) {
+        if self == Self::Few {
+            attributes.retain(|key, _| !ONLY_AS_NVIDIA.contains(key));
+        }
+    }
+}
 
 /// Longest string attribute the API server takes, bytes (k8s.io/api/resource/v1).
 const MAX_STRING: usize = 64;
@@ -180,7 +216,42 @@ fn semver(version: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::inventory::{OfferPolicy, inventory_on};
+    use crate::simulated::{gpus, node_facts};
+
+    /// The keys of each device of a node with a GPU of either kind, MIG on.
+    fn keys(driver: &str) -> Vec<BTreeSet<&'static str>> {
+        let policy = OfferPolicy { attributes: AttributeSet::of_driver(driver), ..OfferPolicy::default() };
+        let inventory = inventory_on(&node_facts(), &gpus("1xH100-80GB,1xL4", true, &["1g.10gb"]), &policy);
+        let all = inventory.gpus.iter().flat_map(|it| it.devices.iter().chain(&it.withheld));
+        all.map(|it| it.attributes.keys().copied().collect()).collect()
+    }
+
+    #[test]
+    fn each_device_has_the_attributes_by_which_requests_choose_and_under_nvidias_name_all_of_nvidias() {
+        let few = [
+            "type",
+            "uuid",
+            "parentUUID",
+            "profile",
+            "productName",
+            "cudaComputeCapability",
+            "computeSlices",
+            "memorySlices",
+            "placementStart",
+            "mediaExtensions",
+            "sharing",
+            "resource.kubernetes.io/pcieRoot",
+            "resource.kubernetes.io/numaNode",
+        ];
+        let few = BTreeSet::from(few);
+        assert!(keys("mig.dra-driver.dev").iter().all(|it| *it == few), "{:?}", keys("mig.dra-driver.dev"));
+        let all = &few | &BTreeSet::from(ONLY_AS_NVIDIA);
+        assert!(keys("gpu.nvidia.com").iter().all(|it| *it == all), "{:?}", keys("gpu.nvidia.com"));
+    }
 
     #[test]
     fn driver_versions_become_strict_semver() {

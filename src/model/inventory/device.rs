@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::attributes::{Attribute, Capacity};
+use super::attributes::{Attribute, AttributeSet, Capacity};
 use super::name::DeviceName;
 use crate::facts::{Placement, Profile};
 
@@ -113,6 +113,15 @@ impl Inventory {
     pub fn device(&self, name: &str) -> Option<&AllocatableDevice> {
         let withheld = self.gpus.iter().flat_map(|it| &it.withheld);
         self.devices().chain(withheld).find(|it| it.name.as_str() == name)
+    }
+
+    /// The same devices with the attributes of this set only.
+    #[must_use]
+    pub fn with_attributes(mut self, set: AttributeSet) -> Self {
+        for device in self.gpus.iter_mut().flat_map(|it| it.devices.iter_mut().chain(&mut it.withheld)) {
+            set.restrict(&mut device.attributes);
+        }
+        self
     }
 
     /// All devices that are offered.

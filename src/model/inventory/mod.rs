@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use amounts::{Amounts, CounterNames};
 pub use amounts::{fits_into, lacking, take};
-pub use attributes::{Attribute, Capacity, STANDARD_DOMAIN};
+pub use attributes::{Attribute, AttributeSet, Capacity, STANDARD_DOMAIN};
 pub use counters::CounterPlan;
 pub use device::{Adopted, AllocatableDevice, DeviceKind, GpuInventory, Inventory, MigSpec};
 pub use existing::{NotAdopted, adoptable, not_adopted};
@@ -47,7 +47,8 @@ pub fn inventory(node: &NodeFacts, gpus: &[Gpu], held: &BTreeSet<String>) -> Inv
 pub fn inventory_on(node: &NodeFacts, gpus: &[Gpu], policy: &OfferPolicy) -> Inventory {
     let mut gpus: Vec<&Gpu> = gpus.iter().collect();
     gpus.sort_by_key(|it| it.facts.pci);
-    Inventory { gpus: gpus.into_iter().map(|gpu| offers(node, gpu, policy)).collect() }
+    let gpus = gpus.into_iter().map(|gpu| offers(node, gpu, policy)).collect();
+    Inventory { gpus }.with_attributes(policy.attributes)
 }
 
 fn offers(node: &NodeFacts, gpu: &Gpu, policy: &OfferPolicy) -> GpuInventory {

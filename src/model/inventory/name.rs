@@ -57,6 +57,16 @@ impl DeviceName {
         (number < MOST_SHARES && number.to_string() == index).then_some((gpu, number))
     }
 
+    /// The address of the GPU, from any name that is made here.
+    #[must_use]
+    pub fn address_in(name: &str) -> Option<PciAddress> {
+        let mut parts = name.strip_prefix("gpu-")?.splitn(4, '-');
+        let address: PciAddress =
+            format!("{}:{}:{}", parts.next()?, parts.next()?, parts.next()?).parse().ok()?;
+        let rest = name.strip_prefix(&gpu_label(address))?;
+        (rest.is_empty() || rest.starts_with('-')).then_some(address)
+    }
+
     /// The name as it stands in the slice.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -119,6 +129,30 @@ mod tests {
     fn check(profile: &str, expected: &str) {
         let pci = "0000:3b:00.0".parse().unwrap();
         assert_eq!(DeviceName::mig(pci, profile, 6).as_str(), expected);
+    }
+
+    #[test]
+    fn every_name_of_a_device_has_the_address_of_its_gpu() {
+        let pci: PciAddress = "0000:3b:00.0".parse().unwrap();
+        let gpu = DeviceName::gpu(pci);
+        let names = [
+            DeviceName::mig(pci, "1g.10gb+me", 6),
+            DeviceName::share(&gpu, 2),
+            DeviceName::adopted(pci, "MIG-5c8a1f0e"),
+            gpu,
+        ];
+        assert!(names.iter().all(|it| DeviceName::address_in(it.as_str()) == Some(pci)));
+        for other in [
+            "",
+            "gpu-0",
+            "gpu-0-mig-1g10gb-19-6",
+            "gpu-0000-3b",
+            "gpu-0000-3b-00x",
+            "gpu-000-3b-00",
+            "nic-0000-3b-00",
+        ] {
+            assert_eq!(DeviceName::address_in(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use clap::ValueEnum;
 
+use super::attributes::AttributeSet;
 use super::device::{Adopted, DeviceKind};
 use super::gpu::Gpu;
 
@@ -19,6 +20,8 @@ pub struct OfferPolicy {
     pub named: BTreeSet<String>,
     /// Unhealthy unmanaged instances: they are not published, except while a claim has them.
     pub unhealthy: BTreeSet<String>,
+    /// Which attributes devices have.
+    pub attributes: AttributeSet,
     /// How unmanaged instances are treated.
     pub existing: ExistingInstances,
     /// Devices that a GPU without MIG is shared by; fewer than two is none.

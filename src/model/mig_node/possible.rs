@@ -9,9 +9,7 @@ use k8s_openapi::api::resource::v1::{CounterSet, Device, DeviceAttribute, Device
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::status::{GpuStatus, HeldDevice, ProfileStatus, WHOLE};
-use crate::facts::{
-    GpuFacts, GpuInstance, MediaEngines, MigFacts, MigMode, NodeFacts, PciAddress, Placement, Profile,
-};
+use crate::facts::{GpuFacts, GpuInstance, MediaEngines, MigFacts, MigMode, NodeFacts, Placement, Profile};
 use crate::inventory::{
     AllocatableDevice, Attachment, DeviceName, Gpu, GpuInventory, GpuState, OfferPolicy, inventory_on,
 };
@@ -92,7 +90,8 @@ fn possible_device(
 
 /// The GPU as far as the inventory needs it to decide which devices there are and what they consume.
 fn gpu(status: &GpuStatus) -> Option<Gpu> {
-    let pci = pci_of(&status.name)?;
+    let pci =
+        DeviceName::address_in(&status.name).filter(|it| DeviceName::gpu(*it).as_str() == status.name)?;
     let is_whole = |it: &&ProfileStatus| it.profile == WHOLE;
     let (whole, parts): (Vec<_>, Vec<_>) = status.profiles.iter().partition(is_whole);
     let profiles: Vec<Profile> = (0..).zip(parts).map(|(id, it)| profile(id, it)).collect();
@@ -149,12 +148,4 @@ fn instance(id: u32, held: &HeldDevice, profiles: &[Profile]) -> GpuInstance {
     let profile_id = profiles.iter().find(|it| it.name == held.profile).map_or(u32::MAX, |it| it.id);
     let placement = Placement { start: held.start, size: held.size };
     GpuInstance { id, profile_id, placement, compute_instances: Vec::new() }
-}
-
-/// The address in the name of a whole GPU.
-fn pci_of(name: &str) -> Option<PciAddress> {
-    let (domain, rest) = name.strip_prefix("gpu-")?.split_once('-')?;
-    let (bus, device) = rest.split_once('-')?;
-    let address: PciAddress = format!("{domain}:{bus}:{device}").parse().ok()?;
-    (DeviceName::gpu(address).as_str() == name).then_some(address)
 }

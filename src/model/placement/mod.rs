@@ -2,7 +2,8 @@
 //! order is the only placement policy there is.
 //!
 //! Pure, and without knowledge of any GPU model: what a device blocks follows from the counters. Hides
-//! nothing: a ranking has every device of the inventory, those that are unavailable now last.
+//! nothing: a ranking has every device of the inventory, those that are unavailable now after those of the same GPU that are
+//! available, and those of GPUs with nothing available last.
 //!
 //! The order, from the first criterion to the last:
 //!
@@ -11,11 +12,12 @@
 //!    takes the first that is enough.
 //! 2. GPUs, for one profile: with `pack` the one on which the least is still possible, so that GPUs fill up one after
 //!    the other and empty ones stay whole; with `spread` the other way round.
-//! 3. Placements, on one GPU: what blocks the least on an empty GPU, because neighbours come and go; then what blocks
+//! 3. Placements, on one GPU and on GPUs that are equal in this: what blocks the least on an empty GPU, because neighbours come and go; then what blocks
 //!    the least now. Blocked devices count with their memory slices.
 //!
 //! The order of a profile is that in which a run of requests for it should be served, so it needs no change while they
-//! come.
+//! come. With `pack` all devices of a GPU stand together, also those that such a run would block: they are the next choice where
+//! something else has taken the place of the first.
 
 mod ledger;
 
@@ -51,7 +53,20 @@ struct Place {
     place: usize,
     /// Devices of one profile have the same number.
     profile: usize,
-    is_available: bool,
+    /// What taking it next would cost, the less the better; nothing where it is unavailable.
+    cost: Option<Cost>,
+}
+
+/// What taking a device next would cost, by the criteria of the order; the less, the better. Which of two devices of equal cost comes first
+/// does not matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cost {
+    /// How much is still possible on the GPU, or the opposite, as the policy asks.
+    gpu: u32,
+    /// What the device excludes on an empty GPU.
+    blocked_when_empty: u32,
+    /// What it would exclude now.
+    blocked: u32,
 }
 
 impl Ranking {
@@ -69,8 +84,8 @@ impl Ranking {
         for (profile, devices) in profiles.into_values().enumerate() {
             for it in in_order(devices, &ledgers, policy) {
                 let name = it.entry.device.name.to_string();
-                let is_available = ledgers[it.gpu].has_room(it.entry, &ledgers[it.gpu].left);
-                let place = Place { place: ranking.names.len(), profile, is_available };
+                let place = ranking.names.len();
+                let place = Place { place, profile, cost: cost(&it, place, &ledgers, policy) };
                 ranking.places.insert(name.clone(), place);
                 ranking.names.push(name);
             }
@@ -89,15 +104,21 @@ impl Ranking {
         self.places.get(device).map_or(usize::MAX, |it| it.place)
     }
 
-    /// True where a list, ranked some time ago, still leads to the same choice for each profile: the first of those that
-    /// is available now is the one that this ranking prefers. Such lists need no rewrite.
+    /// What taking the device next would cost; `None` where it is unavailable or unknown.
+    #[must_use]
+    pub fn cost(&self, device: &str) -> Option<Cost> {
+        self.places.get(device)?.cost
+    }
+
+    /// True where a list, ranked some time ago, still leads to a choice for each profile that is as good as this ranking's: the first of
+    /// those that is available now costs no more than any other. Such lists need no rewrite.
     pub fn agrees_with<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> bool {
-        // By profile the first in the list and the best.
-        let mut choices: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
+        // By profile the cost of the first in the list, and the least.
+        let mut choices: BTreeMap<usize, (Cost, Cost)> = BTreeMap::new();
         let places = names.into_iter().filter_map(|it| self.places.get(it));
-        for it in places.filter(|it| it.is_available) {
-            let (_, best) = choices.entry(it.profile).or_insert((it.place, it.place));
-            *best = it.place.min(*best);
+        for (profile, cost) in places.filter_map(|it| Some((it.profile, it.cost?))) {
+            let (_, best) = choices.entry(profile).or_insert((cost, cost));
+            *best = cost.min(*best);
         }
         choices.into_values().all(|(first, best)| first == best)
     }
@@ -108,6 +129,32 @@ impl Ranking {
 struct Candidate<'a, 'i> {
     gpu: usize,
     entry: &'a Entry<'i>,
+}
+
+/// What taking the device next would cost; `None` where it is unavailable. Where the state does not count, its place is all that does.
+fn cost(of: &Candidate<'_, '_>, place: usize, ledgers: &[Ledger<'_>], policy: Policy) -> Option<Cost> {
+    let ledger = &ledgers[of.gpu];
+    if !ledger.has_room(of.entry, &ledger.left) {
+        return None;
+    }
+    if policy == Policy::Static {
+        return Some(Cost {
+            gpu: u32::try_from(place).unwrap_or(u32::MAX),
+            blocked_when_empty: 0,
+            blocked: 0,
+        });
+    }
+    let possible = ledger.possible(&ledger.left);
+    Some(Cost {
+        gpu: preference(possible, policy),
+        blocked_when_empty: of.entry.blocked_when_empty,
+        blocked: possible - ledger.possible(&ledger.without(of.entry, &ledger.left)),
+    })
+}
+
+/// The less, the sooner a GPU is used on which so much is still possible.
+fn preference(possible: u32, policy: Policy) -> u32 {
+    if policy == Policy::Spread { u32::MAX - possible } else { possible }
 }
 
 /// Devices of one profile in the order in which a run of requests should take them.
@@ -127,6 +174,9 @@ fn in_order<'a, 'i>(
         let served = run(&open, ledgers, policy);
         if served.is_empty() {
             ordered.append(&mut open);
+            if policy == Policy::Pack {
+                by_gpu(&mut ordered, ledgers.len());
+            }
             return ordered;
         }
         // A second choice for what the run has blocked itself: it counts if the first choice is gone otherwise.
@@ -140,6 +190,16 @@ fn in_order<'a, 'i>(
     }
 }
 
+/// Puts the devices of a GPU together, GPUs in the order in which a run uses them; those with nothing available come last. On a GPU what blocks
+/// the least when it is empty comes first, held or not: so the release of a device rarely needs a rewrite.
+fn by_gpu(ordered: &mut [Candidate<'_, '_>], gpus: usize) {
+    let mut ranks = vec![usize::MAX; gpus];
+    for (rank, it) in ordered.iter().enumerate() {
+        ranks[it.gpu] = ranks[it.gpu].min(rank);
+    }
+    ordered.sort_by_key(|it| (ranks[it.gpu], it.entry.blocked_when_empty));
+}
+
 /// Takes one device after the other, as far as there is room for all of them together. Answers with indices.
 fn run(open: &[Candidate<'_, '_>], ledgers: &[Ledger<'_>], policy: Policy) -> Vec<usize> {
     let mut left: Vec<Amounts> = ledgers.iter().map(|it| it.left.clone()).collect();
@@ -148,21 +208,25 @@ fn run(open: &[Candidate<'_, '_>], ledgers: &[Ledger<'_>], policy: Policy) -> Ve
     let mut waiting: BTreeSet<usize> = (0..open.len()).collect();
     loop {
         waiting.retain(|it| ledgers[open[*it].gpu].has_room(open[*it].entry, &left[open[*it].gpu]));
-        let by_gpu = |it: &usize| {
-            let gpu = open[*it].gpu;
-            (if policy == Policy::Spread { u32::MAX - possible[gpu] } else { possible[gpu] }, gpu)
-        };
-        let Some(gpu) = waiting.iter().map(by_gpu).min().map(|it| it.1) else { return served };
+        let preferred = |it: &usize| preference(possible[open[*it].gpu], policy);
+        let Some(least) = waiting.iter().map(preferred).min() else { return served };
+        let first: Vec<usize> = waiting.iter().copied().filter(|it| preferred(it) == least).collect();
+        let when_empty = |it: &usize| open[*it].entry.blocked_when_empty;
+        let least = first.iter().map(when_empty).min();
         let cost = |it: &usize| {
-            let entry = open[*it].entry;
+            let Candidate { gpu, entry } = open[*it];
             let blocked = possible[gpu] - ledgers[gpu].possible(&ledgers[gpu].without(entry, &left[gpu]));
-            (entry.blocked_when_empty, blocked, Reverse(entry.start))
+            (blocked, gpu, Reverse(entry.start))
         };
-        let best = waiting.iter().copied().filter(|it| open[*it].gpu == gpu).min_by_key(cost);
+        let best = first.into_iter().filter(|it| Some(when_empty(it)) == least).min_by_key(cost);
         let Some(best) = best else { return served };
+        let gpu = open[best].gpu;
         waiting.remove(&best);
         left[gpu] = ledgers[gpu].without(open[best].entry, &left[gpu]);
         possible[gpu] = ledgers[gpu].possible(&left[gpu]);
         served.push(best);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! What the publishing step remembers between rounds: what schedulers may still act on. Pure.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::inventory::Inventory;
@@ -40,6 +40,8 @@ pub struct Memory {
     resumed: Option<Pool>,
     /// Whether a GPU was held back when it was decided last what to publish.
     is_held_back: bool,
+    /// When the order of devices may change again.
+    next_order: Option<Instant>,
 }
 
 /// What is in the slices, by name, as far as the node can describe it.
@@ -74,6 +76,7 @@ impl Memory {
             found: None,
             resumed: None,
             is_held_back: false,
+            next_order: None,
         }
     }
 
@@ -143,14 +146,26 @@ impl Memory {
         *self = Self { undescribed: std::mem::take(&mut self.undescribed), ..Self::new(settle, true) };
     }
 
-    /// Takes note that what was decided last is written. Answers when the first of what then goes has settled.
+    /// Whether slices may be written for nothing but the order of their devices.
+    pub(super) fn may_reorder(&self, now: Instant) -> bool {
+        self.next_order.is_none_or(|it| it <= now)
+    }
+
+    /// Takes note that they are, and when they may be again.
+    pub(super) fn reordered(&mut self, next: Instant) {
+        self.next_order = Some(next);
+    }
+
+    /// Takes note that what was decided last is written. Answers when the first of what then goes has settled, or the order of
+    /// devices may change again, which is not looked at before.
     pub fn written(&mut self, now: Instant) -> Option<Instant> {
         self.sharing.written(now);
         self.retained.written(now);
         self.transition.written(now);
         self.published.clone_from(&self.decided);
         self.resumed = None;
-        self.transition.next().into_iter().chain(self.retained.next()).min()
+        let next_order = self.next_order.filter(|it| now < *it);
+        self.transition.next().into_iter().chain(self.retained.next()).chain(next_order).min()
     }
 
     /// Allocated devices that stay although the node would not offer them.
@@ -286,6 +301,14 @@ impl Memory {
     ) {
         self.retained.leave_out(slices, prepared, before);
         self.decided = shown;
+    }
+
+    /// Takes note of the order in which devices are published.
+    pub(super) fn order_as(&mut self, slices: &[ResourceSlice]) {
+        let places: BTreeMap<&str, usize> = slices.iter().flat_map(names_in).zip(0..).collect();
+        for names in &mut self.decided {
+            names.sort_by_key(|it| places.get(it.as_str()).copied());
+        }
     }
 
     /// What layouts allow on the way to `target`, without what is hidden of it; they see to what they withdraw.

@@ -149,7 +149,10 @@ fn finish(
     if !memory.is_open() {
         close(&mut slices);
     }
-    keep_order(&mut slices, &published.slices, ranking);
+    if keep_order(&mut slices, &published.slices, ranking, memory.may_reorder(now)) {
+        memory.reordered(now + world.settings.reorder_interval);
+    }
+    memory.order_as(&slices);
     taint(&mut slices, world, published, now)?;
     Ok(slices)
 }

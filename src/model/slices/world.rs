@@ -52,6 +52,8 @@ pub struct Settings {
     pub placement: Policy,
     /// Which profiles to publish where counters keep devices apart; a layout names its own.
     pub profiles: ProfileFilter,
+    /// How long the order of devices stays as it is after it has changed.
+    pub reorder_interval: Duration,
     /// How long a withdrawn device keeps others away.
     pub settle_time: Duration,
     /// What the taint of an unhealthy GPU does.

@@ -28,8 +28,9 @@ pub(crate) enum Server {
     Fixed(Lists),
     /// Any device that fits, all being equal.
     Random,
-    /// The driver. Its slices follow after so many arrivals: 1 is at once.
-    Driver(Policy, usize),
+    /// The driver. Its slices follow after so many arrivals: 1 is at once. Between two changes of their order passes at least this
+    /// part of a mean run time, as with `--reorder-interval`.
+    Driver(Policy, usize, f64),
     /// May move what runs.
     Repacking(Oracle),
 }
@@ -70,7 +71,7 @@ impl Workload {
         let mut state = State::new(node);
         let mut lists = match &server {
             Server::Fixed(lists) => lists.clone(),
-            Server::Driver(policy, _) => {
+            Server::Driver(policy, ..) => {
                 node.published(&Ranking::of(&node.inventory, &state.held, *policy))?
             }
             Server::Random | Server::Repacking(_) => vec![(0..node.devices.len()).collect()],
@@ -79,12 +80,18 @@ impl Workload {
             Outcome { asked: vec![0; node.profiles.len()], given: vec![0; node.profiles.len()], writes: 0 };
         // Where requests go must not depend on how many numbers another client has drawn.
         let mut chance = Chance::new(4711);
+        let mut next_order = 0.0;
         for (number, request) in self.requests.iter().enumerate() {
             state.release(node, request.at);
-            if let Server::Driver(policy, lag) = &server
+            if let Server::Driver(policy, lag, interval) = &server
                 && number % lag == 0
+                && next_order <= request.at
             {
-                outcome.writes += state.rewrite(node, *policy, &mut lists)?;
+                let writes = state.rewrite(node, *policy, &mut lists)?;
+                outcome.writes += writes;
+                if 0 < writes {
+                    next_order = request.at + interval;
+                }
             }
             let is_given = match &mut server {
                 Server::Repacking(oracle) => state.repack(node, oracle, request),
@@ -180,7 +187,7 @@ impl State {
         }
     }
 
-    /// Writes those lists whose order would lead to another choice, as the publisher does; answers how many.
+    /// Writes those lists whose order would lead to a worse choice, as the publisher does; answers how many.
     fn rewrite(&self, node: &Node, policy: Policy, lists: &mut Lists) -> anyhow::Result<usize> {
         let ranking = Ranking::of(&node.inventory, &self.held, policy);
         let name = |it: &usize| node.devices[*it].name.as_str();

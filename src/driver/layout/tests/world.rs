@@ -503,7 +503,9 @@ impl World {
         let answer = if self.keeps_counters { CounterSupport::Pool } else { CounterSupport::Dropped };
         let gates = Gates { counters: Gate { answer: Some(answer), asked: None }, ..Gates::default() };
         let (node, gpus, policy) = self.node();
-        if looks_anyway || self.rounds.is_news(&node, &Source { gpus: &gpus, policy }, &gates) {
+        if looks_anyway
+            || self.rounds.is_news(&node, &Source { gpus: &gpus, policy }, &gates, self.at(self.now))
+        {
             self.decide();
         }
         for _ in 0..10 {

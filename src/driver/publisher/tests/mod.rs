@@ -6,6 +6,7 @@ mod claim_lists;
 mod cluster;
 mod gates;
 mod holds;
+mod order;
 mod restarts;
 mod resumption;
 mod scene;
@@ -35,6 +36,8 @@ pub(crate) fn config(cases: u32) -> Config {
 
 /// Seconds.
 pub(crate) const SETTLE: u64 = 10;
+/// Also seconds.
+pub(crate) const REORDER: u64 = 10;
 
 /// What is known of the node, owned.
 #[derive(Debug, Clone, Default)]
@@ -67,6 +70,8 @@ pub(crate) struct Rounds {
     seen: Option<Node>,
     /// When to look again.
     pub(crate) wake: Option<Instant>,
+    /// Slices written so far.
+    pub(crate) writes: usize,
     /// Lists of claims so far.
     pub(crate) lists: usize,
     /// Reads of the claims that the last list has found, so far.
@@ -92,6 +97,7 @@ impl Rounds {
             mode: Mode::Auto,
             placement: Policy::Static,
             profiles: ProfileFilter::default(),
+            reorder_interval: Duration::from_secs(REORDER),
             settle_time: Duration::from_secs(SETTLE),
             taint_effect: TaintEffect::NoSchedule,
         };
@@ -104,6 +110,7 @@ impl Rounds {
             decided_at: None,
             seen: None,
             wake: None,
+            writes: 0,
             lists: 0,
             looks: 0,
             lists_only: false,
@@ -153,8 +160,8 @@ impl Rounds {
     }
 
     /// Whether the driver would look at what is otherwise now than when it looked last, without being asked to.
-    pub(crate) fn is_news(&self, node: &Node, source: &Source<'_>, gates: &Gates) -> bool {
-        self.is_changed(node, source, gates) || !self.world(node, source, gates).is_served(&self.memory)
+    pub(crate) fn is_news(&self, node: &Node, source: &Source<'_>, gates: &Gates, now: Instant) -> bool {
+        self.is_changed(node, source, gates) || !self.world(node, source, gates).is_served(&self.memory, now)
     }
 
     /// The same without the order of devices, which it looks at only after a pause in which more may change.
@@ -245,6 +252,7 @@ impl Rounds {
         let changes = diff(wanted, &self.slices);
         let is_whole = changes.len() <= most;
         for change in changes.into_iter().take(most) {
+            self.writes += 1;
             let (Change::Delete(new) | Change::Update(new) | Change::Create(new)) = &change;
             self.slices.retain(|it| it.metadata.name != new.metadata.name);
             if let Change::Update(new) | Change::Create(new) = change {

@@ -84,7 +84,7 @@ impl Scene {
     /// Whether what the node knows by itself makes a round necessary.
     pub(super) fn is_news(&self) -> bool {
         let (node, policy) = self.node();
-        self.rounds.is_news(&node, &Source { gpus: &self.gpus, policy }, &self.gates())
+        self.rounds.is_news(&node, &Source { gpus: &self.gpus, policy }, &self.gates(), self.at(self.now))
     }
 
     /// The same for what it looks at without a pause.

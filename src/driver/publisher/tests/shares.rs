@@ -157,7 +157,7 @@ impl World {
     fn comes_to_rest(&mut self) {
         self.write(usize::MAX);
         let (node, gpus, policy) = self.node();
-        if self.rounds.is_news(&node, &Source { gpus: &gpus, policy }, &Gates::default()) {
+        if self.rounds.is_news(&node, &Source { gpus: &gpus, policy }, &Gates::default(), self.at()) {
             self.decide();
         }
         for _ in 0..10 {
