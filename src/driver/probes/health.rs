@@ -48,7 +48,7 @@ impl Health {
             RegistrationState::Waiting => (false, "waiting for the kubelet".to_owned()),
             RegistrationState::Asked => (
                 false,
-                "the kubelet asked for this plugin and has not reported yet whether it registered it"
+                "the kubelet asked what this plugin is, and has not reported yet whether it registered it"
                     .to_owned(),
             ),
             RegistrationState::Refused(reason) => (false, format!("refused by the kubelet: {reason}")),
