@@ -242,8 +242,17 @@ fn of_mignodes_a_pod_writes_the_status_of_its_own_node_only() {
         }
     }
     ask("CREATE", "", &json!({"metadata": {"name": ""}}), &Value::Null).unwrap_err();
-    let message = ask("CREATE", "a", &object("a"), &Value::Null).unwrap_err();
-    assert!(message.contains("not the spec"), "{message}");
+    let is_kind = |it: &Value| it["kind"] == "CustomResourceDefinition";
+    let kind = shipped().into_iter().find(is_kind).unwrap();
+    let spec = &kind["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    // As the API server stores an object without a spec.
+    let bare = json!({"metadata": {"name": "a"}, "spec": spec["default"]});
+    ask("CREATE", "a", &bare, &Value::Null).unwrap();
+    for field in spec["properties"].as_object().unwrap().keys() {
+        let object = json!({"metadata": {"name": "a"}, "spec": {field: []}});
+        let message = ask("CREATE", "a", &object, &Value::Null).unwrap_err();
+        assert!(message.contains("not the spec"), "{field}: {message}");
+    }
     for (field, value) in [("/spec", json!({"floor": [1]})), ("/spec", Value::Null)] {
         let mut changed = object("a");
         *changed.pointer_mut(field).unwrap() = value;
@@ -254,5 +263,20 @@ fn of_mignodes_a_pod_writes_the_status_of_its_own_node_only() {
         changed["metadata"][field] = json!([]);
         let message = ask("UPDATE", "a", &changed, &object("a")).unwrap_err();
         assert!(message.contains("nothing of a mignode but the status"), "{message}");
+    }
+}
+
+// Kubernetes checks the types of expressions against the kinds that a policy names, and reports in the status of the policy what does
+// not fit. A map literal fits labels, which are a map, and never an object whose fields the schema names.
+#[test]
+fn no_policy_compares_an_object_that_has_a_schema_with_a_map() {
+    let policies = || shipped().into_iter().filter(|it| it["kind"] == "ValidatingAdmissionPolicy");
+    assert!(policies().count() > 3);
+    for policy in policies() {
+        for validation in policy["spec"]["validations"].as_array().unwrap() {
+            let expression =
+                validation["expression"].as_str().unwrap().replace("labels.orValue({})", "labels");
+            assert!(!expression.contains("{}"), "{}: {expression}", policy["metadata"]["name"]);
+        }
     }
 }

@@ -32,7 +32,9 @@ pub use election::PublisherElection;
 pub use health::DeviceHealth;
 pub use metrics::RegistrationMetrics;
 pub use plugin::DraPlugin;
-pub use registration::{Registration, RegistrationState, SUPPORTED_VERSIONS};
+pub use registration::{
+    Registration, RegistrationError, RegistrationState, SUPPORTED_VERSIONS, watch_registration,
+};
 pub use socket::{Socket, SocketError, SocketGone, SocketPaths, SocketWatch, is_pod_uid};
 pub use sole::{OtherDriver, SoleError, SoleProcess, refuse_other_driver};
 

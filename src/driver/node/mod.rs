@@ -12,7 +12,6 @@ mod shared;
 use std::future::Future;
 use std::sync::Arc;
 
-use anyhow::bail;
 use mig_model::layout::Decision;
 use mig_model::mig_node::Followed;
 use mig_model::slices::{Offered, Publication, Settings};
@@ -31,7 +30,7 @@ use crate::health::{Follower, HealthMetrics, Watchdog};
 use crate::job_mapping::JobMapping;
 use crate::kubelet::{
     DeviceHealth, DraPlugin, PublisherElection, Registration, RegistrationMetrics, RegistrationState, Socket,
-    SocketPaths, SoleProcess, refuse_other_driver, serve_plugin, serve_registration,
+    SocketPaths, SoleProcess, refuse_other_driver, serve_plugin, serve_registration, watch_registration,
 };
 use crate::layout::{LayoutFollower, LayoutFollowerParts, LayoutMemory, StateLabel};
 use crate::mig_node::{MigNodeSwitch, StatusParts, StatusWriter, watch_own};
@@ -110,7 +109,7 @@ pub async fn run(args: NodeArgs, stop: CancellationToken) -> anyhow::Result<()> 
         let run = mapping.run(shared.changes.clone(), args.rescan_interval, stop.clone());
         parts.add_endless("job mapping for the DCGM exporter", run);
     }
-    parts.add("registration with the kubelet", refusal(shared.registration.clone()));
+    parts.add("registration with the kubelet", watch_registration(shared.registration.clone()));
     parts.add("hardware watch", watch.run(shared.changes.clone(), args.rescan_interval, stop.clone()));
     parts.add_endless("health of GPUs", follower.run());
     parts.add_endless("check at the start", check_at_start(args, &shared, stop.clone()));
@@ -319,15 +318,5 @@ fn check_at_start(
             () = check::at_start(place, settings, client, node) => stop.cancelled().await,
             () = stop.cancelled() => {}
         }
-    }
-}
-
-/// Ends with the kubelet's reason if it rejects the registration. It does not retry until the socket is recreated, which the next
-/// start of the driver does.
-async fn refusal(mut state: watch::Receiver<RegistrationState>) -> anyhow::Result<()> {
-    let refused = state.wait_for(|it| matches!(it, RegistrationState::Refused(_))).await?;
-    match &*refused {
-        RegistrationState::Refused(reason) => bail!("{reason}"),
-        RegistrationState::Waiting | RegistrationState::Registered => Ok(()),
     }
 }

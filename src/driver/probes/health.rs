@@ -46,6 +46,11 @@ impl Health {
         match &*self.registration.borrow() {
             RegistrationState::Registered => (true, "registered".to_owned()),
             RegistrationState::Waiting => (false, "waiting for the kubelet".to_owned()),
+            RegistrationState::Asked => (
+                false,
+                "the kubelet asked what this plugin is, and has not reported yet whether it registered it"
+                    .to_owned(),
+            ),
             RegistrationState::Refused(reason) => (false, format!("refused by the kubelet: {reason}")),
         }
     }
@@ -228,6 +233,8 @@ mod tests {
             Publication::Complete { slices: 2, devices: 26, is_counted: true },
         );
         assert!(!is_ready && text.contains("waiting for the kubelet"), "{text}");
+        let (is_ready, text) = report(RegistrationState::Asked, withheld.clone());
+        assert!(!is_ready && text.contains("has not reported yet"), "{text}");
         let (is_ready, text) = report(RegistrationState::Refused("name taken".into()), withheld);
         assert!(!is_ready && text.contains("name taken"), "{text}");
     }
