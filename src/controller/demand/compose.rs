@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::consolidate::MAX_SET;
 use super::decisions::{Decisions, Outcome, Prospect, Reason, Write};
 use super::given::Source;
 use super::ledger::NodeLedger;
 use super::memory::{Memory, NodeMemory, UNSEEN, Unseen};
+use super::movers::MAX_SET;
 use super::round::{Pod, Round};
 use super::shape::Need;
 use super::turns;

@@ -35,6 +35,9 @@ mod gpu;
 pub mod kind;
 mod ledger;
 mod memory;
+mod movers;
+mod offer;
+mod requests;
 mod round;
 mod shape;
 mod share;
@@ -61,7 +64,7 @@ pub fn decide(world: &World, options: &Options, memory: &Memory, now: Timestamp)
     let mut round = round::Round::new(world, &written, options, &memory, now);
     round.serve();
     consolidate::read(&round, &mut memory);
-    let mut movers = consolidate::Movers::new(&round, &memory);
+    let mut movers = movers::Movers::new(&round, &memory);
     let holds = turns::holds(&mut round, &mut movers);
     let eviction = consolidate::eviction(&mut round, &mut movers, &mut memory);
     memory.compiled.used += round.kinds_of_pods();

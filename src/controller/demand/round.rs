@@ -12,7 +12,9 @@ use super::gpu::Score;
 use super::kind::{Choice, Kind};
 use super::ledger::NodeLedger;
 use super::memory::Memory;
-use super::shape::{Choices, Need, NodeKey, Pick, Pool, Shape, Shapes, is_waiting};
+use super::offer::Pick;
+use super::requests::is_waiting;
+use super::shape::{Choices, Need, NodeKey, Pool, Shape, Shapes};
 use super::share::Share;
 use super::world::{ClaimKey, NodeState, Options, PendingPod, Progress, World, after};
 

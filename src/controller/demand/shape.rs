@@ -6,17 +6,15 @@ use std::sync::Arc;
 
 use dra_allocator::cel_env::Programs;
 use dra_allocator::{Allocated, Cluster, Features, Refusal};
-use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::api::resource::v1::{
-    CounterSet, Device, DeviceClass, DeviceRequest, ResourceClaim, ResourcePool, ResourceSlice,
-    ResourceSliceSpec,
-};
+use k8s_openapi::api::resource::v1::{DeviceClass, DeviceRequest, ResourceClaim};
 
 use super::answers::{Answer, Answers};
 use super::gpu::GpuLedger;
-use super::kind::{Choice, IDENTITY, Kind, Set, members};
+use super::kind::{Choice, IDENTITY, Kind, Set};
 use super::ledger::NodeLedger;
 use super::memory::Compiled;
+use super::offer::{Pick, named, offer, slice};
+use super::requests::{claim_of_class, classes, is_admin, is_single, is_waiting, requests, selectors};
 use super::share::Share;
 use super::world::{GpuState, PendingPod, World};
 
@@ -63,9 +61,6 @@ pub(super) struct Shapes<'w> {
     known: HashMap<String, Rc<Shape>>,
     share: Share<'w>,
 }
-
-/// A device of a node: GPU and possible device, by position.
-pub(super) type Pick = (usize, usize);
 
 impl<'w> Shapes<'w> {
     pub(super) fn new(world: &'w World, driver: &'w str, compiled: &Compiled) -> Self {
@@ -311,148 +306,4 @@ fn pattern(gpus: &[GpuState]) -> Vec<u8> {
         }
     }
     pattern
-}
-
-struct Offer {
-    slices: Vec<ResourceSlice>,
-    picks: HashMap<String, Pick>,
-}
-
-fn name(gpu: usize, device: usize) -> String {
-    format!("{gpu}-{device}")
-}
-
-fn real(gpu: &GpuState, position: (usize, usize), set: Option<&str>) -> Device {
-    let mut device = gpu.kind.devices[position.1].device.clone();
-    device.name = name(position.0, position.1);
-    let attributes = device.attributes.get_or_insert_default();
-    for (key, value) in &gpu.identity {
-        // A MIG device has the UUID of its GPU as parent, and none yet of its own.
-        let is_own = key == "uuid" && gpu.kind.devices[position.1].profile != mig_model::mig_node::WHOLE;
-        if !is_own {
-            attributes.insert(key.clone(), value.clone());
-        }
-    }
-    match (set, &mut device.consumes_counters) {
-        (Some(set), Some(consumed)) => {
-            consumed.iter_mut().for_each(|it| it.counter_set = set.to_owned());
-        }
-        _ => device.consumes_counters = None,
-    }
-    device
-}
-
-/// Devices of a node, best first, with what is left of the counters of each GPU.
-fn offer(driver: &str, node: &NodeLedger<'_>, of: impl Fn(usize) -> Set) -> Offer {
-    let mut order: Vec<_> = node
-        .gpus
-        .iter()
-        .enumerate()
-        .flat_map(|(position, gpu)| {
-            members(of(position)).map(move |device| {
-                let withdrawn = (gpu.room.published & gpu.kind.conflicts[device]).count_ones();
-                let size = gpu.kind.devices[device].size;
-                let cuts = !gpu.is_used && size < gpu.kind.largest;
-                ((size, cuts, withdrawn, gpu.kind.blocks[device]), (position, device))
-            })
-        })
-        .collect();
-    order.sort_unstable();
-    let mut sets = Vec::new();
-    let mut devices = Vec::new();
-    let mut picks = HashMap::new();
-    for (position, gpu) in node.gpus.iter().enumerate() {
-        if let Some(counters) = gpu.counters_left() {
-            sets.push(CounterSet { name: position.to_string(), counters });
-        }
-    }
-    for (_, (gpu, device)) in order {
-        let ledger = &node.gpus[gpu];
-        let set = ledger.counters_left().is_some().then(|| gpu.to_string());
-        devices.push(real(ledger.state, (gpu, device), set.as_deref()));
-        picks.insert(name(gpu, device), (gpu, device));
-    }
-    let of = node.state.node.metadata.name.as_deref().unwrap_or_default();
-    let count = 1 + i64::from(!sets.is_empty());
-    let mut slices = vec![slice(driver, of, devices, None, 0, count)];
-    if !sets.is_empty() {
-        slices.push(slice(driver, of, Vec::new(), Some(sets), 1, count));
-    }
-    Offer { slices, picks }
-}
-
-fn slice(
-    driver: &str,
-    node: &str,
-    devices: Vec<Device>,
-    counters: Option<Vec<CounterSet>>,
-    index: usize,
-    count: i64,
-) -> ResourceSlice {
-    let pool = ResourcePool { name: node.to_owned(), generation: 1, resource_slice_count: count };
-    let mut slice = ResourceSlice {
-        spec: ResourceSliceSpec {
-            driver: driver.to_owned(),
-            node_name: Some(node.to_owned()),
-            pool,
-            shared_counters: counters.clone(),
-            devices: counters.is_none().then_some(devices),
-            ..ResourceSliceSpec::default()
-        },
-        ..ResourceSlice::default()
-    };
-    slice.metadata.name = Some(index.to_string());
-    slice
-}
-
-fn named(name: &str) -> Node {
-    let mut node = Node::default();
-    node.metadata.name = Some(name.to_owned());
-    node
-}
-
-fn claim_of_class(class: &str) -> ResourceClaim {
-    use k8s_openapi::api::resource::v1::{DeviceClaim, ExactDeviceRequest};
-    let exactly = ExactDeviceRequest { device_class_name: class.to_owned(), ..ExactDeviceRequest::default() };
-    let request = DeviceRequest { name: "r".to_owned(), exactly: Some(exactly), ..DeviceRequest::default() };
-    let mut claim = ResourceClaim::default();
-    claim.spec.devices = Some(DeviceClaim { requests: Some(vec![request]), ..DeviceClaim::default() });
-    claim
-}
-
-fn requests(claim: &ResourceClaim) -> impl Iterator<Item = &DeviceRequest> {
-    claim.spec.devices.iter().flat_map(|it| it.requests.iter().flatten())
-}
-
-fn classes(request: &DeviceRequest) -> Vec<&str> {
-    let listed = request.first_available.iter().flatten().map(|it| it.device_class_name.as_str());
-    listed.chain(request.exactly.iter().map(|it| it.device_class_name.as_str())).collect()
-}
-
-fn selectors(request: &DeviceRequest) -> Vec<String> {
-    let listed = request.first_available.iter().flatten().filter_map(|it| it.selectors.as_ref());
-    let all = listed.chain(request.exactly.iter().filter_map(|it| it.selectors.as_ref())).flatten();
-    all.filter_map(|it| Some(it.cel.as_ref()?.expression.clone())).collect()
-}
-
-fn is_admin(request: &DeviceRequest) -> bool {
-    request.exactly.as_ref().is_some_and(|it| it.admin_access == Some(true))
-}
-
-/// Whether the claim is for one device, whatever alternative it gets.
-fn is_single(claim: &ResourceClaim) -> bool {
-    let mut all = requests(claim);
-    let (Some(request), None) = (all.next(), all.next()) else { return false };
-    let is_one = |mode: Option<&str>, count: Option<i64>| {
-        mode.is_none_or(|it| it == "ExactCount") && count.unwrap_or(1) == 1
-    };
-    let mut listed = request.first_available.iter().flatten();
-    !is_admin(request)
-        && listed.all(|it| is_one(it.allocation_mode.as_deref(), it.count))
-        && request.exactly.iter().all(|it| is_one(it.allocation_mode.as_deref(), it.count))
-}
-
-/// Whether a claim has no devices yet.
-pub(super) fn is_waiting(claim: &ResourceClaim) -> bool {
-    claim.status.as_ref().is_none_or(|it| it.allocation.is_none())
 }

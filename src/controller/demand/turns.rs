@@ -9,7 +9,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use mig_model::layout::LONGEST_HOLD;
 
-use super::consolidate::{Candidate, Movers, most_pods};
+use super::movers::{Candidate, Movers, most_pods};
 use super::round::Round;
 use super::shape::Need;
 use super::world::{Hold, NodeState, Options, after};
