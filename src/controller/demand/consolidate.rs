@@ -10,7 +10,7 @@
 //! - the hold is in force, the driver has seen it, and it lasts until the pods have ended;
 //! - the scheduler says that the pod lacks nothing but devices;
 //! - no other set is on its way, none has failed lately, and neither the hour's evictions nor those for the namespace are used up.
-//!   After one that failed, whether the pod waits on or was deleted, nothing is evicted for its namespace for a time that doubles.
+//!   After one that failed, whether the pod still waits or was deleted, nothing is evicted for its namespace for a time that doubles.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -138,7 +138,7 @@ impl<'w> Movers<'w> {
             let has_run = |it: &&MovablePod| {
                 it.started.is_some_and(|it| after(it, round.options.move_after) <= round.now)
             };
-            // One that may take longer to end than a GPU is held back, if nobody renews that, is never evicted.
+            // One that may take longer to end than a hold lasts without a renewal is never evicted.
             let longest = round.options.hold_for.min(LONGEST_HOLD);
             let ends_in_time = |it: &MovablePod| it.grace.saturating_add(MARGIN) <= longest;
             let may_leave = pods.iter().all(|it| {
