@@ -28,7 +28,7 @@ pub struct GpuInventory {
     /// What the GPU's instances can have together, MiB; published as one more counter where there are any. The whole GPU takes
     /// all of it, and a MIG device its capacity.
     pub memory_mib: u64,
-    /// What reserved devices take of it, see [`GpuInventory::reserve`].
+    /// What devices take of it that claims have and that are not published, see `reserve`.
     pub reserved_mib: u64,
     /// Devices to publish, in NVML's order of the profiles.
     pub devices: Vec<AllocatableDevice>,
