@@ -34,8 +34,8 @@ pub struct Args {
     /// offered to others [default: no GPU is held back].
     #[arg(long, env, value_name = "SECONDS", value_parser = seconds)]
     pub hold_after: Option<Duration>,
-    /// How long a GPU is held back for one claim at most. Holds are short and renewed: they end within 5 minutes after the controller
-    /// has stopped.
+    /// How long a GPU is held back for one claim at most. Holds are short and renewed: they end 5 minutes, with --consolidate up to
+    /// 15 minutes, after the controller has stopped.
     #[arg(long, env, value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
     pub hold_for: Duration,
     /// With --hold-after: evict pods with the label mig.dra-driver.dev/movable=true that stand in the way on a GPU that is held back,

@@ -11,7 +11,7 @@ use crate::world::World;
 
 /// A profile that no MigNode has, or one too many.
 const OTHER: &str = "other";
-/// Profiles that are told apart; all known models together have fewer.
+/// Profiles with a label of their own; all known models together have fewer.
 const MOST_PROFILES: usize = 64;
 /// A pod can be gone from the pods that wait for so long before its claim is seen to have devices: watches are late.
 const LATE: SignedDuration = SignedDuration::from_secs(60);
@@ -21,7 +21,7 @@ const LATE: SignedDuration = SignedDuration::from_secs(60);
 pub(crate) struct Waits {
     /// By UID.
     claims: BTreeMap<String, Wait>,
-    /// Profiles that were told apart so far.
+    /// Profiles that have had a label of their own so far.
     profiles: BTreeSet<String>,
 }
 

@@ -61,7 +61,7 @@ fn create_waiting_pod_for(server: &ApiServer, name: &str, selector: &str) {
         server.create(object).unwrap();
     }
     let condition = json!({
-        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available",
+        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available: 1 cannot allocate all claims.",
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     });
     let status = json!({"status": {"conditions": [condition]}});

@@ -10,7 +10,7 @@
 //! - the hold is in force, the driver has seen it, and it lasts until the pods have ended;
 //! - the scheduler says that the pod lacks nothing but devices;
 //! - no other set is on its way, none has failed lately, and neither the hour's evictions nor those for the namespace are used up.
-//!   After one that failed, whether the pod waits on or was deleted, nothing is evicted for its namespace for a time that doubles.
+//!   After one that failed, whether the pod still waits or was deleted, nothing is evicted for its namespace for a time that doubles.
 
 use std::time::Duration;
 

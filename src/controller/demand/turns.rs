@@ -17,7 +17,8 @@ use super::world::{Hold, NodeState, Options, after};
 /// Holds that one round adds.
 const MAX_NEW: usize = 64;
 
-/// What is left of a hold that was written or renewed just now: a GPU is soon free for others when no controller runs any more.
+/// What is left at least of a hold that was written or renewed just now, see `lease`: a GPU is soon free for others when no controller
+/// runs any more.
 pub(super) const RENEWED_FOR: Duration = Duration::from_secs(300);
 
 /// GPUs held back, by namespace and by pool of nodes.

@@ -107,7 +107,7 @@ where
     Ok(all)
 }
 
-/// What MigNodes say, by node. Nobody tells this command how the controller runs: nodes without the label count as ones that follow demand
+/// What MigNodes say, by node. This command cannot see how the controller runs: nodes without the label count as ones that follow demand
 /// where something is demanded of any of them.
 fn with_labels(listed: Vec<(String, Demanded, bool)>, nodes: &[Node]) -> BTreeMap<String, Demanded> {
     let by_name: BTreeMap<&str, &Node> =

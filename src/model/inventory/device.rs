@@ -22,12 +22,13 @@ pub struct GpuInventory {
     pub counter_set: String,
     /// All that the empty GPU has, whatever lives on it: kube-scheduler stops giving away anything of a pool in which a counter
     /// is below what allocated devices take from it, and some of these may not be known yet. What an unmanaged instance
-    /// takes is withheld by leaving devices out. Empty where nothing the GPU offers can overlap.
+    /// takes is withheld by leaving devices out. Only `reserve` lowers them. Empty where nothing the GPU offers can
+    /// overlap.
     pub counters: BTreeMap<String, u32>,
     /// What the GPU's instances can have together, MiB; published as one more counter where there are any. The whole GPU takes
     /// all of it, and a MIG device its capacity.
     pub memory_mib: u64,
-    /// What reserved devices take of it, see [`GpuInventory::reserve`].
+    /// What devices take of it that claims have and that are not published, see `reserve`.
     pub reserved_mib: u64,
     /// Devices to publish, in NVML's order of the profiles.
     pub devices: Vec<AllocatableDevice>,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::resource::v1::{Counter, Device, ResourceSlice};
 use mig_model::claim::ClaimRef;
 use mig_model::inventory::{OfferPolicy, ProfileFilter};
-use mig_model::slices::{CounterSupport, GATE_RETRY, Gate, Gates, MEMORY, Pool};
+use mig_model::slices::{CounterSupport, Gate, Gates, MEMORY, Pool, RESYNC};
 
 use super::*;
 use crate::checkpoint::{Record, RecordedKind};
@@ -511,7 +511,7 @@ impl World {
         for _ in 0..10 {
             self.write();
             let wake = self.rounds.wake.map_or(0, |it| it.duration_since(self.at(self.now)).as_secs());
-            if GATE_RETRY.as_secs() <= wake {
+            if RESYNC.as_secs() <= wake {
                 return;
             }
             self.now += wake;

@@ -12,7 +12,11 @@ use super::*;
 const GPU: &str = "gpu-0000-1a-00";
 
 /// The device of a profile that a scheduler allocates which sees these slices and takes these devices for allocated.
-fn allocates(slices: &[ResourceSlice], allocated: &BTreeSet<String>, profile: &str) -> Option<String> {
+pub(super) fn allocates(
+    slices: &[ResourceSlice],
+    allocated: &BTreeSet<String>,
+    profile: &str,
+) -> Option<String> {
     let expression = format!("device.attributes[\"d\"].profile == \"{profile}\"");
     let class: DeviceClass = serde_json::from_value(
         json!({"metadata": {"name": "c"}, "spec": {"selectors": [{"cel": {"expression": expression}}]}}),

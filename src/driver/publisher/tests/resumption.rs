@@ -3,6 +3,7 @@
 
 use mig_model::layout::with_holds;
 
+use super::holds::allocates;
 use super::scene::{Scene, mig};
 use super::*;
 
@@ -65,21 +66,27 @@ fn a_device_that_is_hidden_on_a_gpu_that_is_held_back_is_given_to_no_other_claim
 }
 
 #[test]
-fn a_hidden_device_is_known_to_a_driver_that_starts_where_counters_are_kept_meanwhile() {
+fn what_a_hidden_device_takes_is_known_to_a_driver_that_starts_where_counters_are_kept_meanwhile() {
     for (is_prepared, is_wiped) in [(false, false), (false, true), (true, false), (true, true)] {
         let (mut scene, device) = held_back("4g.40gb", is_prepared);
+        let (large, of) = (mig("4g-40gb-0"), format!("{is_prepared} {is_wiped}"));
         scene.keeps_counters = true;
         resume(&mut scene, is_wiped);
+        // The other GPU would serve it, too.
+        let other: BTreeSet<String> = ["gpu-0000-1b-00".to_owned()].into();
         for _ in 0..10 {
             scene.elapse(SETTLE);
-            let published = scene.published();
-            let overlaps = published.contains(&mig("4g-40gb-0"));
-            assert!(
-                !overlaps || published.contains(&device),
-                "kube-scheduler counts only what is published, {is_prepared} {is_wiped}"
+            let allocated = &scene.allocated | &other;
+            assert_eq!(
+                allocates(&scene.rounds.slices, &allocated, "4g.40gb"),
+                None,
+                "it overlaps {device}, {of}"
             );
         }
-        assert!(scene.published().contains(&device), "{is_prepared} {is_wiped}");
+        scene.end(&device);
+        scene.notice();
+        scene.elapse(10 * SETTLE);
+        assert_eq!(allocates(&scene.rounds.slices, &other, "4g.40gb"), Some(large), "{of}");
     }
 }
 
