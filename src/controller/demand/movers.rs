@@ -105,7 +105,7 @@ impl<'w> Movers<'w> {
             let has_run = |it: &&MovablePod| {
                 it.started.is_some_and(|it| after(it, round.options.move_after) <= round.now)
             };
-            // One that may take longer to end than a GPU is held back, if nobody renews that, is never evicted.
+            // One that may take longer to end than a hold lasts without a renewal is never evicted.
             let longest = round.options.hold_for.min(LONGEST_HOLD);
             let ends_in_time = |it: &MovablePod| it.grace.saturating_add(MARGIN) <= longest;
             let may_leave = pods.iter().all(|it| {

@@ -90,7 +90,7 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
         {
             continue;
         }
-        let key = (std::rc::Rc::as_ptr(&shape), group, is_due, moves);
+        let key = (std::rc::Rc::as_ptr(&shape), group, is_due, moves, movers.may_move_for(pod.of));
         if failed.contains(&key) {
             continue;
         }

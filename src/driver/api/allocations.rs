@@ -9,13 +9,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, ObjectList, Request};
 use kube::{Api, Client, Error, Resource};
 use mig_model::claim::ClaimRef;
+use tracing::warn;
 
 use super::slices::{SliceError, call};
 
 /// Claims in one answer; where they are so large that it would exceed [`MAX_BYTES`], in one of the next.
 const PAGE: u32 = 50;
-/// Bound on the bytes of one answer. A claim has a few kB; etcd takes no object of more than 1.5 MB.
+/// Bound on the bytes of one answer. A claim has a few kB.
 const MAX_BYTES: usize = 4 << 20;
+/// The same for one claim. etcd takes no object of more than 1.5 MB, and JSON can have six times the bytes of what is stored.
+const MAX_CLAIM: usize = 16 << 20;
 
 /// Reads the allocations of all claims of the cluster. Needs the verbs `list` and `get`; is asked only when published devices
 /// are about to go, or others are to take their place.
@@ -52,7 +55,8 @@ impl Allocations {
                 }
             }
             match page.metadata.continue_.filter(|it| !it.is_empty()) {
-                Some(token) => params = params.continue_token(&token),
+                // A large claim makes only its own page small.
+                Some(token) => params = ListParams::default().limit(PAGE).continue_token(&token),
                 None => break,
             }
         }
@@ -66,27 +70,31 @@ impl Allocations {
         let theirs = self.found.iter().filter(|(_, its)| !its.is_disjoint(devices));
         for claim in theirs.filter_map(|(claim, _)| claim.as_ref()) {
             let api: Api<ResourceClaim> = Api::namespaced(self.api.clone().into_client(), &claim.namespace);
-            let found = call(format!("get resourceclaim {claim}"), api.get_opt(&claim.name)).await?;
+            let found = api.get_opt(&claim.name).await.map_err(|error| {
+                warn!(%claim, %error, "cannot read a claim that has a device of this node");
+                SliceError::unread_claim()
+            })?;
             let found = found.filter(|it| it.metadata.uid.as_deref() == Some(claim.uid.as_str()));
             still.extend(found.iter().flat_map(|it| self.devices(it)).filter(|it| devices.contains(it)));
         }
         Ok(still)
     }
 
-    /// A page of claims; `None` where it is larger than [`MAX_BYTES`] and may be smaller.
+    /// A page of claims; `None` where it is larger than [`MAX_BYTES`] and has more than one claim.
     async fn page(&self, params: &ListParams) -> Result<Option<ObjectList<ResourceClaim>>, Error> {
         let request = Request::new(ResourceClaim::url_path(&(), None)).list(params);
         let request = request.map_err(Error::BuildRequest)?;
         let body = self.api.clone().into_client().request_stream(request).await?;
+        let most = if params.limit == Some(1) { MAX_CLAIM } else { MAX_BYTES };
         let mut bytes = Vec::new();
-        body.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).await.map_err(Error::ReadEvents)?;
-        if bytes.len() <= MAX_BYTES {
+        body.take(most as u64 + 1).read_to_end(&mut bytes).await.map_err(Error::ReadEvents)?;
+        if bytes.len() <= most {
             return serde_json::from_slice(&bytes).map(Some).map_err(Error::SerdeError);
         }
         if params.limit.is_some_and(|it| 1 < it) {
             return Ok(None);
         }
-        let message = format!("a claim of more than {MAX_BYTES} bytes");
+        let message = format!("a claim of more than {MAX_CLAIM} bytes");
         Err(Error::ReadEvents(io::Error::new(io::ErrorKind::FileTooLarge, message)))
     }
 
@@ -214,8 +222,16 @@ mod tests {
         let server = Server::new((0..60).map(|it| claim(it, "p", MAX_BYTES / 20)));
         assert_eq!(server.allocations().read().await.unwrap(), set(0..60));
         let requests = server.requests();
-        assert_eq!(requests.len(), 2 + 5, "of 50 and 25, and then of 12: {requests:?}");
+        let limit = |it: &String| it.split("limit=").nth(1)?.split('&').next()?.parse::<usize>().ok();
+        let limits: Vec<_> = requests.iter().filter_map(limit).collect();
+        assert_eq!(limits[..4], [50, 25, 12, 50], "a small page is followed by one of the usual size");
         let server = Server::new([claim(0, "p", MAX_BYTES)]);
+        assert_eq!(
+            server.allocations().read().await.unwrap(),
+            set([0]),
+            "one claim may be larger than a page"
+        );
+        let server = Server::new([claim(0, "p", MAX_CLAIM)]);
         let error = server.allocations().read().await.unwrap_err().to_string();
         assert!(error.contains("a claim of more than"), "{error}");
     }

@@ -85,10 +85,17 @@ impl SliceError {
     #[must_use]
     pub fn cannot_forget(error: &std::io::Error) -> Self {
         let message = format!(
-            "{error}; until then no device is added to the ResourceSlices: check the disk of the node and the permissions of --plugins-dir, or \
-             remove published.json there"
+            "{error}; until then no device is added to the ResourceSlices: check the disk of the node, and the permissions of the \
+             driver's directory below --plugins-dir, or remove published.json there"
         );
         Self::unavailable("remove published.json".to_owned(), message)
+    }
+
+    /// A claim that has a device of this node cannot be read. Which one it is stands in the log: others may not know of it.
+    #[must_use]
+    pub fn unread_claim() -> Self {
+        let message = "a claim that has a device of this node cannot be read; the log of the driver names it and the reason".to_owned();
+        Self::unavailable("get a resourceclaim".to_owned(), message)
     }
 
     fn unavailable(operation: String, message: String) -> Self {

@@ -28,7 +28,7 @@ pub(super) async fn whole_gpu(session: &SharedSession, gpu: &LiveGpu, host: Host
     .await
 }
 
-/// A GPU is only looked up, whoever holds what of it.
+/// A GPU is only looked up, whatever claims have of it.
 pub(super) async fn as_it_is(gpu: &LiveGpu, host: HostFiles) -> Made {
     let has_mig = gpu.facts.mig.is_some();
     to_its_end(gpu, move |handle| Ok(host.read_for_admin(handle.minor()?, has_mig))).await

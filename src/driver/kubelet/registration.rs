@@ -17,8 +17,9 @@ pub const SUPPORTED_VERSIONS: [&str; 4] =
     ["v1.DRAPlugin", "v1beta1.DRAPlugin", "v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth"];
 
 /// How long after its last question the kubelet may report whether it registered the plugin. It gives up after 5 s, and never reports
-/// again (pkg/kubelet/pluginmanager/operationexecutor), although it may have registered the plugin.
-const LONGEST_REPORT: Duration = Duration::from_secs(30);
+/// again (pkg/kubelet/pluginmanager/operationexecutor), although it may have registered the plugin. Where the answer to its question
+/// came too late for it, it asks again after at most 2 minutes and 2 seconds.
+const LONGEST_REPORT: Duration = Duration::from_secs(150);
 
 /// How the registration stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

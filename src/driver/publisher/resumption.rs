@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use mig_model::slices::Pool;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ const VERSION: u32 = 1;
 #[derive(Debug)]
 pub struct Resumption {
     path: PathBuf,
+    /// Whether the file was removed, and the disk may not have that yet.
+    is_unsynced: AtomicBool,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -57,7 +60,7 @@ impl Resumption {
     /// Kept in this file.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path }
+        Self { path, is_unsynced: AtomicBool::new(false) }
     }
 
     fn content(&self) -> io::Result<Content> {
@@ -90,10 +93,16 @@ impl Resumption {
         let wanted = wanted.map(|it| Content::new(node_uid, it));
         let kept = match self.content() {
             Ok(kept) if Some(&kept) == wanted.as_ref() => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.is_unsynced.load(Relaxed) => {
+                return Ok(());
+            }
             kept => kept,
         };
-        match remove_if_there(&self.path).and_then(|()| sync_directory(self.path.parent())) {
+        // Without that a file that was removed may be back after a power loss.
+        self.is_unsynced.store(true, Relaxed);
+        let removed = remove_if_there(&self.path).and_then(|()| sync_directory(self.path.parent()));
+        self.is_unsynced.store(removed.is_err(), Relaxed);
+        match removed {
             Err(error) if kept.is_ok_and(|it| it.covers(wanted.as_ref())) => {
                 warn!(path = %self.path.display(), %error, "cannot be removed; devices are withdrawn all the same");
                 Ok(())

@@ -237,6 +237,7 @@ impl Memory {
             published: &before,
             hidden: &hidden,
             prepared: &prepared,
+            is_counted: world.is_counted(),
             is_wiped: published.slices.is_empty(),
         };
         if self.retained.asks(devices, now) {

@@ -102,7 +102,8 @@ fn of_group<'i>(gpus: &[Sizes<'i>]) -> Vec<Vec<Packed<'i>>> {
 }
 
 fn product(gpu: &GpuInventory) -> &str {
-    match gpu.devices.first().and_then(|it| it.attributes.get("productName")) {
+    // Where all of it is held back, what it is does not change.
+    match gpu.devices.first().or(gpu.withheld.first()).and_then(|it| it.attributes.get("productName")) {
         Some(Attribute::String(name)) => name,
         _ => "",
     }

@@ -106,7 +106,7 @@ pub(super) fn names(slice: &ResourceSlice) -> impl Iterator<Item = &str> {
 pub(crate) fn device(device: &AllocatableDevice, gpu: &GpuInventory) -> Device {
     let consumption = DeviceCounterConsumption {
         counter_set: gpu.counter_set.clone(),
-        counters: counters(&device.consumes, gpu.memory_of(device)),
+        counters: counters(&device.consumes, Some(gpu.memory_of(device)).filter(|it| 0 < *it)),
     };
     Device {
         name: device.name.as_str().to_owned(),
@@ -147,14 +147,15 @@ fn capacity(value: Capacity) -> DeviceCapacity {
 
 /// The counters of a GPU as they stand in a slice.
 pub(crate) fn counter_set(gpu: &GpuInventory) -> CounterSet {
-    let memory_mib = gpu.memory_mib.saturating_sub(gpu.reserved_mib);
+    // Also where nothing of it is left: kube-scheduler takes a pool for invalid where a device consumes a counter that is not in its set.
+    let memory_mib = (0 < gpu.memory_mib).then(|| gpu.memory_mib.saturating_sub(gpu.reserved_mib));
     CounterSet { name: gpu.counter_set.clone(), counters: counters(&gpu.counters, memory_mib) }
 }
 
 /// The counters that keep devices apart, and the memory in bytes, as in capacity.
-fn counters(exact: &BTreeMap<String, u32>, memory_mib: u64) -> BTreeMap<String, Counter> {
+fn counters(exact: &BTreeMap<String, u32>, memory_mib: Option<u64>) -> BTreeMap<String, Counter> {
     let exact = exact.iter().map(|(name, amount)| (name.clone(), quantity::count(*amount)));
-    let memory = (0 < memory_mib).then(|| (MEMORY.to_owned(), quantity::mebibytes(memory_mib)));
+    let memory = memory_mib.map(|it| (MEMORY.to_owned(), quantity::mebibytes(it)));
     exact.chain(memory).map(|(name, value)| (name, Counter { value })).collect()
 }
 

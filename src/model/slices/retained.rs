@@ -70,6 +70,8 @@ pub(super) struct Devices<'a> {
     pub(super) hidden: &'a BTreeSet<String>,
     /// What is prepared.
     pub(super) prepared: &'a BTreeSet<String>,
+    /// Whether counters are kept; layouts see to what they withdraw.
+    pub(super) is_counted: bool,
     /// Whether there are no slices, not even empty ones.
     pub(super) is_wiped: bool,
 }
@@ -106,9 +108,10 @@ impl RetainedDevices {
         let has_any = !devices.offered.is_empty() || !devices.withheld.is_empty();
         let is_first = has_any && self.has_past;
         let is_empty = devices.published.is_empty();
+        // Also what a hold hid that this process does not know of yet is missing then.
+        let is_all = devices.withheld.is_empty() && devices.offered.is_subset(devices.published);
         if is_first {
             self.gone = Some(Gone::Since(now));
-            let is_all = devices.withheld.is_empty() && devices.offered.is_subset(devices.published);
             self.began = self.start.filter(|_| !is_all);
         }
         // Where all is offered, nothing can come back.
@@ -129,12 +132,13 @@ impl RetainedDevices {
         let asks = goes
             || returns
             || self.prepared.iter().any(is_over)
-            || is_first && (is_empty || !devices.withheld.is_empty())
+            || is_first && (is_empty || !devices.withheld.is_empty() || devices.is_counted && !is_all)
             || self.next().is_some_and(|it| it <= now);
         if is_first && !asks {
             self.has_past = false;
         }
-        if !asks && self.next().is_none() {
+        // Beside what is hidden, what is allocated keeps its share of the counters.
+        if !asks && self.next().is_none() && devices.hidden.is_empty() {
             self.allocated.clear();
         }
         asks
@@ -370,6 +374,7 @@ mod tests {
             published: &published,
             hidden: &NOTHING,
             prepared: &NOTHING,
+            is_counted: true,
             is_wiped: false,
         };
         let asks = retained.asks(devices, at);

@@ -1,9 +1,11 @@
 //! What the allocator of kube-scheduler does with the slices of a GPU that is held back where counters are kept, whichever of them it
 //! has seen, and whether it has seen them or a release first.
 
+use std::collections::BTreeMap;
+
 use dra_allocator::{Allocated, ClaimRef, Cluster, DeviceId, Features};
 use k8s_openapi::api::core::v1::Node as KubeNode;
-use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
+use k8s_openapi::api::resource::v1::{Counter, DeviceClass, ResourceClaim};
 use serde_json::json;
 
 use super::scene::{Scene, mig};
@@ -124,4 +126,66 @@ fn a_device_that_is_hidden_counts_with_its_memory_and_what_is_left_can_be_alloca
     assert_eq!(memory(&scene), total);
     let free = allocates(&scene.rounds.slices, &scene.allocated, "1g.10gb").unwrap();
     assert!([mig("1g-10gb-5"), mig("1g-10gb-6")].contains(&free), "{free}");
+}
+
+/// What is left of each counter beside what these devices take of it. Panics where one takes of a counter that is not there.
+fn counters_left(slices: &[ResourceSlice], allocated: &BTreeSet<String>) -> BTreeMap<(String, String), i128> {
+    let bytes = |it: &Counter| {
+        let text = it.value.0.as_str();
+        text.strip_suffix("Mi")
+            .map_or_else(|| text.parse::<i128>(), |it| it.parse().map(|it: i128| it << 20))
+            .unwrap()
+    };
+    let sets = slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten());
+    let mut left: BTreeMap<_, _> = sets
+        .flat_map(|set| set.counters.iter().map(|(name, it)| ((set.name.clone(), name.clone()), bytes(it))))
+        .collect();
+    for device in slices.iter().flat_map(|it| it.spec.devices.iter().flatten()) {
+        for consumed in device.consumes_counters.iter().flatten() {
+            for (name, amount) in &consumed.counters {
+                let key = (consumed.counter_set.clone(), name.clone());
+                let left = left.get_mut(&key).unwrap_or_else(|| panic!("{} takes of {key:?}", device.name));
+                if allocated.contains(&device.name) {
+                    *left -= bytes(amount);
+                }
+            }
+        }
+    }
+    left
+}
+
+#[test]
+fn what_devices_take_is_a_counter_of_their_set_also_where_a_hidden_device_takes_all_of_it() {
+    for (device, profile) in [("7g-80gb-0", "3g.40gb"), ("7g-80gb-0", "1g.10gb")] {
+        let mut scene = Scene::new("2xH100-80GB");
+        scene.look();
+        scene.prepare(&mig(device));
+        scene.look();
+        scene.rounds.layout.held_back.insert(GPU.to_owned(), profile.to_owned());
+        scene.look();
+        scene.elapse(3 * SETTLE);
+        assert!(!scene.published().contains(&mig(device)));
+        assert!(scene.published().iter().any(|it| it.starts_with(GPU)));
+        counters_left(&scene.rounds.slices, &scene.allocated);
+        assert!(allocates(&scene.rounds.slices, &scene.allocated, "7g.80gb").is_some(), "of the other GPU");
+    }
+}
+
+#[test]
+fn an_allocated_device_keeps_its_share_for_as_long_as_one_that_overlaps_it_is_hidden() {
+    let mut scene = Scene::new("1xH100-80GB");
+    scene.look();
+    // Its pod was deleted by force: deallocated, and the instance is still there.
+    scene.prepare(&mig("1g-10gb-3"));
+    scene.allocated.remove(&mig("1g-10gb-3"));
+    scene.allocate(&mig("4g-40gb-0"));
+    scene.look();
+    scene.rounds.layout.held_back.insert(GPU.to_owned(), "4g.40gb".to_owned());
+    scene.look();
+    for _ in 0..8 {
+        scene.elapse(100);
+        let left = counters_left(&scene.rounds.slices, &scene.allocated);
+        let overdrawn: Vec<_> = left.iter().filter(|(_, it)| **it < 0).collect();
+        assert!(overdrawn.is_empty(), "kube-scheduler would refuse every device of the node: {overdrawn:?}");
+    }
 }

@@ -91,6 +91,34 @@ fn what_a_hidden_device_takes_is_known_to_a_driver_that_starts_where_counters_ar
 }
 
 #[test]
+fn with_counters_a_driver_that_starts_and_does_not_know_the_hold_yet_gives_no_share_of_a_hidden_device_away()
+{
+    let mut scene = Scene::new("1xH100-80GB");
+    scene.look();
+    scene.allocate(&mig("1g-10gb-3"));
+    hold(&mut scene, "4g.40gb");
+    scene.look();
+    scene.elapse(10 * SETTLE);
+    assert!(!scene.published().contains(&mig("1g-10gb-3")));
+    let hidden = scene.rounds.layout.clone();
+    scene.rounds.layout.held_back.clear();
+    follow(&mut scene);
+    resume(&mut scene, false);
+    for _ in 0..3 {
+        assert_eq!(
+            allocates(&scene.rounds.slices, &scene.allocated, "4g.40gb"),
+            None,
+            "it overlaps what a claim has"
+        );
+        scene.elapse(SETTLE);
+    }
+    scene.rounds.layout = hidden;
+    scene.look();
+    scene.elapse(10 * SETTLE);
+    assert_eq!(allocates(&scene.rounds.slices, &scene.allocated, "4g.40gb"), None);
+}
+
+#[test]
 fn what_a_hold_keeps_back_is_not_offered_by_a_driver_that_starts_and_does_not_know_the_hold_yet() {
     let mut scene = Scene::new("2xH100-80GB");
     scene.look();
