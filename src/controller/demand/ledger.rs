@@ -69,7 +69,8 @@ impl<'w> NodeLedger<'w> {
             let held: usize =
                 self.gpus.iter().map(|gpu| members(gpu.held).filter(|it| is(gpu.kind, *it)).count()).sum();
             let mut missing = (*count as usize).saturating_sub(held);
-            for gpu in &mut self.gpus {
+            // What a GPU that is held back still publishes is about to go.
+            for gpu in self.gpus.iter_mut().filter(|it| !it.is_reserved()) {
                 for device in members(gpu.room.published).filter(|it| is(gpu.kind, *it)).take(missing) {
                     gpu.room.floor |= 1 << device;
                     missing -= 1;
@@ -107,8 +108,10 @@ impl<'w> NodeLedger<'w> {
         }
     }
 
+    /// Where a demand or the floor is served; not on a GPU that is held back.
     fn best_of_profile(&self, profile: &str) -> Option<Score> {
-        let all = self.gpus.iter().enumerate().flat_map(|(position, gpu)| {
+        let gpus = self.gpus.iter().enumerate().filter(|(_, it)| !it.is_reserved());
+        let all = gpus.flat_map(|(position, gpu)| {
             let devices = gpu.kind.devices.iter().enumerate().filter(|(_, it)| it.profile == *profile);
             devices
                 .filter(|(it, _)| {
