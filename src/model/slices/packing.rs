@@ -9,7 +9,8 @@
 //! one in whichever slice is visited first. Another kind is in the same slice where all of it fits.
 //!
 //! The shelf of a device does not depend on what is in use: a change of the order never moves one to another slice. Groups are the same for
-//! all sizes: what is allocated of one group is no reason to write the slices of another.
+//! all sizes: what is allocated of one group is no reason to write the slices of another. Only where GPUs are held back for claims
+//! can there be fewer devices of a size, and so other groups.
 
 use std::collections::BTreeMap;
 
