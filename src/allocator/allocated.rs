@@ -6,6 +6,12 @@ use std::fmt;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use serde::Serialize;
 
+/// Whether a claim has its devices.
+#[must_use]
+pub fn is_allocated(claim: &ResourceClaim) -> bool {
+    claim.status.as_ref().is_some_and(|it| it.allocation.is_some())
+}
+
 /// A device's identity.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct DeviceId {

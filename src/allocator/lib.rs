@@ -69,7 +69,7 @@ mod shortage;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 
-pub use allocated::{Allocated, ClaimRef, DeviceId};
+pub use allocated::{Allocated, ClaimRef, DeviceId, is_allocated};
 pub use attempt::Attempt;
 pub use cel_env::EvaluationError;
 pub use cluster::{Cluster, MAX_DEVICES, MAX_STEPS};

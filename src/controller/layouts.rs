@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dra_allocator::extended::ExtendedResources;
+use dra_allocator::is_allocated;
 use k8s_openapi::Resource as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::ResourceClaim;
@@ -184,12 +185,9 @@ impl Layouts {
     /// Counts the holds that have ended, and takes note of those that have not.
     fn count_holds(&mut self, world: &World, input: &demand::World, now: Timestamp) {
         self.holds.retain(|_, (claim, until)| {
-            let found = world.claim(&claim.namespace, &claim.name);
-            let found = found.filter(|it| it.metadata.uid.as_deref() == Some(claim.uid.as_str()));
-            let is_served = |it: &ResourceClaim| it.status.as_ref().is_some_and(|it| it.allocation.is_some());
-            let end = match found {
+            let end = match world.claim_with_uid(&claim.namespace, &claim.name, &claim.uid) {
                 None => Some(HoldEnd::Gone),
-                Some(claim) if is_served(claim) => Some(HoldEnd::Served),
+                Some(claim) if is_allocated(claim) => Some(HoldEnd::Served),
                 Some(_) => (*until <= now).then_some(HoldEnd::Expired),
             };
             end.into_iter().for_each(|it| self.metrics.hold_ended(it));
@@ -252,9 +250,7 @@ fn object(write: &Write) -> Value {
 
 /// Whether a claim still exists and has devices.
 fn is_served(world: &World, claim: &ClaimKey) -> bool {
-    let found = world.claim(&claim.namespace, &claim.name);
-    let found = found.filter(|it| it.metadata.uid.as_deref() == Some(claim.uid.as_str()));
-    found.is_some_and(|it| it.status.as_ref().is_some_and(|it| it.allocation.is_some()))
+    world.claim_with_uid(&claim.namespace, &claim.name, &claim.uid).is_some_and(is_allocated)
 }
 
 /// What is in memory, as decisions take it.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use dra_allocator::is_allocated;
 use k8s_openapi::api::resource::v1::{DeviceRequestAllocationResult, ResourceClaim};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
@@ -56,9 +57,7 @@ impl Waits {
         }
         let mut ended = Vec::new();
         self.claims.retain(|uid, wait| {
-            let found = world.claim(&wait.claim.namespace, &wait.claim.name);
-            let found = found.filter(|it| it.metadata.uid.as_ref() == Some(uid));
-            match found {
+            match world.claim_with_uid(&wait.claim.namespace, &wait.claim.name, uid) {
                 None => false,
                 Some(claim) if is_allocated(claim) => {
                     if let Some(result) = first_of(claim, driver) {
@@ -80,10 +79,6 @@ impl Waits {
         }
         if self.profiles.contains(&profile) { profile } else { OTHER.to_owned() }
     }
-}
-
-fn is_allocated(claim: &ResourceClaim) -> bool {
-    claim.status.as_ref().is_some_and(|it| it.allocation.is_some())
 }
 
 /// The first device of this driver.

@@ -14,14 +14,13 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::jiff::Timestamp;
 
 use super::decisions::{Evicted, Eviction, PodKey};
 use super::evictions::{Attempt, Fate};
 use super::memory::Memory;
 use super::movers::{At, MARGIN, Movers, most_pods};
-use super::requests::is_waiting;
+use super::requests::{is_waiting, requests};
 use super::round::Round;
 use super::shape::Need;
 use super::world::{Hold, PendingPod, Progress, after};
@@ -95,8 +94,8 @@ fn set_for<'w>(round: &Round<'w>, movers: &Movers<'w>, index: usize) -> Option<(
     }
     let (shape, eligible) = pod.asks.as_ref()?;
     let Need::One(choices) = &shape.need else { return None };
-    let waiting = pod.of.claims.iter().filter(|it| is_waiting(it)).map(|it| requests(it));
-    if waiting.sum::<usize>() != shape.claims.iter().map(requests).sum::<usize>() {
+    let waiting = pod.of.claims.iter().filter(|it| is_waiting(it)).flat_map(|it| requests(it)).count();
+    if waiting != shape.claims.iter().flat_map(requests).count() {
         // It waits for devices of other drivers, too.
         return None;
     }
@@ -115,10 +114,6 @@ fn set_for<'w>(round: &Round<'w>, movers: &Movers<'w>, index: usize) -> Option<(
     let ends = after(after(round.now, graces.max().unwrap_or_default()), MARGIN);
     let is_possible = !set.is_empty() && movers.count(&set) <= most_pods(round, pod.of) && ends <= hold.until;
     is_possible.then_some((at, hold, set))
-}
-
-fn requests(claim: &ResourceClaim) -> usize {
-    claim.spec.devices.iter().flat_map(|it| it.requests.iter().flatten()).count()
 }
 
 fn key(pod: &PendingPod) -> PodKey {

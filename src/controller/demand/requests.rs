@@ -1,5 +1,6 @@
 //! What claims ask for.
 
+use dra_allocator::is_allocated;
 use k8s_openapi::api::resource::v1::{DeviceRequest, ResourceClaim};
 
 pub(super) fn claim_of_class(class: &str) -> ResourceClaim {
@@ -45,5 +46,5 @@ pub(super) fn is_single(claim: &ResourceClaim) -> bool {
 
 /// Whether a claim has no devices yet.
 pub(super) fn is_waiting(claim: &ResourceClaim) -> bool {
-    claim.status.as_ref().is_none_or(|it| it.allocation.is_none())
+    !is_allocated(claim)
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
+use dra_allocator::is_allocated;
 use k8s_openapi::api::core::v1::{Pod, PodResourceClaim, PodSpec};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimSpec};
 use k8s_openapi::jiff::Timestamp;
@@ -148,7 +149,7 @@ impl<'a> Entry<'a> {
     fn shape(&self) -> Value {
         let claim = self.claim;
         // What is allocated differs from claim to claim.
-        let allocated = claim.filter(|it| it.status.as_ref().is_some_and(|it| it.allocation.is_some()));
+        let allocated = claim.filter(|it| is_allocated(it));
         json!({
             "entry": self.entry,
             "claim": claim.map(|it| &it.spec),

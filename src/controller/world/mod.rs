@@ -102,6 +102,12 @@ impl World {
         find(&self.snapshot.claims, namespace, name)
     }
 
+    /// A claim, if it is the one with this UID and not a later one of its name.
+    #[must_use]
+    pub fn claim_with_uid(&self, namespace: &str, name: &str, uid: &str) -> Option<&ResourceClaim> {
+        self.claim(namespace, name).filter(|it| it.metadata.uid.as_deref() == Some(uid))
+    }
+
     /// A pod that waits for a node.
     #[must_use]
     pub fn pod(&self, namespace: &str, name: &str) -> Option<&Pod> {

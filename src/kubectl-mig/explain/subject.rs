@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use dra_allocator::is_allocated;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
@@ -82,7 +83,7 @@ impl<'a> Case<'a> {
 
     fn of_claim(&mut self, snapshot: &'a Snapshot, catalog: &Catalog<'a>, claim: &'a ResourceClaim) {
         let name = claim.metadata.name.as_deref().unwrap_or_default();
-        if claim.status.as_ref().is_some_and(|it| it.allocation.is_some()) {
+        if is_allocated(claim) {
             let users = consumers(claim);
             let used = if users.is_empty() { "no pod".to_owned() } else { some_of(&users, 5) };
             let sentence =
@@ -138,7 +139,7 @@ impl<'a> Case<'a> {
         }
         self.extended_resources(snapshot, catalog, &pod);
         for claim in claims {
-            if claim.status.as_ref().is_some_and(|it| it.allocation.is_some()) {
+            if is_allocated(&claim) {
                 self.full(&claim, &pod);
                 self.is_going(&claim);
                 self.held.push(claim);

@@ -121,10 +121,6 @@ pub(super) fn lacking(engine: &Engine<'_>, workload: &Workload, site: &Site) -> 
     workload.resources.iter().find(is_short).map(|(name, _)| name.clone())
 }
 
-pub(super) fn is_allocated(claim: &ResourceClaim) -> bool {
-    claim.status.as_ref().is_some_and(|status| status.allocation.is_some())
-}
-
 /// Whether an allocated claim can be used on a node.
 pub(super) fn usable_on(claim: &ResourceClaim, site: &Site, node: &Node) -> bool {
     let allocation = claim.status.as_ref().and_then(|it| it.allocation.as_ref());

@@ -7,12 +7,12 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use dra_allocator::{ClaimRef, Refusal};
+use dra_allocator::{ClaimRef, Refusal, is_allocated};
 use k8s_openapi::api::core::v1::{NodeSelector, Pod};
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceRequestAllocationResult, ResourceClaim};
 
 use super::args::Scoring;
-use super::engine::{Allocation, Attempt, Engine, Outcome, Planned, is_allocated, lacking, usable_on};
+use super::engine::{Allocation, Attempt, Engine, Outcome, Planned, lacking, usable_on};
 use super::stock::{Site, Stock};
 use super::why;
 use super::workload::Workload;

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dra_allocator::{
-    Allocated, Amount, Explanation, Finding, PoolProblem, PoolReport, Refusal, RequestReport,
+    Allocated, Amount, Explanation, Finding, PoolProblem, PoolReport, Refusal, RequestReport, is_allocated,
 };
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
-use super::engine::{Engine, Outcome, is_allocated, lacking, usable_on};
+use super::engine::{Engine, Outcome, lacking, usable_on};
 use super::stock::{Kind, Site};
 use super::workload::Workload;
 use crate::cluster::rules;

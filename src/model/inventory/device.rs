@@ -16,7 +16,7 @@ pub struct Inventory {
 }
 
 /// What one GPU offers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GpuInventory {
     /// Name of its counter set, `gpu-<pci>`.
     pub counter_set: String,

@@ -70,10 +70,8 @@ fn offers(node: &NodeFacts, gpu: &Gpu, policy: &OfferPolicy) -> GpuInventory {
             (false, _) => (Vec::new(), vec![whole]),
         };
         let problem = gpu.state.problem.clone();
-        let counters = BTreeMap::new();
-        let reserved_mib = 0;
         let offered =
-            GpuInventory { counter_set, counters, memory_mib, reserved_mib, devices, withheld, problem };
+            GpuInventory { counter_set, memory_mib, devices, withheld, problem, ..GpuInventory::default() };
         return offered.with_held(&policy.held);
     };
     let mut left = remaining(&plan, gpu);

@@ -136,17 +136,7 @@ mod tests {
         };
         let devices = sizes.iter().flat_map(|(size, count)| (0..*count).map(|it| device(*size, it)));
         let counter_set = DeviceName::gpu(pci).to_string();
-        let (counters, withheld) = (BTreeMap::new(), Vec::new());
-        let devices = devices.collect();
-        GpuInventory {
-            counter_set,
-            counters,
-            memory_mib: 0,
-            reserved_mib: 0,
-            devices,
-            withheld,
-            problem: None,
-        }
+        GpuInventory { counter_set, devices: devices.collect(), ..GpuInventory::default() }
     }
 
     /// How many devices of which GPU and size each slice has.

@@ -168,17 +168,8 @@ mod tests {
         };
         let shared: Vec<_> = (0..shares).map(|it| whole.share(it)).collect();
         let (devices, withheld) = if shares == 0 { (vec![whole], Vec::new()) } else { (shared, vec![whole]) };
-        let counters = BTreeMap::new();
         let counter_set = "gpu-0000-3b-00".to_owned();
-        GpuInventory {
-            counter_set,
-            counters,
-            memory_mib: 0,
-            reserved_mib: 0,
-            devices,
-            withheld,
-            problem: None,
-        }
+        GpuInventory { counter_set, devices, withheld, ..GpuInventory::default() }
     }
 
     #[test]

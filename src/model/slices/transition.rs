@@ -270,19 +270,8 @@ mod tests {
         };
         let counters = [("engines".to_owned(), engines)].into();
         let devices = devices.iter().map(device).collect();
-        let (counter_set, withheld) = ("gpu".to_owned(), Vec::new());
-        let problem = None;
-        Inventory {
-            gpus: vec![GpuInventory {
-                counter_set,
-                counters,
-                memory_mib: 0,
-                reserved_mib: 0,
-                devices,
-                withheld,
-                problem,
-            }],
-        }
+        let counter_set = "gpu".to_owned();
+        Inventory { gpus: vec![GpuInventory { counter_set, counters, devices, ..GpuInventory::default() }] }
     }
 
     /// One step of which all is written at once; what is published then.
