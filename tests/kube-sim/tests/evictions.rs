@@ -1,5 +1,4 @@
 //! Evictions and PodDisruptionBudgets, over HTTP as a client sees them; the controllers work step by step.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers included")]
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::Eviction;

@@ -1,5 +1,4 @@
 //! The API server as kube-rs sees it: what the driver's publisher relies on.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers included")]
 
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Node;

@@ -1,12 +1,9 @@
 //! Control plane and kubelet together, against a driver made by hand: what happens to pods and claims from creation to release.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers included")]
-
-mod common;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{FakeDriver, eventually};
+use crate::common::{FakeDriver, eventually};
 use kube_sim::api::table::claim_state;
 use kube_sim::kinds::{DEPLOYMENT, EVENT, KindRef, NODE, POD, RESOURCE_CLAIM, RESOURCE_SLICE};
 use kube_sim::kubelet::{Claim, KubeletError, Version, encode_authority};

@@ -1,5 +1,4 @@
 //! The manifests of the repository are ones that a strict API server takes.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers included")]
 
 use std::path::Path;
 

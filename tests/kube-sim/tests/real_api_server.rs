@@ -1,6 +1,5 @@
 //! The simulation against its model: the same objects to a real kube-apiserver and to the simulated one, and the same answers.
 //! Runs where `KUBEBUILDER_ASSETS` points at etcd, kube-apiserver and kubectl.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers included")]
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};

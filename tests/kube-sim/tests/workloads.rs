@@ -1,5 +1,4 @@
 //! Controllers, quotas and extended resources, step by step on a store: no server, no kubelet, no time.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers included")]
 
 use std::sync::Arc;
 

@@ -1,11 +1,6 @@
 //! Events, lost GPUs and utilisation.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
-#![allow(unsafe_code, reason = "calling C functions is what these tests are about")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use nvml_wrapper_sys::bindings::{nvmlEventData_t, nvmlEventSet_t, nvmlFieldValue_t, nvmlUtilization_t};
 
 const XID: u64 = 0x8;

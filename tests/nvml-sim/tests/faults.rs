@@ -1,15 +1,10 @@
 //! What may go wrong on purpose: codes, crashes, latency, older drivers, and the log of calls.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
-#![allow(unsafe_code, reason = "calling C functions is what these tests are about")]
-
-mod common;
-
 use std::process::Command;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::*;
+use crate::common::*;
 use nvml_sim::{Action, CRASH_STATUS, Code, Fault};
 
 const CREATE: &str = "nvmlDeviceCreateGpuInstance";
@@ -82,7 +77,7 @@ fn a_call_may_take_effect_and_still_report_an_error() {
 fn crash_in_a_child(bench: &Bench, test: &str) -> Option<i32> {
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new(program);
-    command.args(["--exact", test]).env("NVML_SIM_CHILD", bench.node.library());
+    command.args(["--exact", &format!("faults::{test}")]).env("NVML_SIM_CHILD", bench.node.library());
     command.output().unwrap().status.code()
 }
 

@@ -1,13 +1,8 @@
 //! The rendered host: what a driver reads beside NVML.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
-#![allow(unsafe_code, reason = "calling C functions is what these tests are about")]
-
-mod common;
-
 use std::fs;
 
-use common::*;
+use crate::common::*;
 
 #[test]
 fn capability_files_follow_the_instances() {

@@ -1,14 +1,9 @@
 //! Loading, initialising, discovering, and what independent clients expect of the library.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
-#![allow(unsafe_code, reason = "calling C functions is what these tests are about")]
-
-mod common;
-
 use std::ffi::CString;
 use std::process::Command;
 
-use common::*;
+use crate::common::*;
 use nvml_sim::{Code, Process, SimNode};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::event::EventTypes;
@@ -61,7 +56,7 @@ fn the_environment_can_name_the_node() {
     }
     let (one, other) = (Bench::new("2xL4"), Bench::new("3xT4"));
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "the_environment_can_name_the_node"]).env(CHILD, one.node.library());
+    command.args(["--exact", "library::the_environment_can_name_the_node"]).env(CHILD, one.node.library());
     let with = command.env("NVML_SIM_STATE", other.node.driver_root()).output().unwrap();
     assert!(with.status.success(), "{}", String::from_utf8_lossy(&with.stdout));
     assert!(

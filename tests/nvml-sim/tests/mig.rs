@@ -1,11 +1,6 @@
 //! The life cycle of instances through the C ABI.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
-#![allow(unsafe_code, reason = "calling C functions is what these tests are about")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use nvml_sim::Process;
 use nvml_wrapper_sys::bindings::{
     nvmlComputeInstanceProfileInfo_v2_t, nvmlDeviceAttributes_t, nvmlMemory_v2_t,

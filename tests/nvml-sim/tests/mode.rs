@@ -1,11 +1,6 @@
 //! MIG mode and what a GPU says it can be cut into, through the C ABI.
 
-#![allow(unsafe_code, reason = "calling C functions is what these tests are about")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use nvml_wrapper_sys::bindings::{
     nvmlComputeInstanceProfileInfo_v2_t, nvmlGpuInstancePlacement_t, nvmlGpuInstanceProfileInfo_t,
     nvmlGpuInstanceProfileInfo_v2_t, nvmlGpuInstanceProfileInfo_v3_t, nvmlMemory_v2_t,

@@ -1,7 +1,5 @@
 //! Proof by a client that this project did not write: NVIDIA's nvidia-ml-py.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
-
 use std::process::Command;
 
 use nvml_sim::{SimNode, parse_gpus};

@@ -1,7 +1,5 @@
 //! The tables and the rules of partitioning, by themselves: no files, no library.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
-
 use std::collections::BTreeSet;
 
 use nvml_sim::mig::{create_gpu_instance, fits, profile_by_id, set_mode};

@@ -1,10 +1,7 @@
 //! What the ABI tests share: a node, and a client that calls the library through nvml-wrapper-sys, which this
 //! project did not write.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 #![allow(clippy::macro_metavars_in_unsafe, reason = "arguments of C calls are mere values and pointers")]
-#![allow(dead_code, reason = "each test program uses a part")]
-#![allow(unsafe_code, reason = "calling C functions is what these tests are about")]
 
 use std::path::PathBuf;
 
@@ -55,7 +52,6 @@ macro_rules! number {
     }};
 }
 
-#[allow(unused_imports, reason = "each test program uses a part")]
 pub(crate) use {c, number};
 
 /// A node in its own temporary directory.
