@@ -71,6 +71,26 @@ fn of_two_that_overlap_the_one_that_is_left_out_comes_back_when_the_other_ends_a
 }
 
 #[test]
+fn a_device_that_cannot_come_back_beside_another_takes_nothing_else_away() {
+    let mut scene = Scene::new("1xH100-80GB");
+    scene.look();
+    scene.prepare(&mig("1g-10gb-0"));
+    scene.look();
+    let instance = unmanaged(&scene, 2, 1, Vec::new());
+    scene.gpus[0].state.instances.push(instance);
+    scene.look();
+    let late = mig("1g-20gb-0");
+    assert!(!scene.published().contains(&late));
+    scene.allocate(&late);
+    for _ in 0..4 * SETTLE {
+        scene.elapse(1);
+        let published = scene.published();
+        assert!((2..7).all(|it| published.contains(&mig(&format!("1g-10gb-{it}")))), "{published:?}");
+    }
+    assert!(!scene.published().contains(&late));
+}
+
+#[test]
 fn of_two_that_overlap_layouts_look_after_neither_once_both_have_ended() {
     let mut scene = overlapping();
     scene.keeps_counters = false;
@@ -83,22 +103,25 @@ fn of_two_that_overlap_layouts_look_after_neither_once_both_have_ended() {
     assert_eq!(lists_in_an_hour(&mut scene), 0);
 }
 
+/// A `1g.10gb` that the driver did not create.
+fn unmanaged(scene: &Scene, id: u32, start: u32, compute_instances: Vec<ComputeInstance>) -> GpuInstance {
+    let mut profiles = scene.gpus[0].facts.mig.iter().flat_map(|it| &it.profiles);
+    let profile_id = profiles.find(|it| it.name == "1g.10gb").unwrap().id;
+    GpuInstance { id, profile_id, placement: Placement { start, size: 1 }, compute_instances }
+}
+
 #[test]
 fn an_adopted_instance_stays_published_while_an_allocated_device_comes_back() {
     let mut scene = Scene::new("1xH100-80GB");
     scene.policy.existing = ExistingInstances::Adopt;
-    let facts = Arc::clone(&scene.gpus[0].facts);
-    let profile = facts.mig.iter().flat_map(|it| &it.profiles).find(|it| it.name == "1g.10gb").unwrap();
-    let instance = |id, start, compute_instances| {
-        let placement = Placement { start, size: 1 };
-        GpuInstance { id, profile_id: profile.id, placement, compute_instances }
-    };
     let uuid = "MIG-5c89852c-d268-5c3f-9b07-de8f18a9c5a0".to_owned();
-    let all = vec![ComputeInstance { id: 0, uuid, slices: profile.slices }];
-    scene.gpus[0].state.instances.push(instance(1, 6, all));
+    let all = vec![ComputeInstance { id: 0, uuid, slices: 1 }];
+    let adopted = unmanaged(&scene, 1, 6, all);
+    scene.gpus[0].state.instances.push(adopted);
     scene.look();
     // Another one, which is not adopted.
-    scene.gpus[0].state.instances.push(instance(2, 0, Vec::new()));
+    let other = unmanaged(&scene, 2, 0, Vec::new());
+    scene.gpus[0].state.instances.push(other);
     scene.look();
     let late = mig("1g-20gb-0");
     assert!(!scene.published().contains(&late));

@@ -46,6 +46,23 @@ fn a_pool_that_loses_its_counters_is_closed_also_where_its_slices_were_deleted()
 }
 
 #[test]
+fn what_a_layout_has_withdrawn_and_was_allocated_at_the_last_moment_comes_back_where_counters_are_kept_meanwhile()
+ {
+    let mut scene = Scene::with_layout("1xH100-80GB", "all-1g.10gb");
+    scene.look();
+    scene.elapse(3 * SETTLE);
+    scene.make_unhealthy(0);
+    scene.look();
+    assert_eq!(scene.published(), BTreeSet::new());
+    let late = mig("1g-10gb-3");
+    scene.allocate(&late);
+    scene.keeps_counters = true;
+    scene.look();
+    scene.elapse(3 * SETTLE);
+    assert_eq!(scene.published(), [late].into());
+}
+
+#[test]
 fn a_pool_that_is_closed_stays_closed_for_the_settle_time_after_a_start() {
     for keeps_counters in [false, true] {
         let mut scene =

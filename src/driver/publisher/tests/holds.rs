@@ -104,6 +104,26 @@ fn whichever_slices_and_releases_a_scheduler_has_seen_it_allocates_nothing_that_
 }
 
 #[test]
+fn what_a_hold_offers_waits_until_it_is_known_what_was_allocated_at_the_last_moment() {
+    let mut scene = Scene::new("1xH100-80GB");
+    scene.look();
+    scene.prepare(&mig("1g-10gb-5"));
+    scene.look();
+    scene.rounds.layout.held_back.insert(GPU.to_owned(), "4g.40gb".to_owned());
+    scene.look();
+    // A scheduler that has the slices of before.
+    let (late, wanted) = (mig("1g-10gb-0"), mig("4g-40gb-0"));
+    scene.allocate(&late);
+    let large = |scene: &Scene| allocates(&scene.rounds.slices, &scene.allocated, "4g.40gb");
+    assert_eq!(large(&scene), None, "it overlaps {late}");
+    scene.elapse(3 * SETTLE);
+    assert_eq!(large(&scene), None, "it overlaps {late}");
+    scene.end(&late);
+    scene.elapse(3 * SETTLE);
+    assert_eq!(large(&scene), Some(wanted));
+}
+
+#[test]
 fn a_device_that_is_hidden_counts_with_its_memory_and_what_is_left_can_be_allocated() {
     let mut scene = Scene::new("1xH100-80GB");
     scene.look();

@@ -175,6 +175,31 @@ fn a_driver_that_starts_before_nvml_works_withdraws_nothing_that_a_kubelet_has_d
 }
 
 #[test]
+fn a_file_of_before_another_process_published_is_not_relied_on() {
+    let mut scene = Scene::with_layout("2xH100-80GB", "all-1g.10gb");
+    scene.look();
+    scene.elapse(3 * SETTLE);
+    let file = scene.rounds.on_disk.clone();
+    assert!(file.is_some());
+    let small = scene.rounds.layout.layouts.clone();
+    scene.choose("all-disabled");
+    scene.look();
+    scene.elapse(3 * SETTLE);
+    // A process that keeps no file has just withdrawn a whole GPU.
+    scene.rounds.layout.layouts.insert(GPU.to_owned(), small[GPU].clone());
+    scene.rounds.layout.revision += 1;
+    scene.look();
+    assert_eq!(scene.published().len(), 1);
+    scene.rounds.on_disk = file;
+    resume(&mut scene, false);
+    scene.allocate(GPU);
+    for _ in 0..5 {
+        assert!(!scene.published().contains(&mig("1g-10gb-3")), "it overlaps {GPU}");
+        scene.elapse(SETTLE);
+    }
+}
+
+#[test]
 fn a_device_that_is_allocated_and_left_out_is_in_no_file() {
     let mut scene = Scene::new("1xH100-80GB");
     scene.look();
