@@ -1,4 +1,4 @@
-//! Driver and controller together: nodes follow pods that wait, and nobody changes a label.
+//! Driver and controller together: nodes follow pods that wait, and no label changes.
 
 use std::net::SocketAddr;
 use std::process::Child;

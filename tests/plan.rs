@@ -43,7 +43,7 @@ fn planned(plan: &Value) -> ByWorkload {
 /// A scheduler for the plane, which ends when it is dropped, a node that it may use, and the driver's classes.
 async fn scheduler(lab: &Lab, gates: &str) -> Box<dyn Any> {
     let nodes: Api<Node> = Api::all(lab.client.clone());
-    // Nobody else takes away what the API server taints a new node with, and says how much there is of it.
+    // No other controller removes the taints that the API server gives a new node, or reports its capacity.
     let spec = Patch::Merge(json!({"spec": {"taints": null}}));
     nodes.patch(&lab.node_name, &PatchParams::default(), &spec).await.unwrap();
     let amount = json!({"cpu": "64", "memory": "64Gi", "pods": "110"});

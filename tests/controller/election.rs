@@ -69,7 +69,7 @@ async fn two_never_lead_at_once_and_when_one_dies_or_is_cut_off_another_takes_ov
         eventually("another one leads", || [true, false].into_iter().find(|it| of(*it).leadership.holds()))
             .await;
 
-    // Nobody can write: the leader stops by itself.
+    // No replica can write: the leader stops by itself.
     server.inject(usize::MAX, |it| it.method == "PUT", Fault::Status(500));
     eventually("it stops acting", || (!of(is_second).leadership.holds()).then_some(())).await;
     server.clear_faults();

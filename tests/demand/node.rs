@@ -17,7 +17,7 @@ use crate::model::{Model, Offers, Set, members};
 pub(crate) enum Keeps {
     /// By counters: everything that fits is published.
     Counters,
-    /// By a layout that nobody changes.
+    /// By a layout that stays as it is.
     Fixed,
     /// By a layout that follows demand.
     Demand,

@@ -8,7 +8,7 @@
 //! a GPU and differs only in its media engines has the same size, hence the same slice, so that a plain device comes before a scarce
 //! one in whichever slice is visited first. Another kind is in the same slice where all of it fits.
 //!
-//! The shelf of a device does not depend on what is in use: a change of the order never moves one to another slice. Groups are the same for
+//! The slice of a device does not depend on what is in use: a change of the order never moves one to another slice. Groups are the same for
 //! all sizes: what is allocated of one group is no reason to write the slices of another. Only where GPUs are held back for claims
 //! can there be fewer devices of a size, and so other groups.
 
@@ -42,27 +42,27 @@ pub(super) fn packing(inventory: &Inventory) -> Vec<Vec<Packed<'_>>> {
             None => kinds.push((product(gpu), vec![sizes])),
         }
     }
-    let mut shelves: Vec<Vec<Packed<'_>>> = Vec::new();
+    let mut slices: Vec<Vec<Packed<'_>>> = Vec::new();
     for (_, gpus) in &kinds {
         let of_kind = of_kind(gpus);
-        match (shelves.last_mut(), of_kind.as_slice()) {
+        match (slices.last_mut(), of_kind.as_slice()) {
             (Some(last), [only]) if last.len() + only.len() <= MAX_DEVICES => last.extend(only),
-            _ => shelves.extend(of_kind),
+            _ => slices.extend(of_kind),
         }
     }
-    shelves
+    slices
 }
 
 /// The slices of GPUs of one kind. Groups differ by one GPU at most.
 fn of_kind<'i>(gpus: &[Sizes<'i>]) -> Vec<Vec<Packed<'i>>> {
     let mut left = gpus;
-    let mut shelves = Vec::new();
+    let mut slices = Vec::new();
     for groups in (1..=gpus.len().div_ceil(most_in_group(gpus))).rev() {
         let (group, others) = left.split_at(left.len().div_ceil(groups));
-        shelves.extend(of_group(group));
+        slices.extend(of_group(group));
         left = others;
     }
-    shelves
+    slices
 }
 
 /// How many of these GPUs form a group at most.
@@ -90,16 +90,16 @@ fn of_group<'i>(gpus: &[Sizes<'i>]) -> Vec<Vec<Packed<'i>>> {
     for (size, devices) in gpus.iter().flatten() {
         sizes.entry(*size).or_default().extend(devices);
     }
-    let mut shelves: Vec<Vec<Packed<'i>>> = Vec::new();
+    let mut slices: Vec<Vec<Packed<'i>>> = Vec::new();
     for devices in sizes.into_values() {
         for part in devices.chunks(MAX_DEVICES) {
-            match shelves.last_mut().filter(|it| it.len() + part.len() <= MAX_DEVICES) {
-                Some(shelf) => shelf.extend(part),
-                None => shelves.push(part.to_vec()),
+            match slices.last_mut().filter(|it| it.len() + part.len() <= MAX_DEVICES) {
+                Some(slice) => slice.extend(part),
+                None => slices.push(part.to_vec()),
             }
         }
     }
-    shelves
+    slices
 }
 
 fn product(gpu: &GpuInventory) -> &str {
@@ -143,9 +143,9 @@ mod tests {
     fn packed(gpus: Vec<GpuInventory>) -> Vec<Vec<(usize, u32, usize)>> {
         let inventory = Inventory { gpus };
         let index = |set: &str| inventory.gpus.iter().position(|it| it.counter_set == set).unwrap();
-        let count = |shelf: Vec<Packed<'_>>| {
+        let count = |slice: Vec<Packed<'_>>| {
             let mut counts: BTreeMap<(u32, usize), usize> = BTreeMap::new();
-            for (gpu, device) in shelf {
+            for (gpu, device) in slice {
                 *counts
                     .entry((device.mig().unwrap().placement.size, index(&gpu.counter_set)))
                     .or_default() += 1;

@@ -1,4 +1,4 @@
-//! The best that a layout can do that is chosen once, by somebody who knows all arrivals: each profile has its own devices, so its
+//! The best that a layout can do that is chosen once, knowing all arrivals: each profile has its own devices, so its
 //! pods wait in a queue of their own.
 
 use std::cmp::Reverse;

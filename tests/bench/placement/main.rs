@@ -160,12 +160,12 @@ fn eight_gpus(mix: &Mix, load: f64, targets: &mut Targets) -> anyhow::Result<()>
     let mut serve = |name: &str, server| table.replay(name, &node, &workload, server);
     let lowest =
         serve("lowest start first, a slice for each GPU", Server::Fixed(node.gpu_by_gpu(|it| it.start)))?;
-    serve("lowest start first, our slices", Server::Fixed(node.on_our_shelves(|it| it.start)?))?;
+    serve("lowest start first, our slices", Server::Fixed(node.in_our_slices(|it| it.start)?))?;
     serve("random", Server::Random)?;
     let nvml =
         serve("NVML's own, a slice for each GPU", Server::Fixed(node.gpu_by_gpu(|it| node.nvml_place(it))))?;
     let nvml_ours =
-        serve("NVML's own, our slices", Server::Fixed(node.on_our_shelves(|it| node.nvml_place(it))?))?;
+        serve("NVML's own, our slices", Server::Fixed(node.in_our_slices(|it| node.nvml_place(it))?))?;
     serve("`--placement spread`", Server::Driver(Policy::Spread, 1, 0.0))?;
     serve("`--placement static`", Server::Driver(Policy::Static, 1, 0.0))?;
     let ours = serve("`--placement pack`", Server::Driver(Policy::Pack, 1, 0.0))?;

@@ -106,8 +106,8 @@ impl Node {
         devices.map(list).collect()
     }
 
-    /// What is on the shelves of the driver, in another order.
-    pub(crate) fn on_our_shelves(&self, order: impl Fn(&Device) -> u32) -> anyhow::Result<Lists> {
+    /// What is in the slices of the driver, in another order.
+    pub(crate) fn in_our_slices(&self, order: impl Fn(&Device) -> u32) -> anyhow::Result<Lists> {
         let ranking = Ranking::of(&self.inventory, &BTreeSet::new(), Policy::Static);
         let mut lists = self.published(&ranking)?;
         lists.iter_mut().for_each(|it| it.sort_by_key(|it| self.key(*it, &order)));

@@ -1,5 +1,5 @@
 //! Custom resources, by the schema in their CustomResourceDefinition: unknown fields are dropped or refused, and what is left is
-//! judged. As much of structural schemas as this project uses, with validation rules in CEL, whose cost nobody counts here.
+//! judged. As much of structural schemas as this project uses, with validation rules in CEL, whose cost is not limited here.
 
 use std::collections::HashMap;
 use std::sync::Arc;
