@@ -69,8 +69,8 @@ pub struct NodeArgs {
     /// needs longer to notice.
     #[arg(long, env, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub settle_time: Duration,
-    /// How long the order of devices stays as it is after it has changed: slices are written for it at most once in this time, and only where
-    /// the next allocation would be worse.
+    /// How long the order of the devices in a slice stays as it is after it has changed: each slice is written for it at most once in this time,
+    /// and only where the next allocation would be worse.
     #[arg(long, env, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub reorder_interval: Duration,
     /// Address for /healthz and /readyz. `[::]` is every address, including IPv4, even if the kernel has no IPv6.

@@ -40,8 +40,8 @@ pub struct Memory {
     resumed: Option<Pool>,
     /// Whether a GPU was held back when it was decided last what to publish.
     is_held_back: bool,
-    /// When the order of devices may change again.
-    next_order: Option<Instant>,
+    /// When the order of a slice may change again, by the first of its devices in the order of names, which stays the same.
+    next_order: BTreeMap<String, Instant>,
 }
 
 /// What is in the slices, by name, as far as the node can describe it.
@@ -76,7 +76,7 @@ impl Memory {
             found: None,
             resumed: None,
             is_held_back: false,
-            next_order: None,
+            next_order: BTreeMap::new(),
         }
     }
 
@@ -146,25 +146,29 @@ impl Memory {
         *self = Self { undescribed: std::mem::take(&mut self.undescribed), ..Self::new(settle, true) };
     }
 
-    /// Whether slices may be written for nothing but the order of their devices.
-    pub(super) fn may_reorder(&self, now: Instant) -> bool {
-        self.next_order.is_none_or(|it| it <= now)
+    /// Whether the slice with these devices may be written for nothing but their order.
+    pub(super) fn may_reorder<'a>(&self, devices: impl IntoIterator<Item = &'a str>, now: Instant) -> bool {
+        let next = devices.into_iter().min().and_then(|it| self.next_order.get(it));
+        next.is_none_or(|it| *it <= now)
     }
 
-    /// Takes note that they are, and when they may be again.
-    pub(super) fn reordered(&mut self, next: Instant) {
-        self.next_order = Some(next);
+    /// Takes note that it is, and when it may be again.
+    pub(super) fn reordered<'a>(&mut self, devices: impl IntoIterator<Item = &'a str>, next: Instant) {
+        if let Some(first) = devices.into_iter().min() {
+            self.next_order.insert(first.to_owned(), next);
+        }
     }
 
     /// Takes note that what was decided last is written. Answers when the first of what then goes has settled, or the order of
-    /// devices may change again, which is not looked at before.
+    /// a slice may change again, which is not looked at before.
     pub fn written(&mut self, now: Instant) -> Option<Instant> {
         self.sharing.written(now);
         self.retained.written(now);
         self.transition.written(now);
         self.published.clone_from(&self.decided);
         self.resumed = None;
-        let next_order = self.next_order.filter(|it| now < *it);
+        self.next_order.retain(|_, it| now < *it);
+        let next_order = self.next_order.values().copied().min();
         self.transition.next().into_iter().chain(self.retained.next()).chain(next_order).min()
     }
 

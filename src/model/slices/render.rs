@@ -49,9 +49,9 @@ pub fn render(inventory: &Inventory, ranking: &Ranking, owner: &Owner) -> Vec<Re
         .chunks(MAX_COUNTER_SETS)
         .map(|sets| ResourceSliceSpec { shared_counters: Some(sets.to_vec()), ..Default::default() })
         .collect();
-    for mut shelf in packing(inventory) {
-        shelf.sort_by_key(|(_, it)| ranking.place(it.name.as_str()));
-        let devices = shelf.into_iter().map(|(gpu, it)| device(it, gpu)).collect();
+    for mut slice in packing(inventory) {
+        slice.sort_by_key(|(_, it)| ranking.place(it.name.as_str()));
+        let devices = slice.into_iter().map(|(gpu, it)| device(it, gpu)).collect();
         contents.push(ResourceSliceSpec { devices: Some(devices), ..Default::default() });
     }
     if contents.is_empty() {
@@ -76,25 +76,26 @@ pub fn render(inventory: &Inventory, ranking: &Ranking, owner: &Owner) -> Vec<Re
 }
 
 /// Leaves the devices of a slice in the order that is published, if it has the same devices, where that serves as well: it leads to
-/// choices that are as good as those of the ranking. Also where it does not, unless orders may change. True where one changes.
+/// choices that are as good as those of the ranking. Also where it does not, unless the order of that slice may change. Answers with
+/// the indices of those of which it changes.
 pub fn keep_order(
     wanted: &mut [ResourceSlice],
     published: &[ResourceSlice],
     ranking: &Ranking,
-    may_change: bool,
-) -> bool {
-    let mut changes = false;
-    for slice in wanted {
+    may_change: impl Fn(&ResourceSlice) -> bool,
+) -> Vec<usize> {
+    let mut changed = Vec::new();
+    for (index, slice) in wanted.iter_mut().enumerate() {
         let Some(old) = published.iter().find(|it| it.metadata.name == slice.metadata.name) else { continue };
         let places: BTreeMap<&str, usize> = names(old).enumerate().map(|(place, it)| (it, place)).collect();
         let has_same = names(slice).count() == places.len() && names(slice).all(|it| places.contains_key(it));
-        if has_same && (!may_change || ranking.agrees_with(names(old))) {
+        if has_same && (ranking.agrees_with(names(old)) || !may_change(slice)) {
             slice.spec.devices.iter_mut().for_each(|it| it.sort_by_key(|it| places.get(it.name.as_str())));
-        } else {
-            changes |= has_same;
+        } else if has_same {
+            changed.push(index);
         }
     }
-    changes
+    changed
 }
 
 /// Names of the devices in a slice.

@@ -149,8 +149,9 @@ fn finish(
     if !memory.is_open() {
         close(&mut slices);
     }
-    if keep_order(&mut slices, &published.slices, ranking, memory.may_reorder(now)) {
-        memory.reordered(now + world.settings.reorder_interval);
+    let may_change = |slice: &ResourceSlice| memory.may_reorder(names_in(slice), now);
+    for index in keep_order(&mut slices, &published.slices, ranking, may_change) {
+        memory.reordered(names_in(&slices[index]), now + world.settings.reorder_interval);
     }
     memory.order_as(&slices);
     taint(&mut slices, world, published, now)?;

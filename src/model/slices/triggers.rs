@@ -28,8 +28,8 @@ impl World<'_> {
                     || memory.may_lose_undescribed(now.held))
     }
 
-    /// True where the published slices have what is offered, in an order that leads to choices as good as those of the ranking, and
-    /// where that order may not change yet. Of a layout only what it makes room for counts.
+    /// True where the published slices have what is offered, in an order that leads to choices as good as those of the ranking, or
+    /// that may not change yet. Of a layout only what it makes room for counts.
     #[must_use]
     pub fn is_served(&self, memory: &Memory, now: Instant) -> bool {
         if !self.is_counted() {
@@ -44,7 +44,7 @@ impl World<'_> {
             let names = || names.iter().map(String::as_str);
             slice.len() == names().count()
                 && names().all(|it| ranking.place(it) < usize::MAX)
-                && (!memory.may_reorder(now) || ranking.agrees_with(names()))
+                && (ranking.agrees_with(names()) || !memory.may_reorder(names(), now))
         };
         wanted.len() == memory.published().len() && wanted.iter().zip(memory.published()).all(is_served)
     }

@@ -52,7 +52,7 @@ pub struct Settings {
     pub placement: Policy,
     /// Which profiles to publish where counters keep devices apart; a layout names its own.
     pub profiles: ProfileFilter,
-    /// How long the order of devices stays as it is after it has changed.
+    /// How long the order of the devices in a slice stays as it is after it has changed.
     pub reorder_interval: Duration,
     /// How long a withdrawn device keeps others away.
     pub settle_time: Duration,

@@ -2,7 +2,7 @@
 //! consumed. A request that finds nothing is lost.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use mig_model::placement::{Policy, Ranking};
 
@@ -28,8 +28,8 @@ pub(crate) enum Server {
     Fixed(Lists),
     /// Any device that fits, all being equal.
     Random,
-    /// The driver. Its slices follow after so many arrivals: 1 is at once. Between two changes of their order passes at least this
-    /// part of a mean run time, as with `--reorder-interval`.
+    /// The driver. Its slices follow after so many arrivals: 1 is at once. Between two changes of the order of a slice passes at least
+    /// this part of a mean run time, as with `--reorder-interval`.
     Driver(Policy, usize, f64),
     /// May move what runs.
     Repacking(Oracle),
@@ -80,17 +80,18 @@ impl Workload {
             Outcome { asked: vec![0; node.profiles.len()], given: vec![0; node.profiles.len()], writes: 0 };
         // Where requests go must not depend on how many numbers another client has drawn.
         let mut chance = Chance::new(4711);
-        let mut next_order = 0.0;
+        // By the least device of a slice.
+        let mut next_order: BTreeMap<usize, f64> = BTreeMap::new();
         for (number, request) in self.requests.iter().enumerate() {
             state.release(node, request.at);
             if let Server::Driver(policy, lag, interval) = &server
                 && number % lag == 0
-                && next_order <= request.at
             {
-                let writes = state.rewrite(node, *policy, &mut lists)?;
-                outcome.writes += writes;
-                if 0 < writes {
-                    next_order = request.at + interval;
+                for list in state.rewrite(node, *policy, &mut lists, |it| {
+                    next_order.get(&it).is_none_or(|it| *it <= request.at)
+                }) {
+                    next_order.insert(list, request.at + interval);
+                    outcome.writes += 1;
                 }
             }
             let is_given = match &mut server {
@@ -187,16 +188,26 @@ impl State {
         }
     }
 
-    /// Writes those lists whose order would lead to a worse choice, as the publisher does; answers how many.
-    fn rewrite(&self, node: &Node, policy: Policy, lists: &mut Lists) -> anyhow::Result<usize> {
+    /// Writes those lists whose order would lead to a worse choice and may change, as the publisher does; answers which, by their
+    /// least device, which no order changes.
+    fn rewrite(
+        &self,
+        node: &Node,
+        policy: Policy,
+        lists: &mut Lists,
+        may_change: impl Fn(usize) -> bool,
+    ) -> Vec<usize> {
         let ranking = Ranking::of(&node.inventory, &self.held, policy);
         let name = |it: &usize| node.devices[*it].name.as_str();
-        let mut writes = 0;
-        for list in lists.iter_mut().filter(|it| !ranking.agrees_with(it.iter().map(name))) {
-            list.sort_by_key(|it| ranking.place(name(it)));
-            writes += 1;
+        let mut written = Vec::new();
+        for list in lists.iter_mut() {
+            let Some(least) = list.iter().min().copied() else { continue };
+            if may_change(least) && !ranking.agrees_with(list.iter().map(name)) {
+                list.sort_by_key(|it| ranking.place(name(it)));
+                written.push(least);
+            }
         }
-        Ok(writes)
+        written
     }
 }
 

@@ -71,7 +71,7 @@ fn a_pod_that_comes_and_goes_ten_times_on_an_empty_node_costs_two_writes_at_most
 }
 
 #[test]
-fn an_order_that_would_be_worse_changes_once_in_an_interval() {
+fn a_slice_with_an_order_that_would_be_worse_changes_once_in_an_interval() {
     let mut scene = scene("2xH100-80GB");
     let other = "gpu-0000-1b-00-mig-1g-10gb-6".to_owned();
     scene.prepare(&other);
@@ -90,6 +90,22 @@ fn an_order_that_would_be_worse_changes_once_in_an_interval() {
 }
 
 #[test]
+fn a_slice_does_not_wait_for_the_interval_of_another_one() {
+    // Two groups, and the devices of a group have two slices.
+    let mut scene = scene("5xH100-80GB");
+    scene.prepare("gpu-0000-1b-00-mig-1g-10gb-6");
+    assert!(scene.notice());
+    let before = scene.lists();
+    scene.now += 1;
+    let last = before[2].iter().rfind(|it| it.contains("-mig-1g-10gb-")).unwrap();
+    scene.prepare(last);
+    assert!(scene.notice(), "{last}");
+    let after = scene.lists();
+    let changed: Vec<bool> = before.iter().zip(&after).map(|(before, after)| before != after).collect();
+    assert_eq!(changed, [false, false, true], "{after:?}");
+}
+
+#[test]
 fn without_an_interval_an_order_follows_at_once() {
     let mut scene = scene("2xH100-80GB");
     scene.rounds.settings.reorder_interval = Duration::ZERO;
@@ -103,13 +119,13 @@ fn without_an_interval_an_order_follows_at_once() {
 }
 
 #[test]
-fn whatever_pods_do_orders_change_once_in_an_interval_and_are_the_best_at_its_end() {
+fn whatever_pods_do_the_order_of_a_slice_changes_once_in_an_interval_and_is_the_best_at_its_end() {
     let steps = prop::collection::vec((0..PROFILES.len(), 0usize..8, any::<bool>(), 0u64..5), 1..20);
     let mut runner = TestRunner::new(config(3));
     let played = runner.run(&steps, |steps| {
         let mut scene = scene("2xH100-80GB");
         let mut running: Vec<String> = Vec::new();
-        let mut changed_at: Option<u64> = None;
+        let mut changed_at = vec![None; scene.lists().len()];
         for (profile, from, ends, pause) in steps {
             if ends && !running.is_empty() {
                 let device = running.remove(from % running.len());
@@ -121,10 +137,11 @@ fn whatever_pods_do_orders_change_once_in_an_interval_and_are_the_best_at_its_en
             for _ in 0..=pause {
                 let before = scene.lists();
                 scene.pass(0);
-                if scene.lists() != before {
-                    let last = changed_at.replace(scene.now);
+                let after = scene.lists();
+                for slice in (0..after.len()).filter(|it| after[*it] != before[*it]) {
+                    let last = changed_at[slice].replace(scene.now);
                     prop_assert!(
-                        last.is_none_or(|it| it + REORDER <= scene.now),
+                        last.is_none_or(|it: u64| it + REORDER <= scene.now),
                         "{last:?}, then {}",
                         scene.now
                     );
