@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use mig_model::drivers::DEFAULT;
 use mig_telemetry::{LogFormat, MetricsAddress, log_level, seconds};
 
 /// Controller of a cluster with dra-driver-mig: reports why pods wait for MIG devices. Run several replicas; one of them acts, the
@@ -16,7 +17,7 @@ pub struct Args {
     #[arg(long, env, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Name of the driver whose devices pods wait for: the same as the driver's --driver-name.
-    #[arg(long, env, value_name = "NAME", default_value = "mig.dra-driver.dev")]
+    #[arg(long, env, value_name = "NAME", default_value = DEFAULT)]
     pub driver_name: String,
     /// How long a pod is unschedulable before it is looked at.
     #[arg(long, env, value_name = "SECONDS", default_value = "5", value_parser = seconds)]

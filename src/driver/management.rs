@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Args;
+use mig_model::drivers::DEFAULT;
 
 use crate::cdi::{KernelDevices, Kind, ManagementFile};
 
@@ -12,7 +13,7 @@ use crate::cdi::{KernelDevices, Kind, ManagementFile};
 #[derive(Debug, Clone, Args)]
 pub struct ManagementSpecArgs {
     /// Name of the DRA driver, which is the vendor of the CDI device.
-    #[arg(long, env, value_name = "NAME", default_value = "mig.dra-driver.dev")]
+    #[arg(long, env, value_name = "NAME", default_value = DEFAULT)]
     pub driver_name: String,
     /// The proc file system.
     #[arg(long, env, value_name = "DIR", default_value = "/proc")]

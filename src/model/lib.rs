@@ -6,10 +6,11 @@
 //!                                                                  layout (which devices, without counters) -> slices
 //! ```
 //!
-//! [`mig_node`] is the object that shows a node to a controller. [`claim`] names claims, [`health`] is the health of GPUs, [`call`] an NVML call that failed.
+//! [`mig_node`] is the object that shows a node to a controller. [`claim`] names claims, [`drivers`] drivers, [`health`] is the health of GPUs, [`call`] an NVML call that failed.
 
 pub mod call;
 pub mod claim;
+pub mod drivers;
 pub mod facts;
 pub mod hash;
 pub mod health;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::jiff::Timestamp;
+use mig_model::drivers::KNOWN;
 
 use crate::cluster::Snapshot;
 
@@ -50,9 +51,6 @@ pub(super) struct Report {
     pub(super) advice: &'static str,
 }
 
-/// The components that report, where no slice names another driver: the driver by its own name and by NVIDIA's.
-const DRIVERS: [&str; 2] = ["mig.dra-driver.dev", "gpu.nvidia.com"];
-
 /// What drivers report about nodes, and what no later event has ended; the latest of each reason and GPU.
 pub(super) fn reports(snapshot: &Snapshot) -> Vec<Report> {
     let mut by_node: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
@@ -60,7 +58,7 @@ pub(super) fn reports(snapshot: &Snapshot) -> Vec<Report> {
     let is_driver = |event: &&Event| {
         let source = event.source.as_ref().and_then(|it| it.component.as_deref());
         let who = event.reporting_component.as_deref().filter(|it| !it.is_empty()).or(source);
-        who.is_some_and(|it| DRIVERS.contains(&it) || drivers.contains(&it))
+        who.is_some_and(|it| KNOWN.contains(&it) || drivers.contains(&it))
     };
     for event in snapshot.events.iter().filter(is_driver) {
         let about = &event.involved_object;

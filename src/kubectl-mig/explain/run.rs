@@ -7,6 +7,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::ListParams;
+use mig_model::drivers;
 
 use super::args::{ExplainArgs, Output};
 use super::explanation::{Explanation, SCHEMA_VERSION, Verdict};
@@ -80,7 +81,7 @@ fn answer(args: &ExplainArgs) -> Result<u8, ExplainError> {
 /// A dump without DeviceClasses says nothing about them: the drivers' own are the best guess.
 fn assume_classes(snapshot: &mut Snapshot, assumed: &mut Vec<String>) {
     if snapshot.classes.is_empty() {
-        snapshot.classes = shipped_classes(snapshot.slices.drivers().contains(&"gpu.nvidia.com"));
+        snapshot.classes = shipped_classes(snapshot.slices.drivers().contains(&drivers::NVIDIA));
         assumed.push("the DeviceClasses are those that the drivers install: the files have none".to_owned());
     }
 }

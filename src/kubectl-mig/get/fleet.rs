@@ -6,9 +6,10 @@ use std::thread;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceSlice;
+use mig_model::drivers;
 
 use super::claims;
-use super::gpus::{Claims, KNOWN_DRIVERS, of_node};
+use super::gpus::{Claims, of_node};
 use super::report::{Fleet, GpuRow, Layout, NodeRow, Problem, Reason, State, largest, total};
 use crate::cluster::{SliceError, Slices, Snapshot};
 
@@ -52,7 +53,7 @@ pub fn fleet(snapshot: &Snapshot) -> Result<Fleet, SliceError> {
         }
     }
     let drivers: BTreeSet<&str> =
-        fleet.gpus.iter().map(|it| it.driver.as_str()).chain(KNOWN_DRIVERS).collect();
+        fleet.gpus.iter().map(|it| it.driver.as_str()).chain(drivers::KNOWN).collect();
     fleet.claims = claims::rows(&snapshot.claims, &fleet.gpus, &drivers);
     Ok(fleet)
 }
@@ -67,7 +68,7 @@ fn seen(
     let slices = slices.naming(name)?;
     let found = of_node(name, &slices, claims);
     let known = slices.iter().map(|it: &ResourceSlice| it.spec.driver.as_str());
-    let mut drivers: BTreeSet<&str> = known.filter(|it| KNOWN_DRIVERS.contains(it)).collect();
+    let mut drivers: BTreeSet<&str> = known.filter(|it| drivers::KNOWN.contains(it)).collect();
     drivers.extend(found.rows.iter().map(|it| it.driver.as_str()));
     if drivers.is_empty() {
         return Ok(None);

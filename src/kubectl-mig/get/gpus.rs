@@ -5,15 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use dra_allocator::{Allocated, ClaimRef, Cluster, DeviceId, Features, PoolProblem, PoolReport, Room};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use mig_model::drivers;
 
 use super::claims;
 use super::profile;
 use super::report::{Free, GpuRow, Holder, Part, Problem, Reason, State, largest};
 use crate::explain::pool_sentence;
 use crate::gpu::{Gpu, GpuDevice, current, gpus};
-
-/// Drivers of GPUs, known as such also where they publish no device.
-pub(super) const KNOWN_DRIVERS: [&str; 2] = ["mig.dra-driver.dev", "gpu.nvidia.com"];
 
 /// The claims that hold a device: more than one where it was allocated twice.
 type Held = BTreeMap<DeviceId, Vec<ClaimRef>>;
@@ -144,7 +142,7 @@ fn not_published(
         published.extend(slice.spec.devices.iter().flatten().map(|it| (driver, pool, it.name.as_str())));
     }
     let of_gpus = |driver: &str, pool: &str| {
-        KNOWN_DRIVERS.contains(&driver) || gpus.iter().any(|it| it.driver == driver && it.pool == pool)
+        drivers::KNOWN.contains(&driver) || gpus.iter().any(|it| it.driver == driver && it.pool == pool)
     };
     let is_missing = |id: &&DeviceId| {
         let pool = (id.driver.as_str(), id.pool.as_str());

@@ -33,6 +33,7 @@ use std::process::ExitCode;
 
 use dra_allocator::Cluster;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate};
+use mig_model::drivers;
 use mig_models::Model;
 
 pub use self::args::{PlanArgs, PlanFormat, Scoring, Suggest};
@@ -52,8 +53,6 @@ use crate::manifest::{self, Catalog, Object};
 use crate::template::{self, Gpus, NodeTemplate, TemplateError};
 use crate::text::{count, printable_lines};
 
-/// Name of this project's driver.
-const DRIVER: &str = "mig.dra-driver.dev";
 /// Name of the node in the slices of nodes that do not exist.
 const NODE: &str = "node";
 
@@ -189,7 +188,7 @@ impl Source {
             let slices = |gpus: &Gpus| {
                 let keeps_counters = gates.features.partitionable_devices;
                 let template = NodeTemplate::new(&gpus.models, &args.template, keeps_counters)?;
-                Ok((NODE.to_owned(), template.slices(DRIVER, NODE, None)))
+                Ok((NODE.to_owned(), template.slices(drivers::DEFAULT, NODE, None)))
             };
             let kinds = args.gpus.iter().map(slices).collect::<Result<Vec<_>, TemplateError>>()?;
             return Ok(Self {
@@ -210,7 +209,7 @@ impl Source {
         if stock.sites.is_empty() {
             return Err(no_devices("the file of --from", &snapshot));
         }
-        let has_nvidia = snapshot.slices.drivers().contains(&"gpu.nvidia.com");
+        let has_nvidia = snapshot.slices.drivers().contains(&drivers::NVIDIA);
         let mut classes = stock::shipped_classes(has_nvidia);
         classes.extend(snapshot.classes.iter().cloned());
         let mut notes = stock.notes();
@@ -341,7 +340,7 @@ fn needed(
         let keeps_counters = source.gates.features.partitionable_devices;
         let kind = |gpus: usize| {
             let template = NodeTemplate::new(&shape.models[..gpus], &args.template, keeps_counters)?;
-            Ok(Kind { slices: template.slices(DRIVER, NODE, None), node: named(NODE) })
+            Ok(Kind { slices: template.slices(drivers::DEFAULT, NODE, None), node: named(NODE) })
         };
         // A layout file may be about GPUs that smaller nodes do not have.
         if let Ok(kinds) = (1..=shape.models.len()).map(kind).collect::<Result<Vec<_>, TemplateError>>() {

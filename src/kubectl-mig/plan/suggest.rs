@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use dra_allocator::Cluster;
+use mig_model::drivers;
 use mig_model::facts::Profile;
 use mig_model::inventory::DeviceName;
 use mig_model::layout::{self, GpuLayout, Layouts};
@@ -20,7 +21,7 @@ use super::map::{MappedGpu, map};
 use super::place::Unplaced;
 use super::stock::{Kind, Site, Stock, named};
 use super::workload::Workload;
-use super::{DRIVER, NODE, PlanError, Request, with_any};
+use super::{NODE, PlanError, Request, with_any};
 use crate::cluster::Gates;
 use crate::template::{NodeTemplate, TemplateArgs};
 use crate::text::count as number_of;
@@ -79,7 +80,7 @@ fn candidates(request: &Request<'_>) -> Result<Vec<Vec<CutNode>>, PlanError> {
     let mut profiles = Vec::new();
     for gpus in &request.args.gpus {
         let template = NodeTemplate::new(&gpus.models, &counted, true)?;
-        kinds.push(Kind { slices: template.slices(DRIVER, NODE, None), node: named(NODE) });
+        kinds.push(Kind { slices: template.slices(drivers::DEFAULT, NODE, None), node: named(NODE) });
         let of = |gpu: &mig_model::inventory::Gpu| {
             gpu.facts.cuttable().map(|it| it.profiles.clone()).unwrap_or_default()
         };
@@ -247,7 +248,7 @@ fn on_layouts(request: &Request<'_>, nodes: &[CutNode]) -> Outcome {
             };
             let layouts: Layouts = facts.gpus.iter().zip(&node.cut).map(one).collect();
             let template = NodeTemplate::with_layouts(models, &request.args.template, &layouts);
-            Kind { slices: template.slices(DRIVER, NODE, None), node: named(NODE) }
+            Kind { slices: template.slices(drivers::DEFAULT, NODE, None), node: named(NODE) }
         })
         .collect();
     let mut stock = Stock::default();

@@ -1,6 +1,7 @@
 //! Arguments of `slices`.
 
 use clap::{Args, ValueEnum};
+use mig_model::drivers::DEFAULT;
 
 use crate::template::{Gpus, TemplateArgs, gpus};
 
@@ -17,7 +18,7 @@ pub struct SlicesArgs {
     #[arg(long, value_name = "UID")]
     pub node_uid: Option<String>,
     /// Driver name.
-    #[arg(long, value_name = "NAME", default_value = "mig.dra-driver.dev", value_parser = driver_name)]
+    #[arg(long, value_name = "NAME", default_value = DEFAULT, value_parser = driver_name)]
     pub driver_name: String,
     /// Format of the output.
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "yaml")]

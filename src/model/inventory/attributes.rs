@@ -21,13 +21,11 @@
 use std::collections::BTreeMap;
 
 use super::{Attachment, DeviceName, Gpu};
+use crate::drivers::NVIDIA;
 use crate::facts::{GpuFacts, MediaEngines, NodeFacts, Placement, Profile};
 
 /// Domain of the attributes that Kubernetes standardises.
 pub const STANDARD_DOMAIN: &str = "resource.kubernetes.io";
-
-/// NVIDIA's name as a DRA driver.
-const NVIDIA: &str = "gpu.nvidia.com";
 
 /// Attributes of NVIDIA's driver that say nothing about which device to choose: the same on all devices of a node (the versions), of a product
 /// (`brand`, `architecture`), or a repetition of the device's name (the PCI address).

@@ -23,7 +23,7 @@ use oracle::Oracle;
 use replay::{Outcome, Server, Workload};
 
 /// Requests of one scenario, on one GPU and on several.
-const REQUESTS: [usize; 2] = [20_000, 8_000];
+const REQUESTS: [usize; 2] = [20_000, 16_000];
 const SEED: u64 = 20_260_101;
 const LOADS: [f64; 3] = [0.5, 0.7, 1.0];
 /// Below this, two shares are the same: they are of the same requests, but not of infinitely many.
