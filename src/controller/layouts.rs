@@ -262,7 +262,7 @@ fn input(world: &World, default_auto: bool) -> demand::World {
     demand::World { nodes, pods, classes, ..demand::World::default() }
 }
 
-/// A pod that waits and whose claims all exist, but for the one that the scheduler creates for extended resources when it binds the pod.
+/// A pod that waits and whose claims all exist, except one that the scheduler creates for extended resources when it binds the pod.
 fn pending(world: &World, pod: &Pod, resources: &ExtendedResources<'_>) -> Option<PendingPod> {
     let (metadata, spec) = (&pod.metadata, pod.spec.as_ref()?);
     let namespace = metadata.namespace.as_deref().unwrap_or("default");

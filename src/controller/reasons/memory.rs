@@ -238,10 +238,10 @@ mod tests {
 
     #[test]
     fn a_new_leader_goes_by_the_events_of_the_one_before() {
-        let (told, new) = (pod("told"), pod("new"));
-        let memory = memory(&[("told", 2_000, "b"), ("told", 1_500, "a")]);
-        assert_eq!(memory.due_in(&of(&told), at(2_100)).as_secs(), 200);
-        assert!(memory.is_known(&of(&told), "b", at(2_300)) && !memory.is_known(&of(&told), "a", at(2_300)));
+        let (seen, new) = (pod("seen"), pod("new"));
+        let memory = memory(&[("seen", 2_000, "b"), ("seen", 1_500, "a")]);
+        assert_eq!(memory.due_in(&of(&seen), at(2_100)).as_secs(), 200);
+        assert!(memory.is_known(&of(&seen), "b", at(2_300)) && !memory.is_known(&of(&seen), "a", at(2_300)));
         assert_eq!(memory.due_in(&of(&new), at(2_100)), Duration::ZERO);
     }
 

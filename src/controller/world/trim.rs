@@ -36,7 +36,7 @@ pub(crate) fn extended_resources(spec: &PodSpec) -> impl Iterator<Item = &str> {
     let amounts = containers
         .flat_map(|it| it.resources.iter())
         .flat_map(|it| it.limits.iter().flatten().chain(it.requests.iter().flatten()));
-    // Kubernetes' own resources have no domain, but for `kubernetes.io/…`.
+    // Kubernetes' own resources have no domain, except `kubernetes.io/…`.
     amounts.map(|(name, _)| name.as_str()).filter(|it| it.contains('/') && !it.starts_with("kubernetes.io/"))
 }
 
