@@ -43,7 +43,7 @@ pub struct ClaimStatuses {
     not_before: Option<Instant>,
     /// Pauses while the account may not write.
     refusals: Backoff,
-    /// Whether the missing right was logged.
+    /// Whether the missing right was logged, and not that it is there since.
     is_refusal_logged: bool,
 }
 
@@ -225,6 +225,9 @@ impl ClaimStatuses {
             ) => {
                 debug!(%claim, "device status written");
                 self.refusals.succeeded();
+                if std::mem::take(&mut self.is_refusal_logged) {
+                    info!("the account may write the device status of claims now");
+                }
                 *entry = Entry::new(record.claim.clone(), Reported::Record { record, ailments, since });
             }
             (Outcome::Refused(message), Step::Compare(record, _) | Step::Write(record, ..)) => {
@@ -239,7 +242,9 @@ impl ClaimStatuses {
                 if !std::mem::replace(&mut self.is_refusal_logged, true) {
                     warn!(
                         message,
-                        "the account may not write the device status of claims (resourceclaims/status)"
+                        "the account may not write the device status of claims (resourceclaims/status), trying again; a \
+                         kube-apiserver that has just started answers so for some seconds, otherwise apply the ClusterRole \
+                         of this version"
                     );
                 }
                 self.not_before = Some(Instant::now() + self.refusals.failed());

@@ -98,6 +98,9 @@ impl MigNodes {
                 Ok(watcher::Event::Apply(it) | watcher::Event::InitApply(it)) => {
                     is_listed = true;
                     refusals.succeeded();
+                    if std::mem::take(&mut has_logged) {
+                        info!("this account may list and watch mignodes.mig.dra-driver.dev now");
+                    }
                     Some(present(it))
                 }
                 Ok(watcher::Event::Delete(_)) => Some(OwnMigNode::Absent),
@@ -119,8 +122,9 @@ impl MigNodes {
                         if !std::mem::replace(&mut has_logged, true) {
                             warn!(
                                 reason = with_causes(&error),
-                                "this account may not list and watch mignodes.mig.dra-driver.dev: no status of the \
-                                 node is written, and no demand is followed; add the rule to its ClusterRole, or start \
+                                "this account may not list and watch mignodes.mig.dra-driver.dev, trying again: until then no \
+                                 status of the node is written, and no demand is followed; a kube-apiserver that has just \
+                                 started answers so for some seconds, otherwise add the rule to the ClusterRole, or start \
                                  the driver with --mig-node=off"
                             );
                         }

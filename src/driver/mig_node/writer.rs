@@ -170,7 +170,9 @@ impl StatusWriter {
         match result {
             Ok(()) => {
                 self.retry.succeeded();
-                self.refusal = None;
+                if self.refusal.take().is_some() {
+                    info!("the status of the MigNode is written again");
+                }
                 Next::Spaced
             }
             Err(error) => Next::After(self.failed(&error)),
