@@ -112,14 +112,50 @@ fn files_of_a_crate_do_not_use_each_other_in_a_circle() {
     }
 }
 
-/// Crates that a crate needs to run, with those that these need.
-fn dependencies(of: &str) -> BTreeSet<String> {
+/// What cargo prints about this workspace.
+fn cargo(arguments: &[&str]) -> String {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none", "-p", of]);
-    let output = command.current_dir(repository()).output().unwrap();
+    let output =
+        command.args(arguments).args(["--locked", "--offline"]).current_dir(repository()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Libraries and programs of the workspace of which Cargo.toml says that they have no unit tests.
+#[test]
+fn a_target_whose_tests_are_not_built_has_none() {
+    let output = cargo(&["metadata", "--no-deps", "--format-version", "1"]);
+    let metadata: serde_json::Value = serde_json::from_str(&output).unwrap();
+    let targets =
+        metadata["packages"].as_array().unwrap().iter().flat_map(|it| it["targets"].as_array().unwrap());
+    let has_code =
+        |it: &serde_json::Value| ["lib", "rlib", "cdylib", "bin"].iter().any(|kind| it["kind"][0] == *kind);
+    let mut seen = 0;
+    for target in targets.filter(|it| it["test"] == false && has_code(it)) {
+        let root = Path::new(target["src_path"].as_str().unwrap());
+        let folder = root.parent().unwrap();
+        // Beside a library, a program has one file.
+        let is_alone = target["kind"][0] == "bin" && folder.join("lib.rs").exists();
+        let files = if is_alone { vec![root.to_owned()] } else { sources(folder) };
+        let inside = |file: &PathBuf| !file.strip_prefix(folder).unwrap().starts_with("tests");
+        for file in files.into_iter().filter(inside) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let has_tests = ["#[test]", "#[cfg(test)]", "::test]"].iter().any(|it| text.contains(it));
+            assert!(
+                !has_tests,
+                "{}: its tests do not run: remove `test = false` from Cargo.toml",
+                file.display()
+            );
+        }
+        seen += 1;
+    }
+    assert!(seen > 0);
+}
+
+/// Crates that a crate needs to run, with those that these need.
+fn dependencies(of: &str) -> BTreeSet<String> {
+    let text = cargo(&["tree", "--edges", "normal", "--prefix", "none", "-p", of]);
     text.lines().filter_map(|it| it.split_whitespace().next()).map(str::to_owned).collect()
 }
 
