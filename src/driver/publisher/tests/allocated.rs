@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mig_model::facts::{ComputeInstance, GpuInstance, Placement};
+use mig_model::facts::ComputeInstance;
 use mig_model::inventory::ExistingInstances;
 
 use super::scene::{Scene, mig};
@@ -44,10 +44,7 @@ fn a_lost_gpu_without_mig_is_not_waited_for() {
 
 /// Two allocated devices that overlap: `1g-10gb-0`, which is prepared, and `1g-20gb-0`, which was allocated at the last moment.
 fn overlapping() -> Scene {
-    let mut scene = Scene::new("1xH100-80GB");
-    scene.look();
-    scene.prepare(&mig("1g-10gb-0"));
-    scene.look();
+    let mut scene = Scene::with_prepared("1xH100-80GB", &mig("1g-10gb-0"));
     scene.make_unhealthy(0);
     scene.look();
     scene.allocate(&mig("1g-20gb-0"));
@@ -72,12 +69,8 @@ fn of_two_that_overlap_the_one_that_is_left_out_comes_back_when_the_other_ends_a
 
 #[test]
 fn a_device_that_cannot_come_back_beside_another_takes_nothing_else_away() {
-    let mut scene = Scene::new("1xH100-80GB");
-    scene.look();
-    scene.prepare(&mig("1g-10gb-0"));
-    scene.look();
-    let instance = unmanaged(&scene, 2, 1, Vec::new());
-    scene.gpus[0].state.instances.push(instance);
+    let mut scene = Scene::with_prepared("1xH100-80GB", &mig("1g-10gb-0"));
+    scene.add_unmanaged(2, 1, Vec::new());
     scene.look();
     let late = mig("1g-20gb-0");
     assert!(!scene.published().contains(&late));
@@ -103,25 +96,16 @@ fn of_two_that_overlap_layouts_look_after_neither_once_both_have_ended() {
     assert_eq!(lists_in_an_hour(&mut scene), 0);
 }
 
-/// A `1g.10gb` that the driver did not create.
-fn unmanaged(scene: &Scene, id: u32, start: u32, compute_instances: Vec<ComputeInstance>) -> GpuInstance {
-    let mut profiles = scene.gpus[0].facts.mig.iter().flat_map(|it| &it.profiles);
-    let profile_id = profiles.find(|it| it.name == "1g.10gb").unwrap().id;
-    GpuInstance { id, profile_id, placement: Placement { start, size: 1 }, compute_instances }
-}
-
 #[test]
 fn an_adopted_instance_stays_published_while_an_allocated_device_comes_back() {
     let mut scene = Scene::new("1xH100-80GB");
     scene.policy.existing = ExistingInstances::Adopt;
     let uuid = "MIG-5c89852c-d268-5c3f-9b07-de8f18a9c5a0".to_owned();
     let all = vec![ComputeInstance { id: 0, uuid, slices: 1 }];
-    let adopted = unmanaged(&scene, 1, 6, all);
-    scene.gpus[0].state.instances.push(adopted);
+    scene.add_unmanaged(1, 6, all);
     scene.look();
     // Another one, which is not adopted.
-    let other = unmanaged(&scene, 2, 0, Vec::new());
-    scene.gpus[0].state.instances.push(other);
+    scene.add_unmanaged(2, 0, Vec::new());
     scene.look();
     let late = mig("1g-20gb-0");
     assert!(!scene.published().contains(&late));
@@ -163,10 +147,7 @@ fn an_allocated_device_that_an_undescribed_one_overlaps_is_left_out_and_is_not_a
 fn while_an_allocated_device_comes_back_no_free_one_that_overlaps_it_does() {
     let mut scene = Scene::new("1xH100-80GB");
     scene.look();
-    let profile_id = scene.gpus[0].facts.mig.as_ref().unwrap().profiles[0].id;
-    let placement = Placement { start: 0, size: 1 };
-    let unmanaged = GpuInstance { id: 1, profile_id, placement, compute_instances: Vec::new() };
-    scene.gpus[0].state.instances.push(unmanaged);
+    scene.add_unmanaged(1, 0, Vec::new());
     scene.look();
     let (late, small) = (mig("1g-20gb-0"), mig("1g-10gb-0"));
     scene.allocate(&late);

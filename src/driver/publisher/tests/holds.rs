@@ -105,10 +105,7 @@ fn whichever_slices_and_releases_a_scheduler_has_seen_it_allocates_nothing_that_
 
 #[test]
 fn what_a_hold_offers_waits_until_it_is_known_what_was_allocated_at_the_last_moment() {
-    let mut scene = Scene::new("1xH100-80GB");
-    scene.look();
-    scene.prepare(&mig("1g-10gb-5"));
-    scene.look();
+    let mut scene = Scene::with_prepared("1xH100-80GB", &mig("1g-10gb-5"));
     scene.rounds.layout.held_back.insert(GPU.to_owned(), "4g.40gb".to_owned());
     scene.look();
     // A scheduler that has the slices of before.
@@ -125,10 +122,7 @@ fn what_a_hold_offers_waits_until_it_is_known_what_was_allocated_at_the_last_mom
 
 #[test]
 fn a_device_that_is_hidden_counts_with_its_memory_and_what_is_left_can_be_allocated() {
-    let mut scene = Scene::new("1xH100-80GB");
-    scene.look();
-    scene.prepare(&mig("1g-10gb-4"));
-    scene.look();
+    let mut scene = Scene::with_prepared("1xH100-80GB", &mig("1g-10gb-4"));
     let memory = |scene: &Scene| {
         let sets = scene.rounds.slices.iter().flat_map(|it| it.spec.shared_counters.iter().flatten());
         sets.map(|it| it.counters[MEMORY].value.0.clone()).collect::<Vec<_>>()
@@ -177,10 +171,7 @@ fn counters_left(slices: &[ResourceSlice], allocated: &BTreeSet<String>) -> BTre
 #[test]
 fn what_devices_take_is_a_counter_of_their_set_also_where_a_hidden_device_takes_all_of_it() {
     for (device, profile) in [("7g-80gb-0", "3g.40gb"), ("7g-80gb-0", "1g.10gb")] {
-        let mut scene = Scene::new("2xH100-80GB");
-        scene.look();
-        scene.prepare(&mig(device));
-        scene.look();
+        let mut scene = Scene::with_prepared("2xH100-80GB", &mig(device));
         scene.rounds.layout.held_back.insert(GPU.to_owned(), profile.to_owned());
         scene.look();
         scene.elapse(3 * SETTLE);

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use mig_model::facts::{ComputeInstance, GpuInstance, Placement};
+use mig_model::facts::{ComputeInstance, GpuInstance};
 use mig_model::inventory::ExistingInstances;
 
 use super::scene::{Scene, mig};
@@ -29,14 +29,6 @@ fn unhealthy(models: &str) -> Scene {
     scene.look();
     restart(&mut scene);
     scene
-}
-
-/// An instance of the smallest profile on the first GPU, made past the driver.
-fn make_unmanaged(scene: &mut Scene, start: u32) {
-    let profile_id = scene.gpus[0].facts.mig.as_ref().unwrap().profiles[0].id;
-    let placement = Placement { start, size: 1 };
-    let unmanaged = GpuInstance { id: 1, profile_id, placement, compute_instances: Vec::new() };
-    scene.gpus[0].state.instances.push(unmanaged);
 }
 
 #[test]
@@ -130,7 +122,7 @@ fn it_does_so_also_where_it_is_offered_only_after_the_start() {
     scene.allocate(&late);
     scene.now += 1;
     scene.recover(0);
-    make_unmanaged(&mut scene, 0);
+    scene.add_unmanaged(1, 0, Vec::new());
     scene.look();
     assert!(is_open(&scene));
     assert!(!scene.published().contains(&small), "a scheduler could allocate it beside {late}");

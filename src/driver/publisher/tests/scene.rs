@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mig_model::facts::{ComputeInstance, GpuInstance, Placement};
 use mig_model::inventory::inventory_on;
 use mig_model::layout::{choose, default_layouts};
 
@@ -38,7 +39,16 @@ impl Scene {
         }
     }
 
-    /// The same with a layout, and without counters.
+    /// The same, published, with a claim that has this device.
+    pub(super) fn with_prepared(models: &str, device: &str) -> Self {
+        let mut scene = Self::new(models);
+        scene.look();
+        scene.prepare(device);
+        scene.look();
+        scene
+    }
+
+    /// GPUs as in [`Scene::new`] with a layout, and without counters.
     pub(super) fn with_layout(models: &str, name: &str) -> Self {
         let mut scene = Self { keeps_counters: false, ..Self::new(models) };
         scene.choose(name);
@@ -136,6 +146,13 @@ impl Scene {
     pub(super) fn end(&mut self, device: &str) {
         self.allocated.remove(device);
         self.node.held.remove(device);
+    }
+
+    /// An instance of the smallest profile on the first GPU, created past the driver.
+    pub(super) fn add_unmanaged(&mut self, id: u32, start: u32, compute_instances: Vec<ComputeInstance>) {
+        let profile_id = self.gpus[0].facts.mig.as_ref().unwrap().profiles[0].id;
+        let placement = Placement { start, size: 1 };
+        self.gpus[0].state.instances.push(GpuInstance { id, profile_id, placement, compute_instances });
     }
 
     pub(super) fn make_unhealthy(&mut self, gpu: usize) {
