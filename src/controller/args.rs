@@ -31,8 +31,8 @@ pub struct Args {
     /// With --demand: nodes without the label nvidia.com/mig.config take part, too.
     #[arg(long, env)]
     pub default_auto: bool,
-    /// With --demand: a claim for at least half of a GPU that has waited for so long gets one held back: what becomes free there is not
-    /// offered to others [default: no GPU is held back].
+    /// With --demand: a claim for a large device (4g, 7g, the whole GPU) that has waited for so long gets a GPU held back: what is in
+    /// its way there is not offered to others [default: no GPU is held back].
     #[arg(long, env, value_name = "SECONDS", value_parser = seconds)]
     pub hold_after: Option<Duration>,
     /// How long a GPU is held back for one claim at most. Holds are short and renewed: they end 5 minutes, with --consolidate up to

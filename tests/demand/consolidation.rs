@@ -38,15 +38,15 @@ fn counting(name: &str, held: &[&[(&str, u32)]]) -> NodeState {
     node
 }
 
-/// What a driver with counters offers of a GPU, all of it or one profile.
-fn offer(gpu: &mut mig_controller::demand::GpuState, model: &Model, only: Option<&str>) {
+/// What a driver with counters offers of a GPU, which may be held back for a profile.
+fn offer(gpu: &mut mig_controller::demand::GpuState, model: &Model, held_back: Option<&str>) {
     let position = |it: &Placed| {
         model.devices.iter().position(|d| d.profile == it.profile && d.start == it.start).unwrap()
     };
     let held = gpu.held.iter().fold(0, |set, it| set | 1 << position(it));
     let open = model.open(held);
-    let of_profile = only.map_or(open, |it| model.of_profile(it));
-    gpu.published = model.state(0, held, open & of_profile).published;
+    let in_the_way = held_back.map_or(0, |it| model.in_the_way(it));
+    gpu.published = model.state(0, held, open & !in_the_way).published;
 }
 
 /// A pod that may be moved, with one device of a GPU.
@@ -104,7 +104,7 @@ impl Leader {
     }
 }
 
-/// The driver offers only the profile of a hold.
+/// The driver offers nothing that is in the way of a hold.
 fn follow(node: &mut NodeState) {
     let model = Model::new("H100-80GB", node.gpus.len());
     for gpu in &mut node.gpus {
@@ -282,6 +282,22 @@ fn a_gpu_is_held_back_where_the_fewest_pods_have_to_move() {
     movable.extend([0, 3].iter().map(|it| mover(&format!("n{it}"), &node, 2, "1g.10gb", *it)));
     let world = World { movable, ..world(vec![node], vec![for_profile("p", at(NOW - 600.0), "7g.80gb")]) };
     assert_eq!(evicts(world), ["n0", "n3"]);
+}
+
+#[test]
+fn a_pod_moves_to_the_half_of_the_gpu_that_is_not_in_the_way_of_the_claim() {
+    let node = counting("a", &[&[("1g.10gb", 1), ("2g.20gb", 4)]]);
+    let movable = vec![mover("m", &node, 0, "1g.10gb", 1)];
+    let waits = |profile: &str| vec![for_profile("p", at(NOW - 600.0), profile)];
+    let world = |node: &NodeState, profile: &str| World {
+        movable: movable.clone(),
+        ..world(vec![node.clone()], waits(profile))
+    };
+    assert_eq!(evicts(world(&node, "4g.40gb")), ["m"]);
+    // Where the other half is used up, and where all of the GPU is in the way.
+    let full = counting("a", &[&[("1g.10gb", 1), ("3g.40gb", 4)]]);
+    assert_eq!(evicts(world(&full, "4g.40gb")), [""; 0]);
+    assert_eq!(evicts(world(&node, "7g.80gb")), [""; 0]);
 }
 
 #[test]

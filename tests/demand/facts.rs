@@ -546,6 +546,42 @@ fn what_is_held_back_is_given_to_its_claim_only() {
 }
 
 #[test]
+fn others_count_on_what_is_not_in_the_way_of_a_gpu_that_is_held_back() {
+    let published = [("4g.40gb", 0), ("3g.40gb", 4), ("1g.10gb", 4), ("1g.10gb", 0)];
+    let mut state = node("a", &[(NONE, &published)]);
+    (state.follows, state.counts) = (false, true);
+    let claim =
+        ClaimKey { namespace: "default".to_owned(), name: "claim-p".to_owned(), uid: "claim-p".to_owned() };
+    let gpu = state.gpus[0].name.clone();
+    let profile = "4g.40gb".to_owned();
+    state.holds = vec![Hold { gpu, profile, claim, until: at(500.0), since: None, is_ours: true }];
+    let pods = vec![
+        for_profile("a", at(0.0), "1g.10gb"),
+        for_profile("b", at(1.0), "1g.10gb"),
+        for_profile("p", at(2.0), "4g.40gb"),
+    ];
+    let outcome = decide(&world(vec![state], pods), &turns(), &Memory::default(), at(50.0));
+    let node = || "a".to_owned();
+    assert_eq!(outcome.decisions.pods["a"], Prospect::Published { node: node() });
+    assert_eq!(outcome.decisions.pods["b"], Prospect::Waits, "the other one is about to go");
+    assert_eq!(outcome.decisions.pods["p"], Prospect::Published { node: node() });
+}
+
+#[test]
+fn a_claim_gets_a_turn_for_a_profile_of_which_a_gpu_has_one_at_most() {
+    let mut state = node("a", &[(SEVEN, NONE)]);
+    (state.follows, state.counts) = (false, true);
+    for (profile, count) in
+        [("1g.10gb", 0), ("2g.20gb", 0), ("3g.40gb", 0), ("4g.40gb", 1), ("7g.80gb", 1), ("full", 1)]
+    {
+        let world = world(vec![state.clone()], vec![for_profile("p", at(0.0), profile)]);
+        let outcome = decide(&world, &turns(), &Memory::default(), at(500.0));
+        let holds: usize = outcome.decisions.writes.iter().map(|it| it.holds.len()).sum();
+        assert_eq!(holds, count, "{profile}");
+    }
+}
+
+#[test]
 fn a_gpu_that_is_held_back_is_not_changed_for_other_claims() {
     // A 4g is held back at the start of the GPU; the driver changes nothing of it for a 3g at its end.
     let mut state = node("a", &[(&SEVEN[..1], NONE)]);

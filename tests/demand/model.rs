@@ -8,7 +8,7 @@ use kubectl_mig::template::{NodeTemplate, TemplateArgs};
 use mig_controller::demand::{GpuState, Kind, Placed, Possible};
 use mig_model::facts::GpuFacts;
 use mig_model::inventory::Inventory;
-use mig_model::layout::{GpuLayout, HeldBack, LayoutInputs, Layouts, apply, default_layouts};
+use mig_model::layout::{GpuLayout, HeldBack, LayoutInputs, Layouts, apply_held_back, default_layouts};
 
 pub(crate) type Set = u128;
 
@@ -105,6 +105,12 @@ impl Model {
         all.fold(0, |set, (it, _)| set | 1 << it)
     }
 
+    /// What is not offered of a GPU that is held back for a profile: what shares a memory slice with it, wherever it is placed.
+    pub(crate) fn in_the_way(&self, profile: &str) -> Set {
+        let own = self.of_profile(profile);
+        members(own).fold(0, |set, it| set | self.devices[it].conflicts) & !own
+    }
+
     /// What stays possible beside what is held.
     pub(crate) fn open(&self, held: Set) -> Set {
         let all = (0..self.devices.len()).fold(0, |set: Set, it| set | 1 << it);
@@ -130,15 +136,23 @@ impl Model {
     }
 
     /// What layouts publish beside what is held: free devices, by GPU.
-    pub(crate) fn offer(&self, layouts: &Layouts, held: &[Set], known: &mut Offers) -> Vec<Set> {
+    pub(crate) fn offer(
+        &self,
+        layouts: &Layouts,
+        held_back: &HeldBack,
+        held: &[Set],
+        known: &mut Offers,
+    ) -> Vec<Set> {
         let of = |(gpu, held): (usize, &Set)| {
             let layout = layouts.get(&self.names[gpu]).cloned().unwrap_or(GpuLayout::Whole);
-            let key = (format!("{layout:?}"), *held);
+            let profile = held_back.get(&self.names[gpu]);
+            let key = (format!("{layout:?} {profile:?}"), *held);
             *known.entry(key).or_insert_with(|| {
                 let one = Inventory { gpus: vec![self.inventory.gpus[0].clone()] };
                 let layouts = Layouts::from([(self.names[0].clone(), layout)]);
                 let names = members(*held).map(|it| self.devices[it].name.clone()).collect();
-                let offer = apply(&one, &layouts, &names);
+                let held_back = profile.map(|it| (self.names[0].clone(), it.clone())).into_iter().collect();
+                let offer = apply_held_back(&one, &layouts, &held_back, &names);
                 let devices = offer.inventory.gpus[0].devices.iter();
                 let set = devices.filter_map(|it| self.index.get(it.name.as_str()));
                 set.fold(0, |set, it| set | 1 << it.1) & !held

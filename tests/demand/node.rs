@@ -85,10 +85,13 @@ impl SimNode {
     /// What its `MigNode` says now.
     pub(crate) fn state(&self) -> NodeState {
         let gpus = (0..self.model.gpus).map(|it| self.model.state(it, self.held[it], self.published[it]));
+        // A GPU that is held back serves no demand.
+        let is_free = |it: &usize| !self.holds.iter().any(|hold| hold.gpu == self.model.names[*it]);
+        let offered = (0..self.model.gpus).filter(is_free).map(|it| self.published[it]);
         let is_there = self.demand.as_ref().is_none_or(|demand| {
             demand.profiles.iter().all(|(profile, count)| {
                 let set = self.model.of_profile(profile);
-                *count <= self.published.iter().map(|it| (it & set).count_ones()).sum()
+                *count <= offered.clone().map(|it| (it & set).count_ones()).sum()
             })
         });
         let is_final = is_there || self.missing;
@@ -136,13 +139,13 @@ impl SimNode {
             Keeps::Fixed | Keeps::Demand => {
                 let model = self.model.clone();
                 let layouts = with_holds(&self.layouts, &held_back, &model.facts);
-                model.offer(&layouts, &self.held, &mut self.offers)
+                model.offer(&layouts, &held_back, &self.held, &mut self.offers)
             }
         };
-        // The driver offers nothing else on a GPU that is held back.
+        // On a GPU that is held back the driver offers nothing that is in the way.
         for (gpu, set) in target.iter_mut().enumerate() {
             if let Some(profile) = held_back.get(&self.model.names[gpu]) {
-                *set &= self.model.of_profile(profile);
+                *set &= !self.model.in_the_way(profile);
             }
         }
         target
@@ -221,13 +224,13 @@ impl SimNode {
         true
     }
 
-    /// Takes a device back. Where layouts are used it is published, as every allocated device of a GPU that is not held back for
-    /// another profile: a scheduler can give it to the next pod before the driver knows.
+    /// Takes a device back. Where layouts are used it is published, as every allocated device that is not in the way of a hold: a
+    /// scheduler can give it to the next pod before the driver knows.
     pub(crate) fn release(&mut self, gpu: usize, device: usize, now: Timestamp) {
         self.held[gpu] &= !(1 << device);
         let held_back = self.held_back(now);
-        let is_hidden =
-            held_back.get(&self.model.names[gpu]).is_some_and(|it| *it != self.model.devices[device].profile);
+        let profile = held_back.get(&self.model.names[gpu]);
+        let is_hidden = profile.is_some_and(|it| self.model.in_the_way(it) >> device & 1 == 1);
         if self.keeps != Keeps::Counters && !is_hidden {
             self.published[gpu] |= 1 << device;
         }

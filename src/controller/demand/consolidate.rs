@@ -60,11 +60,11 @@ pub(super) fn eviction<'w>(
         let Some(since) = of.unschedulable.filter(|_| !is_other && movers.may_move_for(of)) else {
             continue;
         };
-        let Some((at, hold, set)) = set_for(round, movers, index) else { continue };
+        let Some(Found { at, hold, device, set }) = set_for(round, movers, index) else { continue };
         if known.left(round.options, &of.namespace, round.now) < movers.count(&set) {
             continue;
         }
-        let Some(places) = movers.places(round, &set, at) else { continue };
+        let Some(places) = movers.places(round, &set, (at, device)) else { continue };
         let pods = set
             .iter()
             .zip(places)
@@ -86,8 +86,17 @@ pub(super) fn eviction<'w>(
     None
 }
 
+/// Groups that have to leave the GPU that is held back for a pod.
+struct Found<'w> {
+    at: At,
+    hold: &'w Hold,
+    /// The device that the pod gets.
+    device: usize,
+    set: Vec<usize>,
+}
+
 /// The groups that have to leave the GPU that is held back for a pod, if nothing else is missing and there is time enough.
-fn set_for<'w>(round: &Round<'w>, movers: &Movers<'w>, index: usize) -> Option<(At, &'w Hold, Vec<usize>)> {
+fn set_for<'w>(round: &Round<'w>, movers: &Movers<'w>, index: usize) -> Option<Found<'w>> {
     let pod = &round.pods[index];
     if pod.served.is_some() || pod.is_elsewhere || pod.claim.uid.is_empty() {
         return None;
@@ -106,14 +115,14 @@ fn set_for<'w>(round: &Round<'w>, movers: &Movers<'w>, index: usize) -> Option<(
     let gpu = &round.nodes[at.0].gpus[at.1];
     let choices = choices.get(&std::ptr::from_ref(gpu.kind)).into_iter().flat_map(|it| it.iter());
     let devices = choices.map(|it| usize::from(it.device));
-    let set = devices
+    let (device, set) = devices
         .filter(|it| gpu.kind.devices[*it].profile == hold.profile)
-        .filter_map(|it| movers.set(gpu, at, it, pod.of.priority))
-        .min_by_key(|it| (movers.count(it), it.clone()))?;
+        .filter_map(|it| Some((it, movers.set(gpu, at, it, pod.of.priority)?)))
+        .min_by_key(|(_, it)| (movers.count(it), it.clone()))?;
     let graces = set.iter().flat_map(|it| &movers.groups[*it].pods).map(|it| it.grace);
     let ends = after(after(round.now, graces.max().unwrap_or_default()), MARGIN);
     let is_possible = !set.is_empty() && movers.count(&set) <= most_pods(round, pod.of) && ends <= hold.until;
-    is_possible.then_some((at, hold, set))
+    is_possible.then_some(Found { at, hold, device, set })
 }
 
 fn key(pod: &PendingPod) -> PodKey {
@@ -131,13 +140,13 @@ fn is_under_way(round: &Round<'_>, movers: &Movers<'_>) -> bool {
 }
 
 /// The GPU that is held back for a claim, if its driver acts on that: it has seen the spec, can begin with the hold at once, and
-/// offers nothing in place of the profile. Where counters are not kept, the begin of a hold is a change of the node.
+/// offers nothing that is in the way of the profile. Where counters are not kept, the begin of a hold is a change of the node.
 fn hold<'w>(round: &Round<'w>, claim: &str) -> Option<(At, &'w Hold)> {
     round.nodes.iter().enumerate().find_map(|(index, node)| {
         let state = node.state;
         let hold = state.holds.iter().find(|it| it.claim.uid == claim && round.now < it.until)?;
         let gpu = state.gpus.iter().position(|it| it.name == hold.gpu)?;
-        let is_offered = state.gpus[gpu].published.iter().any(|it| it.profile != hold.profile);
+        let is_offered = node.gpus[gpu].offers_in_the_way_of(&hold.profile);
         let is_ready = state.counts && state.progress == Progress::Done || node.may_change;
         let acts = is_ready && hold.is_ours && state.takes_part && !node.is_unseen && !is_offered;
         acts.then_some(((index, gpu), hold))

@@ -50,8 +50,8 @@ pub(super) struct GpuLedger<'w> {
     foreign: Set,
     /// Whether anything of it is held or given.
     pub(super) is_used: bool,
-    /// UIDs of the claims that it is held back for.
-    reserved: Vec<String>,
+    /// UIDs of the claims that it is held back for, and what is not offered because of that.
+    reserved: Vec<(String, Set)>,
 }
 
 impl<'w> GpuLedger<'w> {
@@ -140,9 +140,10 @@ impl<'w> GpuLedger<'w> {
         fits
     }
 
-    /// What holds of other claims keep from a claim: all or nothing.
+    /// What holds of other claims keep from a claim: it can have what is published and not in their way.
     pub(super) fn barred(&self, uid: &str) -> Set {
-        if self.reserved.iter().any(|it| it != uid) { Set::MAX } else { 0 }
+        let others = self.reserved.iter().filter(|it| it.0 != uid);
+        others.fold(0, |set, it| set | it.1 | !self.room.published)
     }
 
     /// Devices that a change of the GPU could bring: the floor and what other pods are about to get stay as they are.
@@ -173,14 +174,17 @@ impl<'w> GpuLedger<'w> {
         self.room.coming |= 1 << device;
     }
 
-    /// Keeps the GPU for a claim: the driver offers nothing else there, and changes it for no demand.
-    pub(super) fn reserve(&mut self, uid: &str) {
-        self.reserved.push(uid.to_owned());
+    /// Keeps a device for a claim: the driver offers nothing there that is in the way of its profile, and changes the GPU for no
+    /// demand.
+    pub(super) fn reserve(&mut self, uid: &str, device: usize) {
+        self.reserved.push((uid.to_owned(), self.kind.held_back[device]));
     }
 
-    /// Nothing of it is left.
-    pub(super) fn close(&mut self) {
-        (self.room.open, self.room.published, self.room.coming) = (0, 0, 0);
+    /// Nothing that is in the way of a device's profile is left.
+    pub(super) fn close(&mut self, device: usize) {
+        let left = !self.kind.held_back[device];
+        (self.room.open, self.room.published, self.room.coming) =
+            (self.room.open & left, self.room.published & left, self.room.coming & left);
         // Nor does what was given make room.
         self.before = None;
     }
@@ -193,6 +197,15 @@ impl<'w> GpuLedger<'w> {
     pub(super) fn in_the_way(&self, device: usize) -> Option<Set> {
         let conflicts = self.kind.conflicts[device];
         (self.foreign & conflicts == 0 && !self.state.has_problem).then_some(self.held & conflicts)
+    }
+
+    /// Whether anything is published that is in the way of a profile, wherever that is placed.
+    pub(super) fn offers_in_the_way_of(&self, profile: &str) -> bool {
+        let own = self.kind.devices.iter().position(|it| it.profile == profile);
+        let held_back = own.map_or(Set::MAX, |it| self.kind.held_back[it]);
+        let is_in_the_way = |it: usize| held_back >> it & 1 == 1;
+        let mut others = self.state.published.iter().filter(|it| it.profile != profile);
+        others.any(|it| self.position(it).is_none_or(is_in_the_way))
     }
 
     /// The placement of a profile that is likely to be free first: the fewest claims stand in its way.

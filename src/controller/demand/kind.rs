@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use dra_allocator::quantity::Quantity;
 use k8s_openapi::api::resource::v1::{Counter, Device};
+use mig_model::facts::Placement;
+use mig_model::layout::{Candidate, beside};
 use mig_model::slices::MEMORY;
 
 /// Possible devices of one GPU that are looked at; no known GPU has half as many.
@@ -51,6 +53,10 @@ pub struct Kind {
     pub(super) devices: Vec<Possible>,
     /// Devices that cannot exist beside one, by position; itself included.
     pub(super) conflicts: Vec<Set>,
+    /// What is not offered of a GPU that is held back for the profile of a device.
+    pub(super) held_back: Vec<Set>,
+    /// Devices of profiles of which a GPU has one at most.
+    pub(super) alone: Set,
     /// Memory slices of all that a device excludes on an empty GPU.
     pub(super) blocks: Vec<u32>,
     /// Names of the counters, and where they are in `totals`; those of which a GPU has one are nowhere.
@@ -100,8 +106,17 @@ impl Kind {
             amounts.iter().map(|name| cost.get(name).copied().unwrap_or(0)).collect::<Vec<i64>>()
         };
         let sizes = || devices.iter().map(|it| it.size);
+        let held_back = held_back(&devices, &costs, &counters);
+        let of_profile = |profile: &str| {
+            let all = devices.iter().enumerate().filter(|(_, it)| it.profile == profile);
+            all.fold(0, |set: Set, (position, _)| set | 1 << position)
+        };
+        let is_alone = |it: &usize| of_profile(&devices[*it].profile) & !conflicts[*it] == 0;
+        let alone = (0..devices.len()).filter(is_alone).fold(0, |set: Set, it| set | 1 << it);
         Self {
             conflicts,
+            held_back,
+            alone,
             blocks,
             counters: counters
                 .keys()
@@ -145,6 +160,29 @@ impl Kind {
         let all = self.devices.iter().enumerate().filter(|(_, it)| overlaps(it));
         all.fold(0, |set, (position, _)| set | 1 << position)
     }
+}
+
+/// For each device what a GPU that is held back for its profile does not offer, by position.
+fn held_back(
+    devices: &[Possible],
+    costs: &[BTreeMap<&str, i64>],
+    counters: &BTreeMap<String, Counter>,
+) -> Vec<Set> {
+    let amount = |it: i64| u32::try_from(it.max(0)).unwrap_or(u32::MAX);
+    let candidate = |(it, cost): (&Possible, &BTreeMap<&str, i64>)| Candidate {
+        profile: it.profile.clone(),
+        placement: Placement { start: it.start, size: it.size },
+        cost: cost.iter().map(|(name, it)| ((*name).to_owned(), amount(*it))).collect(),
+    };
+    let candidates: Vec<Candidate> = devices.iter().zip(costs).map(candidate).collect();
+    let total = |it: &Counter| amount(Quantity::whole(&it.value.0));
+    let totals = counters.iter().map(|(name, it)| (name.clone(), total(it))).collect();
+    let mut known: BTreeMap<&str, Set> = BTreeMap::new();
+    let of = |it: &Possible| {
+        let offered = beside(&candidates, &totals, &it.profile);
+        !offered.into_iter().fold(0, |set: Set, it| set | 1 << it)
+    };
+    devices.iter().map(|it| *known.entry(&it.profile).or_insert_with(|| of(it))).collect()
 }
 
 /// What a device takes from the counters of its GPU.

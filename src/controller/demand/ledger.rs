@@ -42,7 +42,7 @@ impl<'w> NodeLedger<'w> {
             if let Some(gpu) = node.gpus.iter_mut().find(|it| it.state.name == hold.gpu)
                 && let Some(device) = gpu.soonest(&hold.profile)
             {
-                gpu.reserve(&hold.claim.uid);
+                gpu.reserve(&hold.claim.uid, device);
                 // The hold lets the node publish it; no demand is needed for it.
                 if gpu.fits(device) && gpu.room.published >> device & 1 == 0 {
                     gpu.expect(device);
@@ -69,7 +69,7 @@ impl<'w> NodeLedger<'w> {
             let held: usize =
                 self.gpus.iter().map(|gpu| members(gpu.held).filter(|it| is(gpu.kind, *it)).count()).sum();
             let mut missing = (*count as usize).saturating_sub(held);
-            // What a GPU that is held back still publishes is about to go.
+            // The driver counts nothing of a GPU that is held back.
             for gpu in self.gpus.iter_mut().filter(|it| !it.is_reserved()) {
                 for device in members(gpu.room.published).filter(|it| is(gpu.kind, *it)).take(missing) {
                     gpu.room.floor |= 1 << device;

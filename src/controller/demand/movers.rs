@@ -195,13 +195,19 @@ impl<'w> Movers<'w> {
             })
             .collect();
         found.sort();
-        let fits =
-            found.into_iter().find(|(_, it, set)| self.places(round, set, (it.node, it.gpu)).is_some());
+        let fits = found
+            .into_iter()
+            .find(|(_, it, set)| self.places(round, set, ((it.node, it.gpu), it.device)).is_some());
         fits.map(|it| *it.1)
     }
 
-    /// A node with a place for each group, all of them together, when a GPU is given to the pod that waits.
-    pub(super) fn places(&mut self, round: &mut Round<'w>, set: &[usize], at: At) -> Option<Vec<usize>> {
+    /// A node with a place for each group, all of them together, when a device of a GPU is given to the pod that waits.
+    pub(super) fn places(
+        &mut self,
+        round: &mut Round<'w>,
+        set: &[usize],
+        (at, device): (At, usize),
+    ) -> Option<Vec<usize>> {
         if MAX_CHECKS <= self.checks {
             return None;
         }
@@ -223,7 +229,7 @@ impl<'w> Movers<'w> {
         }
         self.checks += 1;
         let mut own = round.nodes[at.0].clone();
-        own.gpus[at.1].close();
+        own.gpus[at.1].close(device);
         let mut changed: BTreeMap<usize, NodeLedger<'w>> = BTreeMap::from([(at.0, own)]);
         let size = |group: usize| {
             let devices = self.groups[group].pods.iter().flat_map(|it| &it.devices);

@@ -107,7 +107,7 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
         *used.namespaces.entry(namespace).or_default() += 1;
         *used.pools.entry(pool(states[place.node], round.options)).or_default() += 1;
         let gpu = &mut round.nodes[place.node].gpus[place.gpu];
-        gpu.reserve(&claim.uid);
+        gpu.reserve(&claim.uid, place.device);
         seen.insert(claim.uid.clone());
         let name = gpu.state.name.clone();
         // One entry for each GPU: what is over makes room.
@@ -200,7 +200,8 @@ fn candidates(
             for choice in choices.get(&std::ptr::from_ref(of.kind)).into_iter().flat_map(|it| it.iter()) {
                 let device = usize::from(choice.device);
                 let size = of.kind.devices[device].size;
-                let is_large = round.options.hold_from * f64::from(of.kind.largest) <= f64::from(size);
+                let is_large = round.options.hold_from * f64::from(of.kind.largest) <= f64::from(size)
+                    && of.kind.alone >> device & 1 == 1;
                 if !is_large || size <= of.kind.smallest {
                     continue;
                 }

@@ -40,7 +40,7 @@ pub(super) fn holds(
         } else if reasons.len() < MAX_NAMED {
             let claim = format!("{}/{}", hold.claim.namespace, hold.claim.name);
             let sentence = format!(
-                "GPU {gpu} of node {node} is held back for claim {claim}, which has waited longer{until}: it offers nothing else"
+                "GPU {gpu} of node {node} is held back for claim {claim}, which has waited longer{until}: it offers nothing that is in the way of that claim"
             );
             let advice = format!("wait until GPU {gpu} of node {node} is not held back any more");
             reasons.push((6, Reason::new(ReasonId::GpuHeldBack, sentence).advise(advice)));

@@ -126,7 +126,8 @@ fn cut<'a>(gpu: &'a GpuInventory, kept: &[&AllocatableDevice], counts: &BTreeMap
     (chosen.into_iter().map(|it| free[it]).collect(), reason)
 }
 
-fn candidate(device: &AllocatableDevice) -> Option<Candidate> {
+/// A MIG device as something that could be made.
+pub(super) fn candidate(device: &AllocatableDevice) -> Option<Candidate> {
     let MigSpec { profile, placement, .. } = mig(device)?;
     Some(Candidate { profile: profile.clone(), placement: *placement, cost: device.consumes.clone() })
 }

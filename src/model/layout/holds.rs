@@ -1,9 +1,9 @@
 //! Holds: GPUs of which free devices are not offered for a while, so that a claim gets its turn. Pure.
 //!
-//! As long as a hold is in force, a free device of its GPU is offered only if it has the profile of the hold. What claims hold
-//! stays theirs, but it is not published: a scheduler gives a published device away at the moment of its release, before the
-//! driver can withdraw it, so that the GPU would never become free among pods that wait. A hold ends when its writer removes
-//! it, and at its time in any case.
+//! As long as a hold is in force, a free device of its GPU is offered only if it has the profile of the hold or is not in the way
+//! of it ([`beside`]). What claims hold that is in the way stays theirs, but it is not published: a scheduler gives a published
+//! device away at the moment of its release, before the driver can withdraw it, so that the GPU would never become free among
+//! pods that wait. A hold ends when its writer removes it, and at its time in any case.
 //!
 //! # Where counters keep devices apart
 //!
@@ -27,6 +27,8 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
+use super::apply::{Offer, apply, candidate};
+use super::beside::beside;
 use super::choice::{GpuLayout, Layouts};
 use super::mix;
 use crate::facts::GpuFacts;
@@ -108,7 +110,8 @@ impl HoldMemory {
     }
 }
 
-/// The layouts in which GPUs that are held back have the profile they are held back for, as often as it fits.
+/// The layouts in which GPUs that are held back have the profile they are held back for, as often as it fits, and beside it what the
+/// layouts of before have that fits, the largest first.
 #[must_use]
 pub fn with_holds(layouts: &Layouts, held_back: &HeldBack, gpus: &[GpuFacts]) -> Layouts {
     let mut layouts = layouts.clone();
@@ -118,7 +121,12 @@ pub fn with_holds(layouts: &Layouts, held_back: &HeldBack, gpus: &[GpuFacts]) ->
         let layout = match profiles.iter().find(|it| it.name == *profile) {
             Some(found) => {
                 let most = u32::try_from(found.placements.len()).unwrap_or(u32::MAX);
-                GpuLayout::Cut(mix::possible(profiles, &[(profile.clone(), most)].into()))
+                let first = mix::possible(profiles, &[(profile.clone(), most)].into());
+                let others = match layouts.get(name) {
+                    Some(GpuLayout::Cut(counts) | GpuLayout::Free { counts, .. }) => counts.clone(),
+                    Some(GpuLayout::Whole) | None => BTreeMap::new(),
+                };
+                GpuLayout::Cut(mix::filled(profiles, first, &others))
             }
             None if profile == WHOLE => GpuLayout::Whole,
             None => continue,
@@ -128,7 +136,31 @@ pub fn with_holds(layouts: &Layouts, held_back: &HeldBack, gpus: &[GpuFacts]) ->
     layouts
 }
 
-/// Whether a device is offered beside a hold for this profile.
+/// What a GPU that is held back offers.
+struct Turn<'a> {
+    profile: &'a str,
+    /// Names of the devices that are not in the way.
+    beside: BTreeSet<String>,
+}
+
+impl<'a> Turn<'a> {
+    fn of(gpu: &GpuInventory, profile: &'a str) -> Self {
+        let all: Vec<&AllocatableDevice> = gpu.devices.iter().chain(&gpu.withheld).collect();
+        let (devices, candidates): (Vec<_>, Vec<_>) =
+            all.iter().filter_map(|it| Some((&it.name, candidate(it)?))).unzip();
+        let beside = beside(&candidates, &gpu.counters, profile);
+        Self { profile, beside: beside.into_iter().map(|it| devices[it].to_string()).collect() }
+    }
+
+    /// Whether a device is offered. Unmanaged instances are in the way of nothing that is offered.
+    fn offers(&self, device: &AllocatableDevice) -> bool {
+        is_for(self.profile, device)
+            || matches!(device.kind, DeviceKind::Adopted(_))
+            || self.beside.contains(device.name.as_str())
+    }
+}
+
+/// Whether a hold for this profile is for a device.
 fn is_for(profile: &str, device: &AllocatableDevice) -> bool {
     device.mig().map_or(WHOLE, |it| &it.profile) == profile
 }
@@ -137,29 +169,57 @@ fn offers(gpu: &GpuInventory, profile: &str) -> bool {
     gpu.devices.iter().any(|it| is_for(profile, it))
 }
 
+/// What the GPUs are to publish of layouts that are in force [`with_holds`]: of those that are held back nothing free that is in
+/// the way.
+#[must_use]
+pub fn apply_held_back(
+    inventory: &Inventory,
+    layouts: &Layouts,
+    held_back: &HeldBack,
+    held: &BTreeSet<String>,
+) -> Offer {
+    if held_back.is_empty() {
+        return apply(inventory, layouts, held);
+    }
+    let mut reduced = inventory.clone();
+    for (gpu, turn) in turns(&mut reduced, held_back) {
+        withhold(gpu, |it| turn.offers(it) || held.contains(it.name.as_str()));
+    }
+    apply(&reduced, layouts, held)
+}
+
 /// The inventory without the devices that are not published because of holds, where counters keep devices apart; `held` names
 /// devices that claims hold, and what they take is not in the counters either.
 #[must_use]
 pub(crate) fn hold_back(inventory: &Inventory, held_back: &HeldBack, held: &BTreeSet<String>) -> Inventory {
     let mut reduced = inventory.clone();
-    for gpu in &mut reduced.gpus {
-        let Some(profile) = held_back.get(&gpu.counter_set) else { continue };
+    for (gpu, turn) in turns(&mut reduced, held_back) {
         if gpu.problem.is_none() {
-            gpu.reserve(held, |it| is_hidden(profile, it, held));
+            gpu.reserve(held, |it| is_hidden(&turn, it, held));
         }
-        let stays = |it: &AllocatableDevice| {
-            is_for(profile, it)
-                || held.contains(it.name.as_str())
-                || matches!(it.kind, DeviceKind::Adopted(_))
-        };
-        let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut gpu.devices).into_iter().partition(stays);
-        gpu.devices = stay;
-        gpu.withheld.extend(go);
+        withhold(gpu, |it| turn.offers(it) || held.contains(it.name.as_str()));
     }
     reduced
 }
 
-/// What claims hold of GPUs that are held back for another profile. Of a GPU with a problem it stays published: nothing
+/// The GPUs that are held back, with what they offer.
+fn turns<'a>(
+    inventory: &'a mut Inventory,
+    held_back: &'a HeldBack,
+) -> impl Iterator<Item = (&'a mut GpuInventory, Turn<'a>)> {
+    inventory.gpus.iter_mut().filter_map(|gpu| {
+        let turn = Turn::of(gpu, held_back.get(&gpu.counter_set)?);
+        Some((gpu, turn))
+    })
+}
+
+fn withhold(gpu: &mut GpuInventory, stays: impl FnMut(&AllocatableDevice) -> bool) {
+    let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut gpu.devices).into_iter().partition(stays);
+    gpu.devices = stay;
+    gpu.withheld.extend(go);
+}
+
+/// What claims hold of GPUs that are held back and is in the way. Of a GPU with a problem it stays published: nothing
 /// free is offered beside it, and a taint has to be on a device that is in the slices.
 pub(crate) fn hidden(
     inventory: &Inventory,
@@ -167,17 +227,18 @@ pub(crate) fn hidden(
     held: &BTreeSet<String>,
 ) -> BTreeSet<String> {
     let gpus = inventory.gpus.iter().filter(|it| it.problem.is_none());
-    let gpus = gpus.filter_map(|it| Some((it, held_back.get(&it.counter_set)?)));
-    let devices =
-        gpus.flat_map(|(gpu, profile)| gpu.devices.iter().chain(&gpu.withheld).map(move |it| (it, profile)));
-    let hidden = devices.filter(|(it, profile)| is_hidden(profile, it, held));
-    hidden.map(|(it, _)| it.name.to_string()).collect()
+    let gpus = gpus.filter_map(|it| Some((it, Turn::of(it, held_back.get(&it.counter_set)?))));
+    let hidden = gpus.flat_map(|(gpu, turn)| {
+        let all = gpu.devices.iter().chain(&gpu.withheld);
+        let hidden = all.filter(|it| is_hidden(&turn, it, held));
+        hidden.map(|it| it.name.to_string()).collect::<Vec<_>>()
+    });
+    hidden.collect()
 }
 
-/// Whether claims hold a device that is in the way of this profile. Unmanaged instances are in the way of nothing that is offered.
-fn is_hidden(profile: &str, device: &AllocatableDevice, held: &BTreeSet<String>) -> bool {
-    let is_adopted = matches!(device.kind, DeviceKind::Adopted(_));
-    held.contains(device.name.as_str()) && !is_for(profile, device) && !is_adopted
+/// Whether claims hold a device that is in the way.
+fn is_hidden(turn: &Turn<'_>, device: &AllocatableDevice, held: &BTreeSet<String>) -> bool {
+    held.contains(device.name.as_str()) && !turn.offers(device)
 }
 
 fn after(time: Timestamp, wait: Duration) -> Timestamp {

@@ -1,5 +1,6 @@
 //! Layouts that no file has: rules that follow from the profiles a GPU has, for any GPU.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use crate::facts::Profile;
@@ -79,6 +80,31 @@ pub fn possible(profiles: &[Profile], wanted: &BTreeMap<String, u32>) -> BTreeMa
     let mut counts = BTreeMap::new();
     for index in fit(&candidates, &plan.totals(), wanted) {
         *counts.entry(candidates[index].profile.clone()).or_insert(0) += 1;
+    }
+    counts
+}
+
+/// What an empty GPU has room for, and as much of the others as fits beside all of it, the largest profiles first.
+#[must_use]
+pub(super) fn filled(
+    profiles: &[Profile],
+    first: BTreeMap<String, u32>,
+    others: &BTreeMap<String, u32>,
+) -> BTreeMap<String, u32> {
+    let mut counts = first;
+    let size = |it: &Profile| it.placements.first().map_or(0, |it| it.size);
+    let mut sorted: Vec<&Profile> = profiles.iter().filter(|it| others.contains_key(&it.name)).collect();
+    sorted.sort_by_key(|it| (Reverse((size(it), it.slices)), &it.name));
+    for profile in sorted {
+        let most = others[&profile.name].min(u32::try_from(profile.placements.len()).unwrap_or(u32::MAX));
+        for _ in 0..most {
+            let mut more = counts.clone();
+            *more.entry(profile.name.clone()).or_insert(0) += 1;
+            if possible(profiles, &more) != more {
+                break;
+            }
+            counts = more;
+        }
     }
     counts
 }

@@ -9,6 +9,7 @@
 
 mod apply;
 mod arrange;
+mod beside;
 mod choice;
 mod decision;
 mod demand;
@@ -21,12 +22,13 @@ mod wanted;
 
 pub use apply::{Offer, apply};
 pub use arrange::{Arrangement, Cause, Missing, arrange, describe_missing};
+pub use beside::beside;
 pub use choice::{GpuLayout, Layouts, Refusal, choose, default_layouts};
 pub use decision::Decision;
 pub use demand::{Demand, DemandMemory, Followed, Outcome, PATIENCE, PAUSE, follow, usable};
 pub use file::{Devices, Entry, FileError, LayoutFile, MAX_FILE};
 pub use fit::{Candidate, dropped, fit, fit_keeping};
-pub use holds::{HeldBack, HoldMemory, HoldStep, LONGEST_HOLD, with_holds};
+pub use holds::{HeldBack, HoldMemory, HoldStep, LONGEST_HOLD, apply_held_back, with_holds};
 pub(crate) use holds::{hidden, hold_back};
 pub use mix::{all_of, balanced, candidates, possible};
 pub use wanted::{LayoutInputs, Wanted};

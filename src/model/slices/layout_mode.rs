@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::inventory::Inventory;
-use crate::layout::{Decision, GpuLayout, apply, hidden};
+use crate::layout::{Decision, GpuLayout, apply_held_back, hidden};
 
 use super::memory::Memory;
 use super::pool::Pool;
@@ -61,7 +61,7 @@ pub(super) fn makes_room(memory: &Memory, world: &World<'_>, seen: &NodeView<'_>
 
 /// What is to be published once nothing is waited for any more, if claims hold this.
 fn wanted(inventory: &Inventory, decision: &Decision, held: &BTreeSet<String>) -> BTreeSet<String> {
-    let names = apply(inventory, &decision.layouts, held).inventory.names();
+    let names = apply_held_back(inventory, &decision.layouts, &decision.held_back, held).inventory.names();
     &names - &hidden(inventory, &decision.held_back, held)
 }
 
@@ -82,7 +82,7 @@ pub(super) fn target(
     let pool = memory.pool(published);
     let (read_at, is_held_up) = read_claims(memory, world, inventory, &decision, pool.as_ref(), now)?;
     let held = prepared | &memory.allocated;
-    let target = apply(inventory, &decision.layouts, &held);
+    let target = apply_held_back(inventory, &decision.layouts, &decision.held_back, &held);
     let hidden = hidden(inventory, &decision.held_back, &held);
     let next = memory.step(inventory, &target.inventory, pool.as_ref(), (prepared, &hidden), read_at);
 

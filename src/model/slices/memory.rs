@@ -285,11 +285,14 @@ impl Memory {
             self.retained.expect_more();
         }
         // One of two that overlap is left out only by what claims have now: the other one may be free already.
-        if self.retained.is_crowded(offered, before, prepared) {
+        let held_back = &world.layout.held_back;
+        if self.retained.is_crowded(offered, before, prepared)
+            || self.retained.hides_unread(offered, before, prepared, held_back)
+        {
             let claims = world.claims()?;
             self.retained.confirm(&claims.allocated, claims.read_at);
         }
-        let shown = self.retained.show(offered, before, prepared, &world.layout.held_back);
+        let shown = self.retained.show(offered, before, prepared, held_back);
         let seen = self.seen(pool.as_ref());
         let pool = pool.map(|it| it.without(|name| is_apart(name, world.node.inventory)));
         let part = self.transition.count(&shown, pool.as_ref(), &seen, held, now);

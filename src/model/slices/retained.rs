@@ -19,6 +19,8 @@
 //!
 //! Pure. Refuses to ask where nothing could come of the answer: it is a list of all claims of the cluster.
 
+mod pause;
+
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -219,23 +221,6 @@ impl RetainedDevices {
             (false, false) => is_settled(it) && (!returns || is_quiet),
         };
         gpu.devices.iter().filter(may_show).cloned().collect()
-    }
-
-    /// What is not published of a GPU that is held back for a claim: a scheduler may give it away a moment longer.
-    fn hide(&mut self, gpu: &GpuInventory, before: &BTreeSet<String>, prepared: &BTreeSet<String>) {
-        let names: BTreeSet<String> = gpu.withheld.iter().map(|it| it.name.to_string()).collect();
-        self.withdrawn.add(names.intersection(before));
-        self.reserved.extend(names.into_iter().filter(|it| prepared.contains(it) || self.taken.contains(it)));
-    }
-
-    /// Of a GPU that is held back for a claim, nothing free is offered before it is known what schedulers have given away at the last
-    /// moment: it may overlap what the claim waits for.
-    fn pause(&self, gpu: &GpuInventory, prepared: &BTreeSet<String>, devices: &mut Vec<AllocatableDevice>) {
-        let is_unsettled = |it: &AllocatableDevice| self.withdrawn.has(it.name.as_str());
-        if gpu.devices.iter().chain(&gpu.withheld).any(is_unsettled) {
-            let is_held = |it: &str| prepared.contains(it) || self.allocated.contains(it);
-            devices.retain(|it| is_held(it.name.as_str()) || it.consumes.is_empty());
-        }
     }
 
     /// Whether allocated devices seem to overlap. The last read of the claims may be old, so they have to be read again, and

@@ -118,3 +118,105 @@ fn a_gpu_that_is_held_back_has_the_profile_as_often_as_it_fits_and_serves_no_dem
     assert_eq!(arranged.missing.len(), 1, "{arranged:?}");
     assert_eq!(arranged.layouts, base);
 }
+
+/// Names of the devices of the only GPU that are in the way of no instance of a profile.
+fn clear_of<'a>(inventory: &'a Inventory, profile: &str) -> Vec<&'a AllocatableDevice> {
+    let gpu = &inventory.gpus[0];
+    let devices: Vec<&AllocatableDevice> = gpu.devices.iter().filter(|it| it.mig().is_some()).collect();
+    let candidate = |it: &&AllocatableDevice| Candidate {
+        profile: it.mig().unwrap().profile.clone(),
+        placement: it.mig().unwrap().placement,
+        cost: it.consumes.clone(),
+    };
+    let candidates: Vec<Candidate> = devices.iter().map(candidate).collect();
+    beside(&candidates, &gpu.counters, profile).into_iter().map(|it| devices[it]).collect()
+}
+
+/// Whether counters have room for these devices together, and for one more.
+fn fit_together(counters: &BTreeMap<String, u32>, devices: &[&AllocatableDevice]) -> bool {
+    counters.iter().all(|(name, total)| {
+        devices.iter().map(|it| it.consumes.get(name).copied().unwrap_or(0)).sum::<u32>() <= *total
+    })
+}
+
+/// Whether an instance has room beside each set of these devices that can exist, `chosen` included.
+fn has_room<'a>(
+    counters: &BTreeMap<String, u32>,
+    instance: &'a AllocatableDevice,
+    chosen: &mut Vec<&'a AllocatableDevice>,
+    left: &[&'a AllocatableDevice],
+) -> bool {
+    let Some((next, left)) = left.split_first() else {
+        chosen.push(instance);
+        let fits = fit_together(counters, chosen);
+        chosen.pop();
+        return fits;
+    };
+    chosen.push(*next);
+    let with = !fit_together(counters, chosen) || has_room(counters, instance, chosen, left);
+    chosen.pop();
+    with && has_room(counters, instance, chosen, left)
+}
+
+#[test]
+fn whatever_is_allocated_beside_a_hold_its_profile_has_room_on_every_gpu() {
+    let mut offered = BTreeMap::new();
+    for model in mig_models() {
+        let inventory = inventory_of(&facts(model.name()), true, &BTreeSet::new());
+        let gpu = &inventory.gpus[0];
+        for instance in gpu.devices.iter().filter(|it| it.mig().is_some()) {
+            let profile = &instance.mig().unwrap().profile;
+            let clear = clear_of(&inventory, profile);
+            assert!(has_room(&gpu.counters, instance, &mut Vec::new(), &clear), "{} {profile}", model.name());
+            offered.insert((model.name(), profile.clone()), clear.len());
+        }
+    }
+    let of = |model: &str, profile: &str| offered[&(model, profile.to_owned())];
+    assert!(0 < of("A100-40GB", "4g.20gb") && 0 < of("B200-180GB", "4g.90gb"), "{offered:?}");
+    assert_eq!(
+        (of("H100-80GB", "7g.80gb"), of("H100-80GB", "3g.40gb"), of("A30-24GB", "2g.12gb")),
+        (0, 0, 0)
+    );
+}
+
+#[test]
+fn nothing_is_offered_beside_a_hold_where_it_could_use_up_what_the_profile_needs() {
+    let candidate = |profile: &str, start: u32, size: u32, cost: &[(&str, u32)]| Candidate {
+        profile: profile.to_owned(),
+        placement: Placement { start, size },
+        cost: cost.iter().map(|(name, amount)| ((*name).to_owned(), *amount)).collect(),
+    };
+    let mut candidates = vec![candidate("4g", 0, 4, &[("decoders", 4)]), candidate("1g", 3, 1, &[])];
+    // The one of them that takes the most is not the largest.
+    candidates.extend((4..7).map(|it| candidate("1g", it, 1, &[("decoders", 1), ("ofas", 1)])));
+    candidates.push(candidate("3g", 4, 4, &[("decoders", 2)]));
+    let offered = |decoders: u32| {
+        let totals = [("decoders".to_owned(), decoders), ("ofas".to_owned(), 1)].into();
+        beside(&candidates, &totals, "4g")
+    };
+    assert_eq!(offered(7), [2, 3, 4, 5]);
+    assert_eq!(offered(6), Vec::<usize>::new());
+    assert_eq!(beside(&candidates, &BTreeMap::new(), "7g"), Vec::<usize>::new(), "no such profile");
+}
+
+#[test]
+fn a_layout_keeps_beside_a_hold_what_fits_there_and_nothing_free_that_is_in_the_way() {
+    let (facts, _) = h100();
+    let held_back: HeldBack = [(GPU.to_owned(), "4g.40gb".to_owned())].into();
+    let name = |profile: &str, start: u32| DeviceName::mig(facts[0].pci, profile, start).to_string();
+    let (first, last) = (name("1g.10gb", 1), name("1g.10gb", 6));
+    for (label, held, expected) in [
+        ("all-balanced", vec![], vec!["3g.40gb@4", "4g.40gb@0"]),
+        ("all-balanced", vec![&first], vec!["1g.10gb@1", "3g.40gb@4"]),
+        ("all-1g.10gb", vec![], vec!["1g.10gb@4", "1g.10gb@5", "1g.10gb@6", "4g.40gb@0"]),
+        ("all-1g.10gb", vec![&first, &last], vec!["1g.10gb@1", "1g.10gb@5", "1g.10gb@6"]),
+        ("all-7g.80gb", vec![], vec!["4g.40gb@0"]),
+        ("all-disabled", vec![], vec!["4g.40gb@0"]),
+    ] {
+        let base = choose(Some(label), None, &facts).unwrap();
+        let held: BTreeSet<String> = held.into_iter().cloned().collect();
+        let layouts = with_holds(&base, &held_back, &facts);
+        let offer = apply_held_back(&inventory_of(&facts, true, &held), &layouts, &held_back, &held);
+        assert_eq!(shown(&offer), expected, "{label}");
+    }
+}

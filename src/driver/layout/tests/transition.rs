@@ -722,3 +722,26 @@ fn a_release_makes_room_for_the_layout_also_after_the_claims_were_read() {
     world.rest(false);
     assert_eq!(world.published(), ["gpu-0000-1a-00".to_owned()].into());
 }
+
+#[test]
+fn what_is_allocated_on_a_gpu_that_is_held_back_stays_published_when_counters_are_kept_again() {
+    let mut world = world("all-3g.40gb");
+    world.keeps_counters = true;
+    for _ in 0..2 {
+        world.now += SETTLE;
+        sync(&mut world);
+    }
+    world.hold("3g.40gb");
+    sync(&mut world);
+    world.keeps_counters = false;
+    sync(&mut world);
+    // By a scheduler that is late, so that only the claims say it.
+    let device = mig("3g-40gb-0");
+    world.claim(device.clone());
+    sync(&mut world);
+    sync(&mut world);
+    assert!(world.published().contains(&device));
+    world.keeps_counters = true;
+    sync(&mut world);
+    assert!(world.published().contains(&device), "a late scheduler's other allocations are not known yet");
+}

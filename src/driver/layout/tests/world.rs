@@ -193,8 +193,8 @@ impl World {
         let of_gpu = offered.gpus.iter_mut().filter(|it| it.counter_set == *gpu);
         of_gpu.for_each(|it| {
             it.devices.retain(|it| {
-                let own = it.mig().map_or("full", |it| &it.profile);
-                own == profile || held.contains(it.name.as_str()) && !self.is_hidden(it.name.as_str())
+                !self.is_in_the_way(it, profile)
+                    || held.contains(it.name.as_str()) && !self.is_hidden(it.name.as_str())
             });
         });
         Arc::new(offered)
@@ -213,7 +213,18 @@ impl World {
             .iter()
             .filter(|it| it.counter_set == *gpu)
             .find_map(|it| it.devices.iter().chain(&it.withheld).find(|it| it.name.as_str() == device));
-        found.is_some_and(|it| it.mig().map_or("full", |it| &it.profile) != profile)
+        found.is_some_and(|it| self.is_in_the_way(it, profile))
+    }
+
+    /// Whether a device shares a memory slice with a profile, wherever that is placed, and is no instance of it.
+    fn is_in_the_way(&self, device: &AllocatableDevice, profile: &str) -> bool {
+        let profiles = self.facts[0].mig.iter().flat_map(|it| &it.profiles);
+        let mut placements = profiles.filter(|it| it.name == profile).flat_map(|it| &it.placements);
+        match device.mig() {
+            Some(own) if own.profile == profile => false,
+            Some(own) => profile == "full" || placements.any(|it| it.overlaps(own.placement)),
+            None => profile != "full",
+        }
     }
 
     fn node(&self) -> (Node, Vec<Gpu>, OfferPolicy) {
@@ -553,7 +564,8 @@ impl World {
         self.keeps_counters = false;
         self.rest(true);
         let held = &self.prepared() | &self.allocated();
-        let target = apply(&self.offers(&held), &self.rounds.layout.layouts, &held).inventory;
+        let (layouts, held_back) = (&self.rounds.layout.layouts, &self.rounds.layout.held_back);
+        let target = apply_held_back(&self.offers(&held), layouts, held_back, &held).inventory;
         let mut expected = target.names();
         expected.retain(|it| !held.contains(it) || !self.is_hidden(it));
         assert_eq!(self.published(), expected);

@@ -142,6 +142,35 @@ fn a_device_that_is_hidden_counts_with_its_memory_and_what_is_left_can_be_alloca
     assert!([mig("1g-10gb-5"), mig("1g-10gb-6")].contains(&free), "{free}");
 }
 
+#[test]
+fn a_hold_for_half_of_a_gpu_offers_the_other_half_and_is_served_whatever_is_allocated_there() {
+    let half = [mig("1g-10gb-4"), mig("1g-10gb-5"), mig("1g-10gb-6")];
+    let (in_the_way, wanted) = (mig("1g-10gb-1"), mig("4g-40gb-0"));
+    let mut scene = Scene::with_prepared("1xH100-80GB", &in_the_way);
+    scene.prepare(&half[2]);
+    scene.rounds.layout.held_back.insert(GPU.to_owned(), "4g.40gb".to_owned());
+    scene.look();
+    scene.elapse(3 * SETTLE);
+    assert!(scene.published().contains(&half[2]), "it is not in the way, and stays published");
+    assert!(!scene.published().contains(&in_the_way));
+    let offers = |scene: &Scene, profile: &str| allocates(&scene.rounds.slices, &scene.allocated, profile);
+    for _ in 0..2 {
+        let free = offers(&scene, "1g.10gb").unwrap();
+        assert!(half.contains(&free), "{free}");
+        scene.allocate(&free);
+        assert_eq!(offers(&scene, "4g.40gb"), None, "{in_the_way} is in the way");
+    }
+    assert_eq!(offers(&scene, "1g.10gb"), None);
+    scene.end(&half[2]);
+    assert_eq!(offers(&scene, "1g.10gb"), Some(half[2].clone()), "at once, without the driver");
+    scene.allocate(&half[2]);
+    scene.end(&in_the_way);
+    scene.notice();
+    scene.elapse(3 * SETTLE);
+    assert_eq!(offers(&scene, "1g.10gb"), None);
+    assert_eq!(offers(&scene, "4g.40gb"), Some(wanted));
+}
+
 /// What is left of each counter beside what these devices take of it. Panics where one takes of a counter that is not there.
 fn counters_left(slices: &[ResourceSlice], allocated: &BTreeSet<String>) -> BTreeMap<(String, String), i128> {
     let bytes = |it: &Counter| {
