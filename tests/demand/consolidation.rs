@@ -297,6 +297,10 @@ fn a_pod_moves_to_the_half_of_the_gpu_that_is_not_in_the_way_of_the_claim() {
     // Where the other half is used up, and where all of the GPU is in the way.
     let full = counting("a", &[&[("1g.10gb", 1), ("3g.40gb", 4)]]);
     assert_eq!(evicts(world(&full, "4g.40gb")), [""; 0]);
+    // Nor is it held back early: what is free there is in the way itself.
+    let late = Options { hold_after: Some(Duration::from_secs(3600)), ..options() };
+    let holds = |node| Leader::new(late.clone()).decide(&world(node, "4g.40gb"), NOW).decisions.writes.len();
+    assert_eq!((holds(&node), holds(&full)), (1, 0));
     assert_eq!(evicts(world(&node, "7g.80gb")), [""; 0]);
 }
 

@@ -220,3 +220,21 @@ fn a_layout_keeps_beside_a_hold_what_fits_there_and_nothing_free_that_is_in_the_
         assert_eq!(shown(&offer), expected, "{label}");
     }
 }
+
+#[test]
+fn whatever_the_layout_and_what_claims_hold_nothing_free_is_offered_that_is_in_the_way() {
+    let (facts, _) = h100();
+    let held_back: HeldBack = [(GPU.to_owned(), "4g.40gb".to_owned())].into();
+    for label in ["all-1g.10gb", "all-1g.20gb", "all-2g.20gb", "all-3g.40gb", "all-balanced"] {
+        let layouts = with_holds(&choose(Some(label), None, &facts).unwrap(), &held_back, &facts);
+        // The second one leaves a 2g no place but in the way.
+        for starts in (0..4).flat_map(|it| [vec![it], vec![it, 4]]) {
+            let name = |start: &u32| DeviceName::mig(facts[0].pci, "1g.10gb", *start).to_string();
+            let held: BTreeSet<String> = starts.iter().map(name).collect();
+            let offer = apply_held_back(&inventory_of(&facts, true, &held), &layouts, &held_back, &held);
+            let free = offer.inventory.devices().filter(|it| !held.contains(it.name.as_str()));
+            let in_the_way: Vec<_> = free.filter(|it| it.mig().unwrap().placement.start < 4).collect();
+            assert!(in_the_way.is_empty(), "{label}, {held:?}: {in_the_way:?}");
+        }
+    }
+}
