@@ -582,6 +582,44 @@ fn a_claim_gets_a_turn_for_a_profile_of_which_a_gpu_has_one_at_most() {
 }
 
 #[test]
+fn a_claim_that_a_3g_serves_gets_no_turn_for_something_larger() {
+    let mut state = node("a", &[(SEVEN, NONE)]);
+    (state.follows, state.counts) = (false, true);
+    let request = |cel: &str| {
+        json!([{"name": "gpu", "exactly": {"deviceClassName": "mig", "allocationMode": "ExactCount", "count": 1,
+            "selectors": selector(cel)}}])
+    };
+    for (cel, count) in [
+        ("own.profile == \"7g.80gb\" || own.profile == \"full\"", 1),
+        ("own.profile == \"7g.80gb\" || own.profile == \"3g.40gb\"", 0),
+    ] {
+        let world = world(vec![state.clone()], vec![pod("p", at(0.0), claim("claim-p", request(cel)))]);
+        let outcome = decide(&world, &turns(), &Memory::default(), at(500.0));
+        let holds: usize = outcome.decisions.writes.iter().map(|it| it.holds.len()).sum();
+        assert_eq!(holds, count, "{cel}");
+    }
+}
+
+#[test]
+fn what_is_published_beside_a_hold_serves_no_demand() {
+    let mut state = node("a", &[(&SEVEN[..1], &[("1g.10gb", 4)]), (NONE, WHOLE)]);
+    let claim =
+        ClaimKey { namespace: "default".to_owned(), name: "claim-p".to_owned(), uid: "claim-p".to_owned() };
+    let (gpu, profile) = (state.gpus[0].name.clone(), "4g.40gb".to_owned());
+    state.holds = vec![Hold { gpu, profile, claim, until: at(500.0), since: None, is_ours: false }];
+    let pods: Vec<_> = ["q", "r"].iter().map(|it| for_profile(it, at(1.0), "1g.10gb")).collect();
+    let first = decide(&world(vec![state.clone()], pods.clone()), &turns(), &Memory::default(), at(60.0));
+    let write = one(&first.decisions);
+    assert_eq!(demanded(write), profiles(&[("1g.10gb", 1)]), "the other one is published");
+    // The driver has not followed it yet, and another node comes.
+    (state.demand, state.progress) = (write.demand.clone(), Progress::Pending);
+    state.resource_version = Some("2".to_owned());
+    let nodes = vec![state, node("b", &[(NONE, WHOLE)])];
+    let second = decide(&world(nodes, pods), &turns(), &first.memory, at(62.0));
+    assert!(second.decisions.writes.is_empty(), "{:#?}", second.decisions.writes);
+}
+
+#[test]
 fn a_gpu_that_is_held_back_is_not_changed_for_other_claims() {
     // A 4g is held back at the start of the GPU; the driver changes nothing of it for a 3g at its end.
     let mut state = node("a", &[(&SEVEN[..1], NONE)]);

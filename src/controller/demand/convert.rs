@@ -54,7 +54,7 @@ impl Described {
         let followed = followed(status);
         let observed = status.and_then(|it| it.observed_generation);
         let is_observed = observed.is_some() && observed == mig.metadata.generation;
-        let is_there = demand.as_ref().is_none_or(|it| is_published(&it.profiles, &gpus));
+        let is_there = demand.as_ref().is_none_or(|it| is_published(&it.profiles, &gpus, &mig.spec.holds));
         let is_final = is_there || followed.is_some_and(|it| it.1);
         let state = NodeState {
             resource_version: mig.metadata.resource_version.clone(),
@@ -119,10 +119,12 @@ fn counts(list: &[ProfileCount]) -> Profiles {
     list.iter().map(|it| (it.profile.clone(), it.count)).collect()
 }
 
-/// Whether so many devices are published and free.
-fn is_published(profiles: &Profiles, gpus: &[GpuState]) -> bool {
+/// Whether so many devices are published and free. What a GPU offers that is held back serves no demand.
+fn is_published(profiles: &Profiles, gpus: &[GpuState], holds: &[mig_model::mig_node::Hold]) -> bool {
+    let is_held_back = |gpu: &GpuState| holds.iter().any(|it| it.gpu == gpu.name);
     let published = |profile: &String| {
-        gpus.iter().flat_map(|it| &it.published).filter(|it| it.profile == *profile).count()
+        let others = gpus.iter().filter(|it| !is_held_back(it));
+        others.flat_map(|it| &it.published).filter(|it| it.profile == *profile).count()
     };
     profiles.iter().all(|(profile, count)| *count as usize <= published(profile))
 }

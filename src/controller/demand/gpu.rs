@@ -180,11 +180,11 @@ impl<'w> GpuLedger<'w> {
         self.reserved.push((uid.to_owned(), self.kind.held_back[device]));
     }
 
-    /// Nothing that is in the way of a device's profile is left.
+    /// What is left is what is published and not in the way of a device's profile: nothing there changes for others.
     pub(super) fn close(&mut self, device: usize) {
-        let left = !self.kind.held_back[device];
-        (self.room.open, self.room.published, self.room.coming) =
-            (self.room.open & left, self.room.published & left, self.room.coming & left);
+        self.room.published &= !self.kind.held_back[device];
+        self.room.open &= self.room.published;
+        self.room.coming = 0;
         // Nor does what was given make room.
         self.before = None;
     }
@@ -205,7 +205,10 @@ impl<'w> GpuLedger<'w> {
         let held_back = own.map_or(Set::MAX, |it| self.kind.held_back[it]);
         let is_in_the_way = |it: usize| held_back >> it & 1 == 1;
         let mut others = self.state.published.iter().filter(|it| it.profile != profile);
-        others.any(|it| self.position(it).is_none_or(is_in_the_way))
+        others.any(|it| match self.position(it) {
+            Some(it) => is_in_the_way(it),
+            None => own.is_none_or(|own| self.kind.overlapping(it.start, it.size) >> own & 1 == 1),
+        })
     }
 
     /// The placement of a profile that is likely to be free first: the fewest claims stand in its way.

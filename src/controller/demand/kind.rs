@@ -55,7 +55,7 @@ pub struct Kind {
     pub(super) conflicts: Vec<Set>,
     /// What is not offered of a GPU that is held back for the profile of a device.
     pub(super) held_back: Vec<Set>,
-    /// Devices of profiles of which a GPU has one at most.
+    /// Devices of profiles with one placement.
     pub(super) alone: Set,
     /// Memory slices of all that a device excludes on an empty GPU.
     pub(super) blocks: Vec<u32>,
@@ -107,11 +107,8 @@ impl Kind {
         };
         let sizes = || devices.iter().map(|it| it.size);
         let held_back = held_back(&devices, &costs, &counters);
-        let of_profile = |profile: &str| {
-            let all = devices.iter().enumerate().filter(|(_, it)| it.profile == profile);
-            all.fold(0, |set: Set, (position, _)| set | 1 << position)
-        };
-        let is_alone = |it: &usize| of_profile(&devices[*it].profile) & !conflicts[*it] == 0;
+        let is_alone =
+            |it: &usize| devices.iter().filter(|other| other.profile == devices[*it].profile).count() == 1;
         let alone = (0..devices.len()).filter(is_alone).fold(0, |set: Set, it| set | 1 << it);
         Self {
             conflicts,

@@ -96,9 +96,11 @@ impl<'w> NodeLedger<'w> {
         order.sort_by_key(|it| std::cmp::Reverse(size(it.0)));
         for (profile, count) in order {
             let is = |kind: &Kind, it: usize| kind.devices[it].profile == *profile;
+            // What a GPU offers that is held back serves no demand.
             let free = self
                 .gpus
                 .iter()
+                .filter(|it| !it.is_reserved())
                 .map(|gpu| members(gpu.room.published).filter(|it| is(gpu.kind, *it)).count());
             let missing = (*count as usize).saturating_sub(free.sum());
             for _ in 0..missing {

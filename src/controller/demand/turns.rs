@@ -9,6 +9,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use mig_model::layout::LONGEST_HOLD;
 
+use super::kind::Choice;
 use super::movers::{Candidate, Movers, most_pods};
 use super::round::Round;
 use super::shape::Need;
@@ -197,12 +198,18 @@ fn candidates(
             continue;
         }
         for (gpu, of) in ledger.gpus.iter().enumerate().filter(|(_, it)| !it.is_reserved()) {
-            for choice in choices.get(&std::ptr::from_ref(of.kind)).into_iter().flat_map(|it| it.iter()) {
-                let device = usize::from(choice.device);
-                let size = of.kind.devices[device].size;
-                let is_large = round.options.hold_from * f64::from(of.kind.largest) <= f64::from(size)
-                    && of.kind.alone >> device & 1 == 1;
-                if !is_large || size <= of.kind.smallest {
+            let choices = || choices.get(&std::ptr::from_ref(of.kind)).into_iter().flat_map(|it| it.iter());
+            let size = |it: &Choice| of.kind.devices[usize::from(it.device)].size;
+            let is_large =
+                |it: &Choice| round.options.hold_from * f64::from(of.kind.largest) <= f64::from(size(it));
+            let is_alone = |it: &Choice| of.kind.alone >> it.device & 1 == 1;
+            // A claim that takes a 3g, too, waits for that.
+            let rank = |it: &Choice| (it.alternative, size(it));
+            let best = choices().filter(|it| is_large(it) && !is_alone(it)).map(rank).min();
+            for choice in choices() {
+                let (device, size) = (usize::from(choice.device), size(choice));
+                let has_better = best.is_some_and(|it| it < rank(choice));
+                if !is_large(choice) || !is_alone(choice) || has_better || size <= of.kind.smallest {
                     continue;
                 }
                 let Some(held) = of.in_the_way(device) else { continue };

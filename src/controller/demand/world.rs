@@ -193,7 +193,7 @@ pub struct Options {
     pub hold_after: Option<Duration>,
     /// A hold is renewed until it has lasted for so long. The claim gets another one `hold_after` later.
     pub hold_for: Duration,
-    /// Memory slices of a request in parts of its GPU from which on it can get a hold, if a GPU has no two of its profile.
+    /// Memory slices of a request in parts of its GPU from which on it can get a hold, if its profile has one placement.
     pub hold_from: f64,
     /// GPUs held back for one namespace, in parts of all GPUs; one at least.
     pub hold_namespace: f64,

@@ -294,8 +294,8 @@ fn sums(answers: &[NodeAnswer]) -> BTreeMap<(String, String), Tally> {
 
 fn verdict(answers: &Answers, abort: Option<&Abort>, ranked: &Ranked) -> Verdict {
     use ReasonId::{
-        ClaimOnOtherNode, DeviceTaint, GpuHeldForClaim, LayoutFollowsDemand, PoolIncomplete, PoolInvalid,
-        PoolOverdrawn, Withheld,
+        ClaimOnOtherNode, DeviceTaint, GpuHeldBack, GpuHeldForClaim, LayoutFollowsDemand, PoolIncomplete,
+        PoolInvalid, PoolOverdrawn, Withheld,
     };
     match abort {
         Some(Abort::AllFromBrokenPool { .. }) => return Verdict::NotNow,
@@ -312,6 +312,7 @@ fn verdict(answers: &Answers, abort: Option<&Abort>, ranked: &Ranked) -> Verdict
     let passing = [
         ClaimOnOtherNode,
         DeviceTaint,
+        GpuHeldBack,
         GpuHeldForClaim,
         LayoutFollowsDemand,
         PoolIncomplete,

@@ -23,9 +23,19 @@ pub struct Offer {
 /// after a restart, and giving a published device away never changes it.
 #[must_use]
 pub fn apply(inventory: &Inventory, layouts: &Layouts, held: &BTreeSet<String>) -> Offer {
+    apply_beside(inventory, layouts, held, &BTreeSet::new())
+}
+
+/// The same where some of what claims hold is `hidden` by a hold and counts for nothing that the layouts want.
+pub(super) fn apply_beside(
+    inventory: &Inventory,
+    layouts: &Layouts,
+    held: &BTreeSet<String>,
+    hidden: &BTreeSet<String>,
+) -> Offer {
     let mut waiting = Vec::new();
     let mut one = |gpu: &GpuInventory| {
-        let (devices, reason) = offer(gpu, layouts.get(&gpu.counter_set), held);
+        let (devices, reason) = offer(gpu, layouts.get(&gpu.counter_set), held, hidden);
         waiting.extend(reason.map(|it| format!("{}: {it}", gpu.counter_set)));
         let (counter_set, problem) = (gpu.counter_set.clone(), gpu.problem.clone());
         GpuInventory {
@@ -45,6 +55,7 @@ fn offer(
     gpu: &GpuInventory,
     layout: Option<&GpuLayout>,
     held: &BTreeSet<String>,
+    hidden: &BTreeSet<String>,
 ) -> (Vec<AllocatableDevice>, Option<String>) {
     // Layouts are about cutting.
     if !gpu.can_be_cut() {
@@ -58,12 +69,12 @@ fn offer(
     let (chosen, reason) = match layout {
         None => (Vec::new(), Some("no layout for it is known yet".to_owned())),
         Some(GpuLayout::Whole) => whole(gpu, &kept),
-        Some(GpuLayout::Cut(counts)) => cut(gpu, &kept, counts),
+        Some(GpuLayout::Cut(counts)) => cut(gpu, &kept, hidden, counts),
         Some(GpuLayout::Free { cut: prefers_cut, counts }) => {
             let can_be_cut = gpu.devices.iter().any(|it| mig(it).is_some());
             let can_be_whole = gpu.devices.iter().any(|it| it.kind == DeviceKind::Gpu);
             if can_be_cut && (*prefers_cut || !can_be_whole) {
-                cut(gpu, &kept, counts)
+                cut(gpu, &kept, hidden, counts)
             } else {
                 whole(gpu, &kept)
             }
@@ -95,7 +106,12 @@ fn whole<'a>(gpu: &'a GpuInventory, kept: &[&AllocatableDevice]) -> Chosen<'a> {
     }
 }
 
-fn cut<'a>(gpu: &'a GpuInventory, kept: &[&AllocatableDevice], counts: &BTreeMap<String, u32>) -> Chosen<'a> {
+fn cut<'a>(
+    gpu: &'a GpuInventory,
+    kept: &[&AllocatableDevice],
+    hidden: &BTreeSet<String>,
+    counts: &BTreeMap<String, u32>,
+) -> Chosen<'a> {
     if kept.iter().any(|it| it.kind == DeviceKind::Gpu) {
         return (Vec::new(), Some(format!("its instances wait for {}", names(kept))));
     }
@@ -104,6 +120,9 @@ fn cut<'a>(gpu: &'a GpuInventory, kept: &[&AllocatableDevice], counts: &BTreeMap
     let mut surplus = Vec::new();
     for device in kept {
         take(&mut room, &device.consumes);
+        if hidden.contains(device.name.as_str()) {
+            continue;
+        }
         match mig(device).and_then(|it| wanted.get_mut(&it.profile)).filter(|it| 0 < **it) {
             Some(count) => *count -= 1,
             None => surplus.push(*device),

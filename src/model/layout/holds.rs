@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use super::apply::{Offer, apply, candidate};
+use super::apply::{Offer, apply, apply_beside, candidate};
 use super::beside::beside;
 use super::choice::{GpuLayout, Layouts};
 use super::mix;
@@ -185,7 +185,7 @@ pub fn apply_held_back(
     for (gpu, turn) in turns(&mut reduced, held_back) {
         withhold(gpu, |it| turn.offers(it) || held.contains(it.name.as_str()));
     }
-    apply(&reduced, layouts, held)
+    apply_beside(&reduced, layouts, held, &hidden(inventory, held_back, held))
 }
 
 /// The inventory without the devices that are not published because of holds, where counters keep devices apart; `held` names
