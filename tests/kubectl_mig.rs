@@ -22,8 +22,11 @@ fn convert(arguments: &[&str], input: &str) -> Output {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    child.wait_with_output().unwrap()
+    // One that refuses its arguments may end before it has read this.
+    let written = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    assert!(written.is_ok() || !output.status.success(), "it did not read its input: {written:?}");
+    output
 }
 
 fn data() -> String {
