@@ -44,9 +44,9 @@
 //! * Every effect can be repeated: create finds first, destroying what is gone is success.
 //! * An instance is destroyed only if its id, profile and placement are those of the record. What others made is left
 //!   alone, and what it occupies is not offered.
-//! * An allocated device is never withdrawn, except where it is in the way on a GPU that is held back: a scheduler would give it to the next pod at
-//!   its release. Where counters are kept, what it takes leaves them with it. Overlapping devices are never published without
-//!   the counters that keep them apart; where there are none, [`layout`] chooses some that don't overlap.
+//! * An allocated device is never withdrawn, except where it is in the way on a GPU that is held back: a scheduler would give it to
+//!   the next pod at its release. Where counters are kept, what it takes leaves them with it. Overlapping devices are never
+//!   published without the counters that keep them apart; where there are none, [`layout`] chooses some that don't overlap.
 //! * `unsafe` is in `nvml/device.rs`, `nvml/event.rs` and `heap.rs` alone.
 
 pub mod access;

@@ -528,14 +528,26 @@ fn a_hold_of_another_writer_stays_and_one_on_a_node_that_does_not_take_part_goes
     }
 }
 
+/// A hold of the first GPU for the claim of pod `p`.
+fn hold_for_p(state: &NodeState, profile: &str) -> Hold {
+    Hold {
+        gpu: state.gpus[0].name.clone(),
+        profile: profile.to_owned(),
+        claim: ClaimKey {
+            namespace: "default".to_owned(),
+            name: "claim-p".to_owned(),
+            uid: "claim-p".to_owned(),
+        },
+        until: at(500.0),
+        since: None,
+        is_ours: true,
+    }
+}
+
 #[test]
 fn what_is_held_back_is_given_to_its_claim_only() {
     let mut state = node("a", &[(NONE, SEVEN)]);
-    let claim =
-        ClaimKey { namespace: "default".to_owned(), name: "claim-p".to_owned(), uid: "claim-p".to_owned() };
-    let gpu = state.gpus[0].name.clone();
-    state.holds =
-        vec![Hold { gpu, profile: "full".to_owned(), claim, until: at(500.0), since: None, is_ours: true }];
+    state.holds = vec![hold_for_p(&state, "full")];
     // In the scheduler's order, the small pod comes first.
     let pods = vec![for_profile("a", at(0.0), "1g.10gb"), for_profile("p", at(1.0), "full")];
     let outcome = decide(&world(vec![state], pods), &turns(), &Memory::default(), at(50.0));
@@ -550,11 +562,7 @@ fn others_count_on_what_is_not_in_the_way_of_a_gpu_that_is_held_back() {
     let published = [("4g.40gb", 0), ("3g.40gb", 4), ("1g.10gb", 4), ("1g.10gb", 0)];
     let mut state = node("a", &[(NONE, &published)]);
     (state.follows, state.counts) = (false, true);
-    let claim =
-        ClaimKey { namespace: "default".to_owned(), name: "claim-p".to_owned(), uid: "claim-p".to_owned() };
-    let gpu = state.gpus[0].name.clone();
-    let profile = "4g.40gb".to_owned();
-    state.holds = vec![Hold { gpu, profile, claim, until: at(500.0), since: None, is_ours: true }];
+    state.holds = vec![hold_for_p(&state, "4g.40gb")];
     let pods = vec![
         for_profile("a", at(0.0), "1g.10gb"),
         for_profile("b", at(1.0), "1g.10gb"),
@@ -603,10 +611,7 @@ fn a_claim_that_a_3g_serves_gets_no_turn_for_something_larger() {
 #[test]
 fn what_is_published_beside_a_hold_serves_no_demand() {
     let mut state = node("a", &[(&SEVEN[..1], &[("1g.10gb", 4)]), (NONE, WHOLE)]);
-    let claim =
-        ClaimKey { namespace: "default".to_owned(), name: "claim-p".to_owned(), uid: "claim-p".to_owned() };
-    let (gpu, profile) = (state.gpus[0].name.clone(), "4g.40gb".to_owned());
-    state.holds = vec![Hold { gpu, profile, claim, until: at(500.0), since: None, is_ours: false }];
+    state.holds = vec![Hold { is_ours: false, ..hold_for_p(&state, "4g.40gb") }];
     let pods: Vec<_> = ["q", "r"].iter().map(|it| for_profile(it, at(1.0), "1g.10gb")).collect();
     let first = decide(&world(vec![state.clone()], pods.clone()), &turns(), &Memory::default(), at(60.0));
     let write = one(&first.decisions);
@@ -623,17 +628,7 @@ fn what_is_published_beside_a_hold_serves_no_demand() {
 fn a_gpu_that_is_held_back_is_not_changed_for_other_claims() {
     // A 4g is held back at the start of the GPU; the driver changes nothing of it for a 3g at its end.
     let mut state = node("a", &[(&SEVEN[..1], NONE)]);
-    let claim =
-        ClaimKey { namespace: "default".to_owned(), name: "claim-p".to_owned(), uid: "claim-p".to_owned() };
-    let gpu = state.gpus[0].name.clone();
-    state.holds = vec![Hold {
-        gpu,
-        profile: "4g.40gb".to_owned(),
-        claim,
-        until: at(500.0),
-        since: None,
-        is_ours: true,
-    }];
+    state.holds = vec![hold_for_p(&state, "4g.40gb")];
     let pods = vec![for_profile("p", at(0.0), "4g.40gb"), for_profile("q", at(1.0), "3g.40gb")];
     let outcome = decide(&world(vec![state], pods), &turns(), &Memory::default(), at(50.0));
     assert!(outcome.decisions.writes.is_empty(), "{:#?}", outcome.decisions);

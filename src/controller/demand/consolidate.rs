@@ -4,7 +4,8 @@
 //!
 //! - every device that stands in the way is of a pod that may be moved: its owner agreed, its priority is not above that of the
 //!   pod that waits, it has run for a while, and all pods that share its claims leave with it;
-//! - each of them finds a place beside what pods that wait already count on, all of them together, and on the GPU itself only where it is not in the way;
+//! - each of them finds a place beside what pods that wait already count on, all of them together, and on the GPU itself only where
+//!   it is not in the way;
 //! - the claim has waited for as long for each of them: what one pod can make room for comes before what takes many, and a claim that
 //!   is served soon without evictions takes none of them from others;
 //! - the hold is in force, the driver has seen it, and it lasts until the pods have ended;

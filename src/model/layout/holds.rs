@@ -183,7 +183,7 @@ pub fn apply_held_back(
     }
     let mut reduced = inventory.clone();
     for (gpu, turn) in turns(&mut reduced, held_back) {
-        withhold(gpu, |it| turn.offers(it) || held.contains(it.name.as_str()));
+        withhold(gpu, &turn, held);
     }
     apply_beside(&reduced, layouts, held, &hidden(inventory, held_back, held))
 }
@@ -197,7 +197,7 @@ pub(crate) fn hold_back(inventory: &Inventory, held_back: &HeldBack, held: &BTre
         if gpu.problem.is_none() {
             gpu.reserve(held, |it| is_hidden(&turn, it, held));
         }
-        withhold(gpu, |it| turn.offers(it) || held.contains(it.name.as_str()));
+        withhold(gpu, &turn, held);
     }
     reduced
 }
@@ -213,7 +213,9 @@ fn turns<'a>(
     })
 }
 
-fn withhold(gpu: &mut GpuInventory, stays: impl FnMut(&AllocatableDevice) -> bool) {
+/// Takes what is free and in the way out of the offer.
+fn withhold(gpu: &mut GpuInventory, turn: &Turn<'_>, held: &BTreeSet<String>) {
+    let stays = |it: &AllocatableDevice| turn.offers(it) || held.contains(it.name.as_str());
     let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut gpu.devices).into_iter().partition(stays);
     gpu.devices = stay;
     gpu.withheld.extend(go);

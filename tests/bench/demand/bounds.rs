@@ -106,7 +106,8 @@ fn compute_slices(profile: &str) -> f64 {
     slices.unwrap_or(7.0)
 }
 
+/// A count to reckon with.
 #[expect(clippy::cast_precision_loss, reason = "there are few")]
-fn number(count: usize) -> f64 {
+pub(crate) fn number(count: usize) -> f64 {
     count as f64
 }

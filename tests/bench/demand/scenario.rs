@@ -5,6 +5,7 @@ use std::time::Duration;
 use mig_controller::demand::Options;
 
 use crate::arrivals::{Arrival, Pattern, RUN, arrivals, profiles};
+use crate::bounds::number;
 use crate::cluster::Cluster;
 use crate::model::Model;
 use crate::node::Keeps;
@@ -221,6 +222,11 @@ impl Judge<'_> {
         self.targets.push(format!("- {verdict} {}: {text}", self.of.title()));
     }
 
+    /// The longest wait of a large claim.
+    fn longest(&self, of: &Outcome) -> f64 {
+        self.large.iter().map(|it| of.wait(*it, 1.0)).fold(0.0, f64::max)
+    }
+
     fn layouts(&mut self, of: &Outcomes, bound: f64) {
         let (demand, counters) = (of.demand.served, of.counters.served);
         let text = format!(
@@ -239,7 +245,7 @@ impl Judge<'_> {
         for (name, without, with) in
             [("counters", &of.counters, &of.counters_turns), ("demand-driven", &of.demand, &of.demand_turns)]
         {
-            let longest = |of: &Outcome| self.large.iter().map(|it| of.wait(*it, 1.0)).fold(0.0, f64::max);
+            let longest = |of: &Outcome| self.longest(of);
             let reach = if LONGEST_WAIT < bound { "; out of reach" } else { "" };
             let text = format!(
                 "{name}: the longest wait of a large claim is {:.1} with turns, {:.1} without, {:.1} with repacking, {:.1} with large \
@@ -261,9 +267,7 @@ impl Judge<'_> {
 
     /// The same with other arrivals.
     fn repeats(&mut self, all: &[Repeat]) {
-        let longest =
-            |it: &Repeat| self.large.iter().map(|large| it.turns.wait(*large, 1.0)).fold(0.0, f64::max);
-        let waits: Vec<f64> = all.iter().map(longest).collect();
+        let waits: Vec<f64> = all.iter().map(|it| self.longest(&it.turns)).collect();
         let is_met = |it: &f64| *it <= LONGEST_WAIT;
         let out_of_reach = all.iter().filter(|it| LONGEST_WAIT < it.bound).count();
         let shown: Vec<String> = waits.iter().map(|it| format!("{it:.1}")).collect();
@@ -308,9 +312,4 @@ impl Judge<'_> {
 fn mean(all: impl Iterator<Item = f64>) -> f64 {
     let (count, sum) = all.fold((0, 0.0), |(count, sum), it| (count + 1, sum + it));
     sum / number(count).max(1.0)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "there are few")]
-fn number(count: usize) -> f64 {
-    count as f64
 }

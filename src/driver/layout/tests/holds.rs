@@ -119,7 +119,7 @@ fn a_gpu_that_is_held_back_has_the_profile_as_often_as_it_fits_and_serves_no_dem
     assert_eq!(arranged.layouts, base);
 }
 
-/// Names of the devices of the only GPU that are in the way of no instance of a profile.
+/// The devices of the only GPU that are in the way of no instance of a profile.
 fn clear_of<'a>(inventory: &'a Inventory, profile: &str) -> Vec<&'a AllocatableDevice> {
     let gpu = &inventory.gpus[0];
     let devices: Vec<&AllocatableDevice> = gpu.devices.iter().filter(|it| it.mig().is_some()).collect();
@@ -132,7 +132,7 @@ fn clear_of<'a>(inventory: &'a Inventory, profile: &str) -> Vec<&'a AllocatableD
     beside(&candidates, &gpu.counters, profile).into_iter().map(|it| devices[it]).collect()
 }
 
-/// Whether counters have room for these devices together, and for one more.
+/// Whether counters have room for these devices together.
 fn fit_together(counters: &BTreeMap<String, u32>, devices: &[&AllocatableDevice]) -> bool {
     counters.iter().all(|(name, total)| {
         devices.iter().map(|it| it.consumes.get(name).copied().unwrap_or(0)).sum::<u32>() <= *total

@@ -260,10 +260,7 @@ proptest! {
 fn a_gpu_that_is_held_back_offers_nothing_until_the_last_moment_of_the_rest_is_known() {
     let mut world = world("all-1g.10gb");
     world.keeps_counters = true;
-    for _ in 0..2 {
-        world.now += SETTLE;
-        sync(&mut world);
-    }
+    settle(&mut world);
     assert_eq!(world.published().len(), 26);
     world.hold("7g.80gb");
     sync(&mut world);
@@ -288,10 +285,7 @@ fn a_gpu_that_is_held_back_offers_nothing_until_the_last_moment_of_the_rest_is_k
 fn without_counters_what_is_released_on_a_gpu_that_is_held_back_is_offered_to_nobody_before_the_large_device()
 {
     let mut world = world("all-1g.10gb");
-    for _ in 0..2 {
-        world.now += SETTLE;
-        sync(&mut world);
-    }
+    settle(&mut world);
     assert_eq!(world.published().len(), 7);
     world.claim(mig("1g-10gb-3"));
     world.hold("7g.80gb");
@@ -330,10 +324,7 @@ fn what_claims_hold_of_a_gpu_that_becomes_unhealthy_while_it_is_held_back_is_pub
 fn full_with_counters() -> World {
     let mut world = world("all-1g.10gb");
     world.keeps_counters = true;
-    for _ in 0..2 {
-        world.now += SETTLE;
-        sync(&mut world);
-    }
+    settle(&mut world);
     for start in 0..7 {
         world.claim(mig(&format!("1g-10gb-{start}")));
         world.prepare(0, false);
@@ -436,6 +427,14 @@ fn sync(world: &mut World) {
     world.write();
 }
 
+/// Twice, each time when the settle time has passed: nothing of before is waited for.
+fn settle(world: &mut World) {
+    for _ in 0..2 {
+        world.now += SETTLE;
+        sync(world);
+    }
+}
+
 #[test]
 fn what_overlaps_appears_only_after_the_settle_time_and_what_does_not_at_once() {
     let mut world = world("all-1g.10gb");
@@ -486,10 +485,7 @@ fn a_pool_that_gets_or_loses_its_counters_is_closed_for_the_settle_time() {
 fn what_was_deleted_by_force_is_not_offered_beside_what_was_given_away_in_its_place() {
     let mut world = world("all-1g.10gb");
     world.keeps_counters = true;
-    for _ in 0..2 {
-        world.now += SETTLE;
-        sync(&mut world);
-    }
+    settle(&mut world);
     world.claim(mig("3g-40gb-4"));
     world.prepare(0, false);
     world.end(0, 1);
@@ -531,10 +527,7 @@ fn a_restart_behind_a_withdrawal_waits_as_the_process_before_would_have() {
 fn where_counters_are_kept_what_is_allocated_outlives_errors_and_filters_and_late_schedulers() {
     let mut world = world("all-1g.10gb");
     world.keeps_counters = true;
-    for _ in 0..2 {
-        world.now += SETTLE;
-        sync(&mut world);
-    }
+    settle(&mut world);
     let (first, late) = (mig("1g-10gb-6"), mig("1g-10gb-0"));
     world.claim(first.clone());
     world.is_unhealthy = true;
@@ -561,10 +554,7 @@ fn where_counters_are_kept_what_is_allocated_outlives_errors_and_filters_and_lat
 fn late_beside_unmanaged() -> (World, String) {
     let mut world = world("all-1g.10gb");
     world.keeps_counters = true;
-    for _ in 0..2 {
-        world.now += SETTLE;
-        sync(&mut world);
-    }
+    settle(&mut world);
     let profiles = &world.facts[0].mig.as_ref().unwrap().profiles;
     let small = profiles.iter().find(|it| it.name == "1g.10gb").unwrap().clone();
     world.unmanaged.push((small, Placement { start: 0, size: 1 }));
@@ -620,10 +610,7 @@ fn of_two_allocated_devices_that_overlap_one_is_left_out_until_the_other_is_rele
 fn a_device_that_was_released_since_the_last_read_is_not_offered_without_its_cost() {
     let mut world = world("all-1g.10gb");
     world.keeps_counters = true;
-    for _ in 0..2 {
-        world.now += SETTLE;
-        sync(&mut world);
-    }
+    settle(&mut world);
     // Driver and kubelet start again: the slices are gone, and the claims are read.
     let (large, small) = (mig("4g-40gb-0"), mig("1g-10gb-0"));
     world.claim(large.clone());
@@ -690,10 +677,7 @@ fn nothing_is_published_before_the_layouts_are_known() {
 fn a_lost_gpu_keeps_what_claims_have_of_it_with_its_cost_until_the_last_one_ends() {
     let mut world = world("all-1g.10gb");
     world.keeps_counters = true;
-    for _ in 0..2 {
-        world.now += SETTLE;
-        sync(&mut world);
-    }
+    settle(&mut world);
     world.claim(mig("2g-20gb-0"));
     world.prepare(0, false);
     world.restart(0);
@@ -727,10 +711,7 @@ fn a_release_makes_room_for_the_layout_also_after_the_claims_were_read() {
 fn what_is_allocated_on_a_gpu_that_is_held_back_stays_published_when_counters_are_kept_again() {
     let mut world = world("all-3g.40gb");
     world.keeps_counters = true;
-    for _ in 0..2 {
-        world.now += SETTLE;
-        sync(&mut world);
-    }
+    settle(&mut world);
     world.hold("3g.40gb");
     sync(&mut world);
     world.keeps_counters = false;
