@@ -7,8 +7,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Node, PodSpec};
 use k8s_openapi::jiff::Timestamp;
 use mig_controller::demand::{
-    Eviction, Memory, MovablePod, NodeState, Options, Outcome, PendingPod, Placed, Progress, Prospect, World,
-    decide,
+    ClaimKey, Eviction, Hold, Memory, MovablePod, NodeState, Options, Outcome, PendingPod, Placed, Progress,
+    Prospect, World, decide,
 };
 use serde_json::json;
 
@@ -284,6 +284,146 @@ fn a_gpu_is_held_back_where_the_fewest_pods_have_to_move() {
     assert_eq!(evicts(world), ["n0", "n3"]);
 }
 
+/// A GPU with two pods, one of which nobody may evict, is held back; the second GPU has two that may be evicted, and the third has room.
+fn held_where_nobody_may_be_evicted() -> World {
+    let gpus: [&[(&str, u32)]; 3] =
+        [&[("1g.10gb", 0), ("1g.10gb", 3)], &[("1g.10gb", 0), ("1g.10gb", 3)], &[("4g.40gb", 0)]];
+    let mut node = counting("a", &gpus);
+    let movable = [(0, 0), (1, 0), (1, 3)];
+    let movable = movable.iter().map(|(gpu, it)| mover(&format!("m{gpu}{it}"), &node, *gpu, "1g.10gb", *it));
+    let movable = movable.collect();
+    let pods = vec![for_profile("p", at(NOW - 600.0), "7g.80gb")];
+    node.holds = vec![Hold {
+        gpu: node.gpus[0].name.clone(),
+        profile: "7g.80gb".to_owned(),
+        claim: ClaimKey::of(&pods[0].claims[0]),
+        until: at(NOW + 200.0),
+        since: Some(at(NOW - 500.0)),
+        is_ours: true,
+    }];
+    follow(&mut node);
+    World { movable, ..world(vec![node], pods) }
+}
+
+/// The positions of GPUs that are held back once a leader of old has decided.
+fn shifts(world: &World) -> Vec<usize> {
+    let writes = Leader::new(Options { hold_for: Duration::from_secs(3600), ..options() })
+        .decide(world, NOW)
+        .decisions
+        .writes;
+    let gpus = &world.nodes[0].gpus;
+    let holds = writes.first().map_or(&world.nodes[0].holds, |it| &it.holds);
+    holds.iter().filter_map(|hold| gpus.iter().position(|it| it.name == hold.gpu)).collect()
+}
+
+#[test]
+fn a_hold_moves_to_a_gpu_where_pods_may_be_evicted_and_ends_as_it_would_have() {
+    let mut world = held_where_nobody_may_be_evicted();
+    let mut leader = Leader::new(Options { hold_for: Duration::from_secs(3600), ..options() });
+    assert_eq!(evicted(leader.hold(&mut world, NOW).as_ref()), ["m10", "m13"]);
+    let [hold] = &world.nodes[0].holds[..] else { panic!("{:?}", world.nodes[0].holds) };
+    assert_eq!(hold.gpu, world.nodes[0].gpus[1].name);
+    assert_eq!((hold.since, hold.until), (Some(at(NOW - 500.0)), at(NOW + 300.0)));
+    // Where the set is on its way nothing moves any more.
+    world.movable.iter_mut().for_each(|it| it.is_leaving = it.pod.name.starts_with("m1"));
+    assert_eq!(shifts(&world), [1]);
+    assert!(leader.decide(&world, NOW + 3.0).decisions.writes.is_empty());
+}
+
+#[test]
+fn a_hold_moves_to_a_gpu_where_fewer_pods_have_to_be_evicted() {
+    let gpus: [&[(&str, u32)]; 3] =
+        [&[("1g.10gb", 0), ("1g.10gb", 3), ("1g.10gb", 5)], &[("1g.10gb", 0)], &[("4g.40gb", 0)]];
+    let node = counting("a", &gpus);
+    let mut world = held_where_nobody_may_be_evicted();
+    world.nodes[0].gpus = node.gpus.clone();
+    world.movable = [0, 3, 5].iter().map(|it| mover(&format!("m{it}"), &node, 0, "1g.10gb", *it)).collect();
+    world.movable.push(mover("n", &node, 1, "1g.10gb", 0));
+    assert_eq!(shifts(&world), [1]);
+    let is_kept = |change: fn(&mut World)| {
+        let mut world = world.clone();
+        change(&mut world);
+        assert_eq!(shifts(&world), [0]);
+    };
+    is_kept(|it| it.nodes[0].holds[0].is_ours = false);
+    is_kept(|it| it.movable[3].started = Some(at(NOW - 1.0)));
+    is_kept(|it| it.movable[3].pod.priority = 1);
+    is_kept(|it| it.movable[0].is_leaving = true);
+    is_kept(|it| it.pods[0].lacks_only_devices = false);
+    // It would end too soon there.
+    is_kept(|it| {
+        let hold = &mut it.nodes[0].holds[0];
+        (hold.since, hold.until) = (Some(at(NOW - 3400.0)), at(NOW + 190.0));
+    });
+    // As many here as there.
+    is_kept(|it| {
+        it.nodes[0].gpus[0].held.truncate(1);
+        it.movable.drain(1..3);
+    });
+}
+
+#[test]
+fn the_gpu_that_a_hold_has_left_is_there_for_the_next_claim_and_the_other_one_is_not() {
+    let mut world = held_where_nobody_may_be_evicted();
+    world.nodes[0].gpus[2] =
+        counting("a", &[NONE, NONE, &[("1g.10gb", 0), ("1g.10gb", 1), ("1g.10gb", 2)]]).gpus[2].clone();
+    world.pods.push(for_profile("q", at(NOW - 500.0), "7g.80gb"));
+    let options =
+        Options { hold_namespace: 1.0, hold_pool: 1.0, hold_for: Duration::from_secs(3600), ..options() };
+    let decided = Leader::new(options).decide(&world, NOW);
+    let holds = decided.decisions.writes[0].holds.iter().map(|it| (it.claim.name.as_str(), it.gpu.as_str()));
+    let gpu = |it: usize| world.nodes[0].gpus[it].name.as_str();
+    assert_eq!(holds.collect::<BTreeSet<_>>(), BTreeSet::from([("claim-p", gpu(1)), ("claim-q", gpu(0))]));
+}
+
+#[test]
+fn a_hold_does_not_move_where_more_claims_stand_in_the_way_or_no_eviction_is_left() {
+    let world = held_where_nobody_may_be_evicted();
+    assert_eq!(shifts(&world), [1]);
+    let mut full = world.clone();
+    full.nodes[0].gpus[1].held.push(Placed { profile: "1g.10gb".to_owned(), start: 5, size: 1 });
+    full.movable.push(mover("m15", &full.nodes[0], 1, "1g.10gb", 5));
+    assert_eq!(shifts(&full), [0]);
+    // A new leader has none yet.
+    let outcome = decide(&world, &options(), &Memory::default(), at(NOW));
+    assert!(outcome.decisions.writes.iter().all(|it| it.holds[0].gpu == world.nodes[0].gpus[0].name));
+    let without = Options { evictions_per_hour: None, ..options() };
+    let outcome = Leader::new(without).decide(&world, NOW);
+    assert!(outcome.decisions.writes.iter().all(|it| it.holds[0].gpu == world.nodes[0].gpus[0].name));
+}
+
+#[test]
+fn of_two_holds_for_a_claim_the_one_that_was_written_last_stays() {
+    // The hold has moved, and the write that takes it from the first GPU was lost.
+    let mut world = held_where_nobody_may_be_evicted();
+    let old = world.nodes[0].holds[0].clone();
+    let (gpu, until) = (world.nodes[0].gpus[1].name.clone(), at(NOW + 300.0));
+    world.nodes[0].holds.push(Hold { gpu, until, ..old });
+    follow(&mut world.nodes[0]);
+    assert_eq!(shifts(&world), [1]);
+    world.nodes[0].holds[0].is_ours = false;
+    assert_eq!(shifts(&world), [0, 1], "a person's hold stays");
+}
+
+#[test]
+fn a_hold_moves_to_another_node_of_its_pool_only() {
+    let mut held = held_where_nobody_may_be_evicted();
+    let mut other = counting("b", &[&[("1g.10gb", 0), ("1g.10gb", 3)], &[("4g.40gb", 0)]]);
+    held.nodes[0].gpus.truncate(1);
+    held.movable = [0, 3].iter().map(|it| mover(&format!("m{it}"), &other, 0, "1g.10gb", *it)).collect();
+    let label = |node: &mut NodeState, value: &str| {
+        let labels = [("node.kubernetes.io/instance-type".to_owned(), value.to_owned())];
+        Arc::make_mut(&mut node.node).metadata.labels = Some(labels.into());
+    };
+    label(&mut held.nodes[0], "large");
+    for (value, expected) in [("small", [1, 0]), ("large", [0, 1])] {
+        label(&mut other, value);
+        let mut world = World { nodes: vec![held.nodes[0].clone(), other.clone()], ..held.clone() };
+        Leader::new(Options { hold_for: Duration::from_secs(3600), ..options() }).hold(&mut world, NOW);
+        assert_eq!([0, 1].map(|it| world.nodes[it].holds.len()), expected, "{value}");
+    }
+}
+
 #[test]
 fn a_pod_moves_to_the_half_of_the_gpu_that_is_not_in_the_way_of_the_claim() {
     let node = counting("a", &[&[("1g.10gb", 1), ("2g.20gb", 4)]]);
@@ -527,7 +667,7 @@ fn a_pod_that_is_deleted_after_evictions_keeps_its_namespace_from_more_of_them_a
         let mut next = held_until(&world, NOW + 3000.0);
         next.pods = vec![for_profile("q", at(NOW - 600.0), "7g.80gb")];
         next.pods[0].namespace = namespace.to_owned();
-        next.nodes[0].holds[0].claim = mig_controller::demand::ClaimKey::of(&next.pods[0].claims[0]);
+        next.nodes[0].holds[0].claim = ClaimKey::of(&next.pods[0].claims[0]);
         next
     };
     assert_eq!(leader.decide(&again("default"), NOW + 100.0).decisions.eviction, None);

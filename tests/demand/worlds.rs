@@ -118,6 +118,8 @@ struct Cluster {
     changes: Vec<Vec<Timestamp>>,
     /// Since when a claim has a hold on a GPU of a node, and until when.
     holds: BTreeMap<(usize, String, String), (Option<Timestamp>, Timestamp)>,
+    /// Since when a claim has its last hold, and until when.
+    begun: BTreeMap<String, (Option<Timestamp>, Timestamp)>,
     count: usize,
     /// When the layouts of each node changed.
     layouts: Vec<Vec<Timestamp>>,
@@ -160,6 +162,7 @@ impl Cluster {
             changes: nodes.iter().map(|_| Vec::new()).collect(),
             layouts: nodes.iter().map(|_| Vec::new()).collect(),
             holds: BTreeMap::new(),
+            begun: BTreeMap::new(),
             count: 0,
             evictions: 0,
             lost: vec![None; nodes.len()],
@@ -403,7 +406,10 @@ impl Cluster {
         });
         for hold in write.holds.iter().filter(|it| now < it.until) {
             let key = (node, hold.gpu.clone(), hold.claim.uid.clone());
-            let new = (Some(now), hold.until);
+            // One that moves to another GPU ends as it would have.
+            let moved = self.begun.insert(hold.claim.uid.clone(), (hold.since, hold.until));
+            let moved = moved.filter(|it| now < it.1 && it.0 == hold.since).map(|it| it.0);
+            let new = (moved.unwrap_or(Some(now)), hold.until);
             let (since, until) = self.holds.insert(key, (hold.since, hold.until)).unwrap_or(new);
             assert_eq!(since, hold.since, "a hold began again");
             assert!(hold.until <= at(self.now + HOLD), "a hold is too long");
@@ -484,7 +490,13 @@ impl Cluster {
         let is_a_persons = sim.demand.as_ref().is_some_and(|it| it.renewed.is_none());
         let profiles = |it: usize| [(PROFILES[it].to_owned(), 1)].into();
         match profile {
-            Some(it) => sim.demand = Some(Demand { renewed: None, profiles: profiles(it) }),
+            Some(it) => {
+                // Nothing says any more when a controller has changed the node; its driver knows.
+                if !is_a_persons {
+                    self.changes[node].clear();
+                }
+                sim.demand = Some(Demand { renewed: None, profiles: profiles(it) });
+            }
             None if is_a_persons => sim.demand = None,
             None => return,
         }

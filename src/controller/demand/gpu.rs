@@ -180,6 +180,11 @@ impl<'w> GpuLedger<'w> {
         self.reserved.push((uid.to_owned(), self.kind.held_back[device]));
     }
 
+    /// Keeps nothing for a claim any more.
+    pub(super) fn release(&mut self, uid: &str) {
+        self.reserved.retain(|it| it.0 != uid);
+    }
+
     /// What is left is what is published and not in the way of a device's profile: nothing there changes for others.
     pub(super) fn close(&mut self, device: usize) {
         self.room.published &= !self.kind.held_back[device];

@@ -64,6 +64,8 @@ pub(super) struct Movers<'w> {
     choices: usize,
     /// Namespaces for which nothing is evicted now.
     barred: BTreeSet<&'w str>,
+    /// How many pods may be evicted now for the pods of a namespace.
+    left: BTreeMap<&'w str, usize>,
     /// Whether there is any place for what a pod asks for.
     places: HashMap<(*const Shape, usize), bool>,
 }
@@ -83,7 +85,10 @@ impl<'w> Movers<'w> {
             round.nodes.iter().enumerate().map(|(index, it)| (it.state.name(), index)).collect();
         let mut movers = Self::default();
         let namespaces = world.pods.iter().map(|it| it.namespace.as_str());
-        movers.barred = namespaces.filter(|it| known.is_barred(it, round.now)).collect();
+        movers.barred = namespaces.clone().filter(|it| known.is_barred(it, round.now)).collect();
+        if known.paused.is_none() && known.attempt.is_none() {
+            movers.left = namespaces.map(|it| (it, known.left(round.options, it, round.now))).collect();
+        }
         let mut seen: BTreeSet<&str> = BTreeSet::new();
         for pod in &world.movable {
             if seen.contains(pod.pod.uid.as_str()) {
@@ -161,6 +166,17 @@ impl<'w> Movers<'w> {
         pod.lacks_only_devices && !self.barred.contains(pod.namespace.as_str())
     }
 
+    /// How many pods may be evicted now for the pods of a namespace: none while a set is on its way.
+    pub(super) fn left(&self, namespace: &str) -> usize {
+        self.left.get(namespace).copied().unwrap_or(0)
+    }
+
+    /// Whether pods leave a GPU already.
+    pub(super) fn is_leaving(&self, gpu: At) -> bool {
+        let mut there = self.holders.iter().filter(|((node, position, _), _)| (*node, *position) == gpu);
+        there.any(|it| self.groups[*it.1].is_leaving)
+    }
+
     /// For how long a GPU must be held back so that pods that may be evicted there have ended.
     pub(super) fn needs(&self, gpu: At) -> Duration {
         let there = self.holders.iter().filter(|((node, position, _), _)| (*node, *position) == gpu);
@@ -173,18 +189,19 @@ impl<'w> Movers<'w> {
         set.iter().map(|it| self.groups[*it].pods.len()).sum()
     }
 
-    /// Of candidates for a hold the one that the fewest pods have to leave, where each of them finds another place.
+    /// Of candidates for a hold the one that the fewest pods have to leave, `most` of them, where each of them finds another place.
     pub(super) fn choose(
         &mut self,
         round: &mut Round<'w>,
         pod: &PendingPod,
         candidates: &[Candidate],
+        most: usize,
     ) -> Option<Candidate> {
         if self.holders.is_empty() || MAX_CHOICES <= self.choices || !self.may_move_for(pod) {
             return None;
         }
         self.choices += 1;
-        let most = most_for_one(round.options).min(most_pods(round, pod));
+        let most = most.min(most_for_one(round.options)).min(most_pods(round, pod));
         let mut found: Vec<(usize, &Candidate, Vec<usize>)> = candidates
             .iter()
             .filter_map(|it| {

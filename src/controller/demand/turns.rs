@@ -17,6 +17,8 @@ use super::world::{Hold, NodeState, Options, after};
 
 /// Holds that one round adds.
 const MAX_NEW: usize = 64;
+/// Kinds of pods for which one round looks in vain for a better place of their holds.
+const MAX_SHIFTS: usize = 2;
 
 /// What is left at least of a hold that was written or renewed just now, see `lease`: a GPU is soon free for others when no controller
 /// runs any more.
@@ -47,6 +49,7 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
         |state: &NodeState| state.holds.iter().filter(|it| is_kept(state, it)).cloned().collect::<Vec<_>>();
     let states: Vec<&NodeState> = round.nodes.iter().map(|it| it.state).collect();
     let mut holds: Vec<Vec<Hold>> = states.iter().map(|it| kept(it)).collect();
+    leave_one(round, &mut holds);
     for (node, hold) in (0..).zip(&mut holds).flat_map(|(node, all)| all.iter_mut().map(move |it| (node, it)))
     {
         let gpu = states[node].gpus.iter().position(|it| it.name == hold.gpu);
@@ -57,6 +60,7 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
             hold.until = last.min(after(round.now, lease)).max(hold.until);
         }
     }
+    shift(round, movers, &mut holds);
     let mut used = Used::default();
     let mut seen: BTreeSet<String> = BTreeSet::new();
     let all = states.iter().zip(&holds).flat_map(|(node, all)| all.iter().map(move |it| (*node, it)));
@@ -98,7 +102,7 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
         let Need::One(_) = &shape.need else { continue };
         let candidates = candidates(round, &shape.need, group, &used, &limits);
         let of = round.pods[index].of;
-        let chosen = movers.choose(round, of, &candidates);
+        let chosen = movers.choose(round, of, &candidates, usize::MAX);
         let Some(place) = chosen.or_else(|| candidates.into_iter().min().filter(|_| is_due)) else {
             failed.insert(key);
             continue;
@@ -124,6 +128,106 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
         added += 1;
     }
     holds
+}
+
+/// Of two holds for a claim the one that lasts longer stays: one that moved to another node was written there, and not yet on the first.
+fn leave_one(round: &mut Round<'_>, holds: &mut [Vec<Hold>]) {
+    let now = round.now;
+    let is_ours = |it: &Hold| it.is_ours && now < it.until;
+    let mut last: BTreeMap<String, (Timestamp, usize, String)> = BTreeMap::new();
+    for (node, hold) in (0..).zip(holds.iter()).flat_map(|(node, all)| all.iter().map(move |it| (node, it))) {
+        let own = (hold.until, node, hold.gpu.clone());
+        if is_ours(hold) && last.get(&hold.claim.uid).is_none_or(|it| *it < own) {
+            last.insert(hold.claim.uid.clone(), own);
+        }
+    }
+    for (node, all) in holds.iter_mut().enumerate() {
+        let ledger = &mut round.nodes[node];
+        all.retain(|hold| {
+            let is_last = |it: &(Timestamp, usize, String)| (it.1, &it.2) == (node, &hold.gpu);
+            let stays = !is_ours(hold) || last.get(&hold.claim.uid).is_none_or(is_last);
+            if !stays && let Some(gpu) = ledger.gpus.iter_mut().find(|it| it.state.name == hold.gpu) {
+                gpu.release(&hold.claim.uid);
+            }
+            stays
+        });
+    }
+}
+
+/// Moves holds to GPUs where pods may be evicted now, and fewer than where the GPU is held back: what was chosen first may have pods that
+/// nobody may evict. As many claims stand in the way there at most, so that a claim is served later by no move.
+fn shift<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>, holds: &mut [Vec<Hold>]) {
+    let in_force = holds.iter().flatten().filter(|it| it.is_ours && round.now < it.until);
+    let held: BTreeSet<String> = in_force.map(|it| it.claim.uid.clone()).collect();
+    // What found nothing, and with how many pods and claims at most.
+    let mut failed: Vec<(_, usize, u32)> = Vec::new();
+    for index in 0..round.pods.len() {
+        let pod = &round.pods[index];
+        let waits = pod.served.is_none() && !pod.is_elsewhere && held.contains(&pod.claim.uid);
+        let left = if waits { movers.left(&pod.of.namespace) } else { 0 };
+        let Some((shape, group)) = pod.asks.clone().filter(|_| 0 < left) else { continue };
+        let Some(Place { at, entry, claims, pods }) = place_of(round, movers, holds, index) else { continue };
+        let (of, state, hold) = (pod.of, round.nodes[at.0].state, &holds[at.0][entry]);
+        let pool = pool(state, round.options);
+        let most = left.min(pods.map_or(usize::MAX, |it| it - 1)).min(most_pods(round, of));
+        // It ends when it would have ended where it was.
+        let end = last(hold, round.options).filter(|it| after(round.now, RENEWED_FOR) <= *it);
+        let Some(end) = end else { continue };
+        let key = (std::rc::Rc::as_ptr(&shape), group, of.priority, pool);
+        let is_in_vain = failed.iter().any(|it| it.0 == key && most <= it.1 && claims <= it.2);
+        if most == 0 || is_in_vain || MAX_SHIFTS <= failed.len() {
+            continue;
+        }
+        let all = candidates(round, &shape.need, group, &Used::default(), &Limits::of(round));
+        // No pool gets more holds than it has.
+        let is_of_pool = |it: &Candidate| self::pool(round.nodes[it.node].state, round.options) == pool;
+        let all: Vec<Candidate> =
+            all.into_iter().filter(|it| it.claims <= claims && is_of_pool(it)).collect();
+        let Some(place) = movers.choose(round, of, &all, most) else {
+            failed.push((key, most, claims));
+            continue;
+        };
+        let until = after(round.now, lease(movers, (place.node, place.gpu)));
+        if end < until {
+            continue;
+        }
+        let old = holds[at.0].remove(entry);
+        round.nodes[at.0].gpus[at.1].release(&old.claim.uid);
+        let gpu = &mut round.nodes[place.node].gpus[place.gpu];
+        gpu.reserve(&old.claim.uid, place.device);
+        let (name, profile) = (gpu.state.name.clone(), gpu.kind.devices[place.device].profile.clone());
+        holds[place.node].retain(|it| it.gpu != name);
+        holds[place.node].push(Hold { gpu: name, profile, until, ..old });
+        // One set is evicted at a time.
+        return;
+    }
+}
+
+/// Where a GPU is held back for a pod.
+struct Place {
+    at: (usize, usize),
+    /// Which of the holds of the node it is.
+    entry: usize,
+    /// Claims that stand in the way there.
+    claims: u32,
+    /// Pods that have to be evicted there; `None` where that is not possible.
+    pods: Option<usize>,
+}
+
+/// Where a GPU is held back for a pod, unless the pods in the way leave already or are gone.
+fn place_of(round: &Round<'_>, movers: &Movers<'_>, holds: &[Vec<Hold>], index: usize) -> Option<Place> {
+    let pod = &round.pods[index];
+    let is_it = |it: &Hold| it.is_ours && round.now < it.until && it.claim.uid == pod.claim.uid;
+    let (node, entry) =
+        holds.iter().enumerate().find_map(|(node, all)| Some((node, all.iter().position(is_it)?)))?;
+    let (ledger, hold) = (&round.nodes[node], &holds[node][entry]);
+    let at = (node, ledger.gpus.iter().position(|it| it.state.name == hold.gpu)?);
+    let gpu = &ledger.gpus[at.1];
+    let device = gpu.soonest(&hold.profile)?;
+    let claims = gpu.in_the_way(device)?.count_ones();
+    let pods = movers.set(gpu, at, device, pod.of.priority).map(|it| movers.count(&it));
+    let is_open = !ledger.is_unseen && pods != Some(0) && !movers.is_leaving(at);
+    is_open.then_some(Place { at, entry, claims, pods })
 }
 
 /// For how long a hold on a GPU is renewed: always long enough for pods that may be evicted there to end.
