@@ -272,6 +272,24 @@ fn a_demand_is_reduced_as_pods_get_their_devices_and_removed_no_sooner_than_the_
 }
 
 #[test]
+fn what_another_controller_has_demanded_since_is_a_change_though_it_is_the_same() {
+    let options = Options::default();
+    let mut state = node("a", &[(NONE, WHOLE)]);
+    let pods = vec![for_profile("p", at(0.0), "2g.20gb")];
+    let first = decide(&world(vec![state.clone()], pods), &options, &Memory::default(), at(10.0));
+    state.demand = one(&first.decisions).demand.clone();
+    state.progress = Progress::Pending;
+    let removes = |renewed: f64| {
+        let mut state = state.clone();
+        state.demand.as_mut().unwrap().renewed = Some(at(renewed));
+        let outcome = decide(&world(vec![state], Vec::new()), &options, &first.memory, at(60.0));
+        outcome.decisions.writes.iter().any(|it| it.reason == Reason::Remove)
+    };
+    // The second is what the first demand says once it was written, in whole seconds or not.
+    assert_eq!([9.5, 10.0, 29.0, 31.0].map(removes), [true, true, true, false]);
+}
+
+#[test]
 fn a_demand_that_is_needed_is_renewed() {
     let mut state = node("a", &[(NONE, SEVEN)]);
     state.demand = Some(Demand { renewed: Some(at(10.0)), profiles: profiles(&[("1g.10gb", 1)]) });

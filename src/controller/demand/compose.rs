@@ -110,6 +110,7 @@ impl Memory {
         let node = NodeMemory {
             changed,
             written: write.demand.as_ref().filter(|it| is_ours(it)).map(|it| it.profiles.clone()),
+            renewed: now,
             avoided: known.and_then(|it| it.avoided),
             unseen: Some(Unseen {
                 at: now,

@@ -45,6 +45,8 @@ pub(super) struct NodeMemory {
     pub(super) changed: Timestamp,
     /// What was written last.
     pub(super) written: Option<Profiles>,
+    /// When that was written or renewed. What was renewed later is of another controller, though it may be the same.
+    pub(super) renewed: Timestamp,
     /// Until when it is not changed, because it did not follow.
     pub(super) avoided: Option<Timestamp>,
     /// A write that the world does not show yet.
@@ -79,13 +81,17 @@ impl Memory {
             let ours = state.demand.as_ref().and_then(|it| Some((&it.profiles, it.renewed?)));
             let mut node = match (known, ours) {
                 // As written, or not there yet.
-                (Some(known), Some((profiles, _))) if known.written.as_ref() == Some(profiles) => known,
+                (Some(known), Some((profiles, renewed)))
+                    if known.written.as_ref() == Some(profiles) && renewed <= known.renewed =>
+                {
+                    known
+                }
                 // Of another controller, or of this one before it started.
                 (known, Some((profiles, renewed))) => {
-                    let renewed = renewed.min(now);
-                    let changed = known.as_ref().map_or(renewed, |it| it.changed.max(renewed));
+                    let at = renewed.min(now);
+                    let changed = known.as_ref().map_or(at, |it| it.changed.max(at));
                     let (avoided, unseen) = known.map_or((None, None), |it| (it.avoided, it.unseen));
-                    NodeMemory { changed, written: Some(profiles.clone()), avoided, unseen }
+                    NodeMemory { changed, written: Some(profiles.clone()), renewed, avoided, unseen }
                 }
                 (Some(known), None) => known,
                 (None, None) => continue,
@@ -118,6 +124,7 @@ impl Memory {
         match changed {
             Some(changed) => {
                 known.changed = changed;
+                known.renewed = demand.as_ref().and_then(|it| it.renewed).unwrap_or(known.renewed);
                 known.written = demand.map(|it| it.profiles);
             }
             None => drop(self.nodes.remove(node)),
