@@ -282,7 +282,9 @@ impl SimNode {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             text => text?,
         };
-        text.lines().map(|line| serde_json::from_str(line).map_err(io::Error::other)).collect()
+        // A line that goes over the end of a page is written in two parts: one without its end is not there yet.
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+        complete.lines().map(|line| serde_json::from_str(line).map_err(io::Error::other)).collect()
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Machine, &Config) -> Result<T, Code>) -> io::Result<T> {
