@@ -284,6 +284,11 @@ fn a_gpu_is_held_back_where_the_fewest_pods_have_to_move() {
     assert_eq!(evicts(world), ["n0", "n3"]);
 }
 
+/// Holds last for an hour, as by default.
+fn long() -> Options {
+    Options { hold_for: Duration::from_secs(3600), ..options() }
+}
+
 /// A GPU with two pods, one of which nobody may evict, is held back; the second GPU has two that may be evicted, and the third has room.
 fn held_where_nobody_may_be_evicted() -> World {
     let gpus: [&[(&str, u32)]; 3] =
@@ -307,10 +312,7 @@ fn held_where_nobody_may_be_evicted() -> World {
 
 /// The positions of GPUs that are held back once a leader of old has decided.
 fn shifts(world: &World) -> Vec<usize> {
-    let writes = Leader::new(Options { hold_for: Duration::from_secs(3600), ..options() })
-        .decide(world, NOW)
-        .decisions
-        .writes;
+    let writes = Leader::new(long()).decide(world, NOW).decisions.writes;
     let gpus = &world.nodes[0].gpus;
     let holds = writes.first().map_or(&world.nodes[0].holds, |it| &it.holds);
     holds.iter().filter_map(|hold| gpus.iter().position(|it| it.name == hold.gpu)).collect()
@@ -319,7 +321,7 @@ fn shifts(world: &World) -> Vec<usize> {
 #[test]
 fn a_hold_moves_to_a_gpu_where_pods_may_be_evicted_and_ends_as_it_would_have() {
     let mut world = held_where_nobody_may_be_evicted();
-    let mut leader = Leader::new(Options { hold_for: Duration::from_secs(3600), ..options() });
+    let mut leader = Leader::new(long());
     assert_eq!(evicted(leader.hold(&mut world, NOW).as_ref()), ["m10", "m13"]);
     let [hold] = &world.nodes[0].holds[..] else { panic!("{:?}", world.nodes[0].holds) };
     assert_eq!(hold.gpu, world.nodes[0].gpus[1].name);
@@ -368,8 +370,7 @@ fn the_gpu_that_a_hold_has_left_is_there_for_the_next_claim_and_the_other_one_is
     world.nodes[0].gpus[2] =
         counting("a", &[NONE, NONE, &[("1g.10gb", 0), ("1g.10gb", 1), ("1g.10gb", 2)]]).gpus[2].clone();
     world.pods.push(for_profile("q", at(NOW - 500.0), "7g.80gb"));
-    let options =
-        Options { hold_namespace: 1.0, hold_pool: 1.0, hold_for: Duration::from_secs(3600), ..options() };
+    let options = Options { hold_namespace: 1.0, hold_pool: 1.0, ..long() };
     let decided = Leader::new(options).decide(&world, NOW);
     let holds = decided.decisions.writes[0].holds.iter().map(|it| (it.claim.name.as_str(), it.gpu.as_str()));
     let gpu = |it: usize| world.nodes[0].gpus[it].name.as_str();
@@ -419,7 +420,7 @@ fn a_hold_moves_to_another_node_of_its_pool_only() {
     for (value, expected) in [("small", [1, 0]), ("large", [0, 1])] {
         label(&mut other, value);
         let mut world = World { nodes: vec![held.nodes[0].clone(), other.clone()], ..held.clone() };
-        Leader::new(Options { hold_for: Duration::from_secs(3600), ..options() }).hold(&mut world, NOW);
+        Leader::new(long()).hold(&mut world, NOW);
         assert_eq!([0, 1].map(|it| world.nodes[it].holds.len()), expected, "{value}");
     }
 }

@@ -84,11 +84,12 @@ impl<'w> Movers<'w> {
         let nodes: HashMap<&str, usize> =
             round.nodes.iter().enumerate().map(|(index, it)| (it.state.name(), index)).collect();
         let mut movers = Self::default();
-        let namespaces = world.pods.iter().map(|it| it.namespace.as_str());
-        movers.barred = namespaces.clone().filter(|it| known.is_barred(it, round.now)).collect();
+        let namespaces: BTreeSet<&str> = world.pods.iter().map(|it| it.namespace.as_str()).collect();
         if known.paused.is_none() && known.attempt.is_none() {
-            movers.left = namespaces.map(|it| (it, known.left(round.options, it, round.now))).collect();
+            let left = |it: &&'w str| (*it, known.left(round.options, it, round.now));
+            movers.left = namespaces.iter().map(left).collect();
         }
+        movers.barred = namespaces.into_iter().filter(|it| known.is_barred(it, round.now)).collect();
         let mut seen: BTreeSet<&str> = BTreeSet::new();
         for pod in &world.movable {
             if seen.contains(pod.pod.uid.as_str()) {
@@ -171,16 +172,20 @@ impl<'w> Movers<'w> {
         self.left.get(namespace).copied().unwrap_or(0)
     }
 
+    /// The groups with devices of a GPU.
+    fn on(&self, gpu: At) -> impl Iterator<Item = &Group<'w>> {
+        let there = self.holders.iter().filter(move |((node, position, _), _)| (*node, *position) == gpu);
+        there.map(|it| &self.groups[*it.1])
+    }
+
     /// Whether pods leave a GPU already.
     pub(super) fn is_leaving(&self, gpu: At) -> bool {
-        let mut there = self.holders.iter().filter(|((node, position, _), _)| (*node, *position) == gpu);
-        there.any(|it| self.groups[*it.1].is_leaving)
+        self.on(gpu).any(|it| it.is_leaving)
     }
 
     /// For how long a GPU must be held back so that pods that may be evicted there have ended.
     pub(super) fn needs(&self, gpu: At) -> Duration {
-        let there = self.holders.iter().filter(|((node, position, _), _)| (*node, *position) == gpu);
-        let pods = there.map(|it| &self.groups[*it.1]).filter(|it| it.may_leave).flat_map(|it| &it.pods);
+        let pods = self.on(gpu).filter(|it| it.may_leave).flat_map(|it| &it.pods);
         pods.map(|it| it.grace + MARGIN).max().unwrap_or_default()
     }
 
@@ -189,7 +194,7 @@ impl<'w> Movers<'w> {
         set.iter().map(|it| self.groups[*it].pods.len()).sum()
     }
 
-    /// Of candidates for a hold the one that the fewest pods have to leave, `most` of them, where each of them finds another place.
+    /// Of candidates for a hold the one that the fewest pods have to leave, and at most `most`, where each of them finds another place.
     pub(super) fn choose(
         &mut self,
         round: &mut Round<'w>,

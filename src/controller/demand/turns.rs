@@ -13,7 +13,7 @@ use super::kind::Choice;
 use super::movers::{Candidate, Movers, most_pods};
 use super::round::Round;
 use super::shape::Need;
-use super::world::{Hold, NodeState, Options, after};
+use super::world::{ClaimKey, Hold, NodeState, Options, after};
 
 /// Holds that one round adds.
 const MAX_NEW: usize = 64;
@@ -60,7 +60,8 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
             hold.until = last.min(after(round.now, lease)).max(hold.until);
         }
     }
-    shift(round, movers, &mut holds);
+    let limits = Limits::of(round);
+    shift(round, movers, &limits, &mut holds);
     let mut used = Used::default();
     let mut seen: BTreeSet<String> = BTreeSet::new();
     let all = states.iter().zip(&holds).flat_map(|(node, all)| all.iter().map(move |it| (*node, it)));
@@ -72,7 +73,6 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
             *used.pools.entry(pool(node, round.options)).or_default() += 1;
         }
     }
-    let limits = Limits::of(round);
     let mut failed = BTreeSet::new();
     let mut added = 0;
     for index in 0..round.pods.len() {
@@ -107,67 +107,81 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
             failed.insert(key);
             continue;
         };
-        let claim = round.pods[index].claim.clone();
         let namespace = round.pods[index].of.namespace.as_str();
         *used.namespaces.entry(namespace).or_default() += 1;
         *used.pools.entry(pool(states[place.node], round.options)).or_default() += 1;
-        let gpu = &mut round.nodes[place.node].gpus[place.gpu];
-        gpu.reserve(&claim.uid, place.device);
+        let until = after(round.now, round.options.hold_for.min(lease(movers, (place.node, place.gpu))));
+        let claim = round.pods[index].claim.clone();
         seen.insert(claim.uid.clone());
-        let name = gpu.state.name.clone();
-        // One entry for each GPU: what is over makes room.
-        holds[place.node].retain(|it| it.gpu != name);
-        holds[place.node].push(Hold {
-            gpu: name,
-            profile: gpu.kind.devices[place.device].profile.clone(),
-            claim,
-            until: after(round.now, round.options.hold_for.min(lease(movers, (place.node, place.gpu)))),
-            since: Some(round.now),
-            is_ours: true,
-        });
+        add(round, &mut holds, place, claim, (Some(round.now), until));
         added += 1;
     }
     holds
 }
 
+/// Holds a GPU back for a claim.
+fn add(
+    round: &mut Round<'_>,
+    holds: &mut [Vec<Hold>],
+    place: Candidate,
+    claim: ClaimKey,
+    (since, until): (Option<Timestamp>, Timestamp),
+) {
+    let gpu = &mut round.nodes[place.node].gpus[place.gpu];
+    gpu.reserve(&claim.uid, place.device);
+    let (gpu, profile) = (gpu.state.name.clone(), gpu.kind.devices[place.device].profile.clone());
+    // One entry for each GPU: what is over makes room.
+    holds[place.node].retain(|it| it.gpu != gpu);
+    holds[place.node].push(Hold { gpu, profile, claim, until, since, is_ours: true });
+}
+
+/// Our holds that are in force, by UID of the claim: the node, and which of its holds it is.
+fn in_force(holds: &[Vec<Hold>], now: Timestamp) -> impl Iterator<Item = (&str, (usize, usize))> {
+    let all = holds.iter().enumerate().flat_map(|(node, all)| (0..).zip(all).map(move |it| (node, it)));
+    let ours = all.filter(move |(_, (_, it))| it.is_ours && now < it.until);
+    ours.map(|(node, (entry, it))| (it.claim.uid.as_str(), (node, entry)))
+}
+
 /// Of two holds for a claim the one that lasts longer stays: one that moved to another node was written there, and not yet on the first.
 fn leave_one(round: &mut Round<'_>, holds: &mut [Vec<Hold>]) {
-    let now = round.now;
-    let is_ours = |it: &Hold| it.is_ours && now < it.until;
-    let mut last: BTreeMap<String, (Timestamp, usize, String)> = BTreeMap::new();
-    for (node, hold) in (0..).zip(holds.iter()).flat_map(|(node, all)| all.iter().map(move |it| (node, it))) {
-        let own = (hold.until, node, hold.gpu.clone());
-        if is_ours(hold) && last.get(&hold.claim.uid).is_none_or(|it| *it < own) {
-            last.insert(hold.claim.uid.clone(), own);
+    let mut last: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    let mut others = Vec::new();
+    for (claim, it) in in_force(holds, round.now) {
+        let until = |it: (usize, usize)| holds[it.0][it.1].until;
+        match last.get_mut(claim) {
+            Some(known) if until(it) < until(*known) => others.push(it),
+            Some(known) => others.push(std::mem::replace(known, it)),
+            None => drop(last.insert(claim, it)),
         }
     }
-    for (node, all) in holds.iter_mut().enumerate() {
-        let ledger = &mut round.nodes[node];
-        all.retain(|hold| {
-            let is_last = |it: &(Timestamp, usize, String)| (it.1, &it.2) == (node, &hold.gpu);
-            let stays = !is_ours(hold) || last.get(&hold.claim.uid).is_none_or(is_last);
-            if !stays && let Some(gpu) = ledger.gpus.iter_mut().find(|it| it.state.name == hold.gpu) {
-                gpu.release(&hold.claim.uid);
-            }
-            stays
-        });
+    // From behind, so that the others stay where they are.
+    others.sort_unstable();
+    for (node, entry) in others.into_iter().rev() {
+        let hold = holds[node].remove(entry);
+        let mut gpus = round.nodes[node].gpus.iter_mut();
+        if let Some(gpu) = gpus.find(|it| it.state.name == hold.gpu) {
+            gpu.release(&hold.claim.uid);
+        }
     }
 }
 
 /// Moves holds to GPUs where pods may be evicted now, and fewer than where the GPU is held back: what was chosen first may have pods that
 /// nobody may evict. As many claims stand in the way there at most, so that a claim is served later by no move.
-fn shift<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>, holds: &mut [Vec<Hold>]) {
-    let in_force = holds.iter().flatten().filter(|it| it.is_ours && round.now < it.until);
-    let held: BTreeSet<String> = in_force.map(|it| it.claim.uid.clone()).collect();
+fn shift<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>, limits: &Limits<'w>, holds: &mut [Vec<Hold>]) {
+    let held: BTreeMap<String, (usize, usize)> =
+        in_force(holds, round.now).map(|(claim, it)| (claim.to_owned(), it)).collect();
     // What found nothing, and with how many pods and claims at most.
     let mut failed: Vec<(_, usize, u32)> = Vec::new();
     for index in 0..round.pods.len() {
         let pod = &round.pods[index];
-        let waits = pod.served.is_none() && !pod.is_elsewhere && held.contains(&pod.claim.uid);
-        let left = if waits { movers.left(&pod.of.namespace) } else { 0 };
+        let own = held.get(&pod.claim.uid).filter(|_| pod.served.is_none() && !pod.is_elsewhere);
+        let Some((node, entry)) = own.copied() else { continue };
+        let left = movers.left(&pod.of.namespace);
         let Some((shape, group)) = pod.asks.clone().filter(|_| 0 < left) else { continue };
-        let Some(Place { at, entry, claims, pods }) = place_of(round, movers, holds, index) else { continue };
-        let (of, state, hold) = (pod.of, round.nodes[at.0].state, &holds[at.0][entry]);
+        let (of, state, hold) = (pod.of, round.nodes[node].state, &holds[node][entry]);
+        let Some(Place { gpu, claims, pods }) = place(round, movers, node, hold, of.priority) else {
+            continue;
+        };
         let pool = pool(state, round.options);
         let most = left.min(pods.map_or(usize::MAX, |it| it - 1)).min(most_pods(round, of));
         // It ends when it would have ended where it was.
@@ -178,7 +192,7 @@ fn shift<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>, holds: &mut [Vec<Ho
         if most == 0 || is_in_vain || MAX_SHIFTS <= failed.len() {
             continue;
         }
-        let all = candidates(round, &shape.need, group, &Used::default(), &Limits::of(round));
+        let all = candidates(round, &shape.need, group, &Used::default(), limits);
         // No pool gets more holds than it has.
         let is_of_pool = |it: &Candidate| self::pool(round.nodes[it.node].state, round.options) == pool;
         let all: Vec<Candidate> =
@@ -191,43 +205,33 @@ fn shift<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>, holds: &mut [Vec<Ho
         if end < until {
             continue;
         }
-        let old = holds[at.0].remove(entry);
-        round.nodes[at.0].gpus[at.1].release(&old.claim.uid);
-        let gpu = &mut round.nodes[place.node].gpus[place.gpu];
-        gpu.reserve(&old.claim.uid, place.device);
-        let (name, profile) = (gpu.state.name.clone(), gpu.kind.devices[place.device].profile.clone());
-        holds[place.node].retain(|it| it.gpu != name);
-        holds[place.node].push(Hold { gpu: name, profile, until, ..old });
+        let old = holds[node].remove(entry);
+        round.nodes[node].gpus[gpu].release(&old.claim.uid);
+        add(round, holds, place, old.claim, (old.since, until));
         // One set is evicted at a time.
         return;
     }
 }
 
-/// Where a GPU is held back for a pod.
+/// A GPU of a node that is held back.
 struct Place {
-    at: (usize, usize),
-    /// Which of the holds of the node it is.
-    entry: usize,
+    gpu: usize,
     /// Claims that stand in the way there.
     claims: u32,
     /// Pods that have to be evicted there; `None` where that is not possible.
     pods: Option<usize>,
 }
 
-/// Where a GPU is held back for a pod, unless the pods in the way leave already or are gone.
-fn place_of(round: &Round<'_>, movers: &Movers<'_>, holds: &[Vec<Hold>], index: usize) -> Option<Place> {
-    let pod = &round.pods[index];
-    let is_it = |it: &Hold| it.is_ours && round.now < it.until && it.claim.uid == pod.claim.uid;
-    let (node, entry) =
-        holds.iter().enumerate().find_map(|(node, all)| Some((node, all.iter().position(is_it)?)))?;
-    let (ledger, hold) = (&round.nodes[node], &holds[node][entry]);
-    let at = (node, ledger.gpus.iter().position(|it| it.state.name == hold.gpu)?);
-    let gpu = &ledger.gpus[at.1];
+/// What is held back, unless the pods in the way leave already or are gone.
+fn place(round: &Round<'_>, movers: &Movers<'_>, node: usize, hold: &Hold, priority: i32) -> Option<Place> {
+    let ledger = &round.nodes[node];
+    let position = ledger.gpus.iter().position(|it| it.state.name == hold.gpu)?;
+    let (gpu, at) = (&ledger.gpus[position], (node, position));
     let device = gpu.soonest(&hold.profile)?;
     let claims = gpu.in_the_way(device)?.count_ones();
-    let pods = movers.set(gpu, at, device, pod.of.priority).map(|it| movers.count(&it));
+    let pods = movers.set(gpu, at, device, priority).map(|it| movers.count(&it));
     let is_open = !ledger.is_unseen && pods != Some(0) && !movers.is_leaving(at);
-    is_open.then_some(Place { at, entry, claims, pods })
+    is_open.then_some(Place { gpu: position, claims, pods })
 }
 
 /// For how long a hold on a GPU is renewed: always long enough for pods that may be evicted there to end.
