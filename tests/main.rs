@@ -47,3 +47,4 @@ mod slices;
 mod status;
 mod time_slices;
 mod two_processes;
+mod vanishing;

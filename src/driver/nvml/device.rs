@@ -213,30 +213,12 @@ impl<'nvml> DeviceHandle<'nvml> {
 
     /// Live GPU instances of one profile.
     pub fn gpu_instances(&self, profile_id: u32) -> Result<Vec<GpuInstanceHandle>, CallError> {
-        /// More than a GPU can have: GPU instance ids end at 14 (KMIGMGR_MAX_GPU_SWIZZID in kernel_mig_manager.h).
-        const MOST: usize = 64;
-        let function = function!(self.nvml, nvmlDeviceGetGpuInstances)?;
-        let mut raw: Vec<sys::nvmlGpuInstance_t> = vec![ptr::null_mut(); MOST];
-        let mut count = 0;
-        // SAFETY: nvml.h asks for a buffer of the profile's `instanceCount`; this one has room for more instances than
-        // any GPU can have. `count` is only written.
-        let code = unsafe { function(self.raw, profile_id, raw.as_mut_ptr(), &raw mut count) };
-        check("nvmlDeviceGetGpuInstances", code)?;
-        raw.truncate(count as usize);
-        raw.into_iter().map(|it| self.describe(it)).collect()
+        read_each(|| self.raw_gpu_instances(profile_id), |raw| self.describe(raw))
     }
 
     /// The live GPU instance with this id, if there is one. MIG mode off counts as none.
     pub fn gpu_instance(&self, id: u32) -> Result<Option<GpuInstanceHandle>, CallError> {
-        let function = function!(self.nvml, nvmlDeviceGetGpuInstanceById)?;
-        let mut raw = ptr::null_mut();
-        // SAFETY: a live handle and a writable pointer.
-        let code = unsafe { function(self.raw, id, &raw mut raw) };
-        match check("nvmlDeviceGetGpuInstanceById", code) {
-            Ok(()) => self.describe(raw).map(Some),
-            Err(error) if [Code::NOT_FOUND, Code::NOT_SUPPORTED].contains(&error.code) => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(read_each(|| self.raw_gpu_instance(id), |raw| self.describe(raw))?.pop())
     }
 
     /// Makes a GPU instance exactly there. INSUFFICIENT_RESOURCES where a slice or an engine is taken.
@@ -262,9 +244,9 @@ impl<'nvml> DeviceHandle<'nvml> {
         check("nvmlGpuInstanceDestroy", unsafe { function(instance.raw) })
     }
 
-    /// The compute instances of a GPU instance.
+    /// The compute instances of a GPU instance; none of one that is gone.
     pub fn compute_instances(&self, instance: GpuInstanceHandle) -> Result<Vec<ComputeInstance>, CallError> {
-        self.raw_compute_instances(instance)?.into_iter().map(|raw| self.describe_compute(raw)).collect()
+        self.each_compute_instance(instance, |raw| self.describe_compute(raw))
     }
 
     /// Makes the one compute instance that spans the whole GPU instance, which has `slices` compute slices.
@@ -306,14 +288,13 @@ impl<'nvml> DeviceHandle<'nvml> {
     /// Processes that compute on a GPU instance, by their ids on the host. Asked of its MIG devices, because only there NVML
     /// reports reliably which instance a process is on (nvml.h at nvmlDeviceGetComputeRunningProcesses_v3).
     pub fn processes_on(&self, instance: GpuInstanceHandle) -> Result<Vec<u32>, CallError> {
-        let mut pids = Vec::new();
-        for raw in self.raw_compute_instances(instance)? {
+        let pids = self.each_compute_instance(instance, |raw| {
             let device = self.at(self.compute_info(raw)?.device);
             let running = device.wrapper().running_compute_processes();
             let running = running.map_err(wrapped("nvmlDeviceGetComputeRunningProcesses_v3"))?;
-            pids.extend(running.iter().map(|it| it.pid));
-        }
-        Ok(pids)
+            Ok(running.into_iter().map(|it| it.pid).collect::<Vec<_>>())
+        })?;
+        Ok(pids.concat())
     }
 
     /// Memory of this device. NOT_SUPPORTED on a GPU that uses the memory of the system.
@@ -363,16 +344,9 @@ impl<'nvml> DeviceHandle<'nvml> {
 
     /// Memory of a MIG device; nothing where there is no such instance.
     pub fn memory_of(&self, gpu_instance: u32, compute_instance: u32) -> Result<Option<Memory>, CallError> {
-        let Some(instance) = self.gpu_instance(gpu_instance)? else { return Ok(None) };
-        let function = function!(self.nvml, nvmlGpuInstanceGetComputeInstanceById)?;
-        let mut raw = ptr::null_mut();
-        // SAFETY: a GPU instance handle of this library and a writable pointer.
-        let code = unsafe { function(instance.raw, compute_instance, &raw mut raw) };
-        match check("nvmlGpuInstanceGetComputeInstanceById", code) {
-            Ok(()) => self.at(self.compute_info(raw)?.device).memory().map(Some),
-            Err(error) if error.code == Code::NOT_FOUND => Ok(None),
-            Err(error) => Err(error),
-        }
+        let of_device = |raw| self.at(self.compute_info(raw)?.device).memory();
+        let of_instance = |raw| read_each(|| self.raw_compute_instance(raw, compute_instance), of_device);
+        Ok(read_each(|| self.raw_gpu_instance(gpu_instance), of_instance)?.concat().pop())
     }
 
     /// Minor number of the GPU's device node; may change with MIG mode.
@@ -407,6 +381,48 @@ impl<'nvml> DeviceHandle<'nvml> {
         Ok(profile!(index, "", info))
     }
 
+    fn raw_gpu_instances(&self, profile_id: u32) -> Result<Vec<sys::nvmlGpuInstance_t>, CallError> {
+        /// More than a GPU can have: GPU instance ids end at 14 (KMIGMGR_MAX_GPU_SWIZZID in kernel_mig_manager.h).
+        const MOST: usize = 64;
+        let function = function!(self.nvml, nvmlDeviceGetGpuInstances)?;
+        let mut raw: Vec<sys::nvmlGpuInstance_t> = vec![ptr::null_mut(); MOST];
+        let mut count = 0;
+        // SAFETY: nvml.h asks for a buffer of the profile's `instanceCount`; this one has room for more instances than
+        // any GPU can have. `count` is only written.
+        let code = unsafe { function(self.raw, profile_id, raw.as_mut_ptr(), &raw mut count) };
+        check("nvmlDeviceGetGpuInstances", code)?;
+        raw.truncate(count as usize);
+        Ok(raw)
+    }
+
+    fn raw_gpu_instance(&self, id: u32) -> Result<Option<sys::nvmlGpuInstance_t>, CallError> {
+        let function = function!(self.nvml, nvmlDeviceGetGpuInstanceById)?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: a live handle and a writable pointer.
+        let code = unsafe { function(self.raw, id, &raw mut raw) };
+        match check("nvmlDeviceGetGpuInstanceById", code) {
+            Ok(()) => Ok(Some(raw)),
+            Err(error) if [Code::NOT_FOUND, Code::NOT_SUPPORTED].contains(&error.code) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn raw_compute_instance(
+        &self,
+        instance: sys::nvmlGpuInstance_t,
+        id: u32,
+    ) -> Result<Option<sys::nvmlComputeInstance_t>, CallError> {
+        let function = function!(self.nvml, nvmlGpuInstanceGetComputeInstanceById)?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: a GPU instance handle of this library and a writable pointer.
+        let code = unsafe { function(instance, id, &raw mut raw) };
+        match check("nvmlGpuInstanceGetComputeInstanceById", code) {
+            Ok(()) => Ok(Some(raw)),
+            Err(error) if error.code == Code::NOT_FOUND => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn describe(&self, raw: sys::nvmlGpuInstance_t) -> Result<GpuInstanceHandle, CallError> {
         let function = function!(self.nvml, nvmlGpuInstanceGetInfo)?;
         let mut info = MaybeUninit::<sys::nvmlGpuInstanceInfo_t>::zeroed();
@@ -427,6 +443,17 @@ impl<'nvml> DeviceHandle<'nvml> {
             .find(|it| it.sliceCount == slices)
             .map(|it| it.id)
             .ok_or(CallError { call: "nvmlGpuInstanceGetComputeInstanceProfileInfo", code: Code::NOT_FOUND })
+    }
+
+    /// Reads each compute instance of a GPU instance.
+    fn each_compute_instance<T>(
+        &self,
+        instance: GpuInstanceHandle,
+        read: impl Fn(sys::nvmlComputeInstance_t) -> Result<T, CallError>,
+    ) -> Result<Vec<T>, CallError> {
+        let all = read_each(|| self.raw_compute_instances(instance), read);
+        let all = unless_gone(instance.raw, || self.raw_gpu_instance(instance.id), all)?;
+        Ok(all.unwrap_or_default())
     }
 
     /// Lists compute instance handles. NVML lists them by profile, so every compute profile is asked.
@@ -491,6 +518,28 @@ impl<'nvml> DeviceHandle<'nvml> {
 
     fn at(&self, raw: sys::nvmlDevice_t) -> DeviceHandle<'nvml> {
         DeviceHandle { nvml: self.nvml, raw, samples: Samples::default() }
+    }
+}
+
+/// Reads each instance that is listed, but for those that are gone by then.
+fn read_each<Raw: Copy + PartialEq, All: IntoIterator<Item = Raw>, T>(
+    list: impl Fn() -> Result<All, CallError>,
+    read: impl Fn(Raw) -> Result<T, CallError>,
+) -> Result<Vec<T>, CallError> {
+    list()?.into_iter().filter_map(|raw| unless_gone(raw, &list, read(raw)).transpose()).collect()
+}
+
+/// What was read of an instance; nothing where that failed and it is not listed any more: an administrator, or another process
+/// of the driver, destroyed it meanwhile.
+fn unless_gone<Raw: PartialEq, All: IntoIterator<Item = Raw>, T>(
+    raw: Raw,
+    list: impl Fn() -> Result<All, CallError>,
+    read: Result<T, CallError>,
+) -> Result<Option<T>, CallError> {
+    match read {
+        Ok(it) => Ok(Some(it)),
+        Err(error) if error.concerns_whole_gpu() || list()?.into_iter().any(|it| it == raw) => Err(error),
+        Err(_) => Ok(None),
     }
 }
 

@@ -208,13 +208,15 @@ pub fn live_instances(
     if !device.mig_mode()?.current {
         return Ok(Vec::new());
     }
-    let mut all = Vec::new();
-    for profile in profiles {
-        for handle in device.gpu_instances(profile.id)? {
-            all.push(device.read(handle)?);
-        }
+    let of_profile = |profile: &Profile| {
+        device.gpu_instances(profile.id)?.into_iter().map(|it| device.read(it)).collect::<Result<Vec<_>, _>>()
+    };
+    match profiles.iter().map(of_profile).collect::<Result<Vec<_>, _>>() {
+        Ok(all) => Ok(all.concat()),
+        // It was switched off meanwhile.
+        Err(error) if error.code == Code::NOT_SUPPORTED && !device.mig_mode()?.current => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
-    Ok(all)
 }
 
 /// `nvmlGpuVirtualizationMode_t`: a vGPU in a virtual machine.
