@@ -188,7 +188,10 @@ async fn a_hold_lays_a_gpu_out_for_its_profile_and_what_is_wrong_with_it_is_said
     published_when(&lab, &["1a:3g-40gb-0", "1a:3g-40gb-4"]).await;
     let message = followed_when(&lab, "True", reason::NO_DEMAND).await;
     assert!(message.contains("gpu-0000-1a-00 is held back for 15 minutes at most"), "{message}");
+    // Another one has to wait, and nothing else counts until then.
     demand(&lab, hold("4g.40gb", 3600)).await;
+    let message = followed_when(&lab, "False", reason::CHANGED_RECENTLY).await;
+    assert!(message.contains("so a hold begins at "), "{message}");
     published_when(&lab, &["1a:3g-40gb-4", "1a:4g-40gb-0"]).await;
     demand(&lab, json!({})).await;
     published_when(&lab, &DEFAULT).await;

@@ -63,6 +63,9 @@ fn a_demand_is_done_where_its_devices_are_published_or_the_driver_says_why_not()
     assert!(refused.progress == Progress::Done && refused.is_refused);
     // The driver has decided, and devices are settling.
     assert_eq!(state("2g.20gb", followed("True", "Followed")).progress, Progress::Pending);
+    // It is there, but a hold waits.
+    let waits = state("full", followed("False", "ChangedRecently"));
+    assert!(waits.progress == Progress::Pending && !waits.is_refused);
     let mut unseen = object(spec("full"), json!([]));
     unseen["metadata"]["generation"] = json!(4);
     assert_eq!(read(unseen, Some("auto"), false).progress, Progress::Pending);

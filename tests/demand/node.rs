@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use mig_controller::demand::{Demand, Hold, NodeState, Profiles, Progress, Write};
-use mig_model::layout::{self, DemandMemory, HeldBack, Layouts, Wanted, follow, with_holds};
+use mig_model::claim::ClaimRef;
+use mig_model::layout::{self, DemandMemory, HeldBack, HoldMemory, Layouts, Wanted, follow, with_holds};
+use mig_model::mig_node;
 
 use crate::model::{Model, Offers, Set, members};
 
@@ -40,6 +43,11 @@ pub(crate) struct SimNode {
     /// Withdrawn devices that a late scheduler may still allocate, and until when.
     pub(crate) late: Vec<(usize, usize, Timestamp)>,
     memory: DemandMemory,
+    hold_memory: HoldMemory,
+    /// GPUs that its driver holds back, with the profile and until when.
+    in_force: BTreeMap<String, (String, Timestamp)>,
+    /// Whether a hold cannot begin yet.
+    hold_waits: bool,
     missing: bool,
     offers: Offers,
     /// Whether its driver runs.
@@ -71,6 +79,9 @@ impl SimNode {
             published: vec![0; count],
             late: Vec::new(),
             memory: DemandMemory::default(),
+            hold_memory: HoldMemory::default(),
+            in_force: BTreeMap::new(),
+            hold_waits: false,
             missing: false,
             offers: Offers::new(),
             answers: true,
@@ -94,7 +105,7 @@ impl SimNode {
                 *count <= offered.clone().map(|it| (it & set).count_ones()).sum()
             })
         });
-        let is_final = is_there || self.missing;
+        let is_final = !self.hold_waits && (is_there || self.missing);
         NodeState {
             node: self.node.clone(),
             resource_version: Some(self.version.to_string()),
@@ -125,10 +136,33 @@ impl SimNode {
         true
     }
 
-    /// GPUs that are held back, with the profile.
+    /// GPUs that its driver holds back, with the profile.
     pub(crate) fn held_back(&self, now: Timestamp) -> HeldBack {
-        let in_force = self.holds.iter().filter(|it| now < it.until);
-        in_force.map(|it| (it.gpu.clone(), it.profile.clone())).collect()
+        let in_force = self.in_force.iter().filter(|it| now < it.1.1);
+        in_force.map(|(gpu, it)| (gpu.clone(), it.0.clone())).collect()
+    }
+
+    /// The driver takes over the holds. Where layouts follow demand, the begin of one is a change like others.
+    fn hold(&mut self, now: Timestamp) {
+        let holds = self.holds.iter().map(|it| mig_node::Hold {
+            gpu: it.gpu.clone(),
+            profile: it.profile.clone(),
+            claim: ClaimRef::new("default".to_owned(), "waits".to_owned(), it.claim.uid.clone()).unwrap(),
+            until: Time(it.until),
+            since: it.since.map(Time),
+        });
+        let holds: Vec<mig_node::Hold> = holds.collect();
+        let is_demand = self.keeps == Keeps::Demand;
+        let not_before = self.memory.not_before(now).filter(|_| is_demand);
+        let step = self.hold_memory.follow(&holds, &self.model.inventory, not_before, now);
+        if step.has_begun && is_demand {
+            self.memory.changed = Some(now);
+        }
+        self.hold_waits = step.begins_at.is_some();
+        let until = |gpu: &String| holds.iter().find(|it| it.gpu == *gpu).map_or(now, |it| it.until.0);
+        let in_force = step.in_force.into_iter();
+        self.in_force = in_force.map(|(gpu, profile)| (gpu.clone(), (profile, until(&gpu)))).collect();
+        self.wake = step.wake;
     }
 
     /// What it should offer now.
@@ -156,8 +190,8 @@ impl SimNode {
         if !self.answers {
             return;
         }
-        self.wake = None;
         self.observed = self.version;
+        self.hold(now);
         if self.keeps == Keeps::Demand {
             self.follow(now);
         }
@@ -182,9 +216,7 @@ impl SimNode {
             self.published[gpu] = wanted & !(blocked & !before) & !held;
             self.slice_writes += usize::from(self.published[gpu] != before & !held);
         }
-        let holds = self.holds.iter().map(|it| it.until).filter(|it| now < *it);
-        let times = self.late.iter().map(|it| it.2).chain(holds).chain(self.wake);
-        self.wake = times.min();
+        self.wake = self.late.iter().map(|it| it.2).chain(self.wake).min();
     }
 
     fn follow(&mut self, now: Timestamp) {
@@ -201,7 +233,7 @@ impl SimNode {
         let followed = follow(inputs, &self.layouts, demand.as_ref(), &self.memory, now);
         self.missing = matches!(followed.outcome, layout::Outcome::Missing(_));
         self.memory = followed.memory;
-        self.wake = followed.wake;
+        self.wake = self.wake.into_iter().chain(followed.wake).min();
         if followed.layouts != self.layouts {
             self.layouts = followed.layouts;
             self.layout_changes += 1;

@@ -251,7 +251,13 @@ impl Cluster {
         let gpu = sim.model.names.iter().position(|it| *it == eviction.gpu).unwrap();
         let is_own = |uid: &str| uid == format!("claim-{}", waiting.uid);
         let mut holds = sim.holds.iter().filter(|it| it.gpu == eviction.gpu && self.time() < it.until);
-        assert!(holds.any(|it| is_own(&it.claim.uid)), "no hold is in force: {eviction:?}");
+        assert!(holds.any(|it| is_own(&it.claim.uid)), "there is no hold: {eviction:?}");
+        let held_back = sim.held_back(self.time());
+        assert_eq!(
+            held_back.get(&eviction.gpu).map(String::as_str),
+            Some(PROFILES[*profile]),
+            "the hold is not in force: {eviction:?}"
+        );
         let running = |uid: &str| self.running.iter().find(|it| it.pod.uid == uid).unwrap();
         let pods: Vec<&Running> = eviction.pods.iter().map(|it| running(&it.pod.uid)).collect();
         for it in &pods {

@@ -51,18 +51,22 @@ impl Described {
             since: it.since.as_ref().map(|it| it.0),
             is_ours: is_ours(mig, &it.gpu),
         });
-        let followed = followed(status);
+        let reason = status.and_then(unfollowed).unwrap_or_default();
+        let is_about_room = [reason::HELD_DEVICES, reason::DOES_NOT_FIT].contains(&reason);
+        let others = [reason::STALE, reason::LABEL_SET, reason::PARTITIONABLE, reason::INVALID_SPEC];
         let observed = status.and_then(|it| it.observed_generation);
         let is_observed = observed.is_some() && observed == mig.metadata.generation;
         let is_there = demand.as_ref().is_none_or(|it| is_published(&it.profiles, &gpus, &mig.spec.holds));
-        let is_final = is_there || followed.is_some_and(|it| it.1);
+        // A hold may have to wait although the demand is there.
+        let is_final =
+            reason != reason::CHANGED_RECENTLY && (is_there || is_about_room || others.contains(&reason));
         let state = NodeState {
             resource_version: mig.metadata.resource_version.clone(),
             takes_part: false,
             follows: false,
             counts: mode == Some(PublishingMode::Partitionable),
             progress: if is_observed && is_final { Progress::Done } else { Progress::Pending },
-            is_refused: !is_there && followed.is_some_and(|it| it.1 && it.0),
+            is_refused: !is_there && is_about_room,
             floor: counts(&spec.floor),
             holds: holds.collect(),
             demand,
@@ -105,14 +109,10 @@ fn is_ours(mig: &MigNode, gpu: &str) -> bool {
         .any(|it| !it.0["f:spec"]["f:holds"][&key].is_null())
 }
 
-/// Whether the driver says that it did not follow because of what the GPUs have room for, and whether it has an answer at all.
-fn followed(status: Option<&MigNodeStatus>) -> Option<(bool, bool)> {
-    let condition = status?.conditions.iter().find(|it| it.type_ == condition::DEMAND_FOLLOWED)?;
-    let is_about_room = [reason::HELD_DEVICES, reason::DOES_NOT_FIT].contains(&condition.reason.as_str());
-    let others = [reason::STALE, reason::LABEL_SET, reason::PARTITIONABLE, reason::INVALID_SPEC];
-    let is_final =
-        condition.status == "False" && (is_about_room || others.contains(&condition.reason.as_str()));
-    Some((is_about_room, is_final))
+/// Why the driver has not followed the spec, if it says so.
+fn unfollowed(status: &MigNodeStatus) -> Option<&str> {
+    let condition = status.conditions.iter().find(|it| it.type_ == condition::DEMAND_FOLLOWED)?;
+    (condition.status == "False").then_some(condition.reason.as_str())
 }
 
 fn counts(list: &[ProfileCount]) -> Profiles {

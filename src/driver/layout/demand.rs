@@ -66,6 +66,8 @@ pub(super) struct DemandFollower {
     result: Option<(Outcome, String)>,
     /// The holds of the spec.
     holds: HoldMemory,
+    /// When those begin that cannot begin yet.
+    begins_at: Option<Timestamp>,
     /// What a person should know of them.
     notes: Vec<String>,
     /// When to look again.
@@ -85,6 +87,7 @@ impl DemandFollower {
             spec: None,
             result: None,
             holds: HoldMemory::default(),
+            begins_at: None,
             notes: Vec::new(),
             wake: None,
             allocated: None,
@@ -121,7 +124,8 @@ impl DemandFollower {
 
     /// Leaves the spec aside: the label chooses the layout.
     pub(super) fn rest(&mut self) {
-        (self.holds, self.notes, self.result, self.wake) = (HoldMemory::default(), Vec::new(), None, None);
+        (self.holds, self.notes) = (HoldMemory::default(), Vec::new());
+        (self.begins_at, self.result, self.wake) = (None, None, None);
     }
 
     /// The layouts to put into force, what to remember of demands, and which GPUs are held back. `before` is what was in force, by
@@ -190,12 +194,12 @@ impl DemandFollower {
         let Some(spec) = &self.spec else { return HeldBack::new() };
         let now = Timestamp::now();
         let not_before = memory.not_before(now).filter(|_| !is_counted);
-        let HoldStep { in_force, has_begun, notes, wake } =
+        let HoldStep { in_force, has_begun, begins_at, notes, wake } =
             self.holds.follow(&spec.spec.holds, &state.inventory, not_before, now);
         for note in notes.iter().filter(|it| !self.notes.contains(it)) {
             info!("{note}");
         }
-        (self.notes, self.wake) = (notes, wake);
+        (self.begins_at, self.notes, self.wake) = (begins_at, notes, wake);
         if has_begun && !is_counted {
             memory.changed = Some(now);
         }
@@ -256,6 +260,10 @@ impl DemandFollower {
             return report(false, reason::INVALID_SPEC, format!("{invalid}; correct the spec"));
         }
         let (outcome, message) = self.result.as_ref()?;
+        if let Some(at) = self.begins_at {
+            let begins = format!("layouts changed less than 30 s ago, so a hold begins at {}", seconds(at));
+            return report(false, reason::CHANGED_RECENTLY, format!("{begins}; {message}"));
+        }
         let (is_followed, reason) = match outcome {
             Outcome::NoDemand { .. } => (true, reason::NO_DEMAND),
             Outcome::Followed if is_settling => (false, reason::SETTLING),

@@ -57,6 +57,8 @@ pub struct HoldStep {
     pub in_force: HeldBack,
     /// Whether one has begun.
     pub has_begun: bool,
+    /// When those begin that cannot begin yet.
+    pub begins_at: Option<Timestamp>,
     /// What a person should know of some of them.
     pub notes: Vec<String>,
     /// When to look again at the latest.
@@ -99,7 +101,9 @@ impl HoldMemory {
             let is_in_force = self.in_force.get(&hold.gpu) == Some(&hold.profile);
             let begins_at = not_before.filter(|it| !is_in_force && now < *it);
             step.wake = step.wake.into_iter().chain([begins_at.unwrap_or(until).min(until)]).min();
-            if begins_at.is_none() {
+            if begins_at.is_some() {
+                step.begins_at = begins_at;
+            } else {
                 step.has_begun |= !is_in_force;
                 step.in_force.insert(hold.gpu.clone(), hold.profile.clone());
             }

@@ -89,8 +89,9 @@ fn a_hold_begins_no_sooner_than_the_node_may_change() {
     let mut memory = HoldMemory::default();
     let mut step = |now| memory.follow(&[hold("7g.80gb", 60)], &inventory, Some(at(30)), at(now));
     let early = step(0);
-    assert_eq!((early.in_force.len(), early.wake), (0, Some(at(30))));
-    assert!(step(30).has_begun);
+    assert_eq!((early.in_force.len(), early.wake, early.begins_at), (0, Some(at(30)), Some(at(30))));
+    let on_time = step(30);
+    assert_eq!((on_time.has_begun, on_time.begins_at), (true, None));
     assert_eq!(step(31).in_force.len(), 1);
 }
 
