@@ -16,4 +16,5 @@ mod node;
 #[allow(dead_code, reason = "the benchmark uses the rest")]
 mod pods;
 mod scale;
+mod several;
 mod worlds;

@@ -43,6 +43,15 @@ pub(super) struct Room {
 }
 
 impl Room {
+    /// That of an empty GPU that offers nothing yet.
+    pub(super) fn empty(kind: &Kind) -> Self {
+        let open = match kind.devices.len() {
+            128.. => Set::MAX,
+            count => (1 << count) - 1,
+        };
+        Self { open, left: kind.totals.clone(), published: 0, coming: 0, floor: 0 }
+    }
+
     pub(super) fn fits(&self, kind: &Kind, device: usize) -> bool {
         self.open & 1 << device != 0
             && self.left.iter().zip(&kind.costs[device]).all(|(left, cost)| cost <= left)

@@ -57,14 +57,10 @@ pub(super) struct GpuLedger<'w> {
 impl<'w> GpuLedger<'w> {
     pub(super) fn new(state: &'w GpuState) -> Self {
         let kind = &*state.kind;
-        let all = match kind.devices.len() {
-            128.. => Set::MAX,
-            count => (1 << count) - 1,
-        };
         let mut gpu = Self {
             state,
             kind,
-            room: Room { open: all, left: kind.totals.clone(), published: 0, coming: 0, floor: 0 },
+            room: Room::empty(kind),
             given: Vec::new(),
             before: None,
             excluded: Cell::new(0),
@@ -94,6 +90,15 @@ impl<'w> GpuLedger<'w> {
             gpu.room.open &= gpu.room.published;
         }
         gpu
+    }
+
+    /// The GPU as if what claims have of it was free and on offer; not if it is held back or has a problem.
+    pub(super) fn emptied(&self) -> Self {
+        let mut room = Room::empty(self.kind);
+        room.open &= !self.foreign;
+        let is_offered = !self.is_reserved() && !self.state.has_problem;
+        room.published = if is_offered { room.open } else { 0 };
+        Self { room, given: Vec::new(), before: None, reserved: Vec::new(), ..self.clone() }
     }
 
     fn position(&self, placed: &Placed) -> Option<usize> {

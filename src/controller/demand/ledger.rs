@@ -59,6 +59,11 @@ impl<'w> NodeLedger<'w> {
         node
     }
 
+    /// The node as if what claims have of it was free, and all of that on offer; nothing of GPUs that are held back or have a problem.
+    pub(super) fn emptied(&self) -> Self {
+        Self { gpus: self.gpus.iter().map(GpuLedger::emptied).collect(), ..self.clone() }
+    }
+
     /// Keeps what the floor needs: what is published first, then what fits.
     fn keep_floor(&mut self) {
         if self.state.floor.is_empty() || self.state.counts {

@@ -39,6 +39,7 @@ mod movers;
 mod offer;
 mod requests;
 mod round;
+mod several;
 mod shape;
 mod share;
 mod turns;

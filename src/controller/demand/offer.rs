@@ -51,9 +51,11 @@ pub(super) fn offer(driver: &str, node: &NodeLedger<'_>, of: impl Fn(usize) -> S
         .flat_map(|(position, gpu)| {
             members(of(position)).map(move |device| {
                 let withdrawn = (gpu.room.published & gpu.kind.conflicts[device]).count_ones();
+                // None, unless it is offered as if the GPU was empty.
+                let held = (gpu.held & gpu.kind.conflicts[device]).count_ones();
                 let size = gpu.kind.devices[device].size;
                 let cuts = !gpu.is_used && size < gpu.kind.largest;
-                ((size, cuts, withdrawn, gpu.kind.blocks[device]), (position, device))
+                ((size, held, cuts, withdrawn, gpu.kind.blocks[device]), (position, device))
             })
         })
         .collect();

@@ -21,7 +21,7 @@ use super::world::{ClaimKey, NodeState, Options, PendingPod, Progress, World, af
 /// Questions to the allocator about pods with several devices in one round.
 const MAX_QUESTIONS: usize = 300;
 /// Nodes that would do, of which the best is taken, for a pod with several devices.
-const MAX_FITS: usize = 8;
+pub(super) const MAX_FITS: usize = 8;
 
 /// A pod and what becomes of it.
 #[derive(Debug)]
@@ -339,5 +339,23 @@ impl<'w> Round<'w> {
             }
         };
         answer.map_or(Answer::Fails, Answer::Fits)
+    }
+
+    /// What a pod with several devices would get of a node whose GPUs were empty, except those that are held back.
+    pub(super) fn ask_emptied(
+        &mut self,
+        node: usize,
+        shape: &Rc<Shape>,
+        namespace: &'w str,
+    ) -> Option<Vec<Pick>> {
+        let emptied = self.nodes[node].emptied();
+        let key = Shapes::key(shape, &emptied, Pool::Published, "");
+        // Which devices it would get depends on what stands in their way; that it gets none does not.
+        if self.answers.get(&key).is_some_and(Option::is_none) || !self.questions.take(namespace) {
+            return None;
+        }
+        let answer = self.shapes.many(shape, &emptied, Pool::Published, "");
+        self.answers.entry(key).or_insert_with(|| answer.clone());
+        answer
     }
 }

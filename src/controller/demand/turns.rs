@@ -9,9 +9,10 @@ use std::time::Duration;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use mig_model::layout::LONGEST_HOLD;
 
-use super::kind::Choice;
+use super::kind::{Choice, Kind};
 use super::movers::{Candidate, Movers, most_pods};
-use super::round::Round;
+use super::round::{Pod, Round};
+use super::several;
 use super::shape::Need;
 use super::world::{ClaimKey, Hold, NodeState, Options, after};
 
@@ -24,20 +25,24 @@ const MAX_SHIFTS: usize = 2;
 /// runs any more.
 pub(super) const RENEWED_FOR: Duration = Duration::from_secs(300);
 
-/// GPUs held back, by namespace and by pool of nodes.
-#[derive(Debug, Default)]
-struct Used<'w> {
-    namespaces: BTreeMap<&'w str, usize>,
-    pools: BTreeMap<&'w str, usize>,
-}
-
-/// The holds that each node should have, by position. A hold that is over stays for `hold_after`, so that its claim waits that long
-/// for the next one, whichever replica decides then. Those of others stay as they are.
+/// The holds that each node should have, by position.
 pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<Vec<Hold>> {
     let Some(hold_after) = round.options.hold_after else {
         // What was held back before this was turned off ends by itself.
         return round.nodes.iter().map(|it| it.state.holds.clone()).collect();
     };
+    let mut holds = kept(round, hold_after);
+    leave_one(round, &mut holds);
+    renew(round, movers, &mut holds);
+    let limits = Limits::of(round);
+    shift(round, movers, &limits, &mut holds);
+    begin(round, movers, hold_after, &limits, &mut holds);
+    holds
+}
+
+/// Holds that stay. One that is over stays for `hold_after`, so that its claim waits that long for the next one, whichever replica
+/// decides then. Those of others stay as they are.
+fn kept(round: &Round<'_>, hold_after: Duration) -> Vec<Vec<Hold>> {
     // A pod that does not take what it is offered lacks something else.
     let takes = round.pods.iter().filter(|it| !it.is_elsewhere);
     let waiting: BTreeSet<&str> = takes.map(|it| it.claim.uid.as_str()).collect();
@@ -45,14 +50,13 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
         let is_needed = waiting.contains(it.claim.uid.as_str()) && round.now < after(it.until, hold_after);
         !it.is_ours || state.takes_part && is_needed
     };
-    let kept =
-        |state: &NodeState| state.holds.iter().filter(|it| is_kept(state, it)).cloned().collect::<Vec<_>>();
-    let states: Vec<&NodeState> = round.nodes.iter().map(|it| it.state).collect();
-    let mut holds: Vec<Vec<Hold>> = states.iter().map(|it| kept(it)).collect();
-    leave_one(round, &mut holds);
-    for (node, hold) in (0..).zip(&mut holds).flat_map(|(node, all)| all.iter_mut().map(move |it| (node, it)))
-    {
-        let gpu = states[node].gpus.iter().position(|it| it.name == hold.gpu);
+    let kept = |state: &NodeState| state.holds.iter().filter(|it| is_kept(state, it)).cloned().collect();
+    round.nodes.iter().map(|it| kept(it.state)).collect()
+}
+
+fn renew(round: &Round<'_>, movers: &Movers<'_>, holds: &mut [Vec<Hold>]) {
+    for (node, hold) in (0..).zip(holds).flat_map(|(node, all)| all.iter_mut().map(move |it| (node, it))) {
+        let gpu = round.nodes[node].state.gpus.iter().position(|it| it.name == hold.gpu);
         let lease = gpu.map_or(RENEWED_FOR, |gpu| lease(movers, (node, gpu)));
         if let Some(last) = last(hold, round.options)
             && (round.now < hold.until && renewal(hold, lease) <= round.now)
@@ -60,23 +64,22 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
             hold.until = last.min(after(round.now, lease)).max(hold.until);
         }
     }
-    let limits = Limits::of(round);
-    shift(round, movers, &limits, &mut holds);
-    let mut used = Used::default();
-    let mut seen: BTreeSet<String> = BTreeSet::new();
-    let all = states.iter().zip(&holds).flat_map(|(node, all)| all.iter().map(move |it| (*node, it)));
-    for (node, hold) in all {
-        seen.insert(hold.claim.uid.clone());
-        let pod = round.pods.iter().find(|it| it.claim.uid == hold.claim.uid);
-        if let Some(pod) = pod.filter(|_| round.now < hold.until) {
-            *used.namespaces.entry(&pod.of.namespace).or_default() += 1;
-            *used.pools.entry(pool(node, round.options)).or_default() += 1;
-        }
-    }
+}
+
+/// GPUs are held back for claims that have waited for long, by priority and then by age.
+fn begin<'w>(
+    round: &mut Round<'w>,
+    movers: &mut Movers<'w>,
+    hold_after: Duration,
+    limits: &Limits<'w>,
+    holds: &mut [Vec<Hold>],
+) {
+    let mut used = Used::of(round, holds);
+    let mut seen: BTreeSet<String> = holds.iter().flatten().map(|it| it.claim.uid.clone()).collect();
     let mut failed = BTreeSet::new();
     let mut added = 0;
     for index in 0..round.pods.len() {
-        if added == MAX_NEW {
+        if MAX_NEW <= added {
             break;
         }
         let pod = &round.pods[index];
@@ -85,54 +88,67 @@ pub(super) fn holds<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>) -> Vec<V
         let is_due = waits(hold_after);
         let moves = round.options.evictions_per_hour.map_or(0, |_| most_pods(round, pod.of));
         let Some((shape, group)) = pod.asks.clone() else { continue };
-        let namespace = pod.of.namespace.as_str();
+        let (of, namespace) = (pod.of, pod.of.namespace.as_str());
         if !(is_due || 0 < moves)
             || pod.served.is_some()
             || pod.is_elsewhere
             || pod.claim.uid.is_empty()
             || seen.contains(&pod.claim.uid)
-            || limits.namespace <= used.namespaces.get(namespace).copied().unwrap_or(0)
+            || limits.left(&used, namespace) == 0
         {
             continue;
         }
-        let key = (std::rc::Rc::as_ptr(&shape), group, is_due, moves, movers.may_move_for(pod.of));
+        let several = matches!(shape.need, Need::Many).then_some(namespace);
+        let key = (std::rc::Rc::as_ptr(&shape), group, is_due, moves, movers.may_move_for(of), several);
         if failed.contains(&key) {
             continue;
         }
-        let Need::One(_) = &shape.need else { continue };
-        let candidates = candidates(round, &shape.need, group, &used, &limits);
-        let of = round.pods[index].of;
-        let chosen = movers.choose(round, of, &candidates, usize::MAX);
-        let Some(place) = chosen.or_else(|| candidates.into_iter().min().filter(|_| is_due)) else {
+        let places = match &shape.need {
+            Need::One(_) => {
+                let candidates = candidates(round, &shape.need, group, &used, limits);
+                let chosen = movers.choose(round, of, &candidates, usize::MAX);
+                let place = chosen.or_else(|| candidates.into_iter().min().filter(|_| is_due));
+                place.map(|it| (it.node, vec![(it.gpu, it.device)]))
+            }
+            Need::Many if is_due => {
+                let all = 0..round.nodes.len();
+                let most: Vec<usize> = all
+                    .map(|it| room(round, group, it, &used, limits).min(limits.left(&used, namespace)))
+                    .collect();
+                several::choose(round, &shape, namespace, &most)
+            }
+            Need::Many | Need::Nothing => None,
+        };
+        let Some((node, picks)) = places else {
             failed.insert(key);
             continue;
         };
-        let namespace = round.pods[index].of.namespace.as_str();
-        *used.namespaces.entry(namespace).or_default() += 1;
-        *used.pools.entry(pool(states[place.node], round.options)).or_default() += 1;
-        let until = after(round.now, round.options.hold_for.min(lease(movers, (place.node, place.gpu))));
+        let lease = picks.iter().map(|it| lease(movers, (node, it.0))).max().unwrap_or(RENEWED_FOR);
+        let until = after(round.now, round.options.hold_for.min(lease));
         let claim = round.pods[index].claim.clone();
         seen.insert(claim.uid.clone());
-        add(round, &mut holds, place, claim, (Some(round.now), until));
-        added += 1;
+        added += picks.len();
+        used.add(round.nodes[node].state, namespace, picks.len(), round.options);
+        for (gpu, device) in picks {
+            add(round, holds, (node, gpu, device), claim.clone(), (Some(round.now), until));
+        }
     }
-    holds
 }
 
-/// Holds a GPU back for a claim.
+/// Holds a GPU back for a claim: node, GPU and device.
 fn add(
     round: &mut Round<'_>,
     holds: &mut [Vec<Hold>],
-    place: Candidate,
+    (node, gpu, device): (usize, usize, usize),
     claim: ClaimKey,
     (since, until): (Option<Timestamp>, Timestamp),
 ) {
-    let gpu = &mut round.nodes[place.node].gpus[place.gpu];
-    gpu.reserve(&claim.uid, place.device);
-    let (gpu, profile) = (gpu.state.name.clone(), gpu.kind.devices[place.device].profile.clone());
+    let gpu = &mut round.nodes[node].gpus[gpu];
+    gpu.reserve(&claim.uid, device);
+    let (gpu, profile) = (gpu.state.name.clone(), gpu.kind.devices[device].profile.clone());
     // One entry for each GPU: what is over makes room.
-    holds[place.node].retain(|it| it.gpu != gpu);
-    holds[place.node].push(Hold { gpu, profile, claim, until, since, is_ours: true });
+    holds[node].retain(|it| it.gpu != gpu);
+    holds[node].push(Hold { gpu, profile, claim, until, since, is_ours: true });
 }
 
 /// Our holds that are in force, by UID of the claim: the node, and which of its holds it is.
@@ -142,25 +158,34 @@ fn in_force(holds: &[Vec<Hold>], now: Timestamp) -> impl Iterator<Item = (&str, 
     ours.map(|(node, (entry, it))| (it.claim.uid.as_str(), (node, entry)))
 }
 
-/// Of two holds for a claim the one that lasts longer stays: one that moved to another node was written there, and not yet on the first.
+/// Of two holds for a claim the one that ends later stays: what moved to another node was written there, and not yet on the first. Those
+/// for several devices of a pod are on one node.
 fn leave_one(round: &mut Round<'_>, holds: &mut [Vec<Hold>]) {
-    let mut last: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    let mut others = Vec::new();
-    for (claim, it) in in_force(holds, round.now) {
-        let until = |it: (usize, usize)| holds[it.0][it.1].until;
-        match last.get_mut(claim) {
-            Some(known) if until(it) < until(*known) => others.push(it),
-            Some(known) => others.push(std::mem::replace(known, it)),
-            None => drop(last.insert(claim, it)),
+    let now = round.now;
+    let is_many = |it: &Pod<'_>| it.asks.as_ref().is_some_and(|it| matches!(it.0.need, Need::Many));
+    let several: BTreeSet<&str> =
+        round.pods.iter().filter(|it| is_many(it)).map(|it| it.claim.uid.as_str()).collect();
+    let mut last: BTreeMap<String, (Timestamp, usize, String)> = BTreeMap::new();
+    for (claim, (node, entry)) in in_force(holds, now) {
+        let hold = &holds[node][entry];
+        let it = (hold.until, node, hold.gpu.clone());
+        let known = last.entry(claim.to_owned()).or_insert_with(|| it.clone());
+        if *known < it {
+            *known = it;
         }
     }
-    // From behind, so that the others stay where they are.
-    others.sort_unstable();
-    for (node, entry) in others.into_iter().rev() {
-        let hold = holds[node].remove(entry);
-        let mut gpus = round.nodes[node].gpus.iter_mut();
-        if let Some(gpu) = gpus.find(|it| it.state.name == hold.gpu) {
-            gpu.release(&hold.claim.uid);
+    for (node, all) in holds.iter_mut().enumerate() {
+        let is_last = |it: &Hold| {
+            let last = last.get(&it.claim.uid);
+            last.is_none_or(|(_, n, gpu)| {
+                *n == node && (*gpu == it.gpu || several.contains(it.claim.uid.as_str()))
+            })
+        };
+        for hold in all.extract_if(.., |it| it.is_ours && now < it.until && !is_last(it)) {
+            let mut gpus = round.nodes[node].gpus.iter_mut();
+            if let Some(gpu) = gpus.find(|it| it.state.name == hold.gpu) {
+                gpu.release(&hold.claim.uid);
+            }
         }
     }
 }
@@ -178,6 +203,7 @@ fn shift<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>, limits: &Limits<'w>
         let Some((node, entry)) = own.copied() else { continue };
         let left = movers.left(&pod.of.namespace);
         let Some((shape, group)) = pod.asks.clone().filter(|_| 0 < left) else { continue };
+        let Need::One(_) = &shape.need else { continue };
         let (of, state, hold) = (pod.of, round.nodes[node].state, &holds[node][entry]);
         let Some(Place { gpu, claims, pods }) = place(round, movers, node, hold, of.priority) else {
             continue;
@@ -207,7 +233,7 @@ fn shift<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>, limits: &Limits<'w>
         }
         let old = holds[node].remove(entry);
         round.nodes[node].gpus[gpu].release(&old.claim.uid);
-        add(round, holds, place, old.claim, (old.since, until));
+        add(round, holds, (place.node, place.gpu, place.device), old.claim, (old.since, until));
         // One set is evicted at a time.
         return;
     }
@@ -268,6 +294,36 @@ impl<'w> Limits<'w> {
         let pools = gpus.iter().map(|(name, count)| (*name, part(*count, round.options.hold_pool)));
         Self { namespace: part(all, round.options.hold_namespace), pools: pools.collect() }
     }
+
+    /// How many more GPUs may be held back for a namespace.
+    fn left(&self, used: &Used<'_>, namespace: &str) -> usize {
+        self.namespace.saturating_sub(used.namespaces.get(namespace).copied().unwrap_or(0))
+    }
+}
+
+/// GPUs held back, by namespace and by pool of nodes.
+#[derive(Debug, Default)]
+struct Used<'w> {
+    namespaces: BTreeMap<&'w str, usize>,
+    pools: BTreeMap<&'w str, usize>,
+}
+
+impl<'w> Used<'w> {
+    fn of(round: &Round<'w>, holds: &[Vec<Hold>]) -> Self {
+        let mut used = Self::default();
+        let all = round.nodes.iter().zip(holds).flat_map(|(node, all)| all.iter().map(|it| (node.state, it)));
+        for (node, hold) in all.filter(|it| round.now < it.1.until) {
+            if let Some(pod) = round.pods.iter().find(|it| it.claim.uid == hold.claim.uid) {
+                used.add(node, &pod.of.namespace, 1, round.options);
+            }
+        }
+        used
+    }
+
+    fn add(&mut self, node: &'w NodeState, namespace: &'w str, count: usize, options: &Options) {
+        *self.namespaces.entry(namespace).or_default() += count;
+        *self.pools.entry(pool(node, options)).or_default() += count;
+    }
 }
 
 /// A part of a number of GPUs; one at least.
@@ -287,7 +343,29 @@ fn pool<'w>(node: &'w NodeState, options: &Options) -> &'w str {
     labels.and_then(|it| it.get(&options.pool_label)).map_or("", String::as_str)
 }
 
-/// All places that can be held back for a claim.
+/// How many more GPUs of a node may be held back for pods of a group.
+fn room(round: &Round<'_>, group: usize, node: usize, used: &Used<'_>, limits: &Limits<'_>) -> usize {
+    let ledger = &round.nodes[node];
+    let state = ledger.state;
+    let acts = state.takes_part && (state.counts || state.follows && !state.is_a_persons());
+    if !acts || ledger.is_unseen || !round.eligibility.takes(group, node) {
+        return 0;
+    }
+    let of = |all: &BTreeMap<&str, usize>| all.get(pool(state, round.options)).copied().unwrap_or(0);
+    of(&limits.pools).saturating_sub(of(&used.pools))
+}
+
+/// Whether GPUs are held back for a device: one that is large, is alone of its profile, and that something smaller can keep waiting.
+pub(super) fn is_turn(kind: &Kind, device: usize, options: &Options) -> bool {
+    let size = kind.devices[device].size;
+    is_large(kind, size, options) && kind.alone >> device & 1 == 1 && kind.smallest < size
+}
+
+fn is_large(kind: &Kind, size: u32, options: &Options) -> bool {
+    options.hold_from * f64::from(kind.largest) <= f64::from(size)
+}
+
+/// All places that can be held back for a claim for one device.
 fn candidates(
     round: &Round<'_>,
     need: &Need,
@@ -297,27 +375,22 @@ fn candidates(
 ) -> Vec<Candidate> {
     let mut all = Vec::new();
     let Need::One(choices) = need else { return all };
-    for (node, ledger) in round.nodes.iter().enumerate().filter(|it| !it.1.is_unseen) {
-        let state = ledger.state;
-        let pool = pool(state, round.options);
-        let is_full = limits.pools.get(pool) <= used.pools.get(pool).or(Some(&0));
-        let acts = state.takes_part && (state.counts || state.follows && !state.is_a_persons());
-        if is_full || !acts || !round.eligibility.takes(group, node) {
+    for (node, ledger) in round.nodes.iter().enumerate() {
+        if room(round, group, node, used, limits) == 0 {
             continue;
         }
         for (gpu, of) in ledger.gpus.iter().enumerate().filter(|(_, it)| !it.is_reserved()) {
             let choices = || choices.get(&std::ptr::from_ref(of.kind)).into_iter().flat_map(|it| it.iter());
             let size = |it: &Choice| of.kind.devices[usize::from(it.device)].size;
-            let is_large =
-                |it: &Choice| round.options.hold_from * f64::from(of.kind.largest) <= f64::from(size(it));
             let is_alone = |it: &Choice| of.kind.alone >> it.device & 1 == 1;
             // A claim that takes a 3g, too, waits for that.
             let rank = |it: &Choice| (it.alternative, size(it));
-            let best = choices().filter(|it| is_large(it) && !is_alone(it)).map(rank).min();
+            let others = choices().filter(|it| is_large(of.kind, size(it), round.options) && !is_alone(it));
+            let best = others.map(rank).min();
             for choice in choices() {
                 let (device, size) = (usize::from(choice.device), size(choice));
                 let has_better = best.is_some_and(|it| it < rank(choice));
-                if !is_large(choice) || !is_alone(choice) || has_better || size <= of.kind.smallest {
+                if !is_turn(of.kind, device, round.options) || has_better {
                     continue;
                 }
                 let Some(held) = of.in_the_way(device) else { continue };

@@ -9,7 +9,10 @@ use super::reason::{Reason, ReasonId};
 use super::world::{MAX_NAMED, Ranked};
 use crate::cluster::Demanded;
 
-/// The GPU that is held back for one of the claims, and those on nodes that the pod can use that are held back for others.
+/// The rank of a GPU that is held back for the pod itself.
+const OWN: u8 = 1;
+
+/// The GPUs that are held back for the claims, and those on nodes that the pod can use that are held back for others.
 pub(super) fn holds(
     nodes: &[NodeAnswer],
     demanded: &BTreeMap<String, Demanded>,
@@ -29,20 +32,29 @@ pub(super) fn holds(
             }
         };
         let uid = hold.claim.uid.to_string();
-        if claims.iter().any(|it| it.metadata.uid.as_ref() == Some(&uid)) {
+        let is_own = claims.iter().any(|it| it.metadata.uid.as_ref() == Some(&uid));
+        // A pod with several devices has several holds.
+        if reasons.iter().filter(|it| (it.0 == OWN) == is_own).count() == MAX_NAMED {
+            continue;
+        }
+        if is_own {
             let device = if profile == "full" { "the whole GPU".to_owned() } else { format!("a {profile}") };
             let sentence = format!(
                 "GPU {gpu} of node {node} is held back for it {how_long}, and offers it {device} once what is in the way has been released"
             );
             let reason = Reason::new(ReasonId::GpuHeldForClaim, sentence);
-            reasons
-                .push((1, reason.advise("wait until what is allocated there has been released, or end it")));
-        } else if reasons.len() < MAX_NAMED {
+            reasons.push((
+                OWN,
+                reason.advise("wait until what is allocated there has been released, or end it"),
+            ));
+        } else {
             let claim = format!("{}/{}", hold.claim.namespace, hold.claim.name);
             let sentence = format!(
                 "GPU {gpu} of node {node} is held back for claim {claim}, which has waited longer{until}: it offers nothing that is in the way of that claim"
             );
-            let advice = format!("wait until GPU {gpu} of node {node} is not held back any more");
+            let advice = format!(
+                "wait until another device is free, or GPU {gpu} of node {node} is not held back any more"
+            );
             reasons.push((6, Reason::new(ReasonId::GpuHeldBack, sentence).advise(advice)));
         }
     }
