@@ -119,7 +119,8 @@ pub fn follow(
         };
         (next, outcome)
     };
-    let ends_at = memory.stays_until().filter(|_| wanted.free.is_empty());
+    // It is over where the layouts cannot change back yet.
+    let ends_at = memory.stays_until().filter(|it| wanted.free.is_empty() && now < *it);
     // Stale is what is older.
     let stale_at = stale_at.map(|it| after(it, Duration::from_secs(1)));
     let wake = [waits_until, ends_at, stale_at].into_iter().flatten().min();

@@ -275,6 +275,17 @@ fn ten_minutes_after_the_last_demand_the_layouts_are_those_without_one() {
 }
 
 #[test]
+fn layouts_that_change_back_soon_after_a_hold_has_begun_are_looked_at_when_they_may() {
+    let mut node = Node::new("1xH100-80GB");
+    node.follow(Some(&demand(Some(5), "1x7g.80gb")), at(5));
+    node.memory.changed = Some(at(600));
+    for now in [605, 620] {
+        assert_eq!(node.follow(None, at(now)), (Outcome::Waiting(at(630)), Some(at(630))));
+    }
+    assert_eq!(node.follow(None, at(630)), (Outcome::NoDemand { until: None }, None));
+}
+
+#[test]
 fn without_a_demand_a_floor_is_kept_and_goes_with_the_spec() {
     let mut node = Node::new("1xH100-80GB");
     let floor = Demand { renewed: None, wanted: wanted("", "3x1g.10gb") };
