@@ -28,6 +28,7 @@ use crate::election::Term;
 use crate::evictor::Evictor;
 use crate::metrics::{HoldEnd, Metrics, Outcome, WriteReason};
 use crate::movable::movable;
+use crate::present::{add_allocated, only_with_slices};
 use crate::waits::Waits;
 use crate::world::{Kind, World, unschedulable};
 
@@ -107,7 +108,7 @@ impl Layouts {
         }
         let (now, started) = (Timestamp::now(), Instant::now());
         let outcome = block_in_place(|| {
-            let mut input = input(world, self.default_auto);
+            let mut input = input(world, self.default_auto, &self.options.driver);
             input.movable = movable(world, &self.options.driver);
             let awaited = self.memory.awaited().filter(|it| !is_served(world, it));
             input.unserved = awaited.map(|it| it.uid.clone()).into_iter().collect();
@@ -193,8 +194,13 @@ impl Layouts {
             end.into_iter().for_each(|it| self.metrics.hold_ended(it));
             end.is_none()
         });
+        // A MigNode lists a hold for a moment after its claim was served.
+        let waits = |it: &ClaimKey| {
+            let claim = world.claim_with_uid(&it.namespace, &it.name, &it.uid);
+            claim.is_some_and(|it| !is_allocated(it))
+        };
         let holds = input.nodes.iter().flat_map(|it| &it.holds);
-        for hold in holds.filter(|it| it.is_ours && now < it.until && !it.claim.uid.is_empty()) {
+        for hold in holds.filter(|it| it.is_ours && now < it.until && waits(&it.claim)) {
             self.holds.insert(hold.claim.uid.clone(), (hold.claim.clone(), hold.until));
         }
     }
@@ -254,11 +260,13 @@ fn is_served(world: &World, claim: &ClaimKey) -> bool {
 }
 
 /// What is in memory, as decisions take it.
-fn input(world: &World, default_auto: bool) -> demand::World {
+fn input(world: &World, default_auto: bool, driver: &str) -> demand::World {
     let snapshot = world.snapshot();
     let resources = ExtendedResources::of(&snapshot.classes);
     let pods = snapshot.pods.iter().filter_map(|it| pending(world, it, &resources)).collect();
-    let (nodes, classes) = (world.node_states(default_auto), snapshot.classes.clone());
+    let (mut nodes, classes) = (world.node_states(default_auto), snapshot.classes.clone());
+    only_with_slices(&mut nodes, &snapshot.slices, driver);
+    add_allocated(&mut nodes, &snapshot.claims, driver);
     demand::World { nodes, pods, classes, ..demand::World::default() }
 }
 
@@ -318,6 +326,15 @@ mod tests {
     use super::*;
     use crate::world::Change;
 
+    const DRIVER: &str = "mig.dra-driver.dev";
+
+    /// A slice of the driver on node `n`.
+    fn slice() -> Change {
+        let pool = json!({"name": "n/mig.dra-driver.dev", "generation": 1, "resourceSliceCount": 1});
+        let spec = json!({"driver": DRIVER, "nodeName": "n", "pool": pool, "devices": []});
+        Change::Slices(Event::Apply(of(json!({"metadata": {"name": "s"}, "spec": spec}))))
+    }
+
     fn write(demand: Option<demand::Demand>) -> Write {
         Write {
             node: "n".to_owned(),
@@ -357,6 +374,7 @@ mod tests {
             let mut world = World::default();
             let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}});
             world.apply(Change::Nodes(Event::Apply(serde_json::from_value(node).unwrap())));
+            world.apply(slice());
             let mig_node = json!({
                 "apiVersion": MigNode::API_VERSION, "kind": MigNode::KIND,
                 "metadata": {"name": "n", "managedFields": managed},
@@ -366,7 +384,7 @@ mod tests {
                 }]},
             });
             world.apply(Change::MigNodes(Event::Apply(serde_json::from_value(mig_node).unwrap())));
-            let input = input(&world, true);
+            let input = input(&world, true, DRIVER);
             assert_eq!(input.nodes[0].holds[0].is_ours, is_ours, "{managed}");
         }
     }
@@ -390,7 +408,7 @@ mod tests {
         });
         pod["status"]["extendedResourceClaimStatus"] = status;
         world.apply(Change::Pods(Event::Apply(of(pod))));
-        input(&world, true).pods.into_iter().flat_map(|it| it.claims).collect()
+        input(&world, true, DRIVER).pods.into_iter().flat_map(|it| it.claims).collect()
     }
 
     #[test]
@@ -423,6 +441,7 @@ mod tests {
         let mut layouts = Layouts::new(client, Options::default(), true, evictor, metrics.clone());
         let mut world = World::default();
         world.apply(Change::Nodes(Event::Apply(of(json!({"metadata": {"name": "n"}})))));
+        world.apply(slice());
         let uid = |it: usize| format!("00000000-0000-4000-8000-00000000000{it}");
         let claim = |it: usize, status: Value| -> ResourceClaim {
             of(
@@ -440,12 +459,14 @@ mod tests {
             world.apply(Change::Claims(Event::Apply(claim(it, Value::Null))));
         }
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        let mut count = |world: &World, time: &str| layouts.count_holds(world, &input(world, true), at(time));
+        let mut count =
+            |world: &World, time: &str| layouts.count_holds(world, &input(world, true, DRIVER), at(time));
         count(&world, "2026-11-29T11:00:00Z");
         world.apply(Change::Claims(Event::Apply(claim(0, json!({"allocation": {}})))));
         world.apply(Change::Claims(Event::Delete(claim(1, Value::Null))));
-        for time in ["2026-11-29T12:00:00Z", "2026-11-29T12:00:01Z"] {
-            count(&world, time);
+        // The MigNode still lists them all.
+        for time in ["11:00:01", "11:00:02", "12:00:00", "12:00:01"].map(|it| format!("2026-11-29T{it}Z")) {
+            count(&world, &time);
         }
         for outcome in HoldEnd::ALL {
             assert_eq!(metrics.holds_ended(*outcome), 1, "{outcome:?}");

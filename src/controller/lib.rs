@@ -35,6 +35,7 @@ pub mod evictor;
 pub mod layouts;
 pub mod metrics;
 pub mod movable;
+mod present;
 pub mod probes;
 pub mod reasons;
 mod waits;

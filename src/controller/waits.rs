@@ -8,6 +8,7 @@ use k8s_openapi::api::resource::v1::{DeviceRequestAllocationResult, ResourceClai
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::demand::{self, ClaimKey, NodeState};
+use crate::present::node_of;
 use crate::world::World;
 
 /// A profile that no MigNode has, or one too many.
@@ -89,11 +90,10 @@ fn first_of<'c>(claim: &'c ResourceClaim, driver: &str) -> Option<&'c DeviceRequ
 
 /// The profile of a device, as the MigNode of its node has it.
 fn profile<'n>(nodes: &'n [NodeState], result: &DeviceRequestAllocationResult) -> &'n str {
-    let node = result.pool.split_once('/').map_or(result.pool.as_str(), |it| it.0);
-    let gpus = nodes.iter().filter(|it| it.name() == node).flat_map(|it| &it.gpus);
+    let gpus = nodes.iter().filter(|it| it.name() == node_of(result)).flat_map(|it| &it.gpus);
     let found = gpus.filter(|it| result.device.starts_with(&it.name)).find_map(|gpu| {
         let part = &result.device[gpu.name.len()..];
-        gpu.kind.profile_of(part)
+        gpu.kind.device_called(part).map(|it| it.profile.as_str())
     });
     found.unwrap_or(OTHER)
 }

@@ -127,14 +127,14 @@ impl Kind {
         }
     }
 
-    /// The profile of a device, by the part of its name that follows the name of its GPU.
+    /// A device, by the part of its name that follows the name of its GPU.
     #[must_use]
-    pub fn profile_of(&self, part: &str) -> Option<&str> {
+    pub fn device_called(&self, part: &str) -> Option<&Possible> {
         let is_this = |it: &&Possible| {
             let name = &it.device.name;
             name.find("-mig-").map_or("", |start| &name[start..]) == part
         };
-        self.devices.iter().find(is_this).map(|it| it.profile.as_str())
+        self.devices.iter().find(is_this)
     }
 
     /// The position of a device.

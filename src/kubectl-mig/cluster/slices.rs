@@ -164,6 +164,13 @@ impl Slices {
         self.parsed(self.by_node.get(node).map(Vec::as_slice).unwrap_or_default())
     }
 
+    /// Whether a driver has slices that name this node.
+    #[must_use]
+    pub fn has(&self, node: &str, driver: &str) -> bool {
+        let mut own = self.by_node.get(node).into_iter().flatten().filter_map(|it| self.all[*it].as_ref());
+        own.any(|it| it.driver == driver)
+    }
+
     /// All slices, parsed one after the other.
     pub fn iter(&self) -> impl Iterator<Item = Result<ResourceSlice, SliceError>> {
         self.stored().map(|(_, it)| it.parsed(&self.pieces))
