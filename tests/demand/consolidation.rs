@@ -378,13 +378,20 @@ fn the_gpu_that_a_hold_has_left_is_there_for_the_next_claim_and_the_other_one_is
 }
 
 #[test]
-fn a_hold_does_not_move_where_more_claims_stand_in_the_way_or_no_eviction_is_left() {
+fn a_hold_moves_to_a_gpu_with_more_claims_where_they_can_be_evicted_and_those_of_the_first_not() {
     let world = held_where_nobody_may_be_evicted();
-    assert_eq!(shifts(&world), [1]);
     let mut full = world.clone();
     full.nodes[0].gpus[1].held.push(Placed { profile: "1g.10gb".to_owned(), start: 5, size: 1 });
     full.movable.push(mover("m15", &full.nodes[0], 1, "1g.10gb", 5));
+    assert_eq!(shifts(&full), [1]);
+    full.movable.push(mover("m03", &full.nodes[0], 0, "1g.10gb", 3));
     assert_eq!(shifts(&full), [0]);
+}
+
+#[test]
+fn a_hold_does_not_move_where_no_eviction_is_left() {
+    let world = held_where_nobody_may_be_evicted();
+    assert_eq!(shifts(&world), [1]);
     // A new leader has none yet.
     let outcome = decide(&world, &options(), &Memory::default(), at(NOW));
     assert!(outcome.decisions.writes.iter().all(|it| it.holds[0].gpu == world.nodes[0].gpus[0].name));

@@ -191,12 +191,12 @@ fn leave_one(round: &mut Round<'_>, holds: &mut [Vec<Hold>]) {
 }
 
 /// Moves holds to GPUs where pods may be evicted now, and fewer than where the GPU is held back: what was chosen first may have pods that
-/// nobody may evict. As many claims stand in the way there at most, so that a claim is served later by no move.
+/// nobody may evict.
 fn shift<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>, limits: &Limits<'w>, holds: &mut [Vec<Hold>]) {
     let held: BTreeMap<String, (usize, usize)> =
         in_force(holds, round.now).map(|(claim, it)| (claim.to_owned(), it)).collect();
-    // What found nothing, and with how many pods and claims at most.
-    let mut failed: Vec<(_, usize, u32)> = Vec::new();
+    // What found nothing, and with how many pods at most.
+    let mut failed: Vec<(_, usize)> = Vec::new();
     for index in 0..round.pods.len() {
         let pod = &round.pods[index];
         let own = held.get(&pod.claim.uid).filter(|_| pod.served.is_none() && !pod.is_elsewhere);
@@ -205,26 +205,23 @@ fn shift<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>, limits: &Limits<'w>
         let Some((shape, group)) = pod.asks.clone().filter(|_| 0 < left) else { continue };
         let Need::One(_) = &shape.need else { continue };
         let (of, state, hold) = (pod.of, round.nodes[node].state, &holds[node][entry]);
-        let Some(Place { gpu, claims, pods }) = place(round, movers, node, hold, of.priority) else {
-            continue;
-        };
+        let Some((gpu, pods)) = place(round, movers, node, hold, of.priority) else { continue };
         let pool = pool(state, round.options);
         let most = left.min(pods.map_or(usize::MAX, |it| it - 1)).min(most_pods(round, of));
         // It ends when it would have ended where it was.
         let end = last(hold, round.options).filter(|it| after(round.now, RENEWED_FOR) <= *it);
         let Some(end) = end else { continue };
         let key = (std::rc::Rc::as_ptr(&shape), group, of.priority, pool);
-        let is_in_vain = failed.iter().any(|it| it.0 == key && most <= it.1 && claims <= it.2);
+        let is_in_vain = failed.iter().any(|it| it.0 == key && most <= it.1);
         if most == 0 || is_in_vain || MAX_SHIFTS <= failed.len() {
             continue;
         }
         let all = candidates(round, &shape.need, group, &Used::default(), limits);
         // No pool gets more holds than it has.
         let is_of_pool = |it: &Candidate| self::pool(round.nodes[it.node].state, round.options) == pool;
-        let all: Vec<Candidate> =
-            all.into_iter().filter(|it| it.claims <= claims && is_of_pool(it)).collect();
+        let all: Vec<Candidate> = all.into_iter().filter(is_of_pool).collect();
         let Some(place) = movers.choose(round, of, &all, most) else {
-            failed.push((key, most, claims));
+            failed.push((key, most));
             continue;
         };
         let until = after(round.now, lease(movers, (place.node, place.gpu)));
@@ -239,25 +236,22 @@ fn shift<'w>(round: &mut Round<'w>, movers: &mut Movers<'w>, limits: &Limits<'w>
     }
 }
 
-/// A GPU of a node that is held back.
-struct Place {
-    gpu: usize,
-    /// Claims that stand in the way there.
-    claims: u32,
-    /// Pods that have to be evicted there; `None` where that is not possible.
-    pods: Option<usize>,
-}
-
-/// What is held back, unless the pods in the way leave already or are gone.
-fn place(round: &Round<'_>, movers: &Movers<'_>, node: usize, hold: &Hold, priority: i32) -> Option<Place> {
+/// The GPU of a node that is held back, and how many pods have to be evicted there, where that is possible; `None` where the pods in the
+/// way leave already or are gone.
+fn place(
+    round: &Round<'_>,
+    movers: &Movers<'_>,
+    node: usize,
+    hold: &Hold,
+    priority: i32,
+) -> Option<(usize, Option<usize>)> {
     let ledger = &round.nodes[node];
     let position = ledger.gpus.iter().position(|it| it.state.name == hold.gpu)?;
     let (gpu, at) = (&ledger.gpus[position], (node, position));
     let device = gpu.soonest(&hold.profile)?;
-    let claims = gpu.in_the_way(device)?.count_ones();
     let pods = movers.set(gpu, at, device, priority).map(|it| movers.count(&it));
     let is_open = !ledger.is_unseen && pods != Some(0) && !movers.is_leaving(at);
-    is_open.then_some(Place { gpu: position, claims, pods })
+    is_open.then_some((position, pods))
 }
 
 /// For how long a hold on a GPU is renewed: always long enough for pods that may be evicted there to end.
