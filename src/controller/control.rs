@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -176,7 +177,7 @@ impl Control {
         }
         if let Some(reporter) = &mut self.reporter {
             if let Some(layouts) = self.layouts.as_ref().filter(|_| 0 < self.world.count(Kind::Pods)) {
-                self.world.note_demand(layouts.default_auto());
+                self.world.note_demand(layouts.default_auto(), Timestamp::now());
             }
             let round = reporter.round(&self.world, &term).await;
             self.metrics.waits(round.waiting, round.oldest);

@@ -1,10 +1,12 @@
 //! One round of reports.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
+use kubectl_mig::cluster::Demanded;
 use kubectl_mig::explain::{Subject, explain};
+use mig_model::hash::fnv1a;
 use tokio::task::block_in_place;
 use tracing::{debug, warn};
 
@@ -96,7 +98,7 @@ impl Reporter {
         let started = Instant::now();
         let mut is_left = false;
         // All pods of a shape one after the other, while its explanation holds.
-        'shapes: for (shape, pods) in by_shape(due) {
+        'shapes: for (shape, pods) in by_shape(due, &world.snapshot().demanded) {
             let finding = match memory.finding(shape) {
                 Some(finding) => finding,
                 None if memory.explaining() < started.elapsed() => {
@@ -179,12 +181,19 @@ impl Reporter {
     }
 }
 
-/// Pods of each shape, in the order of the first of each.
-fn by_shape<'p, 'w>(pods: Vec<&'p Waiting<'w>>) -> Vec<(u64, Vec<&'p Waiting<'w>>)> {
+/// Pods of each shape, in the order of the first of each. One that a GPU is held back for has a shape of its own: the others wait for
+/// something else.
+fn by_shape<'p, 'w>(
+    pods: Vec<&'p Waiting<'w>>,
+    demanded: &BTreeMap<String, Demanded>,
+) -> Vec<(u64, Vec<&'p Waiting<'w>>)> {
+    let claims = demanded.values().flat_map(|it| &it.holds).map(|it| &it.claim);
+    let held: BTreeSet<&str> = claims.map(|it| it.uid.as_str()).collect();
     let mut places: HashMap<u64, usize> = HashMap::new();
     let mut groups: Vec<(u64, Vec<&Waiting<'_>>)> = Vec::new();
     for pod in pods {
-        let shape = pod.shape();
+        let has_hold = pod.claim_uids().any(|it| held.contains(it));
+        let shape = if has_hold { pod.shape() ^ fnv1a(pod.uid().as_bytes()) } else { pod.shape() };
         let place = *places.entry(shape).or_insert(groups.len());
         match groups.get_mut(place) {
             Some((_, group)) => group.push(pod),
@@ -192,4 +201,58 @@ fn by_shape<'p, 'w>(pods: Vec<&'p Waiting<'w>>) -> Vec<(u64, Vec<&'p Waiting<'w>
         }
     }
     groups
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::watcher::Event;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::world::Change;
+
+    const DRIVER: &str = "mig.dra-driver.dev";
+
+    fn of<T: DeserializeOwned>(value: Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_pod_that_a_gpu_is_held_back_for_shares_its_explanation_with_no_other() {
+        let mut world = World::default();
+        let selector = json!([{"cel": {"expression": format!("device.driver == '{DRIVER}'")}}]);
+        let class = json!({"metadata": {"name": "mig"}, "spec": {"selectors": selector}});
+        world.apply(Change::Classes(Event::Apply(of(class))));
+        let uid = |it: u32| format!("00000000-0000-4000-8000-00000000000{it}");
+        for it in 0..3 {
+            let requests = json!([{"name": "gpu", "exactly": {"deviceClassName": "mig"}}]);
+            let claim = json!({"metadata": {"namespace": "team", "name": format!("c{it}"), "uid": uid(it)},
+                "spec": {"devices": {"requests": requests}}});
+            world.apply(Change::Claims(Event::Apply(of(claim))));
+            let pod = json!({"metadata": {"namespace": "team", "name": format!("p{it}"), "uid": format!("pod-{it}")},
+                "spec": {"containers": [{"name": "c"}],
+                    "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "t"}]},
+                "status": {"phase": "Pending",
+                    "resourceClaimStatuses": [{"name": "gpu", "resourceClaimName": format!("c{it}")}],
+                    "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                        "lastTransitionTime": "2026-11-30T12:00:00Z"}]}});
+            world.apply(Change::Pods(Event::Apply(of(pod))));
+        }
+        let hold = json!({"gpu": "gpu-0000-1a-00", "profile": "full", "until": "2026-11-30T12:10:00Z",
+            "claim": {"namespace": "team", "name": "c1", "uid": uid(1)}});
+        let mig_node = json!({"metadata": {"name": "n"}, "spec": {"holds": [hold]}});
+        world.apply(Change::MigNodes(Event::Apply(of(mig_node))));
+        let mut groups = |now: &str| {
+            world.note_demand(true, now.parse().unwrap());
+            let pods = waiting(&world, DRIVER);
+            let groups = by_shape(pods.iter().collect(), &world.snapshot().demanded);
+            groups
+                .iter()
+                .map(|it| it.1.iter().map(|it| it.name().to_owned()).collect::<Vec<_>>())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(groups("2026-11-30T12:09:59Z"), [vec!["p0", "p2"], vec!["p1"]]);
+        assert_eq!(groups("2026-11-30T12:10:00Z"), [vec!["p0", "p1", "p2"]], "the hold is over");
+    }
 }

@@ -54,6 +54,11 @@ impl Waiting<'_> {
         self.pod.metadata.name.as_deref().unwrap_or_default()
     }
 
+    /// UIDs of its claims that exist.
+    pub(super) fn claim_uids(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().filter_map(|it| it.claim?.metadata.uid.as_deref())
+    }
+
     /// A hash of what an explanation of the pod depends on, apart from names that Kubernetes generates: pods of one shape wait for
     /// the same reason.
     #[must_use]

@@ -16,6 +16,7 @@ mod trim;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::jiff::Timestamp;
 use kubectl_mig::cluster::Snapshot;
 use mig_model::mig_node::MigNode;
 
@@ -63,8 +64,8 @@ impl World {
     }
 
     /// Takes note of what MigNodes say of demand, for the reasons of pods. `default_auto`: nodes without the label follow it, too.
-    pub fn note_demand(&mut self, default_auto: bool) {
-        self.snapshot.demanded = self.mig_nodes.demanded(default_auto);
+    pub fn note_demand(&mut self, default_auto: bool, now: Timestamp) {
+        self.snapshot.demanded = self.mig_nodes.demanded(default_auto, now);
     }
 
     /// The version of the API server is known.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use kubectl_mig::cluster::Demanded;
 use mig_model::mig_node::MigNode;
 
@@ -58,11 +59,13 @@ impl MigNodes {
         self.all.values().filter_map(state).collect()
     }
 
-    /// What they say of demand, by name. Without the label for layouts a node follows it where `default_auto` says so.
-    pub(super) fn demanded(&self, default_auto: bool) -> BTreeMap<String, Demanded> {
+    /// What they say of demand, by name, without holds that are over. Without the label for layouts a node follows it where
+    /// `default_auto` says so.
+    pub(super) fn demanded(&self, default_auto: bool, now: Timestamp) -> BTreeMap<String, Demanded> {
         let of = |(name, it): (&String, &Entry)| {
             let mut demanded = it.demanded.clone();
             demanded.with_label_of(it.node.as_deref(), default_auto);
+            demanded.end_holds(now);
             (name.clone(), demanded)
         };
         self.all.iter().map(of).collect()

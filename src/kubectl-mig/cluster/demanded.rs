@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::jiff::Timestamp;
 use mig_model::mig_node::{Hold, MigNode, PublishingMode};
 
 /// The label that chooses the layout of a node.
@@ -45,6 +46,11 @@ impl Demanded {
     /// Takes the label of the node into account. The controller holds GPUs back on nodes that take part only.
     pub fn with_label_of(&mut self, node: Option<&Node>, default_auto: bool) {
         self.follows &= is_auto(node, default_auto || !self.holds.is_empty());
+    }
+
+    /// Leaves out holds that are over.
+    pub fn end_holds(&mut self, now: Timestamp) {
+        self.holds.retain(|it| !it.is_over(now));
     }
 
     /// The layout that the label of a node names.

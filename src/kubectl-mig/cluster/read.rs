@@ -5,6 +5,7 @@ use std::fmt::Debug;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceSlice;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, Client, Resource, ResourceExt};
 use mig_model::mig_node::MigNode;
@@ -119,6 +120,7 @@ fn with_labels(listed: Vec<(String, Demanded, bool)>, nodes: &[Node]) -> BTreeMa
     let default_auto = listed.iter().any(is_auto);
     let of = |(name, mut demanded, _): (String, Demanded, bool)| {
         demanded.with_label_of(by_name.get(name.as_str()).copied(), default_auto);
+        demanded.end_holds(Timestamp::now());
         (name, demanded)
     };
     listed.into_iter().map(of).collect()

@@ -50,7 +50,7 @@ pub(super) fn holds(
         } else {
             let claim = format!("{}/{}", hold.claim.namespace, hold.claim.name);
             let sentence = format!(
-                "GPU {gpu} of node {node} is held back for claim {claim}, which has waited longer{until}: it offers nothing that is in the way of that claim"
+                "GPU {gpu} of node {node} is held back for claim {claim}, whose turn it is{until}: it offers nothing that is in the way of that claim"
             );
             let advice = format!(
                 "wait until another device is free, or GPU {gpu} of node {node} is not held back any more"

@@ -418,7 +418,7 @@ fn a_gpu_that_is_held_back_is_named_to_its_claim_and_to_the_others() {
     );
     assert!(!it.advice.iter().any(|it| it.contains("kubectl label")), "{:?}", it.advice);
     let held = it.reasons.iter().find(|it| it.reason == ReasonId::GpuHeldBack).unwrap();
-    assert!(held.sentence.contains("for claim default/large, which has waited longer"), "{}", held.sentence);
+    assert!(held.sentence.contains("for claim default/large, whose turn it is"), "{}", held.sentence);
 }
 
 #[test]
