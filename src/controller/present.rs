@@ -13,8 +13,8 @@ pub(crate) fn only_with_slices(nodes: &mut Vec<NodeState>, slices: &Slices, driv
     nodes.retain(|it| slices.has(it.name(), driver));
 }
 
-/// Adds the devices that claims have and MigNodes do not show: a driver without counters reads no claims, and learns of a device when
-/// it is prepared, which may be a minute after it was allocated.
+/// Adds the devices that claims have and MigNodes do not show yet: the driver writes down what it has prepared, and the kubelet may ask
+/// for that a minute after the device was allocated.
 pub(crate) fn add_allocated<'c>(
     nodes: &mut [NodeState],
     claims: impl IntoIterator<Item = &'c ResourceClaim>,

@@ -137,6 +137,17 @@ impl Kind {
         self.devices.iter().find(is_this)
     }
 
+    /// Whether GPUs are held back for a device: one that is large, is alone of its profile, and that something smaller can keep waiting.
+    pub(super) fn gets_turns(&self, device: usize, hold_from: f64) -> bool {
+        let is_alone = self.alone >> device & 1 == 1;
+        self.is_large(device, hold_from) && is_alone && self.smallest < self.devices[device].size
+    }
+
+    /// Whether a device takes this part of the GPU's memory slices, or more.
+    pub(super) fn is_large(&self, device: usize, hold_from: f64) -> bool {
+        hold_from * f64::from(self.largest) <= f64::from(self.devices[device].size)
+    }
+
     /// The position of a device.
     pub(super) fn position(&self, profile: &str, start: u32) -> Option<usize> {
         self.devices.iter().position(|it| it.profile == profile && it.start == start)

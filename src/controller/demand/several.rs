@@ -8,7 +8,6 @@ use super::kind::members;
 use super::offer::Pick;
 use super::round::{MAX_FITS, Round};
 use super::shape::Shape;
-use super::turns::is_turn;
 
 /// The node and its devices that can be held back with the fewest claims in the way. The allocator says what the pod would get of a
 /// node whose other GPUs were empty; nothing where that is not only devices that GPUs are held back for. `most` is how many GPUs of a
@@ -50,7 +49,8 @@ fn cost(round: &Round<'_>, node: usize, picks: &[Pick]) -> Option<(u32, u32)> {
     let mut cost = (0, 0);
     for (gpu, device) in picks {
         let gpu = &round.nodes[node].gpus[*gpu];
-        let held = gpu.in_the_way(*device).filter(|_| is_turn(gpu.kind, *device, round.options))?;
+        let held =
+            gpu.in_the_way(*device).filter(|_| gpu.kind.gets_turns(*device, round.options.hold_from))?;
         cost.0 += held.count_ones();
         cost.1 += members(held).map(|it| gpu.kind.devices[it].size).sum::<u32>();
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use mig_model::layout::LONGEST_HOLD;
 
-use super::kind::{Choice, Kind};
+use super::kind::Choice;
 use super::movers::{Candidate, Movers, most_pods};
 use super::round::{Pod, Round};
 use super::several;
@@ -349,16 +349,6 @@ fn room(round: &Round<'_>, group: usize, node: usize, used: &Used<'_>, limits: &
     of(&limits.pools).saturating_sub(of(&used.pools))
 }
 
-/// Whether GPUs are held back for a device: one that is large, is alone of its profile, and that something smaller can keep waiting.
-pub(super) fn is_turn(kind: &Kind, device: usize, options: &Options) -> bool {
-    let size = kind.devices[device].size;
-    is_large(kind, size, options) && kind.alone >> device & 1 == 1 && kind.smallest < size
-}
-
-fn is_large(kind: &Kind, size: u32, options: &Options) -> bool {
-    options.hold_from * f64::from(kind.largest) <= f64::from(size)
-}
-
 /// All places that can be held back for a claim for one device.
 fn candidates(
     round: &Round<'_>,
@@ -369,6 +359,7 @@ fn candidates(
 ) -> Vec<Candidate> {
     let mut all = Vec::new();
     let Need::One(choices) = need else { return all };
+    let hold_from = round.options.hold_from;
     for (node, ledger) in round.nodes.iter().enumerate() {
         if room(round, group, node, used, limits) == 0 {
             continue;
@@ -379,12 +370,13 @@ fn candidates(
             let is_alone = |it: &Choice| of.kind.alone >> it.device & 1 == 1;
             // A claim that takes a 3g, too, waits for that.
             let rank = |it: &Choice| (it.alternative, size(it));
-            let others = choices().filter(|it| is_large(of.kind, size(it), round.options) && !is_alone(it));
+            let others =
+                choices().filter(|it| of.kind.is_large(it.device.into(), hold_from) && !is_alone(it));
             let best = others.map(rank).min();
             for choice in choices() {
                 let (device, size) = (usize::from(choice.device), size(choice));
                 let has_better = best.is_some_and(|it| it < rank(choice));
-                if !is_turn(of.kind, device, round.options) || has_better {
+                if !of.kind.gets_turns(device, hold_from) || has_better {
                     continue;
                 }
                 let Some(held) = of.in_the_way(device) else { continue };
