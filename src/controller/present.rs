@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use k8s_openapi::api::resource::v1::{DeviceRequestAllocationResult, ResourceClaim};
 use kubectl_mig::cluster::Slices;
 
-use crate::demand::{NodeState, Placed};
+use crate::demand::{GpuState, NodeState, Placed, Possible};
 
 /// Leaves out nodes without slices. A driver publishes one even for nothing, and the kubelet removes them where there is no driver any
 /// more: what the MigNode says is of the past then, and nothing there serves a pod.
@@ -26,18 +26,10 @@ pub(crate) fn add_allocated<'c>(
             continue;
         }
         let Some(&node) = positions.get(node_of(result)) else { continue };
-        let gpus = nodes[node].gpus.iter_mut();
-        let Some((gpu, part)) = gpus
-            .filter_map(|it| {
-                let part = result.device.strip_prefix(&it.name)?;
-                Some((it, part))
-            })
-            .next()
-        else {
-            continue;
-        };
-        let Some(device) = gpu.kind.device_called(part) else { continue };
+        let gpus = &mut nodes[node].gpus;
+        let Some((gpu, device)) = device_of(gpus, result) else { continue };
         let placed = Placed { profile: device.profile.clone(), start: device.start, size: device.size };
+        let gpu = &mut gpus[gpu];
         if !gpu.held.contains(&placed) {
             gpu.held.push(placed);
         }
@@ -45,7 +37,7 @@ pub(crate) fn add_allocated<'c>(
 }
 
 /// The devices of a claim.
-fn results(claim: &ResourceClaim) -> impl Iterator<Item = &DeviceRequestAllocationResult> {
+pub(crate) fn results(claim: &ResourceClaim) -> impl Iterator<Item = &DeviceRequestAllocationResult> {
     let devices = claim.status.as_ref().and_then(|it| it.allocation.as_ref()?.devices.as_ref());
     devices.into_iter().flat_map(|it| it.results.iter().flatten())
 }
@@ -53,6 +45,17 @@ fn results(claim: &ResourceClaim) -> impl Iterator<Item = &DeviceRequestAllocati
 /// The node of a device: pools are called by their nodes, and by the driver where one node has several.
 pub(crate) fn node_of(result: &DeviceRequestAllocationResult) -> &str {
     result.pool.split_once('/').map_or(result.pool.as_str(), |it| it.0)
+}
+
+/// A device that a claim has: of which of these GPUs of its node, and what it is.
+pub(crate) fn device_of<'g>(
+    gpus: &'g [GpuState],
+    result: &DeviceRequestAllocationResult,
+) -> Option<(usize, &'g Possible)> {
+    let found = |(position, gpu): (usize, &'g GpuState)| {
+        Some((position, gpu.kind.device_called(result.device.strip_prefix(&gpu.name)?)?))
+    };
+    gpus.iter().enumerate().find_map(found)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use k8s_openapi::api::resource::v1::{DeviceRequestAllocationResult, ResourceClai
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::demand::{self, ClaimKey, NodeState};
-use crate::present::node_of;
+use crate::present::{device_of, node_of, results};
 use crate::world::World;
 
 /// A profile that no MigNode has, or one too many.
@@ -84,18 +84,14 @@ impl Waits {
 
 /// The first device of this driver.
 fn first_of<'c>(claim: &'c ResourceClaim, driver: &str) -> Option<&'c DeviceRequestAllocationResult> {
-    let devices = claim.status.as_ref()?.allocation.as_ref()?.devices.as_ref()?;
-    devices.results.iter().flatten().find(|it| it.driver == driver)
+    results(claim).find(|it| it.driver == driver)
 }
 
 /// The profile of a device, as the MigNode of its node has it.
 fn profile<'n>(nodes: &'n [NodeState], result: &DeviceRequestAllocationResult) -> &'n str {
-    let gpus = nodes.iter().filter(|it| it.name() == node_of(result)).flat_map(|it| &it.gpus);
-    let found = gpus.filter(|it| result.device.starts_with(&it.name)).find_map(|gpu| {
-        let part = &result.device[gpu.name.len()..];
-        gpu.kind.device_called(part).map(|it| it.profile.as_str())
-    });
-    found.unwrap_or(OTHER)
+    let node = nodes.iter().find(|it| it.name() == node_of(result));
+    let found = node.and_then(|it| device_of(&it.gpus, result));
+    found.map_or(OTHER, |it| it.1.profile.as_str())
 }
 
 #[cfg(test)]

@@ -23,17 +23,16 @@ pub fn destroy(device: &DeviceHandle<'_>, spec: &MigSpec, progress: &Progress) -
             _ => error.into(),
         }
     };
-    let destroyed = match device.destroy_compute_instances(instance) {
-        Ok(()) => device.destroy_gpu_instance(instance).map_err(explain(true)),
-        Err(error) => Err(explain(false)(error)),
-    };
-    if let Err(error) = destroyed {
+    let compute_instances = device.destroy_compute_instances(instance).map_err(explain(false));
+    match compute_instances.and_then(|()| device.destroy_gpu_instance(instance).map_err(explain(true))) {
+        Ok(()) => {}
         // How NVML answers for an instance that another program has destroyed since it was found.
-        let is_unknown = matches!(
-            &error,
-            MigError::Nvml(CallError { code: Code::INVALID_ARGUMENT | Code::NOT_FOUND, .. })
-        );
-        return if is_unknown && recorded(device, spec, progress)?.is_none() { Ok(()) } else { Err(error) };
+        Err(MigError::Nvml(CallError { code: Code::INVALID_ARGUMENT | Code::NOT_FOUND, .. }))
+            if recorded(device, spec, progress)?.is_none() =>
+        {
+            return Ok(());
+        }
+        Err(error) => return Err(error),
     }
     info!(profile = spec.profile, placement = %spec.placement, gi = instance.id, "GPU instance destroyed");
     Ok(())

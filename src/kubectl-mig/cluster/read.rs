@@ -118,9 +118,10 @@ fn with_labels(listed: Vec<(String, Demanded, bool)>, nodes: &[Node]) -> BTreeMa
         is_asked_for && by_name.get(name.as_str()).is_some_and(|it| Demanded::label_of(it).is_none())
     };
     let default_auto = listed.iter().any(is_auto);
+    let now = Timestamp::now();
     let of = |(name, mut demanded, _): (String, Demanded, bool)| {
         demanded.with_label_of(by_name.get(name.as_str()).copied(), default_auto);
-        demanded.end_holds(Timestamp::now());
+        demanded.end_holds(now);
         (name, demanded)
     };
     listed.into_iter().map(of).collect()
